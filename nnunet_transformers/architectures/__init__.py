@@ -1,0 +1,17 @@
+"""Transformer U-Nets in pure PyTorch: they know no nnU-Net.
+
+>>> from nnunet_transformers.architectures import create_network, list_networks
+"""
+
+from . import qt_unet as _qt_unet  # noqa: F401  (registers its networks)
+from ._network import SegmentationNetwork
+from ._registry import NetworkEntry, create_network, get_checkpoint_filter, get_network, list_networks
+
+__all__ = [
+    "NetworkEntry",
+    "SegmentationNetwork",
+    "create_network",
+    "get_checkpoint_filter",
+    "get_network",
+    "list_networks",
+]

@@ -1,0 +1,66 @@
+"""Arguments that may be given once, per stage or per axis, and the errors for sizes that cannot work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+PerAxis = int | Sequence[int]
+AXIS_NAMES = {2: ("height", "width"), 3: ("depth", "height", "width")}
+
+
+def check_dimensions(patch_size: Sequence[int]) -> int:
+    """Number of spatial axes (2 or 3) of ``patch_size``.
+
+    Raises:
+        ValueError: if it is neither 2D nor 3D, or an edge is not positive.
+    """
+    if len(patch_size) not in AXIS_NAMES:
+        raise ValueError(f"patch_size must have 2 or 3 axes, got {tuple(patch_size)}")
+    if min(patch_size) < 1:
+        raise ValueError(f"patch_size must be positive on every axis, got {tuple(patch_size)}")
+    return len(patch_size)
+
+
+def per_axis(value: PerAxis, ndim: int, name: str) -> tuple[int, ...]:
+    """``value`` for each of ``ndim`` axes: an integer is repeated, a sequence must have one entry per axis.
+
+    Raises:
+        ValueError: on a wrong number of entries or an entry below 1.
+    """
+    values = (value,) * ndim if isinstance(value, int) else tuple(int(v) for v in value)
+    if len(values) != ndim:
+        raise ValueError(f"{name} must be an integer or one integer per axis ({ndim}), got {value}")
+    if min(values) < 1:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return values
+
+
+def per_stage(
+    value: int | Sequence[PerAxis], num_stages: int, ndim: int, name: str
+) -> tuple[tuple[int, ...], ...]:
+    """``value`` for each stage and axis: an integer holds for all, a sequence has one entry per stage.
+
+    Raises:
+        ValueError: if the sequence does not have ``num_stages`` entries or an entry does not fit the axes.
+    """
+    values = (value,) * num_stages if isinstance(value, int) else tuple(value)
+    if len(values) != num_stages:
+        raise ValueError(f"{name} must be an integer or one entry per stage ({num_stages}), got {value}")
+    return tuple(per_axis(v, ndim, f"{name}[{i}]") for i, v in enumerate(values))
+
+
+def check_divisible(patch_size: Sequence[int], divisor: Sequence[int]) -> None:
+    """Check that the total stride of a network divides the patch.
+
+    Raises:
+        ValueError: names the axis, its size and the nearest sizes that work.
+    """
+    names = AXIS_NAMES[len(patch_size)]
+    for axis, (size, step) in enumerate(zip(patch_size, divisor, strict=True)):
+        if size % step:
+            below, above = size // step * step, (size // step + 1) * step
+            nearest = f"{below} or {above}" if below else f"{above}"
+            raise ValueError(
+                f"patch_size {tuple(patch_size)}: axis {axis} ({names[axis]}) has size {size}, which the network's "
+                f"total stride of {step} does not divide; nearest valid sizes: {nearest}"
+            )

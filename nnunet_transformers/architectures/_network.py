@@ -1,0 +1,65 @@
+"""What nnU-Net and weight loading expect of every network here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ._arguments import AXIS_NAMES
+
+AUXILIARY_HEADS = "decoder.seg_layers."
+
+
+class SegmentationNetwork(nn.Module):
+    """Base of the segmentation networks.
+
+    A subclass has three disjoint parts: ``stem``, ``encoder`` and ``decoder``, the segmentation heads in
+    ``decoder.seg_layers`` (full resolution first) and the switch ``decoder.deep_supervision``.
+
+    Attributes:
+        patch_size: the only image size that the network takes.
+        strides: down-sampling per stage and axis. As in nnU-Net's plans, output i of deep supervision has
+            1 / cumprod(strides)[i] of the patch's resolution, and there are ``len(strides) - 1`` outputs.
+        key_to_encoder, key_to_stem, keys_to_in_proj, key_to_lpe: where weights are found, the contract of
+            dynamic_network_architectures' ``AbstractDynamicNetworkArchitectures``.
+    """
+
+    key_to_encoder = "encoder"
+    key_to_stem = "stem"
+    keys_to_in_proj: Sequence[str] = ("stem.proj",)
+    key_to_lpe: str | None = None
+
+    def __init__(self, patch_size: Sequence[int]) -> None:
+        super().__init__()
+        self.patch_size = tuple(int(p) for p in patch_size)
+        self.strides: list[list[int]] = []
+        self.register_load_state_dict_pre_hook(_drop_absent_heads)
+
+    def check_input(self, image: Tensor) -> None:
+        """Check that an image has the size that the network was built for.
+
+        Raises:
+            ValueError: names the first axis that differs.
+        """
+        size = tuple(image.shape[2:])
+        if size == self.patch_size:
+            return
+        if len(size) != len(self.patch_size):
+            raise ValueError(f"expected (batch, channels, {len(self.patch_size)} axes), got {tuple(image.shape)}")
+        names = AXIS_NAMES[len(size)]
+        axis = next(a for a in range(len(size)) if size[a] != self.patch_size[a])
+        raise ValueError(
+            f"image of size {size}: axis {axis} ({names[axis]}) has {size[axis]} voxels, but the network was built for "
+            f"patch_size {self.patch_size}; nnU-Net's sliding window cuts and pads to it"
+        )
+
+
+def _drop_absent_heads(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Let a network without auxiliary heads load what one with them saved: they serve training alone."""
+    start = f"{prefix}{AUXILIARY_HEADS}"
+    kept = len(module.decoder.seg_layers)
+    for key in [k for k in state_dict if k.startswith(start)]:
+        index = key[len(start) :].split(".")[0]
+        if index.isdigit() and int(index) >= kept:
+            del state_dict[key]

@@ -1,0 +1,112 @@
+"""The table of networks: one name, one class, its configuration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor, nn
+
+_networks: dict[str, NetworkEntry] = {}
+_checkpoint_filters: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {}
+
+
+@dataclass(frozen=True)
+class NetworkEntry:
+    """A registered network: ``network_class(..., **arguments)`` builds it."""
+
+    network_class: type[nn.Module]
+    arguments: dict[str, Any]
+
+    @property
+    def class_path(self) -> str:
+        """Import path, as nnU-Net's plans want it."""
+        return f"{self.network_class.__module__}.{self.network_class.__qualname__}"
+
+    @property
+    def override_names(self) -> list[str]:
+        """What ``create_network`` takes beyond its own arguments."""
+        own = set(inspect.signature(create_network).parameters)
+        return [n for n in inspect.signature(self.network_class).parameters if n not in own]
+
+
+def register_network(name: str, network_class: type[nn.Module], **arguments: Any) -> None:
+    """Add a network under ``name``; ``arguments`` are what sets it apart from its class's defaults."""
+    _networks[name] = NetworkEntry(network_class, arguments)
+
+
+def register_checkpoint_filter(family: str, filter_fn: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Add the translation of a paper's released weights for a family of networks."""
+    _checkpoint_filters[family] = filter_fn
+
+
+def _look_up(kind: str, name: str, table: dict) -> Any:
+    if name not in table:
+        close = get_close_matches(name, table, n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(sorted(table))}"
+        raise ValueError(f"unknown {kind} {name!r}; {hint}")
+    return table[name]
+
+
+def get_network(name: str) -> NetworkEntry:
+    """The entry of a network.
+
+    Raises:
+        ValueError: if there is no such network; names the closest ones.
+    """
+    return _look_up("network", name, _networks)
+
+
+def get_checkpoint_filter(family: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """The translation of a family's released weights.
+
+    Raises:
+        ValueError: if there is no such family.
+    """
+    return _look_up("family of networks", family, _checkpoint_filters)
+
+
+def list_networks() -> list[str]:
+    """Names of all networks, sorted."""
+    return sorted(_networks)
+
+
+def create_network(
+    name: str,
+    input_channels: int,
+    num_classes: int,
+    patch_size: Sequence[int],
+    deep_supervision: bool = False,
+    **overrides: Any,
+) -> nn.Module:
+    """Build a network by name; 2D or 3D follows from the length of ``patch_size``.
+
+    >>> network = create_network("qt_unet_tiny", 1, 3, (64, 64, 64))
+    >>> network(torch.zeros(1, 1, 64, 64, 64)).shape
+    torch.Size([1, 3, 64, 64, 64])
+
+    Args:
+        name: one of ``list_networks()``.
+        input_channels: image channels.
+        num_classes: output channels; the output holds raw logits.
+        patch_size: edge lengths in voxels; the network takes images of exactly this size.
+        deep_supervision: return a list of logits, full resolution first.
+        overrides: arguments of the network's class, in place of the published configuration.
+
+    Raises:
+        ValueError: on an unknown name or override, or a size that cannot work.
+    """
+    entry = get_network(name)
+    unknown = [o for o in overrides if o not in entry.override_names]
+    if unknown:
+        raise ValueError(f"{name} has no {', '.join(unknown)}; overrides: {', '.join(entry.override_names)}")
+    return entry.network_class(
+        input_channels=input_channels,
+        num_classes=num_classes,
+        patch_size=patch_size,
+        deep_supervision=deep_supervision,
+        **{**entry.arguments, **overrides},
+    )

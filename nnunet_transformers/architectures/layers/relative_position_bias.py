@@ -1,0 +1,90 @@
+"""Learned relative position bias of window attention, in any number of dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+
+class RelativePositionBias(nn.Module):
+    """Bias for each head and each pair of tokens in a window (https://arxiv.org/abs/2103.14030, eq. 4).
+
+    The table has one row per relative offset. An offset is a sum over axes, so the pairs are read axis by axis
+    instead of through one index of window_length^2 rows: the same numbers, and a backward pass of small slices in
+    place of a long scatter.
+
+    Args:
+        table_window_size: window that the table is made for, per axis; it has prod(2 w - 1) rows.
+        window_size: window in use, at most the table's; smaller ones read the table's centre.
+        num_heads: attention heads.
+        init_std: standard deviation of the truncated normal initialisation, 0 for zeros.
+        reference_compat: read a smaller window as the released QT-UNet does, from the first rows and columns of the
+            table window's pairs, which are the wrong offsets for most pairs.
+    """
+
+    def __init__(
+        self,
+        table_window_size: Sequence[int],
+        window_size: Sequence[int],
+        num_heads: int,
+        init_std: float = 0.02,
+        reference_compat: bool = False,
+    ) -> None:
+        super().__init__()
+        self.table_shape = tuple(2 * w - 1 for w in table_window_size)
+        self.window_size = tuple(window_size)
+        self.num_heads = num_heads
+        self.pair_window_size = tuple(table_window_size) if reference_compat else self.window_size
+        self.table = nn.Parameter(torch.zeros(prod(self.table_shape), num_heads))
+        if init_std:
+            trunc_normal_(self.table, std=init_std)
+        for axis, (table, window) in enumerate(zip(table_window_size, self.pair_window_size, strict=True)):
+            position = torch.arange(window)
+            offset = position[:, None] - position[None, :] + table - 1
+            self.register_buffer(f"offset{axis}", offset.flatten(), persistent=False)
+        self._cached: Tensor | None = None
+        self._cached_for: tuple | None = None
+
+    def forward(self, mask: Tensor | None = None) -> Tensor:
+        """Additive attention bias.
+
+        Args:
+            mask: (num_windows, 1, window_length, window_length), added to the bias of every head.
+
+        Returns:
+            (heads, window_length, window_length) without a mask, else
+            (num_windows, heads, window_length, window_length). Kept between calls while no gradient is wanted.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+            return self._compute(mask)
+        current = (self.table._version, self.table.data_ptr(), self.table.device, self.table.dtype, id(mask))
+        if self._cached_for != current:
+            self._cached, self._cached_for = self._compute(mask), current
+        return self._cached
+
+    def _compute(self, mask: Tensor | None) -> Tensor:
+        ndim = len(self.window_size)
+        bias = self.table.view(*self.table_shape, self.num_heads)
+        for axis in range(ndim):
+            bias = bias.index_select(axis, getattr(self, f"offset{axis}"))
+        # (w0 w0, w1 w1, ..., heads) to (heads, w0 w1 ..., w0 w1 ...)
+        bias = bias.view(*(w for w in self.pair_window_size for _ in range(2)), self.num_heads)
+        bias = bias.permute(2 * ndim, *range(0, 2 * ndim, 2), *range(1, 2 * ndim, 2))
+        pairs = prod(self.pair_window_size)
+        length = prod(self.window_size)
+        bias = bias.reshape(self.num_heads, pairs, pairs)[:, :length, :length]
+        return bias if mask is None else bias + mask
+
+    def train(self, mode: bool = True) -> RelativePositionBias:
+        self._cached = self._cached_for = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_cached": None, "_cached_for": None}
+
+    def extra_repr(self) -> str:
+        return f"table_shape={self.table_shape}, window_size={self.window_size}, num_heads={self.num_heads}"

@@ -1,0 +1,83 @@
+"""Multi-head self- and cross-attention inside windows."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from timm.layers import use_fused_attn
+from torch import Tensor, nn
+
+from .relative_position_bias import RelativePositionBias
+from .window_partition import WindowPartition
+
+
+class WindowAttention(nn.Module):
+    """Windowed attention with relative position bias (https://arxiv.org/abs/2103.14030, section 3.2).
+
+    Args:
+        dim: channels.
+        num_heads: attention heads; must divide ``dim``.
+        partition: the windows; shared by all blocks that attend in the same ones.
+        bias: relative position bias of this attention.
+        cross_attention: queries from the tokens, keys and values from a context on the same grid.
+
+    Attributes:
+        fused_attn: use scaled_dot_product_attention; False spells it out in matrix products (timm's switch
+            ``timm.layers.set_fused_attn`` sets it at construction), for operation counters and export.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        partition: WindowPartition,
+        bias: RelativePositionBias,
+        cross_attention: bool = False,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"num_heads {num_heads} does not divide the {dim} channels of the stage")
+        self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
+        self.cross_attention = cross_attention
+        self.fused_attn = use_fused_attn()
+        self.partition = partition
+        self.bias = bias
+        if cross_attention:
+            self.q = nn.Linear(dim, dim)
+            self.kv = nn.Linear(dim, 2 * dim)
+        else:
+            self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def _heads(self, windows: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(batch, windows, length, parts x channels) to ``parts`` of (batch, windows, heads, length, head_dim)."""
+        heads = windows.unflatten(-1, (parts, self.num_heads, -1))
+        return heads.permute(3, 0, 1, 4, 2, 5).unbind(0)
+
+    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        """Attend within each window.
+
+        Args:
+            tokens: (batch, length, channels), in raster order.
+            context: same shape; needed for cross-attention, unused otherwise.
+        """
+        windows = self.partition.partition(tokens)
+        if self.cross_attention:
+            (q,) = self._heads(self.q(windows), 1)
+            k, v = self._heads(self.kv(self.partition.partition(context)), 2)
+        else:
+            q, k, v = self._heads(self.qkv(windows), 3)
+        mask = self.partition.mask
+        bias = self.bias(mask)
+        # Every kernel broadcasts the bias over the batch axis only, so windows that share a bias join the batch
+        # and windows with a mask of their own join the heads.
+        start, end = (0, 1) if mask is None else (1, 2)
+        lead = q.shape[start : end + 1]
+        q, k, v = (t.flatten(start, end) for t in (q, k, v))
+        bias = bias.reshape(1, -1, *bias.shape[-2:]).to(q.dtype)
+        if self.fused_attn:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
+        else:
+            out = (q * self.scale @ k.transpose(-2, -1) + bias).softmax(dim=-1) @ v
+        out = out.unflatten(start, lead).transpose(2, 3).flatten(3)
+        return self.partition.reverse(self.proj(out))

@@ -1,0 +1,100 @@
+"""Shifted windows over a token grid, as one gather each way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MASKED = -100.0
+
+
+class WindowPartition(nn.Module):
+    """Sort the tokens of a grid into (shifted) attention windows and back.
+
+    Padding, rolling and partitioning (Swin Transformer, https://arxiv.org/abs/2103.14030, section 3.2) are folded
+    into one index that is computed once; applying it is a single copy. An axis whose grid is no larger than the
+    window has one window of the grid's size and no shift.
+
+    Args:
+        grid_size: tokens per axis.
+        window_size: wanted tokens per window and axis.
+        shifted: shift by half a window, with a mask that keeps apart what the shift wraps around.
+        mask_padding: also mask the tokens that pad a grid up to a multiple of the window.
+
+    Attributes:
+        window_size: the window in use, per axis.
+        num_windows, window_length: windows in the grid and tokens in each.
+        mask: additive mask (num_windows, 1, window_length, window_length), or None where nothing is masked.
+    """
+
+    def __init__(
+        self, grid_size: Sequence[int], window_size: Sequence[int], shifted: bool, mask_padding: bool = False
+    ) -> None:
+        super().__init__()
+        self.grid_size = tuple(grid_size)
+        self.window_size = tuple(min(w, g) for w, g in zip(window_size, grid_size, strict=True))
+        shift = tuple(
+            w // 2 if shifted and w < g else 0 for w, g in zip(self.window_size, self.grid_size, strict=True)
+        )
+        padded = tuple(-(-g // w) * w for w, g in zip(self.window_size, self.grid_size, strict=True))
+        self.window_length = prod(self.window_size)
+        self.num_windows = prod(padded) // self.window_length
+        self.has_padding = padded != self.grid_size
+
+        length = prod(self.grid_size)
+        tokens = torch.arange(length).view(self.grid_size)
+        for axis, (size, grid) in enumerate(zip(padded, self.grid_size, strict=True)):
+            # index `length` is the zero row that stands for every padded token
+            if size > grid:
+                fill = (*tokens.shape[:axis], size - grid, *tokens.shape[axis + 1 :])
+                tokens = torch.cat([tokens, torch.full(fill, length)], dim=axis)
+        tokens = tokens.roll([-s for s in shift], dims=list(range(len(padded))))
+        to_windows = self._into_windows(tokens).flatten()
+        # position in window order of each token; the padded ones sort to the end and are dropped
+        to_tokens = torch.argsort(to_windows, stable=True)[:length]
+        self.register_buffer("to_windows", to_windows, persistent=False)
+        self.register_buffer("to_tokens", to_tokens, persistent=False)
+        mask = self._region_mask(padded, shift, length if mask_padding and self.has_padding else None, to_windows)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def _into_windows(self, tokens: Tensor) -> Tensor:
+        """(*padded grid) to (num_windows, window_length)."""
+        ndim = len(self.window_size)
+        split = [n for size, w in zip(tokens.shape, self.window_size, strict=True) for n in (size // w, w)]
+        order = [*range(0, 2 * ndim, 2), *range(1, 2 * ndim, 2)]
+        return tokens.reshape(split).permute(order).reshape(self.num_windows, self.window_length)
+
+    def _region_mask(
+        self, padded: Sequence[int], shift: Sequence[int], pad_index: int | None, to_windows: Tensor
+    ) -> Tensor | None:
+        if not any(shift) and pad_index is None:
+            return None
+        region = torch.zeros(tuple(padded), dtype=torch.long)
+        for axis, (size, s) in enumerate(zip(padded, shift, strict=True)):
+            # only the last window of an axis holds tokens from both ends of the image: two regions tell them apart
+            wrapped = (torch.arange(size) >= size - s).long() if s else torch.zeros(size, dtype=torch.long)
+            region = region * 2 + wrapped.view([-1 if a == axis else 1 for a in range(len(padded))])
+        region = self._into_windows(region)
+        apart = region.unsqueeze(1) != region.unsqueeze(2)
+        if pad_index is not None:
+            is_padding = (to_windows == pad_index).view(self.num_windows, 1, self.window_length)
+            apart = apart | is_padding
+        return apart.unsqueeze(1) * MASKED
+
+    def partition(self, tokens: Tensor) -> Tensor:
+        """(batch, length, channels) to (batch, num_windows, window_length, channels)."""
+        if self.has_padding:
+            tokens = F.pad(tokens, (0, 0, 0, 1))
+        windows = tokens.index_select(1, self.to_windows)
+        return windows.view(tokens.shape[0], self.num_windows, self.window_length, tokens.shape[2])
+
+    def reverse(self, windows: Tensor) -> Tensor:
+        """(batch, num_windows, window_length, channels) to (batch, length, channels)."""
+        return windows.flatten(1, 2).index_select(1, self.to_tokens)
+
+    def extra_repr(self) -> str:
+        return f"grid_size={self.grid_size}, window_size={self.window_size}, num_windows={self.num_windows}"

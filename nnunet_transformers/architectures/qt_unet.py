@@ -1,0 +1,371 @@
+"""QT-UNet: an all-Swin U-Net whose decoder queries the encoder by cross-attention.
+
+Håversen, "QT-UNet", master's thesis, NTNU, chapter 3. The published defaults follow the author's release, which
+the published results came from; where thesis and release differ, the arguments say so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from timm.layers import DropPath, Mlp, trunc_normal_
+from torch import Tensor, nn
+
+from ._arguments import PerAxis, check_dimensions, check_divisible, per_axis, per_stage
+from ._network import SegmentationNetwork
+from ._registry import register_checkpoint_filter, register_network
+from .layers import (
+    PatchEmbed,
+    PatchExpand,
+    PatchMerging,
+    RelativePositionBias,
+    WindowAttention,
+    WindowPartition,
+    tokens_to_image,
+)
+
+
+class QTBlock(nn.Module):
+    """Self-attention, cross-attention to the encoder (decoder only) and MLP (thesis, sections 3.3.3 and 3.3.6).
+
+    Args:
+        dim: channels.
+        num_heads: attention heads.
+        partition: the windows of this block.
+        table_window_size: window that the bias tables are made for.
+        cross_attention: attend to a context as well.
+        norm_placement: "post" normalises after each residual sum (the release), "pre" before each branch.
+        drop_path_rate: stochastic depth of this block.
+        reference_compat: read clamped bias tables as the release does.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        partition: WindowPartition,
+        table_window_size: Sequence[int],
+        cross_attention: bool,
+        norm_placement: str,
+        drop_path_rate: float,
+        reference_compat: bool,
+    ) -> None:
+        super().__init__()
+        self.post_norm = norm_placement == "post"
+
+        def attention(cross_attention: bool) -> WindowAttention:
+            init_std = 0.0 if cross_attention else 0.02
+            bias = RelativePositionBias(
+                table_window_size, partition.window_size, num_heads, init_std, reference_compat
+            )
+            return WindowAttention(dim, num_heads, partition, bias, cross_attention)
+
+        self.attn = attention(cross_attention=False)
+        self.norm1 = nn.LayerNorm(dim)
+        self.cross_attn = attention(cross_attention=True) if cross_attention else None
+        self.norm2 = nn.LayerNorm(dim) if cross_attention else None
+        self.norm_context = nn.LayerNorm(dim) if cross_attention and not self.post_norm else None
+        self.mlp = Mlp(dim, 4 * dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """(batch, length, dim) to the same; ``context`` has the same shape."""
+        if self.post_norm:
+            x = self.norm1(x + self.drop_path(self.attn(x)))
+            if self.cross_attn is not None:
+                x = self.norm2(x + self.drop_path(self.cross_attn(x, context)))
+            return self.norm3(x + self.drop_path(self.mlp(x)))
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        if self.cross_attn is not None:
+            x = x + self.drop_path(self.cross_attn(self.norm2(x), self.norm_context(context)))
+        return x + self.drop_path(self.mlp(self.norm3(x)))
+
+
+class QTEncoderStage(nn.Module):
+    """Blocks at one resolution, then patch merging (none in the bottleneck)."""
+
+    def __init__(self, blocks: Sequence[QTBlock], downsample: PatchMerging | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
+class QTEncoder(nn.Module):
+    """The stages and a final norm (thesis, section 3.3.2)."""
+
+    def __init__(self, stages: Sequence[QTEncoderStage], dim: int) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Tokens of every resolution, finest first: each stage's input (the skips) and the normalised bottleneck."""
+        features = []
+        for stage in self.stages:
+            features.append(x)
+            x = stage(x)
+        features[-1] = self.norm(x)
+        return features
+
+
+class QTDecoderLevel(nn.Module):
+    """Expand the deeper level, fuse with the skip, then blocks that also query the skip (thesis, section 3.3.5)."""
+
+    def __init__(self, expand: PatchExpand, blocks: Sequence[QTBlock], dim: int) -> None:
+        super().__init__()
+        self.expand = expand
+        self.fuse = nn.Linear(2 * dim, dim, bias=False)
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x = self.fuse(torch.cat([self.expand(x), skip], dim=-1))
+        for block in self.blocks:
+            x = block(x, skip)
+        return x
+
+
+class QTDecoder(nn.Module):
+    """The levels, deepest first, and the segmentation heads, full resolution first.
+
+    The full-resolution head works on tokens: norm and classifier act on each voxel alone, so they come before the
+    shuffle into an image, which then moves ``num_classes`` channels instead of ``dim``.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[QTDecoderLevel],
+        dims: Sequence[int],
+        grid_sizes: Sequence[Sequence[int]],
+        patch_embed_stride: Sequence[int],
+        num_classes: int,
+        auxiliary_heads: int,
+        deep_supervision: bool,
+    ) -> None:
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.levels = nn.ModuleList(levels)
+        self.grid_sizes = tuple(tuple(g) for g in grid_sizes)
+        self.patch_embed_stride = tuple(patch_embed_stride)
+        # at stride 1 the finest tokens are voxels already, and its output is the full-resolution one
+        self.auxiliary_levels = range(int(prod(self.patch_embed_stride) == 1), len(levels))
+        self.norm = nn.LayerNorm(dims[0])
+        self.expand = nn.Linear(dims[0], prod(self.patch_embed_stride) * dims[0], bias=False)
+        self.expand_norm = nn.LayerNorm(dims[0])
+        self.seg_layers = nn.ModuleList([nn.Linear(dims[0], num_classes, bias=False)])
+        for level in self.auxiliary_levels if auxiliary_heads else ():
+            self.seg_layers.append(nn.Sequential(nn.LayerNorm(dims[level]), nn.Linear(dims[level], num_classes)))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Encoder features, finest first, to logits (a list of them under deep supervision)."""
+        x = features[-1]
+        tokens = []
+        for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
+            x = level(x, skip)
+            tokens.insert(0, x)
+        voxels = self.expand(self.norm(x)).unflatten(-1, (-1, self.norm.normalized_shape[0]))
+        logits = self.seg_layers[0](self.expand_norm(voxels)).flatten(2)
+        outputs = [tokens_to_image(logits, self.grid_sizes[0], self.patch_embed_stride)]
+        if not self.deep_supervision:
+            return outputs[0]
+        for head, level in zip(self.seg_layers[1:], self.auxiliary_levels, strict=True):
+            grid_size = self.grid_sizes[level]
+            outputs.append(tokens_to_image(head(tokens[level]), grid_size, (1,) * len(grid_size)))
+        return outputs
+
+
+class QTUNet(SegmentationNetwork):
+    """QT-UNet in 2D and 3D.
+
+    Args:
+        input_channels: image channels.
+        num_classes: output channels.
+        patch_size: edge lengths in voxels; two make a 2D network, three a 3D one.
+        embed_dim: channels of the finest tokens, doubled at each stage; a multiple of ``num_heads``.
+        num_heads: heads of the first stage, doubled at each stage.
+        num_stages: resolutions, the bottleneck included.
+        depths: blocks per stage; two each and one in the bottleneck by default. The decoder mirrors the encoder.
+        patch_embed_stride: voxels per token, one integer or one per axis.
+        merge_strides: tokens merged at the end of each stage but the last, one integer or one entry per stage.
+        in_plane_merging: merge in-plane only, by default of ``merge_strides`` (the thesis's "-A" variant).
+        window_sizes: attention window, one integer or one entry per stage; clamped to the token grid.
+        cross_attention: whether the decoder queries the encoder; False is the thesis's "2D-A".
+        norm_placement: "post" (the release) or "pre".
+        drop_path_rate: stochastic depth of the last encoder block, 0.1 in the release and 0.2 in the thesis.
+        mask_padding: keep attention from the zero tokens that fill up windows; the release lets them take part.
+        deep_supervision: return a list of logits, full resolution first.
+        auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
+        strides: nnU-Net's copy of the strides in a plan; must agree with the other arguments.
+        reference_compat: reproduce the release where its windows are clamped, wrong offsets included.
+
+    Raises:
+        ValueError: on a patch size that the strides do not divide or arguments that contradict each other.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        patch_size: Sequence[int],
+        embed_dim: int = 48,
+        num_heads: int = 3,
+        num_stages: int = 4,
+        depths: Sequence[int] | None = None,
+        patch_embed_stride: PerAxis = 4,
+        merge_strides: int | Sequence[PerAxis] | None = None,
+        in_plane_merging: bool = False,
+        window_sizes: int | Sequence[PerAxis] = 7,
+        cross_attention: bool = True,
+        norm_placement: str = "post",
+        drop_path_rate: float = 0.1,
+        mask_padding: bool = False,
+        deep_supervision: bool = False,
+        auxiliary_heads: bool | None = None,
+        strides: Sequence[Sequence[int]] | None = None,
+        reference_compat: bool = False,
+    ) -> None:
+        super().__init__(patch_size)
+        ndim = check_dimensions(self.patch_size)
+        if norm_placement not in ("post", "pre"):
+            raise ValueError(f"norm_placement must be 'post' or 'pre', got {norm_placement!r}")
+        if num_stages < 2:
+            raise ValueError(f"num_stages must be at least 2 (one stage and the bottleneck), got {num_stages}")
+        depths = tuple(depths) if depths is not None else (*(2,) * (num_stages - 1), 1)
+        if len(depths) != num_stages:
+            raise ValueError(f"depths must have one entry per stage ({num_stages}), got {depths}")
+        patch_embed_stride = per_axis(patch_embed_stride, ndim, "patch_embed_stride")
+        if merge_strides is None:
+            merge_strides = [(1, 2, 2) if in_plane_merging and ndim == 3 else 2] * (num_stages - 1)
+        merge_strides = per_stage(merge_strides, num_stages - 1, ndim, "merge_strides")
+        window_sizes = per_stage(window_sizes, num_stages, ndim, "window_sizes")
+        self.strides = [[1] * ndim] + [list(s) for s in (patch_embed_stride, *merge_strides)]
+        if prod(patch_embed_stride) == 1:
+            self.strides.pop(0)
+        if strides is not None and [list(s) for s in strides] != self.strides:
+            raise ValueError(f"strides {strides} contradict patch_embed_stride and merge_strides: {self.strides}")
+        check_divisible(self.patch_size, [prod(s[axis] for s in self.strides) for axis in range(ndim)])
+        if auxiliary_heads is None:
+            auxiliary_heads = deep_supervision
+
+        grid_sizes = [tuple(p // s for p, s in zip(self.patch_size, patch_embed_stride, strict=True))]
+        for stride in merge_strides:
+            grid_sizes.append(tuple(g // s for g, s in zip(grid_sizes[-1], stride, strict=True)))
+        dims = [embed_dim * 2**stage for stage in range(num_stages)]
+        drop_path_rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
+        partitions = [
+            [WindowPartition(g, w, shifted, mask_padding) for shifted in (False, True)]
+            for g, w in zip(grid_sizes, window_sizes, strict=True)
+        ]
+
+        def blocks(stage: int, cross_attention: bool) -> list[QTBlock]:
+            return [
+                QTBlock(
+                    dim=dims[stage],
+                    num_heads=num_heads * 2**stage,
+                    partition=partitions[stage][index % 2],
+                    table_window_size=window_sizes[stage],
+                    cross_attention=cross_attention,
+                    norm_placement=norm_placement,
+                    drop_path_rate=drop_path_rates[sum(depths[:stage]) + index],
+                    reference_compat=reference_compat,
+                )
+                for index in range(depths[stage])
+            ]
+
+        self.stem = PatchEmbed(input_channels, embed_dim, patch_embed_stride)
+        stages = []
+        for stage in range(num_stages):
+            is_last = stage == num_stages - 1
+            downsample = None if is_last else PatchMerging(grid_sizes[stage], merge_strides[stage], *dims[stage : stage + 2])
+            stages.append(QTEncoderStage(blocks(stage, cross_attention=False), downsample))
+        self.encoder = QTEncoder(stages, dims[-1])
+        levels = []
+        for stage in reversed(range(num_stages - 1)):
+            expand = PatchExpand(grid_sizes[stage + 1], merge_strides[stage], dims[stage + 1], dims[stage])
+            levels.append(QTDecoderLevel(expand, blocks(stage, cross_attention), dims[stage]))
+        self.decoder = QTDecoder(
+            levels, dims, grid_sizes, patch_embed_stride, num_classes, auxiliary_heads, deep_supervision
+        )
+        self.apply(_init_weights)
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """(batch, input_channels, *patch_size) to logits (batch, num_classes, *patch_size).
+
+        Under deep supervision a list, each output at the resolution that ``strides`` gives it.
+        """
+        self.check_input(image)
+        return self.decoder(self.encoder(self.stem(image)))
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Translate the weights of the author's release (3D, and the layout of its 2D port) to ``QTUNet``.
+
+    Returns:
+        A state dict that loads strictly into the same variant, built with ``reference_compat=True``.
+    """
+    is_2d_port = "pe_norm.weight" in state_dict
+    if is_2d_port:
+        state_dict = {_from_2d_port(key): value for key, value in state_dict.items()}
+    depth = sum(re.fullmatch(r"concat_back_dim\.\d+\.weight", key) is not None for key in state_dict)
+
+    def level(match: re.Match) -> str:
+        return f"decoder.levels.{int(match[1]) - 1}."
+
+    rules = [
+        (r"^(encoder\.)?patch_embed\.", "stem."),
+        (r"^encoder\.layers\.", "encoder.stages."),
+        (r"^concat_back_dim\.(\d+)\.", lambda m: level(m) + "fuse."),
+        (r"^layers_up\.(\d+)\.upsample\.expand\.", lambda m: f"decoder.levels.{m[1]}.expand.expand."),
+        (r"^layers_up\.(\d+)\.upsample\.norm\.", lambda m: f"decoder.levels.{m[1]}.expand.norm."),
+        (r"^layers_up\.0\.(expand|norm)\.", lambda m: f"decoder.levels.0.expand.{m[1]}."),
+        (r"^layers_up\.(\d+)\.", level),
+        (r"^norm_up\.", "decoder.norm."),
+        (r"^up\.expand\.", "decoder.expand."),
+        (r"^up\.norm\.", "decoder.expand_norm."),
+        (r"^output\.", "decoder.seg_layers.0."),
+        (r"\.relative_position_bias_table$", ".bias.table"),
+    ]
+    translated = {}
+    for key, value in state_dict.items():
+        if key.endswith(("relative_position_index", "attn_mask")):
+            continue
+        for pattern, replacement in rules:
+            key = re.sub(pattern, replacement, key)
+        translated[key] = value.flatten(1) if key == "decoder.seg_layers.0.weight" else value
+    if not depth or "stem.proj.weight" not in translated:
+        raise ValueError("these are not the weights of a released QT-UNet: no patch embedding or no decoder level")
+    return translated
+
+
+def _from_2d_port(key: str) -> str:
+    """Names of the 2D port in terms of the 3D release; its decoder counts levels from the finest."""
+    key = re.sub(r"^patch_embed\.(weight|bias)$", r"encoder.patch_embed.proj.\1", key)
+    key = re.sub(r"^pe_norm\.", "encoder.patch_embed.norm.", key)
+    key = re.sub(r"^(layers|norm)\.", r"encoder.\1.", key)
+    key = re.sub(r"^layers_up\.(\d+)\.", lambda m: f"layers_up.{3 - int(m[1])}.", key)
+    key = re.sub(r"^up0\.", "layers_up.0.", key)
+    return re.sub(r"^concat\.(\d+)\.", lambda m: f"concat_back_dim.{3 - int(m[1])}.", key)
+
+
+register_checkpoint_filter("qt_unet", checkpoint_filter_fn)
+register_network("qt_unet_tiny", QTUNet, embed_dim=48)
+register_network("qt_unet_small", QTUNet, embed_dim=72)
+register_network("qt_unet_base", QTUNet, embed_dim=96)
+register_network("qt_unet_a_tiny", QTUNet, embed_dim=48, in_plane_merging=True)
+register_network("qt_unet_a_small", QTUNet, embed_dim=72, in_plane_merging=True)
+register_network("qt_unet_a_base", QTUNet, embed_dim=96, in_plane_merging=True)

@@ -1,0 +1,5 @@
+"""Weights from elsewhere."""
+
+from .reference import from_reference
+
+__all__ = ["from_reference"]
