@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from math import prod
 
+import numpy as np
 import torch
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
@@ -259,7 +260,7 @@ class QTUNet(SegmentationNetwork):
         for stride in merge_strides:
             grid_sizes.append(tuple(g // s for g, s in zip(grid_sizes[-1], stride, strict=True)))
         dims = [embed_dim * 2**stage for stage in range(num_stages)]
-        drop_path_rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
+        drop_path_rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
         partitions = [
             [WindowPartition(g, w, shifted, mask_padding) for shifted in (False, True)]
             for g, w in zip(grid_sizes, window_sizes, strict=True)

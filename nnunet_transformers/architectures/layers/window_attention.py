@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
+from . import _cpu_attention
 from .relative_position_bias import RelativePositionBias
 from .window_partition import WindowPartition
 
@@ -67,17 +68,23 @@ class WindowAttention(nn.Module):
             k, v = self._heads(self.kv(self.partition.partition(context)), 2)
         else:
             q, k, v = self._heads(self.qkv(windows), 3)
+        out = self._attend(q, k, v).transpose(2, 3).flatten(3)
+        return self.partition.reverse(self.proj(out))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of (batch, windows, heads, length, head_dim)."""
         mask = self.partition.mask
-        bias = self.bias(mask)
+        if self.fused_attn and _cpu_attention.is_applicable(q, self.bias.table):
+            return _cpu_attention.WindowAttentionFunction.apply(q, k, v, self.bias(), mask, self.scale)
+        bias = self.bias(mask).to(q.dtype)
         # Every kernel broadcasts the bias over the batch axis only, so windows that share a bias join the batch
         # and windows with a mask of their own join the heads.
         start, end = (0, 1) if mask is None else (1, 2)
         lead = q.shape[start : end + 1]
         q, k, v = (t.flatten(start, end) for t in (q, k, v))
-        bias = bias.reshape(1, -1, *bias.shape[-2:]).to(q.dtype)
+        bias = bias.reshape(1, -1, *bias.shape[-2:])
         if self.fused_attn:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
         else:
             out = (q * self.scale @ k.transpose(-2, -1) + bias).softmax(dim=-1) @ v
-        out = out.unflatten(start, lead).transpose(2, 3).flatten(3)
-        return self.partition.reverse(self.proj(out))
+        return out.unflatten(start, lead)

@@ -1,0 +1,113 @@
+"""Let an unmodified nnU-Net find this package's trainers and planners by name.
+
+nnU-Net looks classes up by scanning its own folders. A ``.pth`` file in the wheel calls ``install`` when Python
+starts; that puts a finder on ``sys.meta_path`` which waits for nnU-Net's look-up module and, once it is imported,
+wraps its one function: names in ``CLASSES`` are answered from here, every other name is nnU-Net's own affair.
+Standard library only, and nothing of torch or nnU-Net is imported before nnU-Net itself is.
+
+Set ``NNUNET_TRANSFORMERS_HOOK=0`` to switch it off.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+SWITCH = "NNUNET_TRANSFORMERS_HOOK"
+TARGET = "nnunetv2.utilities.find_class_by_name"
+FUNCTION = "recursive_find_python_class"
+
+# the lengths that nnU-Net has of its own trainer
+SCHEDULES = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
+TRAINERS = {
+    "nnUNetTrainerQTUNet": "nnunet_transformers.trainers.qt_unet",
+    "nnUNetTrainerQTUNetThesis": "nnunet_transformers.trainers.qt_unet",
+}
+PLANNERS = {
+    "nnUNetPlannerQTUNetT": "nnunet_transformers.plans.qt_unet",
+    "nnUNetPlannerQTUNetS": "nnunet_transformers.plans.qt_unet",
+    "nnUNetPlannerQTUNetB": "nnunet_transformers.plans.qt_unet",
+}
+
+
+def schedule_name(trainer: str, epochs: int) -> str:
+    """Name of a trainer's shorter or longer schedule, as nnU-Net spells it."""
+    return f"{trainer}_{epochs}epoch{'s' if epochs > 1 else ''}"
+
+
+CLASSES = {
+    **TRAINERS,
+    **{schedule_name(name, epochs): module for name, module in TRAINERS.items() for epochs in SCHEDULES},
+    **PLANNERS,
+}
+
+
+class _Finder:
+    """Finds ``TARGET`` as the other finders do and wraps it once it is executed."""
+
+    def find_spec(self, fullname, path=None, target=None):  # noqa: ANN001, ANN201  (importlib's signature)
+        if fullname != TARGET:
+            return None
+        for finder in sys.meta_path:
+            find_spec = getattr(finder, "find_spec", None)
+            spec = find_spec(fullname, path, target) if find_spec and not isinstance(finder, _Finder) else None
+            if spec is not None:
+                _wrap_on_execution(spec.loader)
+                return spec
+        return None
+
+
+def _wrap_on_execution(loader) -> None:  # noqa: ANN001
+    try:
+        execute = loader.exec_module
+
+        def exec_module(module) -> None:  # noqa: ANN001
+            execute(module)
+            _wrap(module)
+
+        loader.exec_module = exec_module
+    except Exception:  # nnU-Net must work whatever becomes of this hook
+        pass
+
+
+def _wrap(module) -> None:  # noqa: ANN001
+    try:
+        original = getattr(module, FUNCTION)
+        if getattr(original, "nnunet_transformers", False):
+            return
+
+        def recursive_find_python_class(folder, class_name, *args, **kwargs):  # noqa: ANN001, ANN002, ANN003, ANN202
+            if class_name not in CLASSES:
+                return original(folder, class_name, *args, **kwargs)
+            from importlib import import_module
+
+            return getattr(import_module(CLASSES[class_name]), class_name)
+
+        recursive_find_python_class.__doc__ = original.__doc__
+        recursive_find_python_class.__wrapped__ = original
+        recursive_find_python_class.nnunet_transformers = True
+        setattr(module, FUNCTION, recursive_find_python_class)
+    except Exception:  # as above
+        pass
+
+
+def is_switched_off() -> bool:
+    """Whether the user switched the hook off."""
+    return os.environ.get(SWITCH, "").strip().lower() in ("0", "off", "false", "no")
+
+
+def is_installed() -> bool:
+    """Whether the hook is in place in this process."""
+    return any(isinstance(finder, _Finder) for finder in sys.meta_path)
+
+
+def install() -> None:
+    """Put the hook in place, unless it is there already or switched off. Never raises."""
+    try:
+        if is_switched_off() or is_installed():
+            return
+        sys.meta_path.insert(0, _Finder())
+        if TARGET in sys.modules:
+            _wrap(sys.modules[TARGET])
+    except Exception:  # Python must start whatever becomes of this hook
+        pass

@@ -1,0 +1,147 @@
+"""nnU-Net's planner with a transformer in the place of its CNN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+
+from ..architectures import create_network, get_network
+from .memory import training_step_bytes
+from .tiling import TokenPlan, choose_patch_embed_stride, plan_tokens, shrink
+
+
+class TransformerPlanner(ExperimentPlanner):
+    """Plans a registered network: fingerprint, resampling and normalisation are nnU-Net's, the network is ours.
+
+    nnU-Net first plans its CNN. Its patch size is the target; ``plan_tokens`` picks the nearest patch whose token grids
+    the windows tile, and the patch gives way, as in nnU-Net, until a step with two samples fits the memory target.
+    What memory is left makes the batch larger, within nnU-Net's limit of 5 % of the dataset.
+
+    Attributes:
+        network_name: the registered network, set by a subclass.
+        network_overrides: its arguments that this planner sets the same for every dataset.
+    """
+
+    network_name: str
+    network_overrides: dict[str, Any] = {}
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float = 8,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str | None = None,
+        overwrite_target_spacing: Sequence[float] | None = None,
+        suppress_transpose: bool = False,
+    ) -> None:
+        super().__init__(
+            dataset_name_or_id,
+            gpu_memory_target_in_gb,
+            preprocessor_name,
+            plans_name or self.default_plans_name(),
+            overwrite_target_spacing,
+            suppress_transpose,
+        )
+        self._shares_stock_data = (
+            preprocessor_name == "DefaultPreprocessor" and overwrite_target_spacing is None and not suppress_transpose
+        )
+
+    @classmethod
+    def default_plans_name(cls) -> str:
+        """``nnUNetPlannerX`` makes ``nnUNetXPlans``."""
+        return f"nnUNet{cls.__name__.removeprefix('nnUNetPlanner')}Plans"
+
+    def generate_data_identifier(self, configuration_name: str) -> str:
+        """nnU-Net's own preprocessed folder where ours would hold the same data.
+
+        The spacing of 2d and 3d_fullres follows from the fingerprint alone; that of 3d_lowres from the patch as well.
+        """
+        if self._shares_stock_data and configuration_name in ("2d", "3d_fullres"):
+            return f"nnUNetPlans_{configuration_name}"
+        return super().generate_data_identifier(configuration_name)
+
+    def get_plans_for_configuration(
+        self,
+        spacing: Sequence[float],
+        median_shape: Sequence[int],
+        data_identifier: str,
+        approximate_n_voxels_dataset: float,
+        _cache: dict,
+    ) -> dict:
+        """A configuration as nnU-Net's ``ExperimentPlanner`` makes it, with patch, batch and network of our own."""
+        plan = super().get_plans_for_configuration(
+            spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
+        )
+        spacing = tuple(float(s) for s in spacing)
+        tokens, fixed, per_sample = self._plan_to_fit(plan["patch_size"], spacing, median_shape, _cache)
+        plan["patch_size"] = tokens.patch_size
+        plan["batch_size"] = self._batch_size(tokens, fixed, per_sample, approximate_n_voxels_dataset)
+        plan["architecture"] = {
+            "network_class_name": get_network(self.network_name).class_path,
+            "arch_kwargs": self.network_arguments(tokens),
+            "_kw_requires_import": [],
+        }
+        return plan
+
+    def network_arguments(self, tokens: TokenPlan) -> dict[str, Any]:
+        """Everything that shapes the network, for the plan's ``arch_kwargs``."""
+        arguments = {
+            **get_network(self.network_name).arguments,
+            **self.network_overrides,
+            "patch_size": tokens.patch_size,
+            "patch_embed_stride": tokens.patch_embed_stride,
+            "num_stages": tokens.num_stages,
+            "merge_strides": tokens.merge_strides,
+            "window_sizes": tokens.window_sizes,
+            # inference builds the network without deep supervision and loads strictly
+            "auxiliary_heads": True,
+        }
+        return {**arguments, "strides": tokens.strides}
+
+    @property
+    def _input_channels(self) -> int:
+        """Image channels; the cascade adds one per foreground label, which is counted to be safe."""
+        channels = self.dataset_json.get("channel_names", self.dataset_json.get("modality"))
+        return len(channels)
+
+    def _plan_to_fit(
+        self, patch_size: Sequence[int], spacing: tuple[float, ...], median_shape: Sequence[int], cache: dict
+    ) -> tuple[TokenPlan, int, int]:
+        """Token plan and memory (fixed, and for each sample) of the largest patch that fits with two samples."""
+        target = tuple(int(n) for n in patch_size)
+        stem = choose_patch_embed_stride(target, spacing)
+        while True:
+            tokens = plan_tokens(target, spacing, stem)
+            key = (self.network_name, tokens)
+            if key not in cache:
+                cache[key] = self._step_bytes(tokens)
+            fixed, per_sample = cache[key]
+            if fixed + self.UNet_min_batch_size * per_sample <= self.UNet_vram_target_GB * 1e9:
+                return tokens, fixed, per_sample
+            if prod(target) <= 8 ** len(target):
+                raise RuntimeError(
+                    f"{self.network_name} does not fit {self.UNet_vram_target_GB} GB even at a patch of "
+                    f"{tokens.patch_size}; plan with a larger -gpu_memory_target or a smaller network"
+                )
+            target = shrink(target, median_shape[: len(target)])
+
+    def _step_bytes(self, tokens: TokenPlan) -> tuple[int, int]:
+        arguments = self.network_arguments(tokens)
+        patch_size = arguments.pop("patch_size")
+        num_classes = len(self.dataset_json["labels"])
+        return training_step_bytes(
+            lambda: create_network(
+                self.network_name, self._input_channels, num_classes, patch_size, deep_supervision=True, **arguments
+            ),
+            self._input_channels,
+            patch_size,
+        )
+
+    def _batch_size(self, tokens: TokenPlan, fixed: int, per_sample: int, dataset_voxels: float) -> int:
+        fits = int((self.UNet_vram_target_GB * 1e9 - fixed) // per_sample)
+        covers = round(dataset_voxels * self.max_dataset_covered / np.prod(tokens.patch_size, dtype=np.float64))
+        return max(min(fits, covers), self.UNet_min_batch_size)

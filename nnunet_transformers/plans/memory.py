@@ -1,0 +1,139 @@
+"""Memory of a training step, read off the real network on tensors without data.
+
+The network runs forward and backward on fake tensors: every operation happens, with shapes, types and lifetimes but no
+numbers. What is alive is counted, so residuals kept for backward, gradients and temporaries are all in the peak, for
+any network and without a formula that someone has to keep up to date. On a CUDA device nnU-Net trains in mixed
+precision; autocast does not act on fake tensors, so ``_MixedPrecision`` applies its rules.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+# CUDA context, cuDNN and cuBLAS workspaces
+CUDA_OVERHEAD = 0.6e9
+# parameters, their gradients and two moments of the optimiser, float32
+BYTES_PER_PARAMETER = 16
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations create, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known.add(key)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._remove, key, size)
+
+    def _remove(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+class _FusedAttention(torch.autograd.Function):
+    """What a fused attention kernel keeps and makes: no scores, but a gradient of the bias in full."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:  # noqa: ANN001
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, bias, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN001
+        q, k, v, bias, _, _ = ctx.saved_tensors
+        grad_bias = bias.new_empty(q.shape[0], *bias.shape[1:])
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), grad_bias.sum_to_size(bias.shape)
+
+
+class _MixedPrecision(TorchFunctionMode):
+    """The rules of CUDA autocast in float16, and fused attention."""
+
+    half = (F.linear, F.conv2d, F.conv3d, F.conv_transpose2d, F.conv_transpose3d, torch.matmul, Tensor.matmul)
+    half += (Tensor.__matmul__, torch.einsum, F.scaled_dot_product_attention)
+    single = (F.layer_norm, F.group_norm, F.softmax, F.log_softmax, Tensor.softmax, torch.softmax, F.cross_entropy)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        kwargs = kwargs or {}
+        if func in self.half or func in self.single:
+            dtype = torch.float16 if func in self.half else torch.float32
+            args, kwargs = tree_map(partial(_cast, dtype=dtype), (args, kwargs))
+        if func is F.scaled_dot_product_attention and kwargs.get("attn_mask") is not None:
+            return _FusedAttention.apply(*args, kwargs["attn_mask"])
+        return func(*args, **kwargs)
+
+
+def _cast(value: object, dtype: torch.dtype) -> object:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _segmentation_loss(logits: Tensor) -> Tensor:
+    """Dice and cross-entropy in outline: what they keep is a few tensors of the logits' size."""
+    target = logits.new_zeros((logits.shape[0], *logits.shape[2:]), dtype=torch.long)
+    probabilities = logits.float().softmax(1)
+    one_hot = torch.zeros_like(probabilities, dtype=torch.bool)
+    return F.cross_entropy(logits.float(), target) - (probabilities * one_hot).sum()
+
+
+def training_step_bytes(
+    build_network: Callable[[], nn.Module],
+    input_channels: int,
+    patch_size: Sequence[int],
+    batch_size: int = 1,
+    mixed_precision: bool = True,
+) -> tuple[int, int]:
+    """Memory of one training step, forward, loss and backward.
+
+    Args:
+        build_network: makes the network; called under fake tensors.
+        input_channels: image channels.
+        patch_size: voxels per axis.
+        batch_size: samples in the step.
+        mixed_precision: as nnU-Net trains on CUDA; False for float32, as it trains on CPU.
+
+    Returns:
+        bytes that do not depend on the batch (parameters, gradients, optimiser, and CUDA's own under mixed
+        precision), and the peak of everything else.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network = build_network().train()
+        image = torch.empty(batch_size, input_channels, *patch_size)
+        with _LiveBytes() as memory:
+            with _MixedPrecision() if mixed_precision else nullcontext():
+                outputs = network(image)
+                outputs = outputs if isinstance(outputs, list) else [outputs]
+                loss = sum(_segmentation_loss(output) for output in outputs)
+                del outputs
+            # gradients of parameters are counted below
+            torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+        parameters = sum(p.numel() for p in network.parameters())
+    own_gradients = 4 * parameters
+    static = BYTES_PER_PARAMETER * parameters + (int(CUDA_OVERHEAD) if mixed_precision else 0)
+    return static, max(0, memory.peak - own_gradients) + image.numel() * 4

@@ -1,0 +1,1 @@
+"""Encoder checkpoints from unlabelled images."""

@@ -1,0 +1,162 @@
+"""nnU-Net's trainer with what transformers need: AdamW, warm-up, a tighter clip, and errors that say what to do."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from contextlib import suppress
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from timm.optim import param_groups_weight_decay
+from timm.scheduler import PolyLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch.optim import AdamW, Optimizer
+
+
+class TransformerTrainer(nnUNetTrainer):
+    """nnU-Net's training with a recipe for transformers.
+
+    AdamW without weight decay on norms, biases and position tables; a linear warm-up and nnU-Net's polynomial decay in
+    one schedule that moves with every iteration; gradients clipped to norm 1.
+
+    Attributes:
+        network_class_name: import path of the network that a plan must hold.
+        default_epochs: length of the schedule; variants with other lengths override it.
+        planners: names to suggest where a plan does not fit.
+    """
+
+    network_class_name: str
+    planners: tuple[str, ...] = ()
+    default_epochs = 1000
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self._check_plan()
+        self.num_epochs = self.default_epochs
+        self.initial_lr = 5e-4
+        self.weight_decay = 0.05
+        self.warmup_fraction = 0.05
+        self.clip_grad_norm = 1.0
+        self._iteration = 0
+
+    def _check_plan(self) -> None:
+        planned = self.configuration_manager.network_arch_class_name
+        if planned != self.network_class_name:
+            planner = self.planners[0]
+            raise RuntimeError(
+                f"{type(self).__name__} trains {self.network_class_name}, but {self.plans_manager.plans_name} plans "
+                f"{planned}. Plan with `nnUNetv2_plan_and_preprocess -d {self.plans_manager.dataset_name} -pl {planner}` "
+                f"(or {', '.join(self.planners[1:])}) and train with `-p {planner.replace('Planner', '')}Plans`."
+            )
+
+    # ---- recipe ----
+
+    def configure_optimizers(self) -> tuple[Optimizer, Scheduler]:
+        optimizer = AdamW(self._parameter_groups(), lr=self.initial_lr, weight_decay=self.weight_decay)
+        scheduler = PolyLRScheduler(
+            optimizer,
+            t_initial=self.num_epochs,
+            power=0.9,
+            warmup_t=self.warmup_fraction * self.num_epochs,
+            warmup_lr_init=0.01 * self.initial_lr,
+        )
+        # nnU-Net's train step clips at 12; the optimiser sees unscaled gradients only, also under AMP
+        optimizer.register_step_pre_hook(self._clip_gradients)
+        return optimizer, scheduler
+
+    def _parameter_groups(self) -> list[dict]:
+        tables = [name for name, _ in self.network.named_parameters() if name.endswith("bias.table")]
+        return param_groups_weight_decay(self.network, self.weight_decay, no_weight_decay_list=tables)
+
+    def _clip_gradients(self, *_: object) -> None:
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_grad_norm)
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self._iteration = 0
+
+    def train_step(self, batch: dict) -> dict:
+        self._check_labels(batch)
+        self.lr_scheduler.step(self.current_epoch + self._iteration / self.num_iterations_per_epoch)
+        self._iteration += 1
+        result = super().train_step(batch)
+        if not np.isfinite(result["loss"]):
+            raise RuntimeError(self._explain_non_finite_loss(batch))
+        return result
+
+    # ---- data that cannot be trained on ----
+
+    def _check_labels(self, batch: dict) -> None:
+        if self.label_manager.has_regions:
+            return
+        target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
+        low, high = int(target.min()), int(target.max())
+        largest = max([*self.label_manager.all_labels, self.label_manager.ignore_label or 0])
+        if low < 0 or high > largest:
+            bad = low if low < 0 else high
+            cases = [key for key, t in zip(batch["keys"], target, strict=True) if bool((t == bad).any())]
+            raise RuntimeError(
+                f"label {bad} in case {', '.join(cases)} is not in dataset.json (labels 0 to {largest}). Correct the "
+                "segmentation or dataset.json, then run nnUNetv2_plan_and_preprocess with --verify_dataset_integrity."
+            )
+
+    def _explain_non_finite_loss(self, batch: dict) -> str:
+        where = f"epoch {self.current_epoch}, iteration {self._iteration}: the loss is not finite. "
+        finite = torch.isfinite(batch["data"]).flatten(1).all(1)
+        if not finite.all():
+            cases = [key for key, ok in zip(batch["keys"], finite, strict=True) if not ok]
+            return (
+                f"{where}The image of case {', '.join(cases)} holds NaN or infinity. Mend or remove it, then run "
+                "nnUNetv2_plan_and_preprocess with --verify_dataset_integrity."
+            )
+        return (
+            f"{where}The images are finite, so training diverged. The last checkpoint in {self.output_folder} is intact: "
+            "continue from it with --c, or start again with a lower initial_lr (a subclass of "
+            f"{type(self).__name__}, now {self.initial_lr:g})."
+        )
+
+    # ---- checkpoints ----
+
+    def save_checkpoint(self, filename: str) -> None:
+        """As nnU-Net, but whole or not at all: a checkpoint that is there stays until the new one is complete.
+
+        Raises:
+            RuntimeError: if it cannot be written, a full disk for instance.
+        """
+        partial = f"{filename}.partial"
+        try:
+            super().save_checkpoint(partial)
+            if os.path.isfile(partial):
+                os.replace(partial, filename)
+        except (OSError, RuntimeError) as error:
+            with suppress(OSError):
+                os.remove(partial)
+            raise RuntimeError(
+                f"could not write {filename}: {error}. Checkpoints written before it are intact. Free some space on that "
+                "disk and continue with nnUNetv2_train ... --c"
+            ) from error
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """As nnU-Net.
+
+        Raises:
+            RuntimeError: if the file is truncated or not a checkpoint, or is one of another network.
+        """
+        try:
+            super().load_checkpoint(filename_or_checkpoint)
+        except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            name = filename_or_checkpoint if isinstance(filename_or_checkpoint, str) else "the checkpoint"
+            if "loading state_dict" in str(error) or "weights of another network" in str(error):
+                reason = f"it belongs to another network or plan: {error}"
+            else:
+                reason = f"it is truncated or not a checkpoint: {error}"
+            raise RuntimeError(f"cannot load {name}: {reason}") from error

@@ -1,0 +1,87 @@
+"""Trainers for QT-UNet: ``nnUNetv2_train D 3d_fullres 0 -tr nnUNetTrainerQTUNet -p nnUNetQTUNetTPlans``."""
+
+from __future__ import annotations
+
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from timm.scheduler import CosineLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Adam, Optimizer
+
+from .base import TransformerTrainer
+from .schedules import with_schedules
+
+
+class nnUNetTrainerQTUNet(TransformerTrainer):
+    """QT-UNet with nnU-Net's augmentation, loss and deep supervision."""
+
+    network_class_name = "nnunet_transformers.architectures.qt_unet.QTUNet"
+    planners = ("nnUNetPlannerQTUNetT", "nnUNetPlannerQTUNetS", "nnUNetPlannerQTUNetB")
+
+
+class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
+    """The thesis's recipe (sections 3.3.10 and 3.5, table 3.6), for comparison rather than for use.
+
+    Adam at 0.4e-4 with cosine decay per epoch and no weight decay, 350 epochs, one sample a step, Dice loss alone,
+    float32, drop path 0.2, no deep supervision. The thesis's images, augmentation and fold are nnU-Net's here. Dice
+    alone drives the logits to background where most crops hold nothing else: the thesis reports 0 on MSD task 7.
+    """
+
+    default_epochs = 350
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.initial_lr = 0.4e-4
+        self.weight_decay = 0.0
+        self.enable_deep_supervision = False
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        return get_network_from_plans(
+            configuration_manager.network_arch_class_name,
+            {**configuration_manager.network_arch_init_kwargs, "drop_path_rate": 0.2},
+            configuration_manager.network_arch_init_kwargs_req_import,
+            num_input_channels,
+            num_output_channels,
+            deep_supervision=enable_deep_supervision,
+        )
+
+    def initialize(self) -> None:
+        super().initialize()
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        network = network._orig_mod if isinstance(network, OptimizedModule) else network
+        # nnU-Net switches autocast on around every step; this switches it off again inside
+        network.forward = torch.autocast(self.device.type, enabled=False)(network.forward)
+
+    def _set_batch_size_and_oversample(self) -> None:
+        self.configuration_manager.configuration["batch_size"] = torch.distributed.get_world_size() if self.is_ddp else 1
+        super()._set_batch_size_and_oversample()
+
+    def _build_loss(self) -> nn.Module:
+        loss = super()._build_loss()
+        loss.weight_ce = 0
+        return loss
+
+    def configure_optimizers(self) -> tuple[Optimizer, Scheduler]:
+        optimizer = Adam(self.network.parameters(), lr=self.initial_lr)
+        return optimizer, CosineLRScheduler(optimizer, t_initial=self.num_epochs)
+
+
+globals().update(with_schedules(nnUNetTrainerQTUNet, nnUNetTrainerQTUNetThesis))
