@@ -23,6 +23,7 @@ TRAINERS = {
     "nnUNetTrainerQTUNet": "nnunet_transformers.trainers.qt_unet",
     "nnUNetTrainerQTUNetThesis": "nnunet_transformers.trainers.qt_unet",
 }
+DEMO_TRAINERS = {"nnUNetTrainerQTUNetDemo": "nnunet_transformers.trainers.qt_unet"}
 PLANNERS = {
     "nnUNetPlannerQTUNetT": "nnunet_transformers.plans.qt_unet",
     "nnUNetPlannerQTUNetS": "nnunet_transformers.plans.qt_unet",
@@ -38,6 +39,7 @@ def schedule_name(trainer: str, epochs: int) -> str:
 CLASSES = {
     **TRAINERS,
     **{schedule_name(name, epochs): module for name, module in TRAINERS.items() for epochs in SCHEDULES},
+    **DEMO_TRAINERS,
     **PLANNERS,
 }
 

@@ -32,6 +32,12 @@ class NetworkEntry:
         own = set(inspect.signature(create_network).parameters)
         return [n for n in inspect.signature(self.network_class).parameters if n not in own]
 
+    @property
+    def all_arguments(self) -> dict[str, Any]:
+        """Every override with the value that it has by default in this network."""
+        parameters = inspect.signature(self.network_class).parameters
+        return {name: self.arguments.get(name, parameters[name].default) for name in self.override_names}
+
 
 def register_network(name: str, network_class: type[nn.Module], **arguments: Any) -> None:
     """Add a network under ``name``; ``arguments`` are what sets it apart from its class's defaults."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..architectures import get_checkpoint_filter
+from ..architectures import create_network, get_checkpoint_filter, list_networks
 
 
 def from_reference(family: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -27,3 +30,32 @@ def from_reference(family: str, state_dict: Mapping[str, Tensor]) -> dict[str, T
     """
     plain = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state_dict.items()}
     return get_checkpoint_filter(family)(plain)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The network that some weights are of: arguments of ``create_network``."""
+
+    name: str
+    input_channels: int
+    num_classes: int
+    ndim: int
+    overrides: dict[str, Any]
+
+
+def identify(family: str, state_dict: Mapping[str, Tensor]) -> Identity:
+    """Find the registered network that translated weights load into strictly.
+
+    Raises:
+        ValueError: if none does.
+    """
+    stem, head = state_dict["stem.proj.weight"], state_dict["decoder.seg_layers.0.weight"]
+    shapes = {key: value.shape for key, value in state_dict.items()}
+    ndim, channels, classes = stem.dim() - 2, stem.shape[1], head.shape[0]
+    for name in (n for n in list_networks() if n.startswith(family)):
+        for overrides in ({}, {"cross_attention": False}):
+            with torch.device("meta"):
+                network = create_network(name, channels, classes, (128,) * ndim, **overrides)
+            if {key: value.shape for key, value in network.state_dict().items()} == shapes:
+                return Identity(name, channels, classes, ndim, overrides)
+    raise ValueError(f"these weights fit no {family} network of the published sizes")

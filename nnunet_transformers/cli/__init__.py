@@ -1,0 +1,95 @@
+"""The command ``nnunet-transformers``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Transformer U-Nets for nnU-Net v2: checks, tables, released weights, reports and a demo. Training and "
+    "prediction are nnU-Net's own commands.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def doctor() -> None:
+    """Check versions, discovery, folders and device; say what is wrong and how to mend it."""
+    from .doctor import run_checks
+
+    raise typer.Exit(run_checks())
+
+
+@app.command()
+def models(
+    patch_size: Annotated[str, typer.Option(help="Voxels per axis, two or three of them.")] = "96,96,96",
+    input_channels: Annotated[int, typer.Option(min=1)] = 1,
+    num_classes: Annotated[int, typer.Option(min=2)] = 14,
+    name: Annotated[str, typer.Option(help="Show networks whose name contains this.")] = "",
+) -> None:
+    """Table of the networks: parameters, multiply-adds and training memory at a patch size."""
+    from .models import print_models
+
+    print_models(patch_size, input_channels, num_classes, name)
+
+
+@app.command("trainers-path")
+def trainers_path() -> None:
+    """Print the folder for nnUNet_extTrainer, for installs where the hook is switched off."""
+    print(Path(__file__).parent.parent / "ext_trainers")
+
+
+@app.command()
+def convert(
+    family: Annotated[str, typer.Argument(help="The release: qt_unet.")],
+    released: Annotated[Path, typer.Argument(help="Checkpoint with the release's names.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write.")],
+) -> None:
+    """Translate a paper's released weights; nothing is unpickled."""
+    from .convert import convert_checkpoint
+
+    convert_checkpoint(family, released, output)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A trained fold (.../fold_0), its validation done.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML file; fold folder by default.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Show these predictions (with nnUNetv2_evaluate_folder's summary.json).")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images; the dataset's imagesTr by default.")] = None,
+    cases: Annotated[int, typer.Option(min=1, help="Cases to draw, from the worst to the best.")] = 3,
+) -> None:
+    """One self-contained HTML file: overlays, loss and Dice curves, Dice per case and label."""
+    from ..report import write_report
+
+    print(write_report(folder, output, predictions, images, cases))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where to work; reused by a second run.")] = Path("demo_output"),
+    data: Annotated[
+        Path | None, typer.Option(help="A dataset in nnU-Net's raw layout (DatasetXXX_Name); made if not given.")
+    ] = None,
+    planner: Annotated[str, typer.Option(help="Planner to use.")] = "nnUNetPlannerQTUNetT",
+    trainer: Annotated[str, typer.Option(help="Trainer to use.")] = "nnUNetTrainerQTUNetDemo",
+) -> None:
+    """Plan, preprocess, train, predict and evaluate with nnU-Net's own commands, then write a report."""
+    from ..demo import run_demo
+
+    run_demo(folder, data, planner, trainer)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and exit code 1, never a traceback."""
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(1)

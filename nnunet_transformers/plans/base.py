@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from ..architectures import create_network, get_network
@@ -64,6 +65,12 @@ class TransformerPlanner(ExperimentPlanner):
             return f"nnUNetPlans_{configuration_name}"
         return super().generate_data_identifier(configuration_name)
 
+    @staticmethod
+    def static_estimate_VRAM_usage(*args: Any, **kwargs: Any) -> int:  # noqa: N802  (nnU-Net's name)
+        """nnU-Net's estimate for its CNN, from shapes alone: planning need not initialise weights."""
+        with torch.device("meta"):
+            return ExperimentPlanner.static_estimate_VRAM_usage(*args, **kwargs)
+
     def get_plans_for_configuration(
         self,
         spacing: Sequence[float],
@@ -88,9 +95,9 @@ class TransformerPlanner(ExperimentPlanner):
         return plan
 
     def network_arguments(self, tokens: TokenPlan) -> dict[str, Any]:
-        """Everything that shapes the network, for the plan's ``arch_kwargs``."""
+        """Everything that shapes the network, for the plan's ``arch_kwargs``: a plan outlives a change of defaults."""
         arguments = {
-            **get_network(self.network_name).arguments,
+            **get_network(self.network_name).all_arguments,
             **self.network_overrides,
             "patch_size": tokens.patch_size,
             "patch_embed_stride": tokens.patch_embed_stride,
@@ -99,8 +106,9 @@ class TransformerPlanner(ExperimentPlanner):
             "window_sizes": tokens.window_sizes,
             # inference builds the network without deep supervision and loads strictly
             "auxiliary_heads": True,
+            "strides": tokens.strides,
         }
-        return {**arguments, "strides": tokens.strides}
+        return {name: value for name, value in arguments.items() if value is not None}
 
     @property
     def _input_channels(self) -> int:

@@ -23,13 +23,14 @@ class TransformerTrainer(nnUNetTrainer):
 
     Attributes:
         network_class_name: import path of the network that a plan must hold.
-        default_epochs: length of the schedule; variants with other lengths override it.
+        default_epochs, default_iterations: length of the schedule and of an epoch; variants override them.
         planners: names to suggest where a plan does not fit.
     """
 
     network_class_name: str
     planners: tuple[str, ...] = ()
     default_epochs = 1000
+    default_iterations = 250
 
     def __init__(
         self,
@@ -42,6 +43,8 @@ class TransformerTrainer(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self._check_plan()
         self.num_epochs = self.default_epochs
+        self.num_iterations_per_epoch = self.default_iterations
+        self.num_val_iterations_per_epoch = max(1, self.default_iterations // 5)
         self.initial_lr = 5e-4
         self.weight_decay = 0.05
         self.warmup_fraction = 0.05

@@ -23,6 +23,13 @@ class nnUNetTrainerQTUNet(TransformerTrainer):
     planners = ("nnUNetPlannerQTUNetT", "nnUNetPlannerQTUNetS", "nnUNetPlannerQTUNetB")
 
 
+class nnUNetTrainerQTUNetDemo(nnUNetTrainerQTUNet):
+    """A few minutes' training on CPU, to see that everything works: 12 epochs of 25 iterations."""
+
+    default_epochs = 12
+    default_iterations = 25
+
+
 class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
     """The thesis's recipe (sections 3.3.10 and 3.5, table 3.6), for comparison rather than for use.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from timm.layers import use_fused_attn
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from . import _cpu_attention
 from .relative_position_bias import RelativePositionBias
 from .window_partition import WindowPartition
+
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.onnx.is_in_onnx_export)
 
 
 class WindowAttention(nn.Module):
@@ -83,7 +86,8 @@ class WindowAttention(nn.Module):
         lead = q.shape[start : end + 1]
         q, k, v = (t.flatten(start, end) for t in (q, k, v))
         bias = bias.reshape(1, -1, *bias.shape[-2:])
-        if self.fused_attn:
+        # an exporter decomposes the fused kernel, whose memory layout it then gets wrong
+        if self.fused_attn and not _is_exporting():
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
         else:
             out = (q * self.scale @ k.transpose(-2, -1) + bias).softmax(dim=-1) @ v

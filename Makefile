@@ -1,0 +1,22 @@
+# The two commands that the README names. Each makes .venv if it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?=
+DEMO_FLAGS := $(if $(DATA),--data $(DATA))
+
+.PHONY: demo test lint
+
+demo: $(VENV)/installed
+	$(BIN)/nnunet-transformers demo $(DEMO_FLAGS)
+
+test: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+$(VENV)/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e ".[test]"
+	touch $@

@@ -1,0 +1,77 @@
+"""The report's pictures, as PNG data."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from .training_log import Curves
+
+# label colours that stand apart on grey, also for the colour-blind (Okabe and Ito)
+COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7", "#0072b2"]
+
+
+def _to_data_uri(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def draw_curves(curves: Curves, label_names: Sequence[str]) -> str:
+    """Loss on the left, Dice of the validation patches on the right."""
+    figure = Figure(figsize=(9.5, 3.2))
+    loss, dice = figure.subplots(1, 2)
+    epochs = np.arange(1, len(curves.train_loss) + 1)
+    marker = "o" if len(epochs) < 30 else ""
+    loss.plot(epochs, curves.train_loss, marker=marker, markersize=3, label="training")
+    loss.plot(epochs, curves.val_loss, marker=marker, markersize=3, label="validation")
+    loss.set(xlabel="epoch", ylabel="loss", title="Loss")
+    for index, values in enumerate(zip(*curves.pseudo_dice, strict=False)):
+        name = label_names[index] if index < len(label_names) else str(index + 1)
+        colour = COLOURS[index % len(COLOURS)]
+        dice.plot(epochs, values, marker=marker, markersize=3, color=colour, label=name)
+    dice.set(xlabel="epoch", ylabel="Dice", title="Dice on validation patches", ylim=(0, 1))
+    for axes in (loss, dice):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    figure.tight_layout()
+    return _to_data_uri(figure)
+
+
+def draw_overlay(image: np.ndarray, label: np.ndarray, prediction: np.ndarray, aspect: float = 1.0) -> str:
+    """One slice three times: alone, with its label, with the prediction.
+
+    Args:
+        image: (height, width).
+        label, prediction: (height, width), integers, 0 is background.
+        aspect: height of a pixel over its width.
+    """
+    figure = Figure(figsize=(9.5, 3.4))
+    low, high = np.percentile(image, [0.5, 99.5])
+    colours = ListedColormap(COLOURS)
+    for axes, title, overlay in zip(
+        figure.subplots(1, 3), ("image", "label", "prediction"), (None, label, prediction), strict=True
+    ):
+        axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect)
+        if overlay is not None:
+            shown = np.ma.masked_equal(overlay, 0)
+            axes.imshow(
+                (shown - 1) % len(COLOURS), cmap=colours, vmin=0, vmax=len(COLOURS) - 1, alpha=0.55, aspect=aspect,
+                interpolation="nearest",
+            )
+        axes.set_title(title, fontsize=10)
+        axes.axis("off")
+    figure.tight_layout()
+    return _to_data_uri(figure)
+
+
+def most_labelled_slice(label: np.ndarray) -> int:
+    """Index along the first axis of the slice with most foreground; the middle one if there is none."""
+    foreground = (label > 0).sum(axis=(1, 2))
+    return int(foreground.argmax()) if foreground.any() else label.shape[0] // 2

@@ -1,0 +1,159 @@
+"""Gathers what nnU-Net left in a fold's folder and writes it as a page."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from nnunetv2.paths import nnUNet_raw
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from .figures import COLOURS, draw_curves, draw_overlay, most_labelled_slice
+from .training_log import read_curves
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1000px; margin: 2em auto; padding: 0 1em; }
+h1 { font-size: 1.5em; margin-bottom: 0; } h2 { font-size: 1.15em; margin-top: 2em; } p.note { color: #666; }
+table { border-collapse: collapse; } th, td { padding: .25em .9em; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; } tr.mean td { font-weight: 600; border-top: 2px solid #444; }
+img { max-width: 100%; } .key span { display: inline-block; width: .9em; height: .9em; margin: 0 .4em 0 1em; }
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case's scores (Dice per label, in the order of the report's labels) and files."""
+
+    name: str
+    dice: list[float]
+    prediction: Path
+    reference: Path
+
+    @property
+    def mean(self) -> float:
+        finite = [d for d in self.dice if not math.isnan(d)]
+        return sum(finite) / len(finite) if finite else math.nan
+
+
+def _read_json(path: Path, made_by: str) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; {made_by}")
+    return json.loads(path.read_text())
+
+
+def _read_cases(summary: dict, keys: list[str]) -> list[Case]:
+    cases = []
+    for entry in summary["metric_per_case"]:
+        prediction, reference = Path(entry["prediction_file"]), Path(entry["reference_file"])
+        dice = [float(entry["metrics"][key]["Dice"]) for key in keys]
+        cases.append(Case(prediction.name.split(".")[0], dice, prediction, reference))
+    return sorted(cases, key=lambda case: (math.isnan(case.mean), case.mean))
+
+
+def _table(cases: list[Case], label_names: list[str]) -> str:
+    def cell(value: float) -> str:
+        return "<td>-</td>" if math.isnan(value) else f"<td>{value:.3f}</td>"
+
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("case", *label_names, "mean"))
+    rows = [
+        f"<tr><td>{html.escape(case.name)}</td>{''.join(map(cell, [*case.dice, case.mean]))}</tr>" for case in cases
+    ]
+    scores = np.array([[*case.dice, case.mean] for case in cases], dtype=float)
+    means = [float(np.nanmean(column)) if not np.isnan(column).all() else math.nan for column in scores.T]
+    rows.append(f"<tr class='mean'><td>mean of {len(cases)} cases</td>{''.join(map(cell, means))}</tr>")
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def write_report(
+    fold_folder: Path,
+    output: Path | None = None,
+    predictions: Path | None = None,
+    images: Path | None = None,
+    num_overlays: int = 3,
+) -> Path:
+    """Write the report of a trained fold.
+
+    Args:
+        fold_folder: nnU-Net's folder of a fold, ``.../TRAINER__PLANS__CONFIGURATION/fold_X``.
+        output: HTML file, ``report.html`` in the fold's folder by default.
+        predictions: folder with predictions and the ``summary.json`` of ``nnUNetv2_evaluate_folder``; the fold's own
+            validation by default.
+        images: folder of the images; ``imagesTr`` of the dataset by default.
+        num_overlays: cases to draw, spread from the worst to the best.
+
+    Returns:
+        the file written.
+
+    Raises:
+        FileNotFoundError: if the fold, its validation or an image is missing; says which command makes it.
+    """
+    fold_folder = Path(fold_folder)
+    output = Path(output) if output else fold_folder / "report.html"
+    plans = PlansManager(_read_json(fold_folder.parent / "plans.json", "is this the folder of a trained fold?"))
+    dataset_json = _read_json(fold_folder.parent / "dataset.json", "is this the folder of a trained fold?")
+    evaluated = Path(predictions) if predictions else fold_folder / "validation"
+    made_by = "nnUNetv2_evaluate_folder writes it" if predictions else "finish training, or run nnUNetv2_train ... --val"
+    summary = _read_json(evaluated / "summary.json", made_by)
+
+    names_of = {str(tuple(v) if isinstance(v, list) else v): n for n, v in dataset_json["labels"].items()}
+    keys = [key for key in summary["mean"] if key not in ("0", 0)]
+    label_names = [names_of.get(str(key), str(key)) for key in keys]
+    cases = _read_cases(summary, keys)
+    curves = read_curves(fold_folder)
+
+    reader = plans.image_reader_writer_class()
+    picked = sorted({round(i) for i in np.linspace(0, len(cases) - 1, min(num_overlays, len(cases)))})
+    overlays = []
+    for case in (cases[i] for i in picked):
+        files = _image_files(case.name, dataset_json, plans.dataset_name, images)
+        image, properties = reader.read_images(files)
+        label, prediction = (reader.read_seg(str(path))[0][0] for path in (case.reference, case.prediction))
+        index = most_labelled_slice(label)
+        spacing = properties["spacing"]
+        picture = draw_overlay(image[0][index], label[index], prediction[index], aspect=spacing[1] / spacing[2])
+        caption = f"{html.escape(case.name)}, slice {index}, mean Dice {case.mean:.3f}"
+        overlays.append(f"<figure><img src='{picture}' alt='{caption}'><figcaption>{caption}</figcaption></figure>")
+
+    trainer, plan_name, configuration = (fold_folder.parent.name.split("__") + ["", ""])[:3]
+    foreground = summary["foreground_mean"]["Dice"]
+    key = "".join(
+        f"<span style='background:{COLOURS[i % len(COLOURS)]}'></span>{html.escape(name)}"
+        for i, name in enumerate(label_names)
+    )
+    seconds = f"; {np.median(curves.epoch_seconds):.0f} s per epoch" if curves.epoch_seconds else ""
+    training = (
+        f"<img src='{draw_curves(curves, label_names)}' alt='loss and Dice curves'>"
+        if curves.train_loss
+        else "<p class='note'>No training log in this folder.</p>"
+    )
+    page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(plans.dataset_name)}</title>
+<style>{STYLE}</style>
+<h1>{html.escape(plans.dataset_name)}: mean foreground Dice {foreground:.3f}</h1>
+<p class="note">{html.escape(f"{trainer}, {plan_name}, {configuration}, {fold_folder.name}")};
+{len(cases)} cases in {html.escape(evaluated.name)}; {len(curves.train_loss)} epochs{seconds}</p>
+<h2>Worst to best</h2><p class="key">{key}</p>{"".join(overlays)}
+<h2>Training</h2>{training}
+<h2>Dice per case and label</h2>{_table(cases, label_names)}
+</html>"""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page)
+    return output
+
+
+def _image_files(case: str, dataset_json: dict, dataset_name: str, images: Path | None) -> list[str]:
+    if images is not None:
+        files = sorted(str(path) for path in Path(images).glob(f"{case}_[0-9][0-9][0-9][0-9]{dataset_json['file_ending']}"))
+    elif nnUNet_raw.is_set():
+        raw = Path(str(nnUNet_raw)) / dataset_name
+        files = get_filenames_of_train_images_and_targets(str(raw), dataset_json).get(case, {}).get("images", [])
+    else:
+        files = []
+    if not files:
+        where = images or "the dataset's imagesTr (is nnUNet_raw set?)"
+        raise FileNotFoundError(f"no image of case {case} in {where}; name the folder with --images")
+    return files

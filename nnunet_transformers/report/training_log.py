@@ -1,0 +1,44 @@
+"""Curves from the text logs that nnU-Net writes; its checkpoints hold them too, but only as a pickle."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf)"
+
+
+@dataclass
+class Curves:
+    """Values per epoch; all lists have one entry for each epoch that was completed."""
+
+    train_loss: list[float] = field(default_factory=list)
+    val_loss: list[float] = field(default_factory=list)
+    pseudo_dice: list[list[float]] = field(default_factory=list)
+    epoch_seconds: list[float] = field(default_factory=list)
+
+
+def read_curves(fold_folder: Path) -> Curves:
+    """Curves of all logs in a fold's folder; a training that was continued has several, and the later one holds."""
+    epochs: dict[int, dict] = {}
+    for log in sorted(fold_folder.glob("training_log_*.txt"), key=lambda path: path.stat().st_mtime):
+        epoch = -1
+        for line in log.read_text(errors="replace").splitlines():
+            _, _, message = line.partition(": ")
+            if match := re.fullmatch(r"Epoch (\d+)\s*", message):
+                epoch = int(match[1])
+                epochs[epoch] = {}
+            elif match := re.match(rf"(train_loss|val_loss|Epoch time:) ({_NUMBER})", message):
+                epochs.get(epoch, {})[match[1]] = float(match[2])
+            elif message.startswith("Pseudo dice"):
+                text = message.replace("np.float32", "").replace("np.float64", "")
+                epochs.get(epoch, {})["dice"] = [float(v) for v in re.findall(_NUMBER, text)]
+    curves = Curves()
+    for _, values in sorted(epochs.items()):
+        if {"train_loss", "val_loss", "dice", "Epoch time:"} <= values.keys():
+            curves.train_loss.append(values["train_loss"])
+            curves.val_loss.append(values["val_loss"])
+            curves.pseudo_dice.append(values["dice"])
+            curves.epoch_seconds.append(values["Epoch time:"])
+    return curves

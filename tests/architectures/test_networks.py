@@ -1,0 +1,180 @@
+"""Every registered network passes these; a new one is covered by being registered."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+
+import pytest
+import torch
+from dynamic_network_architectures.architectures.abstract_arch import test_submodules_loadable as check_submodules
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from torch import nn
+
+from nnunet_transformers.architectures import create_network, get_network, list_networks
+
+# small, odd and anisotropic patches that every published total stride divides
+PATCHES = {"2d": (64, 96), "3d": (32, 64, 32)}
+
+
+def smallest_of_each_family():
+    """One network a family (the name without its size): the others differ in width alone."""
+
+    def parameters(name):
+        with torch.device("meta"):
+            return sum(p.numel() for p in create_network(name, 1, 2, PATCHES["2d"]).parameters())
+
+    families = {}
+    for name in list_networks():
+        families.setdefault(name.rpartition("_")[0], []).append(name)
+    return [min(names, key=parameters) for names in families.values()]
+
+
+SMALLEST = smallest_of_each_family()
+
+
+@pytest.fixture(params=PATCHES, ids=list(PATCHES))
+def patch_size(request):
+    return PATCHES[request.param]
+
+
+@pytest.mark.parametrize("name", list_networks())
+def test_every_network_runs(name, patch_size):
+    network = create_network(name, 5, 2, patch_size).eval()
+    with torch.no_grad():
+        assert network(torch.randn(1, 5, *patch_size)).shape == (1, 2, *patch_size)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+class TestNetwork:
+    def test_forward_and_backward(self, name, patch_size):
+        network = create_network(name, 2, 5, patch_size)
+        output = network(torch.randn(1, 2, *patch_size))
+        assert output.shape == (1, 5, *patch_size)
+        output.square().mean().backward()
+        assert [n for n, p in network.named_parameters() if p.grad is None] == []
+        assert all(p.grad.isfinite().all() for p in network.parameters())
+
+    def test_deep_supervision_as_nnunet_scales_it(self, name, patch_size):
+        network = create_network(name, 1, 3, patch_size, deep_supervision=True)
+        outputs = network(torch.randn(2, 1, *patch_size))
+        assert len(outputs) == len(network.strides) - 1
+        assert outputs[0].shape[2:] == patch_size
+        total = [1] * len(patch_size)
+        for output, stride in zip(outputs, network.strides, strict=False):
+            total = [t * s for t, s in zip(total, stride, strict=True)]
+            assert output.shape == (2, 3, *(p // t for p, t in zip(patch_size, total, strict=True)))
+        weights = [2.0**-i for i in range(len(outputs))]
+        loss = DeepSupervisionWrapper(nn.MSELoss(), weights)
+        loss(outputs, [torch.zeros_like(o) for o in outputs]).backward()
+        assert [n for n, p in network.named_parameters() if p.grad is None] == []
+
+    def test_switch_of_deep_supervision(self, name, patch_size):
+        network = create_network(name, 1, 3, patch_size, deep_supervision=True).eval()
+        image = torch.randn(1, 1, *patch_size)
+        with torch.no_grad():
+            full = network(image)[0]
+            network.decoder.deep_supervision = False
+            torch.testing.assert_close(network(image), full)
+
+    def test_strict_load_between_training_and_inference(self, name, patch_size):
+        trained = create_network(name, 1, 3, patch_size, deep_supervision=True).eval()
+        image = torch.randn(1, 1, *patch_size)
+        for heads in (None, True):
+            network = create_network(name, 1, 3, patch_size, auxiliary_heads=heads).eval()
+            network.load_state_dict(trained.state_dict(), strict=True)
+            with torch.no_grad():
+                torch.testing.assert_close(network(image), trained(image)[0])
+
+    def test_pickle_and_copy(self, name, patch_size):
+        network = create_network(name, 1, 2, patch_size).eval()
+        image = torch.randn(1, 1, *patch_size)
+        with torch.no_grad():
+            expected = network(image)
+            for twin in (pickle.loads(pickle.dumps(network)), copy.deepcopy(network)):
+                torch.testing.assert_close(twin(image), expected)
+
+    def test_alone_and_in_a_batch(self, name, patch_size):
+        network = create_network(name, 1, 2, patch_size).eval()
+        images = torch.randn(3, 1, *patch_size)
+        with torch.no_grad():
+            together = network(images)
+            alone = torch.cat([network(image[None]) for image in images])
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+    def test_bfloat16_autocast_is_finite(self, name, patch_size):
+        network = create_network(name, 1, 2, patch_size)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = network(torch.randn(1, 1, *patch_size))
+        output.float().mean().backward()
+        assert output.isfinite().all()
+        assert all(p.grad.isfinite().all() for p in network.parameters())
+
+    def test_weight_loading_contract(self, name, patch_size):
+        network = create_network(name, 1, 2, patch_size)
+        check_submodules(network)
+        keys = list(network.state_dict())
+        prefixes = (f"{network.key_to_stem}.", f"{network.key_to_encoder}.", "decoder.")
+        assert all(sum(key.startswith(p) for p in prefixes) == 1 for key in keys)
+        assert any(key.startswith("decoder.seg_layers.") for key in keys)
+        # buffers would have to match in nnU-Net's -pretrained_weights
+        assert set(keys) == {n for n, _ in network.named_parameters()}
+        assert not hasattr(network, "initialize")
+
+    def test_seed_reproduces_initialisation(self, name, patch_size):
+        states = []
+        for _ in range(2):
+            torch.manual_seed(7)
+            states.append(create_network(name, 1, 2, patch_size).state_dict())
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+    def test_size_that_cannot_work_names_axis_and_neighbours(self, name, patch_size):
+        bad = (*patch_size[:-1], 50)
+        with pytest.raises(ValueError, match=r"axis \d \(width\) has size 50.*nearest valid sizes: 32 or 64"):
+            create_network(name, 1, 2, bad)
+
+    def test_image_of_another_size(self, name, patch_size):
+        network = create_network(name, 1, 2, patch_size)
+        with pytest.raises(ValueError, match=r"axis 1 .* built for patch_size"):
+            network(torch.zeros(1, 1, patch_size[0], 7, *patch_size[2:]))
+
+    def test_arguments_by_which_plans_build_it(self, name, patch_size):
+        entry = get_network(name)
+        module, _, attribute = entry.class_path.rpartition(".")
+        assert getattr(__import__(module, fromlist=[attribute]), attribute) is entry.network_class
+        parameters = inspect.signature(entry.network_class).parameters
+        assert {"input_channels", "num_classes", "patch_size", "deep_supervision", "strides"} <= parameters.keys()
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+def test_compiles_without_graph_breaks(name, training):
+    patch_size = (32, 32, 32)
+    network = create_network(name, 1, 2, patch_size, drop_path_rate=0.0, deep_supervision=training).train(training)
+    image = torch.randn(1, 1, *patch_size)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    with torch.set_grad_enabled(training):
+        torch.testing.assert_close(compiled(image), network(image), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_onnx(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    patch_size = (32, 32, 32)
+    network = create_network(name, 1, 2, patch_size).eval()
+    image = torch.randn(1, 1, *patch_size)
+    path = tmp_path / "network.onnx"
+    torch.onnx.export(network, (image,), str(path), dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(output), network(image), rtol=1e-3, atol=1e-4)
+
+
+def test_unknown_names_suggest_known_ones():
+    with pytest.raises(ValueError, match="did you mean qt_unet_tiny"):
+        create_network("qt_unet_tyni", 1, 2, (64, 64))
+    with pytest.raises(ValueError, match=r"has no window_size; overrides: .*window_sizes"):
+        create_network("qt_unet_tiny", 1, 2, (64, 64), window_size=7)

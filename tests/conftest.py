@@ -1,0 +1,70 @@
+"""Shared fixtures: nnU-Net's three folders and a small labelled dataset in its raw layout."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+os.environ.setdefault("nnUNet_def_n_proc", "1")
+os.environ.setdefault("nnUNet_n_proc_DA", "1")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture
+def nnunet_folders(tmp_path, monkeypatch):
+    """nnUNet_raw, nnUNet_preprocessed and nnUNet_results in a temporary folder."""
+    for name in ("raw", "preprocessed", "results"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    return tmp_path
+
+
+def write_dataset(
+    raw: Path,
+    name: str = "Dataset900_Balls",
+    size: tuple[int, ...] = (20, 24, 20),
+    cases: int = 6,
+    channels: int = 1,
+    labels: dict | None = None,
+    **extra: object,
+) -> Path:
+    """Bright balls of two sizes in noise; label 1 is the large ball, 2 the small one, 3 (if any) is ignored."""
+    labels = labels or {"background": 0, "large": 1, "small": 2}
+    folder = raw / name
+    rng = np.random.default_rng(0)
+    for sub in ("imagesTr", "labelsTr"):
+        (folder / sub).mkdir(parents=True)
+    for case in range(cases):
+        position = np.stack(np.meshgrid(*(np.arange(n) for n in size), indexing="ij"))
+        centre = [n * rng.uniform(0.4, 0.6) for n in size]
+        distance = np.sqrt(sum((p - c) ** 2 for p, c in zip(position, centre, strict=True)))
+        label = np.where(distance < 3, 2, np.where(distance < 7, 1, 0)).astype(np.uint8)
+        if "ignore" in labels:
+            label[0] = labels["ignore"]
+        for channel in range(channels):
+            image = (label == 1) * 2.0 + (label == 2) * 4.0 + rng.normal(0, 0.3, size) + channel
+            sitk.WriteImage(
+                sitk.GetImageFromArray(image.astype(np.float32)),
+                str(folder / "imagesTr" / f"ball_{case}_{channel:04d}.nii.gz"),
+            )
+        sitk.WriteImage(sitk.GetImageFromArray(label), str(folder / "labelsTr" / f"ball_{case}.nii.gz"))
+    description = {
+        "channel_names": {str(c): "MRI" for c in range(channels)},
+        "labels": labels,
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+        **extra,
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
