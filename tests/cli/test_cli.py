@@ -1,0 +1,144 @@
+"""The command as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from nnunet_transformers import cli
+from nnunet_transformers.cli import doctor
+from nnunet_transformers.demo.dataset import LABELS, TEST_CASES, TRAIN_CASES, make_dataset
+
+DATA = Path(__file__).parent.parent / "data"
+COMMANDS = ["doctor", "models", "trainers-path", "convert", "report", "demo"]
+
+
+def invoke(*arguments):
+    """What the entry point does, in this process: output and exit code."""
+    result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
+    return result
+
+
+def run_main(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["nnunet-transformers", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code, capsys.readouterr()
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help(command):
+    result = invoke(*([command] if command else []), "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_help_is_quick_to_start():
+    code = "import sys; import nnunet_transformers.cli; print({'torch', 'nnunetv2'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+def test_models():
+    result = invoke("models", "--patch-size", "64,64", "--name", "qt_unet_tiny")
+    assert "qt_unet_tiny" in result.output
+    assert "5,4" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["models", "--patch-size", "ninety"], "is not a list of integers"),
+        (["models", "--patch-size", "50,64", "--name", "tiny"], "nearest valid sizes: 32 or 64"),
+        (["models", "--name", "resnet"], "no network's name contains 'resnet'"),
+        (["report", "/nowhere"], "plans.json is missing"),
+        (["demo", "--data", "/nowhere"], "no dataset.json"),
+        (["demo", "--planner", "nnUNetPlanner"], "unknown planner"),
+        (["convert", "qt_unet", "/nowhere.pth", "-o", "/tmp/x.pth"], "no such checkpoint"),
+    ],
+)
+def test_mistakes_are_one_line(monkeypatch, capsys, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, captured = run_main(monkeypatch, capsys, *arguments)
+    assert code == 1
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+class TestConvert:
+    def released(self, tmp_path):
+        shapes = json.loads((DATA / "qt_unet_keys.json").read_text())["qt_unet_tiny_4ch_3cls_128"]
+        path = tmp_path / "released.pth"
+        torch.save({"state_dict": {key: torch.zeros(shape) for key, shape in shapes}, "epoch": 1}, path)
+        return path
+
+    def test_whole_release(self, tmp_path):
+        output = tmp_path / "converted.pth"
+        result = invoke("convert", "qt_unet", self.released(tmp_path), "-o", output)
+        assert "qt_unet_tiny in 3D, 4 input channels, 3 classes" in result.output
+        content = torch.load(output, weights_only=True)
+        assert content["network"]["name"] == "qt_unet_tiny"
+        assert "stem.proj.weight" in content["network_weights"]
+
+    def test_truncated_and_existing(self, monkeypatch, capsys, tmp_path):
+        released = self.released(tmp_path)
+        existing = tmp_path / "there.pth"
+        existing.write_text("kept")
+        code, captured = run_main(monkeypatch, capsys, "convert", "qt_unet", released, "-o", existing)
+        assert (code, existing.read_text()) == (1, "kept")
+        assert "exists" in captured.err
+        released.write_bytes(released.read_bytes()[:1000])
+        output = tmp_path / "new.pth"
+        code, captured = run_main(monkeypatch, capsys, "convert", "qt_unet", released, "-o", output)
+        assert code == 1
+        assert "truncated" in captured.err
+        assert not output.exists()
+
+
+class TestDoctor:
+    def test_well(self, nnunet_folders):
+        result = invoke("doctor")
+        assert result.exit_code == 0, result.output
+        assert "nnU-Net finds our 3 planners" in result.output
+        assert "all is well" in result.output
+
+    def test_finds_what_is_wrong(self, nnunet_folders, monkeypatch):
+        monkeypatch.delenv("nnUNet_raw")
+        monkeypatch.setenv("nnUNet_results", str(nnunet_folders / "nowhere"))
+        monkeypatch.setenv("NNUNET_TRANSFORMERS_HOOK", "off")
+        result = invoke("doctor")
+        assert result.exit_code == 1
+        assert "nnUNet_raw is not set" in result.output
+        assert "mkdir -p" in result.output
+        assert "switched off by NNUNET_TRANSFORMERS_HOOK=off" in result.output
+
+    def test_missing_hook(self, monkeypatch):
+        monkeypatch.setattr(doctor.discovery, "is_installed", lambda: False)
+        (finding,) = doctor.check_discovery()
+        assert finding.state == doctor.PROBLEM
+
+
+def test_demo_dataset_is_real_and_reproducible(tmp_path):
+    pytest.importorskip("nilearn")
+    import SimpleITK as sitk
+
+    first, second = (make_dataset(tmp_path / name) for name in ("a", "b"))
+    description = json.loads((first / "dataset.json").read_text())
+    assert description["numTraining"] == TRAIN_CASES == len(list((first / "labelsTr").iterdir()))
+    assert len(list((first / "imagesTs").iterdir())) == TEST_CASES
+    pictures = []
+    for name in ("imagesTr/brain_00_0000.nii.gz", "labelsTr/brain_00.nii.gz"):
+        one, two = (sitk.GetArrayFromImage(sitk.ReadImage(str(folder / name))) for folder in (first, second))
+        np.testing.assert_array_equal(one, two)
+        pictures.append(one)
+    image, label = pictures
+    assert image.shape == label.shape
+    assert set(np.unique(label)) == set(LABELS.values())
+    # white matter is brighter than grey matter in T1
+    assert image[label == 2].mean() > image[label == 1].mean() > image[label == 0].mean()

@@ -1,0 +1,148 @@
+"""Whole plans from random fingerprints: every one builds, tiles, fits, and its network runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from math import prod
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from nnunet_transformers.discovery import PLANNERS
+from nnunet_transformers.plans.memory import training_step_bytes
+from nnunet_transformers.plans.qt_unet import nnUNetPlannerQTUNetB, nnUNetPlannerQTUNetS, nnUNetPlannerQTUNetT
+
+CLASSES = (nnUNetPlannerQTUNetT, nnUNetPlannerQTUNetS, nnUNetPlannerQTUNetB)
+
+
+def plan(folder, planner_class, spacing, shape, channels=1, labels=2, cases=20, **kwargs):
+    """Run a planner on a dataset of which there is only the fingerprint."""
+    name = "Dataset903_Fingerprint"
+    raw, preprocessed = (Path(folder) / kind / name for kind in ("raw", "preprocessed"))
+    for path in (raw / "imagesTr", raw / "labelsTr", preprocessed):
+        path.mkdir(parents=True, exist_ok=True)
+    for channel in range(channels):
+        (raw / "imagesTr" / f"case_{channel:04d}.nii.gz").touch()
+    (raw / "labelsTr" / "case.nii.gz").touch()
+    dataset = {
+        "channel_names": {str(c): "MRI" for c in range(channels)},
+        "labels": {"background": 0, **{f"label{i}": i for i in range(1, labels)}},
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": "SimpleITKIO",
+    }
+    fingerprint = {
+        "spacings": [list(spacing)] * 3,
+        "shapes_after_crop": [list(shape)] * 3,
+        "median_relative_size_after_cropping": 1.0,
+        "foreground_intensity_properties_per_channel": {},
+    }
+    (raw / "dataset.json").write_text(json.dumps(dataset))
+    (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
+    for kind in ("raw", "preprocessed"):
+        os.environ[f"nnUNet_{kind}"] = str(Path(folder) / kind)
+    planner = planner_class(name, **kwargs)
+    planner.plan_experiment()
+    return json.loads((preprocessed / f"{planner.plans_identifier}.json").read_text())
+
+
+def check(configuration, channels, labels, gigabytes):
+    """A configuration's network builds, is tiled by its windows, fits in memory and runs."""
+    architecture = configuration["architecture"]
+    arguments = architecture["arch_kwargs"]
+    patch_size, batch_size = configuration["patch_size"], configuration["batch_size"]
+    assert arguments["patch_size"] == patch_size
+    assert batch_size >= 2
+
+    def build():
+        return get_network_from_plans(
+            architecture["network_class_name"], arguments, (), channels, labels, deep_supervision=True
+        )
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network = build()
+        outputs = network(torch.zeros(2, channels, *patch_size))
+        assert [o.shape[1] for o in outputs] == [labels] * (len(arguments["strides"]) - 1)
+        assert list(outputs[0].shape[2:]) == patch_size
+    for stage in network.encoder.stages:
+        partition = stage.blocks[0].attn.partition
+        assert not partition.has_padding
+        assert partition.window_length <= 350
+    fixed, one = training_step_bytes(build, channels, patch_size)
+    assert fixed + batch_size * one <= gigabytes * 1e9 * 1.001
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    spacing=st.tuples(*[st.floats(0.2, 10)] * 3),
+    shape=st.tuples(*[st.integers(8, 800)] * 3),
+    channels=st.integers(1, 8),
+    labels=st.integers(2, 40),
+    planner_class=st.sampled_from(CLASSES),
+)
+def test_any_fingerprint(spacing, shape, channels, labels, planner_class):
+    with tempfile.TemporaryDirectory() as folder:
+        plans = plan(folder, planner_class, spacing, shape, channels, labels)
+        assert {"2d", "3d_fullres"} <= plans["configurations"].keys()
+        for configuration in plans["configurations"].values():
+            if "architecture" in configuration:
+                check(configuration, channels, labels, gigabytes=8)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    for kind in ("raw", "preprocessed"):
+        monkeypatch.setenv(f"nnUNet_{kind}", "")
+    return tmp_path
+
+
+def test_large_images_get_low_resolution_and_cascade(folder):
+    plans = plan(folder, nnUNetPlannerQTUNetT, (0.8, 0.8, 0.8), (400, 500, 500), labels=4)
+    configurations = plans["configurations"]
+    assert set(configurations) == {"2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"}
+    assert configurations["3d_cascade_fullres"] == {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    for name in ("2d", "3d_fullres", "3d_lowres"):
+        check(configurations[name], 1, 4, gigabytes=8)
+    # the cascade adds the low resolution's foreground as channels
+    architecture = configurations["3d_fullres"]["architecture"]
+    with torch.device("meta"):
+        get_network_from_plans(architecture["network_class_name"], architecture["arch_kwargs"], (), 1 + 3, 4)
+    assert configurations["3d_fullres"]["data_identifier"] == "nnUNetPlans_3d_fullres"
+    assert configurations["3d_lowres"]["data_identifier"] == "nnUNetQTUNetTPlans_3d_lowres"
+
+
+def test_memory_target_sets_patch_and_batch(folder):
+    patches = {}
+    for gigabytes in (3, 8, 24):
+        plans = plan(
+            folder / str(gigabytes), nnUNetPlannerQTUNetT, (1, 1, 1), (300, 300, 300), gpu_memory_target_in_gb=gigabytes
+        )
+        configuration = plans["configurations"]["3d_fullres"]
+        check(configuration, 1, 2, gigabytes)
+        patches[gigabytes] = prod(configuration["patch_size"]) * configuration["batch_size"]
+    assert patches[3] < patches[8] < patches[24]
+
+
+def test_too_little_memory_is_an_error(folder):
+    with pytest.raises(RuntimeError, match="does not fit 0.5 GB .* larger -gpu_memory_target"):
+        plan(folder, nnUNetPlannerQTUNetB, (1, 1, 1), (100, 100, 100), gpu_memory_target_in_gb=0.5)
+
+
+def test_own_data_where_spacing_is_overridden(folder):
+    plans = plan(
+        folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40), overwrite_target_spacing=[2.0, 2.0, 2.0]
+    )
+    assert plans["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetQTUNetTPlans_3d_fullres"
+
+
+def test_names():
+    for name, planner_class in zip(PLANNERS, CLASSES, strict=True):
+        assert planner_class.__name__ == name
+    assert [c.default_plans_name() for c in CLASSES] == [f"nnUNetQTUNet{s}Plans" for s in "TSB"]

@@ -1,0 +1,75 @@
+"""Patch, strides and windows over random images."""
+
+from __future__ import annotations
+
+from math import prod
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnunet_transformers.plans.tiling import MAX_WINDOW_TOKENS, plan_tokens, shrink
+
+
+@st.composite
+def patches(draw):
+    ndim = draw(st.sampled_from([2, 3]))
+    largest = 800 if ndim == 2 else 320
+    size = tuple(draw(st.lists(st.integers(8, largest), min_size=ndim, max_size=ndim)))
+    spacing = tuple(draw(st.lists(st.floats(0.2, 10), min_size=ndim, max_size=ndim)))
+    return size, spacing
+
+
+@settings(max_examples=300, deadline=None)
+@given(patches())
+def test_windows_tile_every_grid(case):
+    size, spacing = case
+    tokens = plan_tokens(size, spacing)
+    assert len(tokens.window_sizes) == len(tokens.grid_sizes) == tokens.num_stages
+    for grid, window in zip(tokens.grid_sizes, tokens.window_sizes, strict=True):
+        assert all(g % w == 0 for g, w in zip(grid, window, strict=True))
+        assert prod(window) <= MAX_WINDOW_TOKENS[len(size)]
+    strides = tokens.strides
+    assert len(strides) >= 3
+    for axis, n in enumerate(tokens.patch_size):
+        assert n == tokens.grid_sizes[-1][axis] * prod(s[axis] for s in strides)
+        assert tokens.patch_embed_stride[axis] in (1, 2, 4)
+        # close to nnU-Net's: within a fifth, or to the next multiple of the stride where that is coarse
+        step = prod(s[axis] for s in strides)
+        assert abs(n - size[axis]) <= max(0.2 * size[axis], step)
+
+
+@settings(max_examples=100, deadline=None)
+@given(patches())
+def test_coarse_axis_is_kept(case):
+    size, spacing = case
+    stride = plan_tokens(size, spacing).patch_embed_stride
+    for (a, s), (b, t) in zip(zip(stride, spacing, strict=True), zip(stride, spacing, strict=True), strict=True):
+        if s >= 4 * t:
+            assert a <= b
+    coarse = max(range(len(size)), key=lambda axis: spacing[axis])
+    if spacing[coarse] >= 4 * min(spacing):
+        assert stride[coarse] == 1 or stride[coarse] < max(stride)
+
+
+def test_small_isotropic_patch():
+    tokens = plan_tokens((40, 56, 40), (1, 1, 1))
+    assert tokens.patch_size == (40, 56, 40)
+    assert tokens.patch_embed_stride == (2, 2, 2)
+    assert tokens.grid_sizes == ((20, 28, 20), (10, 14, 10), (5, 7, 5))
+    assert tokens.window_sizes == ((5, 7, 5),) * 3
+
+
+@pytest.mark.parametrize(
+    "size,window", [((96, 96, 96), (6, 6, 6)), ((112, 112, 112), (7, 7, 7)), ((512, 512), (16, 16))]
+)
+def test_large_patch_keeps_the_published_stride(size, window):
+    tokens = plan_tokens(size, (1,) * len(size))
+    assert tokens.patch_size == size
+    assert set(tokens.patch_embed_stride) == {4}
+    assert tokens.window_sizes[0] == window
+
+
+def test_shrink_takes_the_axis_that_covers_most():
+    assert shrink((100, 100, 100), (100, 200, 300)) == (90, 100, 100)
+    assert shrink((1, 8, 8), (1, 80, 80)) == (1, 7, 8)

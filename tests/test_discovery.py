@@ -1,0 +1,173 @@
+"""How an unmodified nnU-Net finds our classes, in every kind of install and process."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+import nnunet_transformers
+from nnunet_transformers import discovery
+
+REPOSITORY = Path(__file__).parent.parent
+FIND = """
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as trainer
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class as find
+import nnunetv2, os
+planners = os.path.join(nnunetv2.__path__[0], "experiment_planning")
+print(trainer("nnUNetTrainerQTUNet_5epochs"), find(planners, "nnUNetPlannerQTUNetT", "nnunetv2.experiment_planning"))
+"""
+FOUND = "nnunet_transformers.trainers.qt_unet.nnUNetTrainerQTUNet_5epochs"
+
+
+def run(python, *arguments, **environment):
+    env = {**os.environ, "PYTHONWARNINGS": "ignore", **environment}
+    env.pop("PYTHONPATH", None)
+    return subprocess.run([str(python), *arguments], capture_output=True, text=True, env=env, cwd="/", check=False)
+
+
+class TestTable:
+    def test_every_name_is_a_class_of_that_name(self):
+        for name in discovery.CLASSES:
+            found = recursive_find_python_class("unused", name, None)
+            assert found.__name__ == name
+            assert found.__module__ == discovery.CLASSES[name]
+            assert pickle.loads(pickle.dumps(found)) is found
+
+    def test_no_class_is_forgotten(self):
+        from nnunet_transformers.plans import qt_unet as plans
+        from nnunet_transformers.trainers import qt_unet as trainers
+
+        defined = {
+            name
+            for module in (plans, trainers)
+            for name, value in vars(module).items()
+            if isinstance(value, type) and value.__module__ == module.__name__
+        }
+        assert defined == set(discovery.CLASSES)
+
+    def test_other_names_fall_through(self):
+        assert recursive_find_trainer_class_by_name("nnUNetTrainer_5epochs").__module__.startswith("nnunetv2.")
+        with pytest.raises(RuntimeError, match="Could not find requested nnunet trainer"):
+            recursive_find_trainer_class_by_name("nnUNetTrainerOfNobody")
+
+
+class TestHook:
+    def test_costs_little_and_imports_nothing(self):
+        code = (
+            "import time; start = time.perf_counter(); from nnunet_transformers.discovery import install; install();"
+            "print(time.perf_counter() - start)"
+        )
+        env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, "-S", "-c", code]
+        seconds = min(float(subprocess.check_output(command, env=env)) for _ in range(8))
+        assert seconds < 0.005
+        loaded = run(sys.executable, "-c", "import sys; print({'torch', 'nnunetv2', 'numpy'} & set(sys.modules))")
+        assert loaded.stdout.strip() == "set()"
+
+    def test_switched_off(self):
+        result = run(sys.executable, "-c", FIND, NNUNET_TRANSFORMERS_HOOK="0")
+        assert "Could not find requested nnunet trainer" in result.stderr
+
+    def test_isolated_mode_and_spawned_worker(self):
+        code = (
+            "import multiprocessing as mp\n"
+            "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
+            "with mp.get_context('spawn').Pool(1) as pool:\n"
+            "    print(pool.apply(find, ('nnUNetTrainerQTUNet',)))\n"
+        )
+        assert "nnunet_transformers.trainers.qt_unet" in run(sys.executable, "-I", "-c", code).stdout
+
+    def test_survives_a_broken_look_up_module(self):
+        code = (
+            "import sys, types; sys.modules[%r] = types.ModuleType('empty');"
+            "from nnunet_transformers import discovery; sys.meta_path.pop(0); discovery.install(); print('alive')"
+        )
+        assert run(sys.executable, "-c", code % discovery.TARGET).stdout.strip() == "alive"
+
+    def test_shim_folder_beside_another_plugin(self, tmp_path):
+        (tmp_path / "theirs.py").write_text(
+            "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
+            "class nnUNetTrainerTheirs(nnUNetTrainer): pass\n"
+        )
+        shim = Path(nnunet_transformers.__file__).parent / "ext_trainers"
+        code = (
+            "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
+            "import pickle\n"
+            "ours = find('nnUNetTrainerQTUNet'); print(ours, find('nnUNetTrainerTheirs'))\n"
+            "assert pickle.loads(pickle.dumps(ours)) is ours"
+        )
+        folders = f"{tmp_path}{os.pathsep}{shim}"
+        result = run(sys.executable, "-c", code, nnUNet_extTrainer=folders, NNUNET_TRANSFORMERS_HOOK="0")
+        assert "nnunet_transformers.trainers.qt_unet.nnUNetTrainerQTUNet" in result.stdout, result.stderr
+        assert "theirs.nnUNetTrainerTheirs" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """A virtual environment that sees this one's packages, but not our own install in it."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
+    packages = folder / "packages"
+    packages.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "nnunet_transformers" not in entry.name:
+            (packages / entry.name).symlink_to(entry)
+    (site / "aaa_packages.pth").write_text(f"{packages}\n")
+    return python, site
+
+
+def install(python, site, *arguments):
+    uv = shutil.which("uv") or str(Path(sys.executable).parent / "uv")
+    if Path(uv).is_file():
+        command = [uv, "pip", "install", "--quiet", "--offline", "--no-deps", "--python", str(python), *arguments]
+    else:
+        command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", *arguments]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def uninstall(python):
+    uv = shutil.which("uv") or str(Path(sys.executable).parent / "uv")
+    if Path(uv).is_file():
+        command = [uv, "pip", "uninstall", "--quiet", "--python", str(python), "nnunet-transformers"]
+    else:
+        command = [sys.executable, "-m", "pip", "--python", str(python), "uninstall", "--yes", "nnunet-transformers"]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(REPOSITORY)]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_install_and_uninstall(kind, environment, wheel):
+    python, site = environment
+    hooked = "import sys; print('nnunet_transformers.discovery' in sys.modules)"
+    assert run(python, "-c", hooked).stdout.strip() == "False"
+    install(python, site, *([str(wheel)] if kind == "wheel" else ["--no-build-isolation", "--editable", str(REPOSITORY)]))
+    try:
+        result = run(python, "-I", "-c", FIND)
+        assert FOUND in result.stdout, result.stderr
+        assert "nnunet_transformers.plans.qt_unet.nnUNetPlannerQTUNetT" in result.stdout
+        shim = run(python, "-c", "from nnunet_transformers.cli import trainers_path; trainers_path()").stdout.strip()
+        assert (Path(shim) / "nnunet_transformers_trainers.py").is_file()
+    finally:
+        uninstall(python)
+    assert list(site.glob("*nnunet_transformers*")) == []
+    after = run(python, "-c", hooked)
+    assert (after.stdout.strip(), after.stderr) == ("False", "")

@@ -1,0 +1,288 @@
+"""The main job on a small dataset, in this process: plan, preprocess, train, continue, validate, predict, share."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.run.run_training import get_trainer_from_args, run_training
+
+from nnunet_transformers.trainers import nnUNetTrainerQTUNet
+from tests.conftest import write_dataset
+
+TRAINER, PLANNER, PLANS = "nnUNetTrainerQTUNet_1epoch", "nnUNetPlannerQTUNetT", "nnUNetQTUNetTPlans"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def short_epochs(monkeypatch):
+    monkeypatch.setattr(nnUNetTrainerQTUNet, "default_iterations", 2)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+
+
+def prepare(folders, monkeypatch, configurations=("3d_fullres",), **dataset):
+    write_dataset(folders / "raw", **dataset)
+    extract_fingerprints([900], num_processes=1)
+    plan_experiments([900], PLANNER, gpu_memory_target_in_gb=2)
+    preprocess([900], PLANS, configurations, [1] * len(configurations))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+
+
+def train(configuration="3d_fullres", trainer=TRAINER, **kwargs):
+    run_training(900, configuration, 0, trainer, PLANS, device=CPU, **kwargs)
+
+
+def model_folder(folders, configuration="3d_fullres", trainer=TRAINER):
+    return folders / "results" / "Dataset900_Balls" / f"{trainer}__{PLANS}__{configuration}"
+
+
+def predict(folders, configuration="3d_fullres", trainer=TRAINER, probabilities=False):
+    predictor = nnUNetPredictor(device=CPU, use_mirroring=False, perform_everything_on_device=False)
+    predictor.initialize_from_trained_model_folder(
+        str(model_folder(folders, configuration, trainer)), (0,), "checkpoint_final.pth"
+    )
+    output = folders / f"predictions_{configuration}"
+    cases = sorted(str(p) for p in (folders / "raw" / "Dataset900_Balls" / "imagesTr").glob("ball_0_*.nii.gz"))
+    predictor.predict_from_files_sequential([cases], [str(output / "ball_0.nii.gz")], save_probabilities=probabilities)
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(output / "ball_0.nii.gz")))
+
+
+class TestMainJob:
+    def test_from_raw_data_to_prediction(self, nnunet_folders, monkeypatch):
+        prepare(nnunet_folders, monkeypatch, ("3d_fullres", "2d"))
+        train(export_validation_probabilities=True)
+        fold = model_folder(nnunet_folders) / "fold_0"
+        assert (fold / "checkpoint_final.pth").is_file()
+        assert list(fold.glob("*.partial")) == []
+        validation = json.loads((fold / "validation" / "summary.json").read_text())
+        assert set(validation["mean"]) == {"1", "2"}
+        assert len(list((fold / "validation").glob("*.npz"))) == len(validation["metric_per_case"])
+
+        label = predict(nnunet_folders, probabilities=True)
+        assert label.shape == (20, 24, 20)
+        assert set(np.unique(label)) <= {0, 1, 2}
+
+        # --val on a finished training, --c on one that is not
+        shutil.rmtree(fold / "validation")
+        train(only_run_validation=True)
+        assert (fold / "validation" / "summary.json").is_file()
+        longer = "nnUNetTrainerQTUNet_5epochs"
+        shutil.copytree(model_folder(nnunet_folders), model_folder(nnunet_folders, trainer=longer))
+        final = model_folder(nnunet_folders, trainer=longer) / "fold_0" / "checkpoint_final.pth"
+        final.rename(final.with_name("checkpoint_latest.pth"))
+        train(trainer=longer, continue_training=True)
+        checkpoint = torch.load(final, weights_only=False)
+        assert checkpoint["current_epoch"] == 5
+
+        # weights of one network start another of the same plan
+        trainer = get_trainer_from_args(900, "3d_fullres", 1, TRAINER, PLANS, device=CPU)
+        trainer.initialize()
+        from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+        load_pretrained_weights(trainer.network, str(final))
+        key = "encoder.stages.0.blocks.0.attn.qkv.weight"
+        assert torch.equal(trainer.network.state_dict()[key], checkpoint["network_weights"][key])
+
+        # 2d of the same plans, the best of both, and the model as a zip on another machine
+        train("2d")
+        from nnunetv2.evaluation.find_best_configuration import find_best_configuration
+        from nnunetv2.model_sharing.model_export import export_pretrained_model
+        from nnunetv2.model_sharing.model_import import install_model_from_zip_file
+
+        models = [{"plans": PLANS, "trainer": TRAINER, "configuration": c} for c in ("2d", "3d_fullres")]
+        best = find_best_configuration(900, models, allow_ensembling=False, num_processes=1, folds=(0,))
+        assert best["best_model_or_ensemble"]["selected_model_or_models"][0]["plans_identifier"] == PLANS
+        archive = nnunet_folders / "model.zip"
+        export_pretrained_model(900, str(archive), ("3d_fullres",), TRAINER, PLANS, folds=(0,))
+        shutil.rmtree(nnunet_folders / "results")
+        (nnunet_folders / "results").mkdir()
+        install_model_from_zip_file(str(archive))
+        np.testing.assert_array_equal(predict(nnunet_folders), label)
+
+    def test_regions_and_several_channels(self, nnunet_folders, monkeypatch):
+        labels = {"background": 0, "all": [1, 2], "small": 2}
+        prepare(nnunet_folders, monkeypatch, labels=labels, channels=2, regions_class_order=[1, 2])
+        train()
+        assert set(np.unique(predict(nnunet_folders))) <= {0, 1, 2}
+
+    def test_ignore_label(self, nnunet_folders, monkeypatch):
+        labels = {"background": 0, "large": 1, "small": 2, "ignore": 3}
+        prepare(nnunet_folders, monkeypatch, labels=labels)
+        train()
+        assert set(np.unique(predict(nnunet_folders))) <= {0, 1, 2}
+
+    def test_thesis_recipe(self, nnunet_folders, monkeypatch):
+        prepare(nnunet_folders, monkeypatch)
+        trainer = get_trainer_from_args(900, "3d_fullres", 0, "nnUNetTrainerQTUNetThesis_1epoch", PLANS, device=CPU)
+        trainer.initialize()
+        assert trainer.batch_size == 1
+        assert isinstance(trainer.optimizer, torch.optim.Adam)
+        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.4e-4)
+        assert trainer.network.encoder.stages[-1].blocks[-1].drop_path.drop_prob == pytest.approx(0.2)
+        train(trainer="nnUNetTrainerQTUNetThesis_1epoch")
+        predict(nnunet_folders, trainer="nnUNetTrainerQTUNetThesis_1epoch")
+
+
+def test_cascade(nnunet_folders, monkeypatch):
+    prepare(nnunet_folders, monkeypatch)
+    plans_file = nnunet_folders / "preprocessed" / "Dataset900_Balls" / f"{PLANS}.json"
+    plans = json.loads(plans_file.read_text())
+    configurations = plans["configurations"]
+    configurations["3d_lowres"] = {
+        **configurations["3d_fullres"],
+        "data_identifier": f"{PLANS}_3d_lowres",
+        "spacing": [1.25, 1.2, 1.25],
+        "next_stage": "3d_cascade_fullres",
+    }
+    configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    plans_file.write_text(json.dumps(plans))
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    preprocess([900], PLANS, ("3d_lowres",), [1])
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    for fold in range(5):
+        run_training(900, "3d_lowres", fold, TRAINER, PLANS, device=CPU)
+    train("3d_cascade_fullres")
+    weights = torch.load(
+        model_folder(nnunet_folders, "3d_cascade_fullres") / "fold_0" / "checkpoint_final.pth", weights_only=False
+    )["network_weights"]
+    assert weights["stem.proj.weight"].shape[1] == 1 + 2
+
+
+def test_under_ddp(tmp_path):
+    """nnU-Net's own DDP is for CUDA; the network under DDP with gloo, every parameter used."""
+    import torch.multiprocessing as mp
+
+    mp.spawn(_ddp_worker, args=(2, str(tmp_path / "store")), nprocs=2)
+
+
+def _ddp_worker(rank, world_size, store):
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    from nnunet_transformers.architectures import create_network
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    torch.manual_seed(0)
+    network = DistributedDataParallel(create_network("qt_unet_tiny", 1, 2, (32, 32), deep_supervision=True))
+    torch.manual_seed(rank)
+    for _ in range(2):
+        network.zero_grad()
+        sum(output.square().mean() for output in network(torch.randn(1, 1, 32, 32))).backward()
+    gradient = network.module.stem.proj.weight.grad.flatten()
+    gathered = [torch.empty_like(gradient) for _ in range(world_size)]
+    dist.all_gather(gathered, gradient)
+    assert torch.equal(gathered[0], gathered[1])
+    dist.destroy_process_group()
+
+
+class TestRecipe:
+    @pytest.fixture
+    def trainer(self, nnunet_folders, monkeypatch):
+        prepare(nnunet_folders, monkeypatch)
+        trainer = get_trainer_from_args(900, "3d_fullres", 0, "nnUNetTrainerQTUNet", PLANS, device=CPU)
+        trainer.initialize()
+        return trainer
+
+    def test_schedule_clip_and_decay(self, trainer):
+        rates = []
+        for epoch in (0, 25, 50, 500, 999):
+            trainer.lr_scheduler.step(epoch)
+            rates.append(trainer.optimizer.param_groups[0]["lr"])
+        assert rates[0] < rates[1] < rates[2]
+        assert rates[2] > rates[3] > rates[4] > 0
+        assert max(rates) <= trainer.initial_lr
+        assert rates[3] == pytest.approx(trainer.initial_lr * 0.5**0.9)
+        for parameter in trainer.network.parameters():
+            parameter.grad = torch.full_like(parameter, 10.0)
+        trainer.optimizer.step()
+        norm = torch.stack([p.grad.norm() for p in trainer.network.parameters()]).norm()
+        assert norm == pytest.approx(1.0, rel=1e-3)
+        decayed = {id(p) for g in trainer.optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+        for name, parameter in trainer.network.named_parameters():
+            assert (id(parameter) in decayed) == (parameter.ndim > 1 and not name.endswith("bias.table")), name
+
+    def test_bad_input_is_named(self, trainer, nnunet_folders):
+        target = [torch.zeros(2, 1, *size) for size in self.output_sizes(trainer)]
+        batch = {"data": torch.zeros(2, 1, *trainer.network.patch_size), "target": target, "keys": ["a", "b"]}
+        trainer.current_epoch = 3
+        bad = {**batch, "target": [t.clone() for t in target]}
+        bad["target"][0][1, 0, 0, 0, 0] = 7
+        with pytest.raises(RuntimeError, match=r"label 7 in case b is not in dataset.json \(labels 0 to 2\)"):
+            trainer.train_step(bad)
+        bad = {**batch, "data": batch["data"].clone()}
+        bad["data"][0, 0, 0, 0, 0] = float("nan")
+        with pytest.raises(RuntimeError, match="image of case a holds NaN"):
+            trainer.train_step(bad)
+
+    def test_divergence_says_what_to_do(self, trainer):
+        with torch.no_grad():
+            trainer.network.stem.proj.weight.fill_(float("inf"))
+        target = [torch.zeros(2, 1, *size) for size in self.output_sizes(trainer)]
+        batch = {"data": torch.ones(2, 1, *trainer.network.patch_size), "target": target, "keys": ["a", "b"]}
+        with pytest.raises(RuntimeError, match=r"training diverged.*--c.*lower initial_lr"):
+            trainer.train_step(batch)
+
+    def output_sizes(self, trainer):
+        scales = trainer._get_deep_supervision_scales()
+        return [[round(n * s) for n, s in zip(trainer.network.patch_size, scale, strict=True)] for scale in scales]
+
+
+class TestCheckpoints:
+    @pytest.fixture
+    def trained(self, nnunet_folders, monkeypatch):
+        prepare(nnunet_folders, monkeypatch)
+        trainer = get_trainer_from_args(900, "3d_fullres", 0, TRAINER, PLANS, device=CPU)
+        trainer.initialize()
+        trainer.logger.log("epoch_start_timestamps", 0.0, 0)
+        path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+        trainer.save_checkpoint(str(path))
+        return trainer, path
+
+    def test_full_disk_keeps_the_last_good_one(self, trained):
+        resource = pytest.importorskip("resource")
+        signal = pytest.importorskip("signal")
+        trainer, path = trained
+        before = path.read_bytes()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            # the system refuses to write more, as it does on a full disk
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+            with pytest.raises(RuntimeError, match=r"could not write .*Free some space"):
+                trainer.save_checkpoint(str(path))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+        assert path.read_bytes() == before
+        assert list(path.parent.glob("*.partial")) == []
+        trainer.load_checkpoint(str(path))
+
+    def test_truncated(self, trained):
+        trainer, path = trained
+        path.write_bytes(path.read_bytes()[:5000])
+        with pytest.raises(RuntimeError, match="is truncated or not a checkpoint"):
+            trainer.load_checkpoint(str(path))
+
+    def test_of_another_network(self, trained):
+        trainer, path = trained
+        checkpoint = torch.load(path, weights_only=False)
+        checkpoint["network_weights"] = {"conv.weight": torch.zeros(1)}
+        torch.save(checkpoint, path)
+        with pytest.raises(RuntimeError, match="belongs to another network or plan"):
+            trainer.load_checkpoint(str(path))
+
+
+def test_plan_of_another_network(nnunet_folders, monkeypatch):
+    write_dataset(nnunet_folders / "raw")
+    extract_fingerprints([900], num_processes=1)
+    plan_experiments([900])
+    with pytest.raises(RuntimeError, match=r"nnUNetPlans plans .*PlainConvUNet.*-pl nnUNetPlannerQTUNetT"):
+        get_trainer_from_args(900, "3d_fullres", 0, TRAINER, "nnUNetPlans", device=CPU)
