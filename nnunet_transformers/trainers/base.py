@@ -156,10 +156,12 @@ class TransformerTrainer(nnUNetTrainer):
         """
         try:
             super().load_checkpoint(filename_or_checkpoint)
-        except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
             name = filename_or_checkpoint if isinstance(filename_or_checkpoint, str) else "the checkpoint"
             if "loading state_dict" in str(error) or "weights of another network" in str(error):
                 reason = f"it belongs to another network or plan: {error}"
+            elif isinstance(error, FileNotFoundError):
+                reason = "there is no such file"
             else:
                 reason = f"it is truncated or not a checkpoint: {error}"
             raise RuntimeError(f"cannot load {name}: {reason}") from error

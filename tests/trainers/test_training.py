@@ -36,7 +36,7 @@ def prepare(folders, monkeypatch, configurations=("3d_fullres",), **dataset):
 
 
 def train(configuration="3d_fullres", trainer=TRAINER, **kwargs):
-    run_training(900, configuration, 0, trainer, PLANS, device=CPU, **kwargs)
+    run_training("900", configuration, 0, trainer, PLANS, device=CPU, **kwargs)
 
 
 def model_folder(folders, configuration="3d_fullres", trainer=TRAINER):
@@ -49,6 +49,7 @@ def predict(folders, configuration="3d_fullres", trainer=TRAINER, probabilities=
         str(model_folder(folders, configuration, trainer)), (0,), "checkpoint_final.pth"
     )
     output = folders / f"predictions_{configuration}"
+    output.mkdir(exist_ok=True)
     cases = sorted(str(p) for p in (folders / "raw" / "Dataset900_Balls" / "imagesTr").glob("ball_0_*.nii.gz"))
     predictor.predict_from_files_sequential([cases], [str(output / "ball_0.nii.gz")], save_probabilities=probabilities)
     return sitk.GetArrayFromImage(sitk.ReadImage(str(output / "ball_0.nii.gz")))
@@ -82,7 +83,7 @@ class TestMainJob:
         assert checkpoint["current_epoch"] == 5
 
         # weights of one network start another of the same plan
-        trainer = get_trainer_from_args(900, "3d_fullres", 1, TRAINER, PLANS, device=CPU)
+        trainer = get_trainer_from_args("900", "3d_fullres", 1, TRAINER, PLANS, device=CPU)
         trainer.initialize()
         from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
@@ -120,7 +121,7 @@ class TestMainJob:
 
     def test_thesis_recipe(self, nnunet_folders, monkeypatch):
         prepare(nnunet_folders, monkeypatch)
-        trainer = get_trainer_from_args(900, "3d_fullres", 0, "nnUNetTrainerQTUNetThesis_1epoch", PLANS, device=CPU)
+        trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerQTUNetThesis_1epoch", PLANS, device=CPU)
         trainer.initialize()
         assert trainer.batch_size == 1
         assert isinstance(trainer.optimizer, torch.optim.Adam)
@@ -147,7 +148,7 @@ def test_cascade(nnunet_folders, monkeypatch):
     preprocess([900], PLANS, ("3d_lowres",), [1])
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     for fold in range(5):
-        run_training(900, "3d_lowres", fold, TRAINER, PLANS, device=CPU)
+        run_training("900", "3d_lowres", fold, TRAINER, PLANS, device=CPU)
     train("3d_cascade_fullres")
     weights = torch.load(
         model_folder(nnunet_folders, "3d_cascade_fullres") / "fold_0" / "checkpoint_final.pth", weights_only=False
@@ -183,11 +184,22 @@ def _ddp_worker(rank, world_size, store):
     dist.destroy_process_group()
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A planned and preprocessed dataset that several tests share."""
+    folders = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in ("raw", "preprocessed", "results"):
+            (folders / name).mkdir()
+            monkeypatch.setenv(f"nnUNet_{name}", str(folders / name))
+        prepare(folders, monkeypatch)
+        yield folders
+
+
 class TestRecipe:
     @pytest.fixture
-    def trainer(self, nnunet_folders, monkeypatch):
-        prepare(nnunet_folders, monkeypatch)
-        trainer = get_trainer_from_args(900, "3d_fullres", 0, "nnUNetTrainerQTUNet", PLANS, device=CPU)
+    def trainer(self, prepared):
+        trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerQTUNet", PLANS, device=CPU)
         trainer.initialize()
         return trainer
 
@@ -209,7 +221,7 @@ class TestRecipe:
         for name, parameter in trainer.network.named_parameters():
             assert (id(parameter) in decayed) == (parameter.ndim > 1 and not name.endswith("bias.table")), name
 
-    def test_bad_input_is_named(self, trainer, nnunet_folders):
+    def test_bad_input_is_named(self, trainer):
         target = [torch.zeros(2, 1, *size) for size in self.output_sizes(trainer)]
         batch = {"data": torch.zeros(2, 1, *trainer.network.patch_size), "target": target, "keys": ["a", "b"]}
         trainer.current_epoch = 3
@@ -237,9 +249,8 @@ class TestRecipe:
 
 class TestCheckpoints:
     @pytest.fixture
-    def trained(self, nnunet_folders, monkeypatch):
-        prepare(nnunet_folders, monkeypatch)
-        trainer = get_trainer_from_args(900, "3d_fullres", 0, TRAINER, PLANS, device=CPU)
+    def trained(self, prepared):
+        trainer = get_trainer_from_args("900", "3d_fullres", 0, TRAINER, PLANS, device=CPU)
         trainer.initialize()
         trainer.logger.log("epoch_start_timestamps", 0.0, 0)
         path = Path(trainer.output_folder) / "checkpoint_latest.pth"
@@ -285,4 +296,4 @@ def test_plan_of_another_network(nnunet_folders, monkeypatch):
     extract_fingerprints([900], num_processes=1)
     plan_experiments([900])
     with pytest.raises(RuntimeError, match=r"nnUNetPlans plans .*PlainConvUNet.*-pl nnUNetPlannerQTUNetT"):
-        get_trainer_from_args(900, "3d_fullres", 0, TRAINER, "nnUNetPlans", device=CPU)
+        get_trainer_from_args("900", "3d_fullres", 0, TRAINER, "nnUNetPlans", device=CPU)
