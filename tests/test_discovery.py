@@ -51,7 +51,7 @@ class TestTable:
             name
             for module in (plans, trainers)
             for name, value in vars(module).items()
-            if isinstance(value, type) and value.__module__ == module.__name__
+            if name.startswith("nnUNet") and isinstance(value, type) and value.__module__ == module.__name__
         }
         assert defined == set(discovery.CLASSES)
 

@@ -19,7 +19,7 @@ app = typer.Typer(
 @app.command()
 def doctor() -> None:
     """Check versions, discovery, folders and device; say what is wrong and how to mend it."""
-    from .doctor import run_checks
+    from .checks import run_checks
 
     raise typer.Exit(run_checks())
 
@@ -32,7 +32,7 @@ def models(
     name: Annotated[str, typer.Option(help="Show networks whose name contains this.")] = "",
 ) -> None:
     """Table of the networks: parameters, multiply-adds and training memory at a patch size."""
-    from .models import print_models
+    from .network_table import print_models
 
     print_models(patch_size, input_channels, num_classes, name)
 
@@ -50,7 +50,7 @@ def convert(
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write.")],
 ) -> None:
     """Translate a paper's released weights; nothing is unpickled."""
-    from .convert import convert_checkpoint
+    from .conversion import convert_checkpoint
 
     convert_checkpoint(family, released, output)
 

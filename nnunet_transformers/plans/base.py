@@ -122,20 +122,26 @@ class TransformerPlanner(ExperimentPlanner):
         """Token plan and memory (fixed, and for each sample) of the largest patch that fits with two samples."""
         target = tuple(int(n) for n in patch_size)
         stem = choose_patch_embed_stride(target, spacing)
+        budget = self.UNet_vram_target_GB * 1e9
         while True:
             tokens = plan_tokens(target, spacing, stem)
             key = (self.network_name, tokens)
             if key not in cache:
                 cache[key] = self._step_bytes(tokens)
             fixed, per_sample = cache[key]
-            if fixed + self.UNet_min_batch_size * per_sample <= self.UNet_vram_target_GB * 1e9:
+            excess = self.UNet_min_batch_size * per_sample / max(1.0, budget - fixed)
+            if excess <= 1:
                 return tokens, fixed, per_sample
             if prod(target) <= 8 ** len(target):
                 raise RuntimeError(
                     f"{self.network_name} does not fit {self.UNet_vram_target_GB} GB even at a patch of "
                     f"{tokens.patch_size}; plan with a larger -gpu_memory_target or a smaller network"
                 )
+            # memory goes with the volume: shrink by most of the excess before tracing the network again
+            volume = prod(tokens.patch_size) / excess**0.9
             target = shrink(target, median_shape[: len(target)])
+            while prod(plan_tokens(target, spacing, stem).patch_size) > volume and prod(target) > 8 ** len(target):
+                target = shrink(target, median_shape[: len(target)])
 
     def _step_bytes(self, tokens: TokenPlan) -> tuple[int, int]:
         arguments = self.network_arguments(tokens)

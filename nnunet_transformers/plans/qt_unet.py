@@ -5,19 +5,25 @@ from __future__ import annotations
 from .base import TransformerPlanner
 
 
-class nnUNetPlannerQTUNetT(TransformerPlanner):
+class QTUNetPlanner(TransformerPlanner):
+    """What the sizes share. Pre-norm and tiling windows: benchmarks/results/hippocampus.md has the comparison."""
+
+    network_overrides = {"norm_placement": "pre"}
+
+
+class nnUNetPlannerQTUNetT(QTUNetPlanner):
     """QT-UNet Tiny, plans ``nnUNetQTUNetTPlans``."""
 
     network_name = "qt_unet_tiny"
 
 
-class nnUNetPlannerQTUNetS(TransformerPlanner):
+class nnUNetPlannerQTUNetS(QTUNetPlanner):
     """QT-UNet Small, plans ``nnUNetQTUNetSPlans``."""
 
     network_name = "qt_unet_small"
 
 
-class nnUNetPlannerQTUNetB(TransformerPlanner):
+class nnUNetPlannerQTUNetB(QTUNetPlanner):
     """QT-UNet Base, plans ``nnUNetQTUNetBPlans``."""
 
     network_name = "qt_unet_base"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from math import inf, log, prod, sqrt
+from math import inf, log, log2, prod, sqrt
 
 # tokens in a window: about the published 7^3 at most, and rather 6^3, as attention's cost grows with them; in 2D fewer
 # reach as far
@@ -79,7 +79,7 @@ def choose_patch_embed_stride(patch_size: Sequence[int], spacing: Sequence[float
     """
 
     def stride_for(base: int) -> tuple[int, ...]:
-        token = base * min(spacing) * sqrt(2)
+        token = 1.001 * base * min(spacing) * sqrt(2)
         return tuple(
             max((p for p in (1, 2, 4) if p <= base and p * s <= token and n >= p * 4), default=1)
             for n, s in zip(patch_size, spacing, strict=True)
@@ -146,20 +146,24 @@ def _sizes_near(target: int, step: int) -> list[int]:
 
 
 def plan_tokens(
-    patch_size: Sequence[int],
-    spacing: Sequence[float],
-    patch_embed_stride: tuple[int, ...] | None = None,
-    max_volume: float = inf,
+    patch_size: Sequence[int], spacing: Sequence[float], patch_embed_stride: tuple[int, ...] | None = None
 ) -> TokenPlan:
     """Choose a patch near ``patch_size`` and everything that follows from it.
 
     Args:
         patch_size: wanted patch in voxels, nnU-Net's own.
-        spacing: mm per voxel.
+        spacing: mm per voxel; only its proportions matter.
         patch_embed_stride: keep this one instead of choosing it.
-        max_volume: voxels that the patch must not exceed, if any candidate stays within them.
     """
-    target = tuple(int(n) for n in patch_size)
+    # to a fifth: nnU-Net changes the spacing in small steps to find 3d_lowres, and the plan need not follow each
+    relative = tuple(2 ** (round(4 * log2(float(s) / min(spacing))) / 4) for s in spacing)
+    return _plan_tokens(tuple(int(n) for n in patch_size), relative, patch_embed_stride)
+
+
+@lru_cache(maxsize=4096)
+def _plan_tokens(
+    target: tuple[int, ...], spacing: tuple[float, ...], patch_embed_stride: tuple[int, ...] | None
+) -> TokenPlan:
     stem = patch_embed_stride or choose_patch_embed_stride(target, spacing)
     token_spacing = tuple(s * p for s, p in zip(spacing, stem, strict=True))
     all_merges = choose_merge_strides([n / p for n, p in zip(target, stem, strict=True)], token_spacing)
@@ -183,8 +187,6 @@ def plan_tokens(
             penalty += 0.15 * sum(p for p, _ in choices) / len(choices)
             # the bottleneck should see the whole patch, but hold more than a handful of tokens
             penalty += 0.2 * max(0.0, log(deepest / MAX_WINDOW_TOKENS[len(target)])) + 0.1 * max(0.0, log(27 / deepest))
-            if prod(size) > max_volume:
-                penalty += 10 * log(prod(size) / max_volume)
             if best is None or penalty < best[0] - 1e-9:
                 best = penalty, TokenPlan(size, stem, merges, tuple(w for _, w in choices))
     return best[1]

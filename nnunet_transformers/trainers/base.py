@@ -45,7 +45,7 @@ class TransformerTrainer(nnUNetTrainer):
         self.num_epochs = self.default_epochs
         self.num_iterations_per_epoch = self.default_iterations
         self.num_val_iterations_per_epoch = max(1, self.default_iterations // 5)
-        self.initial_lr = 5e-4
+        self.initial_lr = 1e-3
         self.weight_decay = 0.05
         self.warmup_fraction = 0.05
         self.clip_grad_norm = 1.0

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from nnunet_transformers import cli
-from nnunet_transformers.cli import doctor
+from nnunet_transformers.cli import checks
 from nnunet_transformers.demo.dataset import LABELS, TEST_CASES, TRAIN_CASES, make_dataset
 
 DATA = Path(__file__).parent.parent / "data"
@@ -119,9 +119,9 @@ class TestDoctor:
         assert "switched off by NNUNET_TRANSFORMERS_HOOK=off" in result.output
 
     def test_missing_hook(self, monkeypatch):
-        monkeypatch.setattr(doctor.discovery, "is_installed", lambda: False)
-        (finding,) = doctor.check_discovery()
-        assert finding.state == doctor.PROBLEM
+        monkeypatch.setattr(checks.discovery, "is_installed", lambda: False)
+        (finding,) = checks.check_discovery()
+        assert finding.state == checks.PROBLEM
 
 
 def test_demo_dataset_is_real_and_reproducible(tmp_path):

@@ -79,7 +79,7 @@ def check(configuration, channels, labels, gigabytes):
     assert fixed + batch_size * one <= gigabytes * 1e9 * 1.001
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=int(os.environ.get("PLANNER_EXAMPLES", "4")), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     spacing=st.tuples(*[st.floats(0.2, 10)] * 3),
     shape=st.tuples(*[st.integers(8, 800)] * 3),
