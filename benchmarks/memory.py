@@ -37,7 +37,8 @@ def measure(name, channels, classes, patch_size, overrides):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     outputs = network(image)
     loss = sum(
-        F.cross_entropy(o, torch.zeros(o.shape[0], *o.shape[2:], dtype=torch.long)) - o.softmax(1).mean() for o in outputs
+        F.cross_entropy(o, torch.zeros(o.shape[0], *o.shape[2:], dtype=torch.long)) - o.softmax(1).mean()
+        for o in outputs
     )
     loss.backward()
     gradients = 4 * sum(p.numel() for p in network.parameters())

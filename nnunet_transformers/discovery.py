@@ -47,7 +47,7 @@ CLASSES = {
 class _Finder:
     """Finds ``TARGET`` as the other finders do and wraps it once it is executed."""
 
-    def find_spec(self, fullname, path=None, target=None):  # noqa: ANN001, ANN201  (importlib's signature)
+    def find_spec(self, fullname, path=None, target=None):
         if fullname != TARGET:
             return None
         for finder in sys.meta_path:
@@ -59,11 +59,11 @@ class _Finder:
         return None
 
 
-def _wrap_on_execution(loader) -> None:  # noqa: ANN001
+def _wrap_on_execution(loader) -> None:
     try:
         execute = loader.exec_module
 
-        def exec_module(module) -> None:  # noqa: ANN001
+        def exec_module(module) -> None:
             execute(module)
             _wrap(module)
 
@@ -72,13 +72,13 @@ def _wrap_on_execution(loader) -> None:  # noqa: ANN001
         pass
 
 
-def _wrap(module) -> None:  # noqa: ANN001
+def _wrap(module) -> None:
     try:
         original = getattr(module, FUNCTION)
         if getattr(original, "nnunet_transformers", False):
             return
 
-        def recursive_find_python_class(folder, class_name, *args, **kwargs):  # noqa: ANN001, ANN002, ANN003, ANN202
+        def recursive_find_python_class(folder, class_name, *args, **kwargs):
             if class_name not in CLASSES:
                 return original(folder, class_name, *args, **kwargs)
             from importlib import import_module

@@ -159,7 +159,9 @@ def test_install_and_uninstall(kind, environment, wheel):
     python, site = environment
     hooked = "import sys; print('nnunet_transformers.discovery' in sys.modules)"
     assert run(python, "-c", hooked).stdout.strip() == "False"
-    install(python, site, *([str(wheel)] if kind == "wheel" else ["--no-build-isolation", "--editable", str(REPOSITORY)]))
+    install(
+        python, site, *([str(wheel)] if kind == "wheel" else ["--no-build-isolation", "--editable", str(REPOSITORY)])
+    )
     try:
         result = run(python, "-I", "-c", FIND)
         assert FOUND in result.stdout, result.stderr

@@ -35,9 +35,7 @@ def per_axis(value: PerAxis, ndim: int, name: str) -> tuple[int, ...]:
     return values
 
 
-def per_stage(
-    value: int | Sequence[PerAxis], num_stages: int, ndim: int, name: str
-) -> tuple[tuple[int, ...], ...]:
+def per_stage(value: int | Sequence[PerAxis], num_stages: int, ndim: int, name: str) -> tuple[tuple[int, ...], ...]:
     """``value`` for each stage and axis: an integer holds for all, a sequence has one entry per stage.
 
     Raises:

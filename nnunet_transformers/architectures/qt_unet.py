@@ -59,9 +59,7 @@ class QTBlock(nn.Module):
 
         def attention(cross_attention: bool) -> WindowAttention:
             init_std = 0.0 if cross_attention else 0.02
-            bias = RelativePositionBias(
-                table_window_size, partition.window_size, num_heads, init_std, reference_compat
-            )
+            bias = RelativePositionBias(table_window_size, partition.window_size, num_heads, init_std, reference_compat)
             return WindowAttention(dim, num_heads, partition, bias, cross_attention)
 
         self.attn = attention(cross_attention=False)
@@ -285,7 +283,9 @@ class QTUNet(SegmentationNetwork):
         stages = []
         for stage in range(num_stages):
             is_last = stage == num_stages - 1
-            downsample = None if is_last else PatchMerging(grid_sizes[stage], merge_strides[stage], *dims[stage : stage + 2])
+            downsample = (
+                None if is_last else PatchMerging(grid_sizes[stage], merge_strides[stage], *dims[stage : stage + 2])
+            )
             stages.append(QTEncoderStage(blocks(stage, cross_attention=False), downsample))
         self.encoder = QTEncoder(stages, dims[-1])
         levels = []

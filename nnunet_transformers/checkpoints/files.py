@@ -30,8 +30,8 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         if "Weights only load failed" in str(error) and "Unsupported" in str(error):
             raise ValueError(
-                f"{path} holds Python objects besides weights, which could run code when they are loaded; refused. Where "
-                "you trust its origin, save its state dict alone with torch.save and use that file"
+                f"{path} holds Python objects besides weights, which could run code when they are loaded; refused. "
+                "Where you trust its origin, save its state dict alone with torch.save and use that file"
             ) from error
         raise ValueError(f"{path} is truncated or not a checkpoint: {error}") from error
     except (RuntimeError, EOFError, KeyError, ValueError) as error:

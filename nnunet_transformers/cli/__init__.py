@@ -62,7 +62,9 @@ def report(
     predictions: Annotated[
         Path | None, typer.Option(help="Show these predictions (with nnUNetv2_evaluate_folder's summary.json).")
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the images; the dataset's imagesTr by default.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images; the dataset's imagesTr by default.")
+    ] = None,
     cases: Annotated[int, typer.Option(min=1, help="Cases to draw, from the worst to the best.")] = 3,
 ) -> None:
     """One self-contained HTML file: overlays, loss and Dice curves, Dice per case and label."""

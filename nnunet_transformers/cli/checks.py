@@ -77,7 +77,9 @@ def check_discovery() -> Iterator[Finding]:
     if missing:
         yield Finding(PROBLEM, f"not found by nnU-Net: {', '.join(missing)}", "reinstall nnunet-transformers")
     else:
-        yield Finding(OK, f"nnU-Net finds our {len(discovery.PLANNERS)} planners and {len(discovery.TRAINERS)} trainers")
+        yield Finding(
+            OK, f"nnU-Net finds our {len(discovery.PLANNERS)} planners and {len(discovery.TRAINERS)} trainers"
+        )
 
 
 def check_folders() -> Iterator[Finding]:

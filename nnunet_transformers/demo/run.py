@@ -87,7 +87,10 @@ def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Pat
     training = {**environment, "nnUNet_n_proc_DA": "0" if device == "cpu" else str(workers)}
     common = f"-tr {trainer} -p {plans}"
     where = f"{number} {configuration} 0"
-    _run(f"nnUNetv2_plan_and_preprocess -d {number} -c {configuration} -pl {planner} -np {workers} -npfp {workers}", planning)
+    _run(
+        f"nnUNetv2_plan_and_preprocess -d {number} -c {configuration} -pl {planner} -np {workers} -npfp {workers}",
+        planning,
+    )
     _run(f"nnUNetv2_train {where} {common} -device {device}", training)
 
     model = folder / "results" / dataset.name / f"{trainer}__{plans}__{configuration}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class TransformerPlanner(ExperimentPlanner):
     """
 
     network_name: str
-    network_overrides: dict[str, Any] = {}
+    network_overrides: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class TransformerPlanner(ExperimentPlanner):
         return super().generate_data_identifier(configuration_name)
 
     @staticmethod
-    def static_estimate_VRAM_usage(*args: Any, **kwargs: Any) -> int:  # noqa: N802  (nnU-Net's name)
+    def static_estimate_VRAM_usage(*args: Any, **kwargs: Any) -> int:
         """nnU-Net's estimate for its CNN, from shapes alone: planning need not initialise weights."""
         with torch.device("meta"):
             return ExperimentPlanner.static_estimate_VRAM_usage(*args, **kwargs)

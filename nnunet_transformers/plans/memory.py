@@ -35,7 +35,7 @@ class _LiveBytes(TorchDispatchMode):
         self.live = self.peak = 0
         self._known: set[int] = set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
@@ -61,13 +61,13 @@ class _FusedAttention(torch.autograd.Function):
     """What a fused attention kernel keeps and makes: no scores, but a gradient of the bias in full."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         out = torch.empty_like(q)
         ctx.save_for_backward(q, k, v, bias, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN001
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
         q, k, v, bias, _, _ = ctx.saved_tensors
         grad_bias = bias.new_empty(q.shape[0], *bias.shape[1:])
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), grad_bias.sum_to_size(bias.shape)
@@ -80,7 +80,7 @@ class _MixedPrecision(TorchFunctionMode):
     half += (Tensor.__matmul__, torch.einsum, F.scaled_dot_product_attention)
     single = (F.layer_norm, F.group_norm, F.softmax, F.log_softmax, Tensor.softmax, torch.softmax, F.cross_entropy)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in self.half or func in self.single:
             dtype = torch.float16 if func in self.half else torch.float32

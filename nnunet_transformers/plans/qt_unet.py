@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from .base import TransformerPlanner
 
 
 class QTUNetPlanner(TransformerPlanner):
     """What the sizes share. Pre-norm and tiling windows: benchmarks/results/hippocampus.md has the comparison."""
 
-    network_overrides = {"norm_placement": "pre"}
+    network_overrides: ClassVar[dict[str, Any]] = {"norm_placement": "pre"}
 
 
 class nnUNetPlannerQTUNetT(QTUNetPlanner):

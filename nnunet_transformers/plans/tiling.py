@@ -199,4 +199,3 @@ def shrink(patch_size: Sequence[int], reference: Sequence[float], factor: float 
     size = list(patch_size)
     size[axis] = max(1, min(size[axis] - 1, round(size[axis] * factor)))
     return tuple(size)
-

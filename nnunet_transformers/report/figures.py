@@ -62,7 +62,12 @@ def draw_overlay(image: np.ndarray, label: np.ndarray, prediction: np.ndarray, a
         if overlay is not None:
             shown = np.ma.masked_equal(overlay, 0)
             axes.imshow(
-                (shown - 1) % len(COLOURS), cmap=colours, vmin=0, vmax=len(COLOURS) - 1, alpha=0.55, aspect=aspect,
+                (shown - 1) % len(COLOURS),
+                cmap=colours,
+                vmin=0,
+                vmax=len(COLOURS) - 1,
+                alpha=0.55,
+                aspect=aspect,
                 interpolation="nearest",
             )
         axes.set_title(title, fontsize=10)

@@ -97,7 +97,9 @@ def write_report(
     plans = PlansManager(_read_json(fold_folder.parent / "plans.json", "is this the folder of a trained fold?"))
     dataset_json = _read_json(fold_folder.parent / "dataset.json", "is this the folder of a trained fold?")
     evaluated = Path(predictions) if predictions else fold_folder / "validation"
-    made_by = "nnUNetv2_evaluate_folder writes it" if predictions else "finish training, or run nnUNetv2_train ... --val"
+    made_by = (
+        "nnUNetv2_evaluate_folder writes it" if predictions else "finish training, or run nnUNetv2_train ... --val"
+    )
     summary = _read_json(evaluated / "summary.json", made_by)
 
     names_of = {str(tuple(v) if isinstance(v, list) else v): n for n, v in dataset_json["labels"].items()}
@@ -119,7 +121,7 @@ def write_report(
         caption = f"{html.escape(case.name)}, slice {index}, mean Dice {case.mean:.3f}"
         overlays.append(f"<figure><img src='{picture}' alt='{caption}'><figcaption>{caption}</figcaption></figure>")
 
-    trainer, plan_name, configuration = (fold_folder.parent.name.split("__") + ["", ""])[:3]
+    trainer, plan_name, configuration = [*fold_folder.parent.name.split("__"), "", ""][:3]
     foreground = summary["foreground_mean"]["Dice"]
     key = "".join(
         f"<span style='background:{COLOURS[i % len(COLOURS)]}'></span>{html.escape(name)}"
@@ -147,7 +149,9 @@ def write_report(
 
 def _image_files(case: str, dataset_json: dict, dataset_name: str, images: Path | None) -> list[str]:
     if images is not None:
-        files = sorted(str(path) for path in Path(images).glob(f"{case}_[0-9][0-9][0-9][0-9]{dataset_json['file_ending']}"))
+        files = sorted(
+            str(path) for path in Path(images).glob(f"{case}_[0-9][0-9][0-9][0-9]{dataset_json['file_ending']}")
+        )
     elif nnUNet_raw.is_set():
         raw = Path(str(nnUNet_raw)) / dataset_name
         files = get_filenames_of_train_images_and_targets(str(raw), dataset_json).get(case, {}).get("images", [])

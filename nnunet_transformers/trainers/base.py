@@ -54,10 +54,10 @@ class TransformerTrainer(nnUNetTrainer):
     def _check_plan(self) -> None:
         planned = self.configuration_manager.network_arch_class_name
         if planned != self.network_class_name:
-            planner = self.planners[0]
+            planner, dataset = self.planners[0], self.plans_manager.dataset_name
             raise RuntimeError(
                 f"{type(self).__name__} trains {self.network_class_name}, but {self.plans_manager.plans_name} plans "
-                f"{planned}. Plan with `nnUNetv2_plan_and_preprocess -d {self.plans_manager.dataset_name} -pl {planner}` "
+                f"{planned}. Plan with `nnUNetv2_plan_and_preprocess -d {dataset} -pl {planner}` "
                 f"(or {', '.join(self.planners[1:])}) and train with `-p {planner.replace('Planner', '')}Plans`."
             )
 
@@ -122,8 +122,8 @@ class TransformerTrainer(nnUNetTrainer):
                 "nnUNetv2_plan_and_preprocess with --verify_dataset_integrity."
             )
         return (
-            f"{where}The images are finite, so training diverged. The last checkpoint in {self.output_folder} is intact: "
-            "continue from it with --c, or start again with a lower initial_lr (a subclass of "
+            f"{where}The images are finite, so training diverged. The last checkpoint in {self.output_folder} is "
+            "intact: continue from it with --c, or start again with a lower initial_lr (a subclass of "
             f"{type(self).__name__}, now {self.initial_lr:g})."
         )
 
@@ -144,8 +144,8 @@ class TransformerTrainer(nnUNetTrainer):
             with suppress(OSError):
                 os.remove(partial)
             raise RuntimeError(
-                f"could not write {filename}: {error}. Checkpoints written before it are intact. Free some space on that "
-                "disk and continue with nnUNetv2_train ... --c"
+                f"could not write {filename}: {error}. Checkpoints written before it are intact. Free some space on "
+                "that disk and continue with nnUNetv2_train ... --c"
             ) from error
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:

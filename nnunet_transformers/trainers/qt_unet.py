@@ -78,7 +78,9 @@ class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
         network.forward = torch.autocast(self.device.type, enabled=False)(network.forward)
 
     def _set_batch_size_and_oversample(self) -> None:
-        self.configuration_manager.configuration["batch_size"] = torch.distributed.get_world_size() if self.is_ddp else 1
+        self.configuration_manager.configuration["batch_size"] = (
+            torch.distributed.get_world_size() if self.is_ddp else 1
+        )
         super()._set_batch_size_and_oversample()
 
     def _build_loss(self) -> nn.Module:

@@ -62,9 +62,7 @@ class TestWindowPartition:
         windows = partition.partition(tokens)
         assert torch.equal(windows, expected)
         assert torch.equal(partition.reverse(windows), tokens)
-        apart = torch.tensor(
-            [[[a[1] != b[1] or b[0] is None for b in rows] for a in rows] for rows in layout]
-        )
+        apart = torch.tensor([[[a[1] != b[1] or b[0] is None for b in rows] for a in rows] for rows in layout])
         mask = torch.zeros(apart.shape) if partition.mask is None else partition.mask[:, 0]
         assert torch.equal(mask < 0, apart)
 

@@ -132,7 +132,12 @@ class TestReleasedWeights:
         network = create_network(name, channels, classes, patch_size, reference_compat=True)
         network.load_state_dict(weights, strict=True)
         found = identify("qt_unet", weights)
-        assert (found.name, found.input_channels, found.num_classes, found.ndim) == (name, channels, classes, len(patch_size))
+        assert (found.name, found.input_channels, found.num_classes, found.ndim) == (
+            name,
+            channels,
+            classes,
+            len(patch_size),
+        )
 
     def test_weights_of_something_else(self):
         with pytest.raises(ValueError, match="not the weights of a released QT-UNet"):

@@ -79,7 +79,9 @@ def check(configuration, channels, labels, gigabytes):
     assert fixed + batch_size * one <= gigabytes * 1e9 * 1.001
 
 
-@settings(max_examples=int(os.environ.get("PLANNER_EXAMPLES", "4")), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=int(os.environ.get("PLANNER_EXAMPLES", "4")), deadline=None, suppress_health_check=list(HealthCheck)
+)
 @given(
     spacing=st.tuples(*[st.floats(0.2, 10)] * 3),
     shape=st.tuples(*[st.integers(8, 800)] * 3),
@@ -131,14 +133,12 @@ def test_memory_target_sets_patch_and_batch(folder):
 
 
 def test_too_little_memory_is_an_error(folder):
-    with pytest.raises(RuntimeError, match="does not fit 0.5 GB .* larger -gpu_memory_target"):
+    with pytest.raises(RuntimeError, match=r"does not fit 0\.5 GB .* larger -gpu_memory_target"):
         plan(folder, nnUNetPlannerQTUNetB, (1, 1, 1), (100, 100, 100), gpu_memory_target_in_gb=0.5)
 
 
 def test_own_data_where_spacing_is_overridden(folder):
-    plans = plan(
-        folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40), overwrite_target_spacing=[2.0, 2.0, 2.0]
-    )
+    plans = plan(folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40), overwrite_target_spacing=[2.0, 2.0, 2.0])
     assert plans["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetQTUNetTPlans_3d_fullres"
 
 

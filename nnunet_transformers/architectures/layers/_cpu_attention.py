@@ -31,7 +31,7 @@ class WindowAttentionFunction(torch.autograd.Function):
     """softmax(scale q k^T + bias + mask) v in each window."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, scale: float) -> Tensor:  # noqa: ANN001
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         """Attend.
 
         Args:
@@ -53,7 +53,7 @@ class WindowAttentionFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN001
+    def backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, out, logsumexp = ctx.saved_tensors
         batch, windows, heads, length, _ = q.shape
         grad_q, grad_k, grad_v = (torch.empty(q.shape, dtype=q.dtype) for _ in range(3))

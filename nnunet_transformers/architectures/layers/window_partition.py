@@ -37,9 +37,7 @@ class WindowPartition(nn.Module):
         super().__init__()
         self.grid_size = tuple(grid_size)
         self.window_size = tuple(min(w, g) for w, g in zip(window_size, grid_size, strict=True))
-        shift = tuple(
-            w // 2 if shifted and w < g else 0 for w, g in zip(self.window_size, self.grid_size, strict=True)
-        )
+        shift = tuple(w // 2 if shifted and w < g else 0 for w, g in zip(self.window_size, self.grid_size, strict=True))
         padded = tuple(-(-g // w) * w for w, g in zip(self.window_size, self.grid_size, strict=True))
         self.window_length = prod(self.window_size)
         self.num_windows = prod(padded) // self.window_length
