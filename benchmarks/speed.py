@@ -30,10 +30,22 @@ def plain_conv_unet():
     _, strides, kernels, _, _ = get_pool_and_conv_props((1.0, 1.0, 1.0), PATCH, 4, 999)
     stages = len(strides)
     return PlainConvUNet(
-        CHANNELS, stages, [min(320, 32 * 2**i) for i in range(stages)], torch.nn.Conv3d, kernels, strides, 2,
-        CLASSES, 2, conv_bias=True, norm_op=torch.nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=torch.nn.LeakyReLU, nonlin_kwargs={"inplace": True}, deep_supervision=False,
-    )  # fmt: skip
+        CHANNELS,
+        stages,
+        [min(320, 32 * 2**i) for i in range(stages)],
+        torch.nn.Conv3d,
+        kernels,
+        strides,
+        2,
+        CLASSES,
+        2,
+        conv_bias=True,
+        norm_op=torch.nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=torch.nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=False,
+    )
 
 
 def swin_unetr():
