@@ -23,7 +23,10 @@ class TransformerTrainer(nnUNetTrainer):
 
     Attributes:
         network_class_name: import path of the network that a plan must hold.
-        default_epochs, default_iterations: length of the schedule and of an epoch; variants override them.
+        default_epochs, default_iterations: length of the schedule and of an epoch.
+        default_lr, default_weight_decay, default_deep_supervision: what nnU-Net's attributes of these names start as.
+        warmup_fraction: part of the schedule with a rising learning rate.
+        clip_grad_norm: largest norm of the gradient in a step.
         planners: names to suggest where a plan does not fit.
     """
 
@@ -31,6 +34,11 @@ class TransformerTrainer(nnUNetTrainer):
     planners: tuple[str, ...] = ()
     default_epochs = 1000
     default_iterations = 250
+    default_lr = 1e-3
+    default_weight_decay = 0.05
+    default_deep_supervision = True
+    warmup_fraction = 0.05
+    clip_grad_norm = 1.0
 
     def __init__(
         self,
@@ -45,10 +53,9 @@ class TransformerTrainer(nnUNetTrainer):
         self.num_epochs = self.default_epochs
         self.num_iterations_per_epoch = self.default_iterations
         self.num_val_iterations_per_epoch = max(1, self.default_iterations // 5)
-        self.initial_lr = 1e-3
-        self.weight_decay = 0.05
-        self.warmup_fraction = 0.05
-        self.clip_grad_norm = 1.0
+        self.initial_lr = self.default_lr
+        self.weight_decay = self.default_weight_decay
+        self.enable_deep_supervision = self.default_deep_supervision
         self._iteration = 0
 
     def _check_plan(self) -> None:
@@ -123,7 +130,7 @@ class TransformerTrainer(nnUNetTrainer):
             )
         return (
             f"{where}The images are finite, so training diverged. The last checkpoint in {self.output_folder} is "
-            "intact: continue from it with --c, or start again with a lower initial_lr (a subclass of "
+            "intact: continue from it with --c, or start again with a lower rate (a subclass with another default_lr of "
             f"{type(self).__name__}, now {self.initial_lr:g})."
         )
 

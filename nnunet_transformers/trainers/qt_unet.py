@@ -39,19 +39,9 @@ class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
     """
 
     default_epochs = 350
-
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.initial_lr = 0.4e-4
-        self.weight_decay = 0.0
-        self.enable_deep_supervision = False
+    default_lr = 0.4e-4
+    default_weight_decay = 0.0
+    default_deep_supervision = False
 
     @staticmethod
     def build_network_architecture(

@@ -239,7 +239,7 @@ class TestRecipe:
             trainer.network.stem.proj.weight.fill_(float("inf"))
         target = [torch.zeros(2, 1, *size) for size in self.output_sizes(trainer)]
         batch = {"data": torch.ones(2, 1, *trainer.network.patch_size), "target": target, "keys": ["a", "b"]}
-        with pytest.raises(RuntimeError, match=r"training diverged.*--c.*lower initial_lr"):
+        with pytest.raises(RuntimeError, match=r"training diverged.*--c.*lower rate"):
             trainer.train_step(batch)
 
     def output_sizes(self, trainer):
