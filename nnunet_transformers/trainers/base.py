@@ -9,6 +9,7 @@ from contextlib import suppress
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
@@ -48,8 +49,8 @@ class TransformerTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
     ) -> None:
+        self._check_plan(PlansManager(plans), configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self._check_plan()
         self.num_epochs = self.default_epochs
         self.num_iterations_per_epoch = self.default_iterations
         self.num_val_iterations_per_epoch = max(1, self.default_iterations // 5)
@@ -58,14 +59,14 @@ class TransformerTrainer(nnUNetTrainer):
         self.enable_deep_supervision = self.default_deep_supervision
         self._iteration = 0
 
-    def _check_plan(self) -> None:
-        planned = self.configuration_manager.network_arch_class_name
+    def _check_plan(self, plans: PlansManager, configuration: str) -> None:
+        planned = plans.get_configuration(configuration).network_arch_class_name
         if planned != self.network_class_name:
-            planner, dataset = self.planners[0], self.plans_manager.dataset_name
+            planner, *others = self.planners
             raise RuntimeError(
-                f"{type(self).__name__} trains {self.network_class_name}, but {self.plans_manager.plans_name} plans "
-                f"{planned}. Plan with `nnUNetv2_plan_and_preprocess -d {dataset} -pl {planner}` "
-                f"(or {', '.join(self.planners[1:])}) and train with `-p {planner.replace('Planner', '')}Plans`."
+                f"{type(self).__name__} trains {self.network_class_name}, but {plans.plans_name} plans {planned}. Plan "
+                f"with `nnUNetv2_plan_and_preprocess -d {plans.dataset_name} -pl {planner}` (or {', '.join(others)}) "
+                f"and train with `-p {planner.replace('Planner', '')}Plans`."
             )
 
     # ---- recipe ----
@@ -130,8 +131,8 @@ class TransformerTrainer(nnUNetTrainer):
             )
         return (
             f"{where}The images are finite, so training diverged. The last checkpoint in {self.output_folder} is "
-            "intact: continue from it with --c, or start again with a lower rate (a subclass with another default_lr of "
-            f"{type(self).__name__}, now {self.initial_lr:g})."
+            "intact: continue from it with --c, or start again with a lower rate (a subclass of "
+            f"{type(self).__name__} with another default_lr, now {self.initial_lr:g})."
         )
 
     # ---- checkpoints ----
@@ -165,7 +166,7 @@ class TransformerTrainer(nnUNetTrainer):
             super().load_checkpoint(filename_or_checkpoint)
         except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
             name = filename_or_checkpoint if isinstance(filename_or_checkpoint, str) else "the checkpoint"
-            if "loading state_dict" in str(error) or "weights of another network" in str(error):
+            if "loading state_dict" in str(error):
                 reason = f"it belongs to another network or plan: {error}"
             elif isinstance(error, FileNotFoundError):
                 reason = "there is no such file"

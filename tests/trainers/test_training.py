@@ -14,6 +14,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerp
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args, run_training
 
+from nnunet_transformers.report import write_report
 from nnunet_transformers.trainers import nnUNetTrainerQTUNet
 from tests.conftest import write_dataset
 
@@ -65,6 +66,11 @@ class TestMainJob:
         validation = json.loads((fold / "validation" / "summary.json").read_text())
         assert set(validation["mean"]) == {"1", "2"}
         assert len(list((fold / "validation").glob("*.npz"))) == len(validation["metric_per_case"])
+
+        page = write_report(fold).read_text()
+        assert page.count("data:image/png;base64,") == 3
+        for text in ("Dataset900_Balls", "1 epochs", "large", "small", "mean of 2 cases"):
+            assert text in page
 
         label = predict(nnunet_folders, probabilities=True)
         assert label.shape == (20, 24, 20)
@@ -297,3 +303,4 @@ def test_plan_of_another_network(nnunet_folders, monkeypatch):
     plan_experiments([900])
     with pytest.raises(RuntimeError, match=r"nnUNetPlans plans .*PlainConvUNet.*-pl nnUNetPlannerQTUNetT"):
         get_trainer_from_args("900", "3d_fullres", 0, TRAINER, "nnUNetPlans", device=CPU)
+    assert not any((nnunet_folders / "results").iterdir())
