@@ -8,8 +8,6 @@ Standard library only, and nothing of torch or nnU-Net is imported before nnU-Ne
 Set ``NNUNET_TRANSFORMERS_HOOK=0`` to switch it off.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 
