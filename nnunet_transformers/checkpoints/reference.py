@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ def from_reference(family: str, state_dict: Mapping[str, Tensor]) -> dict[str, T
     Raises:
         ValueError: if the family is unknown or the weights are not the family's.
     """
-    plain = {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state_dict.items()}
+    plain = {re.sub(r"^((module|_orig_mod)\.)+", "", key): value for key, value in state_dict.items()}
     return get_checkpoint_filter(family)(plain)
 
 
@@ -49,10 +50,14 @@ def identify(family: str, state_dict: Mapping[str, Tensor]) -> Identity:
     Raises:
         ValueError: if none does.
     """
-    stem, head = state_dict["stem.proj.weight"], state_dict["decoder.seg_layers.0.weight"]
+    try:
+        stem, head = state_dict["stem.proj.weight"], state_dict["decoder.seg_layers.0.weight"]
+    except KeyError as error:
+        raise ValueError(f"these weights lack {error}, so they are no whole {family} network") from error
     shapes = {key: value.shape for key, value in state_dict.items()}
     ndim, channels, classes = stem.dim() - 2, stem.shape[1], head.shape[0]
-    for name in (n for n in list_networks() if n.startswith(family)):
+    # shortest name first: in 2D the in-plane variants are the plain networks
+    for name in sorted((n for n in list_networks() if n.startswith(family)), key=len):
         for overrides in ({}, {"cross_attention": False}):
             with torch.device("meta"):
                 network = create_network(name, channels, classes, (128,) * ndim, **overrides)

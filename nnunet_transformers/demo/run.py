@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -15,8 +16,6 @@ from ..discovery import PLANNERS
 from ..report import write_report
 from .dataset import make_dataset
 
-CONFIGURATION = "3d_fullres"
-
 
 def _run(command: str, environment: dict[str, str]) -> None:
     """Run one of nnU-Net's commands from this Python's environment, its output shown as it comes.
@@ -29,14 +28,6 @@ def _run(command: str, environment: dict[str, str]) -> None:
     result = subprocess.run([str(Path(sys.executable).parent / program), *arguments], env=environment, check=False)
     if result.returncode:
         raise RuntimeError(f"`{command}` failed with exit code {result.returncode}; its own message is above")
-
-
-def _configuration(dataset: Path) -> str:
-    """2d for a dataset of natural images, which has no third axis."""
-    import json
-
-    ending = json.loads((dataset / "dataset.json").read_text())["file_ending"]
-    return CONFIGURATION if ending in (".nii.gz", ".nii", ".mha", ".nrrd", ".tif", ".tiff") else "2d"
 
 
 def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Path:
@@ -68,7 +59,6 @@ def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Pat
     dataset = Path(data).absolute() if data else make_dataset(raw)
     number = int(dataset.name[7:10])
     plans = planner.replace("Planner", "") + "Plans"
-    configuration = _configuration(dataset)
 
     import torch
 
@@ -86,12 +76,11 @@ def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Pat
     planning = {**environment, "nnUNet_n_proc_DA": "1"}
     training = {**environment, "nnUNet_n_proc_DA": "0" if device == "cpu" else str(workers)}
     common = f"-tr {trainer} -p {plans}"
-    where = f"{number} {configuration} 0"
-    _run(
-        f"nnUNetv2_plan_and_preprocess -d {number} -c {configuration} -pl {planner} -np {workers} -npfp {workers}",
-        planning,
-    )
-    _run(f"nnUNetv2_train {where} {common} -device {device}", training)
+    _run(f"nnUNetv2_plan_and_preprocess -d {number} -pl {planner} -npfp {workers} --no_pp", planning)
+    planned = json.loads((folder / "preprocessed" / dataset.name / f"{plans}.json").read_text())["configurations"]
+    configuration = "3d_fullres" if "3d_fullres" in planned else "2d"
+    _run(f"nnUNetv2_preprocess -d {number} -c {configuration} -plans_name {plans} -np {workers}", planning)
+    _run(f"nnUNetv2_train {number} {configuration} 0 {common} -device {device}", training)
 
     model = folder / "results" / dataset.name / f"{trainer}__{plans}__{configuration}"
     images, labels = dataset / "imagesTs", dataset / "labelsTs"

@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from batchgenerators.utilities.file_and_folder_operations import isfile, join, load_json
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.paths import nnUNet_preprocessed
 
 from ..architectures import create_network, get_network
 from .memory import training_step_bytes
@@ -84,6 +86,8 @@ class TransformerPlanner(ExperimentPlanner):
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
         spacing = tuple(float(s) for s in spacing)
+        if self._stock_data_differ(plan):
+            plan["data_identifier"] = data_identifier.replace("nnUNetPlans", self.plans_identifier)
         tokens, fixed, per_sample = self._plan_to_fit(plan["patch_size"], spacing, median_shape, _cache)
         plan["patch_size"] = tokens.patch_size
         plan["batch_size"] = self._batch_size(tokens, fixed, per_sample, approximate_n_voxels_dataset)
@@ -110,11 +114,25 @@ class TransformerPlanner(ExperimentPlanner):
         }
         return {name: value for name, value in arguments.items() if value is not None}
 
-    @property
-    def _input_channels(self) -> int:
-        """Image channels; those that the cascade adds hardly count in memory."""
-        channels = self.dataset_json.get("channel_names", self.dataset_json.get("modality"))
-        return len(channels)
+    def _stock_data_differ(self, plan: dict) -> bool:
+        """Whether stock nnU-Net has planned other data under the identifier that this configuration would share."""
+        stock_plans = join(nnUNet_preprocessed, self.dataset_name, "nnUNetPlans.json")
+        configuration = plan["data_identifier"].removeprefix("nnUNetPlans_")
+        if configuration == plan["data_identifier"] or not isfile(stock_plans):
+            return False
+        stock = load_json(stock_plans)
+        theirs = stock["configurations"].get(configuration)
+        if theirs is None:
+            return False
+        keys = ("preprocessor_name", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data")
+        same = all(theirs[key] == plan[key] for key in keys) and np.allclose(theirs["spacing"], plan["spacing"])
+        return not same or stock["transpose_forward"] != [int(i) for i in self.determine_transpose()[0]]
+
+    def _input_channels(self, patch_size: Sequence[int], median_shape: Sequence[int]) -> int:
+        """Channels of the largest input: where there will be a cascade, its foreground labels come on top."""
+        channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality")))
+        cascade = len(patch_size) == 3 and prod(patch_size) / prod(median_shape) < self.lowres_creation_threshold
+        return channels + (len(self.dataset_json["labels"]) - 1 if cascade else 0)
 
     def _plan_to_fit(
         self, patch_size: Sequence[int], spacing: tuple[float, ...], median_shape: Sequence[int], cache: dict
@@ -122,12 +140,13 @@ class TransformerPlanner(ExperimentPlanner):
         """Token plan and memory (fixed, and for each sample) of the largest patch that fits with two samples."""
         target = tuple(int(n) for n in patch_size)
         stem = choose_patch_embed_stride(target, spacing)
+        channels = self._input_channels(target, median_shape)
         budget = self.UNet_vram_target_GB * 1e9
         while True:
             tokens = plan_tokens(target, spacing, stem)
-            key = (self.network_name, tokens)
+            key = (self.network_name, tokens, channels)
             if key not in cache:
-                cache[key] = self._step_bytes(tokens)
+                cache[key] = self._step_bytes(tokens, channels)
             fixed, per_sample = cache[key]
             excess = self.UNet_min_batch_size * per_sample / max(1.0, budget - fixed)
             if excess <= 1:
@@ -143,15 +162,15 @@ class TransformerPlanner(ExperimentPlanner):
             while prod(plan_tokens(target, spacing, stem).patch_size) > volume and prod(target) > 8 ** len(target):
                 target = shrink(target, median_shape[: len(target)])
 
-    def _step_bytes(self, tokens: TokenPlan) -> tuple[int, int]:
+    def _step_bytes(self, tokens: TokenPlan, input_channels: int) -> tuple[int, int]:
         arguments = self.network_arguments(tokens)
         patch_size = arguments.pop("patch_size")
         num_classes = len(self.dataset_json["labels"])
         return training_step_bytes(
             lambda: create_network(
-                self.network_name, self._input_channels, num_classes, patch_size, deep_supervision=True, **arguments
+                self.network_name, input_channels, num_classes, patch_size, deep_supervision=True, **arguments
             ),
-            self._input_channels,
+            input_channels,
             patch_size,
         )
 

@@ -46,12 +46,12 @@ def _read_json(path: Path, made_by: str) -> dict:
     return json.loads(path.read_text())
 
 
-def _read_cases(summary: dict, keys: list[str]) -> list[Case]:
+def _read_cases(summary: dict, keys: list[str], file_ending: str) -> list[Case]:
     cases = []
     for entry in summary["metric_per_case"]:
         prediction, reference = Path(entry["prediction_file"]), Path(entry["reference_file"])
         dice = [float(entry["metrics"][key]["Dice"]) for key in keys]
-        cases.append(Case(prediction.name.split(".")[0], dice, prediction, reference))
+        cases.append(Case(prediction.name.removesuffix(file_ending), dice, prediction, reference))
     return sorted(cases, key=lambda case: (math.isnan(case.mean), case.mean))
 
 
@@ -105,7 +105,7 @@ def write_report(
     names_of = {str(tuple(v) if isinstance(v, list) else v): n for n, v in dataset_json["labels"].items()}
     keys = [key for key in summary["mean"] if key not in ("0", 0)]
     label_names = [names_of.get(str(key), str(key)) for key in keys]
-    cases = _read_cases(summary, keys)
+    cases = _read_cases(summary, keys, dataset_json["file_ending"])
     curves = read_curves(fold_folder)
 
     reader = plans.image_reader_writer_class()

@@ -104,6 +104,10 @@ class TransformerTrainer(nnUNetTrainer):
             raise RuntimeError(self._explain_non_finite_loss(batch))
         return result
 
+    def validation_step(self, batch: dict) -> dict:
+        self._check_labels(batch)
+        return super().validation_step(batch)
+
     # ---- data that cannot be trained on ----
 
     def _check_labels(self, batch: dict) -> None:
@@ -143,11 +147,13 @@ class TransformerTrainer(nnUNetTrainer):
         Raises:
             RuntimeError: if it cannot be written, a full disk for instance.
         """
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)  # writes nothing
+            return
         partial = f"{filename}.partial"
         try:
             super().save_checkpoint(partial)
-            if os.path.isfile(partial):
-                os.replace(partial, filename)
+            os.replace(partial, filename)
         except (OSError, RuntimeError) as error:
             with suppress(OSError):
                 os.remove(partial)
@@ -162,9 +168,13 @@ class TransformerTrainer(nnUNetTrainer):
         Raises:
             RuntimeError: if the file is truncated or not a checkpoint, or is one of another network.
         """
+        if not self.was_initialized:
+            self.initialize()
         try:
             super().load_checkpoint(filename_or_checkpoint)
-        except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
             name = filename_or_checkpoint if isinstance(filename_or_checkpoint, str) else "the checkpoint"
             if "loading state_dict" in str(error):
                 reason = f"it belongs to another network or plan: {error}"

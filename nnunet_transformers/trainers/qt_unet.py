@@ -33,7 +33,7 @@ class nnUNetTrainerQTUNetDemo(nnUNetTrainerQTUNet):
 class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
     """The thesis's recipe (sections 3.3.10 and 3.5, table 3.6), for comparison rather than for use.
 
-    Adam at 0.4e-4 with cosine decay per epoch and no weight decay, 350 epochs, one sample a step, Dice loss alone,
+    Adam at 0.4e-4 with cosine decay and no weight decay, 350 epochs, one sample a step, Dice loss alone,
     float32, drop path 0.2, no deep supervision. The thesis's images, augmentation and fold are nnU-Net's here. Dice
     alone drives the logits to background where most crops hold nothing else: the thesis reports 0 on MSD task 7.
     """
@@ -53,7 +53,12 @@ class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
     ) -> nn.Module:
         return get_network_from_plans(
             configuration_manager.network_arch_class_name,
-            {**configuration_manager.network_arch_init_kwargs, "drop_path_rate": 0.2},
+            {
+                **configuration_manager.network_arch_init_kwargs,
+                "drop_path_rate": 0.2,
+                # DDP wants a gradient for every parameter, and there is no deep supervision to give these one
+                "auxiliary_heads": False,
+            },
             configuration_manager.network_arch_init_kwargs_req_import,
             num_input_channels,
             num_output_channels,

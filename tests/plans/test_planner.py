@@ -142,6 +142,17 @@ def test_own_data_where_spacing_is_overridden(folder):
     assert plans["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetQTUNetTPlans_3d_fullres"
 
 
+def test_own_data_where_stock_planned_other_data(folder):
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+
+    plan(folder, ExperimentPlanner, (1, 1, 1), (40, 40, 40))
+    same = plan(folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40))
+    assert same["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetPlans_3d_fullres"
+    plan(folder, ExperimentPlanner, (1, 1, 1), (40, 40, 40), overwrite_target_spacing=[2.0, 2.0, 2.0])
+    other = plan(folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40))
+    assert other["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetQTUNetTPlans_3d_fullres"
+
+
 def test_names():
     for name, planner_class in zip(PLANNERS, CLASSES, strict=True):
         assert planner_class.__name__ == name

@@ -132,6 +132,13 @@ class TestMainJob:
         assert trainer.batch_size == 1
         assert isinstance(trainer.optimizer, torch.optim.Adam)
         assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.4e-4)
+        assert trainer.loss.weight_ce == 0
+        assert trainer.loss.weight_dice == 1
+        with torch.autocast("cpu", torch.bfloat16):
+            output = trainer.network(torch.randn(1, 1, *trainer.network.patch_size))
+        assert output.dtype == torch.float32
+        output.mean().backward()
+        assert all(p.grad is not None for p in trainer.network.parameters())
         assert trainer.network.encoder.stages[-1].blocks[-1].drop_path.drop_prob == pytest.approx(0.2)
         train(trainer="nnUNetTrainerQTUNetThesis_1epoch")
         predict(nnunet_folders, trainer="nnUNetTrainerQTUNetThesis_1epoch")
@@ -281,6 +288,16 @@ class TestCheckpoints:
         assert path.read_bytes() == before
         assert list(path.parent.glob("*.partial")) == []
         trainer.load_checkpoint(str(path))
+
+    def test_other_ranks_leave_files_alone(self, trained):
+        trainer, path = trained
+        stale = path.with_name(f"{path.name}.partial")
+        stale.write_text("half")
+        before = path.read_bytes()
+        trainer.local_rank = 1
+        trainer.save_checkpoint(str(path))
+        assert (path.read_bytes(), stale.read_text()) == (before, "half")
+        stale.unlink()
 
     def test_truncated(self, trained):
         trainer, path = trained
