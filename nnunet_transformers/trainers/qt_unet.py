@@ -24,10 +24,10 @@ class nnUNetTrainerQTUNet(TransformerTrainer):
 
 
 class nnUNetTrainerQTUNetDemo(nnUNetTrainerQTUNet):
-    """A few minutes' training on CPU, to see that everything works: 12 epochs of 25 iterations."""
+    """A few minutes' training on CPU, to see that everything works: 12 epochs of 20 iterations."""
 
     default_epochs = 12
-    default_iterations = 25
+    default_iterations = 20
 
 
 class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
