@@ -31,8 +31,10 @@ ROWS = {
     "post-norm, tiling windows": (1e-3, "xavier", {"norm_placement": "post"}),
     "pre-norm, windows of 7 (padded)": (1e-3, "xavier", {"window_sizes": [7, 7, 7]}),
     "pre-norm, normal 0.02": (1e-3, "normal", {}),
-    "post-norm, normal 0.02": (1e-3, "normal", {"norm_placement": "post"}),
-    "pre-norm, lr 5e-4": (5e-4, "xavier", {}),
+    "pre-norm, normal 0.02, lr 5e-4": (5e-4, "normal", {}),
+    "post-norm, normal 0.02, lr 5e-4": (5e-4, "normal", {"norm_placement": "post"}),
+    "pre-norm, PyTorch's default initialisation": (1e-3, "default", {}),
+    "post-norm, PyTorch's default initialisation": (1e-3, "default", {"norm_placement": "post"}),
     "pre-norm, lr 2e-3": (2e-3, "xavier", {}),
 }
 
@@ -40,6 +42,14 @@ ROWS = {
 def release_init(module):
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
+
+
+def default_init(module):
+    if isinstance(module, nn.Linear):
+        module.reset_parameters()
+
+
+INITIALISATIONS = {"xavier": lambda module: None, "normal": release_init, "default": default_init}
 
 
 def measure(learning_rate, init, arguments, iterations):
@@ -54,8 +64,7 @@ def measure(learning_rate, init, arguments, iterations):
         configuration["batch_size"] = 2
         trainer.initial_lr, trainer.num_epochs, trainer.num_iterations_per_epoch = learning_rate, 1, iterations
         trainer.initialize()
-        if init == "normal":
-            trainer.network.apply(release_init)
+        trainer.network.apply(INITIALISATIONS[init])
         trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
     torch.set_num_threads(THREADS)
     trainer.network.train()
