@@ -77,7 +77,10 @@ def report(
 def demo(
     folder: Annotated[Path, typer.Option(help="Where to work; reused by a second run.")] = Path("demo_output"),
     data: Annotated[
-        Path | None, typer.Option(help="A dataset in nnU-Net's raw layout (DatasetXXX_Name); made if not given.")
+        Path | None,
+        typer.Option(
+            help="A dataset in nnU-Net's raw layout (a folder such as Dataset004_Hippocampus); made if not given."
+        ),
     ] = None,
     planner: Annotated[str, typer.Option(help="Planner to use.")] = "nnUNetPlannerQTUNetT",
     trainer: Annotated[str, typer.Option(help="Trainer to use.")] = "nnUNetTrainerQTUNetDemo",
