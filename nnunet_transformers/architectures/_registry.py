@@ -16,10 +16,21 @@ _checkpoint_filters: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]]
 
 @dataclass(frozen=True)
 class NetworkEntry:
-    """A registered network: ``network_class(..., **arguments)`` builds it."""
+    """A registered network.
+
+    Attributes:
+        network_class: builds it, in 2D or 3D.
+        arguments: what sets it apart from the defaults of its class.
+        arguments_3d: what it has in 3D instead or besides.
+    """
 
     network_class: type[nn.Module]
     arguments: dict[str, Any]
+    arguments_3d: dict[str, Any]
+
+    def arguments_for(self, ndim: int) -> dict[str, Any]:
+        """The arguments of its 2D or 3D form."""
+        return {**self.arguments, **self.arguments_3d} if ndim == 3 else self.arguments
 
     @property
     def class_path(self) -> str:
@@ -32,16 +43,25 @@ class NetworkEntry:
         own = set(inspect.signature(create_network).parameters)
         return [n for n in inspect.signature(self.network_class).parameters if n not in own]
 
-    @property
-    def all_arguments(self) -> dict[str, Any]:
-        """Every override with the value that it has by default in this network."""
+    def all_arguments(self, ndim: int) -> dict[str, Any]:
+        """Every override with the value that it has by default in this network's 2D or 3D form."""
         parameters = inspect.signature(self.network_class).parameters
-        return {name: self.arguments.get(name, parameters[name].default) for name in self.override_names}
+        own = self.arguments_for(ndim)
+        return {name: own.get(name, parameters[name].default) for name in self.override_names}
 
 
-def register_network(name: str, network_class: type[nn.Module], **arguments: Any) -> None:
-    """Add a network under ``name``; ``arguments`` are what sets it apart from its class's defaults."""
-    _networks[name] = NetworkEntry(network_class, arguments)
+def register_network(
+    name: str, network_class: type[nn.Module], arguments_3d: dict[str, Any] | None = None, **arguments: Any
+) -> None:
+    """Add a network under ``name``.
+
+    Args:
+        name: how ``create_network`` calls it.
+        network_class: a ``SegmentationNetwork``.
+        arguments_3d: what it has in 3D instead of ``arguments`` or besides.
+        arguments: what sets it apart from its class's defaults.
+    """
+    _networks[name] = NetworkEntry(network_class, arguments, arguments_3d or {})
 
 
 def register_checkpoint_filter(family: str, filter_fn: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
@@ -114,5 +134,5 @@ def create_network(
         num_classes=num_classes,
         patch_size=patch_size,
         deep_supervision=deep_supervision,
-        **{**entry.arguments, **overrides},
+        **{**entry.arguments_for(len(patch_size)), **overrides},
     )

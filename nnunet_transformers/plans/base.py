@@ -101,7 +101,7 @@ class TransformerPlanner(ExperimentPlanner):
     def network_arguments(self, tokens: TokenPlan) -> dict[str, Any]:
         """Everything that shapes the network, for the plan's ``arch_kwargs``: a plan outlives a change of defaults."""
         arguments = {
-            **get_network(self.network_name).all_arguments,
+            **get_network(self.network_name).all_arguments(len(tokens.patch_size)),
             **self.network_overrides,
             "patch_size": tokens.patch_size,
             "patch_embed_stride": tokens.patch_embed_stride,
