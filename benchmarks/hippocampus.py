@@ -50,7 +50,7 @@ def run(command: str, **environment: str) -> None:
 
 
 def write_variant(row: Row) -> str:
-    """A copy of the planned plan with the row's overrides; returns its name. The preprocessed data are the plan's own."""
+    """Write a copy of the planned plan with the row's overrides, on the same preprocessed data; returns its name."""
     if not row.suffix:
         return row.plans
     folder = Path(os.environ["nnUNet_preprocessed"]) / DATASET
