@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 
 from ..architectures import create_network, get_network
 from .memory import training_step_bytes
-from .tiling import TokenPlan, choose_patch_embed_stride, plan_tokens, shrink
+from .tiling import TokenPlan, TokenRules, choose_patch_embed_stride, plan_tokens, shrink
 
 
 class TransformerPlanner(ExperimentPlanner):
@@ -27,10 +28,12 @@ class TransformerPlanner(ExperimentPlanner):
     Attributes:
         network_name: the registered network, set by a subclass.
         network_overrides: its arguments that this planner sets the same for every dataset.
+        token_rules: what the network asks of its token grids.
     """
 
     network_name: str
     network_overrides: ClassVar[dict[str, Any]] = {}
+    token_rules: ClassVar[TokenRules] = TokenRules()
 
     def __init__(
         self,
@@ -100,19 +103,21 @@ class TransformerPlanner(ExperimentPlanner):
 
     def network_arguments(self, tokens: TokenPlan) -> dict[str, Any]:
         """Everything that shapes the network, for the plan's ``arch_kwargs``: a plan outlives a change of defaults."""
+        entry = get_network(self.network_name)
         arguments = {
-            **get_network(self.network_name).all_arguments(len(tokens.patch_size)),
+            **entry.all_arguments(len(tokens.patch_size)),
             **self.network_overrides,
-            "patch_size": tokens.patch_size,
             "patch_embed_stride": tokens.patch_embed_stride,
             "num_stages": tokens.num_stages,
             "merge_strides": tokens.merge_strides,
             "window_sizes": tokens.window_sizes,
             # inference builds the network without deep supervision and loads strictly
             "auxiliary_heads": True,
-            "strides": tokens.strides,
         }
-        return {name: value for name, value in arguments.items() if value is not None}
+        arguments = {n: v for n, v in arguments.items() if n in entry.override_names and v is not None}
+        with torch.device("meta"):
+            strides = create_network(self.network_name, 1, 2, tokens.patch_size, **arguments).strides
+        return {**arguments, "patch_size": tokens.patch_size, "strides": strides}
 
     def _stock_data_differ(self, plan: dict) -> bool:
         """Whether stock nnU-Net has planned other data under the identifier that this configuration would share."""
@@ -139,11 +144,12 @@ class TransformerPlanner(ExperimentPlanner):
     ) -> tuple[TokenPlan, int, int]:
         """Token plan and memory (fixed, and for each sample) of the largest patch that fits with two samples."""
         target = tuple(int(n) for n in patch_size)
-        stem = choose_patch_embed_stride(target, spacing)
+        stem = choose_patch_embed_stride(target, spacing, self.token_rules)
         channels = self._input_channels(target, median_shape)
         budget = self.UNet_vram_target_GB * 1e9
+        plan = partial(plan_tokens, spacing=spacing, rules=self.token_rules, patch_embed_stride=stem)
         while True:
-            tokens = plan_tokens(target, spacing, stem)
+            tokens = plan(target)
             key = (self.network_name, tokens, channels)
             if key not in cache:
                 cache[key] = self._step_bytes(tokens, channels)
@@ -159,7 +165,7 @@ class TransformerPlanner(ExperimentPlanner):
             # memory goes with the volume: shrink by most of the excess before tracing the network again
             volume = prod(tokens.patch_size) / excess**0.9
             target = shrink(target, median_shape[: len(target)])
-            while prod(plan_tokens(target, spacing, stem).patch_size) > volume and prod(target) > 8 ** len(target):
+            while prod(plan(target).patch_size) > volume and prod(target) > 8 ** len(target):
                 target = shrink(target, median_shape[: len(target)])
 
     def _step_bytes(self, tokens: TokenPlan, input_channels: int) -> tuple[int, int]:

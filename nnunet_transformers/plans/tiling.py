@@ -8,21 +8,54 @@ much as real ones (1.3 to 5.4 times as many in the published network at a patch 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from math import inf, log, log2, prod, sqrt
 
-# tokens in a window: about the published 7^3 at most, and rather 6^3, as attention's cost grows with them; in 2D fewer
-# reach as far
-MAX_WINDOW_TOKENS = {2: 256, 3: 350}
-GOOD_WINDOW_TOKENS = {2: 14**2, 3: 6**3}
-# tokens of the finest grid up to which a smaller patch-embedding stride is affordable: in 3D the published network's
-# count at its published patch of 128^3 and stride 4, in 2D that of a 512^2 image at stride 4
-FINEST_TOKENS = {2: 128**2, 3: 32**3}
+from ..architectures.layers.window_choice import MAX_WINDOW_TOKENS, choose_window
+
 MIN_GRID = 2
 MAX_MERGES = 4
+Size = tuple[int, ...]
+
+
+def windows_that_tile(
+    grid_sizes: tuple[Size, ...], token_spacings: tuple[tuple[float, ...], ...]
+) -> tuple[float, tuple[Size, ...]]:
+    """The best window for each grid by itself, and their mean penalty."""
+    choices = [choose_window(g, s) for g, s in zip(grid_sizes, token_spacings, strict=True)]
+    return sum(penalty for penalty, _ in choices) / len(choices), tuple(window for _, window in choices)
+
+
+def no_windows(grid_sizes: tuple[Size, ...], token_spacings: tuple[tuple[float, ...], ...]) -> tuple[float, None]:
+    """For networks whose attention is not windowed."""
+    return 0.0, None
+
+
+@dataclass(frozen=True)
+class TokenRules:
+    """What a network asks of its token grids.
+
+    Attributes:
+        patch_embed_strides: voxels per token and axis that it can have, powers of two from coarse to fine. A coarse
+            axis may have less, down to 1.
+        finest_tokens_2d, finest_tokens_3d: tokens of the finest grid up to which a smaller stride is affordable. In 3D
+            the published QT-UNet's count at its patch of 128^3 and stride 4, in 2D that of a 512^2 image at stride 4.
+        num_stages: number of resolutions, where it is fixed.
+        windows: chooses the window of each stage; returns a penalty (0 is ideal) and the windows.
+    """
+
+    patch_embed_strides: tuple[int, ...] = (4, 2, 1)
+    finest_tokens_2d: int = 128**2
+    finest_tokens_3d: int = 32**3
+    num_stages: int | None = None
+    windows: Callable[..., tuple[float, tuple[Size, ...] | None]] = windows_that_tile
+
+    def finest_tokens(self, ndim: int) -> int:
+        """Token budget of the finest grid."""
+        return self.finest_tokens_3d if ndim == 3 else self.finest_tokens_2d
 
 
 @dataclass(frozen=True)
@@ -31,31 +64,24 @@ class TokenPlan:
 
     Attributes:
         patch_size: voxels per axis.
-        patch_embed_stride: voxels per token and axis, each 1, 2 or 4.
+        patch_embed_stride: voxels per token and axis.
         merge_strides: tokens merged after each stage but the last, per axis.
-        window_sizes: attention window of each stage, per axis; divides the stage's grid.
+        window_sizes: attention window of each stage, per axis; divides the stage's grid. None without windows.
     """
 
-    patch_size: tuple[int, ...]
-    patch_embed_stride: tuple[int, ...]
-    merge_strides: tuple[tuple[int, ...], ...]
-    window_sizes: tuple[tuple[int, ...], ...]
+    patch_size: Size
+    patch_embed_stride: Size
+    merge_strides: tuple[Size, ...]
+    window_sizes: tuple[Size, ...] | None
 
     @property
     def num_stages(self) -> int:
         return len(self.merge_strides) + 1
 
     @property
-    def grid_sizes(self) -> tuple[tuple[int, ...], ...]:
+    def grid_sizes(self) -> tuple[Size, ...]:
         """Tokens per axis of each stage."""
         return grids(divide(self.patch_size, self.patch_embed_stride), self.merge_strides)
-
-    @property
-    def strides(self) -> tuple[tuple[int, ...], ...]:
-        """Down-sampling per stage as nnU-Net's plans have it; voxel tokens need no entry for patch embedding."""
-        full_resolution = (1,) * len(self.patch_size)
-        stem = () if self.patch_embed_stride == full_resolution else (self.patch_embed_stride,)
-        return (full_resolution, *stem, *self.merge_strides)
 
 
 def divide(size: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
@@ -70,27 +96,35 @@ def grids(finest: tuple[int, ...], merge_strides: Sequence[Sequence[int]]) -> tu
     return tuple(result)
 
 
-def choose_patch_embed_stride(patch_size: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...]:
+def choose_patch_embed_stride(patch_size: Sequence[int], spacing: Sequence[float], rules: TokenRules) -> Size:
     """Voxels per token and axis: tokens about as long in mm on every axis, as fine as the budget allows.
 
     Args:
         patch_size: wanted patch in voxels.
         spacing: mm per voxel.
+        rules: the network's.
     """
+    coarsest, *finer = rules.patch_embed_strides
+    powers = [2**n for n in range(coarsest.bit_length())]
 
-    def stride_for(base: int) -> tuple[int, ...]:
+    def stride_for(base: int) -> Size:
         token = 1.001 * base * min(spacing) * sqrt(2)
         return tuple(
-            max((p for p in (1, 2, 4) if p <= base and p * s <= token and n >= p * 4), default=1)
+            max((p for p in powers if p <= base and p * s <= token and n >= p * 4), default=1)
             for n, s in zip(patch_size, spacing, strict=True)
         )
 
-    stride = stride_for(4)
-    for base in (2, 1):
-        finer = stride_for(base)
-        if prod(n / p for n, p in zip(patch_size, finer, strict=True)) > FINEST_TOKENS[len(patch_size)]:
+    stride = stride_for(coarsest)
+    for base in finer:
+        candidate = stride_for(base)
+        tokens = prod(n / p for n, p in zip(patch_size, candidate, strict=True))
+        if tokens > rules.finest_tokens(len(patch_size)):
             break
-        stride = finer
+        stride = candidate
+    if max(stride) < rules.patch_embed_strides[-1]:
+        # an image too small for the finest stride that the network has: the patch grows to it
+        finest = rules.patch_embed_strides[-1]
+        stride = tuple(finest if s < 2 * min(spacing) else 1 for s in spacing)
     return stride
 
 
@@ -111,32 +145,6 @@ def choose_merge_strides(
     return tuple(merges)
 
 
-@lru_cache(maxsize=4096)
-def choose_window(grid_size: tuple[int, ...], token_spacing: tuple[float, ...]) -> tuple[float, tuple[int, ...]]:
-    """The window that divides the grid, holds about ``GOOD_WINDOW_TOKENS`` and is near a cube in mm.
-
-    Returns:
-        its penalty (0 is ideal) and the window.
-    """
-    best = (inf, grid_size)
-    limit = MAX_WINDOW_TOKENS[len(grid_size)]
-    divisors = [[d for d in range(1, min(g, limit) + 1) if g % d == 0] for g in grid_size]
-    for window in product(*divisors):
-        tokens = prod(window)
-        if tokens > limit:
-            continue
-        if window == grid_size:
-            return 0.0, window
-        # deviation from a cube in mm; an axis that the window spans entirely is not to blame for being short
-        edges = [log(w * s) for w, s in zip(window, token_spacing, strict=True)]
-        mean = sum(edges) / len(edges)
-        shape = sum(
-            max(0.0, e - mean) if w == g else abs(e - mean) for e, w, g in zip(edges, window, grid_size, strict=True)
-        )
-        best = min(best, (abs(log(tokens / GOOD_WINDOW_TOKENS[len(window)])) + shape, window))
-    return best
-
-
 def _sizes_near(target: int, step: int) -> list[int]:
     """Multiples of ``step`` around ``target``: the two next to it and those within a fifth of it."""
     below = max(1, target // step)
@@ -146,49 +154,55 @@ def _sizes_near(target: int, step: int) -> list[int]:
 
 
 def plan_tokens(
-    patch_size: Sequence[int], spacing: Sequence[float], patch_embed_stride: tuple[int, ...] | None = None
+    patch_size: Sequence[int],
+    spacing: Sequence[float],
+    rules: TokenRules = TokenRules(),
+    patch_embed_stride: Size | None = None,
 ) -> TokenPlan:
     """Choose a patch near ``patch_size`` and everything that follows from it.
 
     Args:
         patch_size: wanted patch in voxels, nnU-Net's own.
         spacing: mm per voxel; only its proportions matter.
+        rules: the network's.
         patch_embed_stride: keep this one instead of choosing it.
     """
     # to a fifth: nnU-Net changes the spacing in small steps to find 3d_lowres, and the plan need not follow each
     relative = tuple(2 ** (round(4 * log2(float(s) / min(spacing))) / 4) for s in spacing)
-    return _plan_tokens(tuple(int(n) for n in patch_size), relative, patch_embed_stride)
+    return _plan_tokens(tuple(int(n) for n in patch_size), relative, rules, patch_embed_stride)
+
+
+def _merge_options(target: Size, stem: Size, token_spacing: tuple[float, ...], rules: TokenRules) -> list:
+    """The sequences of merges that the network may have, fewest first."""
+    most = MAX_MERGES if rules.num_stages is None else rules.num_stages - 1
+    merges = choose_merge_strides([n / p for n, p in zip(target, stem, strict=True)], token_spacing, most)
+    # deep supervision wants three strides, of which patch embedding is one unless it keeps every voxel
+    fewest = most if rules.num_stages is not None else 1 if prod(stem) > 1 else 2
+    merges += ((2,) * len(target),) * (fewest - len(merges))
+    return [merges[:count] for count in range(fewest, len(merges) + 1)]
 
 
 @lru_cache(maxsize=4096)
 def _plan_tokens(
-    target: tuple[int, ...], spacing: tuple[float, ...], patch_embed_stride: tuple[int, ...] | None
+    target: Size, spacing: tuple[float, ...], rules: TokenRules, patch_embed_stride: Size | None
 ) -> TokenPlan:
-    stem = patch_embed_stride or choose_patch_embed_stride(target, spacing)
+    stem = patch_embed_stride or choose_patch_embed_stride(target, spacing, rules)
     token_spacing = tuple(s * p for s, p in zip(spacing, stem, strict=True))
-    all_merges = choose_merge_strides([n / p for n, p in zip(target, stem, strict=True)], token_spacing)
-    # deep supervision wants three strides, of which patch embedding is one unless it keeps every voxel
-    fewest = 1 if prod(stem) > 1 else 2
-    if len(all_merges) < fewest:
-        all_merges += ((2,) * len(target),) * (fewest - len(all_merges))
-
     best: tuple[float, TokenPlan] | None = None
-    for count in range(fewest, len(all_merges) + 1):
-        merges = all_merges[:count]
+    for merges in _merge_options(target, stem, token_spacing, rules):
         step = tuple(map(prod, zip(stem, *merges, strict=True)))
+        spacings = [token_spacing]
+        for stride in merges:
+            spacings.append(tuple(x * s for x, s in zip(spacings[-1], stride, strict=True)))
         for size in product(*(_sizes_near(n, s) for n, s in zip(target, step, strict=True))):
             stage_grids = grids(divide(size, stem), merges)
-            spacings = [token_spacing]
-            for stride in merges:
-                spacings.append(tuple(x * s for x, s in zip(spacings[-1], stride, strict=True)))
-            choices = [choose_window(g, s) for g, s in zip(stage_grids, spacings, strict=True)]
+            window_penalty, windows = rules.windows(stage_grids, tuple(spacings))
             deepest = prod(stage_grids[-1])
-            penalty = sum(abs(log(n / t)) for n, t in zip(size, target, strict=True))
-            penalty += 0.15 * sum(p for p, _ in choices) / len(choices)
+            penalty = sum(abs(log(n / t)) for n, t in zip(size, target, strict=True)) + 0.15 * window_penalty
             # the bottleneck should see the whole patch, but hold more than a handful of tokens
             penalty += 0.2 * max(0.0, log(deepest / MAX_WINDOW_TOKENS[len(target)])) + 0.1 * max(0.0, log(27 / deepest))
             if best is None or penalty < best[0] - 1e-9:
-                best = penalty, TokenPlan(size, stem, merges, tuple(w for _, w in choices))
+                best = penalty, TokenPlan(size, stem, merges, windows)
     return best[1]
 
 

@@ -26,7 +26,7 @@ class WindowPartition(nn.Module):
         mask_padding: also mask the tokens that pad a grid up to a multiple of the window.
 
     Attributes:
-        window_size: the window in use, per axis.
+        window_size, padded_size, shift: the window in use, the grid filled up to whole windows, the shift, per axis.
         num_windows, window_length: windows in the grid and tokens in each.
         mask: additive mask (num_windows, 1, window_length, window_length), or None where nothing is masked.
     """
@@ -39,6 +39,7 @@ class WindowPartition(nn.Module):
         self.window_size = tuple(min(w, g) for w, g in zip(window_size, grid_size, strict=True))
         shift = tuple(w // 2 if shifted and w < g else 0 for w, g in zip(self.window_size, self.grid_size, strict=True))
         padded = tuple(-(-g // w) * w for w, g in zip(self.window_size, self.grid_size, strict=True))
+        self.padded_size, self.shift = padded, shift
         self.window_length = prod(self.window_size)
         self.num_windows = prod(padded) // self.window_length
         self.has_padding = padded != self.grid_size
@@ -93,6 +94,19 @@ class WindowPartition(nn.Module):
     def reverse(self, windows: Tensor) -> Tensor:
         """(batch, num_windows, window_length, channels) to (batch, length, channels)."""
         return windows.flatten(1, 2).index_select(1, self.to_tokens)
+
+    def roll(self, grid_map: Tensor) -> Tensor:
+        """(batch, *grid_size, channels) as it lies when it is cut into windows: padded and shifted."""
+        fill = [n for p, g in zip(self.padded_size[::-1], self.grid_size[::-1], strict=True) for n in (0, p - g)]
+        axes = list(range(1, 1 + len(self.shift)))
+        return F.pad(grid_map, (0, 0, *fill)).roll([-s for s in self.shift], axes)
+
+    def unroll(self, rolled: Tensor) -> Tensor:
+        """Undo ``roll``."""
+        grid_map = rolled.roll(self.shift, list(range(1, 1 + len(self.shift))))
+        for axis, size in enumerate(self.grid_size, start=1):
+            grid_map = grid_map.narrow(axis, 0, size)
+        return grid_map
 
     def extra_repr(self) -> str:
         return f"grid_size={self.grid_size}, window_size={self.window_size}, num_windows={self.num_windows}"

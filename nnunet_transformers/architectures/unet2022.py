@@ -1,0 +1,414 @@
+"""UNet-2022: a U-Net of blocks with window attention and depth-wise convolution side by side.
+
+Guo et al., "UNet-2022: Exploring Dynamics in Non-isomorphic Architecture", https://arxiv.org/abs/2210.15566. The 2D
+networks are the published ones; where paper and release differ, the published numbers came from the release and so
+do the defaults. The 3D form is this package's own: the same blocks with strides and kernels per axis.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import torch
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ._arguments import PerAxis, check_dimensions, check_divisible, per_axis, per_stage
+from ._network import SegmentationNetwork
+from ._registry import register_checkpoint_filter, register_network
+from .layers import RelativePositionBias, WindowAttention, WindowPartition, convolution, patch_transpose, tiling_windows
+
+MAX_OUTPUTS = 3
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depth-wise convolution and MLP (https://arxiv.org/abs/2201.03545, figure 4), channels last, in 2D and 3D.
+
+    Parameters are named as in timm's ConvNeXt, whose ImageNet weights fit.
+    """
+
+    def __init__(self, dim: int, kernel_size: Sequence[int], drop_path_rate: float) -> None:
+        super().__init__()
+        self.conv_dw = convolution(dim, dim, kernel_size, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, 4 * dim)
+        self.gamma = nn.Parameter(torch.full((dim,), 1e-6))
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.gamma * self.mlp(self.norm(self.conv_dw(x))))
+
+
+class AttentionConvBlock(nn.Module):
+    """Window attention and depth-wise convolution of the same input, summed and projected (paper, eq. 3 and 4).
+
+    The released code convolves the map as it is padded and rolled for the windows, so that shifted blocks see across
+    opposite edges; here the convolution has the map itself, unless ``reference_compat`` is set.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        partition: WindowPartition,
+        kernel_size: Sequence[int],
+        drop_path_rate: float,
+        reference_compat: bool,
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        bias = RelativePositionBias(partition.window_size, partition.window_size, num_heads)
+        self.attn = WindowAttention(dim, num_heads, partition, bias)
+        self.conv_dw = convolution(dim, dim, kernel_size, groups=dim)
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
+        self.reference_compat = reference_compat
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.norm(x)
+        partition = self.attn.partition
+        local = partition.unroll(self.conv_dw(partition.roll(z))) if self.reference_compat else self.conv_dw(z)
+        mixed = self.attn.attend(z.flatten(1, -2)).view_as(z)
+        return x + self.drop_path(self.attn.proj(mixed + local))
+
+
+class PIBlock(nn.Module):
+    """The parallel non-isomorphic block (paper, section 3.2): a ConvNeXt block, then attention beside convolution."""
+
+    def __init__(self, convnext: ConvNeXtBlock, parallel: AttentionConvBlock, activation_checkpointing: bool) -> None:
+        super().__init__()
+        self.convnext = convnext
+        self.parallel = parallel
+        self.activation_checkpointing = activation_checkpointing
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, *grid, dim) to the same."""
+        if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, use_reentrant=False)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self.parallel(self.convnext(x))
+
+
+class ConvStem(nn.Module):
+    """Strided 3x3 convolutions, two a block (paper, section 3.3).
+
+    A convolution is strided on the axes of its block and has kernel 1 on an axis that is not down-sampled yet.
+    """
+
+    def __init__(self, input_channels: int, dim: int, strides: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        total = [1] * len(strides[0])
+        for index, stride in enumerate(strides):
+            total = [t * s for t, s in zip(total, stride, strict=True)]
+            kernel_size = [3 if t > 1 else 1 for t in total]
+            is_last = index == len(strides) - 1
+            out = dim // 2 ** (len(strides) - 1 - index)
+            layers = [convolution(input_channels, out, kernel_size, stride), nn.GELU(), nn.LayerNorm(out)]
+            layers += [convolution(out, out, kernel_size), *([] if is_last else [nn.GELU()]), nn.LayerNorm(out)]
+            self.blocks.append(nn.Sequential(*layers))
+            input_channels = out
+
+    @property
+    def proj(self) -> nn.Module:
+        """The convolution that sees the image."""
+        return self.blocks[0][0]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(batch, input_channels, *size) to (batch, *grid, dim)."""
+        x = image.movedim(1, -1)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class DeconvStem(nn.Module):
+    """Up-sampling by the stride of the stem, to logits (paper, section 3.4): factors of 8 first by 2, then by 4."""
+
+    def __init__(self, dim: int, num_classes: int, stride: Sequence[int]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        total = [1] * len(stride)
+        while max(s // t for s, t in zip(stride, total, strict=True)) > 4:
+            step = [2 if s // t > 4 else 1 for s, t in zip(stride, total, strict=True)]
+            total = [t * s for t, s in zip(total, step, strict=True)]
+            kernel_size = [3 if s > 1 else 1 for s in stride]
+            layers = [patch_transpose(dim, dim // 2, step), nn.GELU(), nn.LayerNorm(dim // 2)]
+            layers += [convolution(dim // 2, dim // 2, kernel_size), nn.GELU(), nn.LayerNorm(dim // 2)]
+            self.blocks.append(nn.Sequential(*layers))
+            dim //= 2
+        self.seg = patch_transpose(dim, num_classes, [s // t for s, t in zip(stride, total, strict=True)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, *grid, dim) to (batch, num_classes, *(grid x stride))."""
+        for block in self.blocks:
+            x = block(x)
+        return self.seg(x).movedim(-1, 1)
+
+
+class UNet2022Encoder(nn.Module):
+    """Stages of PI blocks, GELU-norm-convolution between them, a norm for each output."""
+
+    def __init__(
+        self, stages: Sequence[Sequence[PIBlock]], dims: Sequence[int], merge_strides: Sequence[Sequence[int]]
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
+        self.downsamples = nn.ModuleList()
+        for stage, stride in enumerate(merge_strides):
+            kernel_size = [3 if s > 1 else 1 for s in stride]
+            reduction = convolution(dims[stage], dims[stage + 1], kernel_size, stride)
+            self.downsamples.append(nn.Sequential(nn.GELU(), nn.LayerNorm(dims[stage]), reduction))
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Features of every resolution, finest first, (batch, *grid, dim)."""
+        features = []
+        for stage, (blocks, norm) in enumerate(zip(self.stages, self.norms, strict=True)):
+            x = blocks(x)
+            features.append(norm(x))
+            if stage < len(self.downsamples):
+                x = self.downsamples[stage](x)
+        return features
+
+
+class UNet2022DecoderLevel(nn.Module):
+    """Norm and transposed convolution, the skip added, PI blocks."""
+
+    def __init__(self, dim: int, stride: Sequence[int], blocks: Sequence[PIBlock]) -> None:
+        super().__init__()
+        self.expand = nn.Sequential(nn.LayerNorm(2 * dim), patch_transpose(2 * dim, dim, stride))
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.blocks(self.expand(x) + skip)
+
+
+class UNet2022Decoder(nn.Module):
+    """The levels, deepest first, and a head for each of the finest three, full resolution first."""
+
+    def __init__(
+        self, levels: Sequence[UNet2022DecoderLevel], heads: Sequence[DeconvStem], deep_supervision: bool
+    ) -> None:
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.levels = nn.ModuleList(levels)
+        self.seg_layers = nn.ModuleList(heads)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
+        x, maps = features[-1], []
+        for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
+            x = level(x, skip)
+            maps.insert(0, x)
+        if not self.deep_supervision:
+            return self.seg_layers[0](x)
+        return [head(x) for head, x in zip(self.seg_layers, maps, strict=False)]
+
+
+def published_windows(grid_sizes: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...] | None:
+    """The rule behind the published windows: with r tokens along the deepest grid, r, r, 2r, r.
+
+    Returns:
+        None where it does not apply: other than four 2D grids of 8r, 4r, 2r and r, or r outside 5 to 10.
+    """
+    deepest = tuple(grid_sizes[-1])
+    expected = [tuple(factor * r for r in deepest) for factor in (8, 4, 2, 1)]
+    if len(deepest) != 2 or [tuple(g) for g in grid_sizes] != expected or not all(5 <= r <= 10 for r in deepest):
+        return None
+    return deepest, deepest, expected[2], deepest
+
+
+class UNet2022(SegmentationNetwork):
+    """UNet-2022 in 2D and 3D.
+
+    Args:
+        input_channels: image channels.
+        num_classes: output channels.
+        patch_size: edge lengths in voxels; two make a 2D network, three a 3D one.
+        embed_dim: channels of the finest tokens, doubled at each stage; a multiple of ``num_heads``.
+        num_heads: heads of the first stage, doubled at each stage.
+        num_stages: resolutions.
+        depths: PI blocks per stage, three each by default; every second one shifts its windows. The decoder mirrors
+            the encoder.
+        patch_embed_stride: voxels per token (the paper's P), one integer or one per axis, powers of two.
+        merge_strides: down-sampling after each stage but the last, one integer or one entry per stage.
+        kernel_size: of the depth-wise convolutions, one integer or one per axis. By default 7 in 2D; in 3D 3, or 1x7x7
+            where the axes have different strides, since 7^3 takes ten times as long as 3^3.
+        window_sizes: attention window, one integer or one entry per encoder stage; the decoder mirrors it. By default
+            the published rule where it applies, else windows that divide the token grids.
+        drop_path_rate: stochastic depth of the last encoder block.
+        activation_checkpointing: compute blocks again in backward rather than keep what is inside them.
+        deep_supervision: return a list of logits, full resolution first.
+        auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
+        strides: nnU-Net's copy of the strides in a plan; must agree with the other arguments.
+        reference_compat: reproduce the release: depth-wise convolutions beside the attention on padded and rolled
+            maps, and one clamped window edge for all axes.
+
+    Raises:
+        ValueError: on a patch size that the strides do not divide or arguments that contradict each other.
+    """
+
+    keys_to_in_proj = ("stem.blocks.0.0",)
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        patch_size: Sequence[int],
+        embed_dim: int = 96,
+        num_heads: int = 3,
+        num_stages: int = 4,
+        depths: Sequence[int] | None = None,
+        patch_embed_stride: PerAxis = 4,
+        merge_strides: int | Sequence[PerAxis] = 2,
+        kernel_size: PerAxis | None = None,
+        window_sizes: int | Sequence[PerAxis] | None = None,
+        drop_path_rate: float = 0.2,
+        activation_checkpointing: bool = False,
+        deep_supervision: bool = False,
+        auxiliary_heads: bool | None = None,
+        strides: Sequence[Sequence[int]] | None = None,
+        reference_compat: bool = False,
+    ) -> None:
+        super().__init__(patch_size)
+        ndim = check_dimensions(self.patch_size)
+        if num_stages < 2:
+            raise ValueError(f"num_stages must be at least 2, got {num_stages}")
+        depths = tuple(depths) if depths is not None else (3,) * num_stages
+        if len(depths) != num_stages:
+            raise ValueError(f"depths must have one entry per stage ({num_stages}), got {depths}")
+        patch_embed_stride = per_axis(patch_embed_stride, ndim, "patch_embed_stride")
+        if any(p & (p - 1) for p in patch_embed_stride) or max(patch_embed_stride) < 2:
+            raise ValueError(f"patch_embed_stride must be powers of two, one of them above 1, got {patch_embed_stride}")
+        merge_strides = per_stage(merge_strides, num_stages - 1, ndim, "merge_strides")
+        num_outputs = min(MAX_OUTPUTS, num_stages - 1)
+        self.strides = self._nnunet_strides(patch_embed_stride, merge_strides, num_outputs, strides)
+        check_divisible(self.patch_size, [prod(s[axis] for s in self.strides) for axis in range(ndim)])
+        if kernel_size is None:
+            isotropic = len(set(patch_embed_stride)) == 1
+            kernel_size = 7 if ndim == 2 else 3 if isotropic else [7 if s > 1 else 1 for s in patch_embed_stride]
+        kernel_size = per_axis(kernel_size, ndim, "kernel_size")
+        if auxiliary_heads is None:
+            auxiliary_heads = deep_supervision
+
+        grid_sizes = [tuple(p // s for p, s in zip(self.patch_size, patch_embed_stride, strict=True))]
+        for stride in merge_strides:
+            grid_sizes.append(tuple(g // s for g, s in zip(grid_sizes[-1], stride, strict=True)))
+        if window_sizes is None:
+            window_sizes = published_windows(grid_sizes) or tiling_windows(tuple(grid_sizes))
+        window_sizes = per_stage(window_sizes, num_stages, ndim, "window_sizes")
+        if reference_compat:
+            window_sizes = [(min(*g, *w),) * ndim for g, w in zip(grid_sizes, window_sizes, strict=True)]
+        dims = [embed_dim * 2**stage for stage in range(num_stages)]
+
+        def blocks(stage: int, rates: Sequence[float]) -> list[PIBlock]:
+            partitions = [WindowPartition(grid_sizes[stage], window_sizes[stage], shifted) for shifted in (False, True)]
+            heads = num_heads * 2**stage
+            return [
+                PIBlock(
+                    ConvNeXtBlock(dims[stage], kernel_size, rate),
+                    AttentionConvBlock(dims[stage], heads, partitions[index % 2], kernel_size, rate, reference_compat),
+                    activation_checkpointing,
+                )
+                for index, rate in enumerate(rates)
+            ]
+
+        def stages(num: int) -> list[list[PIBlock]]:
+            rates = np.linspace(0, drop_path_rate, sum(depths[:num])).tolist()
+            ends = np.cumsum((0, *depths[:num]))
+            return [blocks(stage, rates[ends[stage] : ends[stage + 1]]) for stage in range(num)]
+
+        # stem blocks of stride 2; an axis with a smaller stride is kept by the first ones
+        count = max(patch_embed_stride).bit_length() - 1
+        stem_strides = [[2 if p >> (count - 1 - i) > 1 else 1 for p in patch_embed_stride] for i in range(count)]
+        self.stem = ConvStem(input_channels, embed_dim, stem_strides)
+        self.encoder = UNet2022Encoder(stages(num_stages), dims, merge_strides)
+        levels = [
+            UNet2022DecoderLevel(dims[stage], merge_strides[stage], level_blocks)
+            for stage, level_blocks in enumerate(stages(num_stages - 1))
+        ]
+        heads = [
+            DeconvStem(dims[level], num_classes, patch_embed_stride)
+            for level in range(num_outputs if auxiliary_heads else 1)
+        ]
+        self.decoder = UNet2022Decoder(levels[::-1], heads, deep_supervision)
+
+    @staticmethod
+    def _nnunet_strides(
+        patch_embed_stride: Sequence[int],
+        merge_strides: Sequence[Sequence[int]],
+        num_outputs: int,
+        expected: Sequence[Sequence[int]] | None,
+    ) -> list[list[int]]:
+        """Each head undoes the stem's stride, so the outputs step down by the merges; what is left comes last."""
+        ndim = len(patch_embed_stride)
+        steps = [list(s) for s in merge_strides[: num_outputs - 1]]
+        rest = [p * prod(s[a] for s in merge_strides[num_outputs - 1 :]) for a, p in enumerate(patch_embed_stride)]
+        strides = [[1] * ndim, *steps, rest]
+        if expected is not None and [list(s) for s in expected] != strides:
+            raise ValueError(f"strides {expected} contradict patch_embed_stride and merge_strides: {strides}")
+        return strides
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """(batch, input_channels, *patch_size) to logits (batch, num_classes, *patch_size).
+
+        Under deep supervision a list, each output at the resolution that ``strides`` gives it.
+        """
+        self.check_input(image)
+        return self.decoder(self.encoder(self.stem(image)))
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Translate the weights of the authors' release (2D) to ``UNet2022``.
+
+    Returns:
+        A state dict that loads strictly into the same variant, built with ``reference_compat=True`` and all heads.
+    """
+    stem_blocks = len([k for k in state_dict if re.fullmatch(r"model_down\.patch_embed\..+\.conv1\.weight", k)])
+    levels = len([k for k in state_dict if re.fullmatch(r"decoder\.layers\.\d+\.Upsample\.up\.weight", k)])
+    if not stem_blocks or not levels:
+        raise ValueError("these are not the weights of a released UNet-2022: no convolution stem or no decoder level")
+    in_block = {"conv1": 0, "norm1": 2, "conv2": 3, "norm2": 5}
+    rules = [
+        (r"^model_down\.patch_embed\.project_block\.(\d+)\.(\w+)\.", lambda m: f"stem.blocks.{m[1]}.{in_block[m[2]]}."),
+        (r"^model_down\.patch_embed\.norm\.", f"stem.blocks.{stem_blocks - 1}.4."),
+        (r"^model_down\.layers\.(\d+)\.blocks\.", r"encoder.stages.\1."),
+        (r"^model_down\.layers\.(\d+)\.downsample\.norm\.", r"encoder.downsamples.\1.1."),
+        (r"^model_down\.layers\.(\d+)\.downsample\.reduction\.", r"encoder.downsamples.\1.2."),
+        (r"^model_down\.norm(\d+)\.", r"encoder.norms.\1."),
+        (r"^decoder\.layers\.(\d+)\.", lambda m: f"decoder.levels.{levels - 1 - int(m[1])}."),
+        (r"\.Upsample\.norm\.", ".expand.0."),
+        (r"\.Upsample\.up\.", ".expand.1."),
+        (
+            r"^final\.(\d+)\.project_block\.(\d+)\.(\w+)\.",
+            lambda m: f"decoder.seg_layers.{m[1]}.blocks.{m[2]}.{in_block[m[3]]}.",
+        ),
+        (r"^final\.(\d+)\.up_final\.", r"decoder.seg_layers.\1.seg."),
+        (r"(\.\d+)\.blocks_tr\.norm1\.", r"\1.parallel.norm."),
+        (r"(\.\d+)\.blocks_tr\.dwconv\.", r"\1.parallel.conv_dw."),
+        (r"(\.\d+)\.blocks_tr\.attn\.relative_position_bias_table$", r"\1.parallel.attn.bias.table"),
+        (r"(\.\d+)\.blocks_tr\.attn\.", r"\1.parallel.attn."),
+        (r"(\.\d+)\.gamma$", r"\1.convnext.gamma"),
+        (r"(\.\d+)\.dwconv\.", r"\1.convnext.conv_dw."),
+        (r"(\.\d+)\.norm\.", r"\1.convnext.norm."),
+        (r"(\.\d+)\.pwconv(\d)\.", r"\1.convnext.mlp.fc\2."),
+    ]
+    translated = {}
+    for key, value in state_dict.items():
+        if key.endswith(("relative_position_index", "attn_mask")):
+            continue
+        for pattern, replacement in rules:
+            key = re.sub(pattern, replacement, key)
+        translated[key] = value
+    return translated
+
+
+register_checkpoint_filter("unet2022", checkpoint_filter_fn)
+register_network("unet2022_tiny", UNet2022, {"embed_dim": 32, "num_heads": 2}, embed_dim=96, num_heads=3)
+register_network("unet2022_base", UNet2022, {"embed_dim": 48, "num_heads": 3}, embed_dim=128, num_heads=4)
+register_network("unet2022_large", UNet2022, {"embed_dim": 64, "num_heads": 4}, embed_dim=192, num_heads=6)
