@@ -8,11 +8,13 @@ from contextlib import suppress
 
 import numpy as np
 import torch
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
+from torch import nn
 from torch.optim import AdamW, Optimizer
 
 
@@ -26,7 +28,11 @@ class TransformerTrainer(nnUNetTrainer):
         network_class_name: import path of the network that a plan must hold.
         default_epochs, default_iterations: length of the schedule and of an epoch.
         default_lr, default_weight_decay, default_deep_supervision: what nnU-Net's attributes of these names start as.
+        dice_weight, ce_weight: of the two parts of nnU-Net's loss.
+        use_all_outputs: give weight to the coarsest output of deep supervision as well; nnU-Net has more outputs and
+            leaves it out.
         warmup_fraction: part of the schedule with a rising learning rate.
+        lr_power: exponent of the polynomial decay; 0 keeps the rate.
         clip_grad_norm: largest norm of the gradient in a step.
         planners: names to suggest where a plan does not fit.
     """
@@ -38,7 +44,11 @@ class TransformerTrainer(nnUNetTrainer):
     default_lr = 1e-3
     default_weight_decay = 0.05
     default_deep_supervision = True
+    dice_weight = 1.0
+    ce_weight = 1.0
+    use_all_outputs = False
     warmup_fraction = 0.05
+    lr_power = 0.9
     clip_grad_norm = 1.0
 
     def __init__(
@@ -71,12 +81,21 @@ class TransformerTrainer(nnUNetTrainer):
 
     # ---- recipe ----
 
+    def _build_loss(self) -> nn.Module:
+        loss = super()._build_loss()
+        parts = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
+        parts.weight_dice, parts.weight_ce = self.dice_weight, self.ce_weight
+        if self.use_all_outputs and isinstance(loss, DeepSupervisionWrapper):
+            weights = 0.5 ** np.arange(len(loss.weight_factors))
+            loss.weight_factors = tuple(weights / weights.sum())
+        return loss
+
     def configure_optimizers(self) -> tuple[Optimizer, Scheduler]:
         optimizer = AdamW(self._parameter_groups(), lr=self.initial_lr, weight_decay=self.weight_decay)
         scheduler = PolyLRScheduler(
             optimizer,
             t_initial=self.num_epochs,
-            power=0.9,
+            power=self.lr_power,
             warmup_t=self.warmup_fraction * self.num_epochs,
             warmup_lr_init=0.01 * self.initial_lr,
         )

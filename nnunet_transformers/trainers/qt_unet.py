@@ -42,6 +42,7 @@ class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
     default_lr = 0.4e-4
     default_weight_decay = 0.0
     default_deep_supervision = False
+    ce_weight = 0.0
 
     @staticmethod
     def build_network_architecture(
@@ -77,11 +78,6 @@ class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
             torch.distributed.get_world_size() if self.is_ddp else 1
         )
         super()._set_batch_size_and_oversample()
-
-    def _build_loss(self) -> nn.Module:
-        loss = super()._build_loss()
-        loss.weight_ce = 0
-        return loss
 
     def configure_optimizers(self) -> tuple[Optimizer, Scheduler]:
         optimizer = Adam(self.network.parameters(), lr=self.initial_lr)

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 class _ChannelsLast:
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(-1, 1)).movedim(1, -1)
+        channels_first = x.movedim(-1, 1)
+        # on CPU the gradient of a depth-wise kernel over few pixels and many channels takes ten times as long in the
+        # channels-last format (10^2 pixels, 768 channels: 10 ms against 1 ms)
+        if self.groups > 1 and x[0, ..., 0].numel() < x.shape[-1]:
+            return super().forward(channels_first.contiguous()).movedim(1, -1).contiguous()
+        return super().forward(channels_first).movedim(1, -1)
 
 
 class Conv2d(_ChannelsLast, nn.Conv2d):

@@ -1,0 +1,24 @@
+"""Planners for MiT: ``nnUNetv2_plan_and_preprocess -d D -pl nnUNetPlannerMiT7``."""
+
+from __future__ import annotations
+
+from .base import TransformerPlanner
+from .tiling import TokenRules, no_windows
+
+
+class MiTPlanner(TransformerPlanner):
+    """What the sizes share: four stages, attention to the whole grid at a reduced resolution."""
+
+    token_rules = TokenRules(patch_embed_strides=(4, 2), num_stages=4, windows=no_windows)
+
+
+class nnUNetPlannerMiT7(MiTPlanner):
+    """MiT-7, plans ``nnUNetMiT7Plans``."""
+
+    network_name = "mit_7"
+
+
+class nnUNetPlannerMiT22(MiTPlanner):
+    """MiT-22, plans ``nnUNetMiT22Plans``."""
+
+    network_name = "mit_22"

@@ -1,0 +1,41 @@
+"""Planners for UNet-2022: ``nnUNetv2_plan_and_preprocess -d D -pl nnUNetPlannerUNet2022T``."""
+
+from __future__ import annotations
+
+from ..architectures.unet2022 import published_windows
+from .base import TransformerPlanner
+from .tiling import Size, TokenRules, windows_that_tile
+
+
+def published_or_tiling_windows(
+    grid_sizes: tuple[Size, ...], token_spacings: tuple[tuple[float, ...], ...]
+) -> tuple[float, tuple[Size, ...]]:
+    """The paper's windows where its rule applies, else the best for each grid."""
+    windows = published_windows(grid_sizes)
+    return (0.0, windows) if windows else windows_that_tile(grid_sizes, token_spacings)
+
+
+class UNet2022Planner(TransformerPlanner):
+    """What the sizes share: four stages; in 2D strides of 8, or 4 up to patches of about 384 (the published rule)."""
+
+    token_rules = TokenRules(
+        patch_embed_strides=(8, 4, 2), finest_tokens_2d=96**2, num_stages=4, windows=published_or_tiling_windows
+    )
+
+
+class nnUNetPlannerUNet2022T(UNet2022Planner):
+    """UNet-2022 Tiny, plans ``nnUNetUNet2022TPlans``."""
+
+    network_name = "unet2022_tiny"
+
+
+class nnUNetPlannerUNet2022B(UNet2022Planner):
+    """UNet-2022 Base, plans ``nnUNetUNet2022BPlans``."""
+
+    network_name = "unet2022_base"
+
+
+class nnUNetPlannerUNet2022L(UNet2022Planner):
+    """UNet-2022 Large, plans ``nnUNetUNet2022LPlans``."""
+
+    network_name = "unet2022_large"

@@ -1,0 +1,33 @@
+"""Trainers for UNet-2022: ``nnUNetv2_train D 2d 0 -tr nnUNetTrainerUNet2022 -p nnUNetUNet2022TPlans``."""
+
+from __future__ import annotations
+
+from .base import TransformerTrainer
+from .schedules import with_schedules
+
+
+class nnUNetTrainerUNet2022(TransformerTrainer):
+    """UNet-2022 with nnU-Net's augmentation and loss, on all of its three outputs."""
+
+    network_class_name = "nnunet_transformers.architectures.unet2022.UNet2022"
+    planners = ("nnUNetPlannerUNet2022T", "nnUNetPlannerUNet2022B", "nnUNetPlannerUNet2022L")
+    use_all_outputs = True
+
+
+class nnUNetTrainerUNet2022Paper(nnUNetTrainerUNet2022):
+    """The paper's recipe (section 4.2): 1.2 Dice + 0.8 cross-entropy, Adam at a fixed rate.
+
+    The paper gives no rate; 1e-4, no weight decay and gradients clipped at 12 are the release's for Synapse and ACDC.
+    Outputs weigh 4/7, 2/7 and 1/7, the paper's 1/2, 1/4 and 1/8 normalised. Augmentation is nnU-Net's.
+    """
+
+    default_lr = 1e-4
+    default_weight_decay = 0.0
+    dice_weight = 1.2
+    ce_weight = 0.8
+    warmup_fraction = 0.0
+    lr_power = 0.0
+    clip_grad_norm = 12.0
+
+
+globals().update(with_schedules(nnUNetTrainerUNet2022, nnUNetTrainerUNet2022Paper))
