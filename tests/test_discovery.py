@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import pkgutil
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -44,12 +46,16 @@ class TestTable:
             assert pickle.loads(pickle.dumps(found)) is found
 
     def test_no_class_is_forgotten(self):
-        from nnunet_transformers.plans import qt_unet as plans
-        from nnunet_transformers.trainers import qt_unet as trainers
+        from nnunet_transformers import plans, trainers
 
+        modules = [
+            import_module(f"{package.__name__}.{found.name}")
+            for package in (plans, trainers)
+            for found in pkgutil.iter_modules(package.__path__)
+        ]
         defined = {
             name
-            for module in (plans, trainers)
+            for module in modules
             for name, value in vars(module).items()
             if name.startswith("nnUNet") and isinstance(value, type) and value.__module__ == module.__name__
         }

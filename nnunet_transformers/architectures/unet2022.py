@@ -409,6 +409,6 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 register_checkpoint_filter("unet2022", checkpoint_filter_fn)
-register_network("unet2022_tiny", UNet2022, {"embed_dim": 32, "num_heads": 2}, embed_dim=96, num_heads=3)
-register_network("unet2022_base", UNet2022, {"embed_dim": 48, "num_heads": 3}, embed_dim=128, num_heads=4)
-register_network("unet2022_large", UNet2022, {"embed_dim": 64, "num_heads": 4}, embed_dim=192, num_heads=6)
+register_network("unet2022_tiny", UNet2022, {"embed_dim": 48, "num_heads": 3}, embed_dim=96, num_heads=3)
+register_network("unet2022_base", UNet2022, {"embed_dim": 64, "num_heads": 4}, embed_dim=128, num_heads=4)
+register_network("unet2022_large", UNet2022, {"embed_dim": 96, "num_heads": 3}, embed_dim=192, num_heads=6)

@@ -15,7 +15,11 @@ from timm.optim import param_groups_weight_decay
 from timm.scheduler import PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
+
+from ..checkpoints import initialise
 
 
 class TransformerTrainer(nnUNetTrainer):
@@ -126,6 +130,20 @@ class TransformerTrainer(nnUNetTrainer):
     def validation_step(self, batch: dict) -> dict:
         self._check_labels(batch)
         return super().validation_step(batch)
+
+    # ---- weights to start from ----
+
+    @property
+    def plain_network(self) -> nn.Module:
+        """The network without what DDP and torch.compile wrap around it."""
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        specification = self.configuration_manager.configuration.get("initialisation")
+        if specification and self.current_epoch == 0:
+            self.print_to_log_file(initialise(self.plain_network, specification), add_timestamp=False)
 
     # ---- data that cannot be trained on ----
 

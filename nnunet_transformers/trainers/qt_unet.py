@@ -8,8 +8,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from timm.scheduler import CosineLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
-from torch._dynamo import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, Optimizer
 
 from .base import TransformerTrainer
@@ -68,8 +66,7 @@ class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
 
     def initialize(self) -> None:
         super().initialize()
-        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        network = network._orig_mod if isinstance(network, OptimizedModule) else network
+        network = self.plain_network
         # nnU-Net switches autocast on around every step; this switches it off again inside
         network.forward = torch.autocast(self.device.type, enabled=False)(network.forward)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from importlib import import_module
 from math import prod
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from nnunet_transformers.architectures.layers import WindowPartition
 from nnunet_transformers.discovery import PLANNERS
 from nnunet_transformers.plans.memory import training_step_bytes
-from nnunet_transformers.plans.qt_unet import nnUNetPlannerQTUNetB, nnUNetPlannerQTUNetS, nnUNetPlannerQTUNetT
+from nnunet_transformers.plans.qt_unet import nnUNetPlannerQTUNetB, nnUNetPlannerQTUNetT
 
-CLASSES = (nnUNetPlannerQTUNetT, nnUNetPlannerQTUNetS, nnUNetPlannerQTUNetB)
+CLASSES = [getattr(import_module(module), name) for name, module in PLANNERS.items()]
 
 
 def plan(folder, planner_class, spacing, shape, channels=1, labels=2, cases=20, **kwargs):
@@ -71,10 +73,9 @@ def check(configuration, channels, labels, gigabytes):
         outputs = network(torch.zeros(2, channels, *patch_size))
         assert [o.shape[1] for o in outputs] == [labels] * (len(arguments["strides"]) - 1)
         assert list(outputs[0].shape[2:]) == patch_size
-    for stage in network.encoder.stages:
-        partition = stage.blocks[0].attn.partition
+    for partition in (m for m in network.modules() if isinstance(m, WindowPartition)):
         assert not partition.has_padding
-        assert partition.window_length <= 350
+        assert partition.window_length <= 400
     fixed, one = training_step_bytes(build, channels, patch_size)
     assert fixed + batch_size * one <= gigabytes * 1e9 * 1.001
 
@@ -96,6 +97,14 @@ def test_any_fingerprint(spacing, shape, channels, labels, planner_class):
         for configuration in plans["configurations"].values():
             if "architecture" in configuration:
                 check(configuration, channels, labels, gigabytes=8)
+
+
+@pytest.mark.parametrize("planner_class", CLASSES)
+@pytest.mark.parametrize("spacing,shape", [((1, 1, 1), (36, 50, 35)), ((5, 0.8, 0.8), (24, 320, 280))])
+def test_every_planner(folder, planner_class, spacing, shape):
+    plans = plan(folder, planner_class, spacing, shape, labels=3)
+    for name in ("2d", "3d_fullres"):
+        check(plans["configurations"][name], 1, 3, gigabytes=8)
 
 
 @pytest.fixture
@@ -156,4 +165,4 @@ def test_own_data_where_stock_planned_other_data(folder):
 def test_names():
     for name, planner_class in zip(PLANNERS, CLASSES, strict=True):
         assert planner_class.__name__ == name
-    assert [c.default_plans_name() for c in CLASSES] == [f"nnUNetQTUNet{s}Plans" for s in "TSB"]
+        assert planner_class.default_plans_name() == f"{name.replace('Planner', '')}Plans"

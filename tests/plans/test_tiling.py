@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_transformers.plans.tiling import MAX_WINDOW_TOKENS, plan_tokens, shrink
+from nnunet_transformers.architectures.layers.window_choice import MAX_WINDOW_TOKENS
+from nnunet_transformers.plans.tiling import TokenRules, no_windows, plan_tokens, shrink
+from nnunet_transformers.plans.unet2022 import UNet2022Planner
 
 
 @st.composite
@@ -29,8 +31,8 @@ def test_windows_tile_every_grid(case):
     for grid, window in zip(tokens.grid_sizes, tokens.window_sizes, strict=True):
         assert all(g % w == 0 for g, w in zip(grid, window, strict=True))
         assert prod(window) <= MAX_WINDOW_TOKENS[len(size)]
-    strides = tokens.strides
-    assert len(strides) >= 3
+    strides = (tokens.patch_embed_stride, *tokens.merge_strides)
+    assert len(strides) >= 2
     for axis, n in enumerate(tokens.patch_size):
         assert n == tokens.grid_sizes[-1][axis] * prod(s[axis] for s in strides)
         assert tokens.patch_embed_stride[axis] in (1, 2, 4)
@@ -73,3 +75,37 @@ def test_large_patch_keeps_the_published_stride(size, window):
 def test_shrink_takes_the_axis_that_covers_most():
     assert shrink((100, 100, 100), (100, 200, 300)) == (90, 100, 100)
     assert shrink((1, 8, 8), (1, 80, 80)) == (1, 7, 8)
+
+
+@settings(max_examples=100, deadline=None)
+@given(patches())
+def test_fixed_number_of_stages(case):
+    size, spacing = case
+    tokens = plan_tokens(size, spacing, TokenRules(patch_embed_strides=(4, 2), num_stages=4, windows=no_windows))
+    assert len(tokens.merge_strides) == 3
+    assert tokens.window_sizes is None
+    assert 2 <= max(tokens.patch_embed_stride) <= 4
+    for n, *strides in zip(tokens.patch_size, tokens.patch_embed_stride, *tokens.merge_strides, strict=True):
+        assert n % prod(strides) == 0
+
+
+@pytest.mark.parametrize(
+    "size,stride,windows",
+    [
+        (224, 4, [7, 7, 14, 7]),
+        (320, 4, [10, 10, 20, 10]),
+        (512, 8, [8, 8, 16, 8]),
+        # r of 12 is beyond the published rule: divisors of 96, 48, 24 and 12
+        (384, 4, [12, 12, 12, 12]),
+    ],
+)
+def test_published_configurations_of_unet2022(size, stride, windows):
+    tokens = plan_tokens((size, size), (1, 1), UNet2022Planner.token_rules)
+    assert tokens.patch_size == (size, size)
+    assert tokens.patch_embed_stride == (stride, stride)
+    assert tokens.window_sizes == tuple((w, w) for w in windows)
+
+
+def test_rectangular_patch_of_unet2022():
+    tokens = plan_tokens((320, 224), (1, 1), UNet2022Planner.token_rules)
+    assert tokens.window_sizes == ((10, 7), (10, 7), (20, 14), (10, 7))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
+import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
@@ -88,3 +89,25 @@ class RelativePositionBias(nn.Module):
 
     def extra_repr(self) -> str:
         return f"table_shape={self.table_shape}, window_size={self.window_size}, num_heads={self.num_heads}"
+
+
+def resize_bias_table(table: Tensor, shape: Sequence[int], new_shape: Sequence[int]) -> Tensor:
+    """A table for another window, its offsets interpolated linearly.
+
+    Args:
+        table: (prod(shape), heads).
+        shape: offsets per axis, 2 w - 1 of its window.
+        new_shape: wanted; with one axis more than ``shape`` the table is repeated along the new first axis.
+
+    Returns:
+        (prod(new_shape), heads).
+    """
+    heads = table.shape[1]
+    grid = table.T.reshape(1, heads, *shape)
+    in_plane = tuple(new_shape[-len(shape) :])
+    if tuple(shape) != in_plane:
+        mode = {2: "bilinear", 3: "trilinear"}[len(shape)]
+        grid = F.interpolate(grid.float(), size=in_plane, mode=mode, align_corners=True).to(table.dtype)
+    if len(new_shape) > len(shape):
+        grid = grid.unsqueeze(2).expand(1, heads, *new_shape)
+    return grid.reshape(heads, -1).T
