@@ -3,7 +3,8 @@
 >>> from nnunet_transformers.architectures import create_network, list_networks
 """
 
-from . import qt_unet as _qt_unet  # noqa: F401  (registers its networks)
+from . import mit as _mit  # noqa: F401  (registers its networks)
+from . import qt_unet as _qt_unet  # noqa: F401
 from ._network import SegmentationNetwork
 from ._registry import NetworkEntry, create_network, get_checkpoint_filter, get_network, list_networks
 
