@@ -19,6 +19,8 @@ from ._registry import register_checkpoint_filter, register_network
 from .layers import ConvNormAct
 from .mit_trunk import STEM_DIM, MiTDecoder, MiTTrunk, init_weights, up_convolution
 
+DIMENSION = re.compile(r"[23]D(?=\d*(\.|$))")
+
 
 class MiTSegmentationDecoder(MiTDecoder):
     """The trunk's decoder, the step back to the stem's resolution and the heads, full resolution first.
@@ -178,16 +180,17 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     if "head_new.weight" in state_dict:
         # the classifier is the encoder alone, so its names lack the encoder's prefix
         state_dict = {k if "_new." in k else f"transformer.{k}": v for k, v in state_dict.items()}
-    is_pair = any(re.search("patch_embed2D", key) for key in state_dict)
+    dimensions = {key: match[0] for key in state_dict if (match := DIMENSION.search(key))}
+    is_pair = len(set(dimensions.values())) == 2
+    has_token = "transformer.cls_tokens1" in state_dict
     translated = {}
     for key, value in state_dict.items():
-        dimension = re.search(r"[23]D(?=\d*\b)", key)
-        name = _translate(re.sub(r"[23]D(?=\d*(\.|$))", "", key))
+        name = _translate(DIMENSION.sub("", key))
         parts = {name: value}
-        if name.endswith("position.weight") and dimension:
-            # pretraining and classification keep the SSL token's row before those of the grid
+        if has_token and name.endswith("position.weight"):
+            # the release keeps the token's row before those of the grid
             parts = {name.replace("position.weight", "token_position"): value[:, :1], name: value[:, 1:]}
-        forms = (f"form_{dimension[0].lower()}.",) if dimension else ("form_2d.", "form_3d.")
+        forms = (f"form_{dimensions[key].lower()}.",) if key in dimensions else ("form_2d.", "form_3d.")
         for form in forms if is_pair else ("",):
             translated.update({form + part: tensor for part, tensor in parts.items()})
     if not any(key.endswith("stem.conv.weight") for key in translated):

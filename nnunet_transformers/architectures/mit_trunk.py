@@ -17,7 +17,7 @@ from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ._arguments import AXIS_NAMES, PerAxis, check_dimensions, check_divisible, per_axis, per_stage
+from ._arguments import AXIS_NAMES, PerAxis, check_dimensions, check_divisible, check_image_size, per_axis, per_stage
 from .layers import ConvNormAct, PositionEmbedding, SpatialReductionAttention
 
 STEM_DIM = 32
@@ -213,7 +213,8 @@ class MiTTrunk(nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        ndim = check_dimensions(patch_size)
+        self.patch_size = tuple(int(p) for p in patch_size)
+        ndim = check_dimensions(self.patch_size)
         if num_stages < 2:
             raise ValueError(f"num_stages must be at least 2 (one stage and the bottleneck), got {num_stages}")
         dims = _first(embed_dims, num_stages, "embed_dims")
@@ -225,7 +226,7 @@ class MiTTrunk(nn.Module):
         self.embed_strides = (first_stride, *merge_strides)
         resolutions = [list(s) for s in (self.stem_stride, first_stride) if prod(s) > 1]
         self.strides = [[1] * ndim, *resolutions, *(list(s) for s in merge_strides)]
-        grid_sizes = token_grids(patch_size, self.stem_stride, self.embed_strides)
+        grid_sizes = token_grids(self.patch_size, self.stem_stride, self.embed_strides)
 
         def stages(
             embeds: Sequence[nn.Module],
@@ -297,7 +298,12 @@ class MiTTrunk(nn.Module):
         self.apply(init_weights)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(batch, input_channels, *patch_size) to the SSL token (batch, embed_dims[0])."""
+        """(batch, input_channels, *patch_size) to the normalised SSL token (batch, embed_dims[0]).
+
+        Raises:
+            ValueError: on an image of another size.
+        """
+        check_image_size(image, self.patch_size)
         return self.decoder(*self.encoder(self.stem(image)))
 
 

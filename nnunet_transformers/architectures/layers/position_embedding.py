@@ -54,7 +54,7 @@ def resize_position_embedding(tensor: Tensor, from_grid: Sequence[int], to_grid:
     Flattened embeddings are laid out on their grid first: interpolating the flat axis would mix the ends of rows.
 
     Args:
-        tensor: (1, *from_grid, dim), or flattened to (1, prod(from_grid), dim); the grid's tokens alone, no class token.
+        tensor: (1, *from_grid, dim), or flattened to (1, prod(from_grid), dim); without a class token's row.
         from_grid: tokens per axis that ``tensor`` belongs to.
         to_grid: wanted tokens per axis.
 
