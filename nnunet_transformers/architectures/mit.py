@@ -229,7 +229,12 @@ def _translate(key: str) -> str:
     raise ValueError(f"these are not the weights of a released MiT: it has no {key!r}")
 
 
-register_checkpoint_filter("mit", checkpoint_filter_fn)
+register_checkpoint_filter(
+    "mit",
+    checkpoint_filter_fn,
+    variants=({"auxiliary_heads": True},),
+    patch_sizes=((48, 192, 192), (48, 192, 256), (16, 96, 96), (224, 224)),
+)
 register_network("mit_7", MiT, arguments_3d={"patch_embed_stride": (2, 4, 4)})
 register_network(
     "mit_22",
