@@ -4,7 +4,7 @@ from .conv_norm_act import ConvNormAct
 from .patch_embed import PatchEmbed
 from .patch_expand import PatchExpand, tokens_to_image
 from .patch_merging import PatchMerging
-from .position_embedding import PositionEmbedding, resize_position_embedding
+from .position_embedding import PositionEmbedding, fit_position_embeddings, resize_position_embedding
 from .relative_position_bias import RelativePositionBias
 from .spatial_reduction_attention import SpatialReductionAttention
 from .window_attention import WindowAttention
@@ -20,6 +20,7 @@ __all__ = [
     "SpatialReductionAttention",
     "WindowAttention",
     "WindowPartition",
+    "fit_position_embeddings",
     "resize_position_embedding",
     "tokens_to_image",
 ]

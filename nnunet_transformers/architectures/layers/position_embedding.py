@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
@@ -78,3 +78,33 @@ def resize_position_embedding(tensor: Tensor, from_grid: Sequence[int], to_grid:
     mode = {2: "bilinear", 3: "trilinear"}[len(to_grid)]
     resized = F.interpolate(tensor.movedim(-1, 1).float(), size=to_grid, mode=mode, align_corners=False)
     return resized.movedim(1, -1).to(tensor.dtype).contiguous()
+
+
+def fit_position_embeddings(state_dict: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Resize the position embeddings in a state dict to the grids of a network.
+
+    Args:
+        state_dict: weights by the network's names, position embeddings laid out on the grid they were trained on.
+        network: has a ``PositionEmbedding`` wherever the state dict has one.
+
+    Returns:
+        a copy with the embeddings resized and everything else as it was.
+
+    Raises:
+        ValueError: if an embedding is flattened and has another number of tokens than the network's grid.
+    """
+    fitted = dict(state_dict)
+    for name, module in network.named_modules():
+        key = f"{name}.weight" if name else "weight"
+        if not isinstance(module, PositionEmbedding) or key not in fitted:
+            continue
+        tensor = fitted[key]
+        flat_length = prod(module.grid_size)
+        if tensor.dim() != 3:
+            fitted[key] = resize_position_embedding(tensor, tensor.shape[1:-1], module.grid_size)
+        elif tensor.shape[1] != flat_length:
+            raise ValueError(
+                f"{key} has {tensor.shape[1]} tokens in a row, the network's grid {module.grid_size} has {flat_length}; "
+                "load it into a network of the patch size it was trained on first, whose state dict tells the grid"
+            )
+    return fitted
