@@ -3,16 +3,18 @@
 >>> from nnunet_transformers.architectures import create_network, list_networks
 """
 
-from . import qt_unet as _qt_unet  # noqa: F401  (registers its networks, as do the others)
+from . import mit as _mit  # noqa: F401  (registers its networks, as do the others)
+from . import qt_unet as _qt_unet  # noqa: F401
 from . import unet2022 as _unet2022  # noqa: F401
 from ._network import SegmentationNetwork
-from ._registry import NetworkEntry, create_network, get_checkpoint_filter, get_network, list_networks
+from ._registry import NetworkEntry, ReleasedFamily, create_network, get_network, get_released_family, list_networks
 
 __all__ = [
     "NetworkEntry",
+    "ReleasedFamily",
     "SegmentationNetwork",
     "create_network",
-    "get_checkpoint_filter",
     "get_network",
+    "get_released_family",
     "list_networks",
 ]

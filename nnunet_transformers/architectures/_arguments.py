@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 PerAxis = int | Sequence[int]
 AXIS_NAMES = {2: ("height", "width"), 3: ("depth", "height", "width")}
 
@@ -62,3 +64,26 @@ def check_divisible(patch_size: Sequence[int], divisor: Sequence[int]) -> None:
                 f"patch_size {tuple(patch_size)}: axis {axis} ({names[axis]}) has size {size}, which the network's "
                 f"total stride of {step} does not divide; nearest valid sizes: {nearest}"
             )
+
+
+def check_image_size(image: Tensor, patch_size: Sequence[int]) -> None:
+    """Check that an image has the size that a network was built for.
+
+    Args:
+        image: (batch, channels, *size).
+        patch_size: the size that it should have.
+
+    Raises:
+        ValueError: names the first axis that differs.
+    """
+    size, patch_size = tuple(image.shape[2:]), tuple(patch_size)
+    if size == patch_size:
+        return
+    if len(size) != len(patch_size):
+        raise ValueError(f"expected (batch, channels, {len(patch_size)} axes), got {tuple(image.shape)}")
+    names = AXIS_NAMES[len(size)]
+    axis = next(a for a in range(len(size)) if size[a] != patch_size[a])
+    raise ValueError(
+        f"image of size {size}: axis {axis} ({names[axis]}) has {size[axis]} voxels, but the network was built for "
+        f"patch_size {patch_size}; nnU-Net's sliding window cuts and pads to it"
+    )

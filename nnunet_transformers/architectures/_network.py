@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ._arguments import AXIS_NAMES
+from ._arguments import check_image_size
 
 AUXILIARY_HEADS = "decoder.seg_layers."
 
@@ -42,17 +42,7 @@ class SegmentationNetwork(nn.Module):
         Raises:
             ValueError: names the first axis that differs.
         """
-        size = tuple(image.shape[2:])
-        if size == self.patch_size:
-            return
-        if len(size) != len(self.patch_size):
-            raise ValueError(f"expected (batch, channels, {len(self.patch_size)} axes), got {tuple(image.shape)}")
-        names = AXIS_NAMES[len(size)]
-        axis = next(a for a in range(len(size)) if size[a] != self.patch_size[a])
-        raise ValueError(
-            f"image of size {size}: axis {axis} ({names[axis]}) has {size[axis]} voxels, but the network was built for "
-            f"patch_size {self.patch_size}; nnU-Net's sliding window cuts and pads to it"
-        )
+        check_image_size(image, self.patch_size)
 
 
 def _drop_absent_heads(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:

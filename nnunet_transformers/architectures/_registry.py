@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 _networks: dict[str, NetworkEntry] = {}
-_checkpoint_filters: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {}
+_released: dict[str, ReleasedFamily] = {}
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,22 @@ class NetworkEntry:
         return {name: own.get(name, parameters[name].default) for name in self.override_names}
 
 
+@dataclass(frozen=True)
+class ReleasedFamily:
+    """What a paper's release has to offer for a family of networks.
+
+    Attributes:
+        checkpoint_filter: translates its weights to the names used here.
+        variants: overrides that its networks were also released with, apart from those with a name of their own.
+        patch_sizes: sizes that its weights were published for, where weights depend on the size; None where they
+            do not.
+    """
+
+    checkpoint_filter: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    variants: tuple[dict[str, Any], ...]
+    patch_sizes: tuple[tuple[int, ...], ...] | None
+
+
 def register_network(
     name: str, network_class: type[nn.Module], arguments_3d: dict[str, Any] | None = None, **arguments: Any
 ) -> None:
@@ -64,9 +80,15 @@ def register_network(
     _networks[name] = NetworkEntry(network_class, arguments, arguments_3d or {})
 
 
-def register_checkpoint_filter(family: str, filter_fn: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-    """Add the translation of a paper's released weights for a family of networks."""
-    _checkpoint_filters[family] = filter_fn
+def register_checkpoint_filter(
+    family: str,
+    checkpoint_filter: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    variants: Sequence[dict[str, Any]] = ({},),
+    patch_sizes: Sequence[Sequence[int]] | None = None,
+) -> None:
+    """Add the translation of a paper's released weights for a family of networks, see ``ReleasedFamily``."""
+    patch_sizes = None if patch_sizes is None else tuple(tuple(p) for p in patch_sizes)
+    _released[family] = ReleasedFamily(checkpoint_filter, tuple(variants), patch_sizes)
 
 
 def _look_up(kind: str, name: str, table: dict) -> Any:
@@ -86,13 +108,13 @@ def get_network(name: str) -> NetworkEntry:
     return _look_up("network", name, _networks)
 
 
-def get_checkpoint_filter(family: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    """The translation of a family's released weights.
+def get_released_family(family: str) -> ReleasedFamily:
+    """What was released for a family.
 
     Raises:
         ValueError: if there is no such family.
     """
-    return _look_up("family of networks", family, _checkpoint_filters)
+    return _look_up("family of networks", family, _released)
 
 
 def list_networks() -> list[str]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
 # where training frameworks keep the state dict; "" is the file itself
-STATE_DICT_KEYS = ("network_weights", "state_dict", "model", "model_state_dict", "")
+STATE_DICT_KEYS = ("network_weights", "state_dict", "model", "model_state_dict", "student", "")
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:

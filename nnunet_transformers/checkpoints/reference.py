@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..architectures import create_network, get_checkpoint_filter, list_networks
+from ..architectures import create_network, get_network, get_released_family, list_networks
 
 
 def from_reference(family: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -20,7 +21,7 @@ def from_reference(family: str, state_dict: Mapping[str, Tensor]) -> dict[str, T
     >>> network.load_state_dict(from_reference("qt_unet", released))
 
     Args:
-        family: "qt_unet".
+        family: "qt_unet" or "mit".
         state_dict: weights with the release's names; prefixes of DataParallel and torch.compile may be there.
 
     Returns:
@@ -30,37 +31,71 @@ def from_reference(family: str, state_dict: Mapping[str, Tensor]) -> dict[str, T
         ValueError: if the family is unknown or the weights are not the family's.
     """
     plain = {re.sub(r"^((module|_orig_mod)\.)+", "", key): value for key, value in state_dict.items()}
-    return get_checkpoint_filter(family)(plain)
+    return get_released_family(family).checkpoint_filter(plain)
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The network that some weights are of: arguments of ``create_network``."""
+    """The network that some weights are of: arguments of ``create_network``.
+
+    Attributes:
+        patch_size: the size that the weights belong to; None where they fit every size.
+    """
 
     name: str
     input_channels: int
     num_classes: int
     ndim: int
     overrides: dict[str, Any]
+    patch_size: tuple[int, ...] | None
 
 
-def identify(family: str, state_dict: Mapping[str, Tensor]) -> Identity:
+def identify(family: str, state_dict: Mapping[str, Tensor], patch_size: Sequence[int] | None = None) -> Identity:
     """Find the registered network that translated weights load into strictly.
+
+    Args:
+        family: as for ``from_reference``.
+        state_dict: what ``from_reference`` gives.
+        patch_size: the size that the weights belong to; by default the published sizes are tried. Only weights of
+            MiT depend on it, and a release stores nothing but the number of tokens, so that a size with its axes
+            swapped fits as well: give it where it is known.
 
     Raises:
         ValueError: if none does.
     """
+    released = get_released_family(family)
+    names = [name for name in list_networks() if name.startswith(f"{family}_")]
+    stem_key = f"{get_network(names[0]).network_class.keys_to_in_proj[0]}.weight"
     try:
-        stem, head = state_dict["stem.proj.weight"], state_dict["decoder.seg_layers.0.weight"]
+        stem, head = state_dict[stem_key], state_dict["decoder.seg_layers.0.weight"]
     except KeyError as error:
-        raise ValueError(f"these weights lack {error}, so they are no whole {family} network") from error
-    shapes = {key: value.shape for key, value in state_dict.items()}
+        raise ValueError(f"these weights lack {error}, so they are no whole {family} segmentation network") from error
     ndim, channels, classes = stem.dim() - 2, stem.shape[1], head.shape[0]
+    if patch_size is not None:
+        candidates = [tuple(patch_size)]
+    elif released.patch_sizes is None:
+        candidates = [(128,) * ndim]
+    else:
+        candidates = [size for size in released.patch_sizes if len(size) == ndim]
     # shortest name first: in 2D the in-plane variants are the plain networks
-    for name in sorted((n for n in list_networks() if n.startswith(family)), key=len):
-        for overrides in ({}, {"cross_attention": False}):
-            with torch.device("meta"):
-                network = create_network(name, channels, classes, (128,) * ndim, **overrides)
-            if {key: value.shape for key, value in network.state_dict().items()} == shapes:
-                return Identity(name, channels, classes, ndim, overrides)
-    raise ValueError(f"these weights fit no {family} network of the published sizes")
+    for name, overrides, size in product(sorted(names, key=len), released.variants, candidates):
+        with torch.device("meta"):
+            network = create_network(name, channels, classes, size, **overrides)
+            if _fits(network, {key: torch.empty(value.shape) for key, value in state_dict.items()}):
+                known = None if released.patch_sizes is None else size
+                return Identity(name, channels, classes, ndim, overrides, known)
+    tried = " or ".join("x".join(map(str, size)) for size in candidates)
+    raise ValueError(
+        f"these weights fit no {family} network of the published widths and depths"
+        + (f" at a patch size of {tried}" if released.patch_sizes is not None else "")
+    )
+
+
+def _fits(network: nn.Module, weights: dict[str, Tensor]) -> bool:
+    if network.state_dict().keys() != weights.keys():
+        return False
+    try:
+        network.load_state_dict(weights, strict=True)
+    except RuntimeError:
+        return False
+    return True

@@ -45,14 +45,17 @@ def trainers_path() -> None:
 
 @app.command()
 def convert(
-    family: Annotated[str, typer.Argument(help="The release: qt_unet.")],
+    family: Annotated[str, typer.Argument(help="The release: qt_unet or mit.")],
     released: Annotated[Path, typer.Argument(help="Checkpoint with the release's names.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write.")],
+    patch_size: Annotated[
+        str | None, typer.Option(help="The size they were trained at, where weights depend on it (mit).")
+    ] = None,
 ) -> None:
     """Translate a paper's released weights; nothing is unpickled."""
     from .conversion import convert_checkpoint
 
-    convert_checkpoint(family, released, output)
+    convert_checkpoint(family, released, output, patch_size)
 
 
 @app.command()

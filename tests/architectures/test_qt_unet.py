@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ import torch
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.checkpoints import from_reference, identify
 
-DATA = Path(__file__).parent.parent / "data"
+from ..released import DATA, golden_input, released_keys, weights_from_names
 
 
 def parameters(*args, **kwargs):
@@ -77,21 +75,6 @@ def golden():
     return json.loads(str(archive["shapes"])), torch.from_numpy(archive["output"])
 
 
-def weights_from_names(shapes):
-    """Each tensor is standard normal with the CRC-32 of its name as seed, scaled to keep activations near 1."""
-    state_dict = {}
-    for name, shape in shapes:
-        values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype("float32")
-        if "relative_position_bias_table" in name:
-            values = values * 0.5
-        elif len(shape) == 1:
-            values = values * 0.1 + float(name.endswith("weight"))
-        else:
-            values = values / np.prod(shape[1:]) ** 0.5
-        state_dict[name] = torch.from_numpy(values.astype("float32"))
-    return state_dict
-
-
 class TestReleasedWeights:
     @pytest.mark.parametrize("fused", [True, False])
     @pytest.mark.parametrize("gradients", [True, False])
@@ -102,18 +85,16 @@ class TestReleasedWeights:
         for module in network.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = fused
-        image = np.random.RandomState(123).standard_normal((1, 1, 64, 64, 64)).astype("float32")
         with torch.set_grad_enabled(gradients):
-            output = network(torch.from_numpy(image))[..., ::4, ::4, ::4].detach()
+            output = network(golden_input((1, 1, 64, 64, 64)))[..., ::4, ::4, ::4].detach()
         assert (output - expected).abs().max() <= 1e-4 * expected.abs().max()
 
     def test_default_differs_where_windows_are_clamped(self, golden):
         shapes, expected = golden
         network = create_network("qt_unet_tiny", 1, 3, (64, 64, 64)).eval()
         network.load_state_dict(from_reference("qt_unet", weights_from_names(shapes)))
-        image = np.random.RandomState(123).standard_normal((1, 1, 64, 64, 64)).astype("float32")
         with torch.no_grad():
-            output = network(torch.from_numpy(image))[..., ::4, ::4, ::4]
+            output = network(golden_input((1, 1, 64, 64, 64)))[..., ::4, ::4, ::4]
         assert (output - expected).abs().max() > 1e-2 * expected.abs().max()
 
     @pytest.mark.parametrize(
@@ -125,7 +106,7 @@ class TestReleasedWeights:
         ],
     )
     def test_every_released_name(self, listing, name, patch_size, channels, classes):
-        shapes = json.loads((DATA / "qt_unet_keys.json").read_text())[listing]
+        shapes = released_keys("qt_unet")[listing]
         released = {f"module.{key}": torch.zeros(shape) for key, shape in shapes}
         weights = from_reference("qt_unet", released)
         network = create_network(name, channels, classes, patch_size, reference_compat=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,8 @@ from nnunet_transformers import cli
 from nnunet_transformers.cli import checks
 from nnunet_transformers.demo.dataset import LABELS, TEST_CASES, TRAIN_CASES, make_dataset
 
-DATA = Path(__file__).parent.parent / "data"
+from ..released import released_keys
+
 COMMANDS = ["doctor", "models", "trainers-path", "convert", "report", "demo"]
 
 
@@ -73,7 +73,7 @@ def test_mistakes_are_one_line(monkeypatch, capsys, tmp_path, arguments, message
 
 class TestConvert:
     def released(self, tmp_path):
-        shapes = json.loads((DATA / "qt_unet_keys.json").read_text())["qt_unet_tiny_4ch_3cls_128"]
+        shapes = released_keys("qt_unet")["qt_unet_tiny_4ch_3cls_128"]
         path = tmp_path / "released.pth"
         torch.save({"state_dict": {key: torch.zeros(shape) for key, shape in shapes}, "epoch": 1}, path)
         return path
@@ -85,6 +85,18 @@ class TestConvert:
         content = torch.load(output, weights_only=True)
         assert content["network"]["name"] == "qt_unet_tiny"
         assert "stem.proj.weight" in content["network_weights"]
+
+    def test_release_whose_weights_depend_on_the_patch_size(self, tmp_path):
+        released, output = tmp_path / "released.pth", tmp_path / "converted.pth"
+        torch.save({k: torch.zeros(s) for k, s in released_keys("mit")["mit_seg7_48x192x192"]}, released)
+        result = invoke("convert", "mit", released, "-o", output)
+        assert "mit_7 in 3D, 1 input channels, 14 classes, patch size 48x192x192 (a published size" in result.output
+        content = torch.load(output, weights_only=True)
+        assert content["network"]["patch_size"] == (48, 192, 192)
+        assert content["network_weights"]["encoder.stages.0.position.weight"].shape == (1, 24, 48, 48, 48)
+        output.unlink()
+        result = invoke("convert", "mit", released, "-o", output, "--patch-size", "96,96,192")
+        assert "patch size 96x96x192;" in result.output
 
     def test_truncated_and_existing(self, monkeypatch, capsys, tmp_path):
         released = self.released(tmp_path)

@@ -1,24 +1,32 @@
 """Layers that the networks share, one idea a file."""
 
 from .channels_last import convolution, patch_transpose
+from .conv_norm_act import ConvNormAct
 from .patch_embed import PatchEmbed
 from .patch_expand import PatchExpand, tokens_to_image
 from .patch_merging import PatchMerging
+from .position_embedding import PositionEmbedding, fit_position_embeddings, resize_position_embedding
 from .relative_position_bias import RelativePositionBias, resize_bias_table
+from .spatial_reduction_attention import SpatialReductionAttention
 from .window_attention import WindowAttention
 from .window_choice import tiling_windows
 from .window_partition import WindowPartition
 
 __all__ = [
+    "ConvNormAct",
     "PatchEmbed",
     "PatchExpand",
     "PatchMerging",
+    "PositionEmbedding",
     "RelativePositionBias",
+    "SpatialReductionAttention",
     "WindowAttention",
     "WindowPartition",
     "convolution",
+    "fit_position_embeddings",
     "patch_transpose",
     "resize_bias_table",
+    "resize_position_embedding",
     "tiling_windows",
     "tokens_to_image",
 ]

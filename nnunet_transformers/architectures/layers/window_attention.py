@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
 from . import _cpu_attention
+from ._export import is_exporting
 from .relative_position_bias import RelativePositionBias
 from .window_partition import WindowPartition
-
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.onnx.is_in_onnx_export)
 
 
 class WindowAttention(nn.Module):
@@ -90,7 +88,7 @@ class WindowAttention(nn.Module):
         q, k, v = (t.flatten(start, end) for t in (q, k, v))
         bias = bias.reshape(1, -1, *bias.shape[-2:])
         # an exporter decomposes the fused kernel, whose memory layout it then gets wrong
-        if self.fused_attn and not _is_exporting():
+        if self.fused_attn and not is_exporting():
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
         else:
             out = (q * self.scale @ k.transpose(-2, -1) + bias).softmax(dim=-1) @ v

@@ -1,0 +1,29 @@
+"""Convolution, instance norm, leaky ReLU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class ConvNormAct(nn.Module):
+    """The block of nnU-Net's CNNs, with which MiT embeds patches (UniMiSS appendix, "Network").
+
+    Args:
+        in_dim, out_dim: channels before and after.
+        kernel_size: odd edge of the kernel, the same on every axis; padding keeps the size at stride 1.
+        stride: stride per axis, two or three of them.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, kernel_size: int, stride: Sequence[int]) -> None:
+        super().__init__()
+        ndim = len(stride)
+        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[ndim]
+        self.conv = convolution(in_dim, out_dim, kernel_size, tuple(stride), padding=kernel_size // 2, bias=False)
+        self.norm = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[ndim](out_dim, affine=True)
+        self.act = nn.LeakyReLU(0.01, inplace=True)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(batch, in_dim, *size) to (batch, out_dim, *size / stride)."""
+        return self.act(self.norm(self.conv(image)))

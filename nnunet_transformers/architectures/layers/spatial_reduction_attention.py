@@ -1,0 +1,101 @@
+"""Multi-head attention of all tokens to a coarser grid of keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from timm.layers import use_fused_attn
+from torch import Tensor, nn
+
+from ._export import is_exporting
+
+
+class SpatialReductionAttention(nn.Module):
+    """Attention whose keys and values come from a strided convolution over the token grid.
+
+    Pyramid Vision Transformer, https://arxiv.org/abs/2102.12122, section 3.3. Extra tokens, which stand before those
+    of the grid (a class or self-supervision token), are keys and values as they are.
+
+    Args:
+        dim: channels.
+        num_heads: attention heads; must divide ``dim``.
+        grid_size: tokens per axis.
+        reduction: tokens per key along each axis, clamped to the grid; 1 on every axis for plain attention.
+        qkv_bias: biases of queries, keys and values.
+        reference_compat: leave out of keys and values what does not fill up a block at the grid's end, as the
+            released MiT does; by default no token is left out.
+
+    Attributes:
+        reduction: the reduction in use.
+        fused_attn: use scaled_dot_product_attention; False spells it out in matrix products (timm's switch
+            ``timm.layers.set_fused_attn`` sets it at construction), for operation counters and export.
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``dim``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        grid_size: Sequence[int],
+        reduction: Sequence[int],
+        qkv_bias: bool = True,
+        reference_compat: bool = False,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"num_heads {num_heads} does not divide the {dim} channels of the stage")
+        self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
+        self.fused_attn = use_fused_attn()
+        self.grid_size = tuple(grid_size)
+        self.reduction = tuple(min(r, g) for r, g in zip(reduction, grid_size, strict=True))
+        self.reference_compat = reference_compat
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.sr, self.norm = None, None
+        if prod(reduction) > 1:
+            convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(self.grid_size)]
+            self.sr = convolution(dim, dim, kernel_size=self.reduction, stride=self.reduction)
+            self.norm = nn.LayerNorm(dim, eps=1e-5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, extra + prod(grid_size), dim) to the same."""
+        context = tokens if self.sr is None else self._reduce(tokens)
+        q = self.q(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.kv(context).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        # an exporter decomposes the fused kernel, whose memory layout it then gets wrong
+        if self.fused_attn and not is_exporting():
+            out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        else:
+            out = (q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def _reduce(self, tokens: Tensor) -> Tensor:
+        """The convolution as one matrix product over blocks, several times as fast as its kernels on CPU."""
+        batch, length, dim = tokens.shape
+        ndim = len(self.grid_size)
+        extra = length - prod(self.grid_size)
+        grid = tokens[:, extra:].unflatten(1, self.grid_size)
+        if self.reference_compat:
+            for axis, (g, r) in enumerate(zip(self.grid_size, self.reduction, strict=True)):
+                grid = grid.narrow(1 + axis, 0, g // r * r)
+        elif any(g % r for g, r in zip(self.grid_size, self.reduction, strict=True)):
+            # A zero token adds nothing to the convolution's sum, so a block at the end is the sum over the tokens that
+            # it has, and the norm below takes out its smaller scale. Every block has a token: none is the bias alone.
+            ends = [n for g, r in zip(self.grid_size, self.reduction, strict=True) for n in (-g % r, 0)]
+            grid = F.pad(grid, (0, 0, *reversed(ends)))
+        split = [n for g, r in zip(grid.shape[1:-1], self.reduction, strict=True) for n in (g // r, r)]
+        order = (0, *range(1, 2 * ndim, 2), *range(2, 2 * ndim + 1, 2), 2 * ndim + 1)
+        blocks = grid.reshape(batch, *split, dim).permute(order).reshape(batch, -1, prod(self.reduction) * dim)
+        # (out, in, *reduction) to (out, *reduction x in): a token's channels stay side by side
+        reduced = F.linear(blocks, self.sr.weight.movedim(1, -1).flatten(1), self.sr.bias)
+        return self.norm(torch.cat([tokens[:, :extra], reduced], dim=1) if extra else reduced)
+
+    def extra_repr(self) -> str:
+        return f"grid_size={self.grid_size}, reduction={self.reduction}, num_heads={self.num_heads}"
