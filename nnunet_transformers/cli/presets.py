@@ -100,8 +100,8 @@ def _warnings(applied: AppliedPreset) -> list[str]:
     warnings = []
     if (channels, classes) != (applied.input_channels, applied.num_classes):
         warnings.append(
-            f"the paper's data has {channels} channels and {classes} classes, this dataset {applied.input_channels} "
-            f"and {applied.num_classes}."
+            f"channels and classes of the paper's data: {channels} and {classes}; of this dataset: "
+            f"{applied.input_channels} and {applied.num_classes}."
         )
     if preset.spacing is None:
         warnings.append("the source gives no spacing; this is the planner's.")
