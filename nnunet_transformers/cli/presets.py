@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from ..plans.presets import AppliedPreset, Preset, apply_preset, get_preset, load_presets
-
-ITERATIONS_PER_EPOCH = 250  # nnU-Net's
+from ..plans.presets import ITERATIONS_PER_EPOCH, AppliedPreset, Preset, apply_preset, get_preset, load_presets
 
 
 def _size(values: Sequence[float] | None) -> str:
@@ -74,7 +72,7 @@ def _summary(applied: AppliedPreset) -> list[tuple[str, str]]:
     length = ""
     if preset.iterations:
         epochs = preset.iterations / ITERATIONS_PER_EPOCH
-        length = f"; published: {preset.iterations:,} iterations, {epochs:g} epochs of {ITERATIONS_PER_EPOCH}"
+        length = f"; published: {preset.iterations:,} iterations, {epochs:.0f} epochs of {ITERATIONS_PER_EPOCH}"
     return [
         (
             "network",
@@ -88,7 +86,7 @@ def _summary(applied: AppliedPreset) -> list[tuple[str, str]]:
         ("batch", f"{batch} (planned: {planned['batch_size']})"),
         ("data", f"{configuration['data_identifier']} (planned: {planned['data_identifier']})"),
         ("supervision", "deep" if preset.deep_supervision else "of the full resolution alone"),
-        ("trainer", f"{preset.trainer}{length}"),
+        ("trainer", f"{preset.scheduled_trainer}{length}"),
         ("memory", f"about {applied.training_bytes() / 1e9:.1f} GB in training, estimated"),
         ("published", f"{_published(preset) or 'no number in the source'} ({preset.source})"),
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from importlib.resources import files
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from torch import nn
 
 from .._files import write_json
 from ..architectures import create_network, get_network
+from ..discovery import SCHEDULES, schedule_name
 from .memory import CUDA_OVERHEAD, training_step_bytes
+
+ITERATIONS_PER_EPOCH = 250  # nnU-Net's
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Preset:
         name: how the command calls it.
         network: registered network.
         planner: whose plan it starts from.
-        trainer: with the paper's recipe, or the nearest one.
+        trainer: with the paper's recipe, or the nearest one; without the length of its schedule.
         configuration: nnU-Net's, ``2d`` or ``3d_fullres``.
         patch_size: voxels per axis, depth first.
         batch_size: samples per step.
@@ -72,6 +76,14 @@ class Preset:
     def plans_name(self) -> str:
         """The plan it starts from: ``nnUNetPlannerX`` makes ``nnUNetXPlans``."""
         return self.planner.replace("Planner", "") + "Plans"
+
+    @property
+    def scheduled_trainer(self) -> str:
+        """The trainer with the schedule whose length is nearest to the published one, where that is known."""
+        if self.iterations is None:
+            return self.trainer
+        epochs = self.iterations / ITERATIONS_PER_EPOCH
+        return schedule_name(self.trainer, min(SCHEDULES, key=lambda length: abs(log(length / epochs))))
 
     @property
     def ndim(self) -> int:
@@ -198,10 +210,10 @@ class AppliedPreset:
     def commands(self) -> list[str]:
         """nnU-Net's commands that preprocess, train and predict; ``INPUT`` and ``OUTPUT`` are the user's folders."""
         preset, plans_name = self.preset, self.plans["plans_name"]
-        model = f"-c {preset.configuration} -p {plans_name} -tr {preset.trainer} -f 0"
+        model = f"-c {preset.configuration} -p {plans_name} -tr {preset.scheduled_trainer} -f 0"
         return [
             f"nnUNetv2_preprocess -d {self.dataset_id} -c {preset.configuration} -plans_name {plans_name}",
-            f"nnUNetv2_train {self.dataset_id} {preset.configuration} 0 -p {plans_name} -tr {preset.trainer}",
+            f"nnUNetv2_train {self.dataset_id} {preset.configuration} 0 -p {plans_name} -tr {preset.scheduled_trainer}",
             f"nnUNetv2_predict -i INPUT -o OUTPUT -d {self.dataset_id} {model} -step_size {preset.step_size:g}",
         ]
 

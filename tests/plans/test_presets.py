@@ -13,7 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 import nnunet_transformers
 from nnunet_transformers.architectures import create_network, get_network, list_networks
-from nnunet_transformers.discovery import PLANNERS, TRAINERS
+from nnunet_transformers.discovery import CLASSES, PLANNERS, TRAINERS
 from nnunet_transformers.plans.presets import Preset, apply_preset, get_preset, load_presets
 from nnunet_transformers.plans.qt_unet import nnUNetPlannerQTUNetT
 from tests.plans.test_planner import plan
@@ -121,6 +121,20 @@ class TestNetwork:
         preset = registered(name)
         assert preset.planner in PLANNERS
         assert preset.trainer in TRAINERS
+        assert preset.scheduled_trainer in CLASSES
+
+
+@pytest.mark.parametrize(
+    "name,trainer",
+    [
+        ("synapse-224", "nnUNetTrainerUNet2022Paper_2000epochs"),  # 1500
+        ("em-512", "nnUNetTrainerUNet2022Paper_20epochs"),  # 24
+        ("unimiss-bcv", "nnUNetTrainerMiTPaper_100epochs"),
+        ("btcv-tiny", "nnUNetTrainerQTUNetThesis"),  # 350 epochs, of the trainer
+    ],
+)
+def test_schedule(name, trainer):
+    assert PRESETS[name].scheduled_trainer == trainer
 
 
 # all as the releases count; UNet-2022's has its three heads with and without deep supervision
