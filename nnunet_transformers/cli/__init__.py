@@ -65,7 +65,7 @@ def preset(
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="Name of the new plan; PLANS_PRESET by default.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a plan of that name.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a preset's plan of that name.")] = False,
     show: Annotated[bool, typer.Option("--list", help="Table of the presets.")] = False,
 ) -> None:
     """Write a paper's experiment (patch, spacing, batch, windows) into a dataset's plan."""

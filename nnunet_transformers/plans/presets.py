@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property, lru_cache
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 import yaml
 from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -178,7 +179,7 @@ class AppliedPreset:
     @property
     def dataset_id(self) -> int:
         """nnU-Net's number of the dataset."""
-        return int(self.plans["dataset_name"][7:10])
+        return convert_dataset_name_to_id(self.plans["dataset_name"])
 
     def build_network(self) -> nn.Module:
         """The network as nnU-Net builds it from the plan for training."""
@@ -228,20 +229,20 @@ def apply_preset(preset: Preset, dataset: str, plans_name: str | None = None, fo
         preset: what to apply.
         dataset: nnU-Net's name or number of a planned dataset.
         plans_name: of the new plan; the planner's plan, an underscore and the preset by default.
-        force: replace a plan of this name.
+        force: replace a plan of this name, if it is a preset's.
 
     Raises:
         ValueError: if the dataset is unknown, the plan does not fit the preset, or the name cannot be a plan's.
         FileNotFoundError: if the dataset has not been planned with the preset's planner.
-        FileExistsError: if there is a plan of the new name, unless ``force``.
+        FileExistsError: if there is a plan of the new name, unless it is a preset's and ``force``.
     """
     folder = _dataset_folder(dataset)
     plans_name = plans_name or f"{preset.plans_name}_{preset.name}"
     path = folder / f"{plans_name}.json"
     _check_plans_name(plans_name, preset)
     plans = _load_plans(folder, preset)
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} exists; replace it with --force or choose another name with -o")
+    if path.exists():
+        _check_replaceable(path, force)
 
     manager = PlansManager(plans)
     if preset.configuration not in manager.available_configurations:
@@ -270,7 +271,7 @@ def apply_preset(preset: Preset, dataset: str, plans_name: str | None = None, fo
         configuration["spacing"] = list(preset.spacing)
         ratio = np.divide(planned["spacing"], preset.spacing)
         configuration["median_image_size_in_voxels"] = (planned["median_image_size_in_voxels"] * ratio).tolist()
-    plans = {**plans, "plans_name": plans_name, "configurations": {preset.configuration: configuration}}
+    plans |= {"plans_name": plans_name, "preset": preset.name, "configurations": {preset.configuration: configuration}}
 
     applied = AppliedPreset(preset, path, plans, planned, input_channels, num_classes)
     with torch.device("meta"):
@@ -283,7 +284,8 @@ def _dataset_folder(dataset: str) -> Path:
     if not nnUNet_preprocessed.is_set():
         raise ValueError("nnUNet_preprocessed is not set; export it, and see `nnunet-transformers doctor`")
     try:
-        name = maybe_convert_to_dataset_name(dataset)
+        name = str(maybe_convert_to_dataset_name(dataset))
+        convert_dataset_name_to_id(name)
     except (ValueError, RuntimeError) as error:
         # nnU-Net's own message fills half a screen
         raise ValueError(
@@ -301,11 +303,21 @@ def _check_plans_name(plans_name: str, preset: Preset) -> None:
         raise ValueError(f"-o {plans_name!r} cannot be a plan's name: no folder, no .json, no double underscore")
 
 
+def _check_replaceable(path: Path, force: bool) -> None:
+    if not force:
+        raise FileExistsError(f"{path} exists; replace it with --force or choose another name with -o")
+    written_here = False
+    with suppress(ValueError):
+        written_here = "preset" in json.loads(path.read_text())
+    if not written_here:
+        raise FileExistsError(f"{path} was not written by this command; choose another name with -o")
+
+
 def _load_plans(folder: Path, preset: Preset) -> dict[str, Any]:
     path = folder / f"{preset.plans_name}.json"
-    command = f"nnUNetv2_plan_and_preprocess -d {folder.name[7:10].lstrip('0')} -pl {preset.planner} --no_pp"
-    if (folder / "dataset_fingerprint.json").is_file():
-        command = f"nnUNetv2_plan_experiment -d {folder.name[7:10].lstrip('0')} -pl {preset.planner}"
+    planned_before = (folder / "dataset_fingerprint.json").is_file()
+    command = "nnUNetv2_plan_experiment" if planned_before else "nnUNetv2_plan_and_preprocess --no_pp"
+    command += f" -d {convert_dataset_name_to_id(folder.name)} -pl {preset.planner}"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {preset.name} starts from it. Run `{command}` first")
     try:

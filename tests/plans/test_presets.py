@@ -225,18 +225,29 @@ class TestApply:
 class TestMistakes:
     def test_existing_plan(self, planned):
         path = apply_preset(get_preset("btcv-tiny"), "903").path
-        path.write_text("kept")
+        written = path.read_text()
+        path.write_text(json.dumps({"preset": "kept"}))
         with pytest.raises(FileExistsError, match="replace it with --force or choose another name with -o"):
             apply_preset(get_preset("btcv-tiny"), "903")
-        assert path.read_text() == "kept"
+        assert json.loads(path.read_text()) == {"preset": "kept"}
         apply_preset(get_preset("btcv-tiny"), "903", force=True)
-        assert json.loads(path.read_text())["plans_name"] == path.stem
+        assert path.read_text() == written
+
+    @pytest.mark.parametrize("content", ['{"plans_name": "nnUNetPlans"}', "no json"])
+    def test_plan_of_someone_else(self, planned, content):
+        path = planned / "nnUNetPlans.json"
+        path.write_text(content)
+        with pytest.raises(FileExistsError, match="was not written by this command"):
+            apply_preset(get_preset("btcv-tiny"), "903", "nnUNetPlans", force=True)
+        assert path.read_text() == content
 
     def test_missing_plan(self, planned):
         with pytest.raises(FileNotFoundError, match="Run `nnUNetv2_plan_experiment -d 903 -pl nnUNetPlannerQTUNetB`"):
             apply_preset(get_preset("btcv-base"), "903")
         (planned / "dataset_fingerprint.json").unlink()
-        with pytest.raises(FileNotFoundError, match="nnUNetv2_plan_and_preprocess -d 903 -pl nnUNetPlannerQTUNetB"):
+        with pytest.raises(
+            FileNotFoundError, match="nnUNetv2_plan_and_preprocess --no_pp -d 903 -pl nnUNetPlannerQTUNetB"
+        ):
             apply_preset(get_preset("btcv-base"), "903")
 
     @pytest.mark.parametrize("content", ["", "{}", "[]", '{"configurations": {}}', '{"configurations": {"2d": 1}}'])
@@ -253,7 +264,7 @@ class TestMistakes:
         with pytest.raises(ValueError, match=r"btcv-tiny is 3d_fullres, and nnUNetQTUNetTPlans of .* has only 2d"):
             apply_preset(get_preset("btcv-tiny"), "903")
 
-    @pytest.mark.parametrize("dataset", ["904", "hippocampus", ""])
+    @pytest.mark.parametrize("dataset", ["904", "hippocampus", "Datasetfoo", ""])
     def test_unknown_dataset(self, planned, dataset):
         with pytest.raises(ValueError, match=f"no dataset '{dataset}'"):
             apply_preset(get_preset("btcv-tiny"), dataset)
