@@ -14,7 +14,8 @@ from ..evaluation import THRESHOLDS, evaluate_predictions
 def evaluate_folder(predictions: Path, labels: Path, label: int, output: Path | None) -> None:
     """Print IoU per threshold and its mean; write them to ``output`` if given."""
     summary = evaluate_predictions(predictions, labels, label)
-    table = Table(title=f"label {label}, mean of {len(summary.per_case)} images")
+    print(f"label {label}, mean of {len(summary.per_case)} images")
+    table = Table()
     table.add_column("threshold", justify="right")
     table.add_column("IoU, %", justify="right")
     for threshold, iou in zip(THRESHOLDS, summary.per_threshold, strict=True):
