@@ -59,6 +59,40 @@ def convert(
 
 
 @app.command()
+def preset(
+    name: Annotated[str, typer.Argument(help="The preset, or with --list a part of names.")] = "",
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="nnU-Net's number or name of the dataset.")] = "",
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Name of the new plan; PLANS_PRESET by default.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a preset's plan of that name.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="Table of the presets.")] = False,
+) -> None:
+    """Write a paper's experiment (patch, spacing, batch, windows) into a dataset's plan."""
+    from .presets import apply_and_explain, list_presets
+
+    if show:
+        list_presets(name)
+    elif name and dataset:
+        apply_and_explain(name, dataset, output, force)
+    else:
+        raise ValueError("say which preset for which dataset: `preset NAME -d DATASET`; `preset --list` has the names")
+
+
+@app.command("evaluate-iou")
+def evaluate_iou(
+    predictions: Annotated[Path, typer.Argument(help="Made by nnUNetv2_predict --save_probabilities.")],
+    labels: Annotated[Path, typer.Argument(help="Segmentations of the same names.")],
+    label: Annotated[int, typer.Option(help="The label to evaluate.")] = 1,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
+) -> None:
+    """Mean IoU over probability thresholds 0.5 to 0.95, as in UNet-2022's Table 3."""
+    from .evaluation import evaluate_folder
+
+    evaluate_folder(predictions, labels, label, output)
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A trained fold (.../fold_0), its validation done.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="HTML file; fold folder by default.")] = None,

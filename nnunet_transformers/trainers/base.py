@@ -70,7 +70,9 @@ class TransformerTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = max(1, self.default_iterations // 5)
         self.initial_lr = self.default_lr
         self.weight_decay = self.default_weight_decay
-        self.enable_deep_supervision = self.default_deep_supervision
+        # a plan whose network has no auxiliary heads leaves nothing to supervise deeply
+        has_heads = self.configuration_manager.network_arch_init_kwargs.get("auxiliary_heads", True)
+        self.enable_deep_supervision = self.default_deep_supervision and has_heads
         self._iteration = 0
 
     def _check_plan(self, plans: PlansManager, configuration: str) -> None:

@@ -17,7 +17,7 @@ from nnunet_transformers.demo.dataset import LABELS, TEST_CASES, TRAIN_CASES, ma
 
 from ..released import released_keys
 
-COMMANDS = ["doctor", "models", "trainers-path", "convert", "report", "demo"]
+COMMANDS = ["doctor", "models", "trainers-path", "convert", "preset", "evaluate-iou", "report", "demo"]
 
 
 def invoke(*arguments):

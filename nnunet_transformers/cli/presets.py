@@ -1,0 +1,108 @@
+"""``nnunet-transformers preset``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from ..plans.presets import ITERATIONS_PER_EPOCH, AppliedPreset, Preset, apply_preset, get_preset, load_presets
+
+
+def _size(values: Sequence[float] | None) -> str:
+    return "as planned" if values is None else "x".join(f"{v:g}" for v in values)
+
+
+def _windows(preset: Preset) -> str:
+    windows = preset.overrides.get("window_sizes")
+    return "" if windows is None else ", ".join(map(str, windows)) if isinstance(windows, list) else str(windows)
+
+
+def _published(preset: Preset) -> str:
+    """Metrics by start, "scratch" said where the network started without pretrained weights."""
+    return "; ".join(
+        ("scratch: " if start == "scratch" else "")
+        + ", ".join(f"{metric} {value:g}" for metric, value in values.items())
+        for start, values in preset.published.items()
+    )
+
+
+def list_presets(contains: str = "") -> None:
+    """Print the table of presets whose name contains ``contains``.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    presets = [preset for name, preset in load_presets().items() if contains in name]
+    if not presets:
+        raise ValueError(f"no preset's name contains {contains!r}; `nnunet-transformers preset --list` has them all")
+    table = Table(title="published experiments; in %, HD95 in mm")
+    table.add_column("preset", no_wrap=True)
+    for heading in ("network", "configuration", "patch", "spacing, mm", "batch", "windows", "step", "published"):
+        table.add_column(heading)
+    table.add_column("source")
+    for p in presets:
+        row = (p.name, p.network, p.configuration, _size(p.patch_size), _size(p.spacing), str(p.batch_size))
+        table.add_row(*row, _windows(p), f"{p.step_size:g}", _published(p), p.source)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 220
+    console.print(table)
+
+
+def apply_and_explain(name: str, dataset: str, plans_name: str | None, force: bool) -> None:
+    """Write the plan and print what was set, what to know and which commands come next."""
+    applied = apply_preset(get_preset(name), dataset, plans_name, force)
+    preset = applied.preset
+    print(f"written: {applied.path}")
+    for heading, text in _summary(applied):
+        print(f"{heading + ':':15}{text}")
+    for note in (*_warnings(applied), *preset.notes):
+        print(f"note: {note}")
+    print("\nnext (INPUT and OUTPUT are your folders of images and predictions):")
+    for command in applied.commands():
+        print(f"  {command}")
+
+
+def _summary(applied: AppliedPreset) -> list[tuple[str, str]]:
+    preset, configuration, planned = applied.preset, applied.configuration, applied.planned
+    architecture = configuration["architecture"]["arch_kwargs"]
+    batch = preset.batch_size
+    length = ""
+    if preset.iterations:
+        epochs = preset.iterations / ITERATIONS_PER_EPOCH
+        length = f"; published: {preset.iterations:,} iterations, {epochs:.0f} epochs of {ITERATIONS_PER_EPOCH}"
+    return [
+        (
+            "network",
+            f"{preset.network}, {applied.parameters:,} parameters, {applied.input_channels} in, "
+            f"{applied.num_classes} out",
+        ),
+        ("arguments", ", ".join(f"{key} {architecture[key]}" for key in preset.overrides)),
+        ("configuration", preset.configuration),
+        ("patch", f"{_size(preset.patch_size)} (planned: {_size(planned['patch_size'])})"),
+        ("spacing", f"{_size(configuration['spacing'])} mm (planned: {_size(planned['spacing'])})"),
+        ("batch", f"{batch} (planned: {planned['batch_size']})"),
+        ("data", f"{configuration['data_identifier']} (planned: {planned['data_identifier']})"),
+        ("supervision", "deep" if preset.deep_supervision else "of the full resolution alone"),
+        ("trainer", f"{preset.scheduled_trainer}{length}"),
+        ("memory", f"about {applied.training_bytes() / 1e9:.1f} GB in training, estimated"),
+        ("published", f"{_published(preset) or 'no number in the source'} ({preset.source})"),
+    ]
+
+
+def _warnings(applied: AppliedPreset) -> list[str]:
+    preset, data = applied.preset, applied.preset.data
+    channels, classes = data["channels"] or applied.input_channels, data["classes"] or applied.num_classes
+    warnings = []
+    if (channels, classes) != (applied.input_channels, applied.num_classes):
+        warnings.append(
+            f"channels and classes of the paper's data: {channels} and {classes}; of this dataset: "
+            f"{applied.input_channels} and {applied.num_classes}."
+        )
+    if preset.spacing is None:
+        warnings.append("the source gives no spacing; this is the planner's.")
+    if "pretrained" in preset.published:
+        warnings.append("the published numbers without 'scratch' started from pretrained weights; a plan has none.")
+    return warnings

@@ -1,0 +1,224 @@
+"""Mean IoU over probability thresholds, the metric of UNet-2022's Table 3 (section 4.1, EM dataset)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from contextlib import redirect_stderr, suppress
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.evaluation.evaluate_predictions import compute_tp_fp_fn_tn
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.reader_writer_registry import (
+    determine_reader_writer_from_dataset_json,
+    determine_reader_writer_from_file_ending,
+)
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from numpy.typing import NDArray
+
+THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
+
+
+def iou_at_thresholds(
+    probabilities: NDArray,
+    reference: NDArray,
+    thresholds: Sequence[float] = THRESHOLDS,
+    ignore: NDArray | None = None,
+) -> list[float]:
+    """IoU of ``probabilities >= threshold`` and a mask, at each threshold.
+
+    Args:
+        probabilities: of one label, any shape.
+        reference: boolean, the same shape.
+        thresholds: each gives one IoU.
+        ignore: boolean, the same shape: voxels that do not count.
+
+    Returns:
+        IoUs between 0 and 1; NaN where prediction and reference are both empty, as in nnU-Net.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if probabilities.shape != reference.shape:
+        raise ValueError(f"probabilities of shape {probabilities.shape}, but a reference of {reference.shape}")
+    ious = []
+    for threshold in thresholds:
+        tp, fp, fn, _ = compute_tp_fp_fn_tn(reference, probabilities >= threshold, ignore)
+        union = int(tp + fp + fn)
+        ious.append(int(tp) / union if union else math.nan)
+    return ious
+
+
+@dataclass(frozen=True)
+class IoUSummary:
+    """IoUs of a folder of predictions.
+
+    Attributes:
+        label: the label evaluated.
+        per_case: case to its IoU at each of ``THRESHOLDS``; NaN where prediction and reference are both empty.
+        without_prediction: cases that have a label file and no prediction.
+    """
+
+    label: int
+    per_case: dict[str, list[float]]
+    without_prediction: tuple[str, ...] = ()
+
+    @property
+    def per_threshold(self) -> list[float]:
+        """Mean over the images at each threshold, NaN left out as nnU-Net does (all NaN: NaN)."""
+        return [_mean(ious) for ious in zip(*self.per_case.values(), strict=True)]
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean over thresholds of ``per_threshold``."""
+        return _mean(self.per_threshold)
+
+    @property
+    def empty(self) -> int:
+        """Pairs of image and threshold that were left out because prediction and reference are both empty."""
+        return sum(math.isnan(iou) for ious in self.per_case.values() for iou in ious)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain types; what is not defined is null."""
+
+        def plain(value: float) -> float | None:
+            return None if math.isnan(value) else value
+
+        return {
+            "label": self.label,
+            "mean_iou": plain(self.mean_iou),
+            "thresholds": list(THRESHOLDS),
+            "mean_iou_per_threshold": [plain(v) for v in self.per_threshold],
+            "iou_per_case": {case: [plain(v) for v in ious] for case, ious in self.per_case.items()},
+            "left_out_as_empty": self.empty,
+            "cases_without_prediction": list(self.without_prediction),
+        }
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [v for v in values if not math.isnan(v)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def evaluate_predictions(predictions: Path, labels: Path, label: int = 1) -> IoUSummary:
+    """IoU at each threshold for every case that was predicted.
+
+    Args:
+        predictions: made by ``nnUNetv2_predict --save_probabilities``: an .npz with ``probabilities`` of shape
+            (classes, *image) for each case, in the geometry of the original image, and ``dataset.json``.
+        labels: segmentations, one for each prediction, of its name.
+        label: the label to evaluate.
+
+    Raises:
+        FileNotFoundError: if probabilities or a label file are missing.
+        ValueError: if a file cannot be read, shapes differ, or the label is not among the dataset's.
+    """
+    for folder in (predictions, labels):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is no folder")
+    dataset = _load_dataset_json(predictions)
+    file_ending = dataset["file_ending"] if dataset else _file_ending(labels)
+    cases = _predicted_cases(predictions, file_ending)
+    manager = LabelManager(dataset["labels"], dataset.get("regions_class_order")) if dataset else None
+    channel = _channel(label, manager)
+
+    reader = None
+    per_case = {}
+    for case in cases:
+        path = labels / f"{case}{file_ending}"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing, the label file of the prediction {predictions / case}.npz")
+        reader = reader or _reader(dataset, file_ending, path)
+        segmentation = _read_segmentation(reader, path, manager)
+        probabilities = _load_probabilities(predictions / f"{case}.npz", channel, label)
+        ignore = segmentation == manager.ignore_label if manager and manager.has_ignore_label else None
+        try:
+            per_case[case] = iou_at_thresholds(probabilities, segmentation == label, ignore=ignore)
+        except ValueError as error:
+            raise ValueError(f"{case}: {error}; are {labels} the labels of these images?") from error
+    others = {p.name.removesuffix(file_ending) for p in labels.glob(f"*{file_ending}")} - set(cases)
+    return IoUSummary(label, per_case, tuple(sorted(others)))
+
+
+def _load_dataset_json(predictions: Path) -> dict[str, Any] | None:
+    """``nnUNetv2_predict`` puts a copy beside its predictions; elsewhere the labels' file ending has to do."""
+    path = predictions / "dataset.json"
+    if not path.is_file():
+        return None
+    try:
+        dataset = json.loads(path.read_text())
+        return {**dataset, "labels": dataset["labels"], "file_ending": dataset["file_ending"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no dataset.json of nnU-Net's ({error}); predict again") from error
+
+
+def _file_ending(labels: Path) -> str:
+    """The ending of the label files; ``.nii.gz`` counts as one."""
+    endings = {"".join(p.suffixes[-2:] if p.suffix == ".gz" else p.suffixes[-1:]) for p in labels.iterdir()}
+    endings = {e for e in endings if e not in ("", ".json")}
+    if len(endings) != 1:
+        found = ", ".join(sorted(endings)) or "no file"
+        raise ValueError(
+            f"{labels} should hold files of one kind, found {found}; or put dataset.json to the predictions"
+        )
+    return endings.pop()
+
+
+def _predicted_cases(predictions: Path, file_ending: str) -> list[str]:
+    cases = sorted(p.stem for p in predictions.glob("*.npz"))
+    missing = sorted({p.name.removesuffix(file_ending) for p in predictions.glob(f"*{file_ending}")} - set(cases))
+    if missing or not cases:
+        what = f"{predictions / missing[0]}.npz is missing" if missing else f"{predictions} holds no .npz"
+        raise FileNotFoundError(f"{what}; predict again with nnUNetv2_predict ... --save_probabilities")
+    return cases
+
+
+def _channel(label: int, manager: LabelManager | None) -> int:
+    """Which channel of the probabilities is this label's."""
+    if manager is None:
+        return label
+    outputs = manager.foreground_regions if manager.has_regions else manager.all_labels
+    members = [np.atleast_1d(output).tolist() for output in outputs]
+    if [label] not in members:
+        raise ValueError(f"--label {label} is not among the classes of dataset.json: {manager.label_dict}")
+    return members.index([label])
+
+
+def _reader(dataset: dict[str, Any] | None, file_ending: str, example: Path) -> BaseReaderWriter:
+    # nnU-Net prints the traceback of every reader that fails on the example, then raises one line that says so
+    with redirect_stderr(StringIO()):
+        if dataset is not None:
+            return determine_reader_writer_from_dataset_json(dataset, str(example), verbose=False)()
+        return determine_reader_writer_from_file_ending(file_ending, str(example), verbose=False)()
+
+
+def _read_segmentation(reader: BaseReaderWriter, path: Path, manager: LabelManager | None) -> NDArray:
+    try:
+        segmentation, _ = reader.read_seg(str(path))
+    except Exception as error:  # each reader has its own
+        raise ValueError(f"{path} cannot be read as a segmentation: {str(error).splitlines()[-1:]}") from error
+    if len(segmentation) != 1:
+        raise ValueError(f"{path} has {len(segmentation)} channels; a segmentation has one")
+    if manager is not None:
+        known = [*manager.all_labels, *([manager.ignore_label] if manager.has_ignore_label else [])]
+        unknown = np.setdiff1d(segmentation, known)
+        if unknown.size:
+            raise ValueError(f"{path} holds the value {unknown[0]:g}, which is no label of dataset.json: {known}")
+    return segmentation[0]
+
+
+def _load_probabilities(path: Path, channel: int, label: int) -> NDArray:
+    probabilities = None
+    # whatever numpy or zipfile has to say, it comes to the same: not a file that nnU-Net wrote whole
+    with suppress(Exception), np.load(path, allow_pickle=False) as content:
+        probabilities = content["probabilities"]
+    if probabilities is None:
+        raise ValueError(f"{path} is truncated or holds no `probabilities`; predict again with --save_probabilities")
+    if not 0 <= channel < len(probabilities):
+        raise ValueError(f"--label {label} is not among the {len(probabilities)} classes of {path}")
+    return probabilities[channel]
