@@ -220,9 +220,10 @@ class TestStrides:
             create_network("mit_7", 1, 2, patch_size, **overrides)
 
 
-class TestPair:
-    patch_sizes = {"patch_size_2d": (64, 64), "patch_size_3d": (32, 32, 32)}
+PATCH_SIZES = {"patch_size_2d": (64, 64), "patch_size_3d": (32, 32, 32)}
 
+
+class TestPair:
     def test_shares_what_does_not_know_the_dimensionality(self):
         with torch.device("meta"):
             pair = MiTPair(**SIZES["mit_22"])
@@ -236,7 +237,7 @@ class TestPair:
         assert len(list(pair.parameters())) == len(shapes) + rows
 
     def test_a_batch_of_one_form_leaves_the_other_alone(self):
-        pair = MiTPair(**self.patch_sizes)
+        pair = MiTPair(**PATCH_SIZES)
         pair(torch.randn(1, 3, 64, 64)).square().sum().backward()
         without = {n for n, p in pair.form_3d.named_parameters() if p.grad is None}
         own = {n for n, p in pair.form_3d.named_parameters() if all(p is not q for q in pair.form_2d.parameters())}
@@ -244,7 +245,7 @@ class TestPair:
         assert all(p.grad is not None for p in pair.form_2d.parameters())
 
     def test_no_other_dimensionality_and_no_other_size(self):
-        pair = MiTPair(**self.patch_sizes)
+        pair = MiTPair(**PATCH_SIZES)
         with pytest.raises(ValueError, match="none of 1 dimensions"):
             pair(torch.zeros(1, 1, 64))
         with pytest.raises(ValueError, match=r"axis 2 \(width\) has 64 voxels"):
@@ -252,7 +253,7 @@ class TestPair:
 
     @pytest.mark.parametrize("ndim", [2, 3])
     def test_weights_of_one_form_start_a_segmentation_network(self, ndim):
-        pair = MiTPair(**self.patch_sizes)
+        pair = MiTPair(**PATCH_SIZES)
         patch_size = pair.form(ndim).patch_size
         network = create_network("mit_7", 3 if ndim == 2 else 1, 2, patch_size, deep_supervision=True)
         missing, unexpected = network.load_state_dict(pair.form_weights(ndim), strict=False)
@@ -262,14 +263,14 @@ class TestPair:
         assert torch.equal(network.state_dict()[weight], pair.form(ndim).state_dict()[weight])
 
     def test_weights_of_one_form_start_a_network_of_another_patch_size(self):
-        weights = MiTPair(**self.patch_sizes).form_weights(3)
+        weights = MiTPair(**PATCH_SIZES).form_weights(3)
         network = create_network("mit_7", 1, 2, (32, 64, 32))
         missing, unexpected = network.load_state_dict(fit_position_embeddings(weights, network), strict=False)
         assert not unexpected
         assert not any("position" in name for name in missing)
 
     def test_weights_of_one_form_start_a_classifier(self):
-        weights = MiTPair(**self.patch_sizes).form_weights(3, ssl_token=True)
+        weights = MiTPair(**PATCH_SIZES).form_weights(3, ssl_token=True)
         network = MiTClassifier(1, 2, (32, 32, 32), patch_embed_stride=STRIDE_3D)
         kept = {name: value for name, value in weights.items() if not name.startswith("decoder.")}
         missing, unexpected = network.load_state_dict(kept, strict=False)

@@ -22,7 +22,8 @@ class ConvNormAct(nn.Module):
         convolution = {2: nn.Conv2d, 3: nn.Conv3d}[ndim]
         self.conv = convolution(in_dim, out_dim, kernel_size, tuple(stride), padding=kernel_size // 2, bias=False)
         self.norm = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[ndim](out_dim, affine=True)
-        self.act = nn.LeakyReLU(0.01, inplace=True)
+        # not in place: instance norm returns a view, and autograd copies a view's base four times over for that
+        self.act = nn.LeakyReLU(0.01)
 
     def forward(self, image: Tensor) -> Tensor:
         """(batch, in_dim, *size) to (batch, out_dim, *size / stride)."""

@@ -104,7 +104,7 @@ def fit_position_embeddings(state_dict: Mapping[str, Tensor], network: nn.Module
             fitted[key] = resize_position_embedding(tensor, tensor.shape[1:-1], module.grid_size)
         elif tensor.shape[1] != flat_length:
             raise ValueError(
-                f"{key} has {tensor.shape[1]} tokens in a row, the network's grid {module.grid_size} has {flat_length}; "
-                "load it into a network of the patch size it was trained on first, whose state dict tells the grid"
+                f"{key} has {tensor.shape[1]} tokens in a row, the network's grid {module.grid_size} has "
+                f"{flat_length}; load it into a network of its own patch size first, whose state dict tells the grid"
             )
     return fitted
