@@ -408,7 +408,16 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return translated
 
 
-register_checkpoint_filter("unet2022", checkpoint_filter_fn)
+register_checkpoint_filter(
+    "unet2022",
+    checkpoint_filter_fn,
+    variants=(
+        {"auxiliary_heads": True},
+        {"auxiliary_heads": True, "patch_embed_stride": 8},
+        {"auxiliary_heads": True, "patch_embed_stride": 8, "window_sizes": (16, 16, 16, 8)},
+    ),
+    patch_sizes=((224, 224), (320, 320), (512, 512)),
+)
 register_network("unet2022_tiny", UNet2022, {"embed_dim": 48, "num_heads": 3}, embed_dim=96, num_heads=3)
 register_network("unet2022_base", UNet2022, {"embed_dim": 64, "num_heads": 4}, embed_dim=128, num_heads=4)
 register_network("unet2022_large", UNet2022, {"embed_dim": 96, "num_heads": 3}, embed_dim=192, num_heads=6)

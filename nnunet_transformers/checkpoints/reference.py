@@ -21,7 +21,7 @@ def from_reference(family: str, state_dict: Mapping[str, Tensor]) -> dict[str, T
     >>> network.load_state_dict(from_reference("qt_unet", released))
 
     Args:
-        family: "qt_unet" or "mit".
+        family: "qt_unet", "unet2022" or "mit".
         state_dict: weights with the release's names; prefixes of DataParallel and torch.compile may be there.
 
     Returns:
@@ -56,9 +56,9 @@ def identify(family: str, state_dict: Mapping[str, Tensor], patch_size: Sequence
     Args:
         family: as for ``from_reference``.
         state_dict: what ``from_reference`` gives.
-        patch_size: the size that the weights belong to; by default the published sizes are tried. Only weights of
-            MiT depend on it, and a release stores nothing but the number of tokens, so that a size with its axes
-            swapped fits as well: give it where it is known.
+        patch_size: the size that the weights belong to; by default the published sizes are tried. Weights of MiT
+            depend on it (position embeddings) and so do UNet-2022's (windows). MiT's release stores nothing but the
+            number of tokens, so that a size with its axes swapped fits as well: give it where it is known.
 
     Raises:
         ValueError: if none does.
@@ -80,7 +80,10 @@ def identify(family: str, state_dict: Mapping[str, Tensor], patch_size: Sequence
     # shortest name first: in 2D the in-plane variants are the plain networks
     for name, overrides, size in product(sorted(names, key=len), released.variants, candidates):
         with torch.device("meta"):
-            network = create_network(name, channels, classes, size, **overrides)
+            try:
+                network = create_network(name, channels, classes, size, **overrides)
+            except ValueError:  # a stride that does not divide this size
+                continue
             if _fits(network, {key: torch.empty(value.shape) for key, value in state_dict.items()}):
                 known = None if released.patch_sizes is None else size
                 return Identity(name, channels, classes, ndim, overrides, known)

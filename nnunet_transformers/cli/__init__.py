@@ -45,7 +45,7 @@ def trainers_path() -> None:
 
 @app.command()
 def convert(
-    family: Annotated[str, typer.Argument(help="The release: qt_unet or mit.")],
+    family: Annotated[str, typer.Argument(help="The release: qt_unet, unet2022 or mit.")],
     released: Annotated[Path, typer.Argument(help="Checkpoint with the release's names.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint to write.")],
     patch_size: Annotated[
