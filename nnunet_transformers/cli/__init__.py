@@ -79,6 +79,25 @@ def preset(
         raise ValueError("say which preset for which dataset: `preset NAME -d DATASET`; `preset --list` has the names")
 
 
+@app.command("attach-imagenet")
+def attach_imagenet(
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="nnU-Net's number or name of the dataset.")],
+    plans: Annotated[str, typer.Option("--plans", "-p", help="Plan to start from, of UNet-2022.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Name of the new plan.")],
+    configuration: Annotated[
+        list[str] | None, typer.Option("--configuration", "-c", help="Configurations; all by default.")
+    ] = None,
+    convnext: Annotated[str, typer.Option(help="'hub' for timm's download, or a file.")] = "hub",
+    swin: Annotated[str | None, typer.Option(help="The same for the attention half; left out by default.")] = None,
+    spread: Annotated[bool, typer.Option("--spread", help="Take blocks from all over a stage, not the first.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a plan of that name written before.")] = False,
+) -> None:
+    """Write a plan whose UNet-2022 starts from ImageNet weights; print what is loaded, what is not and why."""
+    from .attachment import attach_imagenet as run
+
+    run(dataset, plans, output, configuration or (), convnext, swin, spread, force)
+
+
 @app.command("evaluate-iou")
 def evaluate_iou(
     predictions: Annotated[Path, typer.Argument(help="Made by nnUNetv2_predict --save_probabilities.")],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property, lru_cache
@@ -16,8 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -26,6 +24,7 @@ from torch import nn
 from .._files import write_json
 from ..architectures import create_network, get_network
 from ..discovery import SCHEDULES, schedule_name
+from .files import check_new_plans, dataset_folder, load_plans
 from .memory import CUDA_OVERHEAD, training_step_bytes
 
 ITERATIONS_PER_EPOCH = 250  # nnU-Net's
@@ -236,13 +235,10 @@ def apply_preset(preset: Preset, dataset: str, plans_name: str | None = None, fo
         FileNotFoundError: if the dataset has not been planned with the preset's planner.
         FileExistsError: if there is a plan of the new name, unless it is a preset's and ``force``.
     """
-    folder = _dataset_folder(dataset)
+    folder = dataset_folder(dataset)
     plans_name = plans_name or f"{preset.plans_name}_{preset.name}"
-    path = folder / f"{plans_name}.json"
-    _check_plans_name(plans_name, preset)
-    plans = _load_plans(folder, preset)
-    if path.exists():
-        _check_replaceable(path, force)
+    path = check_new_plans(folder, plans_name, preset.plans_name, "preset", force)
+    plans = load_plans(folder, preset.plans_name, preset.planner)
 
     manager = PlansManager(plans)
     if preset.configuration not in manager.available_configurations:
@@ -278,51 +274,3 @@ def apply_preset(preset: Preset, dataset: str, plans_name: str | None = None, fo
         applied.build_network()
     write_json(plans, path)
     return applied
-
-
-def _dataset_folder(dataset: str) -> Path:
-    if not nnUNet_preprocessed.is_set():
-        raise ValueError("nnUNet_preprocessed is not set; export it, and see `nnunet-transformers doctor`")
-    try:
-        name = str(maybe_convert_to_dataset_name(dataset))
-        convert_dataset_name_to_id(name)
-    except (ValueError, RuntimeError) as error:
-        # nnU-Net's own message fills half a screen
-        raise ValueError(
-            f"no dataset {dataset!r} in nnUNet_raw or nnUNet_preprocessed, or more than one of that number; give its "
-            "number (7) or its folder's name (Dataset007_Pancreas)"
-        ) from error
-    return Path(nnUNet_preprocessed) / name
-
-
-def _check_plans_name(plans_name: str, preset: Preset) -> None:
-    if plans_name == preset.plans_name:
-        raise ValueError(f"-o {plans_name} is the planner's own plan, which stays as it is; choose another name")
-    # nnU-Net takes TRAINER__PLANS__CONFIGURATION apart at the double underscores
-    if "__" in plans_name or Path(plans_name).name != plans_name or plans_name.endswith(".json"):
-        raise ValueError(f"-o {plans_name!r} cannot be a plan's name: no folder, no .json, no double underscore")
-
-
-def _check_replaceable(path: Path, force: bool) -> None:
-    if not force:
-        raise FileExistsError(f"{path} exists; replace it with --force or choose another name with -o")
-    written_here = False
-    with suppress(ValueError):
-        written_here = "preset" in json.loads(path.read_text())
-    if not written_here:
-        raise FileExistsError(f"{path} was not written by this command; choose another name with -o")
-
-
-def _load_plans(folder: Path, preset: Preset) -> dict[str, Any]:
-    path = folder / f"{preset.plans_name}.json"
-    planned_before = (folder / "dataset_fingerprint.json").is_file()
-    command = "nnUNetv2_plan_experiment" if planned_before else "nnUNetv2_plan_and_preprocess --no_pp"
-    command += f" -d {convert_dataset_name_to_id(folder.name)} -pl {preset.planner}"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; {preset.name} starts from it. Run `{command}` first")
-    try:
-        plans = json.loads(path.read_text())
-        PlansManager(plans).get_configuration(next(iter(plans["configurations"])))
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise ValueError(f"{path} is no plan of nnU-Net's ({error}); run `{command}` again") from error
-    return plans

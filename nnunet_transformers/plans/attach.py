@@ -1,0 +1,76 @@
+"""A plan whose networks start from other weights; training from it loads them and logs the same report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from .._files import write_json
+from ..checkpoints import LoadReport, initialise
+from .files import check_new_plans, dataset_folder, load_plans
+
+MARKER = "attached"
+
+
+def attach(
+    specification: Mapping[str, Any],
+    dataset: str,
+    plans_name: str,
+    output: str,
+    configurations: Sequence[str] = (),
+    force: bool = False,
+) -> tuple[Path, dict[str, LoadReport]]:
+    """Write a copy of a plan that names the weights to start from.
+
+    Every network is built and the weights are loaded into it first, so that a plan is written only if training can
+    start from it.
+
+    Args:
+        specification: of the weights, as ``initialise`` takes it.
+        dataset: nnU-Net's number or name of a planned dataset.
+        plans_name: plan to start from.
+        output: name of the new plan.
+        configurations: of the plan to attach to; by default all that have a network of their own.
+        force: replace a plan of that name, if this function wrote it.
+
+    Returns:
+        the plan file, and for each configuration what would be loaded.
+
+    Raises:
+        ValueError: if the weights do not fit, or there is no such dataset or configuration.
+        FileNotFoundError: if the plan or the weights are missing.
+        FileExistsError: if there is a plan of the new name.
+    """
+    folder = dataset_folder(dataset)
+    path = check_new_plans(folder, output, plans_name, MARKER, force)
+    plans = load_plans(folder, plans_name, plans_name.removesuffix("Plans").replace("nnUNet", "nnUNetPlanner", 1))
+    own = [name for name, configuration in plans["configurations"].items() if "architecture" in configuration]
+    unknown = [name for name in configurations if name not in own]
+    if unknown:
+        raise ValueError(f"{plans_name} has no network in {', '.join(unknown)}; it has {', '.join(own)}")
+    dataset_json = json.loads((folder / "dataset.json").read_text())
+    manager = PlansManager(deepcopy(plans))
+    reports = {}
+    for name in configurations or own:
+        configuration = manager.get_configuration(name)
+        network = get_network_from_plans(
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+            determine_num_input_channels(manager, configuration, dataset_json),
+            manager.get_label_manager(dataset_json).num_segmentation_heads,
+        )
+        try:
+            reports[name] = initialise(network, specification)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}; say which configurations with -c") from error
+        plans["configurations"][name]["initialisation"] = dict(specification)
+    write_json({**plans, "plans_name": output, MARKER: dict(specification)}, path)
+    return path, reports

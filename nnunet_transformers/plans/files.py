@@ -1,0 +1,89 @@
+"""Plans in nnU-Net's preprocessed folder: found, read and written beside, never over, a planner's own."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+
+def dataset_folder(dataset: str) -> Path:
+    """The preprocessed folder of a dataset, given by its number or name.
+
+    Raises:
+        ValueError: if there is no such dataset, or nnUNet_preprocessed is not set.
+    """
+    if not nnUNet_preprocessed.is_set():
+        raise ValueError("nnUNet_preprocessed is not set; export it, and see `nnunet-transformers doctor`")
+    try:
+        name = str(maybe_convert_to_dataset_name(dataset))
+        convert_dataset_name_to_id(name)
+    except (ValueError, RuntimeError) as error:
+        # nnU-Net's own message fills half a screen
+        raise ValueError(
+            f"no dataset {dataset!r} in nnUNet_raw or nnUNet_preprocessed, or more than one of that number; give its "
+            "number (7) or its folder's name (Dataset007_Pancreas)"
+        ) from error
+    return Path(nnUNet_preprocessed) / name
+
+
+def load_plans(folder: Path, plans_name: str, planner: str) -> dict[str, Any]:
+    """Read a plan.
+
+    Args:
+        folder: the dataset's preprocessed folder.
+        plans_name: of the plan.
+        planner: that makes it, for the message.
+
+    Raises:
+        FileNotFoundError: if it is not there; names the command that makes it.
+        ValueError: if the file is no plan.
+    """
+    path = folder / f"{plans_name}.json"
+    planned_before = (folder / "dataset_fingerprint.json").is_file()
+    command = "nnUNetv2_plan_experiment" if planned_before else "nnUNetv2_plan_and_preprocess --no_pp"
+    command += f" -d {convert_dataset_name_to_id(folder.name)} -pl {planner}"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing. Run `{command}` first")
+    try:
+        plans = json.loads(path.read_text())
+        PlansManager(plans).get_configuration(next(iter(plans["configurations"])))
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise ValueError(f"{path} is no plan of nnU-Net's ({error}); run `{command}` again") from error
+    return plans
+
+
+def check_new_plans(folder: Path, plans_name: str, original: str, marker: str, force: bool) -> Path:
+    """The path for a new plan.
+
+    Args:
+        folder: the dataset's preprocessed folder.
+        plans_name: of the new plan.
+        original: of the plan that it is made from.
+        marker: entry that plans of the calling command have.
+        force: replace a plan of that name, if the command wrote it.
+
+    Raises:
+        ValueError: if it cannot be a plan's name.
+        FileExistsError: if there is a plan of that name, unless ``force`` and the command's own.
+    """
+    if plans_name == original:
+        raise ValueError(f"-o {plans_name} is the plan that it starts from, which stays as it is; choose another name")
+    # nnU-Net takes TRAINER__PLANS__CONFIGURATION apart at the double underscores
+    if "__" in plans_name or Path(plans_name).name != plans_name or plans_name.endswith(".json"):
+        raise ValueError(f"-o {plans_name!r} cannot be a plan's name: no folder, no .json, no double underscore")
+    path = folder / f"{plans_name}.json"
+    if path.exists():
+        if not force:
+            raise FileExistsError(f"{path} exists; replace it with --force or choose another name with -o")
+        written_here = False
+        with suppress(ValueError):
+            written_here = marker in json.loads(path.read_text())
+        if not written_here:
+            raise FileExistsError(f"{path} was not written by this command; choose another name with -o")
+    return path
