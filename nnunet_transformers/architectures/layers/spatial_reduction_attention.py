@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from ._export import is_exporting
 
+# below this, more threads cost more than they save
+MIN_CHUNK = 1024
+
 
 class SpatialReductionAttention(nn.Module):
     """Attention whose keys and values come from a strided convolution over the token grid.
@@ -71,7 +74,7 @@ class SpatialReductionAttention(nn.Module):
         k, v = self.kv(context).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         # an exporter decomposes the fused kernel, whose memory layout it then gets wrong
         if self.fused_attn and not is_exporting():
-            out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+            out = _fused_attention(q, k, v, self.scale)
         else:
             out = (q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
         return self.proj(out.transpose(1, 2).flatten(2))
@@ -99,3 +102,20 @@ class SpatialReductionAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"grid_size={self.grid_size}, reduction={self.reduction}, num_heads={self.num_heads}"
+
+
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attention of (batch, heads, length, head_dim).
+
+    On CPU the kernel's backward pass gives each head of each sample to one thread, which leaves the others idle in the
+    stages of one or two heads, those of most tokens. Chunks of the queries join the batch there.
+    """
+    chunks = 1
+    if q.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        chunks = -(-torch.get_num_threads() // (q.shape[0] * q.shape[1]))
+    if chunks == 1 or q.shape[2] % chunks or q.shape[2] // chunks < MIN_CHUNK:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    q = q.unflatten(2, (chunks, -1)).transpose(1, 2).flatten(0, 1)
+    k, v = (t.unsqueeze(1).expand(-1, chunks, -1, -1, -1).flatten(0, 1) for t in (k, v))
+    out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return out.unflatten(0, (-1, chunks)).transpose(1, 2).flatten(2, 3)
