@@ -100,9 +100,8 @@ def test_any_fingerprint(spacing, shape, channels, labels, planner_class):
 
 
 @pytest.mark.parametrize("planner_class", CLASSES)
-@pytest.mark.parametrize("spacing,shape", [((1, 1, 1), (36, 50, 35)), ((5, 0.8, 0.8), (24, 320, 280))])
-def test_every_planner(folder, planner_class, spacing, shape):
-    plans = plan(folder, planner_class, spacing, shape, labels=3)
+def test_every_planner(folder, planner_class):
+    plans = plan(folder, planner_class, (5, 0.8, 0.8), (24, 160, 140), labels=3)
     for name in ("2d", "3d_fullres"):
         check(plans["configurations"][name], 1, 3, gigabytes=8)
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import timm
 import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args, run_training
 
 from nnunet_transformers.report import write_report
-from nnunet_transformers.trainers import nnUNetTrainerQTUNet
+from nnunet_transformers.trainers.base import TransformerTrainer
 from tests.conftest import write_dataset
 
 TRAINER, PLANNER, PLANS = "nnUNetTrainerQTUNet_1epoch", "nnUNetPlannerQTUNetT", "nnUNetQTUNetTPlans"
@@ -24,7 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def short_epochs(monkeypatch):
-    monkeypatch.setattr(nnUNetTrainerQTUNet, "default_iterations", 2)
+    monkeypatch.setattr(TransformerTrainer, "default_iterations", 2)
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
 
 
@@ -36,18 +37,18 @@ def prepare(folders, monkeypatch, configurations=("3d_fullres",), **dataset):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
 
 
-def train(configuration="3d_fullres", trainer=TRAINER, **kwargs):
-    run_training("900", configuration, 0, trainer, PLANS, device=CPU, **kwargs)
+def train(configuration="3d_fullres", trainer=TRAINER, plans=PLANS, **kwargs):
+    run_training("900", configuration, 0, trainer, plans, device=CPU, **kwargs)
 
 
-def model_folder(folders, configuration="3d_fullres", trainer=TRAINER):
-    return folders / "results" / "Dataset900_Balls" / f"{trainer}__{PLANS}__{configuration}"
+def model_folder(folders, configuration="3d_fullres", trainer=TRAINER, plans=PLANS):
+    return folders / "results" / "Dataset900_Balls" / f"{trainer}__{plans}__{configuration}"
 
 
-def predict(folders, configuration="3d_fullres", trainer=TRAINER, probabilities=False):
+def predict(folders, configuration="3d_fullres", trainer=TRAINER, plans=PLANS, probabilities=False):
     predictor = nnUNetPredictor(device=CPU, use_mirroring=False, perform_everything_on_device=False)
     predictor.initialize_from_trained_model_folder(
-        str(model_folder(folders, configuration, trainer)), (0,), "checkpoint_final.pth"
+        str(model_folder(folders, configuration, trainer, plans)), (0,), "checkpoint_final.pth"
     )
     output = folders / f"predictions_{configuration}"
     output.mkdir(exist_ok=True)
@@ -205,8 +206,85 @@ def prepared(tmp_path_factory):
         for name in ("raw", "preprocessed", "results"):
             (folders / name).mkdir()
             monkeypatch.setenv(f"nnUNet_{name}", str(folders / name))
-        prepare(folders, monkeypatch)
+        prepare(folders, monkeypatch, ("3d_fullres", "2d"))
         yield folders
+
+
+# the planner of the smallest network and the trainer of each family but the one that the other tests train
+OTHERS = {
+    "unet2022": ("nnUNetPlannerUNet2022T", "nnUNetTrainerUNet2022"),
+    "mit": ("nnUNetPlannerMiT7", "nnUNetTrainerMiT"),
+}
+
+
+@pytest.fixture
+def plan_with(prepared, monkeypatch):
+    """Plan the shared dataset with a planner; returns the name of its plans."""
+
+    def plan(planner):
+        plans = plan_experiments([900], planner, gpu_memory_target_in_gb=4)
+        monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+        return plans
+
+    return plan
+
+
+@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_every_family_from_plan_to_prediction(prepared, plan_with, family, configuration):
+    planner, trainer = OTHERS[family]
+    plans = plan_with(planner)
+    train(configuration, f"{trainer}_1epoch", plans)
+    label = predict(prepared, configuration, f"{trainer}_1epoch", plans)
+    assert label.shape == (20, 24, 20)
+    assert set(np.unique(label)) <= {0, 1, 2}
+
+
+def test_recipes_of_the_papers(plan_with):
+    plans = plan_with("nnUNetPlannerUNet2022T")
+    trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerUNet2022Paper", plans, device=CPU)
+    trainer.initialize()
+    assert (trainer.loss.loss.weight_dice, trainer.loss.loss.weight_ce) == (1.2, 0.8)
+    assert trainer.loss.weight_factors == pytest.approx((4 / 7, 2 / 7, 1 / 7))
+    rates = []
+    for epoch in (0, 500, 999):
+        trainer.lr_scheduler.step(epoch)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-4] * 3)
+    assert all(group["weight_decay"] == 0 for group in trainer.optimizer.param_groups)
+
+    plans = plan_with("nnUNetPlannerMiT7")
+    trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerMiTPaper", plans, device=CPU)
+    trainer.initialize()
+    assert trainer.num_epochs * 250 == 25_000
+    assert trainer.loss.weight_factors == pytest.approx([w / 15 for w in (8, 4, 2, 1)] + [0])
+    trainer.lr_scheduler.step(50)
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4 * 0.5**0.9)
+
+
+def test_training_starts_from_imagenet_weights(plan_with, tmp_path):
+    from nnunet_transformers.plans.attach import attach
+
+    plans = plan_with("nnUNetPlannerUNet2022T")
+    source = timm.create_model("convnext_femto")
+    with torch.no_grad():
+        source.stages[0].blocks[0].gamma.fill_(0.25)
+    torch.save(source.state_dict(), tmp_path / "femto.pth")
+    specification = {"imagenet": {"convnext": str(tmp_path / "femto.pth")}}
+    with pytest.raises(ValueError, match=r"2d: .*femto.pth holds no weights of convnext_tiny.*with -c"):
+        attach(specification, "900", plans, "nnUNetUNet2022TPlans_imagenet")
+    path, reports = attach(specification, "900", plans, "nnUNetUNet2022TPlans_imagenet", ["3d_fullres"])
+    assert "encoder.stages.0.0.convnext.gamma" in reports["3d_fullres"].loaded
+    trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerUNet2022", path.stem, device=CPU)
+    trainer.on_train_start()
+    assert (trainer.network.encoder.stages[0][0].convnext.gamma == 0.25).all()
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    assert "weights from ConvNeXt (convnext_femto" in log
+    assert "stem.blocks.0 (8): not in the source" in log
+    with pytest.raises(FileExistsError, match="--force"):
+        attach(specification, "900", plans, path.stem, ["3d_fullres"])
+    with pytest.raises(ValueError, match="no network in 3d_lowres"):
+        attach(specification, "900", plans, "nnUNetOtherPlans", ["3d_lowres"])
 
 
 class TestRecipe:
