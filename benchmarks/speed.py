@@ -15,32 +15,35 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-PATCH, CHANNELS, CLASSES = (96, 96, 96), 1, 14
+CUBE, LARGE_IMAGE, THICK = (96, 96, 96), (320, 320), (48, 192, 192)
 
 
-def plain_conv_unet():
-    """nnU-Net's own network, as its planner makes it for this patch."""
+def plain_conv_unet(patch_size, channels, classes):
+    """nnU-Net's own network, as its planner makes it for an isotropic patch."""
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
     from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
-    _, strides, kernels, _, _ = get_pool_and_conv_props((1.0, 1.0, 1.0), PATCH, 4, 999)
+    ndim = len(patch_size)
+    _, strides, kernels, _, _ = get_pool_and_conv_props((1.0,) * ndim, patch_size, 4, 999)
     stages = len(strides)
     return PlainConvUNet(
-        CHANNELS,
+        channels,
         stages,
-        [min(320, 32 * 2**i) for i in range(stages)],
-        torch.nn.Conv3d,
+        [min({2: 512, 3: 320}[ndim], 32 * 2**i) for i in range(stages)],
+        {2: torch.nn.Conv2d, 3: torch.nn.Conv3d}[ndim],
         kernels,
         strides,
         2,
-        CLASSES,
+        classes,
         2,
         conv_bias=True,
-        norm_op=torch.nn.InstanceNorm3d,
+        norm_op={2: torch.nn.InstanceNorm2d, 3: torch.nn.InstanceNorm3d}[ndim],
         norm_op_kwargs={"eps": 1e-5, "affine": True},
         nonlin=torch.nn.LeakyReLU,
         nonlin_kwargs={"inplace": True},
@@ -48,23 +51,44 @@ def plain_conv_unet():
     )
 
 
-def swin_unetr():
+def swin_unetr(patch_size, channels, classes):
     from monai.networks.nets import SwinUNETR
 
-    return SwinUNETR(in_channels=CHANNELS, out_channels=CLASSES, feature_size=48)
+    return SwinUNETR(in_channels=channels, out_channels=classes, feature_size=48)
 
 
-def qt_unet(**overrides):
+def ours(name, **overrides):
     from nnunet_transformers.architectures import create_network
 
-    return create_network("qt_unet_tiny", CHANNELS, CLASSES, PATCH, **overrides)
+    return lambda patch_size, channels, classes: create_network(name, channels, classes, patch_size, **overrides)
 
 
-NETWORKS = {
-    "PlainConvUNet": plain_conv_unet,
-    "qt_unet_tiny, published windows (7)": qt_unet,
-    "qt_unet_tiny, tiling windows (6)": lambda: qt_unet(window_sizes=6),
-    "SwinUNETR, feature_size 48": swin_unetr,
+@dataclass(frozen=True)
+class Row:
+    """A network at a patch; `reference` is the row that its time is divided by.
+
+    `released` holds the seconds of the authors' release over PlainConvUNet's on one idle machine, forward and forward
+    with backward, where they were measured.
+    """
+
+    build: Callable[..., torch.nn.Module]
+    patch_size: tuple[int, ...]
+    classes: int
+    reference: str
+    released: tuple[float, float] | None = None
+
+
+CNN, CNN_2D = "PlainConvUNet", "PlainConvUNet 2D"
+ROWS = {
+    CNN: Row(plain_conv_unet, CUBE, 14, CNN),
+    "qt_unet_tiny, published windows (7)": Row(ours("qt_unet_tiny"), CUBE, 14, CNN),
+    "qt_unet_tiny, tiling windows (6)": Row(ours("qt_unet_tiny", window_sizes=6), CUBE, 14, CNN),
+    "unet2022_tiny 3D": Row(ours("unet2022_tiny"), CUBE, 14, CNN),
+    "mit_7": Row(ours("mit_7"), CUBE, 14, CNN),
+    "SwinUNETR, feature_size 48": Row(swin_unetr, CUBE, 14, CNN),
+    "mit_22, 48x192x192": Row(ours("mit_22"), THICK, 14, CNN, (1.43 / 1.61, 4.07 / 5.38)),
+    CNN_2D: Row(plain_conv_unet, LARGE_IMAGE, 9, CNN_2D),
+    "unet2022_tiny 2D": Row(ours("unet2022_tiny"), LARGE_IMAGE, 9, CNN_2D, (0.30 / 0.15, 1.12 / 0.44)),
 }
 
 
@@ -72,7 +96,8 @@ def measure(name: str, threads: int, runs: int) -> dict:
     """Seconds and peak GiB of one network; call in a fresh process."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    network, image = NETWORKS[name](), torch.randn(1, CHANNELS, *PATCH)
+    row = ROWS[name]
+    network, image = row.build(row.patch_size, 1, row.classes), torch.randn(1, 1, *row.patch_size)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     def forward():
@@ -109,16 +134,19 @@ def main() -> None:
         print(json.dumps(measure(arguments.only, arguments.threads, arguments.runs)))
         return
     rows = {}
-    for name in NETWORKS:
+    for name, row in ROWS.items():
         command = [sys.executable, __file__, "--only", name, "--threads", str(arguments.threads)]
         output = subprocess.check_output([*command, "--runs", str(arguments.runs)], text=True)
-        rows[name] = json.loads(output.strip().splitlines()[-1])
-        for key in ("forward", "forward_backward"):
-            rows[name][f"{key}_ratio"] = round(rows[name][f"{key}_s"] / rows["PlainConvUNet"][f"{key}_s"], 3)
+        figures = json.loads(output.strip().splitlines()[-1])
+        rows[name] = {"patch_size": row.patch_size, "classes": row.classes, **figures}
+        for index, key in enumerate(("forward", "forward_backward")):
+            ratio = figures[f"{key}_s"] / rows[row.reference][f"{key}_s"]
+            rows[name][f"{key}_ratio"] = round(ratio, 3)
+            if row.released:
+                rows[name][f"{key}_share_of_release"] = round(ratio / row.released[index], 3)
         print(f"{name:40}", rows[name], flush=True)
     if arguments.output:
-        settings = {"patch": PATCH, "channels": CHANNELS, "classes": CLASSES, "threads": arguments.threads}
-        content = {"settings": settings, "torch": torch.__version__, "networks": rows}
+        content = {"threads": arguments.threads, "torch": torch.__version__, "networks": rows}
         arguments.output.write_text(json.dumps(content, indent=2) + "\n")
 
 

@@ -222,6 +222,7 @@ def plan_with(prepared, monkeypatch):
     """Plan the shared dataset with a planner; returns the name of its plans."""
 
     def plan(planner):
+        monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # nnU-Net plans with its number of threads and trains with 0
         plans = plan_experiments([900], planner, gpu_memory_target_in_gb=4)
         monkeypatch.setenv("nnUNet_n_proc_DA", "0")
         return plans

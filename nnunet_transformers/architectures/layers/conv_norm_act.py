@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 
@@ -21,8 +22,10 @@ class ConvNormAct(nn.Module):
         ndim = len(stride)
         convolution = {2: nn.Conv2d, 3: nn.Conv3d}[ndim]
         self.conv = convolution(in_dim, out_dim, kernel_size, tuple(stride), padding=kernel_size // 2, bias=False)
-        self.norm = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[ndim](out_dim, affine=True)
-        # not in place: instance norm returns a view, and autograd copies a view's base four times over for that
+        # channels last, as the tokens around it are and as convolutions are fastest: half the time on CPU
+        self.conv.to(memory_format={2: torch.channels_last, 3: torch.channels_last_3d}[ndim])
+        # instance norm under the name by which it takes channels last without a copy
+        self.norm = nn.GroupNorm(out_dim, out_dim)
         self.act = nn.LeakyReLU(0.01)
 
     def forward(self, image: Tensor) -> Tensor:
