@@ -29,11 +29,12 @@ ITERATIONS = 55
 
 @dataclass(frozen=True)
 class Data:
-    """A dataset and the configuration to train; `batch_size` in place of the planned one, for 2D on a CPU."""
+    """A dataset and the configuration to train; patch and batch in place of the planned ones, for 2D on a CPU."""
 
     number: int
     name: str
     configuration: str
+    patch_size: tuple[int, ...] | None = None
     batch_size: int | None = None
 
 
@@ -50,7 +51,7 @@ class Row:
 
 DATA = {
     "hippocampus": Data(4, "Dataset004_Hippocampus", "3d_fullres"),
-    "em": Data(120, "Dataset120_ISBI2012EM", "2d", batch_size=2),
+    "em": Data(120, "Dataset120_ISBI2012EM", "2d", patch_size=(256, 256), batch_size=2),
 }
 QT_UNET = Row("nnUNetPlannerQTUNetT", "nnUNetQTUNetTPlans", "nnUNetTrainerQTUNet_500iterations")
 ROWS = {
@@ -70,15 +71,20 @@ def run(command: str, **environment: str) -> None:
 
 def write_variant(row: Row, data: Data) -> str:
     """Write a copy of the planned plan with the row's overrides, on the same preprocessed data; returns its name."""
-    suffix = row.suffix + (f"Batch{data.batch_size}" if data.batch_size else "")
+    suffix = row.suffix + (f"Patch{data.patch_size[0]}" if data.patch_size else "")
     if not suffix:
         return row.plans
     folder = Path(os.environ["nnUNet_preprocessed"]) / data.name
     plan = json.loads((folder / f"{row.plans}.json").read_text())
     plan["plans_name"] = row.plans.removesuffix("Plans") + suffix + "Plans"
     configuration = plan["configurations"][data.configuration]
-    configuration["architecture"]["arch_kwargs"].update(row.overrides)
-    configuration["batch_size"] = data.batch_size or configuration["batch_size"]
+    arguments = configuration["architecture"]["arch_kwargs"]
+    arguments.update(row.overrides)
+    if data.patch_size:
+        configuration["patch_size"] = data.patch_size
+        configuration["batch_size"] = data.batch_size
+        if "patch_size" in arguments:
+            arguments["patch_size"] = data.patch_size
     (folder / f"{plan['plans_name']}.json").write_text(json.dumps(plan, indent=4))
     return plan["plans_name"]
 

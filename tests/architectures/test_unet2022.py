@@ -51,9 +51,8 @@ class TestPublished:
     def test_multiply_adds(self, published):
         """As fvcore counts them, norms included, with attention spelt out since it misses fused kernels."""
         fvcore_nn = pytest.importorskip("fvcore.nn")
-        with torch.device("meta"):
-            network = build(published, deep_supervision=True).eval()
-            image = torch.zeros(1, PUBLISHED[published][4], *network.patch_size)
+        network = build(published, deep_supervision=True).eval()
+        image = torch.zeros(1, PUBLISHED[published][4], *network.patch_size)
         for module in network.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = False
