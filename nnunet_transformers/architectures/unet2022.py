@@ -114,11 +114,6 @@ class ConvStem(nn.Module):
             self.blocks.append(nn.Sequential(*layers))
             input_channels = out
 
-    @property
-    def proj(self) -> nn.Module:
-        """The convolution that sees the image."""
-        return self.blocks[0][0]
-
     def forward(self, image: Tensor) -> Tensor:
         """(batch, input_channels, *size) to (batch, *grid, dim)."""
         x = image.movedim(1, -1)
@@ -290,9 +285,12 @@ class UNet2022(SegmentationNetwork):
         self.strides = self._nnunet_strides(patch_embed_stride, merge_strides, num_outputs, strides)
         check_divisible(self.patch_size, [prod(s[axis] for s in self.strides) for axis in range(ndim)])
         if kernel_size is None:
-            isotropic = len(set(patch_embed_stride)) == 1
-            kernel_size = 7 if ndim == 2 else 3 if isotropic else [7 if s > 1 else 1 for s in patch_embed_stride]
+            largest = max(patch_embed_stride)
+            isotropic = min(patch_embed_stride) == largest
+            kernel_size = 7 if ndim == 2 else 3 if isotropic else [7 if s == largest else 1 for s in patch_embed_stride]
         kernel_size = per_axis(kernel_size, ndim, "kernel_size")
+        if any(k % 2 == 0 for k in kernel_size):
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         if auxiliary_heads is None:
             auxiliary_heads = deep_supervision
 

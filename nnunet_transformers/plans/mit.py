@@ -9,7 +9,13 @@ from .tiling import TokenRules, no_windows
 class MiTPlanner(TransformerPlanner):
     """What the sizes share: four stages, attention to the whole grid at a reduced resolution."""
 
-    token_rules = TokenRules(patch_embed_strides=(4, 2), num_stages=4, windows=no_windows)
+    token_rules = TokenRules(
+        patch_embed_strides_2d=(4, 2),
+        patch_embed_strides_3d=(4, 2),
+        num_stages=4,
+        min_deepest_tokens=2,
+        windows=no_windows,
+    )
 
 
 class nnUNetPlannerMiT7(MiTPlanner):

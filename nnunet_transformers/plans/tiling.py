@@ -39,19 +39,26 @@ class TokenRules:
     """What a network asks of its token grids.
 
     Attributes:
-        patch_embed_strides: voxels per token and axis that it can have, powers of two from coarse to fine. A coarse
-            axis may have less, down to 1.
+        patch_embed_strides_2d, patch_embed_strides_3d: voxels per token and axis that it can have, powers of two from
+            coarse to fine. An axis with coarse voxels may have less, down to 1.
         finest_tokens_2d, finest_tokens_3d: tokens of the finest grid up to which a smaller stride is affordable. In 3D
             the published QT-UNet's count at its patch of 128^3 and stride 4, in 2D that of a 512^2 image at stride 4.
         num_stages: number of resolutions, where it is fixed.
+        min_deepest_tokens: fewest tokens that the deepest grid may have.
         windows: chooses the window of each stage; returns a penalty (0 is ideal) and the windows.
     """
 
-    patch_embed_strides: tuple[int, ...] = (4, 2, 1)
+    patch_embed_strides_2d: tuple[int, ...] = (4, 2, 1)
+    patch_embed_strides_3d: tuple[int, ...] = (4, 2, 1)
     finest_tokens_2d: int = 128**2
     finest_tokens_3d: int = 32**3
     num_stages: int | None = None
+    min_deepest_tokens: int = 1
     windows: Callable[..., tuple[float, tuple[Size, ...] | None]] = windows_that_tile
+
+    def patch_embed_strides(self, ndim: int) -> tuple[int, ...]:
+        """Strides that the network can have, from coarse to fine."""
+        return self.patch_embed_strides_3d if ndim == 3 else self.patch_embed_strides_2d
 
     def finest_tokens(self, ndim: int) -> int:
         """Token budget of the finest grid."""
@@ -104,7 +111,8 @@ def choose_patch_embed_stride(patch_size: Sequence[int], spacing: Sequence[float
         spacing: mm per voxel.
         rules: the network's.
     """
-    coarsest, *finer = rules.patch_embed_strides
+    strides = rules.patch_embed_strides(len(patch_size))
+    coarsest, *finer = strides
     powers = [2**n for n in range(coarsest.bit_length())]
 
     def stride_for(base: int) -> Size:
@@ -121,10 +129,9 @@ def choose_patch_embed_stride(patch_size: Sequence[int], spacing: Sequence[float
         if tokens > rules.finest_tokens(len(patch_size)):
             break
         stride = candidate
-    if max(stride) < rules.patch_embed_strides[-1]:
+    if max(stride) < strides[-1]:
         # an image too small for the finest stride that the network has: the patch grows to it
-        finest = rules.patch_embed_strides[-1]
-        stride = tuple(finest if s < 2 * min(spacing) else 1 for s in spacing)
+        stride = tuple(strides[-1] if s < 2 * min(spacing) else 1 for s in spacing)
     return stride
 
 
@@ -146,9 +153,9 @@ def choose_merge_strides(
 
 
 def _sizes_near(target: int, step: int) -> list[int]:
-    """Multiples of ``step`` around ``target``: the two next to it and those within a fifth of it."""
+    """Multiples of ``step`` around ``target``: those next to it and those within a fifth of it."""
     below = max(1, target // step)
-    near = {below, below + (target % step > 0)}
+    near = {below, below + 1}
     near |= {n for n in range(below - 2, below + 3) if n > 0 and abs(n * step / target - 1) <= 0.2}
     return [n * step for n in sorted(near)]
 
@@ -198,6 +205,8 @@ def _plan_tokens(
             stage_grids = grids(divide(size, stem), merges)
             window_penalty, windows = rules.windows(stage_grids, tuple(spacings))
             deepest = prod(stage_grids[-1])
+            if deepest < rules.min_deepest_tokens:
+                continue
             penalty = sum(abs(log(n / t)) for n, t in zip(size, target, strict=True)) + 0.15 * window_penalty
             # the bottleneck should see the whole patch, but hold more than a handful of tokens
             penalty += 0.2 * max(0.0, log(deepest / MAX_WINDOW_TOKENS[len(target)])) + 0.1 * max(0.0, log(27 / deepest))

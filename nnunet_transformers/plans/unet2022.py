@@ -19,7 +19,11 @@ class UNet2022Planner(TransformerPlanner):
     """What the sizes share: four stages; in 2D strides of 8, or 4 up to patches of about 384 (the published rule)."""
 
     token_rules = TokenRules(
-        patch_embed_strides=(8, 4, 2), finest_tokens_2d=96**2, num_stages=4, windows=published_or_tiling_windows
+        patch_embed_strides_2d=(8, 4, 2),
+        patch_embed_strides_3d=(4, 2),
+        finest_tokens_2d=96**2,
+        num_stages=4,
+        windows=published_or_tiling_windows,
     )
 
 

@@ -123,7 +123,7 @@ class TestThreeDimensions:
         "stride,stem,kernel",
         [
             ((4, 4, 4), [[2, 2, 2], [2, 2, 2]], (3, 3, 3)),
-            ((2, 4, 4), [[1, 2, 2], [2, 2, 2]], (7, 7, 7)),
+            ((2, 4, 4), [[1, 2, 2], [2, 2, 2]], (1, 7, 7)),
             ((1, 4, 4), [[1, 2, 2], [1, 2, 2]], (1, 7, 7)),
         ],
     )
@@ -171,6 +171,8 @@ def test_checkpointing_changes_nothing_but_memory():
         ({"patch_embed_stride": 3}, "must be powers of two"),
         ({"patch_embed_stride": 1}, "one of them above 1"),
         ({"num_stages": 1}, "num_stages must be at least 2"),
+        ({"kernel_size": 4}, "kernel_size must be odd"),
+        ({"depths": 3}, r"depths must have one entry per stage \(4\)"),
         ({"depths": (3, 3)}, r"depths must have one entry per stage \(4\)"),
         ({"window_sizes": (7, 7)}, r"window_sizes must be an integer or one entry per stage \(4\)"),
         ({"strides": [[1, 1], [2, 2]]}, "contradict"),

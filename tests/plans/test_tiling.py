@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_transformers.architectures.layers.window_choice import MAX_WINDOW_TOKENS
-from nnunet_transformers.plans.tiling import TokenRules, no_windows, plan_tokens, shrink
+from nnunet_transformers.plans.mit import MiTPlanner
+from nnunet_transformers.plans.tiling import plan_tokens, shrink
 from nnunet_transformers.plans.unet2022 import UNet2022Planner
 
 
@@ -81,10 +82,11 @@ def test_shrink_takes_the_axis_that_covers_most():
 @given(patches())
 def test_fixed_number_of_stages(case):
     size, spacing = case
-    tokens = plan_tokens(size, spacing, TokenRules(patch_embed_strides=(4, 2), num_stages=4, windows=no_windows))
+    tokens = plan_tokens(size, spacing, MiTPlanner.token_rules)
     assert len(tokens.merge_strides) == 3
     assert tokens.window_sizes is None
     assert 2 <= max(tokens.patch_embed_stride) <= 4
+    assert prod(tokens.grid_sizes[-1]) >= 2
     for n, *strides in zip(tokens.patch_size, tokens.patch_embed_stride, *tokens.merge_strides, strict=True):
         assert n % prod(strides) == 0
 
@@ -104,6 +106,11 @@ def test_published_configurations_of_unet2022(size, stride, windows):
     assert tokens.patch_size == (size, size)
     assert tokens.patch_embed_stride == (stride, stride)
     assert tokens.window_sizes == tuple((w, w) for w in windows)
+
+
+def test_strides_of_unet2022_in_3d():
+    for size, spacing in (((96, 192, 192), (1, 1, 1)), ((40, 224, 224), (2.5, 0.8, 0.8))):
+        assert max(plan_tokens(size, spacing, UNet2022Planner.token_rules).patch_embed_stride) == 4
 
 
 def test_rectangular_patch_of_unet2022():

@@ -23,7 +23,8 @@ class ConvNormAct(nn.Module):
         convolution = {2: nn.Conv2d, 3: nn.Conv3d}[ndim]
         self.conv = convolution(in_dim, out_dim, kernel_size, tuple(stride), padding=kernel_size // 2, bias=False)
         # channels last, as the tokens around it are and as convolutions are fastest: half the time on CPU
-        self.conv.to(memory_format={2: torch.channels_last, 3: torch.channels_last_3d}[ndim])
+        channels_last = {2: torch.channels_last, 3: torch.channels_last_3d}[ndim]
+        self.conv.weight = nn.Parameter(self.conv.weight.detach().contiguous(memory_format=channels_last))
         # instance norm under the name by which it takes channels last without a copy
         self.norm = nn.GroupNorm(out_dim, out_dim)
         self.act = nn.LeakyReLU(0.01)
