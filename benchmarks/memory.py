@@ -12,18 +12,22 @@ import json
 import resource
 import subprocess
 import sys
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from nnunet_transformers.architectures import create_network
-from nnunet_transformers.plans.memory import training_step_bytes
+from nnunet_transformers.plans.memory import training_peak_bytes
 
 CASES = [
     ("qt_unet_tiny", 1, 14, (96, 96, 96), {}),
     ("qt_unet_tiny", 1, 14, (96, 96, 96), {"window_sizes": 6, "norm_placement": "pre"}),
     ("qt_unet_base", 1, 14, (96, 96, 96), {"window_sizes": 6, "norm_placement": "pre"}),
     ("qt_unet_tiny", 4, 4, (128, 128, 128), {"window_sizes": (8, 8, 8, 4), "norm_placement": "pre"}),
+    ("unet2022_tiny", 1, 14, (96, 96, 96), {}),
+    ("unet2022_tiny", 1, 9, (320, 320), {}),
+    ("mit_7", 1, 14, (96, 96, 96), {}),
     ("qt_unet_tiny", 3, 3, (512, 512), {"window_sizes": 16, "norm_placement": "pre"}),
 ]
 
@@ -52,7 +56,8 @@ def main() -> None:
     for index, case in enumerate(CASES):
         name, channels, _, patch_size, overrides = case
         measured = int(subprocess.check_output([sys.executable, __file__, str(index)], text=True).split()[-1])
-        _, estimate = training_step_bytes(lambda case=case: build(*case), channels, patch_size, mixed_precision=False)
+        network = partial(build, *case)
+        _, estimate = training_peak_bytes(network, channels, patch_size, batch_size=1, mixed_precision=False)
         row = {"network": name, "patch": patch_size, **overrides, "estimate_GB": round(estimate / 1e9, 2)}
         row |= {"measured_GB": round(measured / 1e9, 2), "estimate_over_measured": round(estimate / measured, 2)}
         print(json.dumps(row), flush=True)

@@ -14,7 +14,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.paths import nnUNet_preprocessed
 
 from ..architectures import create_network, get_network
-from .memory import training_step_bytes
+from .memory import training_peak_bytes
 from .tiling import TokenPlan, TokenRules, choose_patch_embed_stride, plan_tokens, shrink
 
 
@@ -142,21 +142,26 @@ class TransformerPlanner(ExperimentPlanner):
     def _plan_to_fit(
         self, patch_size: Sequence[int], spacing: tuple[float, ...], median_shape: Sequence[int], cache: dict
     ) -> tuple[TokenPlan, int, int]:
-        """Token plan and memory (fixed, and for each sample) of the largest patch that fits with two samples."""
+        """Token plan and memory (fixed, and for each sample) of the largest patch that fits with the smallest batch."""
         target = tuple(int(n) for n in patch_size)
         stem = choose_patch_embed_stride(target, spacing, self.token_rules)
         channels = self._input_channels(target, median_shape)
-        budget = self.UNet_vram_target_GB * 1e9
+        budget, batch_size = self.UNet_vram_target_GB * 1e9, self.UNet_min_batch_size
         plan = partial(plan_tokens, spacing=spacing, rules=self.token_rules, patch_embed_stride=stem)
+
+        def peak_bytes(tokens: TokenPlan, batch_size: int) -> tuple[int, int]:
+            key = (self.network_name, tokens, channels, batch_size)
+            if key not in cache:
+                cache[key] = self._peak_bytes(tokens, channels, batch_size)
+            return cache[key]
+
         while True:
             tokens = plan(target)
-            key = (self.network_name, tokens, channels)
-            if key not in cache:
-                cache[key] = self._step_bytes(tokens, channels)
-            fixed, per_sample = cache[key]
-            excess = self.UNet_min_batch_size * per_sample / max(1.0, budget - fixed)
+            own, peak = peak_bytes(tokens, batch_size)
+            excess = peak / max(1.0, budget - own)
             if excess <= 1:
-                return tokens, fixed, per_sample
+                per_sample = peak_bytes(tokens, batch_size + 1)[1] - peak
+                return tokens, own + peak - batch_size * per_sample, per_sample
             if prod(target) <= 8 ** len(target):
                 raise RuntimeError(
                     f"{self.network_name} does not fit {self.UNet_vram_target_GB} GB even at a patch of "
@@ -168,16 +173,17 @@ class TransformerPlanner(ExperimentPlanner):
             while prod(plan(target).patch_size) > volume and prod(target) > 8 ** len(target):
                 target = shrink(target, median_shape[: len(target)])
 
-    def _step_bytes(self, tokens: TokenPlan, input_channels: int) -> tuple[int, int]:
+    def _peak_bytes(self, tokens: TokenPlan, input_channels: int, batch_size: int) -> tuple[int, int]:
         arguments = self.network_arguments(tokens)
         patch_size = arguments.pop("patch_size")
         num_classes = len(self.dataset_json["labels"])
-        return training_step_bytes(
+        return training_peak_bytes(
             lambda: create_network(
                 self.network_name, input_channels, num_classes, patch_size, deep_supervision=True, **arguments
             ),
             input_channels,
             patch_size,
+            batch_size,
         )
 
     def _batch_size(self, tokens: TokenPlan, fixed: int, per_sample: int, dataset_voxels: float) -> int:

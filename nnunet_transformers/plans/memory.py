@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -78,7 +79,8 @@ class _MixedPrecision(TorchFunctionMode):
 
     half = (F.linear, F.conv2d, F.conv3d, F.conv_transpose2d, F.conv_transpose3d, torch.matmul, Tensor.matmul)
     half += (Tensor.__matmul__, torch.einsum, F.scaled_dot_product_attention)
-    single = (F.layer_norm, F.group_norm, F.softmax, F.log_softmax, Tensor.softmax, torch.softmax, F.cross_entropy)
+    # not group_norm: here it is what instance norm is on CPU, and autocast leaves instance norm in half precision
+    single = (F.layer_norm, F.softmax, F.log_softmax, Tensor.softmax, torch.softmax, F.cross_entropy)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -102,14 +104,18 @@ def _segmentation_loss(logits: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target) - (probabilities * one_hot).sum()
 
 
-def training_step_bytes(
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def training_peak_bytes(
     build_network: Callable[[], nn.Module],
     input_channels: int,
     patch_size: Sequence[int],
-    batch_size: int = 1,
+    batch_size: int,
     mixed_precision: bool = True,
 ) -> tuple[int, int]:
-    """Memory of one training step, forward, loss and backward.
+    """Memory of a training step: forward, loss and backward.
 
     Args:
         build_network: makes the network; called under fake tensors.
@@ -119,21 +125,39 @@ def training_step_bytes(
         mixed_precision: as nnU-Net trains on CUDA; False for float32, as it trains on CPU.
 
     Returns:
-        bytes that do not depend on the batch (parameters, gradients, optimiser, and CUDA's own under mixed
-        precision), and the peak of everything else.
+        bytes of parameters, gradients and optimiser, and CUDA's own under mixed precision; and the peak of everything
+        else.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         network = build_network().train()
+        for parameter in network.parameters():
+            # gradients are counted with the parameters, so each is dropped here as it comes
+            parameter.register_post_accumulate_grad_hook(_drop_gradient)
         image = torch.empty(batch_size, input_channels, *patch_size)
-        with _LiveBytes() as memory:
-            with _MixedPrecision() if mixed_precision else nullcontext():
-                outputs = network(image)
-                outputs = outputs if isinstance(outputs, list) else [outputs]
-                loss = sum(_segmentation_loss(output) for output in outputs)
-                del outputs
-            # gradients of parameters are counted below
-            torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+        with _LiveBytes() as memory, _MixedPrecision() if mixed_precision else nullcontext():
+            outputs = network(image)
+            outputs = outputs if isinstance(outputs, list) else [outputs]
+            loss = sum(_segmentation_loss(output) for output in outputs)
+            del outputs
+            # from an edge rather than from the tensor, which would switch _MixedPrecision off for what activation
+            # checkpointing computes again
+            torch.autograd.backward([get_gradient_edge(loss)], [torch.ones_like(loss)])
         parameters = sum(p.numel() for p in network.parameters())
-    own_gradients = 4 * parameters
-    static = BYTES_PER_PARAMETER * parameters + (int(CUDA_OVERHEAD) if mixed_precision else 0)
-    return static, max(0, memory.peak - own_gradients) + image.numel() * 4
+    own = BYTES_PER_PARAMETER * parameters + (int(CUDA_OVERHEAD) if mixed_precision else 0)
+    return own, memory.peak + image.numel() * 4
+
+
+def training_step_bytes(
+    build_network: Callable[[], nn.Module],
+    input_channels: int,
+    patch_size: Sequence[int],
+    mixed_precision: bool = True,
+) -> tuple[int, int]:
+    """Memory of training as a line over the batch size, through batches of one and two; arguments as above.
+
+    Returns:
+        bytes that do not depend on the batch, and bytes for each sample.
+    """
+    own, one = training_peak_bytes(build_network, input_channels, patch_size, 1, mixed_precision)
+    _, two = training_peak_bytes(build_network, input_channels, patch_size, 2, mixed_precision)
+    return own + 2 * one - two, two - one

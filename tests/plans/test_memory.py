@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from nnunet_transformers.architectures import create_network
-from nnunet_transformers.plans.memory import training_step_bytes
+from nnunet_transformers.architectures import create_network, get_network
+from nnunet_transformers.plans.memory import training_peak_bytes, training_step_bytes
+from tests.architectures.test_networks import SMALLEST
 
 PATCH = (32, 32, 32)
 
@@ -24,20 +26,37 @@ def test_linear_layers_can_be_counted_by_hand():
         def forward(self, x):
             return self.conv(x)
 
-    fixed, peak = training_step_bytes(Pointwise, 1, (16, 16, 16), mixed_precision=False)
+    own, peak = training_peak_bytes(Pointwise, 1, (16, 16, 16), 1, mixed_precision=False)
     voxels = 16**3
-    assert fixed == 16 * 4
+    assert own == 16 * 4
     # logits, their softmax and log-softmax at least, a few copies more at most
     assert 4 * voxels * 2 * 3 <= peak <= 4 * voxels * 2 * 10
 
 
-def test_grows_with_the_batch_and_shrinks_with_precision():
-    fixed, one = training_step_bytes(build, 1, PATCH)
-    assert training_step_bytes(build, 1, PATCH)[1] == one
-    twice, two = training_step_bytes(build, 1, PATCH, batch_size=2)
-    assert fixed == twice
-    assert 1.6 * one < two < 2.1 * one
-    assert training_step_bytes(build, 1, PATCH, mixed_precision=False)[1] > one
+@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+def test_line_over_the_batch_holds_further_on(name, checkpointing):
+    options = {"activation_checkpointing": True} if checkpointing else {}
+    if checkpointing and "activation_checkpointing" not in get_network(name).override_names:
+        pytest.skip("has no activation checkpointing")
+
+    def build():
+        return create_network(name, 1, 3, PATCH, deep_supervision=True, **options)
+
+    fixed, sample = training_step_bytes(build, 1, PATCH)
+    own, peak = training_peak_bytes(build, 1, PATCH, batch_size=8)
+    assert own + peak == pytest.approx(fixed + 8 * sample, rel=0.02)
+
+
+def test_half_precision_takes_less():
+    assert training_step_bytes(build, 1, PATCH, mixed_precision=False)[1] > training_step_bytes(build, 1, PATCH)[1]
+
+
+def test_checkpointing_takes_less():
+    def build(activation_checkpointing):
+        return lambda: create_network("unet2022_tiny", 1, 3, PATCH, activation_checkpointing=activation_checkpointing)
+
+    assert training_step_bytes(build(True), 1, PATCH)[1] < 0.8 * training_step_bytes(build(False), 1, PATCH)[1]
 
 
 def test_counts_at_least_what_backward_keeps():
@@ -54,6 +73,6 @@ def test_counts_at_least_what_backward_keeps():
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = network(image)
     saved = sum(kept.values())
-    _, peak = training_step_bytes(build, 1, PATCH, mixed_precision=False)
+    _, peak = training_peak_bytes(build, 1, PATCH, 1, mixed_precision=False)
     assert outputs[0].shape[2:] == PATCH
     assert saved * 0.9 < peak < 3 * saved
