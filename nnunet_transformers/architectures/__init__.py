@@ -8,8 +8,12 @@ from . import qt_unet as _qt_unet  # noqa: F401
 from . import unet2022 as _unet2022  # noqa: F401
 from ._network import SegmentationNetwork
 from ._registry import NetworkEntry, ReleasedFamily, create_network, get_network, get_released_family, list_networks
+from .mit_classifier import MiTClassifier
+from .mit_pair import MiTPair
 
 __all__ = [
+    "MiTClassifier",
+    "MiTPair",
     "NetworkEntry",
     "ReleasedFamily",
     "SegmentationNetwork",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from torch import Tensor
 
@@ -47,6 +48,41 @@ def per_stage(value: int | Sequence[PerAxis], num_stages: int, ndim: int, name: 
     if len(values) != num_stages:
         raise ValueError(f"{name} must be an integer or one entry per stage ({num_stages}), got {value}")
     return tuple(per_axis(v, ndim, f"{name}[{i}]") for i, v in enumerate(values))
+
+
+def one_per_stage(values: Sequence[int], num_stages: int, name: str) -> tuple[int, ...]:
+    """``values`` as they are, one integer for each stage.
+
+    Raises:
+        ValueError: if there are more or fewer.
+    """
+    if isinstance(values, int) or len(values) != num_stages:
+        raise ValueError(f"{name} must have one entry per stage ({num_stages}), got {values}")
+    return tuple(int(v) for v in values)
+
+
+def check_strides(given: Sequence[Sequence[int]] | None, actual: Sequence[Sequence[int]]) -> None:
+    """Check a plan's copy of the strides against those that follow from the other arguments.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    if given is not None and [list(s) for s in given] != [list(s) for s in actual]:
+        raise ValueError(f"strides {given} contradict patch_embed_stride and merge_strides: {actual}")
+
+
+def token_grids(patch_size: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """Elements per axis after each of the strides.
+
+    Raises:
+        ValueError: if all strides together do not divide the patch.
+    """
+    check_divisible(patch_size, [prod(axis) for axis in zip(*strides, strict=True)])
+    grids, size = [], tuple(patch_size)
+    for stride in strides:
+        size = tuple(n // s for n, s in zip(size, stride, strict=True))
+        grids.append(size)
+    return tuple(grids)
 
 
 def check_divisible(patch_size: Sequence[int], divisor: Sequence[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ class SegmentationNetwork(nn.Module):
         patch_size: the only image size that the network takes.
         strides: down-sampling per stage and axis. As in nnU-Net's plans, output i of deep supervision has
             1 / cumprod(strides)[i] of the patch's resolution, and there are ``len(strides) - 1`` outputs.
+        resolved_arguments: arguments that depend on others where they are not given, with the values that they have.
         key_to_encoder, key_to_stem, keys_to_in_proj, key_to_lpe: where weights are found, the contract of
             dynamic_network_architectures' ``AbstractDynamicNetworkArchitectures``.
     """
@@ -34,6 +36,7 @@ class SegmentationNetwork(nn.Module):
         super().__init__()
         self.patch_size = tuple(int(p) for p in patch_size)
         self.strides: list[list[int]] = []
+        self.resolved_arguments: dict[str, Any] = {}
         self.register_load_state_dict_pre_hook(_drop_absent_heads)
 
     def check_input(self, image: Tensor) -> None:

@@ -56,12 +56,14 @@ class ReleasedFamily:
 
     Attributes:
         checkpoint_filter: translates its weights to the names used here.
+        head: tensor whose first axis are the classes.
         variants: overrides that its networks were also released with, apart from those with a name of their own.
         patch_sizes: sizes that its weights were published for, where weights depend on the size; None where they
             do not.
     """
 
     checkpoint_filter: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    head: str
     variants: tuple[dict[str, Any], ...]
     patch_sizes: tuple[tuple[int, ...], ...] | None
 
@@ -83,12 +85,13 @@ def register_network(
 def register_checkpoint_filter(
     family: str,
     checkpoint_filter: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    head: str,
     variants: Sequence[dict[str, Any]] = ({},),
     patch_sizes: Sequence[Sequence[int]] | None = None,
 ) -> None:
     """Add the translation of a paper's released weights for a family of networks, see ``ReleasedFamily``."""
     patch_sizes = None if patch_sizes is None else tuple(tuple(p) for p in patch_sizes)
-    _released[family] = ReleasedFamily(checkpoint_filter, tuple(variants), patch_sizes)
+    _released[family] = ReleasedFamily(checkpoint_filter, head, tuple(variants), patch_sizes)
 
 
 def _look_up(kind: str, name: str, table: dict) -> Any:

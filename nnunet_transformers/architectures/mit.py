@@ -13,7 +13,7 @@ from math import prod
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._arguments import PerAxis
+from ._arguments import PerAxis, check_strides
 from ._network import SegmentationNetwork
 from ._registry import register_checkpoint_filter, register_network
 from .layers import ConvNormAct
@@ -140,8 +140,8 @@ class MiT(SegmentationNetwork):
             activation_checkpointing=activation_checkpointing,
         )
         self.strides = trunk.strides
-        if strides is not None and [list(s) for s in strides] != self.strides:
-            raise ValueError(f"strides {strides} contradict patch_embed_stride and merge_strides: {self.strides}")
+        check_strides(strides, self.strides)
+        self.resolved_arguments = {"merge_strides": trunk.embed_strides[1:]}
         self.stem, self.encoder = trunk.stem, trunk.encoder
         self.decoder = MiTSegmentationDecoder(
             trunk,
@@ -232,6 +232,7 @@ def _translate(key: str) -> str:
 register_checkpoint_filter(
     "mit",
     checkpoint_filter_fn,
+    head="decoder.seg_layers.0.weight",
     variants=({"auxiliary_heads": True},),
     patch_sizes=((48, 192, 192), (48, 192, 256), (16, 96, 96), (224, 224)),
 )

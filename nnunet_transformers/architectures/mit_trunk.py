@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ._arguments import AXIS_NAMES, PerAxis, check_dimensions, check_divisible, check_image_size, per_axis, per_stage
-from .layers import ConvNormAct, PositionEmbedding, SpatialReductionAttention
+from ._arguments import AXIS_NAMES, PerAxis, check_dimensions, check_image_size, per_axis, per_stage, token_grids
+from .layers import ConvNormAct, PositionEmbedding, SpatialReductionAttention, recomputed
 
 STEM_DIM = 32
 ENCODER_NORM_EPS, DECODER_NORM_EPS = 1e-6, 1e-5
@@ -102,10 +101,7 @@ class MiTStage(nn.Module):
         if token is not None:
             tokens = torch.cat([self.token_proj(token) + self.token_position, tokens], dim=1)
         for block in self.blocks:
-            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
+            tokens = recomputed(block, tokens, self.activation_checkpointing and self.training)
         if token is not None:
             token, tokens = tokens[:, :1], tokens[:, 1:]
         return tokens.transpose(1, 2).unflatten(2, self.grid_size), token
@@ -226,7 +222,13 @@ class MiTTrunk(nn.Module):
         self.embed_strides = (first_stride, *merge_strides)
         resolutions = [list(s) for s in (self.stem_stride, first_stride) if prod(s) > 1]
         self.strides = [[1] * ndim, *resolutions, *(list(s) for s in merge_strides)]
-        grid_sizes = token_grids(self.patch_size, self.stem_stride, self.embed_strides)
+        _, *grid_sizes = token_grids(self.patch_size, (self.stem_stride, *self.embed_strides))
+        if prod(grid_sizes[-1]) == 1:
+            axis = min(range(ndim), key=self.patch_size.__getitem__)
+            raise ValueError(
+                f"patch_size {self.patch_size} leaves one token in the last stage, which instance norm cannot "
+                f"normalise; nearest valid size: {2 * self.patch_size[axis]} on axis {axis} ({AXIS_NAMES[ndim][axis]})"
+            )
 
         def stages(
             embeds: Sequence[nn.Module],
@@ -319,30 +321,6 @@ def split_stride(patch_embed_stride: Sequence[int]) -> tuple[tuple[int, ...], tu
     return tuple(s // f for s, f in zip(patch_embed_stride, first, strict=True)), first
 
 
-def token_grids(
-    patch_size: Sequence[int], stem_stride: Sequence[int], embed_strides: Sequence[Sequence[int]]
-) -> list[tuple[int, ...]]:
-    """Tokens per axis of each stage.
-
-    Raises:
-        ValueError: if the strides do not divide the patch, or one token would be left in the last stage.
-    """
-    divisor = [prod(axis) for axis in zip(stem_stride, *embed_strides, strict=True)]
-    check_divisible(patch_size, divisor)
-    if all(p == d for p, d in zip(patch_size, divisor, strict=True)):
-        axis = min(range(len(divisor)), key=divisor.__getitem__)
-        raise ValueError(
-            f"patch_size {tuple(patch_size)} leaves one token in the last stage, which instance norm cannot "
-            f"normalise; nearest valid size: {2 * divisor[axis]} on axis {axis} ({AXIS_NAMES[len(divisor)][axis]})"
-        )
-    grids = []
-    size = [p // s for p, s in zip(patch_size, stem_stride, strict=True)]
-    for stride in embed_strides:
-        size = [n // s for n, s in zip(size, stride, strict=True)]
-        grids.append(tuple(size))
-    return grids
-
-
 def up_convolution(in_dim: int, out_dim: int, stride: Sequence[int]) -> nn.Module:
     """Transposed convolution whose kernel is its stride: the decoder's patch embedding."""
     convolution = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[len(stride)]
@@ -362,12 +340,15 @@ def init_weights(module: nn.Module) -> None:
 
 
 def _first(values: Sequence[T], count: int, name: str) -> tuple[T, ...]:
-    if len(values) < count:
-        raise ValueError(f"{name} must have an entry for each of {count} stages, got {values}")
+    _check_count(values, count, name)
     return tuple(values[:count])
 
 
 def _last(values: Sequence[T], count: int, name: str) -> tuple[T, ...]:
-    if len(values) < count:
-        raise ValueError(f"{name} must have an entry for each of {count} stages, got {values}")
+    _check_count(values, count, name)
     return tuple(values[-count:])
+
+
+def _check_count(values: Sequence[T], count: int, name: str) -> None:
+    if isinstance(values, int) or len(values) < count:
+        raise ValueError(f"{name} must have an entry for each of {count} stages, got {values}")

@@ -15,7 +15,15 @@ import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from ._arguments import PerAxis, check_dimensions, check_divisible, per_axis, per_stage
+from ._arguments import (
+    PerAxis,
+    check_dimensions,
+    check_strides,
+    one_per_stage,
+    per_axis,
+    per_stage,
+    token_grids,
+)
 from ._network import SegmentationNetwork
 from ._registry import register_checkpoint_filter, register_network
 from .layers import (
@@ -237,9 +245,7 @@ class QTUNet(SegmentationNetwork):
             raise ValueError(f"norm_placement must be 'post' or 'pre', got {norm_placement!r}")
         if num_stages < 2:
             raise ValueError(f"num_stages must be at least 2 (one stage and the bottleneck), got {num_stages}")
-        depths = tuple(depths) if depths is not None else (*(2,) * (num_stages - 1), 1)
-        if len(depths) != num_stages:
-            raise ValueError(f"depths must have one entry per stage ({num_stages}), got {depths}")
+        depths = one_per_stage((*(2,) * (num_stages - 1), 1) if depths is None else depths, num_stages, "depths")
         patch_embed_stride = per_axis(patch_embed_stride, ndim, "patch_embed_stride")
         if merge_strides is None:
             merge_strides = [(1, 2, 2) if in_plane_merging and ndim == 3 else 2] * (num_stages - 1)
@@ -248,15 +254,11 @@ class QTUNet(SegmentationNetwork):
         self.strides = [[1] * ndim] + [list(s) for s in (patch_embed_stride, *merge_strides)]
         if prod(patch_embed_stride) == 1:
             self.strides.pop(0)
-        if strides is not None and [list(s) for s in strides] != self.strides:
-            raise ValueError(f"strides {strides} contradict patch_embed_stride and merge_strides: {self.strides}")
-        check_divisible(self.patch_size, [prod(s[axis] for s in self.strides) for axis in range(ndim)])
+        check_strides(strides, self.strides)
+        grid_sizes = token_grids(self.patch_size, (patch_embed_stride, *merge_strides))
+        self.resolved_arguments = {"depths": depths, "merge_strides": merge_strides, "window_sizes": window_sizes}
         if auxiliary_heads is None:
             auxiliary_heads = deep_supervision
-
-        grid_sizes = [tuple(p // s for p, s in zip(self.patch_size, patch_embed_stride, strict=True))]
-        for stride in merge_strides:
-            grid_sizes.append(tuple(g // s for g, s in zip(grid_sizes[-1], stride, strict=True)))
         dims = [embed_dim * 2**stage for stage in range(num_stages)]
         drop_path_rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
         partitions = [

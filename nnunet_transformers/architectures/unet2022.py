@@ -15,12 +15,27 @@ import numpy as np
 import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ._arguments import PerAxis, check_dimensions, check_divisible, per_axis, per_stage
+from ._arguments import (
+    PerAxis,
+    check_dimensions,
+    check_strides,
+    one_per_stage,
+    per_axis,
+    per_stage,
+    token_grids,
+)
 from ._network import SegmentationNetwork
 from ._registry import register_checkpoint_filter, register_network
-from .layers import RelativePositionBias, WindowAttention, WindowPartition, convolution, patch_transpose, tiling_windows
+from .layers import (
+    RelativePositionBias,
+    WindowAttention,
+    WindowPartition,
+    convolution,
+    patch_transpose,
+    recomputed,
+    tiling_windows,
+)
 
 MAX_OUTPUTS = 3
 
@@ -86,9 +101,7 @@ class PIBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, *grid, dim) to the same."""
-        if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, use_reentrant=False)
-        return self._forward(x)
+        return recomputed(self._forward, x, self.activation_checkpointing and self.training)
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.parallel(self.convnext(x))
@@ -274,16 +287,18 @@ class UNet2022(SegmentationNetwork):
         ndim = check_dimensions(self.patch_size)
         if num_stages < 2:
             raise ValueError(f"num_stages must be at least 2, got {num_stages}")
-        depths = tuple(depths) if depths is not None else (3,) * num_stages
-        if len(depths) != num_stages:
-            raise ValueError(f"depths must have one entry per stage ({num_stages}), got {depths}")
+        depths = one_per_stage((3,) * num_stages if depths is None else depths, num_stages, "depths")
         patch_embed_stride = per_axis(patch_embed_stride, ndim, "patch_embed_stride")
         if any(p & (p - 1) for p in patch_embed_stride) or max(patch_embed_stride) < 2:
             raise ValueError(f"patch_embed_stride must be powers of two, one of them above 1, got {patch_embed_stride}")
         merge_strides = per_stage(merge_strides, num_stages - 1, ndim, "merge_strides")
         num_outputs = min(MAX_OUTPUTS, num_stages - 1)
-        self.strides = self._nnunet_strides(patch_embed_stride, merge_strides, num_outputs, strides)
-        check_divisible(self.patch_size, [prod(s[axis] for s in self.strides) for axis in range(ndim)])
+        # each head undoes the stem's stride, so the outputs step down by the merges; what is left comes last
+        steps = [list(s) for s in merge_strides[: num_outputs - 1]]
+        rest = [prod(axis) for axis in zip(patch_embed_stride, *merge_strides[num_outputs - 1 :], strict=True)]
+        self.strides = [[1] * ndim, *steps, rest]
+        check_strides(strides, self.strides)
+        grid_sizes = token_grids(self.patch_size, (patch_embed_stride, *merge_strides))
         if kernel_size is None:
             largest = max(patch_embed_stride)
             isotropic = min(patch_embed_stride) == largest
@@ -294,12 +309,10 @@ class UNet2022(SegmentationNetwork):
         if auxiliary_heads is None:
             auxiliary_heads = deep_supervision
 
-        grid_sizes = [tuple(p // s for p, s in zip(self.patch_size, patch_embed_stride, strict=True))]
-        for stride in merge_strides:
-            grid_sizes.append(tuple(g // s for g, s in zip(grid_sizes[-1], stride, strict=True)))
         if window_sizes is None:
-            window_sizes = published_windows(grid_sizes) or tiling_windows(tuple(grid_sizes))
+            window_sizes = published_windows(grid_sizes) or tiling_windows(grid_sizes)
         window_sizes = per_stage(window_sizes, num_stages, ndim, "window_sizes")
+        self.resolved_arguments = {"depths": depths, "kernel_size": kernel_size, "window_sizes": window_sizes}
         if reference_compat:
             window_sizes = [(min(*g, *w),) * ndim for g, w in zip(grid_sizes, window_sizes, strict=True)]
         dims = [embed_dim * 2**stage for stage in range(num_stages)]
@@ -335,22 +348,6 @@ class UNet2022(SegmentationNetwork):
             for level in range(num_outputs if auxiliary_heads else 1)
         ]
         self.decoder = UNet2022Decoder(levels[::-1], heads, deep_supervision)
-
-    @staticmethod
-    def _nnunet_strides(
-        patch_embed_stride: Sequence[int],
-        merge_strides: Sequence[Sequence[int]],
-        num_outputs: int,
-        expected: Sequence[Sequence[int]] | None,
-    ) -> list[list[int]]:
-        """Each head undoes the stem's stride, so the outputs step down by the merges; what is left comes last."""
-        ndim = len(patch_embed_stride)
-        steps = [list(s) for s in merge_strides[: num_outputs - 1]]
-        rest = [p * prod(s[a] for s in merge_strides[num_outputs - 1 :]) for a, p in enumerate(patch_embed_stride)]
-        strides = [[1] * ndim, *steps, rest]
-        if expected is not None and [list(s) for s in expected] != strides:
-            raise ValueError(f"strides {expected} contradict patch_embed_stride and merge_strides: {strides}")
-        return strides
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """(batch, input_channels, *patch_size) to logits (batch, num_classes, *patch_size).
@@ -409,6 +406,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 register_checkpoint_filter(
     "unet2022",
     checkpoint_filter_fn,
+    head="decoder.seg_layers.0.seg.bias",
     variants=(
         {"auxiliary_heads": True},
         {"auxiliary_heads": True, "patch_embed_stride": 8},

@@ -67,7 +67,7 @@ def identify(family: str, state_dict: Mapping[str, Tensor], patch_size: Sequence
     names = [name for name in list_networks() if name.startswith(f"{family}_")]
     stem_key = f"{get_network(names[0]).network_class.keys_to_in_proj[0]}.weight"
     try:
-        stem, head = state_dict[stem_key], state_dict["decoder.seg_layers.0.weight"]
+        stem, head = state_dict[stem_key], state_dict[released.head]
     except KeyError as error:
         raise ValueError(f"these weights lack {error}, so they are no whole {family} segmentation network") from error
     ndim, channels, classes = stem.dim() - 2, stem.shape[1], head.shape[0]

@@ -104,5 +104,10 @@ def _warnings(applied: AppliedPreset) -> list[str]:
     if preset.spacing is None:
         warnings.append("the source gives no spacing; this is the planner's.")
     if "pretrained" in preset.published:
-        warnings.append("the published numbers without 'scratch' started from pretrained weights; a plan has none.")
+        warnings.append(
+            "the published numbers without 'scratch' started from pretrained weights, UNet-2022's from ImageNet: "
+            f"`nnunet-transformers attach-imagenet -d {applied.dataset_id} -p {applied.plans['plans_name']} -o NAME`."
+            if preset.network.startswith("unet2022")
+            else "the published numbers without 'scratch' started from pretrained weights; a plan has none."
+        )
     return warnings

@@ -116,8 +116,9 @@ class TransformerPlanner(ExperimentPlanner):
         }
         arguments = {n: v for n, v in arguments.items() if n in entry.override_names and v is not None}
         with torch.device("meta"):
-            strides = create_network(self.network_name, 1, 2, tokens.patch_size, **arguments).strides
-        return {**arguments, "patch_size": tokens.patch_size, "strides": strides}
+            network = create_network(self.network_name, 1, 2, tokens.patch_size, **arguments)
+        own = {"patch_size": tokens.patch_size, "strides": network.strides}
+        return {**arguments, **network.resolved_arguments, **own}
 
     def _stock_data_differ(self, plan: dict) -> bool:
         """Whether stock nnU-Net has planned other data under the identifier that this configuration would share."""

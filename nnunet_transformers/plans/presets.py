@@ -103,6 +103,7 @@ class Preset:
         arguments = {
             **get_network(self.network).all_arguments(self.ndim),
             **self.overrides,
+            **network.resolved_arguments,
             "patch_size": self.patch_size,
             # in the plan, because inference builds the network without deep supervision and loads strictly; without
             # these heads our trainers leave deep supervision off
@@ -210,9 +211,14 @@ class AppliedPreset:
     def commands(self) -> list[str]:
         """nnU-Net's commands that preprocess, train and predict; ``INPUT`` and ``OUTPUT`` are the user's folders."""
         preset, plans_name = self.preset, self.plans["plans_name"]
+        data = self.path.parent / self.configuration["data_identifier"]
+        # preprocessing again would delete data that other plans share
+        preprocess = [
+            f"nnUNetv2_preprocess -d {self.dataset_id} -c {preset.configuration} -plans_name {plans_name}"
+        ] * (not data.is_dir())
         model = f"-c {preset.configuration} -p {plans_name} -tr {preset.scheduled_trainer} -f 0"
         return [
-            f"nnUNetv2_preprocess -d {self.dataset_id} -c {preset.configuration} -plans_name {plans_name}",
+            *preprocess,
             f"nnUNetv2_train {self.dataset_id} {preset.configuration} 0 -p {plans_name} -tr {preset.scheduled_trainer}",
             f"nnUNetv2_predict -i INPUT -o OUTPUT -d {self.dataset_id} {model} -step_size {preset.step_size:g}",
         ]

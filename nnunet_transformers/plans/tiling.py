@@ -14,6 +14,7 @@ from functools import lru_cache
 from itertools import product
 from math import inf, log, log2, prod, sqrt
 
+from ..architectures._arguments import token_grids
 from ..architectures.layers.window_choice import MAX_WINDOW_TOKENS, choose_window
 
 MIN_GRID = 2
@@ -88,19 +89,7 @@ class TokenPlan:
     @property
     def grid_sizes(self) -> tuple[Size, ...]:
         """Tokens per axis of each stage."""
-        return grids(divide(self.patch_size, self.patch_embed_stride), self.merge_strides)
-
-
-def divide(size: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
-    return tuple(n // s for n, s in zip(size, stride, strict=True))
-
-
-def grids(finest: tuple[int, ...], merge_strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    """The finest grid and those after each merge."""
-    result = [finest]
-    for stride in merge_strides:
-        result.append(divide(result[-1], stride))
-    return tuple(result)
+        return token_grids(self.patch_size, (self.patch_embed_stride, *self.merge_strides))
 
 
 def choose_patch_embed_stride(patch_size: Sequence[int], spacing: Sequence[float], rules: TokenRules) -> Size:
@@ -202,7 +191,7 @@ def _plan_tokens(
         for stride in merges:
             spacings.append(tuple(x * s for x, s in zip(spacings[-1], stride, strict=True)))
         for size in product(*(_sizes_near(n, s) for n, s in zip(target, step, strict=True))):
-            stage_grids = grids(divide(size, stem), merges)
+            stage_grids = token_grids(size, (stem, *merges))
             window_penalty, windows = rules.windows(stage_grids, tuple(spacings))
             deepest = prod(stage_grids[-1])
             if deepest < rules.min_deepest_tokens:

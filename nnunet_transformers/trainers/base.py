@@ -110,7 +110,9 @@ class TransformerTrainer(nnUNetTrainer):
         return optimizer, scheduler
 
     def _parameter_groups(self) -> list[dict]:
-        tables = [name for name, _ in self.network.named_parameters() if name.endswith("bias.table")]
+        tables = [
+            name for name, _ in self.network.named_parameters() if name.endswith(("bias.table", "position.weight"))
+        ]
         return param_groups_weight_decay(self.network, self.weight_decay, no_weight_decay_list=tables)
 
     def _clip_gradients(self, *_: object) -> None:
@@ -142,9 +144,11 @@ class TransformerTrainer(nnUNetTrainer):
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def on_train_start(self) -> None:
+        # initialised before: nnU-Net has loaded a checkpoint or -pretrained_weights, which then count
+        is_fresh = not self.was_initialized
         super().on_train_start()
         specification = self.configuration_manager.configuration.get("initialisation")
-        if specification and self.current_epoch == 0:
+        if specification and is_fresh:
             self.print_to_log_file(initialise(self.plain_network, specification), add_timestamp=False)
 
     # ---- data that cannot be trained on ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import pickle
 
 import pytest
@@ -14,8 +15,10 @@ from torch import nn
 
 from nnunet_transformers.architectures import create_network, get_network, list_networks
 
-# small, odd and anisotropic patches that every published total stride divides
-PATCHES = {"2d": (64, 96), "3d": (32, 64, 32)}
+# small patches that every published total stride divides, with an odd grid of tokens
+PATCHES = {"2d": (64, 96), "3d": (32, 96, 32)}
+# slices four times as thick as their pixels: what a planner makes of them
+ANISOTROPIC = {"patch_embed_stride": (1, 4, 4), "merge_strides": [(1, 2, 2), (1, 2, 2), (2, 2, 2)]}
 
 
 def smallest_of_each_family():
@@ -148,9 +151,35 @@ class TestNetwork:
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
-def test_compiles_without_graph_breaks(name, training):
-    patch_size = (32, 32, 32)
+def test_anisotropic_strides(name):
+    patch_size = (10, 64, 32)
+    network = create_network(name, 1, 3, patch_size, deep_supervision=True, **ANISOTROPIC)
+    outputs = network(torch.randn(1, 1, *patch_size))
+    total = torch.tensor(network.strides).cumprod(0)
+    assert [tuple(o.shape[2:]) for o in outputs] == [tuple(torch.tensor(patch_size) // t) for t in total[:-1]]
+    sum(o.square().mean() for o in outputs).backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_built_again_from_its_arguments_as_json(name, ndim):
+    """A plan outlives a change of defaults: with every argument written out, the same network comes back."""
+    patch_size = list(PATCHES[f"{ndim}d"])
+    network = create_network(name, 2, 3, patch_size, auxiliary_heads=True)
+    entry = get_network(name)
+    arguments = {**entry.all_arguments(ndim), **network.resolved_arguments, "strides": network.strides}
+    arguments = {key: value for key, value in arguments.items() if value is not None}
+    arguments = json.loads(json.dumps({**arguments, "patch_size": patch_size, "auxiliary_heads": True}))
+    assert set(entry.override_names) - set(arguments) == set()
+    twin = entry.network_class(input_channels=2, num_classes=3, **arguments)
+    twin.load_state_dict(network.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("case", ["2d inference", "3d inference", "3d training"])
+def test_compiles_without_graph_breaks(name, case):
+    patch_size, training = (64, 32) if "2d" in case else (32, 32, 64), "training" in case
     network = create_network(name, 1, 2, patch_size, drop_path_rate=0.0, deep_supervision=training).train(training)
     image = torch.randn(1, 1, *patch_size)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
@@ -159,10 +188,10 @@ def test_compiles_without_graph_breaks(name, training):
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_onnx(name, tmp_path):
+@pytest.mark.parametrize("patch_size", [(64, 32), (32, 32, 64)], ids=["2d", "3d"])
+def test_onnx(name, patch_size, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    patch_size = (32, 32, 32)
     network = create_network(name, 1, 2, patch_size).eval()
     image = torch.randn(1, 1, *patch_size)
     path = tmp_path / "network.onnx"

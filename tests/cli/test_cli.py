@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 from nnunet_transformers import cli
 from nnunet_transformers.cli import checks
 from nnunet_transformers.demo.dataset import LABELS, TEST_CASES, TRAIN_CASES, make_dataset
+from nnunet_transformers.discovery import PLANNERS
 
 from ..released import released_keys
 
-COMMANDS = ["doctor", "models", "trainers-path", "convert", "preset", "evaluate-iou", "report", "demo"]
+COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
 
 
 def invoke(*arguments):
@@ -117,7 +118,7 @@ class TestDoctor:
     def test_well(self, nnunet_folders):
         result = invoke("doctor")
         assert result.exit_code == 0, result.output
-        assert "nnU-Net finds our 3 planners" in result.output
+        assert f"nnU-Net finds our {len(PLANNERS)} planners" in result.output
         assert "all is well" in result.output
 
     def test_finds_what_is_wrong(self, nnunet_folders, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerp
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args, run_training
 
+from nnunet_transformers.architectures import get_network
+from nnunet_transformers.discovery import PLANNERS, TRAINERS
 from nnunet_transformers.report import write_report
 from nnunet_transformers.trainers.base import TransformerTrainer
 from tests.conftest import write_dataset
@@ -210,11 +213,17 @@ def prepared(tmp_path_factory):
         yield folders
 
 
-# the planner of the smallest network and the trainer of each family but the one that the other tests train
-OTHERS = {
-    "unet2022": ("nnUNetPlannerUNet2022T", "nnUNetTrainerUNet2022"),
-    "mit": ("nnUNetPlannerMiT7", "nnUNetTrainerMiT"),
-}
+def families_to_train():
+    """For each network the first (smallest) planner and the trainer; QT-UNet is what the other tests train."""
+    trainers = {getattr(import_module(m), n).network_class_name: n for n, m in reversed(TRAINERS.items())}
+    families = {}
+    for name, module in PLANNERS.items():
+        class_path = get_network(getattr(import_module(module), name).network_name).class_path
+        families.setdefault(class_path.rpartition(".")[2], (name, trainers[class_path]))
+    return {family: names for family, names in families.items() if family != "QTUNet"}
+
+
+FAMILIES = families_to_train()
 
 
 @pytest.fixture
@@ -230,10 +239,10 @@ def plan_with(prepared, monkeypatch):
     return plan
 
 
-@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 def test_every_family_from_plan_to_prediction(prepared, plan_with, family, configuration):
-    planner, trainer = OTHERS[family]
+    planner, trainer = FAMILIES[family]
     plans = plan_with(planner)
     train(configuration, f"{trainer}_1epoch", plans)
     label = predict(prepared, configuration, f"{trainer}_1epoch", plans)

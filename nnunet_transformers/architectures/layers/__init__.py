@@ -1,6 +1,7 @@
 """Layers that the networks share, one idea a file."""
 
 from .channels_last import convolution, patch_transpose
+from .checkpointing import recomputed
 from .conv_norm_act import ConvNormAct
 from .patch_embed import PatchEmbed
 from .patch_expand import PatchExpand, tokens_to_image
@@ -25,6 +26,7 @@ __all__ = [
     "convolution",
     "fit_position_embeddings",
     "patch_transpose",
+    "recomputed",
     "resize_bias_table",
     "resize_position_embedding",
     "tiling_windows",
