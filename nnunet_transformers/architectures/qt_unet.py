@@ -367,7 +367,12 @@ def _from_2d_port(key: str) -> str:
     return re.sub(r"^concat\.(\d+)\.", lambda m: f"concat_back_dim.{3 - int(m[1])}.", key)
 
 
-register_checkpoint_filter("qt_unet", checkpoint_filter_fn, variants=({}, {"cross_attention": False}))
+register_checkpoint_filter(
+    "qt_unet",
+    checkpoint_filter_fn,
+    head="decoder.seg_layers.0.weight",
+    variants=({}, {"cross_attention": False}),
+)
 register_network("qt_unet_tiny", QTUNet, embed_dim=48)
 register_network("qt_unet_small", QTUNet, embed_dim=72)
 register_network("qt_unet_base", QTUNet, embed_dim=96)

@@ -21,20 +21,20 @@ PATCHES = {"2d": (64, 96), "3d": (32, 96, 32)}
 ANISOTROPIC = {"patch_embed_stride": (1, 4, 4), "merge_strides": [(1, 2, 2), (1, 2, 2), (2, 2, 2)]}
 
 
-def smallest_of_each_family():
-    """One network a family (the name without its size): the others differ in width alone."""
+def smallest_of_each_class():
+    """One network a class: the others are the same code with other numbers."""
 
     def parameters(name):
         with torch.device("meta"):
-            return sum(p.numel() for p in create_network(name, 1, 2, PATCHES["2d"]).parameters())
+            return sum(p.numel() for p in create_network(name, 1, 2, PATCHES["3d"]).parameters())
 
-    families = {}
+    classes = {}
     for name in list_networks():
-        families.setdefault(name.rpartition("_")[0], []).append(name)
-    return [min(names, key=parameters) for names in families.values()]
+        classes.setdefault(get_network(name).network_class, []).append(name)
+    return [min(names, key=parameters) for names in classes.values()]
 
 
-SMALLEST = smallest_of_each_family()
+SMALLEST = smallest_of_each_class()
 
 
 @pytest.fixture(params=PATCHES, ids=list(PATCHES))
