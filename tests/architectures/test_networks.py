@@ -22,16 +22,17 @@ ANISOTROPIC = {"patch_embed_stride": (1, 4, 4), "merge_strides": [(1, 2, 2), (1,
 
 
 def smallest_of_each_class():
-    """One network a class: the others are the same code with other numbers."""
+    """One network a class, of those with the plainest name: the others are the same code with other numbers."""
 
-    def parameters(name):
+    def size(name):
         with torch.device("meta"):
-            return sum(p.numel() for p in create_network(name, 1, 2, PATCHES["3d"]).parameters())
+            parameters = sum(p.numel() for p in create_network(name, 1, 2, PATCHES["3d"]).parameters())
+        return name.count("_"), parameters
 
     classes = {}
     for name in list_networks():
         classes.setdefault(get_network(name).network_class, []).append(name)
-    return [min(names, key=parameters) for names in classes.values()]
+    return [min(names, key=size) for names in classes.values()]
 
 
 SMALLEST = smallest_of_each_class()
