@@ -1,5 +1,7 @@
-"""Weights from elsewhere: files read safely, releases translated, ImageNet's fitted in."""
+"""Weights from elsewhere: files read safely, releases translated, ImageNet's and encoders' fitted in."""
 
+from .adapt import load_encoder_weights
+from .encoder import EncoderCheckpoint, encoder_weights, load_encoder, save_encoder
 from .files import load_checkpoint, load_state_dict, save_checkpoint
 from .imagenet import load_imagenet
 from .initialise import initialise
@@ -7,12 +9,17 @@ from .reference import from_reference, identify
 from .report import LoadReport
 
 __all__ = [
+    "EncoderCheckpoint",
     "LoadReport",
+    "encoder_weights",
     "from_reference",
     "identify",
     "initialise",
     "load_checkpoint",
+    "load_encoder",
+    "load_encoder_weights",
     "load_imagenet",
     "load_state_dict",
     "save_checkpoint",
+    "save_encoder",
 ]

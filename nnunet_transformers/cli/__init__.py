@@ -79,6 +79,24 @@ def preset(
         raise ValueError("say which preset for which dataset: `preset NAME -d DATASET`; `preset --list` has the names")
 
 
+@app.command()
+def attach(
+    checkpoint: Annotated[Path, typer.Argument(help="Encoder checkpoint, made by pretraining.")],
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="nnU-Net's number or name of the dataset.")],
+    plans: Annotated[str, typer.Option("--plans", "-p", help="Plan to start from.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Name of the new plan.")],
+    configuration: Annotated[
+        list[str] | None, typer.Option("--configuration", "-c", help="Configurations; all by default.")
+    ] = None,
+    min_coverage: Annotated[float, typer.Option(min=0, max=1, help="Least share of the encoder to be loaded.")] = 0.5,
+    force: Annotated[bool, typer.Option("--force", help="Replace a plan of that name written before.")] = False,
+) -> None:
+    """Write a plan whose networks start from a pretrained encoder; print what is loaded, what is not and why."""
+    from .attachment import attach_encoder
+
+    attach_encoder(checkpoint, dataset, plans, output, configuration or (), min_coverage, force)
+
+
 @app.command("attach-imagenet")
 def attach_imagenet(
     dataset: Annotated[str, typer.Option("--dataset", "-d", help="nnU-Net's number or name of the dataset.")],
