@@ -69,7 +69,7 @@ class SegmentationNetwork(nn.Module):
 def _drop_absent_heads(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Let a network without auxiliary heads load what one with them saved: they serve training alone."""
     start = f"{prefix}{AUXILIARY_HEADS}"
-    kept = len(module.decoder.seg_layers)
+    kept = len(getattr(module.decoder, "seg_layers", ()))
     for key in [k for k in state_dict if k.startswith(start)]:
         index = key[len(start) :].split(".")[0]
         if index.isdigit() and int(index) >= kept:

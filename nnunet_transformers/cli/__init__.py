@@ -15,6 +15,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+pretrain = typer.Typer(help="Encoder checkpoints from unlabelled images.", no_args_is_help=True)
+app.add_typer(pretrain, name="pretrain")
+
 
 @app.command()
 def doctor() -> None:
@@ -163,6 +166,39 @@ def demo(
     from ..demo import run_demo
 
     run_demo(folder, data, planner, trainer)
+
+
+@pretrain.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="A dataset in nnU-Net's raw layout, or a folder of images.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    spacing: Annotated[str, typer.Option(help="mm per voxel, such as 1,1,1; the images' median by default.")] = "",
+    patch_size: Annotated[str, typer.Option(help="About the crops that will be read.")] = "96,96,96",
+    processes: Annotated[int, typer.Option("--processes", "-np", min=1, help="Images at a time.")] = 2,
+) -> None:
+    """Resample, normalise and store images as nnU-Net does; labels are not needed."""
+    from .pretraining import prepare_images
+
+    prepare_images(source, output, spacing, patch_size, processes)
+
+
+@pretrain.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def fit(
+    context: typer.Context,
+    config: Annotated[str, typer.Option(help="Recipe, by name or file; see `pretrain recipes`.")],
+) -> None:
+    """Train an encoder by a recipe; other options override it, such as --data.folder F --trainer.max_epochs 50."""
+    from .pretraining import fit_recipe
+
+    fit_recipe(config, context.args)
+
+
+@pretrain.command()
+def recipes() -> None:
+    """Print the recipes' names."""
+    from ..pretraining.fit import list_recipes
+
+    print("\n".join(list_recipes()))
 
 
 def main() -> None:

@@ -38,8 +38,8 @@ class TransformerTrainer(nnUNetTrainer):
         warmup_fraction: part of the schedule with a rising learning rate.
         lr_power: exponent of the polynomial decay; 0 keeps the rate.
         clip_grad_norm: largest norm of the gradient in a step.
-        layer_decay: factor of the learning rate from one stage of a pretrained encoder to the one before it; the decoder
-            has the full rate. Only where the plan names weights to start from.
+        layer_decay: factor of the learning rate from one stage of a pretrained encoder to the one before it, where the
+            plan names weights to start from; the decoder has the full rate.
         frozen_fraction: part of the schedule in which a pretrained encoder rests while the decoder adapts to it.
         planners: names to suggest where a plan does not fit.
     """

@@ -121,7 +121,7 @@ class TestRefused:
 
         with path.open("wb") as file:
             pickle.dump({"encoder": Payload()}, file)
-        with pytest.raises(ValueError, match="truncated or not a checkpoint|refused"):
+        with pytest.raises(ValueError, match=r"truncated or not a checkpoint|refused"):
             load_encoder(path)
 
     def test_something_else(self, tmp_path):
@@ -145,7 +145,7 @@ class TestRefused:
 
 
 def test_nnssl_can_read_it(tmp_path):
-    network, checkpoint = checkpoint_of("qt_unet_tiny", (32, 32, 32))
+    _, checkpoint = checkpoint_of("qt_unet_tiny", (32, 32, 32))
     save_encoder(checkpoint, tmp_path / "encoder.pth")
     content = torch.load(tmp_path / "encoder.pth", weights_only=True)
     plan = content["nnssl_adaptation_plan"]
