@@ -100,8 +100,9 @@ def _inspect(case: Case) -> _Facts | Skipped:
         image, properties = reader.read_images(case.files)
         if not np.isfinite(image).all():
             return Skipped(case.name, "holds NaN or infinity")
-        if image.min() == image.max():
-            return Skipped(case.name, f"is constant ({image.min():g})")
+        for index, channel in enumerate(image):
+            if channel.min() == channel.max():
+                return Skipped(case.name, f"channel {index} is constant ({channel.min():g})")
         rng = np.random.default_rng(0)
         intensities = []
         for channel in image:

@@ -53,13 +53,13 @@ def test_broken_images_are_skipped_by_name(source, tmp_path):
     images = source / "imagesTr"
     whole = (images / "ball_0_0000.nii.gz").read_bytes()
     (images / "ball_0_0000.nii.gz").write_bytes(whole[: len(whole) // 2])
-    nan = np.full((20, 24, 20), np.nan, dtype=np.float32)
-    sitk.WriteImage(sitk.GetImageFromArray(nan), str(images / "ball_1_0001.nii.gz"))
+    empty = np.zeros((20, 24, 20), dtype=np.float32)
+    sitk.WriteImage(sitk.GetImageFromArray(empty), str(images / "ball_1_0001.nii.gz"))
     stored, skipped = prepare(source, tmp_path / "prepared")
     assert [case.name for case in stored] == ["ball_2"]
     reasons = {case.name: case.reason for case in skipped}
     assert "cannot be read" in reasons["ball_0"]
-    assert reasons["ball_1"] == "holds NaN or infinity"
+    assert reasons["ball_1"] == "channel 1 is constant (0)"
     assert [case["name"] for case in read_index(tmp_path / "prepared")["skipped"]] == ["ball_0", "ball_1"]
 
 
