@@ -23,6 +23,8 @@ class SegmentationNetwork(nn.Module):
         strides: down-sampling per stage and axis. As in nnU-Net's plans, output i of deep supervision has
             1 / cumprod(strides)[i] of the patch's resolution, and there are ``len(strides) - 1`` outputs.
         resolved_arguments: arguments that depend on others where they are not given, with the values that they have.
+        grid_sizes: elements per axis of each feature map that ``encode`` returns, finest first.
+        feature_channels: channels of each of these maps.
         key_to_encoder, key_to_stem, keys_to_in_proj, key_to_lpe: where weights are found, the contract of
             dynamic_network_architectures' ``AbstractDynamicNetworkArchitectures``.
     """
@@ -37,7 +39,26 @@ class SegmentationNetwork(nn.Module):
         self.patch_size = tuple(int(p) for p in patch_size)
         self.strides: list[list[int]] = []
         self.resolved_arguments: dict[str, Any] = {}
+        self.grid_sizes: Sequence[Sequence[int]] = ()
+        self.feature_channels: Sequence[int] = ()
         self.register_load_state_dict_pre_hook(_drop_absent_heads)
+
+    @property
+    def feature_strides(self) -> list[tuple[int, ...]]:
+        """Voxels per element and axis of each feature map, finest first."""
+        return [tuple(p // g for p, g in zip(self.patch_size, grid, strict=True)) for grid in self.grid_sizes]
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """What timm's layer-wise learning rates count as a layer: the stem and each stage of the encoder."""
+        stages = [(r"^encoder\.(?:stages|downsamples|norms)\.(\d+)", None), (r"^encoder\.", (len(self.grid_sizes),))]
+        return {"stem": r"^stem\.", "blocks": stages}
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """Feature maps of stem and encoder, finest first, each (batch, feature_channels[i], *grid).
+
+        This is all that pretraining and probing know of a network.
+        """
+        raise NotImplementedError
 
     def check_input(self, image: Tensor) -> None:
         """Check that an image has the size that the network was built for.
@@ -51,7 +72,7 @@ class SegmentationNetwork(nn.Module):
 def _drop_absent_heads(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Let a network without auxiliary heads load what one with them saved: they serve training alone."""
     start = f"{prefix}{AUXILIARY_HEADS}"
-    kept = len(module.decoder.seg_layers)
+    kept = len(getattr(module.decoder, "seg_layers", ()))
     for key in [k for k in state_dict if k.startswith(start)]:
         index = key[len(start) :].split(".")[0]
         if index.isdigit() and int(index) >= kept:

@@ -143,6 +143,8 @@ class MiT(SegmentationNetwork):
         check_strides(strides, self.strides)
         self.resolved_arguments = {"merge_strides": trunk.embed_strides[1:]}
         self.stem, self.encoder = trunk.stem, trunk.encoder
+        self.feature_channels = list(embed_dims[:num_stages])
+        self.grid_sizes = [stage.grid_size for stage in self.encoder.stages]
         self.decoder = MiTSegmentationDecoder(
             trunk,
             embed_dims[:num_stages],
@@ -150,6 +152,10 @@ class MiT(SegmentationNetwork):
             deep_supervision if auxiliary_heads is None else auxiliary_heads,
             deep_supervision,
         )
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        self.check_input(image)
+        return self.encoder(self.stem(image))[0]
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """(batch, input_channels, *patch_size) to logits (batch, num_classes, *patch_size).

@@ -260,6 +260,7 @@ class QTUNet(SegmentationNetwork):
         if auxiliary_heads is None:
             auxiliary_heads = deep_supervision
         dims = [embed_dim * 2**stage for stage in range(num_stages)]
+        self.grid_sizes, self.feature_channels = grid_sizes, dims
         drop_path_rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
         partitions = [
             [WindowPartition(g, w, shifted, mask_padding) for shifted in (False, True)]
@@ -298,6 +299,11 @@ class QTUNet(SegmentationNetwork):
             levels, dims, grid_sizes, patch_embed_stride, num_classes, auxiliary_heads, deep_supervision
         )
         self.apply(_init_weights)
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        self.check_input(image)
+        features = self.encoder(self.stem(image))
+        return [f.transpose(1, 2).unflatten(2, grid) for f, grid in zip(features, self.grid_sizes, strict=True)]
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """(batch, input_channels, *patch_size) to logits (batch, num_classes, *patch_size).

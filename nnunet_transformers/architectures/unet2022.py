@@ -316,6 +316,7 @@ class UNet2022(SegmentationNetwork):
         if reference_compat:
             window_sizes = [(min(*g, *w),) * ndim for g, w in zip(grid_sizes, window_sizes, strict=True)]
         dims = [embed_dim * 2**stage for stage in range(num_stages)]
+        self.grid_sizes, self.feature_channels = grid_sizes, dims
 
         def blocks(stage: int, rates: Sequence[float]) -> list[PIBlock]:
             partitions = [WindowPartition(grid_sizes[stage], window_sizes[stage], shifted) for shifted in (False, True)]
@@ -348,6 +349,10 @@ class UNet2022(SegmentationNetwork):
             for level in range(num_outputs if auxiliary_heads else 1)
         ]
         self.decoder = UNet2022Decoder(levels[::-1], heads, deep_supervision)
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        self.check_input(image)
+        return [features.movedim(-1, 1) for features in self.encoder(self.stem(image))]
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """(batch, input_channels, *patch_size) to logits (batch, num_classes, *patch_size).

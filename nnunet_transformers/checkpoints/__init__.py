@@ -1,6 +1,8 @@
-"""Weights from elsewhere: files read safely, releases translated, ImageNet's fitted in."""
+"""Weights from elsewhere: files read safely, releases translated, ImageNet's and encoders' fitted in."""
 
 from ..architectures.layers import fit_position_embeddings
+from .adapt import load_encoder_weights
+from .encoder import EncoderCheckpoint, encoder_weights, load_encoder, save_encoder
 from .files import load_checkpoint, load_state_dict, save_checkpoint
 from .imagenet import load_imagenet
 from .initialise import initialise
@@ -8,13 +10,18 @@ from .reference import from_reference, identify
 from .report import LoadReport
 
 __all__ = [
+    "EncoderCheckpoint",
     "LoadReport",
+    "encoder_weights",
     "fit_position_embeddings",
     "from_reference",
     "identify",
     "initialise",
     "load_checkpoint",
+    "load_encoder",
+    "load_encoder_weights",
     "load_imagenet",
     "load_state_dict",
     "save_checkpoint",
+    "save_encoder",
 ]

@@ -7,7 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from ..architectures import SegmentationNetwork
 from ..architectures.unet2022 import UNet2022
+from .adapt import load_encoder_weights
+from .encoder import load_encoder
 from .imagenet import load_imagenet
 from .report import LoadReport
 
@@ -17,13 +20,22 @@ def initialise(network: nn.Module, specification: Mapping[str, Any]) -> LoadRepo
 
     Args:
         network: as the plan has it.
-        specification: ``{"imagenet": {arguments of load_imagenet}}``.
+        specification: ``{"imagenet": {arguments of load_imagenet}}`` or ``{"checkpoint": file}``, an encoder
+            checkpoint.
 
     Raises:
         ValueError: if the specification is another, or its weights do not fit.
+        FileNotFoundError: if there is no such file.
     """
-    if set(specification) == {"imagenet"}:
-        if not isinstance(network, UNet2022):
-            raise ValueError(f"ImageNet weights are for UNet-2022, not {type(network).__name__}")
-        return load_imagenet(network, **specification["imagenet"])
-    raise ValueError(f"the plan's initialisation must be imagenet, got {', '.join(specification)}")
+    match dict(specification):
+        case {"imagenet": arguments}:
+            if not isinstance(network, UNet2022):
+                raise ValueError(f"ImageNet weights are for UNet-2022, not {type(network).__name__}")
+            return load_imagenet(network, **arguments)
+        case {"checkpoint": path}:
+            if not isinstance(network, SegmentationNetwork):
+                raise ValueError(f"encoder checkpoints are for this package's networks, not {type(network).__name__}")
+            checkpoint = load_encoder(path)
+            source = f"{path} ({checkpoint.method} of {checkpoint.name}, {checkpoint.num_cases} images)"
+            return load_encoder_weights(network, checkpoint, source)
+    raise ValueError(f"the plan's initialisation must be imagenet or checkpoint, got {', '.join(specification)}")

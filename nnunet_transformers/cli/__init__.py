@@ -15,6 +15,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+pretrain = typer.Typer(help="Encoder checkpoints from unlabelled images.", no_args_is_help=True)
+app.add_typer(pretrain, name="pretrain")
+
 
 @app.command()
 def doctor() -> None:
@@ -77,6 +80,24 @@ def preset(
         apply_and_explain(name, dataset, output, force)
     else:
         raise ValueError("say which preset for which dataset: `preset NAME -d DATASET`; `preset --list` has the names")
+
+
+@app.command()
+def attach(
+    checkpoint: Annotated[Path, typer.Argument(help="Encoder checkpoint, made by pretraining.")],
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="nnU-Net's number or name of the dataset.")],
+    plans: Annotated[str, typer.Option("--plans", "-p", help="Plan to start from.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Name of the new plan.")],
+    configuration: Annotated[
+        list[str] | None, typer.Option("--configuration", "-c", help="Configurations; all by default.")
+    ] = None,
+    min_coverage: Annotated[float, typer.Option(min=0, max=1, help="Least share of the encoder to be loaded.")] = 0.5,
+    force: Annotated[bool, typer.Option("--force", help="Replace a plan of that name written before.")] = False,
+) -> None:
+    """Write a plan whose networks start from a pretrained encoder; print what is loaded, what is not and why."""
+    from .attachment import attach_encoder
+
+    attach_encoder(checkpoint, dataset, plans, output, configuration or (), min_coverage, force)
 
 
 @app.command("attach-imagenet")
@@ -145,6 +166,39 @@ def demo(
     from ..demo import run_demo
 
     run_demo(folder, data, planner, trainer)
+
+
+@pretrain.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="A dataset in nnU-Net's raw layout, or a folder of images.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    spacing: Annotated[str, typer.Option(help="mm per voxel, such as 1,1,1; the images' median by default.")] = "",
+    patch_size: Annotated[str, typer.Option(help="About the crops that will be read.")] = "96,96,96",
+    processes: Annotated[int, typer.Option("--processes", "-np", min=1, help="Images at a time.")] = 2,
+) -> None:
+    """Resample, normalise and store images as nnU-Net does; labels are not needed."""
+    from .pretraining import prepare_images
+
+    prepare_images(source, output, spacing, patch_size, processes)
+
+
+@pretrain.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def fit(
+    context: typer.Context,
+    config: Annotated[str, typer.Option(help="Recipe, by name or file; see `pretrain recipes`.")],
+) -> None:
+    """Train an encoder by a recipe; other options override it, such as --data.folder F --trainer.max_epochs 50."""
+    from .pretraining import fit_recipe
+
+    fit_recipe(config, context.args)
+
+
+@pretrain.command()
+def recipes() -> None:
+    """Print the recipes' names."""
+    from ..pretraining.fit import list_recipes
+
+    print("\n".join(list_recipes()))
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ def attach(
     output: str,
     configurations: Sequence[str] = (),
     force: bool = False,
+    min_coverage: float = 0.5,
 ) -> tuple[Path, dict[str, LoadReport]]:
     """Write a copy of a plan that names the weights to start from.
 
@@ -39,12 +40,13 @@ def attach(
         output: name of the new plan.
         configurations: of the plan to attach to; by default all that have a network of their own.
         force: replace a plan of that name, if this function wrote it.
+        min_coverage: share of the encoder's numbers that the weights must cover.
 
     Returns:
         the plan file, and for each configuration what would be loaded.
 
     Raises:
-        ValueError: if the weights do not fit, or there is no such dataset or configuration.
+        ValueError: if the weights do not fit or cover too little, or there is no such dataset or configuration.
         FileNotFoundError: if the plan or the weights are missing.
         FileExistsError: if there is a plan of the new name.
     """
@@ -71,6 +73,12 @@ def attach(
             reports[name] = initialise(network, specification)
         except ValueError as error:
             raise ValueError(f"{name}: {error}; say which configurations with -c") from error
+        coverage = reports[name].coverage(dict(network.named_parameters()), f"{network.key_to_encoder}.")
+        if coverage < min_coverage:
+            raise ValueError(
+                f"{name}: the weights cover {coverage:.0%} of the encoder, less than the {min_coverage:.0%} asked for "
+                f"(--min-coverage). {reports[name]}"
+            )
         plans["configurations"][name]["initialisation"] = dict(specification)
     write_json({**plans, "plans_name": output, MARKER: dict(specification)}, path)
     return path, reports

@@ -1,1 +1,4 @@
-"""Encoder checkpoints from unlabelled images."""
+"""Encoder checkpoints from unlabelled images: prepared data, methods on Lightning, recipes.
+
+``nnunet-transformers pretrain prepare`` and ``nnunet-transformers pretrain fit`` are the way in.
+"""

@@ -11,7 +11,7 @@ import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -38,6 +38,9 @@ class TransformerTrainer(nnUNetTrainer):
         warmup_fraction: part of the schedule with a rising learning rate.
         lr_power: exponent of the polynomial decay; 0 keeps the rate.
         clip_grad_norm: largest norm of the gradient in a step.
+        layer_decay: factor of the learning rate from one stage of a pretrained encoder to the one before it, where the
+            plan names weights to start from; the decoder has the full rate.
+        frozen_fraction: part of the schedule in which a pretrained encoder rests while the decoder adapts to it.
         planners: names to suggest where a plan does not fit.
     """
 
@@ -54,6 +57,8 @@ class TransformerTrainer(nnUNetTrainer):
     warmup_fraction = 0.05
     lr_power = 0.9
     clip_grad_norm = 1.0
+    layer_decay = 0.75
+    frozen_fraction = 0.05
 
     def __init__(
         self,
@@ -110,10 +115,14 @@ class TransformerTrainer(nnUNetTrainer):
         return optimizer, scheduler
 
     def _parameter_groups(self) -> list[dict]:
-        tables = [
-            name for name, _ in self.network.named_parameters() if name.endswith(("bias.table", "position.weight"))
-        ]
-        return param_groups_weight_decay(self.network, self.weight_decay, no_weight_decay_list=tables)
+        network = self.plain_network
+        names = [name for name, _ in network.named_parameters()]
+        tables = [name for name in names if name.endswith(("bias.table", "position.weight"))]
+        if self._initialisation is None:
+            return param_groups_weight_decay(network, self.weight_decay, no_weight_decay_list=tables)
+        return param_groups_layer_decay(
+            network, self.weight_decay, no_weight_decay_list=tables, layer_decay=self.layer_decay
+        )
 
     def _clip_gradients(self, *_: object) -> None:
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_grad_norm)
@@ -124,12 +133,21 @@ class TransformerTrainer(nnUNetTrainer):
 
     def train_step(self, batch: dict) -> dict:
         self._check_labels(batch)
-        self.lr_scheduler.step(self.current_epoch + self._iteration / self.num_iterations_per_epoch)
+        progress = self.current_epoch + self._iteration / self.num_iterations_per_epoch
+        self.lr_scheduler.step(progress)
+        self._rest_encoder(progress)
         self._iteration += 1
         result = super().train_step(batch)
         if not np.isfinite(result["loss"]):
             raise RuntimeError(self._explain_non_finite_loss(batch))
         return result
+
+    def _rest_encoder(self, progress: float) -> None:
+        # by its rate rather than by requires_grad, whose change DDP would not notice
+        if self._initialisation is not None and progress < self.frozen_fraction * self.num_epochs:
+            for group in self.optimizer.param_groups:
+                if group.get("lr_scale", 1.0) < 1:
+                    group["lr"] = 0.0
 
     def validation_step(self, batch: dict) -> dict:
         self._check_labels(batch)
@@ -143,13 +161,17 @@ class TransformerTrainer(nnUNetTrainer):
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
+    @property
+    def _initialisation(self) -> dict | None:
+        """What the plan says of the weights to start from."""
+        return self.configuration_manager.configuration.get("initialisation")
+
     def on_train_start(self) -> None:
         # initialised before: nnU-Net has loaded a checkpoint or -pretrained_weights, which then count
         is_fresh = not self.was_initialized
         super().on_train_start()
-        specification = self.configuration_manager.configuration.get("initialisation")
-        if specification and is_fresh:
-            self.print_to_log_file(initialise(self.plain_network, specification), add_timestamp=False)
+        if self._initialisation is not None and is_fresh:
+            self.print_to_log_file(initialise(self.plain_network, self._initialisation), add_timestamp=False)
 
     # ---- data that cannot be trained on ----
 

@@ -115,6 +115,17 @@ class TestNetwork:
         assert output.isfinite().all()
         assert all(p.grad.isfinite().all() for p in network.parameters())
 
+    def test_features_for_pretraining(self, name, patch_size):
+        network = create_network(name, 1, 2, patch_size)
+        features = network.encode(torch.randn(2, 1, *patch_size))
+        assert len(features) == len(network.feature_strides) == len(network.feature_channels)
+        for f, stride, channels in zip(features, network.feature_strides, network.feature_channels, strict=True):
+            assert f.shape == (2, channels, *(p // s for p, s in zip(patch_size, stride, strict=True)))
+        sum(f.square().mean() for f in features).backward()
+        parts = (f"{network.key_to_stem}.", f"{network.key_to_encoder}.")
+        for parameter_name, parameter in network.named_parameters():
+            assert (parameter.grad is not None) == parameter_name.startswith(parts), parameter_name
+
     def test_weight_loading_contract(self, name, patch_size):
         network = create_network(name, 1, 2, patch_size)
         check_submodules(network)

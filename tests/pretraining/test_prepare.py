@@ -1,0 +1,96 @@
+"""Unlabelled images into the prepared folder, and crops out of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from nnunet_transformers.pretraining.data import RandomCrops, read_index
+from nnunet_transformers.pretraining.prepare import prepare
+from tests.conftest import write_dataset
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_dataset(tmp_path / "raw", cases=3, channels=2)
+
+
+def test_raw_layout_without_labels(source, tmp_path):
+    for file in (source / "labelsTr").iterdir():
+        file.unlink()
+    stored, skipped = prepare(source, tmp_path / "prepared", patch_size=(16, 16, 16))
+    assert [case.name for case in stored] == ["ball_0", "ball_1", "ball_2"]
+    assert stored[0].shape == (2, 20, 24, 20)
+    assert not skipped
+    index = read_index(tmp_path / "prepared")
+    assert index["normalization"] == ["ZScoreNormalization"] * 2
+    crops = RandomCrops(tmp_path / "prepared", (16, 16, 16), samples=5)
+    crop = crops[0]
+    assert crop.shape == (2, 16, 16, 16)
+    assert crop.dtype == torch.float32
+    assert torch.equal(crop, crops[0])
+    assert not torch.equal(crop, crops[1])
+    crops.epoch = 1
+    assert not torch.equal(crop, crops[0])
+    assert RandomCrops(tmp_path / "prepared", (16, 16), samples=5)[0].shape == (2, 16, 16)
+
+
+def test_crop_larger_than_the_image_is_filled_with_its_minimum(source, tmp_path):
+    prepare(source, tmp_path / "prepared")
+    crop = RandomCrops(tmp_path / "prepared", (32, 16, 32), samples=1)[0]
+    assert crop.shape == (2, 32, 16, 32)
+    assert (crop[0, 0] == crop[0].min()).all()
+
+
+def test_spacing(source, tmp_path):
+    stored, _ = prepare(source, tmp_path / "prepared", spacing=(2, 1, 1))
+    assert stored[0].shape == (2, 10, 24, 20)
+
+
+def test_broken_images_are_skipped_by_name(source, tmp_path):
+    images = source / "imagesTr"
+    whole = (images / "ball_0_0000.nii.gz").read_bytes()
+    (images / "ball_0_0000.nii.gz").write_bytes(whole[: len(whole) // 2])
+    empty = np.zeros((20, 24, 20), dtype=np.float32)
+    sitk.WriteImage(sitk.GetImageFromArray(empty), str(images / "ball_1_0001.nii.gz"))
+    stored, skipped = prepare(source, tmp_path / "prepared")
+    assert [case.name for case in stored] == ["ball_2"]
+    reasons = {case.name: case.reason for case in skipped}
+    assert "cannot be read" in reasons["ball_0"]
+    assert reasons["ball_1"] == "channel 1 is constant (0)"
+    assert [case["name"] for case in read_index(tmp_path / "prepared")["skipped"]] == ["ball_0", "ball_1"]
+
+
+def test_folder_of_images(tmp_path):
+    folder = tmp_path / "slices"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        image = sitk.GetImageFromArray(rng.integers(0, 255, (40, 50), dtype=np.uint8))
+        sitk.WriteImage(image, str(folder / f"{name}.png"))
+    (folder / "notes.txt").write_text("not an image")
+    stored, skipped = prepare(folder, tmp_path / "prepared", patch_size=(32, 32))
+    assert [case.shape for case in stored] == [(1, 1, 40, 50)] * 2
+    assert not skipped
+    assert RandomCrops(tmp_path / "prepared", (32, 32), samples=1)[0].shape == (1, 32, 32)
+
+
+def test_mistakes(source, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no image in"):
+        prepare(tmp_path / "empty", tmp_path / "prepared")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.nii.gz").write_text("nothing")
+    with pytest.raises(ValueError, match="none of the 1 images"):
+        prepare(tmp_path / "bad", tmp_path / "prepared")
+    assert not (tmp_path / "prepared").exists()
+    with pytest.raises(ValueError, match="must have 3 numbers"):
+        prepare(source, tmp_path / "prepared", spacing=(1, 1))
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "file").touch()
+    with pytest.raises(FileExistsError, match="is not empty"):
+        prepare(source, tmp_path / "prepared")
+    with pytest.raises(FileNotFoundError, match="pretrain prepare"):
+        read_index(tmp_path)

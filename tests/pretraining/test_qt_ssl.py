@@ -1,0 +1,189 @@
+"""QT-UNet's SSL: its parts by themselves, with every network, and whole runs."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Trainer
+
+from nnunet_transformers.checkpoints import load_encoder
+from nnunet_transformers.pretraining.callbacks import CollapseMonitor, EncoderWriter, SeedEveryBatch
+from nnunet_transformers.pretraining.data import PretrainingData
+from nnunet_transformers.pretraining.fit import fit, list_recipes, recipe_path
+from nnunet_transformers.pretraining.prepare import prepare
+from nnunet_transformers.pretraining.qt_ssl import QTSSL, feature_spread
+from nnunet_transformers.pretraining.views import cut_out, rotate, rotations_of
+from tests.architectures.test_networks import PATCHES, SMALLEST
+from tests.conftest import write_dataset
+
+SIZE = (16, 16, 16)
+SMALL = {"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    prepare(write_dataset(folder / "raw", cases=4), folder / "prepared", patch_size=SIZE)
+    return folder / "prepared"
+
+
+def method(**kwargs):
+    torch.manual_seed(0)
+    return QTSSL("qt_unet_tiny", SIZE, network_overrides=SMALL, lr=1e-3, warmup_epochs=1, **kwargs)
+
+
+def trainer(folder, epochs=2, **kwargs):
+    callbacks = [SeedEveryBatch(), EncoderWriter(), *kwargs.pop("callbacks", [])]
+    return Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        reload_dataloaders_every_n_epochs=1,
+        callbacks=callbacks,
+        **kwargs,
+    )
+
+
+def data(prepared, **kwargs):
+    return PretrainingData(str(prepared), SIZE, **{"batch_size": 2, "samples_per_epoch": 4, "num_workers": 0, **kwargs})
+
+
+class TestViews:
+    def test_rotation_and_its_inverse(self):
+        images = torch.randn(4, 1, 3, 5, 5)
+        turns = torch.tensor([0, 1, 2, 3])
+        turned = rotate(images, turns)
+        assert torch.equal(turned[0], images[0])
+        assert torch.equal(turned[1, 0, :, 0], images[1, 0, :, :, -1])
+        assert torch.equal(rotate(turned, (4 - turns) % 4), images)
+
+    def test_only_rotations_that_keep_the_shape(self):
+        assert rotations_of((8, 16, 16)) == [0, 1, 2, 3]
+        assert rotations_of((16, 16, 8)) == [0, 2]
+
+    def test_boxes(self):
+        images = torch.randn(3, 2, 24, 24, 24)
+        before = images.clone()
+        masked = cut_out(images)
+        assert torch.equal(images, before)
+        share = (masked != images).float().mean(dim=(1, 2, 3, 4))
+        assert ((share > (1 / 3) ** 3 * 0.9) & (share < 3 * (2 / 3) ** 3)).all()
+        for image, original in zip(masked, images, strict=True):
+            assert image.min() >= original.min()
+            assert image.max() <= original.max()
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("patch_size", PATCHES.values(), ids=list(PATCHES))
+def test_any_network(name, patch_size):
+    module = QTSSL(name, patch_size)
+    module.log = lambda *args, **kwargs: None
+    loss = module.training_step(torch.randn(2, 1, *patch_size), 0)
+    loss.backward()
+    assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert all(p.grad is None for p in module.target.parameters())
+
+
+class TestRuns:
+    def test_writes_an_encoder(self, prepared, tmp_path):
+        module = method()
+        before = copy.deepcopy(module.target.state_dict())
+        trainer(tmp_path).fit(module, data(prepared))
+        checkpoint = load_encoder(tmp_path / "encoder.pth")
+        assert (checkpoint.method, checkpoint.num_cases, checkpoint.recipe["steps"]) == ("QTSSL", 4, 4)
+        weights = checkpoint.weights["encoder.norm.weight"]
+        assert torch.equal(weights, module.encoder.encoder.norm.weight)
+        assert any(not torch.equal(v, before[k]) for k, v in module.target.state_dict().items())
+
+    def test_resumed_run_equals_uninterrupted_one(self, prepared, tmp_path):
+        whole = method()
+        trainer(tmp_path / "whole", epochs=3).fit(whole, data(prepared))
+        half = method()
+        first = trainer(tmp_path / "half", epochs=3, callbacks=[_StopAfter(1)])
+        first.fit(half, data(prepared))
+        first.save_checkpoint(tmp_path / "state.ckpt")
+        resumed = QTSSL("qt_unet_tiny", SIZE, network_overrides=SMALL, lr=1e-3, warmup_epochs=1)
+        trainer(tmp_path / "half", epochs=3).fit(resumed, data(prepared), ckpt_path=tmp_path / "state.ckpt")
+        for name, value in whole.state_dict().items():
+            torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
+
+    def test_slow_copy_moves_once_a_step(self, prepared, tmp_path, monkeypatch):
+        from nnunet_transformers.pretraining import qt_ssl
+
+        moves = []
+        real = qt_ssl.update_momentum
+        monkeypatch.setattr(qt_ssl, "update_momentum", lambda *args: (moves.append(args[2]), real(*args)))
+        trainer(tmp_path, accumulate_grad_batches=2).fit(method(), data(prepared))
+        # two epochs of one step, encoder and projection each
+        assert len(moves) == 4
+        assert moves[0] >= 0.996
+        assert moves[-1] == pytest.approx(1.0)
+
+    @pytest.mark.parametrize("head", ["reconstruction", "rotation", "byol"])
+    def test_one_head_alone(self, prepared, tmp_path, head):
+        module = method(heads=[head])
+        trainer(tmp_path, epochs=1).fit(module, data(prepared))
+        others = {"reconstruction", "rotation", "projection"} - {"projection" if head == "byol" else head}
+        assert not any(hasattr(module, other) for other in others)
+
+    def test_collapse_stops_the_run(self, prepared, tmp_path):
+        module = method()
+        monitor = CollapseMonitor(threshold=10.0, patience=2)
+        with pytest.raises(RuntimeError, match=r"collapsed.*Lower the learning rate"):
+            trainer(tmp_path, epochs=5, callbacks=[monitor]).fit(module, data(prepared))
+
+    def test_spread(self):
+        assert feature_spread(torch.ones(8, 16)) == pytest.approx(0, abs=1e-6)
+        assert feature_spread(torch.randn(4096, 16)) == pytest.approx(1, abs=0.05)
+
+    def test_mistakes(self, prepared, tmp_path):
+        with pytest.raises(ValueError, match="heads must be some of"):
+            method(heads=["jigsaw"])
+        with pytest.raises(ValueError, match="batch_size must be at least 2"):
+            trainer(tmp_path, epochs=1).fit(method(), data(prepared, batch_size=1))
+
+
+class _StopAfter(EncoderWriter):
+    def __init__(self, epochs):
+        super().__init__()
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer, module):
+        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
+
+
+class TestRecipes:
+    @pytest.mark.parametrize("recipe", list_recipes())
+    def test_runs_at_a_small_size(self, recipe, prepared, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        arguments = {
+            "data.folder": prepared,
+            "data.batch_size": 2,
+            "data.num_workers": 0,
+            "data.samples_per_epoch": 2,
+            "model.init_args.patch_size": "[16,16,16]",
+            "model.init_args.input_channels": 1,
+            "model.init_args.network_overrides": '{"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}',
+            "trainer.max_epochs": 1,
+            "trainer.accelerator": "cpu",
+            "trainer.default_root_dir": tmp_path,
+            "trainer.enable_progress_bar": "false",
+        }
+        fit(recipe, [f"--{key}={value}" for key, value in arguments.items()])
+        assert load_encoder(tmp_path / "encoder.pth").name == "qt_unet_tiny"
+
+    def test_unknown(self):
+        with pytest.raises(ValueError, match="there are qt_ssl_ct"):
+            recipe_path("qt_ssl_cd")
+
+    def test_own_file(self, tmp_path):
+        own = Path(tmp_path / "mine.yaml")
+        own.touch()
+        assert recipe_path(str(own)) == own
