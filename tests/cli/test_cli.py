@@ -18,7 +18,7 @@ from nnunet_transformers.discovery import PLANNERS
 
 from ..released import released_keys
 
-COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands] + ["pretrain"]
 
 
 def invoke(*arguments):

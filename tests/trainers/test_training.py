@@ -288,6 +288,14 @@ def test_training_starts_from_imagenet_weights(plan_with, tmp_path):
     trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerUNet2022", path.stem, device=CPU)
     trainer.on_train_start()
     assert (trainer.network.encoder.stages[0][0].convnext.gamma == 0.25).all()
+    # the stem learns slowest, the decoder at the full rate; at first the encoder rests
+    scales = {group["lr_scale"] for group in trainer.optimizer.param_groups}
+    assert min(scales) == pytest.approx(0.75**5)
+    assert max(scales) == 1
+    trainer.lr_scheduler.step(20)
+    trainer._rest_encoder(20)
+    assert {group["lr"] > 0 for group in trainer.optimizer.param_groups if group["lr_scale"] < 1} == {False}
+    assert {group["lr"] > 0 for group in trainer.optimizer.param_groups if group["lr_scale"] == 1} == {True}
     log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
     assert "weights from ConvNeXt (convnext_femto" in log
     assert "stem.blocks.0 (8): not in the source" in log
