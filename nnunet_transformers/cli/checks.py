@@ -7,7 +7,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 import typer
@@ -82,6 +82,38 @@ def check_discovery() -> Iterator[Finding]:
         )
 
 
+def check_shadowing() -> Iterator[Finding]:
+    """Forks that install a package nnunetv2 of their own over nnU-Net's."""
+    providers = sorted(set(packages_distributions().get("nnunetv2", ())))
+    if len(providers) > 1:
+        yield Finding(
+            PROBLEM,
+            f"the package nnunetv2 comes from {' and '.join(providers)}, of which only one can be imported",
+            "keep one of them in this environment, nnunetv2 for this plugin",
+        )
+
+
+def check_trainer_folders() -> Iterator[Finding]:
+    """nnU-Net imports every file of the folders in nnUNet_extTrainer, and forgets the modules again."""
+    shim = Path(__file__).parent.parent / "ext_trainers"
+    for entry in filter(None, os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)):
+        folder = Path(entry)
+        if not folder.is_dir():
+            yield Finding(PROBLEM, f"nnUNet_extTrainer names {entry}, which is no folder", "correct or unset it")
+        elif folder.resolve() != shim and (folder / "__init__.py").is_file():
+            yield Finding(
+                WARNING,
+                f"nnUNet_extTrainer names the package folder {entry}; its modules cannot be pickled from there",
+                "name a folder with a file that imports the trainers from the installed package",
+            )
+        elif (folder / "nnunet_transformers").is_dir():
+            yield Finding(
+                WARNING,
+                f"nnUNet_extTrainer names {entry}, which holds whole packages; nnU-Net imports every file in it",
+                "export nnUNet_extTrainer=$(nnunet-transformers trainers-path), or unset it",
+            )
+
+
 def check_folders() -> Iterator[Finding]:
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         value = os.environ.get(variable)
@@ -111,6 +143,8 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_versions,
     check_imports,
     check_discovery,
+    check_shadowing,
+    check_trainer_folders,
     check_folders,
     check_device,
 )

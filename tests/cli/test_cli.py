@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,6 +122,23 @@ class TestDoctor:
         assert result.exit_code == 0, result.output
         assert f"nnU-Net finds our {len(PLANNERS)} planners" in result.output
         assert "all is well" in result.output
+
+    def test_forks_and_folders_of_trainers(self, nnunet_folders, monkeypatch, tmp_path):
+        monkeypatch.setattr(checks, "packages_distributions", lambda: {"nnunetv2": ["nnunetv2", "nnunetv2-fork"]})
+        package = tmp_path / "package"
+        package.mkdir()
+        (package / "__init__.py").touch()
+        site = tmp_path / "site"
+        (site / "nnunet_transformers").mkdir(parents=True)
+        folders = [tmp_path / "missing", package, site, Path(cli.__file__).parent.parent / "ext_trainers"]
+        monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join(map(str, folders)))
+        findings = [*checks.check_shadowing(), *checks.check_trainer_folders()]
+        assert len(findings) == 4
+        for finding, text in zip(
+            findings, ("nnunetv2-fork", "is no folder", "cannot be pickled", "whole packages"), strict=True
+        ):
+            assert text in finding.text
+            assert finding.remedy
 
     def test_finds_what_is_wrong(self, nnunet_folders, monkeypatch):
         monkeypatch.delenv("nnUNet_raw")
