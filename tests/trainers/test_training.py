@@ -267,7 +267,10 @@ def test_recipes_of_the_papers(plan_with):
     trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerMiTPaper", plans, device=CPU)
     trainer.initialize()
     assert trainer.num_epochs * 250 == 25_000
-    assert trainer.loss.weight_factors == pytest.approx([w / 15 for w in (8, 4, 2, 1)] + [0])
+    # nnU-Net's weights: halved from output to output, none for the last
+    outputs = len(trainer.network.strides) - 1
+    weights = [2.0**-i for i in range(outputs - 1)]
+    assert trainer.loss.weight_factors == pytest.approx([w / sum(weights) for w in weights] + [0])
     trainer.lr_scheduler.step(50)
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4 * 0.5**0.9)
 
@@ -283,7 +286,9 @@ def test_training_starts_from_imagenet_weights(plan_with, tmp_path):
     specification = {"imagenet": {"convnext": str(tmp_path / "femto.pth")}}
     with pytest.raises(ValueError, match=r"2d: .*femto.pth holds no weights of convnext_tiny.*with -c"):
         attach(specification, "900", plans, "nnUNetUNet2022TPlans_imagenet")
-    path, reports = attach(specification, "900", plans, "nnUNetUNet2022TPlans_imagenet", ["3d_fullres"])
+    path, reports = attach(
+        specification, "900", plans, "nnUNetUNet2022TPlans_imagenet", ["3d_fullres"], min_coverage=0.4
+    )
     assert "encoder.stages.0.0.convnext.gamma" in reports["3d_fullres"].loaded
     trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerUNet2022", path.stem, device=CPU)
     trainer.on_train_start()
@@ -299,6 +304,8 @@ def test_training_starts_from_imagenet_weights(plan_with, tmp_path):
     log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
     assert "weights from ConvNeXt (convnext_femto" in log
     assert "stem.blocks.0 (8): not in the source" in log
+    with pytest.raises(ValueError, match="cover 49% of the encoder, less than the 90%"):
+        attach(specification, "900", plans, "nnUNetOtherPlans", ["3d_fullres"], min_coverage=0.9)
     with pytest.raises(FileExistsError, match="--force"):
         attach(specification, "900", plans, path.stem, ["3d_fullres"])
     with pytest.raises(ValueError, match="no network in 3d_lowres"):
