@@ -183,6 +183,7 @@ class MiTTrunk(nn.Module):
             first stage have no entry, since the resolution stays.
         stem_stride: stride of the stem.
         embed_strides: stride of each encoder stage.
+        norm_dim: channels of the normalised SSL token.
 
     Raises:
         ValueError: on a patch size that the strides do not divide or that leaves one token in the last stage, and on
@@ -210,11 +211,13 @@ class MiTTrunk(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_size = tuple(int(p) for p in patch_size)
+        self.input_channels = input_channels
         ndim = check_dimensions(self.patch_size)
         if num_stages < 2:
             raise ValueError(f"num_stages must be at least 2 (one stage and the bottleneck), got {num_stages}")
         dims = _first(embed_dims, num_stages, "embed_dims")
         decoder_dims = dims[-2::-1]
+        self.norm_dim = dims[0]
         self.stem_stride, first_stride = split_stride(per_axis(patch_embed_stride, ndim, "patch_embed_stride"))
         merge_strides = per_stage(merge_strides, num_stages - 1, ndim, "merge_strides")
         if any(s not in (1, 2) for stride in merge_strides for s in stride):

@@ -187,7 +187,7 @@ def fit(
     context: typer.Context,
     config: Annotated[str, typer.Option(help="Recipe, by name or file; see `pretrain recipes`.")],
 ) -> None:
-    """Train an encoder by a recipe; other options override it, such as --data.folder F --trainer.max_epochs 50."""
+    """Train an encoder by a recipe; other options override it, such as --trainer.max_epochs 50."""
     from .pretraining import fit_recipe
 
     fit_recipe(config, context.args)

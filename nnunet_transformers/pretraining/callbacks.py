@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from ..checkpoints import EncoderCheckpoint, encoder_weights, save_encoder
+from ..checkpoints import save_encoder
 
 
 class SeedEveryBatch(Callback):
@@ -57,31 +57,20 @@ class CollapseMonitor(Callback):
 
 
 class EncoderWriter(Callback):
-    """Write the encoder's checkpoint after every epoch.
+    """Write the method's checkpoints after every epoch.
 
     Args:
-        path: file; ``encoder.pth`` in the run's folder by default.
+        folder: for the files; the run's by default.
     """
 
-    def __init__(self, path: str | None = None) -> None:
-        self.path = path
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        settings, index = module.hparams, trainer.datamodule.index
-        checkpoint = EncoderCheckpoint(
-            weights=encoder_weights(module.encoder),
-            name=settings["network"],
-            patch_size=tuple(settings["patch_size"]),
-            input_channels=settings["input_channels"],
-            overrides=settings["network_overrides"] or {},
-            spacing=tuple(index["spacing"])[-len(settings["patch_size"]) :],
-            normalization=tuple(index["normalization"]),
-            method=type(module).__name__,
-            recipe={**settings, "epochs": trainer.current_epoch + 1, "steps": trainer.global_step},
-            num_cases=len(index["cases"]),
-        )
-        path = Path(self.path or Path(trainer.default_root_dir) / "encoder.pth")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_encoder(checkpoint, path)
+        recipe = {**module.hparams, "epochs": trainer.current_epoch + 1, "steps": trainer.global_step}
+        folder = Path(self.folder or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, checkpoint in module.checkpoints(trainer.datamodule.index, recipe).items():
+            save_encoder(checkpoint, folder / name)

@@ -1,4 +1,4 @@
-"""Random crops of prepared images, read block by block."""
+"""Samples from prepared images, read block by block."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .prepare import INDEX
+from .views import flip, intensity_transforms, random_resized_crop
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -30,47 +31,157 @@ def read_index(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-class RandomCrops(Dataset):
-    """``samples`` random crops an epoch, drawn anew in each.
-
-    The crop of index i in epoch e depends on seed, e and i alone, so that a resumed run sees what an uninterrupted one
-    would have seen, whatever the number of workers. An axis shorter than the crop is filled up with the image's
-    smallest value, which is air where zero would be tissue.
+class PreparedImages:
+    """Crops of prepared images; an image is opened, not loaded.
 
     Args:
         folder: prepared images.
-        patch_size: voxels per axis; two of them take a random slice.
-        samples: length of an epoch.
-        seed: of the crops.
     """
 
-    def __init__(self, folder: Path, patch_size: Sequence[int], samples: int, seed: int = 0) -> None:
-        self.folder, self.patch_size, self.samples, self.seed = Path(folder), tuple(patch_size), samples, seed
-        self.names = [case["name"] for case in read_index(self.folder)["cases"]]
-        self.epoch = 0
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.index = read_index(self.folder)
+        self.names = [case["name"] for case in self.index["cases"]]
 
-    def __len__(self) -> int:
-        return self.samples
+    def crop(self, size: Sequence[int], rng: np.random.Generator) -> Tensor:
+        """A random crop of a random image.
 
-    def __getitem__(self, index: int) -> Tensor:
-        """(channels, *patch_size), float32."""
-        rng = np.random.default_rng((self.seed, self.epoch, index))
+        An axis shorter than the crop is filled up with the image's smallest value, which is air where zero would be
+        tissue.
+
+        Args:
+            size: voxels per axis; two of them take a slice.
+            rng: where and of which image.
+
+        Returns:
+            (channels, *size), float32.
+        """
         blosc2.set_nthreads(1)
         mmap = {} if os.name == "nt" else {"mmap_mode": "r"}
         name = self.names[rng.integers(len(self.names))]
         image = blosc2.open(str(self.folder / f"{name}.b2nd"), mode="r", **mmap)
-        size = (1, *self.patch_size) if len(self.patch_size) == 2 else self.patch_size
-        starts = [int(rng.integers(max(0, n - s) + 1)) for n, s in zip(image.shape[1:], size, strict=True)]
-        crop = np.asarray(image[(slice(None), *(slice(a, a + s) for a, s in zip(starts, size, strict=True)))])
-        missing = [s - n for s, n in zip(size, crop.shape[1:], strict=True)]
+        wanted = (1, *size) if len(size) == 2 else tuple(size)
+        starts = [int(rng.integers(max(0, n - s) + 1)) for n, s in zip(image.shape[1:], wanted, strict=True)]
+        crop = np.asarray(image[(slice(None), *(slice(a, a + s) for a, s in zip(starts, wanted, strict=True)))])
+        missing = [s - n for s, n in zip(wanted, crop.shape[1:], strict=True)]
         if any(missing):
             ends = [(m // 2, m - m // 2) for m in missing]
             crop = np.stack([np.pad(channel, ends, constant_values=channel.min()) for channel in crop])
         crop = torch.from_numpy(np.ascontiguousarray(crop))
-        return crop[:, 0] if len(self.patch_size) == 2 else crop
+        return crop[:, 0] if len(size) == 2 else crop
 
 
-class PretrainingData(LightningDataModule):
+class Epoch(Dataset):
+    """``samples`` samples an epoch, drawn anew in each.
+
+    Sample i of epoch e depends on seed, e and i alone, so that a resumed run sees what an uninterrupted one would have
+    seen, whatever the number of workers.
+
+    Args:
+        samples: length of an epoch.
+        seed: of the samples.
+    """
+
+    def __init__(self, samples: int, seed: int = 0) -> None:
+        self.samples, self.seed, self.epoch = samples, seed, 0
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> Any:
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        # batchgeneratorsv2 draws from both global generators
+        torch.manual_seed(int(rng.integers(2**62)))
+        np.random.seed(int(rng.integers(2**32)))
+        return self.sample(rng)
+
+    def sample(self, rng: np.random.Generator) -> Any:
+        """Draw one."""
+        raise NotImplementedError
+
+
+class RandomCrops(Epoch):
+    """Random crops of prepared images, (channels, *patch_size) each.
+
+    Args:
+        folder: prepared images.
+        patch_size: voxels per axis; two of them take a random slice.
+        samples, seed: as for ``Epoch``.
+    """
+
+    def __init__(self, folder: Path, patch_size: Sequence[int], samples: int, seed: int = 0) -> None:
+        super().__init__(samples, seed)
+        self.images, self.patch_size = PreparedImages(folder), tuple(patch_size)
+
+    def sample(self, rng: np.random.Generator) -> Tensor:
+        return self.images.crop(self.patch_size, rng)
+
+
+class TwoViews(Epoch):
+    """Two views of a random crop, (channels, *patch_size) each (UniMiSS appendix and release).
+
+    A volume's views lie in one crop of 1.8 times their size in-plane, each 0.8 to 1.2 times its size there before it is
+    resized; an image's hold 0.14 to 1 of it by area. Both are mirrored and change in intensity.
+
+    Args:
+        folder: prepared images.
+        patch_size: of a view; two axes take views of slices.
+        channels: a grey image is repeated to so many.
+        samples, seed: as for ``Epoch``.
+    """
+
+    def __init__(self, folder: Path, patch_size: Sequence[int], channels: int, samples: int, seed: int = 0) -> None:
+        super().__init__(samples, seed)
+        self.images, self.patch_size, self.channels = PreparedImages(folder), tuple(patch_size), channels
+        self.intensity = intensity_transforms()
+
+    def sample(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        *depth, height, width = self.patch_size
+        if depth:
+            in_plane, scale = (0.8, 1.2), rng.uniform(1.4, 1.8)
+            crop = self.images.crop((2 * depth[0], round(scale * height), round(scale * width)), rng)
+            scales, p = [(1.0, 1.0), in_plane, in_plane], 0.8
+        else:
+            crop = self.images.crop(self.patch_size, rng)
+            scales, p = [(0.14**0.5, 1.0)] * 2, 0.5
+        return tuple(self._view(crop, scales, p) for _ in range(2))
+
+    def _view(self, crop: Tensor, scales: Sequence[tuple[float, float]], p: float) -> Tensor:
+        view = flip(random_resized_crop(crop, self.patch_size, scales), p)
+        view = self.intensity(image=view)["image"]
+        return view.expand(self.channels, *view.shape[1:]).contiguous() if len(view) == 1 else view
+
+
+class _Data(LightningDataModule):
+    """What the data of all methods share.
+
+    Attributes:
+        index: of the prepared data.
+        batch_size: samples in a batch, on each device.
+    """
+
+    index: dict[str, Any]
+    batch_size: int
+    num_workers: int
+
+    def epoch(self) -> Epoch:
+        """The samples of the current epoch."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> DataLoader:
+        # made anew in every epoch (reload_dataloaders_every_n_epochs=1), so that workers know which one it is
+        samples = self.epoch()
+        samples.epoch = self.trainer.current_epoch
+        return DataLoader(
+            samples,
+            self.batch_size,
+            num_workers=self.num_workers,
+            drop_last=True,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+class CropData(_Data):
     """Batches of random crops.
 
     Args:
@@ -92,17 +203,48 @@ class PretrainingData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        self.batch_size, self.num_workers = batch_size, num_workers
         self.index = read_index(Path(folder))
         self.crops = RandomCrops(Path(folder), patch_size, samples_per_epoch or len(self.index["cases"]), seed)
 
-    def train_dataloader(self) -> DataLoader:
-        # made anew in every epoch (reload_dataloaders_every_n_epochs=1), so that workers know which one it is
-        self.crops.epoch = self.trainer.current_epoch
-        return DataLoader(
-            self.crops,
-            self.hparams.batch_size,
-            num_workers=self.hparams.num_workers,
-            drop_last=True,
-            pin_memory=torch.cuda.is_available(),
-        )
+    def epoch(self) -> RandomCrops:
+        return self.crops
+
+
+class ViewData(_Data):
+    """Views of images and of volumes, whole epochs of either in turn (UniMiSS).
+
+    Args:
+        folder_3d: prepared volumes.
+        folder_2d: prepared images; slices of the volumes by default.
+        patch_size_2d, patch_size_3d: sizes of the views.
+        input_channels_2d: of the network's 2D form.
+        batch_size: samples in a batch, on each device.
+        samples_per_epoch: samples in an epoch, on all devices; as many as there are volumes by default.
+        period: epochs of images before those of volumes, and the other way round.
+        num_workers: processes that read.
+        seed: of the views.
+    """
+
+    def __init__(
+        self,
+        folder_3d: str,
+        patch_size_2d: Sequence[int],
+        patch_size_3d: Sequence[int],
+        folder_2d: str | None = None,
+        input_channels_2d: int = 3,
+        batch_size: int = 2,
+        samples_per_epoch: int | None = None,
+        period: int = 2,
+        num_workers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.num_workers, self.period = batch_size, num_workers, period
+        self.index = read_index(Path(folder_3d))
+        samples = samples_per_epoch or len(self.index["cases"])
+        self.images = TwoViews(Path(folder_2d or folder_3d), patch_size_2d, input_channels_2d, samples, seed)
+        self.volumes = TwoViews(Path(folder_3d), patch_size_3d, 1, samples, seed)
+
+    def epoch(self) -> TwoViews:
+        return (self.images, self.volumes)[self.trainer.current_epoch // self.period % 2]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from lightning import LightningModule
+import yaml
+from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from .callbacks import CollapseMonitor, EncoderWriter, SeedEveryBatch
-from .data import PretrainingData
 
 
 def list_recipes() -> list[str]:
@@ -37,8 +39,24 @@ def recipe_path(name: str) -> Path:
 
 
 class _CLI(LightningCLI):
+    shared: Sequence[str] = ()
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.link_arguments("model.init_args.patch_size", "data.patch_size")
+        for name in self.shared:
+            parser.link_arguments(f"model.init_args.{name}", f"data.init_args.{name}")
+
+
+def _shared_arguments(recipe: Path) -> list[str]:
+    """What a recipe's method and data both take, such as patch_size: it is said once, of the method."""
+    content = yaml.safe_load(recipe.read_text()) or {}
+    parameters = []
+    for part in ("model", "data"):
+        try:
+            module, _, name = content[part]["class_path"].rpartition(".")
+            parameters.append(inspect.signature(getattr(import_module(module), name)).parameters)
+        except (KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
+            raise ValueError(f"{recipe} names no class in {part}.class_path ({error!r})") from error
+    return [name for name in parameters[0] if name in parameters[1]]
 
 
 def fit(recipe: str, arguments: Sequence[str]) -> None:
@@ -49,7 +67,7 @@ def fit(recipe: str, arguments: Sequence[str]) -> None:
 
     Args:
         recipe: name or file.
-        arguments: of LightningCLI, such as ``--data.folder``, ``--trainer.max_epochs`` or ``--ckpt_path``.
+        arguments: of LightningCLI, such as ``--data.init_args.folder``, ``--trainer.max_epochs`` or ``--ckpt_path``.
 
     Raises:
         ValueError: on an unknown recipe, or settings that cannot work.
@@ -66,11 +84,14 @@ def fit(recipe: str, arguments: Sequence[str]) -> None:
         "reload_dataloaders_every_n_epochs": 1,
         "limit_val_batches": 0,
     }
-    _CLI(
+    path = recipe_path(recipe)
+    cli = type("CLI", (_CLI,), {"shared": _shared_arguments(path)})
+    cli(
         LightningModule,
-        PretrainingData,
+        LightningDataModule,
         subclass_mode_model=True,
+        subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
         trainer_defaults=defaults,
-        args=["fit", "--config", str(recipe_path(recipe)), *arguments],
+        args=["fit", "--config", str(path), *arguments],
     )

@@ -21,6 +21,7 @@ from lightly.utils.scheduler import CosineWarmupScheduler, cosine_schedule
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from ..checkpoints import EncoderCheckpoint, encoder_weights
 from .encoder import create_encoder
 from .views import cut_out, rotate, rotations_of
 
@@ -133,6 +134,31 @@ class QTSSL(LightningModule):
         warmup = round(self.total_steps * min(1.0, self.hparams.warmup_epochs / epochs))
         scheduler = CosineWarmupScheduler(optimizer, warmup, self.total_steps, end_value=0.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def checkpoints(self, index: dict[str, Any], recipe: dict[str, Any]) -> dict[str, EncoderCheckpoint]:
+        """The encoder.
+
+        Args:
+            index: of the prepared data.
+            recipe: settings of the run, plain types.
+
+        Returns:
+            by file name.
+        """
+        settings = self.hparams
+        checkpoint = EncoderCheckpoint(
+            weights=encoder_weights(self.encoder),
+            name=settings.network,
+            patch_size=tuple(settings.patch_size),
+            input_channels=settings.input_channels,
+            overrides=settings.network_overrides or {},
+            spacing=tuple(index["spacing"])[-len(settings.patch_size) :],
+            normalization=tuple(index["normalization"]),
+            method=type(self).__name__,
+            recipe=recipe,
+            num_cases=len(index["cases"]),
+        )
+        return {"encoder.pth": checkpoint}
 
 
 def feature_spread(features: Tensor) -> Tensor:

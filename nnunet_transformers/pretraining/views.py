@@ -1,10 +1,19 @@
-"""Augmentations whose parameters a method has to know: rotation by right angles and cut-out boxes."""
+"""Views of an image: rotations and cut-outs whose parameters a method has to know, random crops and intensities."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from torch import Tensor
 
 
@@ -44,3 +53,49 @@ def cut_out(images: Tensor, boxes: tuple[int, int] = (1, 3), edge: tuple[float, 
             box = image[(slice(None), *at)]
             box.copy_(low + (high - low) * torch.rand_like(box))
     return images
+
+
+def uniform(low: float, high: float) -> float:
+    """A random number, from torch's generator, as all of a view's."""
+    return float(torch.empty(()).uniform_(low, high))
+
+
+def random_resized_crop(image: Tensor, size: Sequence[int], scale: Sequence[tuple[float, float]]) -> Tensor:
+    """Cut a random box out of an image and resize it.
+
+    Args:
+        image: (channels, *axes).
+        size: of the result.
+        scale: for each axis the least and most length of the box in units of ``size``; at most the image's.
+    """
+    at = []
+    for n, s, (low, high) in zip(image.shape[1:], size, scale, strict=True):
+        length = min(n, max(1, round(s * uniform(low, high))))
+        start = int(torch.randint(n - length + 1, ()))
+        at.append(slice(start, start + length))
+    box = image[(slice(None), *at)]
+    mode = {2: "bilinear", 3: "trilinear"}[len(size)]
+    return F.interpolate(box[None], size=tuple(size), mode=mode, align_corners=False)[0]
+
+
+def flip(image: Tensor, p: float) -> Tensor:
+    """Mirror each axis with probability ``p``."""
+    axes = [axis for axis in range(1, image.dim()) if uniform(0, 1) < p]
+    return image.flip(axes) if axes else image
+
+
+def intensity_transforms() -> BasicTransform:
+    """Noise, blur, brightness, contrast and gamma as nnU-Net has them."""
+
+    def contrast() -> BGContrast:
+        return BGContrast((0.75, 1.25))
+
+    return ComposeTransforms(
+        [
+            RandomTransform(GaussianNoiseTransform((0, 0.1), p_per_channel=1, synchronize_channels=True), 0.2),
+            RandomTransform(GaussianBlurTransform((0.5, 1.0), p_per_channel=1, synchronize_channels=True), 0.2),
+            RandomTransform(MultiplicativeBrightnessTransform(contrast(), True, p_per_channel=1), 0.3),
+            RandomTransform(ContrastTransform(contrast(), True, True, p_per_channel=1), 0.3),
+            RandomTransform(GammaTransform(BGContrast((0.7, 1.5)), 0, True, p_per_channel=1, p_retain_stats=1), 0.3),
+        ]
+    )

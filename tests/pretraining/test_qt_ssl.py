@@ -11,7 +11,7 @@ from lightning import Trainer
 
 from nnunet_transformers.checkpoints import load_encoder
 from nnunet_transformers.pretraining.callbacks import CollapseMonitor, EncoderWriter, SeedEveryBatch
-from nnunet_transformers.pretraining.data import PretrainingData
+from nnunet_transformers.pretraining.data import CropData
 from nnunet_transformers.pretraining.fit import fit, list_recipes, recipe_path
 from nnunet_transformers.pretraining.prepare import prepare
 from nnunet_transformers.pretraining.qt_ssl import QTSSL, feature_spread
@@ -52,7 +52,7 @@ def trainer(folder, epochs=2, **kwargs):
 
 
 def data(prepared, **kwargs):
-    return PretrainingData(str(prepared), SIZE, **{"batch_size": 2, "samples_per_epoch": 4, "num_workers": 0, **kwargs})
+    return CropData(str(prepared), SIZE, **{"batch_size": 2, "samples_per_epoch": 4, "num_workers": 0, **kwargs})
 
 
 class TestViews:
@@ -160,14 +160,14 @@ class _StopAfter(EncoderWriter):
 
 
 class TestRecipes:
-    @pytest.mark.parametrize("recipe", list_recipes())
+    @pytest.mark.parametrize("recipe", [name for name in list_recipes() if name.startswith("qt_ssl")])
     def test_runs_at_a_small_size(self, recipe, prepared, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         arguments = {
-            "data.folder": prepared,
-            "data.batch_size": 2,
-            "data.num_workers": 0,
-            "data.samples_per_epoch": 2,
+            "data.init_args.folder": prepared,
+            "data.init_args.batch_size": 2,
+            "data.init_args.num_workers": 0,
+            "data.init_args.samples_per_epoch": 2,
             "model.init_args.patch_size": "[16,16,16]",
             "model.init_args.input_channels": 1,
             "model.init_args.network_overrides": '{"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}',

@@ -1,0 +1,144 @@
+"""UniMiSS: its losses against a direct computation, what a step reaches, whole runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nnunet_transformers.architectures import create_network
+from nnunet_transformers.checkpoints import load_encoder, load_encoder_weights
+from nnunet_transformers.pretraining.data import TwoViews, ViewData
+from nnunet_transformers.pretraining.fit import fit
+from nnunet_transformers.pretraining.prepare import prepare
+from nnunet_transformers.pretraining.unimiss import CrossDimensionLoss, UniMiSS
+from tests.conftest import write_dataset
+
+SIZES = {"patch_size_2d": (64, 64), "patch_size_3d": (16, 32, 64)}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    prepare(write_dataset(folder / "raw", cases=4), folder / "prepared", patch_size=(16, 32, 64))
+    return folder / "prepared"
+
+
+@pytest.fixture
+def method():
+    torch.manual_seed(0)
+    module = UniMiSS("mit_7", output_dim=32, **SIZES)
+    module.log = lambda *args, **kwargs: None
+    return module
+
+
+def views(ndim, batch=2):
+    size, channels = (SIZES["patch_size_3d"], 1) if ndim == 3 else (SIZES["patch_size_2d"], 3)
+    return [torch.randn(batch, channels, *size) for _ in range(2)]
+
+
+class TestLoss:
+    def cross_entropy(self, teacher, student, center):
+        target = F.softmax((teacher - center) / 0.04, dim=-1)
+        return -(target * F.log_softmax(student / 0.1, dim=-1)).sum(-1).mean()
+
+    def test_four_terms_and_one_centre(self):
+        loss = CrossDimensionLoss(8, student_temp=0.1)
+        loss.center = torch.randn(1, 1, 8)
+        center = loss.center.clone()
+        teacher, student = ([[torch.randn(3, 8) for _ in range(2)] for _ in range(2)] for _ in range(2))
+        value = loss(teacher, student)
+        expected = sum(
+            self.cross_entropy(t[a], s[1 - a], center[0]) / 2 for t in teacher for s in student for a in range(2)
+        )
+        torch.testing.assert_close(value, expected)
+        mean = torch.cat([view for views in teacher for view in views]).mean(0)
+        torch.testing.assert_close(loss.center[0, 0], 0.9 * center[0, 0] + 0.1 * mean)
+
+    def test_slices_averaged_before_the_last_layer(self, method):
+        branch = method.student.eval()
+        volume = torch.randn(1, 1, *SIZES["patch_size_3d"])
+        with torch.no_grad():
+            images = volume[0].transpose(0, 1).expand(-1, 3, -1, -1)
+            images = F.interpolate(images, size=SIZES["patch_size_2d"], mode="bilinear", align_corners=False)
+            expected = torch.stack([branch(image[None])[0] for image in images]).mean(0)
+            torch.testing.assert_close(branch.slices(volume)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+class TestGradients:
+    def test_images_leave_the_3d_weights_alone(self, method):
+        method.training_step(views(2), 0).backward()
+        self.check(method, untouched="form_3d", reached="form_2d")
+
+    def test_volumes_reach_both_forms(self, method):
+        method.training_step(views(3), 0).backward()
+        for name, parameter in method.student.named_parameters():
+            if parameter.requires_grad and "weight_v" not in name:
+                assert parameter.grad is not None, name
+
+    def check(self, method, untouched, reached):
+        pair = method.student.pair
+        own = {id(p) for p in pair.form(3 if untouched == "form_3d" else 2).parameters()}
+        others = {id(p) for p in pair.form(2 if untouched == "form_3d" else 3).parameters()}
+        shared = own & others
+        assert shared
+        for name, parameter in pair.named_parameters():
+            touched = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+            if id(parameter) in own - shared:
+                assert not touched, name
+            elif "decoder.seg" not in name and not name.endswith("bias"):
+                assert touched, name
+        assert all(p.grad is None for p in method.teacher.parameters())
+
+
+class TestData:
+    def test_views(self, prepared):
+        images = TwoViews(prepared, SIZES["patch_size_2d"], 3, samples=2)
+        volumes = TwoViews(prepared, SIZES["patch_size_3d"], 1, samples=2)
+        for data, shape in ((images, (3, 64, 64)), (volumes, (1, 16, 32, 64))):
+            first, second = data[0]
+            assert first.shape == second.shape == shape
+            assert first.isfinite().all()
+            assert not torch.equal(first, second)
+            again, _ = data[0]
+            assert torch.equal(first, again)
+
+    def test_epochs_of_images_and_of_volumes(self, prepared):
+        data = ViewData(str(prepared), **SIZES, period=2)
+
+        class At:
+            current_epoch = 0
+
+        kinds = []
+        data.trainer = At
+        for epoch in range(6):
+            At.current_epoch = epoch
+            kinds.append(data.epoch() is data.volumes)
+        assert kinds == [False, False, True, True, False, False]
+
+
+def test_recipe_to_networks(prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = {
+        "data.init_args.folder_3d": prepared,
+        "data.init_args.batch_size": 2,
+        "data.init_args.num_workers": 0,
+        "data.init_args.samples_per_epoch": 2,
+        "data.init_args.period": 1,
+        "model.init_args.network": "mit_7",
+        "model.init_args.patch_size_2d": "[64,64]",
+        "model.init_args.patch_size_3d": "[16,32,64]",
+        "model.init_args.output_dim": 32,
+        "trainer.max_epochs": 2,
+        "trainer.accelerator": "cpu",
+        "trainer.default_root_dir": tmp_path,
+        "trainer.enable_progress_bar": "false",
+    }
+    fit("unimiss", [f"--{key}={value}" for key, value in arguments.items()])
+    for ndim, patch_size in ((2, (96, 64)), (3, (32, 64, 64))):
+        checkpoint = load_encoder(tmp_path / f"encoder_{ndim}d.pth")
+        network = create_network("mit_7", 1, 2, patch_size)
+        report = load_encoder_weights(network, checkpoint)
+        assert report.coverage(dict(network.named_parameters()), "encoder.") == 1
+        assert all("grid" in how or "channels" in how for how in report.adapted.values())
+        assert all(name.startswith("decoder.") for name in report.fresh)
