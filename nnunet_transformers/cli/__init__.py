@@ -100,6 +100,20 @@ def attach(
     attach_encoder(checkpoint, dataset, plans, output, configuration or (), min_coverage, force)
 
 
+@app.command("export-full")
+def export_full(
+    checkpoint: Annotated[Path, typer.Argument(help="Encoder checkpoint, made by pretraining.")],
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="nnU-Net's number or name of the dataset.")],
+    plans: Annotated[str, typer.Option("--plans", "-p", help="Plan to train with.")],
+    configuration: Annotated[str, typer.Option("--configuration", "-c", help="Of the plan.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+) -> None:
+    """Write weights that nnUNetv2_train -pretrained_weights takes, for any trainer: the plan's network, encoder loaded."""
+    from .attachment import export_encoder
+
+    export_encoder(checkpoint, dataset, plans, configuration, output)
+
+
 @app.command("attach-imagenet")
 def attach_imagenet(
     dataset: Annotated[str, typer.Option("--dataset", "-d", help="nnU-Net's number or name of the dataset.")],

@@ -1,4 +1,4 @@
-"""``nnunet-transformers attach`` and ``attach-imagenet``."""
+"""``nnunet-transformers attach``, ``attach-imagenet`` and ``export-full``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..checkpoints import LoadReport
 from ..checkpoints.imagenet import HUB
-from ..plans.attach import attach
+from ..plans.attach import attach, export_full
 
 
 def attach_imagenet(
@@ -41,6 +41,12 @@ def attach_encoder(
     """The same for an encoder checkpoint."""
     specification = {"checkpoint": str(checkpoint.resolve())}
     _print(*attach(specification, dataset, plans_name, output, configurations, force, min_coverage))
+
+
+def export_encoder(checkpoint: Path, dataset: str, plans_name: str, configuration: str, output: Path) -> None:
+    """Write a whole network's weights with the encoder's in them and print what came from it."""
+    print(export_full({"checkpoint": str(checkpoint.resolve())}, dataset, plans_name, configuration, output))
+    print(f"written: {output}; nnUNetv2_train ... -p {plans_name} -pretrained_weights {output}")
 
 
 def _print(path: Path, reports: Mapping[str, LoadReport]) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
 
 from .._files import write_json
-from ..checkpoints import LoadReport, initialise
+from ..checkpoints import LoadReport, initialise, save_checkpoint
 from .files import check_new_plans, dataset_folder, load_plans
 
 MARKER = "attached"
@@ -58,17 +59,9 @@ def attach(
     if unknown:
         raise ValueError(f"{plans_name} has no network in {', '.join(unknown)}; it has {', '.join(own)}")
     dataset_json = json.loads((folder / "dataset.json").read_text())
-    manager = PlansManager(deepcopy(plans))
     reports = {}
     for name in configurations or own:
-        configuration = manager.get_configuration(name)
-        network = get_network_from_plans(
-            configuration.network_arch_class_name,
-            configuration.network_arch_init_kwargs,
-            configuration.network_arch_init_kwargs_req_import,
-            determine_num_input_channels(manager, configuration, dataset_json),
-            manager.get_label_manager(dataset_json).num_segmentation_heads,
-        )
+        network = _build_network(plans, name, dataset_json)
         try:
             reports[name] = initialise(network, specification)
         except ValueError as error:
@@ -82,3 +75,47 @@ def attach(
         plans["configurations"][name]["initialisation"] = dict(specification)
     write_json({**plans, "plans_name": output, MARKER: dict(specification)}, path)
     return path, reports
+
+
+def export_full(
+    specification: Mapping[str, Any], dataset: str, plans_name: str, configuration: str, output: Path
+) -> LoadReport:
+    """Write weights that stock ``nnUNetv2_train -pretrained_weights`` takes: a whole network, the encoder loaded.
+
+    Args:
+        specification: of the weights, as ``initialise`` takes it.
+        dataset: nnU-Net's number or name of a planned dataset.
+        plans_name: plan to train with.
+        configuration: of the plan.
+        output: file to write.
+
+    Returns:
+        what of the network came from the weights; the rest is as initialised.
+
+    Raises:
+        ValueError, FileNotFoundError: as ``attach``.
+        FileExistsError: if there is a file of that name.
+    """
+    if output.exists():
+        raise FileExistsError(f"{output} exists; remove it or choose another name")
+    folder = dataset_folder(dataset)
+    plans = load_plans(folder, plans_name, plans_name.removesuffix("Plans").replace("nnUNet", "nnUNetPlanner", 1))
+    if configuration not in plans["configurations"]:
+        raise ValueError(f"{plans_name} has no {configuration}; it has {', '.join(plans['configurations'])}")
+    network = _build_network(plans, configuration, json.loads((folder / "dataset.json").read_text()))
+    report = initialise(network, specification)
+    save_checkpoint({"network_weights": network.state_dict()}, output)
+    return report
+
+
+def _build_network(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]) -> nn.Module:
+    """The network of a plan's configuration as nnU-Net's trainer builds it."""
+    manager = PlansManager(deepcopy(plans))
+    configured = manager.get_configuration(configuration)
+    return get_network_from_plans(
+        configured.network_arch_class_name,
+        configured.network_arch_init_kwargs,
+        configured.network_arch_init_kwargs_req_import,
+        determine_num_input_channels(manager, configured, dataset_json),
+        manager.get_label_manager(dataset_json).num_segmentation_heads,
+    )

@@ -312,6 +312,39 @@ def test_training_starts_from_imagenet_weights(plan_with, tmp_path):
         attach(specification, "900", plans, "nnUNetOtherPlans", ["3d_lowres"])
 
 
+def test_training_starts_from_a_pretrained_encoder(prepared, tmp_path):
+    """An encoder of another patch and window, through a plan and through nnU-Net's own -pretrained_weights."""
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    from nnunet_transformers.architectures import create_network
+    from nnunet_transformers.checkpoints import EncoderCheckpoint, encoder_weights, save_encoder
+    from nnunet_transformers.plans.attach import attach, export_full
+
+    overrides = {"norm_placement": "pre", "num_stages": 3, "window_sizes": 4, "patch_embed_stride": 2}
+    source = create_network("qt_unet_tiny", 1, 2, (32, 32, 32), **overrides)
+    checkpoint = EncoderCheckpoint(encoder_weights(source), "qt_unet_tiny", (32, 32, 32), 1, overrides, method="QTSSL")
+    save_encoder(checkpoint, tmp_path / "encoder.pth")
+    specification = {"checkpoint": str(tmp_path / "encoder.pth")}
+    with pytest.raises(ValueError, match="2d: the weights are of a 3D network.*with -c"):
+        attach(specification, "900", PLANS, "nnUNetQTUNetTPlans_ssl")
+    path, reports = attach(specification, "900", PLANS, "nnUNetQTUNetTPlans_ssl", ["3d_fullres"])
+    trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerQTUNet", path.stem, device=CPU)
+    trainer.on_train_start()
+    key = "encoder.stages.0.blocks.0.attn.qkv.weight"
+    assert key in reports["3d_fullres"].loaded
+    assert torch.equal(trainer.network.state_dict()[key], checkpoint.weights[key])
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    assert "QTSSL of qt_unet_tiny" in log
+
+    export_full(specification, "900", PLANS, "3d_fullres", tmp_path / "full.pth")
+    trainer = get_trainer_from_args("900", "3d_fullres", 1, "nnUNetTrainerQTUNet", PLANS, device=CPU)
+    trainer.initialize()
+    load_pretrained_weights(trainer.network, str(tmp_path / "full.pth"))
+    assert torch.equal(trainer.network.state_dict()[key], checkpoint.weights[key])
+    with pytest.raises(FileExistsError, match="exists"):
+        export_full(specification, "900", PLANS, "3d_fullres", tmp_path / "full.pth")
+
+
 class TestRecipe:
     @pytest.fixture
     def trainer(self, prepared):
