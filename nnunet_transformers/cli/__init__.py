@@ -89,7 +89,7 @@ def attach(
     plans: Annotated[str, typer.Option("--plans", "-p", help="Plan to start from.")],
     output: Annotated[str, typer.Option("--output", "-o", help="Name of the new plan.")],
     configuration: Annotated[
-        list[str] | None, typer.Option("--configuration", "-c", help="Configurations; all by default.")
+        list[str] | None, typer.Option("--configuration", "-c", help="Configurations; by default those that fit.")
     ] = None,
     min_coverage: Annotated[float, typer.Option(min=0, max=1, help="Least share of the encoder to be loaded.")] = 0.5,
     force: Annotated[bool, typer.Option("--force", help="Replace a plan of that name written before.")] = False,
@@ -108,7 +108,7 @@ def export_full(
     configuration: Annotated[str, typer.Option("--configuration", "-c", help="Of the plan.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
 ) -> None:
-    """Write weights that nnUNetv2_train -pretrained_weights takes, for any trainer: the plan's network, encoder loaded."""
+    """Write weights for nnUNetv2_train -pretrained_weights, with any trainer: the plan's network, encoder loaded."""
     from .attachment import export_encoder
 
     export_encoder(checkpoint, dataset, plans, configuration, output)
@@ -120,7 +120,7 @@ def attach_imagenet(
     plans: Annotated[str, typer.Option("--plans", "-p", help="Plan to start from, of UNet-2022.")],
     output: Annotated[str, typer.Option("--output", "-o", help="Name of the new plan.")],
     configuration: Annotated[
-        list[str] | None, typer.Option("--configuration", "-c", help="Configurations; all by default.")
+        list[str] | None, typer.Option("--configuration", "-c", help="Configurations; by default those that fit.")
     ] = None,
     convnext: Annotated[str, typer.Option(help="'hub' for timm's download, or a file.")] = "hub",
     swin: Annotated[str | None, typer.Option(help="The same for the attention half; left out by default.")] = None,

@@ -49,7 +49,9 @@ def export_encoder(checkpoint: Path, dataset: str, plans_name: str, configuratio
     print(f"written: {output}; nnUNetv2_train ... -p {plans_name} -pretrained_weights {output}")
 
 
-def _print(path: Path, reports: Mapping[str, LoadReport]) -> None:
+def _print(path: Path, reports: Mapping[str, LoadReport], left: Mapping[str, str]) -> None:
     for configuration, report in reports.items():
         print(f"{configuration}: {report}")
+    for configuration, reason in left.items():
+        print(f"{configuration} is left as it is: {reason}")
     print(f"written: {path}; train with -p {path.stem}")

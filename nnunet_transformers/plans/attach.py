@@ -28,7 +28,7 @@ def attach(
     configurations: Sequence[str] = (),
     force: bool = False,
     min_coverage: float = 0.5,
-) -> tuple[Path, dict[str, LoadReport]]:
+) -> tuple[Path, dict[str, LoadReport], dict[str, str]]:
     """Write a copy of a plan that names the weights to start from.
 
     Every network is built and the weights are loaded into it first, so that a plan is written only if training can
@@ -39,12 +39,12 @@ def attach(
         dataset: nnU-Net's number or name of a planned dataset.
         plans_name: plan to start from.
         output: name of the new plan.
-        configurations: of the plan to attach to; by default all that have a network of their own.
+        configurations: of the plan to attach to; by default those that the weights fit.
         force: replace a plan of that name, if this function wrote it.
         min_coverage: share of the encoder's numbers that the weights must cover.
 
     Returns:
-        the plan file, and for each configuration what would be loaded.
+        the plan file, for each configuration what would be loaded, and why others were left as they are.
 
     Raises:
         ValueError: if the weights do not fit or cover too little, or there is no such dataset or configuration.
@@ -59,22 +59,31 @@ def attach(
     if unknown:
         raise ValueError(f"{plans_name} has no network in {', '.join(unknown)}; it has {', '.join(own)}")
     dataset_json = json.loads((folder / "dataset.json").read_text())
-    reports = {}
+    reports, left = {}, {}
     for name in configurations or own:
-        network = _build_network(plans, name, dataset_json)
         try:
-            reports[name] = initialise(network, specification)
+            reports[name] = _try(_build_network(plans, name, dataset_json), specification, min_coverage)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}; say which configurations with -c") from error
-        coverage = reports[name].coverage(dict(network.named_parameters()), f"{network.key_to_encoder}.")
-        if coverage < min_coverage:
-            raise ValueError(
-                f"{name}: the weights cover {coverage:.0%} of the encoder, less than the {min_coverage:.0%} asked for "
-                f"(--min-coverage). {reports[name]}"
-            )
+            if configurations:
+                raise ValueError(f"{name}: {error}") from error
+            left[name] = str(error)
+            continue
         plans["configurations"][name]["initialisation"] = dict(specification)
+    if not reports:
+        raise ValueError("; ".join(f"{name}: {reason}" for name, reason in left.items()))
     write_json({**plans, "plans_name": output, MARKER: dict(specification)}, path)
-    return path, reports
+    return path, reports, left
+
+
+def _try(network: nn.Module, specification: Mapping[str, Any], min_coverage: float) -> LoadReport:
+    report = initialise(network, specification)
+    coverage = report.coverage(dict(network.named_parameters()), f"{network.key_to_encoder}.")
+    if coverage < min_coverage:
+        raise ValueError(
+            f"the weights cover {coverage:.0%} of the encoder, less than the {min_coverage:.0%} asked for "
+            f"(--min-coverage). {report}"
+        )
+    return report
 
 
 def export_full(

@@ -325,9 +325,12 @@ def test_training_starts_from_a_pretrained_encoder(prepared, tmp_path):
     checkpoint = EncoderCheckpoint(encoder_weights(source), "qt_unet_tiny", (32, 32, 32), 1, overrides, method="QTSSL")
     save_encoder(checkpoint, tmp_path / "encoder.pth")
     specification = {"checkpoint": str(tmp_path / "encoder.pth")}
-    with pytest.raises(ValueError, match="2d: the weights are of a 3D network.*with -c"):
-        attach(specification, "900", PLANS, "nnUNetQTUNetTPlans_ssl")
-    path, reports = attach(specification, "900", PLANS, "nnUNetQTUNetTPlans_ssl", ["3d_fullres"])
+    with pytest.raises(ValueError, match="2d: the weights are of a 3D network"):
+        attach(specification, "900", PLANS, "nnUNetQTUNetTPlans_ssl", ["2d"])
+    path, reports, left = attach(specification, "900", PLANS, "nnUNetQTUNetTPlans_ssl")
+    assert list(reports) == ["3d_fullres"]
+    assert "3D network" in left["2d"]
+    assert "initialisation" not in json.loads(path.read_text())["configurations"]["2d"]
     trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerQTUNet", path.stem, device=CPU)
     trainer.on_train_start()
     key = "encoder.stages.0.blocks.0.attn.qkv.weight"
