@@ -81,7 +81,8 @@ def _try(network: nn.Module, specification: Mapping[str, Any], min_coverage: flo
     if coverage < min_coverage:
         raise ValueError(
             f"the weights cover {coverage:.0%} of the encoder, less than the {min_coverage:.0%} asked for "
-            f"(--min-coverage). {report}"
+            f"(--min-coverage): {len(report.loaded)} tensors as they are, {len(report.adapted)} adapted, "
+            f"{len(report.fresh)} not in them or of another shape"
         )
     return report
 

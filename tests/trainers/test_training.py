@@ -284,11 +284,9 @@ def test_training_starts_from_imagenet_weights(plan_with, tmp_path):
         source.stages[0].blocks[0].gamma.fill_(0.25)
     torch.save(source.state_dict(), tmp_path / "femto.pth")
     specification = {"imagenet": {"convnext": str(tmp_path / "femto.pth")}}
-    with pytest.raises(ValueError, match=r"2d: .*femto.pth holds no weights of convnext_tiny.*with -c"):
-        attach(specification, "900", plans, "nnUNetUNet2022TPlans_imagenet")
-    path, reports = attach(
-        specification, "900", plans, "nnUNetUNet2022TPlans_imagenet", ["3d_fullres"], min_coverage=0.4
-    )
+    with pytest.raises(ValueError, match=r"2d: .*femto.pth holds no weights of convnext_tiny"):
+        attach(specification, "900", plans, "nnUNetUNet2022TPlans_imagenet", ["2d"])
+    path, reports, _ = attach(specification, "900", plans, "nnUNetUNet2022TPlans_imagenet", min_coverage=0.4)
     assert "encoder.stages.0.0.convnext.gamma" in reports["3d_fullres"].loaded
     trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerUNet2022", path.stem, device=CPU)
     trainer.on_train_start()
