@@ -100,12 +100,13 @@ class TestNetwork:
                 torch.testing.assert_close(twin(image), expected)
 
     def test_alone_and_in_a_batch(self, name, patch_size):
-        network = create_network(name, 1, 2, patch_size).eval()
-        images = torch.randn(3, 1, *patch_size)
+        # float64: instance norm over few elements magnifies the rounding of float32
+        network = create_network(name, 1, 2, patch_size).double().eval()
+        images = torch.randn(2, 1, *patch_size, dtype=torch.float64)
         with torch.no_grad():
             together = network(images)
             alone = torch.cat([network(image[None]) for image in images])
-        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together, alone, rtol=1e-8, atol=1e-8)
 
     def test_bfloat16_autocast_is_finite(self, name, patch_size):
         network = create_network(name, 1, 2, patch_size)

@@ -63,17 +63,21 @@ class WindowAttention(nn.Module):
             tokens: (batch, length, channels), in raster order.
             context: same shape; needed for cross-attention, unused otherwise.
         """
-        return self.proj(self.attend(tokens, context))
+        return self.partition.reverse(self.proj(self._windows(tokens, context)))
 
     def attend(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
-        """As ``forward``, before the output projection."""
+        """As ``forward``, without the output projection."""
+        return self.partition.reverse(self._windows(tokens, context))
+
+    def _windows(self, tokens: Tensor, context: Tensor | None) -> Tensor:
+        """(batch, length, channels) to (batch, windows, window_length, channels), heads side by side."""
         windows = self.partition.partition(tokens)
         if self.cross_attention:
             (q,) = self._heads(self.q(windows), 1)
             k, v = self._heads(self.kv(self.partition.partition(context)), 2)
         else:
             q, k, v = self._heads(self.qkv(windows), 3)
-        return self.partition.reverse(self._mix(q, k, v).transpose(2, 3).flatten(3))
+        return self._mix(q, k, v).transpose(2, 3).flatten(3)
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of (batch, windows, heads, length, head_dim)."""
