@@ -102,8 +102,8 @@ class Preset:
             )
         arguments = {
             **get_network(self.network).all_arguments(self.ndim),
-            **self.overrides,
             **network.resolved_arguments,
+            **self.overrides,
             "patch_size": self.patch_size,
             # in the plan, because inference builds the network without deep supervision and loads strictly; without
             # these heads our trainers leave deep supervision off
