@@ -98,7 +98,7 @@ def test_fixed_number_of_stages(case):
         (320, 4, [10, 10, 20, 10]),
         (512, 8, [8, 8, 16, 8]),
         # r of 12 is beyond the published rule: divisors of 96, 48, 24 and 12
-        (384, 4, [12, 12, 12, 12]),
+        (384, 4, [16, 16, 12, 12]),
     ],
 )
 def test_published_configurations_of_unet2022(size, stride, windows):
