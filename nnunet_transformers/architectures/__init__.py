@@ -10,11 +10,13 @@ from ._network import SegmentationNetwork
 from ._registry import NetworkEntry, ReleasedFamily, create_network, get_network, get_released_family, list_networks
 from .mit_classifier import MiTClassifier
 from .mit_pair import MiTPair
+from .pair import NetworkPair
 
 __all__ = [
     "MiTClassifier",
     "MiTPair",
     "NetworkEntry",
+    "NetworkPair",
     "ReleasedFamily",
     "SegmentationNetwork",
     "create_network",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
+from typing import Any
 
 from torch import Tensor
 
 PerAxis = int | Sequence[int]
+# networks' arguments of types PerAxis and Sequence[PerAxis]
+PER_AXIS_ARGUMENTS = ("patch_embed_stride", "kernel_size")
+PER_STAGE_ARGUMENTS = ("merge_strides", "window_sizes", "sr_ratios", "decoder_sr_ratios")
 AXIS_NAMES = {2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
@@ -59,6 +63,19 @@ def one_per_stage(values: Sequence[int], num_stages: int, name: str) -> tuple[in
     if isinstance(values, int) or len(values) != num_stages:
         raise ValueError(f"{name} must have one entry per stage ({num_stages}), got {values}")
     return tuple(int(v) for v in values)
+
+
+def in_plane(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a 2D network like a 3D one: what has an entry per axis loses its first."""
+
+    def cut(value: Any) -> Any:
+        return tuple(value)[1:] if isinstance(value, Sequence) else value
+
+    cut_down = {name: cut(arguments[name]) for name in PER_AXIS_ARGUMENTS if name in arguments}
+    for name in PER_STAGE_ARGUMENTS:
+        if isinstance(arguments.get(name), Sequence):
+            cut_down[name] = tuple(cut(entry) for entry in arguments[name])
+    return {**arguments, **cut_down}
 
 
 def check_strides(given: Sequence[Sequence[int]] | None, actual: Sequence[Sequence[int]]) -> None:

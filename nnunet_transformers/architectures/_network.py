@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from ._arguments import check_image_size
 AUXILIARY_HEADS = "decoder.seg_layers."
 
 
-class SegmentationNetwork(nn.Module):
+class SegmentationNetwork(nn.Module, ABC):
     """Base of the segmentation networks.
 
     A subclass has three disjoint parts: ``stem``, ``encoder`` and ``decoder``, the segmentation heads in
@@ -53,12 +54,12 @@ class SegmentationNetwork(nn.Module):
         stages = [(r"^encoder\.(?:stages|downsamples|norms)\.(\d+)", None), (r"^encoder\.", (len(self.grid_sizes),))]
         return {"stem": r"^stem\.", "blocks": stages}
 
+    @abstractmethod
     def encode(self, image: Tensor) -> list[Tensor]:
         """Feature maps of stem and encoder, finest first, each (batch, feature_channels[i], *grid).
 
         This is all that pretraining and probing know of a network.
         """
-        raise NotImplementedError
 
     def check_input(self, image: Tensor) -> None:
         """Check that an image has the size that the network was built for.

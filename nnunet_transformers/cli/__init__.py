@@ -189,22 +189,28 @@ def prepare(
     spacing: Annotated[str, typer.Option(help="mm per voxel, such as 1,1,1; the images' median by default.")] = "",
     patch_size: Annotated[str, typer.Option(help="About the crops that will be read.")] = "96,96,96",
     processes: Annotated[int, typer.Option("--processes", "-np", min=1, help="Images at a time.")] = 2,
+    fold: Annotated[
+        int | None, typer.Option("--fold", "-f", help="Leave out the cases that this fold validates on.")
+    ] = None,
 ) -> None:
     """Resample, normalise and store images as nnU-Net does; labels are not needed."""
     from .pretraining import prepare_images
 
-    prepare_images(source, output, spacing, patch_size, processes)
+    prepare_images(source, output, spacing, patch_size, processes, fold)
 
 
 @pretrain.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def fit(
     context: typer.Context,
     config: Annotated[str, typer.Option(help="Recipe, by name or file; see `pretrain recipes`.")],
+    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Take the network from its plan.")] = None,
+    plans: Annotated[str | None, typer.Option("--plans", "-p", help="That plan.")] = None,
+    configuration: Annotated[str, typer.Option("--configuration", "-c", help="Of the plan.")] = "3d_fullres",
 ) -> None:
     """Train an encoder by a recipe; other options override it, such as --trainer.max_epochs 50."""
     from .pretraining import fit_recipe
 
-    fit_recipe(config, context.args)
+    fit_recipe(config, dataset, plans, configuration, context.args)
 
 
 @pretrain.command()

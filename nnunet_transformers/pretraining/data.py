@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .prepare import INDEX
-from .views import flip, intensity_transforms, random_resized_crop
+from .views import cut_out, flip, intensity_transforms, random_resized_crop, rotate, rotations_of
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -71,7 +72,7 @@ class PreparedImages:
         return crop[:, 0] if len(size) == 2 else crop
 
 
-class Epoch(Dataset):
+class Epoch(Dataset, ABC):
     """``samples`` samples an epoch, drawn anew in each.
 
     Sample i of epoch e depends on seed, e and i alone, so that a resumed run sees what an uninterrupted one would have
@@ -95,13 +96,16 @@ class Epoch(Dataset):
         np.random.seed(int(rng.integers(2**32)))
         return self.sample(rng)
 
+    @abstractmethod
     def sample(self, rng: np.random.Generator) -> Any:
         """Draw one."""
-        raise NotImplementedError
 
 
-class RandomCrops(Epoch):
-    """Random crops of prepared images, (channels, *patch_size) each.
+class MaskedViews(Epoch):
+    """Two views of a random crop, turned by right angles, parts of them noise (QT-UNet thesis, section 3.3.12).
+
+    A sample is a pair of (view, what it should be reconstructed to, index of its turn in ``rotations_of``), the first
+    two (channels, *patch_size).
 
     Args:
         folder: prepared images.
@@ -112,9 +116,15 @@ class RandomCrops(Epoch):
     def __init__(self, folder: Path, patch_size: Sequence[int], samples: int, seed: int = 0) -> None:
         super().__init__(samples, seed)
         self.images, self.patch_size = PreparedImages(folder), tuple(patch_size)
+        self.rotations = rotations_of(self.patch_size)
 
-    def sample(self, rng: np.random.Generator) -> Tensor:
-        return self.images.crop(self.patch_size, rng)
+    def sample(self, rng: np.random.Generator) -> tuple[tuple[Tensor, Tensor, int], ...]:
+        crop = self.images.crop(self.patch_size, rng)
+        return tuple(self._view(crop, int(rng.integers(len(self.rotations)))) for _ in range(2))
+
+    def _view(self, crop: Tensor, turn: int) -> tuple[Tensor, Tensor, int]:
+        target = rotate(crop, self.rotations[turn]).contiguous()
+        return cut_out(target), target, turn
 
 
 class TwoViews(Epoch):
@@ -152,7 +162,7 @@ class TwoViews(Epoch):
         return view.expand(self.channels, *view.shape[1:]).contiguous() if len(view) == 1 else view
 
 
-class _Data(LightningDataModule):
+class _Data(LightningDataModule, ABC):
     """What the data of all methods share.
 
     Attributes:
@@ -164,9 +174,9 @@ class _Data(LightningDataModule):
     batch_size: int
     num_workers: int
 
+    @abstractmethod
     def epoch(self) -> Epoch:
         """The samples of the current epoch."""
-        raise NotImplementedError
 
     def train_dataloader(self) -> DataLoader:
         # made anew in every epoch (reload_dataloaders_every_n_epochs=1), so that workers know which one it is
@@ -181,8 +191,8 @@ class _Data(LightningDataModule):
         )
 
 
-class CropData(_Data):
-    """Batches of random crops.
+class MaskedViewData(_Data):
+    """Batches of masked views.
 
     Args:
         folder: prepared images.
@@ -190,7 +200,7 @@ class CropData(_Data):
         batch_size: crops in a batch, on each device.
         samples_per_epoch: crops in an epoch, on all devices; as many as there are images by default.
         num_workers: processes that read.
-        seed: of the crops.
+        seed: of the crops and views.
     """
 
     def __init__(
@@ -205,10 +215,10 @@ class CropData(_Data):
         super().__init__()
         self.batch_size, self.num_workers = batch_size, num_workers
         self.index = read_index(Path(folder))
-        self.crops = RandomCrops(Path(folder), patch_size, samples_per_epoch or len(self.index["cases"]), seed)
+        self.views = MaskedViews(Path(folder), patch_size, samples_per_epoch or len(self.index["cases"]), seed)
 
-    def epoch(self) -> RandomCrops:
-        return self.crops
+    def epoch(self) -> MaskedViews:
+        return self.views
 
 
 class ViewData(_Data):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -15,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from .callbacks import CollapseMonitor, EncoderWriter, SeedEveryBatch
+from .from_plan import model_arguments
 
 
 def list_recipes() -> list[str]:
@@ -45,21 +47,22 @@ class _CLI(LightningCLI):
         for name in self.shared:
             parser.link_arguments(f"model.init_args.{name}", f"data.init_args.{name}")
 
+    def before_fit(self) -> None:
+        # --ckpt_path last looks there; each run has a logger's folder of its own
+        self.trainer.checkpoint_callback.dirpath = self.trainer.default_root_dir
 
-def _shared_arguments(recipe: Path) -> list[str]:
-    """What a recipe's method and data both take, such as patch_size: it is said once, of the method."""
+
+def _parameters(recipe: Path, part: str) -> list[str]:
+    """Names of what a recipe's method ("model") or its data take."""
     content = yaml.safe_load(recipe.read_text()) or {}
-    parameters = []
-    for part in ("model", "data"):
-        try:
-            module, _, name = content[part]["class_path"].rpartition(".")
-            parameters.append(inspect.signature(getattr(import_module(module), name)).parameters)
-        except (KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
-            raise ValueError(f"{recipe} names no class in {part}.class_path ({error!r})") from error
-    return [name for name in parameters[0] if name in parameters[1]]
+    try:
+        module, _, name = content[part]["class_path"].rpartition(".")
+        return list(inspect.signature(getattr(import_module(module), name)).parameters)
+    except (KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
+        raise ValueError(f"{recipe} names no class in {part}.class_path ({error!r})") from error
 
 
-def fit(recipe: str, arguments: Sequence[str]) -> None:
+def fit(recipe: str, arguments: Sequence[str], plan: tuple[str, str, str] | None = None) -> None:
     """Run a recipe.
 
     A run saves its state after every epoch and its encoder beside it; ``--ckpt_path last`` continues it with the same
@@ -67,31 +70,43 @@ def fit(recipe: str, arguments: Sequence[str]) -> None:
 
     Args:
         recipe: name or file.
-        arguments: of LightningCLI, such as ``--data.init_args.folder``, ``--trainer.max_epochs`` or ``--ckpt_path``.
+        arguments: of LightningCLI, such as ``--data.init_args.folder``, ``--trainer.max_epochs`` or ``--ckpt_path``;
+            they count before everything else.
+        plan: dataset, plan and configuration to take the network, its arguments, patch and channels from.
 
     Raises:
         ValueError: on an unknown recipe, or settings that cannot work.
+        FileNotFoundError: if there is no such plan, or the data were not prepared.
         RuntimeError: if training collapses.
     """
-    defaults = {
-        "callbacks": [
-            ModelCheckpoint(save_last=True, save_top_k=0, every_n_epochs=1),
-            SeedEveryBatch(),
-            CollapseMonitor(),
-            EncoderWriter(),
-        ],
-        # a data loader of an epoch knows which epoch it is
-        "reload_dataloaders_every_n_epochs": 1,
-        "limit_val_batches": 0,
-    }
     path = recipe_path(recipe)
-    cli = type("CLI", (_CLI,), {"shared": _shared_arguments(path)})
+    known = _parameters(path, "model")
+    planned = {} if plan is None else model_arguments(*plan, known)
+    # what both take, such as patch_size, is said once, of the method
+    data = _parameters(path, "data")
+    cli = type("CLI", (_CLI,), {"shared": [name for name in known if name in data]})
     cli(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults=defaults,
-        args=["fit", "--config", str(path), *arguments],
+        trainer_defaults={
+            "callbacks": [
+                ModelCheckpoint(save_last=True, save_top_k=0, every_n_epochs=1, enable_version_counter=False),
+                SeedEveryBatch(),
+                CollapseMonitor(),
+                EncoderWriter(),
+            ],
+            # a data loader of an epoch knows which epoch it is
+            "reload_dataloaders_every_n_epochs": 1,
+            "limit_val_batches": 0,
+        },
+        args=[
+            "fit",
+            "--config",
+            str(path),
+            *(f"--model.init_args.{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in planned.items()),
+            *arguments,
+        ],
     )

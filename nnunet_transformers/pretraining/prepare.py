@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
+from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+from nnunetv2.utilities.crossval_split import generate_crossval_split
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._files import write_json
@@ -191,12 +193,40 @@ def _store(case: Case, plans: dict[str, Any], folder: Path) -> PreparedCase | Sk
     return PreparedCase(case.name, tuple(data.shape))
 
 
+def validation_cases(source: Path, fold: int) -> list[str]:
+    """The cases that a fold of nnU-Net's cross-validation validates on.
+
+    Args:
+        source: a dataset in nnU-Net's raw layout.
+        fold: of ``splits_final.json`` in the preprocessed folder, or, before that is written, of nnU-Net's default.
+
+    Raises:
+        ValueError: if there is no such fold, or ``source`` is no dataset with labels.
+    """
+    names = sorted(p.name.split(".")[0] for p in (source / "labelsTr").glob("*"))
+    if not names:
+        raise ValueError(f"{source} has no labelsTr, so that there are no folds; leave --fold out")
+    splits = (
+        Path(nnUNet_preprocessed) / source.resolve().name / "splits_final.json"
+        if nnUNet_preprocessed.is_set()
+        else None
+    )
+    if splits is not None and splits.is_file():
+        folds = json.loads(splits.read_text())
+    else:
+        folds = generate_crossval_split(names, seed=12345, n_splits=5)
+    if not 0 <= fold < len(folds):
+        raise ValueError(f"there is no fold {fold}; folds are 0 to {len(folds) - 1}")
+    return list(folds[fold]["val"])
+
+
 def prepare(
     source: Path,
     output: Path,
     spacing: Sequence[float] | None = None,
     patch_size: Sequence[int] = (96, 96, 96),
     processes: int = 1,
+    left_out: Collection[str] = (),
 ) -> tuple[list[PreparedCase], list[Skipped]]:
     """Fingerprint, resample, normalise and store images.
 
@@ -206,6 +236,7 @@ def prepare(
         spacing: mm per voxel and axis to resample to; the median of the images by default.
         patch_size: about the crops that will be read, for the layout of the files.
         processes: images at a time.
+        left_out: names of images not to take, such as those that a fold validates on.
 
     Returns:
         what was stored, and what was not and why.
@@ -217,6 +248,7 @@ def prepare(
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty; remove it or choose another folder")
     cases, channels = find_cases(source)
+    cases = [case for case in cases if case.name not in left_out]
     with ProcessPoolExecutor(processes) as pool:
         facts = list(pool.map(_inspect, cases))
         skipped = [f for f in facts if isinstance(f, Skipped)]

@@ -22,8 +22,9 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from ..checkpoints import EncoderCheckpoint, encoder_weights
+from .distributed import gather
 from .encoder import create_encoder
-from .views import cut_out, rotate, rotations_of
+from .views import rotations_of
 
 HEADS = ("reconstruction", "rotation", "byol")
 
@@ -65,12 +66,11 @@ class QTSSL(LightningModule):
         self.save_hyperparameters()
         self.encoder = create_encoder(network, input_channels, patch_size, **(network_overrides or {}))
         dim, stride = self.encoder.feature_channels[-1], self.encoder.feature_strides[-1]
-        self.rotations = rotations_of(patch_size)
         if "reconstruction" in heads:
             transposed = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[len(patch_size)]
             self.reconstruction = transposed(dim, input_channels, stride, stride)
         if "rotation" in heads:
-            blocks = [(dim, dim, nn.BatchNorm1d(dim), nn.ReLU()), (dim, len(self.rotations), None, None)]
+            blocks = [(dim, dim, nn.BatchNorm1d(dim), nn.ReLU()), (dim, len(rotations_of(patch_size)), None, None)]
             self.rotation = ProjectionHead(blocks)
         if "byol" in heads:
             self.projection, self.prediction = BYOLProjectionHead(dim), BYOLPredictionHead()
@@ -78,38 +78,31 @@ class QTSSL(LightningModule):
             deactivate_requires_grad(self.target)
             self.similarity = NegativeCosineSimilarity()
 
-    def training_step(self, crops: Tensor, batch_index: int) -> Tensor:
-        """Loss of a batch of crops, (batch, channels, *patch_size)."""
-        if crops.shape[0] < 2:
-            raise ValueError("QT-UNet's SSL normalises over the batch: batch_size must be at least 2")
-        views, targets, labels = zip(*(self._view(crops) for _ in range(2)), strict=True)
+    def training_step(self, batch: Sequence[tuple[Tensor, Tensor, Tensor]], batch_index: int) -> Tensor:
+        """Loss of a batch of ``MaskedViews``; with several processes the heads see the batches of all of them."""
+        views, targets, turns = zip(*batch, strict=True)
         features = [self.encoder.encode(view)[-1] for view in views]
-        pooled = [f.flatten(2).mean(2) for f in features]
+        pooled = [gather(f.flatten(2).mean(2)) for f in features]
+        if len(pooled[0]) < 2:
+            raise ValueError("QT-UNet's SSL normalises over the batch: batch_size must be at least 2")
         losses = {}
         if "reconstruction" in self.hparams.heads:
             pairs = zip(features, targets, strict=True)
             losses["reconstruction"] = sum(F.l1_loss(self.reconstruction(f), t) for f, t in pairs) / 2
         if "rotation" in self.hparams.heads:
-            pairs = zip(pooled, labels, strict=True)
-            losses["rotation"] = sum(F.cross_entropy(self.rotation(p), k) for p, k in pairs) / 2
+            pairs = zip(pooled, map(gather, turns), strict=True)
+            losses["rotation"] = sum(F.cross_entropy(self.rotation(p), turn) for p, turn in pairs) / 2
         if "byol" in self.hparams.heads:
             losses["byol"] = self._byol(views, pooled)
         loss = sum(losses.values())
-        for name, value in {**losses, "loss": loss}.items():
-            self.log(name, value, prog_bar=True, batch_size=crops.shape[0])
-        self.log("feature_spread", feature_spread(pooled[0]), prog_bar=True, batch_size=crops.shape[0])
+        logged = {**losses, "loss": loss, "feature_spread": feature_spread(pooled[0])}
+        self.log_dict(logged, prog_bar=True, sync_dist=True, batch_size=len(views[0]))
         return loss
-
-    def _view(self, crops: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A view of the crops, what it should be reconstructed to, and the index of its rotation."""
-        labels = torch.randint(len(self.rotations), (crops.shape[0],), device=crops.device)
-        target = rotate(crops, torch.tensor(self.rotations, device=crops.device)[labels])
-        return cut_out(target), target, labels
 
     def _byol(self, views: tuple[Tensor, ...], pooled: list[Tensor]) -> Tensor:
         """BYOL (https://arxiv.org/abs/2006.07733, eq. 2), both ways round."""
         with torch.no_grad():
-            slow = [self.target["encoder"].encode(view)[-1].flatten(2).mean(2) for view in views]
+            slow = [gather(self.target["encoder"].encode(view)[-1].flatten(2).mean(2)) for view in views]
             slow = [self.target["projection"](f) for f in slow]
         predicted = [self.prediction(self.projection(f)) for f in pooled]
         return (self.similarity(predicted[0], slow[1]) + self.similarity(predicted[1], slow[0])) / 2

@@ -21,8 +21,10 @@ from lightning import LightningModule
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from ..architectures import MiTPair, get_network
+from ..architectures import NetworkPair
+from ..architectures._arguments import in_plane
 from ..checkpoints import EncoderCheckpoint
+from .pair import create_pair, form_overrides
 from .qt_ssl import feature_spread
 
 
@@ -48,12 +50,12 @@ class CrossDimensionLoss(DINOLoss):
 
 
 class Branch(nn.Module):
-    """Student or teacher: MiT in 2D and 3D, and DINO's head without batch norm."""
+    """Student or teacher: a network in 2D and 3D, and DINO's head without batch norm."""
 
-    def __init__(self, pair: MiTPair, output_dim: int) -> None:
+    def __init__(self, pair: NetworkPair, output_dim: int) -> None:
         super().__init__()
         self.pair = pair
-        self.head = DINOProjectionHead(pair.form_2d.norm_dim, output_dim=output_dim, freeze_last_layer=1)
+        self.head = DINOProjectionHead(pair.dim, output_dim=output_dim, freeze_last_layer=1)
 
     def forward(self, view: Tensor) -> Tensor:
         """(batch, channels, *size) to logits (batch, output_dim)."""
@@ -80,12 +82,14 @@ class Branch(nn.Module):
 
 
 class UniMiSS(LightningModule):
-    """Pretrain MiT on images and volumes.
+    """Pretrain a network on images and volumes: MiT with its token and decoder, of any other the encoder.
 
     Args:
-        network: "mit_7" or "mit_22".
+        network: registered name.
         patch_size_2d, patch_size_3d: sizes of the views.
         input_channels_2d: a grey image is repeated to so many.
+        network_overrides: arguments of the network's 3D form, such as a plan's; the 2D form has the same, without
+            the first axis where they have an entry per axis.
         output_dim: of the head.
         lr: AdamW's rate for a batch of 256; that of the run is in proportion to its batch.
         warmup_epochs: with a linearly rising rate, before the cosine decay to ``min_lr``.
@@ -102,6 +106,7 @@ class UniMiSS(LightningModule):
         patch_size_2d: Sequence[int] = (224, 224),
         patch_size_3d: Sequence[int] = (16, 96, 96),
         input_channels_2d: int = 3,
+        network_overrides: dict[str, Any] | None = None,
         output_dim: int = 65536,
         lr: float = 8e-4,
         warmup_epochs: int = 10,
@@ -115,9 +120,9 @@ class UniMiSS(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        trunk = {k: v for k, v in get_network(network).arguments.items() if k in ("depths", "decoder_depths")}
+        sizes = (patch_size_2d, patch_size_3d, input_channels_2d, 1)
         self.student, self.teacher = (
-            Branch(MiTPair(patch_size_2d, patch_size_3d, input_channels_2d, **trunk), output_dim) for _ in range(2)
+            Branch(create_pair(network, *sizes, network_overrides), output_dim) for _ in range(2)
         )
         self.teacher.load_state_dict(self.student.state_dict())
         deactivate_requires_grad(self.teacher)
@@ -136,8 +141,8 @@ class UniMiSS(LightningModule):
             teacher = self._outputs(self.teacher, views, is_3d)
         student = self._outputs(self.student, views, is_3d)
         loss = self.loss(teacher, student)
-        self.log("loss_3d" if is_3d else "loss_2d", loss, prog_bar=True, batch_size=len(views[0]))
-        self.log("feature_spread", feature_spread(student[0][0]), prog_bar=True, batch_size=len(views[0]))
+        logged = {"loss_3d" if is_3d else "loss_2d": loss, "feature_spread": feature_spread(student[0][0])}
+        self.log_dict(logged, prog_bar=True, sync_dist=True, batch_size=len(views[0]))
         return loss
 
     @staticmethod
@@ -180,12 +185,14 @@ class UniMiSS(LightningModule):
     def checkpoints(self, index: dict[str, Any], recipe: dict[str, Any]) -> dict[str, EncoderCheckpoint]:
         """The student's 2D and 3D form."""
         sizes = {2: self.hparams.patch_size_2d, 3: self.hparams.patch_size_3d}
+        overrides = form_overrides(self.hparams.network, self.hparams.network_overrides)
         return {
             f"encoder_{ndim}d.pth": EncoderCheckpoint(
                 weights={n: v.detach().cpu() for n, v in self.student.pair.form_weights(ndim).items()},
                 name=self.hparams.network,
                 patch_size=tuple(size),
                 input_channels=self.student.pair.form(ndim).input_channels,
+                overrides=overrides if ndim == 3 else in_plane(overrides),
                 spacing=tuple(index["spacing"])[-ndim:],
                 normalization=tuple(index["normalization"]) * self.student.pair.form(ndim).input_channels,
                 method=type(self).__name__,

@@ -7,7 +7,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nnunet_transformers.pretraining.data import RandomCrops, read_index
+from nnunet_transformers.pretraining.data import MaskedViews, PreparedImages, read_index
 from nnunet_transformers.pretraining.prepare import prepare
 from tests.conftest import write_dataset
 
@@ -15,6 +15,10 @@ from tests.conftest import write_dataset
 @pytest.fixture
 def source(tmp_path):
     return write_dataset(tmp_path / "raw", cases=3, channels=2)
+
+
+def crop(folder, size):
+    return PreparedImages(folder).crop(size, np.random.default_rng(0))
 
 
 def test_raw_layout_without_labels(source, tmp_path):
@@ -26,22 +30,22 @@ def test_raw_layout_without_labels(source, tmp_path):
     assert not skipped
     index = read_index(tmp_path / "prepared")
     assert index["normalization"] == ["ZScoreNormalization"] * 2
-    crops = RandomCrops(tmp_path / "prepared", (16, 16, 16), samples=5)
-    crop = crops[0]
-    assert crop.shape == (2, 16, 16, 16)
-    assert crop.dtype == torch.float32
-    assert torch.equal(crop, crops[0])
-    assert not torch.equal(crop, crops[1])
-    crops.epoch = 1
-    assert not torch.equal(crop, crops[0])
-    assert RandomCrops(tmp_path / "prepared", (16, 16), samples=5)[0].shape == (2, 16, 16)
+    samples = MaskedViews(tmp_path / "prepared", (16, 16, 16), samples=5)
+    (view, target, _), (_, other, _) = samples[0]
+    assert view.shape == target.shape == other.shape == (2, 16, 16, 16)
+    assert view.dtype == target.dtype == torch.float32
+    assert torch.equal(view, samples[0][0][0])
+    assert not torch.equal(target, samples[1][0][1])
+    samples.epoch = 1
+    assert not torch.equal(view, samples[0][0][0])
+    assert crop(tmp_path / "prepared", (16, 16)).shape == (2, 16, 16)
 
 
 def test_crop_larger_than_the_image_is_filled_with_its_minimum(source, tmp_path):
     prepare(source, tmp_path / "prepared")
-    crop = RandomCrops(tmp_path / "prepared", (32, 16, 32), samples=1)[0]
-    assert crop.shape == (2, 32, 16, 32)
-    assert (crop[0, 0] == crop[0].min()).all()
+    padded = crop(tmp_path / "prepared", (32, 16, 32))
+    assert padded.shape == (2, 32, 16, 32)
+    assert (padded[0, 0] == padded[0].min()).all()
 
 
 def test_spacing(source, tmp_path):
@@ -74,7 +78,7 @@ def test_folder_of_images(tmp_path):
     stored, skipped = prepare(folder, tmp_path / "prepared", patch_size=(32, 32))
     assert [case.shape for case in stored] == [(1, 1, 40, 50)] * 2
     assert not skipped
-    assert RandomCrops(tmp_path / "prepared", (32, 32), samples=1)[0].shape == (1, 32, 32)
+    assert crop(tmp_path / "prepared", (32, 32)).shape == (1, 32, 32)
 
 
 def test_mistakes(source, tmp_path):

@@ -12,6 +12,7 @@ from nnunet_transformers.pretraining.data import TwoViews, ViewData
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.prepare import prepare
 from nnunet_transformers.pretraining.unimiss import CrossDimensionLoss, UniMiSS
+from tests.architectures.test_networks import SMALLEST
 from tests.conftest import write_dataset
 
 SIZES = {"patch_size_2d": (64, 64), "patch_size_3d": (16, 32, 64)}
@@ -28,7 +29,7 @@ def prepared(tmp_path_factory):
 def method():
     torch.manual_seed(0)
     module = UniMiSS("mit_7", output_dim=32, **SIZES)
-    module.log = lambda *args, **kwargs: None
+    module.log_dict = lambda *args, **kwargs: None
     return module
 
 
@@ -63,6 +64,26 @@ class TestLoss:
             images = F.interpolate(images, size=SIZES["patch_size_2d"], mode="bilinear", align_corners=False)
             expected = torch.stack([branch(image[None])[0] for image in images]).mean(0)
             torch.testing.assert_close(branch.slices(volume)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_any_network(name):
+    sizes = {"patch_size_2d": (64, 64), "patch_size_3d": (32, 64, 64)}
+    module = UniMiSS(name, output_dim=32, **sizes)
+    module.log_dict = lambda *args, **kwargs: None
+    module.training_step([torch.randn(2, 1, 32, 64, 64) for _ in range(2)], 0).backward()
+    missing = [n for n, p in module.student.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    twin = dict(module.student.pair.form_3d.named_parameters(remove_duplicate=False))
+    shared = [n for n, p in module.student.pair.form_2d.named_parameters() if twin.get(n) is p]
+    assert len(shared) > 10
+    index = {"spacing": [1, 1, 1], "normalization": ["ZScoreNormalization"], "cases": []}
+    for ndim, size in zip((2, 3), sizes.values(), strict=True):
+        checkpoint = module.checkpoints(index, {})[f"encoder_{ndim}d.pth"]
+        network = create_network(name, checkpoint.input_channels, 2, size, **checkpoint.overrides)
+        report = load_encoder_weights(network, checkpoint)
+        assert report.coverage(dict(network.named_parameters()), "encoder.") == 1
+        assert not report.adapted
 
 
 class TestGradients:

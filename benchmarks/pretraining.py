@@ -1,0 +1,176 @@
+"""Does pretraining help? Hippocampus, labels unused, then training from ten labelled cases, three seeds.
+
+    export nnUNet_raw=... nnUNet_preprocessed=... nnUNet_results=...
+    python benchmarks/pretraining.py qt_ssl unimiss
+
+Each method plans, prepares the images that fold 0 does not validate on, pretrains with `nnunet-transformers pretrain
+fit`, attaches the encoder, and trains with and without it, through nnU-Net's own commands: 300 iterations, batch 2, the
+same ten cases and seeds on either side. Prints one JSON line: the mean foreground Dice of the 40 validation cases for
+each run, and what pretraining took. What is there already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+DATASET, CONFIGURATION, FOLD, BATCH_SIZE = "Dataset004_Hippocampus", "3d_fullres", 0, 2
+SEEDS = (0, 1, 2)
+COMMAND = Path(sys.executable).with_name("nnunet-transformers")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A pretraining method with the network that it is tried with.
+
+    Attributes:
+        recipe: of the package.
+        settings: what a CPU and 160 small images need instead of the recipe's values.
+        folder_argument: of the recipe's data.
+        encoder: file that the method writes.
+        planner, trainer: of the network.
+    """
+
+    recipe: str
+    settings: dict[str, object]
+    folder_argument: str
+    encoder: str
+    planner: str
+    trainer: str
+
+    @property
+    def plans(self) -> str:
+        return self.planner.replace("Planner", "") + "Plans"
+
+
+METHODS = {
+    "qt_ssl": Method(
+        recipe="qt_ssl_in_task",
+        settings={
+            "model.init_args.lr": 1e-3,
+            "model.init_args.warmup_epochs": 2,
+            "data.init_args.batch_size": 8,
+            "trainer.accumulate_grad_batches": 1,
+            "trainer.max_epochs": 20,
+        },
+        folder_argument="folder",
+        encoder="encoder.pth",
+        planner="nnUNetPlannerQTUNetT",
+        trainer="nnUNetTrainerQTUNet_tencases",
+    ),
+    "unimiss": Method(
+        recipe="unimiss",
+        settings={
+            # the planned patch is 48 deep; slices are most of a step's work, and the paper's views have 16 of them
+            "model.init_args.patch_size_3d": "[16,64,48]",
+            "model.init_args.lr": 3.2e-2,  # for a batch of 256; 5e-4 for that of 4
+            "model.init_args.tau": 0.99,
+            "model.init_args.warmup_epochs": 2,
+            "model.init_args.output_dim": 4096,
+            "data.init_args.batch_size": 4,
+            "data.init_args.period": 1,
+            "trainer.max_epochs": 16,
+        },
+        folder_argument="folder_3d",
+        encoder="encoder_3d.pth",
+        planner="nnUNetPlannerMiT7",
+        trainer="nnUNetTrainerMiT_tencases",
+    ),
+}
+
+
+def run(command: str, **environment: str) -> None:
+    print(f"$ {command}", flush=True)
+    subprocess.run(shlex.split(command), env={**os.environ, **environment}, check=True)
+
+
+def plan(method: Method) -> str:
+    """Plan the network for this benchmark's batch; returns the plan's name."""
+    folder = Path(os.environ["nnUNet_preprocessed"]) / DATASET
+    number = int(DATASET[7:10])
+    arguments = f"-d {number} -c {CONFIGURATION} -pl {method.planner} -np 2 -npfp 2"
+    run(f"nnUNetv2_plan_and_preprocess {arguments}", nnUNet_n_proc_DA="1")
+    planned = json.loads((folder / f"{method.plans}.json").read_text())
+    planned["plans_name"] = method.plans.replace("Plans", "FewPlans")
+    planned["configurations"][CONFIGURATION]["batch_size"] = BATCH_SIZE
+    (folder / f"{planned['plans_name']}.json").write_text(json.dumps(planned, indent=4))
+    return planned["plans_name"]
+
+
+def pretrain(name: str, method: Method, plans: str, work: Path) -> Path:
+    """Make the encoder, unless it is made; returns its folder."""
+    prepared, folder = work / "prepared", work / name
+    if not (prepared / "index.json").is_file():
+        source = Path(os.environ["nnUNet_raw"]) / DATASET
+        run(f"{COMMAND} pretrain prepare {source} {prepared} --fold {FOLD} --patch-size 40,56,40")
+    if (folder / "pretraining.json").is_file():
+        return folder
+    settings = {
+        **method.settings,
+        f"data.init_args.{method.folder_argument}": prepared,
+        "data.init_args.num_workers": 0,
+        "trainer.accelerator": "cpu",
+        "trainer.default_root_dir": folder,
+        "trainer.enable_progress_bar": "false",
+        "trainer.logger": "CSVLogger",
+        "trainer.logger.init_args.save_dir": folder,
+        "trainer.log_every_n_steps": 5,
+    }
+    arguments = " ".join(f"--{key}={value}" for key, value in settings.items())
+    start = time.perf_counter()
+    run(f"{COMMAND} pretrain fit --config {method.recipe} -d {DATASET} -p {plans} -c {CONFIGURATION} {arguments}")
+    summary = {"minutes": round((time.perf_counter() - start) / 60, 1), "settings": method.settings}
+    (folder / "pretraining.json").write_text(json.dumps(summary))
+    return folder
+
+
+def train(method: Method, plans: str, seed: int, results: Path) -> float:
+    """Train from ten cases, unless it is done; returns the mean foreground Dice."""
+    root = results / f"seed_{seed}"
+    folder = root / DATASET / f"{method.trainer}__{plans}__{CONFIGURATION}" / f"fold_{FOLD}"
+    if not (folder / "validation" / "summary.json").is_file():
+        environment = {
+            "nnUNet_results": str(root),
+            "nnUNet_n_proc_DA": "0",
+            "nnUNet_extTrainer": str(Path(__file__).parent / "trainers"),
+            "BENCHMARK_SEED": str(seed),
+        }
+        command = f"nnUNetv2_train {DATASET} {CONFIGURATION} {FOLD} -tr {method.trainer} -p {plans} -device cpu"
+        run(command, **environment)
+    return json.loads((folder / "validation" / "summary.json").read_text())["foreground_mean"]["Dice"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    names = parser.parse_args().methods
+    work = Path(os.environ["nnUNet_results"]) / "pretraining"
+    for name in names:
+        method = METHODS[name]
+        plans = plan(method)
+        folder = pretrain(name, method, plans, work)
+        attached = plans.replace("Plans", f"_{name}Plans")
+        arguments = f"-d {DATASET} -p {plans} -o {attached} -c {CONFIGURATION} --force"
+        run(f"{COMMAND} attach {folder / method.encoder} {arguments}")
+        dice: dict[str, list[float]] = {"scratch": [], "pretrained": []}
+        for seed in SEEDS:
+            for start, from_plans in (("scratch", plans), ("pretrained", attached)):
+                dice[start].append(round(train(method, from_plans, seed, work), 4))
+                print(json.dumps({"method": name, "start": start, "seed": seed, "dice": dice[start][-1]}), flush=True)
+        summary = {
+            start: [round(f(values), 4) for f in (statistics.mean, statistics.stdev)] for start, values in dice.items()
+        }
+        took = json.loads((folder / "pretraining.json").read_text())
+        print(json.dumps({"method": name, "dice": dice, "mean_and_deviation": summary, **took}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""A 2D and a 3D network at once, sharing what does not know the dimensionality (UniMiSS, ECCV 2022, section 3)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class NetworkPair(nn.Module):
+    """Two forms of a network whose linear layers and layer norms are the same objects where their shapes agree.
+
+    A batch has one dimensionality, and the other form's own parameters then get no gradient.
+
+    Args:
+        form_2d, form_3d: the two forms; the second takes over layers of the first.
+    """
+
+    def __init__(self, form_2d: nn.Module, form_3d: nn.Module) -> None:
+        super().__init__()
+        self.form_2d, self.form_3d = form_2d, form_3d
+        layers = dict(form_3d.named_modules())
+        for name, module in form_2d.named_modules():
+            knows_no_dimension = isinstance(module, (nn.Linear, nn.LayerNorm))
+            if knows_no_dimension and name in layers and _shapes(module) == _shapes(layers[name]):
+                parent, _, child = name.rpartition(".")
+                setattr(form_3d.get_submodule(parent), child, module)
+
+    def form(self, ndim: int) -> nn.Module:
+        """The network for images of two or three dimensions.
+
+        Raises:
+            ValueError: on any other number.
+        """
+        if ndim not in (2, 3):
+            raise ValueError(f"there is a 2D and a 3D form, none of {ndim} dimensions")
+        return self.form_2d if ndim == 2 else self.form_3d
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(batch, channels, *patch size of either form) to what that form makes of it."""
+        return self.form(image.dim() - 2)(image)
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
