@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from .prepare import INDEX
 from .views import cut_out, flip, intensity_transforms, random_resized_crop, rotate, rotations_of
@@ -182,9 +182,12 @@ class _Data(LightningDataModule, ABC):
         # made anew in every epoch (reload_dataloaders_every_n_epochs=1), so that workers know which one it is
         samples = self.epoch()
         samples.epoch = self.trainer.current_epoch
+        # unshuffled, so that n processes see in a step what one with an n times larger batch would see
+        sampler = DistributedSampler(samples, self.trainer.world_size, self.trainer.global_rank, shuffle=False)
         return DataLoader(
             samples,
             self.batch_size,
+            sampler=sampler,
             num_workers=self.num_workers,
             drop_last=True,
             pin_memory=torch.cuda.is_available(),

@@ -1,0 +1,104 @@
+"""Whole runs of every method: killed and resumed, and in two processes."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnunet_transformers.checkpoints import load_encoder
+from nnunet_transformers.pretraining.prepare import prepare
+from tests.conftest import write_dataset
+
+ROOT = Path(__file__).parents[2]
+COMMAND = Path(sys.executable).with_name("nnunet-transformers")
+EPOCHS, STEPS = 3, 4
+# without drop path, whose random numbers are each process's own
+QT_UNET = '{"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4, "drop_path_rate": 0}'
+METHODS = {
+    "qt_ssl_in_task": {
+        "data.init_args.folder": None,
+        "model.init_args.patch_size": "[16,16,16]",
+        "model.init_args.network_overrides": QT_UNET,
+        "trainer.accumulate_grad_batches": 1,
+    },
+    "unimiss": {
+        "data.init_args.folder_3d": None,
+        "data.init_args.period": 1,
+        "model.init_args.network": "mit_7",
+        "model.init_args.patch_size_2d": "[32,64]",
+        "model.init_args.patch_size_3d": "[16,32,64]",
+        "model.init_args.output_dim": 32,
+    },
+}
+ENCODERS = {"qt_ssl_in_task": "encoder.pth", "unimiss": "encoder_3d.pth"}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    prepare(write_dataset(folder / "raw", cases=4), folder / "prepared", patch_size=(16, 32, 64))
+    return folder / "prepared"
+
+
+def run(recipe: str, prepared: Path, folder: Path, *arguments: str, batch_size: int = 2) -> int:
+    """Run a recipe as a user would; returns the exit status."""
+    settings = {name: prepared if value is None else value for name, value in METHODS[recipe].items()}
+    settings |= {
+        "data.init_args.batch_size": batch_size,
+        "data.init_args.samples_per_epoch": 2 * STEPS,
+        "data.init_args.num_workers": 0,
+        "model.init_args.warmup_epochs": 1,
+        "trainer.max_epochs": EPOCHS,
+        "trainer.accelerator": "cpu",
+        "trainer.default_root_dir": folder,
+        "trainer.enable_progress_bar": "false",
+        "trainer.log_every_n_steps": 1,
+        "trainer.logger": "CSVLogger",
+        "trainer.logger.init_args.save_dir": folder,
+    }
+    options = [f"--{name}={value}" for name, value in settings.items()]
+    command = [str(COMMAND), "pretrain", "fit", "--config", recipe, *options, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True).returncode
+
+
+def assert_same_weights(first: Path, second: Path, **tolerance: float) -> None:
+    weights = load_encoder(second).weights
+    for name, value in load_encoder(first).weights.items():
+        torch.testing.assert_close(value, weights[name], msg=lambda m, name=name: f"{name}: {m}", **tolerance)
+
+
+@pytest.mark.parametrize("recipe", METHODS)
+class TestRuns:
+    def test_killed_run_resumes(self, recipe, prepared, tmp_path):
+        assert run(recipe, prepared, tmp_path / "whole") == 0
+        for attempt, step in enumerate(torch.randint(EPOCHS * STEPS, (2,)).tolist()):
+            folder = tmp_path / f"killed_{attempt}"
+            kill = [
+                "--trainer.callbacks+=tests.pretraining.killer.KillAt",
+                f"--trainer.callbacks.init_args.step={step}",
+            ]
+            assert run(recipe, prepared, folder, *kill) == -signal.SIGKILL
+            assert run(recipe, prepared, folder, "--ckpt_path=last") == 0
+            same = (tmp_path / "whole" / ENCODERS[recipe], folder / ENCODERS[recipe])
+            assert_same_weights(*same, rtol=0, atol=0)
+
+    def test_two_processes_equal_one_with_twice_the_batch(self, recipe, prepared, tmp_path):
+        strategy = "ddp_find_unused_parameters_true" if recipe == "unimiss" else "ddp"
+        two = [f"--trainer.strategy={strategy}", "--trainer.devices=2"]
+        assert run(recipe, prepared, tmp_path / "two", *two) == 0
+        assert run(recipe, prepared, tmp_path / "one", batch_size=4) == 0
+        rows = []
+        for name in ("one", "two"):
+            with open(tmp_path / name / "lightning_logs" / "version_0" / "metrics.csv") as file:
+                rows.append(list(csv.DictReader(file)))
+        assert len(rows[0]) == len(rows[1]) == EPOCHS * STEPS // 2
+        for one, two in zip(*rows, strict=True):
+            for name in (name for name in one if "loss" in name and one[name]):
+                assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-3)
+        assert_same_weights(*(tmp_path / n / ENCODERS[recipe] for n in ("one", "two")), rtol=1e-2, atol=1e-4)
