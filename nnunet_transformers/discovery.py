@@ -24,6 +24,7 @@ TRAINERS = {
     "nnUNetTrainerUNet2022Paper": "nnunet_transformers.trainers.unet2022",
     "nnUNetTrainerMiT": "nnunet_transformers.trainers.mit",
     "nnUNetTrainerMiTPaper": "nnunet_transformers.trainers.mit",
+    "nnUNetTrainerLinearProbe": "nnunet_transformers.trainers.linear_probe",
 }
 DEMO_TRAINERS = {"nnUNetTrainerQTUNetDemo": "nnunet_transformers.trainers.qt_unet"}
 PLANNERS = {

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+PROBE_TRAINER = "nnUNetTrainerLinearProbe"
+
 app = typer.Typer(
     help="Transformer U-Nets for nnU-Net v2: checks, tables, released weights, reports and a demo. Training and "
     "prediction are nnU-Net's own commands.",
@@ -17,6 +19,8 @@ app = typer.Typer(
 
 pretrain = typer.Typer(help="Encoder checkpoints from unlabelled images.", no_args_is_help=True)
 app.add_typer(pretrain, name="pretrain")
+probe = typer.Typer(help="How much a frozen encoder knows: classification and segmentation.", no_args_is_help=True)
+app.add_typer(probe, name="probe")
 
 
 @app.command()
@@ -219,6 +223,36 @@ def recipes() -> None:
     from ..pretraining.fit import list_recipes
 
     print("\n".join(list_recipes()))
+
+
+@probe.command()
+def classify(
+    encoder: Annotated[Path, typer.Argument(help="Encoder checkpoint.")],
+    images: Annotated[Path, typer.Argument(help="Folder written by `pretrain prepare`.")],
+    labels: Annotated[Path, typer.Argument(help="CSV with columns image, label and, if fixed, split (train or test).")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
+) -> None:
+    """Logistic regression and nearest neighbours on frozen features, at 1, 10 and 100 % of the training labels."""
+    from .probe import probe_classification
+
+    probe_classification(encoder, images, labels, output, device)
+
+
+@probe.command()
+def segment(
+    encoder: Annotated[Path, typer.Argument(help="Encoder checkpoint.")],
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="nnU-Net's number or name of the dataset.")],
+    plans: Annotated[str, typer.Option("--plans", "-p", help="Plan of one of this package's networks.")],
+    configuration: Annotated[str, typer.Option("--configuration", "-c", help="Of the plan.")] = "3d_fullres",
+    fold: Annotated[int, typer.Option("--fold", "-f", help="To train and validate on.")] = 0,
+    trainer: Annotated[str, typer.Option("--trainer", "-tr", help="Or one with another schedule.")] = PROBE_TRAINER,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cuda",
+) -> None:
+    """Train 1x1 heads on the frozen encoder with nnU-Net, and print the validation cases' Dice."""
+    from .probe import probe_segmentation
+
+    probe_segmentation(encoder, dataset, plans, configuration, fold, trainer, device)
 
 
 def main() -> None:

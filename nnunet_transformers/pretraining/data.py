@@ -33,7 +33,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 class PreparedImages:
-    """Crops of prepared images; an image is opened, not loaded.
+    """Prepared images, of which parts are read: an image is opened, not loaded.
 
     Args:
         folder: prepared images.
@@ -42,34 +42,41 @@ class PreparedImages:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.index = read_index(self.folder)
-        self.names = [case["name"] for case in self.index["cases"]]
+        self.shapes = {case["name"]: tuple(case["shape"]) for case in self.index["cases"]}
+        self.names = list(self.shapes)
 
-    def crop(self, size: Sequence[int], rng: np.random.Generator) -> Tensor:
-        """A random crop of a random image.
+    def read(self, name: str, start: Sequence[int], size: Sequence[int]) -> Tensor:
+        """A part of an image.
 
-        An axis shorter than the crop is filled up with the image's smallest value, which is air where zero would be
-        tissue.
+        An axis that ends before the part does is filled up on both sides with the image's smallest value, which is air
+        where zero would be tissue.
 
         Args:
+            name: of the image.
+            start: first voxel on each axis, three of them.
             size: voxels per axis; two of them take a slice.
-            rng: where and of which image.
 
         Returns:
             (channels, *size), float32.
         """
         blosc2.set_nthreads(1)
         mmap = {} if os.name == "nt" else {"mmap_mode": "r"}
-        name = self.names[rng.integers(len(self.names))]
         image = blosc2.open(str(self.folder / f"{name}.b2nd"), mode="r", **mmap)
         wanted = (1, *size) if len(size) == 2 else tuple(size)
-        starts = [int(rng.integers(max(0, n - s) + 1)) for n, s in zip(image.shape[1:], wanted, strict=True)]
-        crop = np.asarray(image[(slice(None), *(slice(a, a + s) for a, s in zip(starts, wanted, strict=True)))])
-        missing = [s - n for s, n in zip(wanted, crop.shape[1:], strict=True)]
+        part = np.asarray(image[(slice(None), *(slice(a, a + s) for a, s in zip(start, wanted, strict=True)))])
+        missing = [s - n for s, n in zip(wanted, part.shape[1:], strict=True)]
         if any(missing):
             ends = [(m // 2, m - m // 2) for m in missing]
-            crop = np.stack([np.pad(channel, ends, constant_values=channel.min()) for channel in crop])
-        crop = torch.from_numpy(np.ascontiguousarray(crop))
-        return crop[:, 0] if len(size) == 2 else crop
+            part = np.stack([np.pad(channel, ends, constant_values=channel.min()) for channel in part])
+        part = torch.from_numpy(np.ascontiguousarray(part))
+        return part[:, 0] if len(size) == 2 else part
+
+    def crop(self, size: Sequence[int], rng: np.random.Generator) -> Tensor:
+        """A random part of a random image, see ``read``."""
+        name = self.names[rng.integers(len(self.names))]
+        wanted = (1, *size) if len(size) == 2 else tuple(size)
+        room = [max(0, n - s) for n, s in zip(self.shapes[name][1:], wanted, strict=True)]
+        return self.read(name, [int(rng.integers(n + 1)) for n in room], size)
 
 
 class Epoch(Dataset, ABC):

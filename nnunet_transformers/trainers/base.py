@@ -29,7 +29,7 @@ class TransformerTrainer(nnUNetTrainer):
     one schedule that moves with every iteration; gradients clipped to norm 1.
 
     Attributes:
-        network_class_name: import path of the network that a plan must hold.
+        network_class_name: import path of the network that a plan must hold, or of the package of several.
         default_epochs, default_iterations: length of the schedule and of an epoch.
         default_lr, default_weight_decay, default_deep_supervision: what nnU-Net's attributes of these names start as.
         dice_weight, ce_weight: of the two parts of nnU-Net's loss.
@@ -82,7 +82,7 @@ class TransformerTrainer(nnUNetTrainer):
 
     def _check_plan(self, plans: PlansManager, configuration: str) -> None:
         planned = plans.get_configuration(configuration).network_arch_class_name
-        if planned != self.network_class_name:
+        if not f"{planned}.".startswith(f"{self.network_class_name}."):
             planner, *others = self.planners
             raise RuntimeError(
                 f"{type(self).__name__} trains {self.network_class_name}, but {plans.plans_name} plans {planned}. Plan "
@@ -162,6 +162,11 @@ class TransformerTrainer(nnUNetTrainer):
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     @property
+    def initialised_network(self) -> nn.Module:
+        """What the weights that a plan names are loaded into."""
+        return self.plain_network
+
+    @property
     def _initialisation(self) -> dict | None:
         """What the plan says of the weights to start from."""
         return self.configuration_manager.configuration.get("initialisation")
@@ -171,7 +176,7 @@ class TransformerTrainer(nnUNetTrainer):
         is_fresh = not self.was_initialized
         super().on_train_start()
         if self._initialisation is not None and is_fresh:
-            self.print_to_log_file(initialise(self.plain_network, self._initialisation), add_timestamp=False)
+            self.print_to_log_file(initialise(self.initialised_network, self._initialisation), add_timestamp=False)
 
     # ---- data that cannot be trained on ----
 

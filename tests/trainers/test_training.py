@@ -458,3 +458,35 @@ def test_plan_of_another_network(nnunet_folders, monkeypatch):
     with pytest.raises(RuntimeError, match=r"nnUNetPlans plans .*PlainConvUNet.*-pl nnUNetPlannerQTUNetT"):
         get_trainer_from_args("900", "3d_fullres", 0, TRAINER, "nnUNetPlans", device=CPU)
     assert not any((nnunet_folders / "results").iterdir())
+
+
+def test_linear_probe(prepared, tmp_path, monkeypatch):
+    """Heads are trained on an encoder that stays as it was; `probe segment` from checkpoint to Dice."""
+    from typer.testing import CliRunner
+
+    from nnunet_transformers import cli
+    from nnunet_transformers.architectures import create_network
+    from nnunet_transformers.checkpoints import EncoderCheckpoint, encoder_weights, save_encoder
+
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    planned = json.loads((prepared / "preprocessed" / "Dataset900_Balls" / f"{PLANS}.json").read_text())
+    planned = planned["configurations"]["3d_fullres"]
+    overrides = {k: v for k, v in planned["architecture"]["arch_kwargs"].items() if k not in ("patch_size", "strides")}
+    patch_size = tuple(planned["patch_size"])
+    source = create_network("qt_unet_tiny", 1, 2, patch_size, **overrides)
+    save_encoder(
+        EncoderCheckpoint(encoder_weights(source), "qt_unet_tiny", patch_size, 1, overrides), tmp_path / "encoder.pth"
+    )
+    arguments = [tmp_path / "encoder.pth", "-d", 900, "-p", PLANS, "-tr", "nnUNetTrainerLinearProbe_1epoch"]
+    result = CliRunner().invoke(cli.app, ["probe", "segment", *map(str, arguments), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert "label 1: Dice" in result.output
+    model = model_folder(prepared, trainer="nnUNetTrainerLinearProbe_1epoch", plans=f"{PLANS}_probe")
+    weights = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    for name, value in encoder_weights(source).items():
+        assert torch.equal(weights[f"network.{name}"], value), name
+    assert weights["heads.0.0.running_mean"].abs().sum() > 0
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    plan_experiments([900])
+    with pytest.raises(RuntimeError, match=r"trains nnunet_transformers.architectures, but nnUNetPlans plans"):
+        get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerLinearProbe", "nnUNetPlans", device=CPU)

@@ -1,0 +1,64 @@
+"""``nnunet-transformers probe``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from .._files import write_json
+from ..checkpoints import load_encoder
+
+
+def probe_classification(encoder: Path, prepared: Path, labels: Path, output: Path | None, device: str) -> None:
+    """Print the scores of both classifiers; write them to ``output`` if given."""
+    from ..evaluation.classification_probe import probe_classification, read_labels
+    from ..evaluation.features import FrozenEncoder
+    from ..pretraining.data import PreparedImages
+
+    images = PreparedImages(prepared)
+    table = read_labels(labels, images.names)
+    frozen = FrozenEncoder(load_encoder(encoder), device)
+    features = np.stack([frozen.features(images, name) for name in track(table.names, description="features")])
+    scores = probe_classification(features, table.labels, table.is_test)
+    how = "cross-validated" if table.is_test is None else f"{int(table.is_test.sum())} of them to test on"
+    print(f"{encoder}: {len(table.names)} images, {len(set(table.labels))} labels, {how}")
+    columns = Table()
+    for column in ("classifier", "labels", "cases", "AUC", "accuracy"):
+        columns.add_column(column, justify="left" if column == "classifier" else "right")
+    for s in scores:
+        auc, accuracy = f"{s.auc:.3f} ± {s.auc_std:.3f}", f"{s.accuracy:.3f} ± {s.accuracy_std:.3f}"
+        columns.add_row(s.classifier, f"{s.share:.0%}", f"{s.cases:.0f}", auc, accuracy)
+    Console().print(columns)
+    if table.unknown:
+        print(f"{len(table.unknown)} images of {labels} are not in {prepared}, {table.unknown[0]} first")
+    if output is not None:
+        write_json({"encoder": str(encoder), "scores": [asdict(s) for s in scores]}, output)
+        print(f"written: {output}")
+
+
+def probe_segmentation(
+    encoder: Path, dataset: str, plans: str, configuration: str, fold: int, trainer: str, device: str
+) -> None:
+    """Attach the encoder to a plan of the probe's own, train the heads with nnU-Net and print Dice."""
+    import torch
+    from nnunetv2.run.run_training import get_trainer_from_args, run_training
+
+    from ..plans.attach import attach
+
+    probed = f"{plans}_probe"
+    specification = {"checkpoint": str(encoder.resolve())}
+    _, reports, _ = attach(specification, dataset, plans, probed, [configuration], force=True)
+    print(reports[configuration])
+    target = torch.device(device)
+    run_training(dataset, configuration, fold, trainer, probed, device=target)
+    folder = Path(get_trainer_from_args(dataset, configuration, fold, trainer, probed, device=target).output_folder)
+    summary = json.loads((folder / "validation" / "summary.json").read_text())
+    for label, scores in summary["mean"].items():
+        print(f"label {label}: Dice {scores['Dice']:.4f}")
+    print(f"mean: Dice {summary['foreground_mean']['Dice']:.4f} ({folder})")

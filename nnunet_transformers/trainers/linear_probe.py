@@ -1,0 +1,59 @@
+"""A linear probe of an encoder: ``nnUNetv2_train D 3d_fullres 0 -tr nnUNetTrainerLinearProbe -p PLANS``."""
+
+from __future__ import annotations
+
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from ..architectures.linear_probe import LinearProbe
+from ..discovery import PLANNERS
+from .base import TransformerTrainer
+from .schedules import with_schedules
+
+
+class nnUNetTrainerLinearProbe(TransformerTrainer):
+    """Train linear heads on the frozen encoder that a plan names, any of this package's networks.
+
+    A plan without an encoder gives the probe of random weights, to compare with.
+    """
+
+    network_class_name = "nnunet_transformers.architectures"  # any of them
+    planners = tuple(PLANNERS)
+    default_epochs = 20
+    default_iterations = 50
+    default_lr = 1e-2
+    default_weight_decay = 0.0
+    default_deep_supervision = False
+    frozen_fraction = 0.0
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = False,
+    ) -> nn.Module:
+        network = get_network_from_plans(
+            configuration_manager.network_arch_class_name,
+            configuration_manager.network_arch_init_kwargs,
+            configuration_manager.network_arch_init_kwargs_req_import,
+            num_input_channels,
+            num_output_channels,
+            deep_supervision=False,
+        )
+        return LinearProbe(network, num_output_channels)
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """There is none."""
+
+    @property
+    def initialised_network(self) -> nn.Module:
+        return self.plain_network.network
+
+    def _parameter_groups(self) -> list[dict]:
+        return [{"params": list(self.plain_network.heads.parameters())}]
+
+
+globals().update(with_schedules(nnUNetTrainerLinearProbe))
