@@ -105,14 +105,8 @@ def plan(method: Method) -> str:
     return planned["plans_name"]
 
 
-def pretrain(name: str, method: Method, plans: str, work: Path) -> Path:
-    """Make the encoder, unless it is made; returns its folder."""
-    prepared, folder = work / "prepared", work / name
-    if not (prepared / "index.json").is_file():
-        source = Path(os.environ["nnUNet_raw"]) / DATASET
-        run(f"{COMMAND} pretrain prepare {source} {prepared} --fold {FOLD} --patch-size 40,56,40")
-    if (folder / "pretraining.json").is_file():
-        return folder
+def fit_arguments(method: Method, prepared: Path, folder: Path, **changes: object) -> list[str]:
+    """What `pretrain fit` is told besides the recipe and the plan."""
     settings = {
         **method.settings,
         f"data.init_args.{method.folder_argument}": prepared,
@@ -123,8 +117,20 @@ def pretrain(name: str, method: Method, plans: str, work: Path) -> Path:
         "trainer.logger": "CSVLogger",
         "trainer.logger.init_args.save_dir": folder,
         "trainer.log_every_n_steps": 5,
+        **changes,
     }
-    arguments = " ".join(f"--{key}={value}" for key, value in settings.items())
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def pretrain(name: str, method: Method, plans: str, work: Path) -> Path:
+    """Make the encoder, unless it is made; returns its folder."""
+    prepared, folder = work / "prepared", work / name
+    if not (prepared / "index.json").is_file():
+        source = Path(os.environ["nnUNet_raw"]) / DATASET
+        run(f"{COMMAND} pretrain prepare {source} {prepared} --fold {FOLD} --patch-size 40,56,40")
+    if (folder / "pretraining.json").is_file():
+        return folder
+    arguments = " ".join(fit_arguments(method, prepared, folder))
     start = time.perf_counter()
     run(f"{COMMAND} pretrain fit --config {method.recipe} -d {DATASET} -p {plans} -c {CONFIGURATION} {arguments}")
     summary = {"minutes": round((time.perf_counter() - start) / 60, 1), "settings": method.settings}

@@ -11,7 +11,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 import yaml
-from lightning import LightningDataModule, LightningModule
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -62,7 +62,7 @@ def _parameters(recipe: Path, part: str) -> list[str]:
         raise ValueError(f"{recipe} names no class in {part}.class_path ({error!r})") from error
 
 
-def fit(recipe: str, arguments: Sequence[str], plan: tuple[str, str, str] | None = None) -> None:
+def fit(recipe: str, arguments: Sequence[str], plan: tuple[str, str, str] | None = None) -> Trainer:
     """Run a recipe.
 
     A run saves its state after every epoch and its encoder beside it; ``--ckpt_path last`` continues it with the same
@@ -74,6 +74,9 @@ def fit(recipe: str, arguments: Sequence[str], plan: tuple[str, str, str] | None
             they count before everything else.
         plan: dataset, plan and configuration to take the network, its arguments, patch and channels from.
 
+    Returns:
+        the trainer, with metrics, callbacks and profiler.
+
     Raises:
         ValueError: on an unknown recipe, or settings that cannot work.
         FileNotFoundError: if there is no such plan, or the data were not prepared.
@@ -84,8 +87,8 @@ def fit(recipe: str, arguments: Sequence[str], plan: tuple[str, str, str] | None
     planned = {} if plan is None else model_arguments(*plan, known)
     # what both take, such as patch_size, is said once, of the method
     data = _parameters(path, "data")
-    cli = type("CLI", (_CLI,), {"shared": [name for name in known if name in data]})
-    cli(
+    cli_class = type("CLI", (_CLI,), {"shared": [name for name in known if name in data]})
+    cli = cli_class(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -110,3 +113,4 @@ def fit(recipe: str, arguments: Sequence[str], plan: tuple[str, str, str] | None
             *arguments,
         ],
     )
+    return cli.trainer
