@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from ..checkpoints import save_encoder
 
@@ -74,3 +76,13 @@ class EncoderWriter(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         for name, checkpoint in module.checkpoints(trainer.datamodule.index, recipe).items():
             save_encoder(checkpoint, folder / name)
+
+
+def feature_spread(features: Tensor) -> Tensor:
+    """Standard deviation over the batch of the normalised features, 1 when they fill the sphere, 0 when all are alike.
+
+    Args:
+        features: (batch, dim).
+    """
+    features = F.normalize(features.detach().float(), dim=1)
+    return features.std(dim=0).mean() * features.shape[1] ** 0.5

@@ -10,11 +10,11 @@ import torch
 from lightning import Trainer
 
 from nnunet_transformers.checkpoints import load_encoder
-from nnunet_transformers.pretraining.callbacks import CollapseMonitor, EncoderWriter, SeedEveryBatch
+from nnunet_transformers.pretraining.callbacks import CollapseMonitor, EncoderWriter, SeedEveryBatch, feature_spread
 from nnunet_transformers.pretraining.data import MaskedViewData
 from nnunet_transformers.pretraining.fit import fit, list_recipes, recipe_path
+from nnunet_transformers.pretraining.methods.qt_ssl import QTSSL
 from nnunet_transformers.pretraining.prepare import prepare
-from nnunet_transformers.pretraining.qt_ssl import QTSSL, feature_spread
 from nnunet_transformers.pretraining.views import cut_out, rotate, rotations_of
 from tests.architectures.test_networks import PATCHES, SMALLEST
 from tests.conftest import write_dataset
@@ -120,7 +120,7 @@ class TestRuns:
             torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
 
     def test_slow_copy_moves_once_a_step(self, prepared, tmp_path, monkeypatch):
-        from nnunet_transformers.pretraining import qt_ssl
+        from nnunet_transformers.pretraining.methods import qt_ssl
 
         moves = []
         real = qt_ssl.update_momentum

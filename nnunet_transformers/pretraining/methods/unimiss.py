@@ -21,11 +21,11 @@ from lightning import LightningModule
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from ..architectures import NetworkPair
-from ..architectures._arguments import in_plane
-from ..checkpoints import EncoderCheckpoint
-from .pair import create_pair, form_overrides
-from .qt_ssl import feature_spread
+from ...architectures import NetworkPair
+from ...architectures._arguments import in_plane
+from ...checkpoints import EncoderCheckpoint
+from ..callbacks import feature_spread
+from ..pair import create_pair, form_overrides
 
 
 class CrossDimensionLoss(DINOLoss):

@@ -21,10 +21,11 @@ from lightly.utils.scheduler import CosineWarmupScheduler, cosine_schedule
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from ..checkpoints import EncoderCheckpoint, encoder_weights
-from .distributed import gather
-from .encoder import create_encoder
-from .views import rotations_of
+from ...checkpoints import EncoderCheckpoint, encoder_weights
+from ..callbacks import feature_spread
+from ..distributed import gather
+from ..encoder import create_encoder
+from ..views import rotations_of
 
 HEADS = ("reconstruction", "rotation", "byol")
 
@@ -152,13 +153,3 @@ class QTSSL(LightningModule):
             num_cases=len(index["cases"]),
         )
         return {"encoder.pth": checkpoint}
-
-
-def feature_spread(features: Tensor) -> Tensor:
-    """Standard deviation over the batch of the normalised features, 1 when they fill the sphere, 0 when all are alike.
-
-    Args:
-        features: (batch, dim).
-    """
-    features = F.normalize(features.detach().float(), dim=1)
-    return features.std(dim=0).mean() * features.shape[1] ** 0.5

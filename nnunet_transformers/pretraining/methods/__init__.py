@@ -1,0 +1,1 @@
+"""The pretraining methods, a file each."""
