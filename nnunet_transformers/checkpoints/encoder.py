@@ -6,7 +6,6 @@ One file of tensors and plain types, read without unpickling. It is an nnssl che
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -19,9 +18,10 @@ import torch
 from torch import Tensor
 
 from ..architectures import SegmentationNetwork, create_network, get_network
-from .files import load_checkpoint, save_checkpoint
+from .files import load_checkpoint
+from .sealed import WrongKindError, load_sealed, save_sealed
 
-FORMAT = 1
+KIND = "encoder"
 PACKAGES = ("nnunet-transformers", "nnunetv2", "torch", "timm")
 
 
@@ -60,6 +60,10 @@ class EncoderCheckpoint:
     num_cases: int = 0
     versions: dict[str, str] = field(default_factory=package_versions)
 
+    def save(self, path: str | os.PathLike) -> None:
+        """Write it, see ``save_encoder``."""
+        save_encoder(self, path)
+
     def build_network(self) -> SegmentationNetwork:
         """The network that the weights are of, without memory, to ask for its grids and windows."""
         with torch.device("meta"):
@@ -72,16 +76,6 @@ def encoder_weights(network: SegmentationNetwork) -> dict[str, Tensor]:
     return {n: v.detach().cpu().contiguous() for n, v in network.state_dict().items() if n.startswith(parts)}
 
 
-def content_hash(weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
-    """SHA-256 of names, types, shapes and bytes of the weights and of their description."""
-    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    for name in sorted(weights):
-        value = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        digest.update(value.view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def save_encoder(checkpoint: EncoderCheckpoint, path: str | os.PathLike) -> str:
     """Write a checkpoint whole or not at all.
 
@@ -91,19 +85,10 @@ def save_encoder(checkpoint: EncoderCheckpoint, path: str | os.PathLike) -> str:
     Raises:
         OSError: if it cannot be written.
     """
-    weights = dict(checkpoint.weights)
     description = asdict(checkpoint)
     del description["weights"]
-    # through JSON: tuples become lists and anything that is no plain type is an error here, not at loading
-    description = json.loads(json.dumps({**description, "format": FORMAT}))
-    sha256 = content_hash(weights, description)
-    content = {
-        "network_weights": weights,
-        "nnssl_adaptation_plan": _adaptation_plan(checkpoint),
-        "encoder": {**description, "sha256": sha256},
-    }
-    save_checkpoint(content, path)
-    return sha256
+    more = {"nnssl_adaptation_plan": _adaptation_plan(checkpoint)}
+    return save_sealed(KIND, checkpoint.weights, description, path, more)
 
 
 def load_encoder(path: str | os.PathLike) -> EncoderCheckpoint:
@@ -113,22 +98,12 @@ def load_encoder(path: str | os.PathLike) -> EncoderCheckpoint:
         FileNotFoundError: if it is not there.
         ValueError: if it is truncated, altered, or no encoder checkpoint of this package.
     """
-    content = load_checkpoint(path)
-    description, weights = content.get("encoder"), content.get("network_weights")
-    if not isinstance(description, Mapping) or not isinstance(weights, Mapping) or "sha256" not in description:
+    try:
+        weights, description = load_sealed(KIND, path)
+    except WrongKindError as error:
         raise ValueError(
-            f"{path} is no encoder checkpoint (it has {', '.join(map(str, list(content)[:6]))}). Released weights of a "
-            "paper become one with `nnunet-transformers convert`"
-        )
-    description = dict(description)
-    expected = description.pop("sha256")
-    if description.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has format {description.get('format')}, this version reads {FORMAT}; update nnunet-transformers"
-        )
-    if content_hash(weights, description) != expected:
-        raise ValueError(f"{path} was altered after it was written: its hash differs; get it again from its source")
-    del description["format"]
+            f"{error}. Released weights of a paper become an encoder checkpoint with `nnunet-transformers convert`"
+        ) from error
     for key in ("patch_size", "spacing", "normalization"):
         description[key] = None if description[key] is None else tuple(description[key])
     return EncoderCheckpoint(weights=weights, **description)
@@ -184,6 +159,6 @@ def _adaptation_plan(checkpoint: EncoderCheckpoint) -> dict[str, Any]:
 def is_encoder_checkpoint(path: str | os.PathLike) -> bool:
     """Whether a file looks like one, without checking its hash."""
     try:
-        return "encoder" in load_checkpoint(Path(path))
+        return KIND in load_checkpoint(Path(path))
     except (OSError, ValueError):
         return False

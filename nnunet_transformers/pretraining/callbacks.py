@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ..checkpoints import save_encoder
-
 
 class SeedEveryBatch(Callback):
     """Make the random numbers of a batch depend on seed, epoch, batch and rank alone.
@@ -32,11 +30,11 @@ class SeedEveryBatch(Callback):
 
 
 class CollapseMonitor(Callback):
-    """Stop a run whose features have become the same for every image.
+    """Stop a run that diverges, or whose features have become the same for every image.
 
     Args:
         threshold: smallest ``feature_spread`` of a healthy run.
-        patience: optimiser steps below it that are still let pass.
+        patience: batches below it that are still let pass; while there are any, no encoder is written.
     """
 
     def __init__(self, threshold: float = 0.02, patience: int = 100) -> None:
@@ -48,14 +46,25 @@ class CollapseMonitor(Callback):
         spread = trainer.callback_metrics.get("feature_spread")
         if spread is None:
             return
+        where = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
+        if not torch.isfinite(spread):
+            raise RuntimeError(
+                f"diverged: the features are not finite ({where}). Lower the learning rate or train in float32; encoder "
+                f"and state of the epoch before are in {trainer.default_root_dir}"
+            )
         self.below = self.below + 1 if spread < self.threshold else 0
         if self.below > self.patience:
             raise RuntimeError(
                 f"collapsed: the features of different images have been alike for {self.below} batches (spread "
-                f"{float(spread):.3f}, step {trainer.global_step}). Lower the learning rate, enlarge the batch or "
-                "accumulate more of them, or use pre-norm; checkpoints from before are in "
-                f"{trainer.default_root_dir}"
+                f"{float(spread):.3f}, {where}). Lower the learning rate, enlarge the batch or accumulate more of "
+                f"them, or use pre-norm; the last encoder from before is in {trainer.default_root_dir}"
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"below": self.below}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.below = state_dict["below"]
 
 
 class EncoderWriter(Callback):
@@ -69,13 +78,14 @@ class EncoderWriter(Callback):
         self.folder = folder
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+        collapsing = any(isinstance(c, CollapseMonitor) and c.below for c in trainer.callbacks)
+        if collapsing or not trainer.is_global_zero:
             return
         recipe = {**module.hparams, "epochs": trainer.current_epoch + 1, "steps": trainer.global_step}
         folder = Path(self.folder or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         for name, checkpoint in module.checkpoints(trainer.datamodule.index, recipe).items():
-            save_encoder(checkpoint, folder / name)
+            checkpoint.save(folder / name)
 
 
 def feature_spread(features: Tensor) -> Tensor:

@@ -71,10 +71,10 @@ def random_resized_crop(image: Tensor, size: Sequence[int], scale: Sequence[tupl
     return F.interpolate(box[None], size=tuple(size), mode=mode, align_corners=False)[0]
 
 
-def flip(image: Tensor, p: float) -> Tensor:
-    """Mirror each axis with probability ``p``."""
-    axes = [axis for axis in range(1, image.dim()) if uniform(0, 1) < p]
-    return image.flip(axes) if axes else image
+def flip(image: Tensor, p: float, axes: Sequence[int]) -> Tensor:
+    """Mirror each of ``axes`` with probability ``p``."""
+    flipped = [axis for axis in axes if uniform(0, 1) < p]
+    return image.flip(flipped) if flipped else image
 
 
 def intensity_transforms() -> BasicTransform:

@@ -177,6 +177,7 @@ class TestRecipes:
             "model.init_args.input_channels": 1,
             "model.init_args.network_overrides": '{"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}',
             "trainer.max_epochs": 1,
+            "trainer.accumulate_grad_batches": 1,
             "trainer.accelerator": "cpu",
             "trainer.default_root_dir": tmp_path,
             "trainer.enable_progress_bar": "false",

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ...checkpoints import EncoderCheckpoint, encoder_weights
 from ..callbacks import feature_spread
 from ..distributed import gather
-from ..encoder import create_encoder
+from ..encoder import create_encoder, rest_drop_path
 from ..views import rotations_of
 
 HEADS = ("reconstruction", "rotation", "byol")
@@ -77,6 +77,7 @@ class QTSSL(LightningModule):
             self.projection, self.prediction = BYOLProjectionHead(dim), BYOLPredictionHead()
             self.target = nn.ModuleDict({"encoder": deepcopy(self.encoder), "projection": deepcopy(self.projection)})
             deactivate_requires_grad(self.target)
+            rest_drop_path(self.target)
             self.similarity = NegativeCosineSimilarity()
 
     def training_step(self, batch: Sequence[tuple[Tensor, Tensor, Tensor]], batch_index: int) -> Tensor:

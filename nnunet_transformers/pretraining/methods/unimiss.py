@@ -25,6 +25,7 @@ from ...architectures import NetworkPair
 from ...architectures._arguments import in_plane
 from ...checkpoints import EncoderCheckpoint
 from ..callbacks import feature_spread
+from ..encoder import rest_drop_path
 from ..pair import create_pair, form_overrides
 
 
@@ -126,6 +127,7 @@ class UniMiSS(LightningModule):
         )
         self.teacher.load_state_dict(self.student.state_dict())
         deactivate_requires_grad(self.teacher)
+        rest_drop_path(self.teacher)
         self.loss = CrossDimensionLoss(
             output_dim,
             warmup_teacher_temp=teacher_temperature,

@@ -1,0 +1,69 @@
+"""QT-UNet's views: turned, parts of them noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ..views import cut_out, rotate, rotations_of
+from .epoch import Epoch, EpochData
+from .prepared import PreparedImages, read_index
+
+
+class MaskedViews(Epoch):
+    """Two views of a random crop, turned by right angles, parts of them noise (QT-UNet thesis, section 3.3.12).
+
+    A sample is a pair of (view, what it should be reconstructed to, index of its turn in ``rotations_of``), the first
+    two (channels, *patch_size).
+
+    Args:
+        folder: prepared images.
+        patch_size: voxels per axis; two of them take a random slice.
+        samples, seed: as for ``Epoch``.
+    """
+
+    def __init__(self, folder: Path, patch_size: Sequence[int], samples: int, seed: int = 0) -> None:
+        super().__init__(samples, seed)
+        self.images, self.patch_size = PreparedImages(folder), tuple(patch_size)
+        self.rotations = rotations_of(self.patch_size)
+
+    def sample(self, rng: np.random.Generator) -> tuple[tuple[Tensor, Tensor, int], ...]:
+        crop = self.images.crop(self.patch_size, rng)
+        return tuple(self._view(crop, int(rng.integers(len(self.rotations)))) for _ in range(2))
+
+    def _view(self, crop: Tensor, turn: int) -> tuple[Tensor, Tensor, int]:
+        target = rotate(crop, self.rotations[turn]).contiguous()
+        return cut_out(target), target, turn
+
+
+class MaskedViewData(EpochData):
+    """Batches of masked views.
+
+    Args:
+        folder: prepared images.
+        patch_size: voxels per axis; two of them make 2D crops.
+        batch_size: crops in a batch, on each device.
+        samples_per_epoch: crops in an epoch, on all devices; as many as there are images by default.
+        num_workers: processes that read.
+        seed: of the crops and views.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        patch_size: Sequence[int],
+        batch_size: int = 2,
+        samples_per_epoch: int | None = None,
+        num_workers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.index = read_index(Path(folder))
+        self.views = MaskedViews(Path(folder), patch_size, samples_per_epoch or len(self.index["cases"]), seed)
+
+    def epoch(self) -> MaskedViews:
+        return self.views

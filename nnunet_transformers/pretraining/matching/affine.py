@@ -1,0 +1,102 @@
+"""Affine registration by mutual information."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from scipy.ndimage import zoom
+
+from .matcher import AnatomicalMatcher, Match, Volume, apply_affine, inside
+
+LONGEST = 64
+
+
+class AffineMatcher(AnatomicalMatcher):
+    """Register the volumes with SimpleITK (Mattes mutual information, affine, three resolutions).
+
+    Args:
+        longest: voxels along the longest axis at the finest resolution.
+        iterations: of the optimiser, at most, at each resolution.
+    """
+
+    def __init__(self, longest: int = LONGEST, iterations: int = 60) -> None:
+        self.longest, self.iterations = longest, iterations
+
+    def prepare(self, volume: Volume) -> dict[str, Any]:
+        return small_image(volume, self.longest)
+
+    def match(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> Match:
+        matrix, similarity = register(query, key, np.eye(4), self.iterations, centre=True)
+        found = apply_affine(matrix, points)
+        return Match(found, np.full(len(points), similarity), inside(found, key["extent"]))
+
+
+def small_image(volume: Volume, longest: int) -> dict[str, Any]:
+    """The grey values at a resolution that registers in a second, and where they lie."""
+    grey = volume.grey
+    extent = volume.extent
+    factor = min(1.0, longest * max(volume.spacing) / max(np.max(extent), 1e-6), longest / max(grey.shape))
+    small = zoom(grey, factor, order=1) if factor < 1 else grey
+    steps = np.maximum(np.array(small.shape) - 1, 1)
+    return {"name": volume.name, "image": small.astype(np.float32), "spacing": extent / steps, "extent": extent}
+
+
+def register(
+    query: dict[str, Any], key: dict[str, Any], start: NDArray, iterations: int, centre: bool = False
+) -> tuple[NDArray, float]:
+    """The affine map from the query volume into the key volume that has the largest mutual information.
+
+    Args:
+        query, key: of ``small_image``.
+        start: 4x4 matrix in mm to start from.
+        iterations: of the optimiser at each resolution.
+        centre: start from the volumes' centres instead.
+
+    Returns:
+        the 4x4 matrix in mm, axes as in the volumes, and the mutual information; ``start`` where SimpleITK gives up.
+    """
+    fixed, moving = (_itk(side) for side in (query, key))
+    transform = sitk.AffineTransform(3)
+    if centre:
+        initial = sitk.CenteredTransformInitializer(
+            fixed, moving, transform, sitk.CenteredTransformInitializerFilter.GEOMETRY
+        )
+        transform = sitk.AffineTransform(initial)
+    else:
+        transform.SetCenter((query["extent"][::-1] / 2).tolist())
+        # axes are reversed in SimpleITK; x' = A (x - c) + c + t
+        a, offset = start[:3, :3][::-1, ::-1], start[:3, 3][::-1]
+        middle = np.array(transform.GetCenter())
+        transform.SetMatrix(a.flatten().tolist())
+        transform.SetTranslation((a @ middle + offset - middle).tolist())
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(32)
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    method.SetMetricSamplingPercentage(0.25, 0)
+    method.SetNumberOfThreads(1)  # so that the sums, and with them a run, can be repeated
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, iterations, relaxationFactor=0.6)
+    method.SetOptimizerScalesFromPhysicalShift()
+    levels = [f for f in (4, 2, 1) if min(query["image"].shape) // f >= 8] or [1]
+    method.SetShrinkFactorsPerLevel(levels)
+    method.SetSmoothingSigmasPerLevel([float(f - 1) for f in levels])
+    method.SetInitialTransform(transform, inPlace=True)
+    try:
+        method.Execute(fixed, moving)
+    except RuntimeError:  # no overlap left
+        return start, 0.0
+    a = np.array(transform.GetMatrix()).reshape(3, 3)
+    middle, translation = np.array(transform.GetCenter()), np.array(transform.GetTranslation())
+    matrix = np.eye(4)
+    matrix[:3, :3] = a[::-1, ::-1]
+    matrix[:3, 3] = (middle + translation - a @ middle)[::-1]
+    return matrix, -method.GetMetricValue()
+
+
+def _itk(side: dict[str, Any]) -> sitk.Image:
+    image = sitk.GetImageFromArray(side["image"])
+    image.SetSpacing([max(float(s), 1e-6) for s in side["spacing"][::-1]])
+    return image

@@ -1,0 +1,105 @@
+"""Matching by the self-supervised anatomical embedding."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...checkpoints.sealed import load_sealed, save_sealed
+from .matcher import AnatomicalMatcher, Match, Volume
+from .network import AnatomyEmbedding, cell_positions, resample, sample
+
+KIND = "matcher"
+
+
+@dataclass(frozen=True)
+class MatcherCheckpoint:
+    """Weights of the embedding and what is known of them.
+
+    Attributes:
+        weights: by the names of ``AnatomyEmbedding``.
+        settings: its arguments.
+        spacing: mm per voxel and axis of the images that it was trained on.
+        recipe: settings of the run.
+    """
+
+    weights: Mapping[str, Tensor]
+    settings: dict[str, Any]
+    spacing: tuple[float, ...]
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write it whole or not at all.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        description = {"settings": self.settings, "spacing": self.spacing, "recipe": self.recipe}
+        save_sealed(KIND, self.weights, description, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> MatcherCheckpoint:
+        """Read it.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+            ValueError: if it is truncated, altered, or no matcher.
+        """
+        weights, description = load_sealed(KIND, path)
+        return cls(weights, description["settings"], tuple(description["spacing"]), description["recipe"])
+
+
+class EmbeddingMatcher(AnatomicalMatcher):
+    """The place of the key volume whose fine and coarse embedding are most alike; trusted if it leads back.
+
+    How alike two embeddings are says little of the error, so that a match is valid if its own match in the query
+    volume is near the point that it began with.
+
+    Args:
+        weights: file written by the recipe ``matcher``.
+        cycle_error: mm that a match may be off on its way back; by default four voxels of the training images.
+    """
+
+    def __init__(self, weights: str, cycle_error: float | None = None) -> None:
+        checkpoint = MatcherCheckpoint.load(weights)
+        self.network = AnatomyEmbedding(**checkpoint.settings)
+        self.network.load_state_dict(checkpoint.weights)
+        self.network.eval()
+        self.cycle_error = 4 * max(checkpoint.spacing) if cycle_error is None else cycle_error
+
+    @torch.inference_mode()
+    def prepare(self, volume: Volume) -> dict[str, Any]:
+        fine, coarse = self.network(torch.from_numpy(volume.grey)[None, None])
+        # half precision: embeddings are most of what is cached
+        return {
+            "fine": fine[0].half().numpy(),
+            "coarse": coarse[0].half().numpy(),
+            "spacing": np.array(volume.spacing),
+            "extent": volume.extent,
+        }
+
+    @torch.inference_mode()
+    def match(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> Match:
+        found, score = self._find(query, key, points)
+        back, _ = self._find(key, query, found)
+        return Match(found, score, np.linalg.norm(back - points, axis=1) <= self.cycle_error)
+
+    def _find(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> tuple[NDArray, NDArray]:
+        voxels = torch.from_numpy(points / query["spacing"]).float()
+        grids = [torch.from_numpy(key[level]).float() for level in ("fine", "coarse")]
+        places = cell_positions(grids[0].shape[1:], self.network.strides[0])
+        similarity = torch.zeros(len(places), len(points))
+        for level, grid, stride in zip(("fine", "coarse"), grids, self.network.strides, strict=True):
+            wanted = sample(torch.from_numpy(query[level]).float(), voxels, stride)
+            alike = (wanted @ grid.flatten(1)).unflatten(1, grid.shape[1:])
+            similarity += resample(alike, places, stride) / 2
+        score, best = similarity.max(dim=0)
+        found = places[best].double().numpy() * key["spacing"]
+        return np.minimum(found, key["extent"]), score.numpy()

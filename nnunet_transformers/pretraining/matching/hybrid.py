@@ -1,0 +1,77 @@
+"""The embedding's matches that lead back, an affine map through most of them, and registration from there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .affine import LONGEST, register, small_image
+from .embedding import EmbeddingMatcher
+from .matcher import AnatomicalMatcher, Match, Volume, apply_affine, fit_affine, inside, random_points
+
+POINTS, FEWEST, ROUNDS = 200, 12, 10
+# singular values of a map between two people
+SMALLEST, LARGEST = 0.5, 2.0
+
+
+class HybridMatcher(AnatomicalMatcher):
+    """Robust where a registration alone falls into a wrong minimum, precise where an embedding alone is coarse.
+
+    Args:
+        weights: file written by the recipe ``matcher``.
+        cycle_error: mm, see ``EmbeddingMatcher``.
+        iterations: of the registration, at most, at each resolution.
+    """
+
+    def __init__(self, weights: str, cycle_error: float | None = None, iterations: int = 60) -> None:
+        self.embedding = EmbeddingMatcher(weights, cycle_error)
+        self.iterations = iterations
+
+    def prepare(self, volume: Volume) -> dict[str, Any]:
+        return {"embedding": self.embedding.prepare(volume), "small": small_image(volume, LONGEST)}
+
+    def match(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> Match:
+        seeds = random_points(query["small"]["extent"], POINTS, np.random.default_rng(0))
+        matched = self.embedding.match(query["embedding"], key["embedding"], seeds)
+        affine = robust_affine(seeds[matched.valid], matched.points[matched.valid], self.embedding.cycle_error)
+        if affine is None:
+            # too few places lead back for a map: registration by itself
+            affine, similarity = register(query["small"], key["small"], np.eye(4), self.iterations, centre=True)
+        else:
+            affine, similarity = self._refine(query["small"], key["small"], affine)
+        found = apply_affine(affine, points)
+        return Match(found, np.full(len(points), similarity), inside(found, key["small"]["extent"]))
+
+    def _refine(self, query: dict[str, Any], key: dict[str, Any], affine: NDArray) -> tuple[NDArray, float]:
+        refined, similarity = register(query, key, affine, self.iterations)
+        # registration that leaves where the embedding says the place is has lost its way
+        corners = np.stack(np.meshgrid(*([0, e] for e in query["extent"]), indexing="ij"), -1).reshape(-1, 3)
+        moved = np.linalg.norm(apply_affine(refined, corners) - apply_affine(affine, corners), axis=1)
+        return (refined, similarity) if moved.mean() <= 5 * self.embedding.cycle_error else (affine, similarity)
+
+
+def robust_affine(source: NDArray, target: NDArray, tolerance: float) -> NDArray | None:
+    """An affine map that ignores outliers: fitted again and again to the points that it maps well.
+
+    Args:
+        source, target: (points, 3) in mm.
+        tolerance: mm that a point may be off, at least.
+
+    Returns:
+        the 4x4 matrix, or None if too few points agree or it is no map between two people.
+    """
+    if len(source) < FEWEST:
+        return None
+    # from a shift, which a few outliers hardly move
+    matrix = np.eye(4)
+    matrix[:3, 3] = np.median(target - source, axis=0)
+    for _ in range(ROUNDS):
+        error = np.linalg.norm(apply_affine(matrix, source) - target, axis=1)
+        near = error <= max(tolerance, 1.5 * np.median(error))
+        if near.sum() < FEWEST:
+            return None
+        matrix = fit_affine(source[near], target[near])
+    stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)
+    return matrix if stretch.min() >= SMALLEST and stretch.max() <= LARGEST else None

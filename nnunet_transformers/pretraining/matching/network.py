@@ -1,0 +1,87 @@
+"""The self-supervised anatomical embedding: a vector for every place, alike for the same anatomy.
+
+Yan et al., "SAM: Self-supervised learning of pixel-wise anatomical embeddings in radiological images",
+https://arxiv.org/abs/2012.02383, smaller and for volumes of any size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
+from torch import Tensor, nn
+
+STRIDE = 2
+
+
+class AnatomyEmbedding(nn.Module):
+    """A residual encoder with a feature pyramid: a fine embedding at stride 2 and a coarse one at the deepest stride.
+
+    Batch normalisation rather than instance normalisation: a crop and the whole volume, which are compared, have
+    statistics of their own (SAM, section 3.2).
+
+    Args:
+        channels: of each resolution, the first at stride 2.
+        dim: of the embeddings.
+    """
+
+    def __init__(self, channels: Sequence[int] = (24, 48, 96), dim: int = 64) -> None:
+        super().__init__()
+        self.encoder = ResidualEncoder(
+            input_channels=1,
+            n_stages=len(channels),
+            features_per_stage=list(channels),
+            conv_op=nn.Conv3d,
+            kernel_sizes=3,
+            strides=[STRIDE] * len(channels),
+            n_blocks_per_stage=1,
+            norm_op=nn.BatchNorm3d,
+            norm_op_kwargs={"affine": True},
+            nonlin=nn.ReLU,
+            nonlin_kwargs={"inplace": True},
+            return_skips=True,
+        )
+        self.laterals = nn.ModuleList(nn.Conv3d(c, dim, 1) for c in channels)
+        self.fine, self.coarse = nn.Conv3d(dim, dim, 3, padding=1), nn.Conv3d(channels[-1], dim, 3, padding=1)
+        self.strides = (STRIDE, STRIDE ** len(channels))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, 1, *size) to fine and coarse embeddings, (batch, dim, *grid) each, of length 1."""
+        features = self.encoder(image)
+        pyramid = self.laterals[-1](features[-1])
+        for lateral, feature in zip(self.laterals[-2::-1], features[-2::-1], strict=True):
+            pyramid = lateral(feature) + F.interpolate(pyramid, feature.shape[2:], mode="trilinear")
+        return F.normalize(self.fine(pyramid), dim=1), F.normalize(self.coarse(features[-1]), dim=1)
+
+
+def resample(grid: Tensor, points: Tensor, stride: int) -> Tensor:
+    """A grid's values at points, linear between its cells.
+
+    Args:
+        grid: (channels, *cells), of a network of this stride.
+        points: (points, 3) in voxels of its image.
+        stride: voxels per cell.
+
+    Returns:
+        (points, channels).
+    """
+    # with padding of 1 and kernels of 3, cell i looks at voxel i * stride
+    size = torch.tensor(grid.shape[1:], device=grid.device)
+    position = 2 * points / stride / (size - 1).clamp(min=1) - 1
+    found = F.grid_sample(
+        grid[None], position.flip(-1)[None, :, None, None].to(grid.dtype), padding_mode="border", align_corners=True
+    )
+    return found[0, :, :, 0, 0].T
+
+
+def sample(grid: Tensor, points: Tensor, stride: int) -> Tensor:
+    """Embeddings at points, of length 1; see ``resample``."""
+    return F.normalize(resample(grid, points, stride), dim=1)
+
+
+def cell_positions(cells: Sequence[int], stride: int) -> Tensor:
+    """Where the cells of a grid look, (cells, 3) in voxels of the image, in the order of ``flatten``."""
+    axes = [stride * torch.arange(n, dtype=torch.float32) for n in cells]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)

@@ -1,0 +1,51 @@
+"""Landmarks that the user has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import RBFInterpolator
+
+from .matcher import AnatomicalMatcher, Match, Volume, apply_affine, fit_affine, inside
+
+FEWEST = 4
+
+
+class PrecomputedMatcher(AnatomicalMatcher):
+    """A thin-plate spline through the landmarks that two volumes share, an affine map where they are few.
+
+    Args:
+        landmarks: JSON file ``{"case": {"landmark": [z, y, x], ...}, ...}`` in mm.
+
+    Raises:
+        ValueError: if the file is no such table.
+    """
+
+    def __init__(self, landmarks: str) -> None:
+        try:
+            table = json.loads(Path(landmarks).read_text())
+            self.landmarks = {
+                case: {name: np.asarray(point, dtype=float).reshape(3) for name, point in points.items()}
+                for case, points in table.items()
+            }
+        except (ValueError, AttributeError, TypeError) as error:
+            raise ValueError(f'{landmarks} must hold {{"case": {{"landmark": [z, y, x]}}}} in mm ({error})') from error
+
+    def prepare(self, volume: Volume) -> dict[str, Any]:
+        return {"extent": volume.extent, "landmarks": self.landmarks.get(volume.name, {})}
+
+    def match(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> Match:
+        shared = sorted(query["landmarks"].keys() & key["landmarks"].keys())
+        if len(shared) < FEWEST:
+            nowhere = np.zeros(len(points))
+            return Match(np.asarray(points, dtype=float), nowhere, nowhere.astype(bool))
+        source, target = (np.stack([side["landmarks"][name] for name in shared]) for side in (query, key))
+        affine = fit_affine(source, target)
+        found = apply_affine(affine, points)
+        if len(shared) > 2 * FEWEST:
+            found = found + RBFInterpolator(source, target - apply_affine(affine, source), kernel="linear")(points)
+        return Match(found, np.full(len(points), float(len(shared))), inside(found, key["extent"]))

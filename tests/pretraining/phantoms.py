@@ -1,0 +1,44 @@
+"""Bodies with a known map between them: the same organs, stretched, sheared and in another field of view."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnunet_transformers.pretraining.matching import Volume
+from nnunet_transformers.pretraining.matching.matcher import apply_affine
+
+SHAPE, SPACING = (32, 32, 32), (3.0, 3.0, 3.0)
+_rng = np.random.default_rng(7)
+CENTRES = _rng.uniform(-20, 120, (60, 3))
+RADII = _rng.uniform(5, 16, (60, 3))
+VALUES = _rng.uniform(-1, 1, 60)
+
+
+def anatomy(places: NDArray) -> NDArray:
+    """Grey value at places of the body, (..., 3) in mm."""
+    grey = np.zeros(places.shape[:-1])
+    for centre, radius, value in zip(CENTRES, RADII, VALUES, strict=True):
+        grey += value / (1 + np.exp(6 * ((((places - centre) / radius) ** 2).sum(-1) - 1)))
+    return grey
+
+
+def random_map(rng: np.random.Generator, shift: float, stretch: float = 0.1) -> NDArray:
+    """4x4 matrix from mm of a volume to mm of the body."""
+    matrix = np.eye(4)
+    matrix[:3, :3] += rng.uniform(-stretch, stretch, (3, 3)) * np.where(np.eye(3), 1, 0.5)
+    matrix[:3, 3] = rng.uniform(-shift, shift, 3)
+    return matrix
+
+
+def make_volume(name: str, matrix: NDArray, seed: int = 0, noise: float = 0.03) -> Volume:
+    """The part of the body that a volume with this map shows."""
+    grid = np.stack(np.meshgrid(*(np.arange(n) * s for n, s in zip(SHAPE, SPACING, strict=True)), indexing="ij"), -1)
+    grey = anatomy(apply_affine(matrix, grid.reshape(-1, 3))).reshape(SHAPE)
+    grey = grey + np.random.default_rng(seed).normal(0, noise, SHAPE)
+    return Volume(name, grey[None].astype(np.float32), SPACING)
+
+
+def true_match(query: NDArray, key: NDArray, points: NDArray) -> NDArray:
+    """Where points of the query are in the key, by the maps of both."""
+    return apply_affine(np.linalg.inv(key) @ query, points)
