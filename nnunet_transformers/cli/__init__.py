@@ -196,11 +196,14 @@ def prepare(
     fold: Annotated[
         int | None, typer.Option("--fold", "-f", help="Leave out the cases that this fold validates on.")
     ] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Prepare as for a plan of this.")] = None,
+    plans: Annotated[str | None, typer.Option("--plans", "-p", help="That plan.")] = None,
+    configuration: Annotated[str, typer.Option("--configuration", "-c", help="Of the plan.")] = "3d_fullres",
 ) -> None:
     """Resample, normalise and store images as nnU-Net does; labels are not needed."""
     from .pretraining import prepare_images
 
-    prepare_images(source, output, spacing, patch_size, processes, fold)
+    prepare_images(source, output, spacing, patch_size, processes, fold, (dataset, plans, configuration))
 
 
 @pretrain.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -214,7 +217,7 @@ def fit(
     """Train an encoder by a recipe; other options override it, such as --trainer.max_epochs 50."""
     from .pretraining import fit_recipe
 
-    fit_recipe(config, dataset, plans, configuration, context.args)
+    fit_recipe(config, (dataset, plans, configuration), context.args)
 
 
 @pretrain.command()

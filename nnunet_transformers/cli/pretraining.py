@@ -5,29 +5,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..pretraining.prepare import prepare, validation_cases
+from ..pretraining.cases import validation_cases
+from ..pretraining.from_plan import Planned, load_planned
+from ..pretraining.prepare import prepare
 from .network_table import parse_patch_size
 
 
-def prepare_images(source: Path, output: Path, spacing: str, patch_size: str, processes: int, fold: int | None) -> None:
+def prepare_images(
+    source: Path,
+    output: Path,
+    spacing: str,
+    patch_size: str,
+    processes: int,
+    fold: int | None,
+    plan: tuple[str | None, str | None, str],
+) -> None:
     """Prepare and print what was stored and what was not."""
     try:
         wanted = [float(s) for s in spacing.split(",")] if spacing else None
     except ValueError as error:
         raise ValueError(f"--spacing {spacing!r} is not a list of numbers such as 1,1,1") from error
+    planned = _planned(*plan)
+    if planned is not None and wanted is not None:
+        raise ValueError("--spacing and --plans contradict each other: the spacing is the plan's")
     left_out = () if fold is None else validation_cases(source, fold)
-    stored, skipped = prepare(source, output, wanted, parse_patch_size(patch_size), processes, left_out)
+    size = parse_patch_size(patch_size) if planned is None else planned.configuration.patch_size
+    chosen = None if planned is None else (planned.plans, planned.name)
+    stored, skipped = prepare(source, output, wanted, size, processes, left_out, chosen)
     for case in skipped:
         print(f"skipped {case.name}: {case.reason}")
     print(f"{output}: {len(stored)} images, {len(skipped)} skipped, {len(left_out)} left out for validation")
 
 
-def fit_recipe(
-    config: str, dataset: str | None, plans: str | None, configuration: str, arguments: Sequence[str]
-) -> None:
+def fit_recipe(config: str, plan: tuple[str | None, str | None, str], arguments: Sequence[str]) -> None:
     """Run a recipe with LightningCLI."""
     from ..pretraining.fit import fit
 
-    if (dataset is None) != (plans is None):
-        raise ValueError("--dataset and --plans go together: the network is taken from that plan")
-    fit(config, arguments, None if dataset is None or plans is None else (dataset, plans, configuration))
+    fit(config, arguments, _planned(*plan))
+
+
+def _planned(dataset: str | None, plans: str | None, configuration: str) -> Planned | None:
+    if dataset is None and plans is None:
+        return None
+    if dataset is None or plans is None:
+        raise ValueError("--dataset and --plans go together: they name the plan to follow")
+    return load_planned(dataset, plans, configuration)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ class SeedEveryBatch(Callback):
     A resumed run then draws what an uninterrupted one would have drawn.
 
     Args:
-        seed: of the run.
+        seed: of the run; that of ``seed_everything`` by default.
     """
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+    def __init__(self, seed: int | None = None) -> None:
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         words = np.random.SeedSequence((self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))
@@ -49,8 +50,8 @@ class CollapseMonitor(Callback):
         where = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
         if not torch.isfinite(spread):
             raise RuntimeError(
-                f"diverged: the features are not finite ({where}). Lower the learning rate or train in float32; encoder "
-                f"and state of the epoch before are in {trainer.default_root_dir}"
+                f"diverged: the features are not finite ({where}). Lower the learning rate or train in float32; the "
+                f"encoder and the state of the epoch before are in {trainer.default_root_dir}"
             )
         self.below = self.below + 1 if spread < self.threshold else 0
         if self.below > self.patience:
@@ -81,7 +82,14 @@ class EncoderWriter(Callback):
         collapsing = any(isinstance(c, CollapseMonitor) and c.below for c in trainer.callbacks)
         if collapsing or not trainer.is_global_zero:
             return
-        recipe = {**module.hparams, "epochs": trainer.current_epoch + 1, "steps": trainer.global_step}
+        recipe = {name: value for name, value in module.hparams.items() if not name.startswith("_")}
+        recipe |= {
+            "batch_size": trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches,
+            "precision": trainer.precision,
+            "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+            "epochs": trainer.current_epoch + 1,
+            "steps": trainer.global_step,
+        }
         folder = Path(self.folder or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         for name, checkpoint in module.checkpoints(trainer.datamodule.index, recipe).items():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from ..architectures import get_network, list_networks
 from ..plans.files import dataset_folder, load_plans
@@ -15,21 +17,36 @@ from ..plans.files import dataset_folder, load_plans
 APART = ("patch_size", "strides")
 
 
-def model_arguments(dataset: str, plans_name: str, configuration: str, known: tuple[str, ...]) -> dict[str, Any]:
-    """Arguments for a method, so that its checkpoint fits a planned network as it is.
+@dataclass(frozen=True)
+class Planned:
+    """A configuration of a plan.
+
+    Attributes:
+        plans: the plan.
+        name: of the configuration.
+        input_channels: of the dataset.
+    """
+
+    plans: dict[str, Any]
+    name: str
+    input_channels: int
+
+    @property
+    def configuration(self) -> ConfigurationManager:
+        """As nnU-Net reads it."""
+        return PlansManager(self.plans).get_configuration(self.name)
+
+
+def load_planned(dataset: str, plans_name: str, configuration: str) -> Planned:
+    """Read a plan.
 
     Args:
         dataset: nnU-Net's number or name of a planned dataset.
-        plans_name: plan of one of this package's networks.
+        plans_name: of the plan.
         configuration: of the plan.
-        known: parameters of the method; of the result only these.
-
-    Returns:
-        network, network_overrides, patch_size, input_channels, and, for methods of images and volumes, patch_size_2d
-        and patch_size_3d.
 
     Raises:
-        ValueError: if there is no such dataset or configuration, or the plan is of another network.
+        ValueError: if there is no such dataset or configuration.
         FileNotFoundError: if there is no such plan.
     """
     folder = dataset_folder(dataset)
@@ -37,20 +54,38 @@ def model_arguments(dataset: str, plans_name: str, configuration: str, known: tu
     if configuration not in plans["configurations"]:
         raise ValueError(f"{plans_name} has no {configuration}; it has {', '.join(plans['configurations'])}")
     manager = PlansManager(plans)
-    planned = manager.get_configuration(configuration)
-    channels = determine_num_input_channels(manager, planned, json.loads((folder / "dataset.json").read_text()))
-    patch_size = [int(p) for p in planned.patch_size]
-    overrides = {k: v for k, v in planned.network_arch_init_kwargs.items() if k not in APART}
+    dataset_json = json.loads((folder / "dataset.json").read_text())
+    channels = determine_num_input_channels(manager, manager.get_configuration(configuration), dataset_json)
+    return Planned(plans, configuration, channels)
+
+
+def model_arguments(planned: Planned, known: Sequence[str]) -> dict[str, Any]:
+    """Arguments for a method, so that its checkpoint fits a planned network as it is.
+
+    Args:
+        planned: of one of this package's networks.
+        known: parameters of the method; of the result only these.
+
+    Returns:
+        network, network_overrides, patch_size, input_channels, and, for methods of images and volumes, patch_size_2d
+        and patch_size_3d.
+
+    Raises:
+        ValueError: if the plan is of another network, or in 2D for a method of volumes.
+    """
+    configuration = planned.configuration
+    patch_size = [int(p) for p in configuration.patch_size]
+    overrides = {k: v for k, v in configuration.network_arch_init_kwargs.items() if k not in APART}
     arguments = {
-        "network": _registered_name(planned.network_arch_class_name, overrides, len(patch_size)),
+        "network": _registered_name(configuration.network_arch_class_name, overrides, len(patch_size)),
         "network_overrides": overrides,
         "patch_size": patch_size,
-        "input_channels": channels,
+        "input_channels": planned.input_channels,
     }
     if len(patch_size) == 3:
         arguments |= {"patch_size_2d": patch_size[1:], "patch_size_3d": patch_size}
     elif "patch_size_3d" in known:
-        raise ValueError(f"the method wants volumes, but {configuration} of {plans_name} is 2D; take a 3D one")
+        raise ValueError(f"the method wants volumes, but {planned.name} is a 2D configuration; take a 3D one")
     return {name: value for name, value in arguments.items() if name in known}
 
 

@@ -44,8 +44,8 @@ class PreparedImages:
     def read(self, name: str, start: Sequence[int], size: Sequence[int]) -> Tensor:
         """A part of an image.
 
-        An axis that ends before the part does is filled up on both sides with the part's smallest value; zero would be the
-        image's mean.
+        An axis that ends before the part does is filled up on both sides with the part's smallest value; zero would be
+        the image's mean.
 
         Args:
             name: of the image.

@@ -101,6 +101,8 @@ class UniMiSS(LightningModule):
         clip_grad_norm: largest norm of the gradient of each parameter by itself.
     """
 
+    strategy = "ddp_find_unused_parameters_true"  # a batch trains one form of the network
+
     def __init__(
         self,
         network: str = "mit_7",

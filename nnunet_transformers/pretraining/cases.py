@@ -1,0 +1,100 @@
+"""Which images there are: nnU-Net's raw layout or a plain folder of files, their names and folds."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".png", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image: one file, or one for each channel."""
+
+    name: str
+    files: tuple[str, ...]
+
+
+def strip_ending(name: str) -> str:
+    """A file's name without the ending of its format; other dots belong to it."""
+    ending = next((e for e in FILE_ENDINGS if name.lower().endswith(e)), "")
+    return name[: len(name) - len(ending)]
+
+
+def find_cases(folder: Path) -> tuple[list[Case], list[str] | None]:
+    """The images of a folder in nnU-Net's raw layout (``imagesTr`` and ``imagesTs``), or of a plain folder of files.
+
+    Returns:
+        the images, and their channels' names where ``dataset.json`` has them.
+
+    Raises:
+        ValueError: if there is no image, or two would have the same name.
+    """
+    description = folder / "dataset.json"
+    channels = None
+    if description.is_file():
+        dataset = json.loads(description.read_text())
+        channels = list((dataset.get("channel_names") or dataset.get("modality")).values())
+        cases = _listed(folder, dataset["dataset"]) if "dataset" in dataset else _raw(folder, dataset["file_ending"])
+    else:
+        files = sorted(p for p in folder.rglob("*") if p.name.lower().endswith(FILE_ENDINGS))
+        cases = [Case(strip_ending(str(p.relative_to(folder)).replace("/", "__")), (str(p),)) for p in files]
+    if not cases:
+        raise ValueError(
+            f"no image in {folder}: it has neither imagesTr with the files that dataset.json describes nor files "
+            f"ending in {', '.join(FILE_ENDINGS)}"
+        )
+    twice = [name for name, number in Counter(case.name for case in cases).items() if number > 1]
+    if twice:
+        raise ValueError(f"{folder} has more than one image named {', '.join(twice[:3])}; rename or remove the others")
+    return cases, channels
+
+
+def _raw(folder: Path, ending: str) -> list[Case]:
+    files = defaultdict(list)
+    for images in (folder / "imagesTr", folder / "imagesTs"):
+        for file in sorted(images.glob(f"*{ending}")):
+            channel = re.search(rf"_\d{{4}}{re.escape(ending)}$", file.name)
+            if channel:
+                files[(images, file.name[: channel.start()])].append(str(file))
+    return [Case(name, tuple(paths)) for (_, name), paths in files.items()]
+
+
+def _listed(folder: Path, dataset: dict[str, dict]) -> list[Case]:
+    """Images that dataset.json lists by their paths, as nnU-Net allows."""
+    return [Case(name, tuple(str(folder / image) for image in entry["images"])) for name, entry in dataset.items()]
+
+
+def validation_cases(source: Path, fold: int) -> list[str]:
+    """The cases that a fold of nnU-Net's cross-validation validates on.
+
+    Args:
+        source: a dataset in nnU-Net's raw layout.
+        fold: of ``splits_final.json`` in the preprocessed folder, or, before that is written, of nnU-Net's default.
+
+    Raises:
+        ValueError: if there is no such fold, or ``source`` is no dataset with labels, or a case has no image.
+    """
+    cases, _ = find_cases(source)
+    names = {case.name for case in cases}
+    if not (source / "labelsTr").is_dir():
+        raise ValueError(f"{source} has no labelsTr, so that there are no folds; leave --fold out")
+    labelled = sorted(names & {strip_ending(p.name) for p in (source / "labelsTr").iterdir()})
+    folds: Sequence[dict] = generate_crossval_split(labelled, seed=12345, n_splits=5)
+    if nnUNet_preprocessed.is_set():
+        splits = Path(nnUNet_preprocessed) / source.resolve().name / "splits_final.json"
+        folds = json.loads(splits.read_text()) if splits.is_file() else folds
+    if not 0 <= fold < len(folds):
+        raise ValueError(f"there is no fold {fold}; folds are 0 to {len(folds) - 1}")
+    absent = sorted(set(folds[fold]["val"]) - names)
+    if absent:
+        raise ValueError(f"fold {fold} validates on {absent[0]}, which is no image of {source}")
+    return list(folds[fold]["val"])
