@@ -5,13 +5,14 @@ from .adapt import load_encoder_weights
 from .encoder import EncoderCheckpoint, encoder_weights, load_encoder, save_encoder
 from .files import load_checkpoint, load_state_dict, save_checkpoint
 from .imagenet import load_imagenet
-from .initialise import initialise
+from .initialise import encoder_specification, initialise
 from .reference import from_reference, identify
 from .report import LoadReport
 
 __all__ = [
     "EncoderCheckpoint",
     "LoadReport",
+    "encoder_specification",
     "encoder_weights",
     "fit_position_embeddings",
     "from_reference",

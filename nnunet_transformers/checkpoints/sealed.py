@@ -84,3 +84,8 @@ def load_sealed(kind: str, path: str | os.PathLike) -> tuple[dict[str, Tensor], 
         raise ValueError(f"{path} was altered after it was written: its hash differs; get it again from its source")
     del description["format"]
     return dict(weights), description
+
+
+def sealed_hash(kind: str, path: str | os.PathLike) -> str:
+    """The content hash that a file of ``load_sealed`` states."""
+    return load_checkpoint(path)[kind]["sha256"]

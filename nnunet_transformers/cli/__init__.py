@@ -250,7 +250,7 @@ def segment(
     configuration: Annotated[str, typer.Option("--configuration", "-c", help="Of the plan.")] = "3d_fullres",
     fold: Annotated[int, typer.Option("--fold", "-f", help="To train and validate on.")] = 0,
     trainer: Annotated[str, typer.Option("--trainer", "-tr", help="Or one with another schedule.")] = PROBE_TRAINER,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cuda",
+    device: Annotated[str, typer.Option("--device", "-device", help="cuda, cpu or mps, as for nnU-Net.")] = "cuda",
 ) -> None:
     """Train 1x1 heads on the frozen encoder with nnU-Net, and print the validation cases' Dice."""
     from .probe import probe_segmentation

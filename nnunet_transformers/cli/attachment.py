@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..checkpoints import LoadReport
+from ..checkpoints import LoadReport, encoder_specification
 from ..checkpoints.imagenet import HUB
 from ..plans.attach import attach, export_full
 
@@ -39,13 +39,12 @@ def attach_encoder(
     force: bool,
 ) -> None:
     """The same for an encoder checkpoint."""
-    specification = {"checkpoint": str(checkpoint.resolve())}
-    _print(*attach(specification, dataset, plans_name, output, configurations, force, min_coverage))
+    _print(*attach(encoder_specification(checkpoint), dataset, plans_name, output, configurations, force, min_coverage))
 
 
 def export_encoder(checkpoint: Path, dataset: str, plans_name: str, configuration: str, output: Path) -> None:
     """Write a whole network's weights with the encoder's in them and print what came from it."""
-    print(export_full({"checkpoint": str(checkpoint.resolve())}, dataset, plans_name, configuration, output))
+    print(export_full(encoder_specification(checkpoint), dataset, plans_name, configuration, output))
     print(f"written: {output}; nnUNetv2_train ... -p {plans_name} -pretrained_weights {output}")
 
 

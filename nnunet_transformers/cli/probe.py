@@ -12,7 +12,7 @@ from rich.progress import track
 from rich.table import Table
 
 from .._files import write_json
-from ..checkpoints import load_encoder
+from ..checkpoints import encoder_specification, load_encoder
 
 
 def probe_classification(encoder: Path, prepared: Path, labels: Path, output: Path | None, device: str) -> None:
@@ -47,17 +47,18 @@ def probe_segmentation(
 ) -> None:
     """Attach the encoder to a plan of the probe's own, train the heads with nnU-Net and print Dice."""
     import torch
-    from nnunetv2.run.run_training import get_trainer_from_args, run_training
+    from nnunetv2.run.run_training import run_training
+    from nnunetv2.utilities.file_path_utilities import get_output_folder
 
     from ..plans.attach import attach
 
-    probed = f"{plans}_probe"
-    specification = {"checkpoint": str(encoder.resolve())}
+    specification = encoder_specification(encoder)
+    # a plan for each encoder, so that results of two of them stand side by side
+    probed = f"{plans}_probe_{specification['sha256'][:8]}"
     _, reports, _ = attach(specification, dataset, plans, probed, [configuration], force=True)
     print(reports[configuration])
-    target = torch.device(device)
-    run_training(dataset, configuration, fold, trainer, probed, device=target)
-    folder = Path(get_trainer_from_args(dataset, configuration, fold, trainer, probed, device=target).output_folder)
+    run_training(dataset, configuration, fold, trainer, probed, device=torch.device(device))
+    folder = Path(get_output_folder(dataset, trainer, probed, configuration, fold))
     summary = json.loads((folder / "validation" / "summary.json").read_text())
     for label, scores in summary["mean"].items():
         print(f"label {label}: Dice {scores['Dice']:.4f}")

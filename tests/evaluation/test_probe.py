@@ -97,12 +97,20 @@ class TestClassification:
         for content, message in (
             ("file,class\na,1\n", "has no column image, label; it has file, class"),
             ("image,label\na,1\na.nii.gz,2\n", "names a more than once"),
-            ("image,label\nz,1\n", "none of the 1 images"),
+            ("image,label\nz,1\n", "none of the 1 images in .*: z is not, which has a"),
+            ("image,label\na,1\nb,\nc\n", "no image or no label in line 3, 4"),
             ("image,label,split\na,1,train\nb,1,val\n", "must hold train and test, and both, got 'train', 'val'"),
         ):
             table.write_text(content)
             with pytest.raises(ValueError, match=message):
                 read_labels(table, ["a", "b"])
+
+    def test_names(self, tmp_path):
+        table = tmp_path / "labels.csv"
+        table.write_text("image,label\n1.2.3.nii.gz,x\nsub/a.png,y\nimagesTr/b_0000.nii.gz,y\nc_0000,x\nother.png,x\n")
+        found = read_labels(table, ["1.2.3", "sub__a", "b", "c_0000"])
+        assert found.names == ["1.2.3", "sub__a", "b", "c_0000"]
+        assert found.unknown == ["other.png"]
 
     def test_command(self, prepared, tmp_path):
         save_encoder(checkpoint(), tmp_path / "encoder.pth")

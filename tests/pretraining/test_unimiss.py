@@ -89,7 +89,7 @@ def test_any_network(name):
 class TestGradients:
     def test_images_leave_the_3d_weights_alone(self, method):
         method.training_step(views(2), 0).backward()
-        self.check(method, untouched="form_3d", reached="form_2d")
+        self.check(method, untouched=3)
 
     def test_volumes_reach_both_forms(self, method):
         method.training_step(views(3), 0).backward()
@@ -97,10 +97,9 @@ class TestGradients:
             if parameter.requires_grad and "weight_v" not in name:
                 assert parameter.grad is not None, name
 
-    def check(self, method, untouched, reached):
+    def check(self, method, untouched):
         pair = method.student.pair
-        own = {id(p) for p in pair.form(3 if untouched == "form_3d" else 2).parameters()}
-        others = {id(p) for p in pair.form(2 if untouched == "form_3d" else 3).parameters()}
+        own, others = ({id(p) for p in pair.form(ndim).parameters()} for ndim in (untouched, 5 - untouched))
         shared = own & others
         assert shared
         for name, parameter in pair.named_parameters():

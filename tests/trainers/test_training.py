@@ -481,7 +481,8 @@ def test_linear_probe(prepared, tmp_path, monkeypatch):
     result = CliRunner().invoke(cli.app, ["probe", "segment", *map(str, arguments), "--device", "cpu"])
     assert result.exit_code == 0, result.output
     assert "label 1: Dice" in result.output
-    model = model_folder(prepared, trainer="nnUNetTrainerLinearProbe_1epoch", plans=f"{PLANS}_probe")
+    (path,) = (prepared / "preprocessed" / "Dataset900_Balls").glob(f"{PLANS}_probe_*.json")
+    model = model_folder(prepared, trainer="nnUNetTrainerLinearProbe_1epoch", plans=path.stem)
     weights = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
     for name, value in encoder_weights(source).items():
         assert torch.equal(weights[f"network.{name}"], value), name

@@ -91,6 +91,8 @@ class ViewData(EpochData):
         super().__init__()
         self.batch_size, self.num_workers, self.period = batch_size, num_workers, period
         self.index = read_index(Path(folder_3d))
+        if folder_2d is not None:
+            self.index["images"] = read_index(Path(folder_2d))
         samples = samples_per_epoch or len(self.index["cases"])
         self.images = TwoViews(Path(folder_2d or folder_3d), patch_size_2d, input_channels_2d, samples, seed)
         self.volumes = TwoViews(Path(folder_3d), patch_size_3d, 1, samples, seed)

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import PolynomialLR
 from ..callbacks import feature_spread
 from ..matching import MatcherCheckpoint
 from ..matching.network import AnatomyEmbedding, cell_positions, sample
+from ..schedules import total_steps
 
 
 class AnatomyMatching(LightningModule):
@@ -106,7 +107,7 @@ class AnatomyMatching(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         settings = self.hparams
         optimizer = torch.optim.SGD(self.parameters(), settings.lr, momentum=0.9, weight_decay=settings.weight_decay)
-        scheduler = PolynomialLR(optimizer, int(self.trainer.estimated_stepping_batches), power=0.9)
+        scheduler = PolynomialLR(optimizer, total_steps(self.trainer), power=0.9)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def checkpoints(self, index: dict[str, Any], recipe: dict[str, Any]) -> dict[str, MatcherCheckpoint]:

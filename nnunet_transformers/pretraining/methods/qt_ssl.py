@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead, ProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
-from lightly.utils.scheduler import CosineWarmupScheduler, cosine_schedule
+from lightly.utils.scheduler import cosine_schedule
 from lightning import LightningModule
 from torch import Tensor, nn
 
@@ -25,6 +25,7 @@ from ...checkpoints import EncoderCheckpoint, encoder_weights
 from ..callbacks import feature_spread
 from ..distributed import gather
 from ..encoder import create_encoder, rest_drop_path
+from ..schedules import cosine_with_warmup, total_steps
 from ..views import rotations_of
 
 HEADS = ("reconstruction", "rotation", "byol")
@@ -113,22 +114,15 @@ class QTSSL(LightningModule):
         """Lightning calls this once an optimiser step, however many batches were accumulated."""
         super().optimizer_step(*args, **kwargs)
         if "byol" in self.hparams.heads:
-            tau = cosine_schedule(self.global_step, max(self.total_steps, self.global_step), self.hparams.tau, 1.0)
+            total = max(total_steps(self.trainer), self.global_step)
+            tau = cosine_schedule(self.global_step, total, self.hparams.tau, 1.0)
             update_momentum(self.encoder, self.target["encoder"], tau)
             update_momentum(self.projection, self.target["projection"], tau)
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps in the whole run."""
-        return int(self.trainer.estimated_stepping_batches)
 
     def configure_optimizers(self) -> dict[str, Any]:
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(parameters, lr=self.hparams.lr, weight_decay=self.hparams.weight_decay)
-        epochs = max(1, self.trainer.max_epochs or 1)
-        warmup = round(self.total_steps * min(1.0, self.hparams.warmup_epochs / epochs))
-        scheduler = CosineWarmupScheduler(optimizer, warmup, self.total_steps, end_value=0.0)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return cosine_with_warmup(optimizer, self.trainer, self.hparams.warmup_epochs)
 
     def checkpoints(self, index: dict[str, Any], recipe: dict[str, Any]) -> dict[str, EncoderCheckpoint]:
         """The encoder.

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from lightly.loss import DINOLoss
 from lightly.models.modules.heads import DINOProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
-from lightly.utils.scheduler import CosineWarmupScheduler, cosine_schedule
+from lightly.utils.scheduler import cosine_schedule
 from lightning import LightningModule
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from ...checkpoints import EncoderCheckpoint
 from ..callbacks import feature_spread
 from ..encoder import rest_drop_path
 from ..pair import create_pair, form_overrides
+from ..schedules import cosine_with_warmup, total_steps
 
 
 class CrossDimensionLoss(DINOLoss):
@@ -162,17 +163,12 @@ class UniMiSS(LightningModule):
 
     def optimizer_step(self, epoch: int, batch_index: int, optimizer: Any, closure: Any = None) -> None:
         """Lightning calls this once an optimiser step, however many batches were accumulated."""
-        total = max(self.total_steps, self.global_step + 1)
+        total = max(total_steps(self.trainer), self.global_step + 1)
         decay = cosine_schedule(self.global_step, total, *self.hparams.weight_decay)
         for group in optimizer.param_groups:
             group["weight_decay"] = decay if group["decays"] else 0.0
         super().optimizer_step(epoch, batch_index, optimizer, closure)
         update_momentum(self.student, self.teacher, cosine_schedule(self.global_step, total, self.hparams.tau, 1.0))
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps in the whole run."""
-        return int(self.trainer.estimated_stepping_batches)
 
     def configure_optimizers(self) -> dict[str, Any]:
         batch = self.trainer.datamodule.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
@@ -181,14 +177,12 @@ class UniMiSS(LightningModule):
         for group in groups:
             group["decays"] = group["weight_decay"] > 0
         optimizer = torch.optim.AdamW(groups, lr=lr)
-        epochs = max(1, self.trainer.max_epochs or 1)
-        warmup = round(self.total_steps * min(1.0, self.hparams.warmup_epochs / epochs))
-        scheduler = CosineWarmupScheduler(optimizer, warmup, self.total_steps, end_value=self.hparams.min_lr / lr)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return cosine_with_warmup(optimizer, self.trainer, self.hparams.warmup_epochs, self.hparams.min_lr / lr)
 
     def checkpoints(self, index: dict[str, Any], recipe: dict[str, Any]) -> dict[str, EncoderCheckpoint]:
         """The student's 2D and 3D form."""
         sizes = {2: self.hparams.patch_size_2d, 3: self.hparams.patch_size_3d}
+        indices = {2: index.get("images", index), 3: index}
         overrides = form_overrides(self.hparams.network, self.hparams.network_overrides)
         return {
             f"encoder_{ndim}d.pth": EncoderCheckpoint(
@@ -197,11 +191,11 @@ class UniMiSS(LightningModule):
                 patch_size=tuple(size),
                 input_channels=self.student.pair.form(ndim).input_channels,
                 overrides=overrides if ndim == 3 else in_plane(overrides),
-                spacing=tuple(index["spacing"])[-ndim:],
-                normalization=tuple(index["normalization"]) * self.student.pair.form(ndim).input_channels,
+                spacing=tuple(indices[ndim]["spacing"])[-ndim:],
+                normalization=tuple(indices[ndim]["normalization"][:1]) * self.student.pair.form(ndim).input_channels,
                 method=type(self).__name__,
                 recipe=recipe,
-                num_cases=len(index["cases"]),
+                num_cases=len(indices[ndim]["cases"]),
             )
             for ndim, size in sizes.items()
         }
