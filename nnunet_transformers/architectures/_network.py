@@ -26,10 +26,13 @@ class SegmentationNetwork(nn.Module, ABC):
         resolved_arguments: arguments that depend on others where they are not given, with the values that they have.
         grid_sizes: elements per axis of each feature map that ``encode`` returns, finest first.
         feature_channels: channels of each of these maps.
+        stem_channels_last: whether the stem gives (batch, *grid, channels) or (batch, length, channels), rather than
+            (batch, channels, *grid).
         key_to_encoder, key_to_stem, keys_to_in_proj, key_to_lpe: where weights are found, the contract of
             dynamic_network_architectures' ``AbstractDynamicNetworkArchitectures``.
     """
 
+    stem_channels_last = True
     key_to_encoder = "encoder"
     key_to_stem = "stem"
     keys_to_in_proj: Sequence[str] = ("stem.proj",)

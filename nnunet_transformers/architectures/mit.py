@@ -97,6 +97,7 @@ class MiT(SegmentationNetwork):
             arguments that contradict each other.
     """
 
+    stem_channels_last = False
     keys_to_in_proj = ("stem.conv",)
 
     def __init__(

@@ -33,7 +33,8 @@ def cosine_with_warmup(
         warmup_epochs: with a rising rate.
         end_value: part of the highest rate that is left at the end.
     """
-    steps = total_steps(trainer)  # loads the data, whose length the next line needs
+    steps = total_steps(trainer)
+    trainer.fit_loop.setup_data()  # as estimated_stepping_batches does, but not where max_steps says all
     steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     warmup = min(steps, round(warmup_epochs * steps_per_epoch))
     scheduler = CosineWarmupScheduler(optimizer, warmup, steps, end_value=end_value)

@@ -121,7 +121,8 @@ class TestPhantoms:
 
 def test_relative_position():
     matcher = IdentityMatcher()
-    match = matcher.match(np.array([10.0, 20, 40]), np.array([20.0, 20, 20]), np.array([[5.0, 5, 40]]))
+    query, key = ({"extent": np.array(extent)} for extent in ([10.0, 20, 40], [20.0, 20, 20]))
+    match = matcher.match(query, key, np.array([[5.0, 5, 40]]))
     np.testing.assert_allclose(match.points, [[10, 5, 20]])
 
 

@@ -2,6 +2,7 @@
 
 from .epoch import Epoch, EpochData
 from .masked import MaskedViewData, MaskedViews
+from .matched import MatchedViewData, MatchedViews
 from .places import PlacedViewData, PlacedViews
 from .prepared import PreparedImages, read_index
 from .two_views import TwoViews, ViewData
@@ -11,6 +12,8 @@ __all__ = [
     "EpochData",
     "MaskedViewData",
     "MaskedViews",
+    "MatchedViewData",
+    "MatchedViews",
     "PlacedViewData",
     "PlacedViews",
     "PreparedImages",

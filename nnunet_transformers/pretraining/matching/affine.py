@@ -9,12 +9,12 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy.ndimage import zoom
 
-from .matcher import AnatomicalMatcher, Match, Volume, apply_affine, inside
+from .matcher import AffineMapMatcher, Volume
 
 LONGEST = 64
 
 
-class AffineMatcher(AnatomicalMatcher):
+class AffineMatcher(AffineMapMatcher):
     """Register the volumes with SimpleITK (Mattes mutual information, affine, three resolutions).
 
     Args:
@@ -23,15 +23,14 @@ class AffineMatcher(AnatomicalMatcher):
     """
 
     def __init__(self, longest: int = LONGEST, iterations: int = 60) -> None:
+        super().__init__()
         self.longest, self.iterations = longest, iterations
 
     def prepare(self, volume: Volume) -> dict[str, Any]:
         return small_image(volume, self.longest)
 
-    def match(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> Match:
-        matrix, similarity = register(query, key, np.eye(4), self.iterations, centre=True)
-        found = apply_affine(matrix, points)
-        return Match(found, np.full(len(points), similarity), inside(found, key["extent"]))
+    def affine_map(self, query: dict[str, Any], key: dict[str, Any]) -> tuple[NDArray, float]:
+        return register(query, key, np.eye(4), self.iterations, centre=True)
 
 
 def small_image(volume: Volume, longest: int) -> dict[str, Any]:

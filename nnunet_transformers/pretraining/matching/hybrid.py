@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from .affine import LONGEST, register, small_image
 from .embedding import EmbeddingMatcher
-from .matcher import AnatomicalMatcher, Match, Volume, apply_affine, fit_affine, inside, random_points
+from .matcher import AffineMapMatcher, Volume, apply_affine, fit_affine, random_points
 
 POINTS, FEWEST, ROUNDS = 200, 12, 10
 # singular values of a map between two people
 SMALLEST, LARGEST = 0.5, 2.0
 
 
-class HybridMatcher(AnatomicalMatcher):
+class HybridMatcher(AffineMapMatcher):
     """Robust where a registration alone falls into a wrong minimum, precise where an embedding alone is coarse.
 
     Args:
@@ -26,23 +26,23 @@ class HybridMatcher(AnatomicalMatcher):
     """
 
     def __init__(self, weights: str, cycle_error: float | None = None, iterations: int = 60) -> None:
+        super().__init__()
         self.embedding = EmbeddingMatcher(weights, cycle_error)
         self.iterations = iterations
 
     def prepare(self, volume: Volume) -> dict[str, Any]:
-        return {"embedding": self.embedding.prepare(volume), "small": small_image(volume, LONGEST)}
+        small = small_image(volume, LONGEST)
+        embedding = self.embedding.prepare(volume)
+        return {"name": volume.name, "extent": volume.extent, "embedding": embedding, "small": small}
 
-    def match(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> Match:
-        seeds = random_points(query["small"]["extent"], POINTS, np.random.default_rng(0))
+    def affine_map(self, query: dict[str, Any], key: dict[str, Any]) -> tuple[NDArray, float]:
+        seeds = random_points(query["extent"], POINTS, np.random.default_rng(0))
         matched = self.embedding.match(query["embedding"], key["embedding"], seeds)
         affine = robust_affine(seeds[matched.valid], matched.points[matched.valid], self.embedding.cycle_error)
         if affine is None:
             # too few places lead back for a map: registration by itself
-            affine, similarity = register(query["small"], key["small"], np.eye(4), self.iterations, centre=True)
-        else:
-            affine, similarity = self._refine(query["small"], key["small"], affine)
-        found = apply_affine(affine, points)
-        return Match(found, np.full(len(points), similarity), inside(found, key["small"]["extent"]))
+            return register(query["small"], key["small"], np.eye(4), self.iterations, centre=True)
+        return self._refine(query["small"], key["small"], affine)
 
     def _refine(self, query: dict[str, Any], key: dict[str, Any], affine: NDArray) -> tuple[NDArray, float]:
         refined, similarity = register(query, key, affine, self.iterations)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,10 +13,10 @@ from .matcher import AnatomicalMatcher, Match, Volume
 class IdentityMatcher(AnatomicalMatcher):
     """A point keeps its relative position: at a third of the query's height it is at a third of the key's."""
 
-    def prepare(self, volume: Volume) -> NDArray:
-        return volume.extent
+    def prepare(self, volume: Volume) -> dict[str, Any]:
+        return {"extent": volume.extent}
 
-    def match(self, query: NDArray, key: NDArray, points: NDArray) -> Match:
-        found = points / np.maximum(query, 1e-6) * key
+    def match(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> Match:
+        found = points / np.maximum(query["extent"], 1e-6) * key["extent"]
         everywhere = np.ones(len(points))
         return Match(found, everywhere, everywhere.astype(bool))

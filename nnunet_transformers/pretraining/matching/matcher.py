@@ -5,9 +5,11 @@ Points are in mm from the first voxel of a prepared image, in the order of its a
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,17 +60,62 @@ class AnatomicalMatcher(ABC):
     """Base of the matchers: ``prepare`` each volume once, then ``match`` pairs of what it gives."""
 
     @abstractmethod
-    def prepare(self, volume: Volume) -> Any:
-        """What the matcher keeps of a volume: plain arrays, numbers and strings that can be cached."""
+    def prepare(self, volume: Volume) -> dict[str, Any]:
+        """What the matcher keeps of a volume: arrays and strings, in dictionaries of each other or not."""
 
     @abstractmethod
-    def match(self, query: Any, key: Any, points: NDArray) -> Match:
+    def match(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> Match:
         """Find points of the query volume in the key volume.
 
         Args:
             query, key: of ``prepare``.
             points: (points, 3) in mm.
         """
+
+
+class AffineMapMatcher(AnatomicalMatcher):
+    """Base of the matchers whose answer for a pair of volumes is one affine map, which is computed once.
+
+    What ``prepare`` gives has entries ``name`` and ``extent``.
+
+    Attributes:
+        folder: where maps of pairs are kept beyond this process, if set.
+    """
+
+    folder: Path | None = None
+
+    def __init__(self) -> None:
+        self._maps: dict[tuple[str, str], tuple[NDArray, float]] = {}
+
+    @abstractmethod
+    def affine_map(self, query: dict[str, Any], key: dict[str, Any]) -> tuple[NDArray, float]:
+        """The 4x4 matrix in mm from the query into the key volume, and how well it fits."""
+
+    def match(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> Match:
+        matrix, score = self._known_map(query, key)
+        found = apply_affine(matrix, points)
+        return Match(found, np.full(len(points), score), inside(found, key["extent"]))
+
+    def _known_map(self, query: dict[str, Any], key: dict[str, Any]) -> tuple[NDArray, float]:
+        pair = str(query["name"]), str(key["name"])
+        if pair not in self._maps:
+            file = self.folder and self.folder / f"{pair[0]}__{pair[1]}.npy"
+            if file and file.is_file():
+                kept = np.load(file, allow_pickle=False)
+                self._maps[pair] = kept[:4], float(kept[4, 0])
+            else:
+                matrix, score = self._maps[pair] = self.affine_map(query, key)
+                if file:
+                    write_array(np.vstack([matrix, np.full((1, 4), score)]), file)
+        return self._maps[pair]
+
+
+def write_array(array: NDArray | dict[str, NDArray], file: Path) -> None:
+    """Write one array or several, whole or not at all, also where several processes write the same."""
+    partial = file.with_name(f".{os.getpid()}_{file.name}")
+    with open(partial, "wb") as stream:
+        np.savez(stream, **array) if isinstance(array, dict) else np.save(stream, array)
+    os.replace(partial, file)
 
 
 def inside(points: NDArray, extent: NDArray) -> NDArray:

@@ -39,6 +39,7 @@ class PrecomputedMatcher(AnatomicalMatcher):
         return {"extent": volume.extent, "landmarks": self.landmarks.get(volume.name, {})}
 
     def match(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> Match:
+        query, key = ({"landmarks": {}, **side} for side in (query, key))  # a cache keeps no empty entry
         shared = sorted(query["landmarks"].keys() & key["landmarks"].keys())
         if len(shared) < FEWEST:
             nowhere = np.zeros(len(points))
