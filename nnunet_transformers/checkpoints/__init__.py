@@ -8,10 +8,13 @@ from .imagenet import load_imagenet
 from .initialise import initialise
 from .reference import from_reference, identify
 from .report import LoadReport
+from .timm_encoder import TimmCheckpoint, create_timm, load_timm_encoder, save_timm_encoder
 
 __all__ = [
     "EncoderCheckpoint",
     "LoadReport",
+    "TimmCheckpoint",
+    "create_timm",
     "encoder_weights",
     "fit_position_embeddings",
     "from_reference",
@@ -22,6 +25,8 @@ __all__ = [
     "load_encoder_weights",
     "load_imagenet",
     "load_state_dict",
+    "load_timm_encoder",
     "save_checkpoint",
     "save_encoder",
+    "save_timm_encoder",
 ]

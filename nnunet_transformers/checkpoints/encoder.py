@@ -91,18 +91,31 @@ def save_encoder(checkpoint: EncoderCheckpoint, path: str | os.PathLike) -> str:
     Raises:
         OSError: if it cannot be written.
     """
+    return save_described(checkpoint, "encoder", path, nnssl_adaptation_plan=_adaptation_plan(checkpoint))
+
+
+def save_described(checkpoint: Any, entry: str, path: str | os.PathLike, **more: Any) -> str:
+    """Write the weights of a checkpoint and what else its dataclass says, hashed.
+
+    Args:
+        checkpoint: a dataclass with ``weights``.
+        entry: name of the description in the file.
+        path: file to write.
+        more: entries besides.
+
+    Returns:
+        its content hash.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     weights = dict(checkpoint.weights)
     description = asdict(checkpoint)
     del description["weights"]
     # through JSON: tuples become lists and anything that is no plain type is an error here, not at loading
     description = json.loads(json.dumps({**description, "format": FORMAT}))
     sha256 = content_hash(weights, description)
-    content = {
-        "network_weights": weights,
-        "nnssl_adaptation_plan": _adaptation_plan(checkpoint),
-        "encoder": {**description, "sha256": sha256},
-    }
-    save_checkpoint(content, path)
+    save_checkpoint({"network_weights": weights, **more, entry: {**description, "sha256": sha256}}, path)
     return sha256
 
 
@@ -113,13 +126,29 @@ def load_encoder(path: str | os.PathLike) -> EncoderCheckpoint:
         FileNotFoundError: if it is not there.
         ValueError: if it is truncated, altered, or no encoder checkpoint of this package.
     """
+    hint = "Released weights of a paper become one with `nnunet-transformers convert`"
+    return EncoderCheckpoint(**load_described(path, "encoder", hint))
+
+
+def load_described(path: str | os.PathLike, entry: str, hint: str) -> dict[str, Any]:
+    """Read what ``save_described`` wrote.
+
+    Args:
+        path: the file.
+        entry: name of the description in it.
+        hint: what to do if there is none.
+
+    Returns:
+        arguments of the checkpoint's dataclass.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_encoder``.
+    """
     content = load_checkpoint(path)
-    description, weights = content.get("encoder"), content.get("network_weights")
+    description, weights = content.get(entry), content.get("network_weights")
     if not isinstance(description, Mapping) or not isinstance(weights, Mapping) or "sha256" not in description:
-        raise ValueError(
-            f"{path} is no encoder checkpoint (it has {', '.join(map(str, list(content)[:6]))}). Released weights of a "
-            "paper become one with `nnunet-transformers convert`"
-        )
+        found = ", ".join(map(str, list(content)[:6]))
+        raise ValueError(f"{path} is no {entry.replace('_', ' ')} checkpoint (it has {found}). {hint}")
     description = dict(description)
     expected = description.pop("sha256")
     if description.get("format") != FORMAT:
@@ -131,7 +160,7 @@ def load_encoder(path: str | os.PathLike) -> EncoderCheckpoint:
     del description["format"]
     for key in ("patch_size", "spacing", "normalization"):
         description[key] = None if description[key] is None else tuple(description[key])
-    return EncoderCheckpoint(weights=weights, **description)
+    return {"weights": weights, **description}
 
 
 def _adaptation_plan(checkpoint: EncoderCheckpoint) -> dict[str, Any]:

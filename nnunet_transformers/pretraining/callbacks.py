@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ..checkpoints import save_encoder
+from ..checkpoints import EncoderCheckpoint, save_encoder, save_timm_encoder
 
 
 class SeedEveryBatch(Callback):
@@ -75,7 +75,8 @@ class EncoderWriter(Callback):
         folder = Path(self.folder or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         for name, checkpoint in module.checkpoints(trainer.datamodule.index, recipe).items():
-            save_encoder(checkpoint, folder / name)
+            save = save_encoder if isinstance(checkpoint, EncoderCheckpoint) else save_timm_encoder
+            save(checkpoint, folder / name)
 
 
 def feature_spread(features: Tensor) -> Tensor:
