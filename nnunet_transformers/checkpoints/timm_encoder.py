@@ -11,6 +11,7 @@ import timm
 from torch import Tensor, nn
 
 from .encoder import load_described, package_versions, save_described
+from .files import load_state_dict
 
 ENTRY = "timm_encoder"
 
@@ -54,15 +55,18 @@ def create_timm(name: str, input_channels: int, patch_size: Sequence[int], pretr
         pretrained: timm's weights, downloaded, or a file with them. A ViT's position embeddings are interpolated.
 
     Raises:
-        ValueError: if timm has no such network.
+        ValueError: if timm has no such network, or the file cannot be read safely.
+        FileNotFoundError: if there is no such file.
     """
     if not timm.is_model(name):
         raise ValueError(f"timm has no network {name!r}; timm.list_models('*resnet*') lists those of a name")
     known = timm.get_pretrained_cfg(name)
     options: dict[str, Any] = {"img_size": tuple(patch_size)} if known and known.fixed_input_size else {}
     if isinstance(pretrained, str):
-        options["pretrained_cfg_overlay"] = {"file": pretrained}
-    return timm.create_model(name, bool(pretrained), in_chans=input_channels, num_classes=0, **options)
+        options["pretrained_cfg_overlay"] = {"state_dict": load_state_dict(pretrained)}
+    network = timm.create_model(name, bool(pretrained), in_chans=input_channels, num_classes=0, **options)
+    network.pretrained_cfg.pop("state_dict", None)
+    return network
 
 
 def save_timm_encoder(checkpoint: TimmCheckpoint, path: str | os.PathLike) -> str:

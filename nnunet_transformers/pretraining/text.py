@@ -22,6 +22,16 @@ def _transformers() -> Any:
     return transformers
 
 
+def _load(auto_class: str, what: str, name: str, **options: Any) -> Any:
+    """What transformers has under a name, by one of its Auto classes."""
+    transformers = _transformers()
+    try:
+        return getattr(transformers, auto_class).from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise OSError(f"{name} is no folder with a {what}, and the hub gave none of that name: {reason}") from error
+
+
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a text encoder.
 
@@ -33,11 +43,7 @@ def load_tokenizer(name: str) -> Any:
         ValueError: if it cannot tell which word a token is of, or has no padding.
         ModuleNotFoundError: without the extra ``[reports]``.
     """
-    transformers = _transformers()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise OSError(f"{name} is no folder with a tokenizer and none could be had from the hub: {error}") from error
+    tokenizer = _load("AutoTokenizer", "tokenizer", name)
     if not tokenizer.is_fast or tokenizer.pad_token is None:
         raise ValueError(f"the tokenizer of {name} must be a fast one (with tokenizer.json) that has a padding token")
     return tokenizer
@@ -98,17 +104,13 @@ class TextEncoder(nn.Module):
 
     def __init__(self, name: str, num_layers: int = 6, reference_compat: bool = False) -> None:
         super().__init__()
-        transformers = _transformers()
-        try:
-            config = transformers.AutoConfig.from_pretrained(name)
-            if not 1 <= num_layers <= config.num_hidden_layers:
-                raise ValueError(f"num_layers must be 1 to {config.num_hidden_layers}, those of {name}; {num_layers=}")
-            config.num_hidden_layers = num_layers
-            # eager: the other implementations of attention do not return its map
-            options = {"config": config, "attn_implementation": "eager", "add_pooling_layer": False}
-            self.model = transformers.AutoModel.from_pretrained(name, **options)
-        except OSError as error:
-            raise OSError(f"{name} is no folder with a text encoder and the hub gave none: {error}") from error
+        config = _load("AutoConfig", "text encoder", name)
+        if not 1 <= num_layers <= config.num_hidden_layers:
+            raise ValueError(f"num_layers must be 1 to {config.num_hidden_layers}, those of {name}; got {num_layers}")
+        config.num_hidden_layers = num_layers
+        # eager: the other implementations of attention do not return its map
+        options = {"config": config, "attn_implementation": "eager", "add_pooling_layer": False}
+        self.model = _load("AutoModel", "text encoder", name, **options)
         # Lightning leaves modules in the mode that it finds them in
         self.model.train()
         self.dim, self.max_length = config.hidden_size, config.max_position_embeddings
