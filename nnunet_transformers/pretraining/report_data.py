@@ -22,10 +22,12 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from .._files import write_json
 from .data import Epoch, _Data
-from .prepare import FILE_ENDINGS, INDEX
+from .prepare import FILE_ENDINGS
 from .reports import Pair, read_reports
 from .text import load_tokenizer, tokenize
 
+# what was used and what was skipped, in the run's folder
+PAIRS = "pairs.json"
 # supplement A.1: crops of 224 from images of 256
 CANVAS = 256 / 224
 # nnU-Net has no JPEG among its formats because of labels, of which there are none here
@@ -122,11 +124,14 @@ class ReportPairs(Epoch):
         self.patch_size, self.canvas = tuple(patch_size), [round(p * CANVAS) for p in patch_size]
         self.tokenizer, self.max_length, self.is_training = tokenizer, max_length, is_training
         self.unreadable: dict[str, str] = {}
+        self.order_of: int | None = None
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        # validated in an order of their own as well: those of a patient, as neighbours, are hard to tell apart
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.pairs))
-        return self.sample(np.random.default_rng((self.seed, self.epoch, index)), int(order[index]))
+        if self.order_of != self.epoch:
+            # in validation as well: a patient's images, neighbours in many a table, are hard to tell apart
+            self.order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.pairs))
+            self.order_of = self.epoch
+        return self.sample(np.random.default_rng((self.seed, self.epoch, index)), int(self.order[index]))
 
     def sample(self, rng: np.random.Generator, number: int | None = None) -> dict[str, Tensor]:
         """The pair of a number, or a random one."""
@@ -226,7 +231,7 @@ class ReportData(_Data):
     def _write_index(self) -> None:
         folder = Path(self.trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.index, folder / INDEX)
+        write_json(self.index, folder / PAIRS)
 
     def epoch(self) -> ReportPairs:
         return self.training

@@ -77,7 +77,7 @@ def clean_report(text: str) -> str:
 
 
 def split_of(identity: str, val_share: float) -> str:
-    """ "train" or "val" for a patient, the same in every table and on every machine.
+    """The split of a patient, the same in every table and on every machine.
 
     Args:
         identity: of the patient.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -227,6 +228,14 @@ class TestRuns:
             load_timm_encoder(tmp_path / "altered.pth")
         with pytest.raises(ValueError, match="no encoder checkpoint"):
             load_encoder(tmp_path / "encoder.pth")
+
+    def test_recipe_with_an_own_network(self, bert, tmp_path):
+        changes = {"model.init_args.patch_size": "[64,64]", "trainer.max_epochs": 1}
+        self.run(bert, tmp_path, "qt_unet_tiny", **changes)
+        checkpoint = load_encoder(tmp_path / "encoder.pth")
+        assert (checkpoint.name, checkpoint.method, checkpoint.patch_size) == ("qt_unet_tiny", "MGCA", (64, 64))
+        pairs = json.loads((tmp_path / "pairs.json").read_text())
+        assert len(pairs["cases"]) == checkpoint.num_cases
 
     def test_prototypes_rest_in_the_first_epoch(self, bert, tmp_path):
         settings = {"model.init_args.lr": 1e-2, "model.init_args.warmup_share": 0}
