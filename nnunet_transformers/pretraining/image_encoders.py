@@ -152,9 +152,7 @@ def create_image_encoder(
     """
     if name in list_networks():
         if pretrained:
-            raise ValueError(
-                f"pretrained is for timm's networks; {name} is one of this package's, without such weights"
-            )
+            raise ValueError(f"pretrained is for timm's networks; for {name}, this package's, set it to false")
         encoder: ImageEncoder = OwnEncoder(create_encoder(name, input_channels, patch_size, **(overrides or {})))
     elif overrides:
         raise ValueError(f"network_overrides are for this package's networks; {name} is none of them")
