@@ -8,10 +8,13 @@ from .imagenet import load_imagenet
 from .initialise import encoder_specification, initialise
 from .reference import from_reference, identify
 from .report import LoadReport
+from .timm_encoder import TimmCheckpoint, create_timm
 
 __all__ = [
     "EncoderCheckpoint",
     "LoadReport",
+    "TimmCheckpoint",
+    "create_timm",
     "encoder_specification",
     "encoder_weights",
     "fit_position_embeddings",

@@ -78,7 +78,7 @@ class _CLI(LightningCLI):
             ("spacing", index["spacing"], configuration.spacing),
             ("normalization", index["normalization"], configuration.normalization_schemes),
         ):
-            if list(prepared)[-len(planned) :] != list(planned):
+            if prepared is not None and list(prepared)[-len(planned) :] != list(planned):
                 print(
                     f"note: the images were prepared with {name} {list(prepared)}, the plan has {list(planned)}; with "
                     "`pretrain prepare -d ... -p ...` they look as they will in training"

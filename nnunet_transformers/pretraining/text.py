@@ -1,0 +1,168 @@
+"""Reports to embeddings: a BERT's first layers, its sub-words summed into words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NO_WORD = -1
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "reports need the packages transformers and tokenizers: pip install 'nnunet-transformers[reports]'"
+        ) from error
+    return transformers
+
+
+def _load(auto_class: str, what: str, name: str, **options: Any) -> Any:
+    """What transformers has under a name, by one of its Auto classes."""
+    transformers = _transformers()
+    try:
+        return getattr(transformers, auto_class).from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise OSError(f"{name} is no folder with a {what}, and the hub gave none of that name: {reason}") from error
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a text encoder.
+
+    Args:
+        name: local folder or hub name.
+
+    Raises:
+        OSError: if there is none of that name.
+        ValueError: if it cannot tell which word a token is of, or has no padding.
+        ModuleNotFoundError: without the extra ``[reports]``.
+    """
+    tokenizer = _load("AutoTokenizer", "tokenizer", name)
+    if not tokenizer.is_fast or tokenizer.pad_token is None:
+        raise ValueError(f"the tokenizer of {name} must be a fast one (with tokenizer.json) that has a padding token")
+    return tokenizer
+
+
+def tokenize(tokenizer: Any, reports: Sequence[str], max_length: int) -> dict[str, Tensor]:
+    """Tokens of reports and the words that they are of.
+
+    Args:
+        tokenizer: of ``load_tokenizer``.
+        reports: words with spaces between them.
+        max_length: tokens, [CLS] and [SEP] among them; the rest is cut off.
+
+    Returns:
+        each (reports, max_length): ``input_ids``; ``attention_mask``, 0 for padding; ``word_ids``, the number of the
+        word in its report, -1 for [CLS], [SEP] and padding.
+    """
+    words = [report.split() for report in reports]
+    options = {"is_split_into_words": True, "truncation": True, "padding": "max_length", "max_length": max_length}
+    encoded = tokenizer(words, **options)
+    word_ids = [[NO_WORD if w is None else w for w in encoded.word_ids(i)] for i in range(len(reports))]
+    tokens = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], "word_ids": word_ids}
+    return {name: torch.tensor(value) for name, value in tokens.items()}
+
+
+@dataclass(frozen=True)
+class ReportFeatures:
+    """What a text encoder makes of a batch.
+
+    Attributes:
+        report: (batch, dim), of [CLS].
+        words: (batch, words, dim), each the sum of its tokens'; 0 for padding.
+        padding: (batch, words), true where there is no word.
+        attention: (batch, words), what [CLS] pays to each word in the last layer: the mean over the heads, summed over
+            the word's tokens; 0 for padding.
+    """
+
+    report: Tensor
+    words: Tensor
+    padding: Tensor
+    attention: Tensor
+
+
+class TextEncoder(nn.Module):
+    """The first layers of a BERT.
+
+    Args:
+        name: local folder or hub name.
+        num_layers: of them.
+        reference_compat: as MGCA's release: blind to the words' order, as every token has position 0; a token's
+            attention is that of the one after it; a report that fills its length loses its last word.
+
+    Raises:
+        OSError: if there is none of that name.
+        ValueError: if it has fewer layers.
+        ModuleNotFoundError: without the extra ``[reports]``.
+    """
+
+    def __init__(self, name: str, num_layers: int = 6, reference_compat: bool = False) -> None:
+        super().__init__()
+        config = _load("AutoConfig", "text encoder", name)
+        if not 1 <= num_layers <= config.num_hidden_layers:
+            raise ValueError(f"num_layers must be 1 to {config.num_hidden_layers}, those of {name}; got {num_layers}")
+        config.num_hidden_layers = num_layers
+        # eager: the other implementations of attention do not return its map
+        options = {"config": config, "attn_implementation": "eager", "add_pooling_layer": False}
+        self.model = _load("AutoModel", "text encoder", name, **options)
+        # Lightning leaves modules in the mode that it finds them in
+        self.model.train()
+        self.dim, self.max_length = config.hidden_size, config.max_position_embeddings
+        self.reference_compat = reference_compat
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, word_ids: Tensor) -> ReportFeatures:
+        """Features of reports.
+
+        Args:
+            input_ids, attention_mask, word_ids: (batch, length), of ``tokenize``.
+
+        Raises:
+            ValueError: if they are longer than the model has positions.
+        """
+        if input_ids.shape[1] > self.max_length:
+            raise ValueError(f"max_length is {input_ids.shape[1]}, the text encoder has {self.max_length} positions")
+        if self.reference_compat:
+            word_ids = _without_last_word(word_ids, attention_mask)
+        length = int(attention_mask.sum(1).max())
+        input_ids, attention_mask, word_ids = (x[:, :length] for x in (input_ids, attention_mask, word_ids))
+        # without them the model counts
+        positions = {"position_ids": torch.zeros_like(input_ids)} if self.reference_compat else {}
+        output = self.model(input_ids, attention_mask, output_attentions=True, **positions)
+        tokens, attention = output.last_hidden_state, output.attentions[-1][:, :, 0].mean(1)
+        if self.reference_compat:
+            attention = torch.cat([attention[:, 1:], torch.zeros_like(attention[:, :1])], dim=1)
+        present = sum_into_words(torch.ones_like(tokens[..., :1]), word_ids)[..., 0] > 0
+        return ReportFeatures(
+            report=tokens[:, 0],
+            words=sum_into_words(tokens, word_ids),
+            padding=~present,
+            attention=sum_into_words(attention[..., None], word_ids)[..., 0],
+        )
+
+
+def sum_into_words(tokens: Tensor, word_ids: Tensor) -> Tensor:
+    """Sum what belongs to the tokens of a word.
+
+    Args:
+        tokens: (batch, length, dim).
+        word_ids: (batch, length), -1 for tokens of no word.
+
+    Returns:
+        (batch, words, dim), as many words as the longest report has; 0 where a report has fewer.
+    """
+    words = int(word_ids.max()) + 1
+    index = word_ids.masked_fill(word_ids == NO_WORD, words)[..., None].expand_as(tokens)
+    summed = tokens.new_zeros(len(tokens), words + 1, tokens.shape[2]).scatter_add(1, index, tokens)
+    return summed[:, :words]
+
+
+def _without_last_word(word_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Forget the last word of each report that has no padding."""
+    is_last = word_ids == word_ids.max(dim=1, keepdim=True).values
+    return word_ids.masked_fill(is_last & attention_mask.bool().all(1, keepdim=True), NO_WORD)
