@@ -228,6 +228,23 @@ def recipes() -> None:
     print("\n".join(list_recipes()))
 
 
+@pretrain.command("show-matches")
+def show_matches(
+    images: Annotated[Path, typer.Argument(help="Folder written by `pretrain prepare`.")],
+    query: Annotated[str, typer.Argument(help="Name of an image in it.")],
+    key: Annotated[str, typer.Argument(help="Name of another.")],
+    output: Annotated[Path, typer.Argument(help="Picture to write.")],
+    matcher: Annotated[str, typer.Option(help="identity, affine, embedding, hybrid or precomputed.")] = "affine",
+    weights: Annotated[Path | None, typer.Option(help="Of the embedding, for embedding and hybrid.")] = None,
+    landmarks: Annotated[Path | None, typer.Option(help="For precomputed.")] = None,
+    points: Annotated[int, typer.Option(min=1, help="Rows of the picture.")] = 6,
+) -> None:
+    """Draw where a matcher finds random points of one image in another."""
+    from .pretraining import draw
+
+    draw(images, query, key, output, matcher, weights, landmarks, points)
+
+
 @probe.command()
 def classify(
     encoder: Annotated[Path, typer.Argument(help="Encoder checkpoint.")],

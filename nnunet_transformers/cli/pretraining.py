@@ -50,3 +50,28 @@ def _planned(dataset: str | None, plans: str | None, configuration: str) -> Plan
     if dataset is None or plans is None:
         raise ValueError("--dataset and --plans go together: they name the plan to follow")
     return load_planned(dataset, plans, configuration)
+
+
+def draw(
+    images: Path,
+    query: str,
+    key: str,
+    output: Path,
+    matcher: str,
+    weights: Path | None,
+    landmarks: Path | None,
+    points: int,
+) -> None:
+    """Write the picture of a matcher's matches."""
+    from ..pretraining.data import PreparedImages
+    from ..pretraining.matching.cache import CachedMatcher
+    from ..pretraining.matching.picture import draw_matches
+
+    wanted = {"embedding": ("--weights", weights), "hybrid": ("--weights", weights)}
+    wanted["precomputed"] = ("--landmarks", landmarks)
+    option, file = wanted.get(matcher, ("", None))
+    if option and file is None:
+        raise ValueError(f"the matcher {matcher} needs {option}")
+    arguments = {option.removeprefix("--"): str(file)} if option else {}
+    draw_matches(CachedMatcher(PreparedImages(images), matcher, arguments), query, key, output, points)
+    print(f"written: {output}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from ..architectures import SegmentationNetwork, create_network
+from ..checkpoints import EncoderCheckpoint, encoder_weights
 
 
 def create_encoder(name: str, input_channels: int, patch_size: Sequence[int], **overrides: Any) -> SegmentationNetwork:
@@ -42,3 +43,33 @@ def rest_drop_path(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, DropPath):
             module.drop_prob = 0.0
+
+
+def encoder_checkpoint(
+    network: SegmentationNetwork,
+    method: str,
+    settings: Mapping[str, Any],
+    index: dict[str, Any],
+    recipe: dict[str, Any],
+) -> EncoderCheckpoint:
+    """What a method that trains one encoder writes.
+
+    Args:
+        network: of ``create_encoder``.
+        method: its name.
+        settings: its hyper-parameters: network, patch_size, input_channels and network_overrides.
+        index: of the prepared data.
+        recipe: settings of the run, plain types.
+    """
+    return EncoderCheckpoint(
+        weights=encoder_weights(network),
+        name=settings["network"],
+        patch_size=tuple(settings["patch_size"]),
+        input_channels=settings["input_channels"],
+        overrides=settings["network_overrides"] or {},
+        spacing=tuple(index["spacing"])[-len(settings["patch_size"]) :],
+        normalization=tuple(index["normalization"]),
+        method=method,
+        recipe=recipe,
+        num_cases=len(index["cases"]),
+    )

@@ -156,6 +156,20 @@ class TestData:
         np.testing.assert_array_equal(first.points, again.points)
         assert first.score == again.score
 
+    def test_picture(self, prepared, tmp_path):
+        from typer.testing import CliRunner
+
+        from nnunet_transformers import cli
+
+        picture = tmp_path / "matches.png"
+        command = ["pretrain", "show-matches", str(prepared), "case_0", "case_1", str(picture)]
+        result = CliRunner().invoke(cli.app, [*command, "--points", "2"])
+        assert result.exit_code == 0, result.output
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert "needs --weights" in str(CliRunner().invoke(cli.app, [*command, "--matcher", "hybrid"]).exception)
+        command[3] = "case_9"
+        assert "no image 'case_9'" in str(CliRunner().invoke(cli.app, command).exception)
+
     def test_unknown_matcher(self, prepared):
         with pytest.raises(ValueError, match="matcher must be one of identity"):
             self.views(prepared, "sam")

@@ -21,9 +21,9 @@ from timm.models.vision_transformer import Block
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from ...checkpoints import EncoderCheckpoint, encoder_weights
+from ...checkpoints import EncoderCheckpoint
 from ..callbacks import feature_spread
-from ..encoder import create_encoder, rest_drop_path
+from ..encoder import create_encoder, encoder_checkpoint, rest_drop_path
 from ..losses import CASA, CentredCrossEntropy, cosine_loss, info_nce_loss, masked_reconstruction_loss
 from ..masking import MaskedEncoder
 from ..schedules import cosine_with_warmup, total_steps
@@ -203,17 +203,5 @@ class Alice(LightningModule):
 
     def checkpoints(self, index: dict[str, Any], recipe: dict[str, Any]) -> dict[str, EncoderCheckpoint]:
         """The encoder, see ``methods.qt_ssl``."""
-        settings = self.hparams
-        checkpoint = EncoderCheckpoint(
-            weights=encoder_weights(self.encoder.network),
-            name=settings.network,
-            patch_size=tuple(settings.patch_size),
-            input_channels=settings.input_channels,
-            overrides=settings.network_overrides or {},
-            spacing=tuple(index["spacing"])[-len(settings.patch_size) :],
-            normalization=tuple(index["normalization"]),
-            method=type(self).__name__,
-            recipe=recipe,
-            num_cases=len(index["cases"]),
-        )
+        checkpoint = encoder_checkpoint(self.encoder.network, type(self).__name__, self.hparams, index, recipe)
         return {"encoder.pth": checkpoint}

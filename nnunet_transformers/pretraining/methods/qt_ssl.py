@@ -21,10 +21,10 @@ from lightly.utils.scheduler import cosine_schedule
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from ...checkpoints import EncoderCheckpoint, encoder_weights
+from ...checkpoints import EncoderCheckpoint
 from ..callbacks import feature_spread
 from ..distributed import gather
-from ..encoder import create_encoder, rest_drop_path
+from ..encoder import create_encoder, encoder_checkpoint, rest_drop_path
 from ..schedules import cosine_with_warmup, total_steps
 from ..views import rotations_of
 
@@ -134,17 +134,5 @@ class QTSSL(LightningModule):
         Returns:
             by file name.
         """
-        settings = self.hparams
-        checkpoint = EncoderCheckpoint(
-            weights=encoder_weights(self.encoder),
-            name=settings.network,
-            patch_size=tuple(settings.patch_size),
-            input_channels=settings.input_channels,
-            overrides=settings.network_overrides or {},
-            spacing=tuple(index["spacing"])[-len(settings.patch_size) :],
-            normalization=tuple(index["normalization"]),
-            method=type(self).__name__,
-            recipe=recipe,
-            num_cases=len(index["cases"]),
-        )
+        checkpoint = encoder_checkpoint(self.encoder, type(self).__name__, self.hparams, index, recipe)
         return {"encoder.pth": checkpoint}
