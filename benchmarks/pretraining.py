@@ -6,7 +6,8 @@
 Each method plans, prepares the images that fold 0 does not validate on, pretrains with `nnunet-transformers pretrain
 fit`, attaches the encoder, and trains with and without it, through nnU-Net's own commands: 300 iterations, batch 2, the
 same ten cases and seeds on either side. Prints one JSON line: the mean foreground Dice of the 40 validation cases for
-each run, and what pretraining took. What is there already is not made again.
+each run, and what pretraining took. An encoder and trainings that are there are not made again; remove
+$nnUNet_results/pretraining to begin anew.
 """
 
 from __future__ import annotations
@@ -129,6 +130,8 @@ def pretrain(name: str, method: Method, plans: str, work: Path) -> Path:
         source = Path(os.environ["nnUNet_raw"]) / DATASET
         run(f"{COMMAND} pretrain prepare {source} {prepared} --fold {FOLD} --patch-size 40,56,40")
     if (folder / "pretraining.json").is_file():
+        if json.loads((folder / "pretraining.json").read_text())["settings"] != method.settings:
+            raise SystemExit(f"{folder} was made with other settings; remove it and the trainings beside it")
         return folder
     arguments = " ".join(fit_arguments(method, prepared, folder))
     start = time.perf_counter()

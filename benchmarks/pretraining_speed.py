@@ -26,7 +26,7 @@ from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.from_plan import load_planned
 from nnunet_transformers.pretraining.prepare import prepare
 
-SAMPLES, EPOCHS = 48, 3
+SAMPLES, EPOCHS = 48, 2
 KINDS = {"qt_ssl": ("crops",), "unimiss": ("images", "volumes")}
 
 
