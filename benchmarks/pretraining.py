@@ -78,7 +78,7 @@ METHODS = {
             "model.init_args.output_dim": 4096,
             "data.init_args.batch_size": 4,
             "data.init_args.period": 1,
-            "trainer.max_epochs": 12,
+            "trainer.max_epochs": 8,
         },
         folder_argument="folder_3d",
         encoder="encoder_3d.pth",

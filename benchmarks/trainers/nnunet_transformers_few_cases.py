@@ -29,6 +29,8 @@ class TenCases:
         self.seed = int(os.environ["BENCHMARK_SEED"])
 
     def initialize(self):
+        # nnU-Net takes all cores; two trainings side by side get more done with one each
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
         torch.manual_seed(self.seed)
         super().initialize()
         # eight forward passes a tile for mirroring are most of the time that a CPU would spend on validation
