@@ -96,14 +96,17 @@ def run(command: str, **environment: str) -> None:
 def plan(method: Method) -> str:
     """Plan the network for this benchmark's batch; returns the plan's name."""
     folder = Path(os.environ["nnUNet_preprocessed"]) / DATASET
+    name = method.plans.replace("Plans", "FewPlans")
+    if (folder / f"{name}.json").is_file():  # planned before, maybe for a training that reads these data now
+        return name
     number = int(DATASET[7:10])
     arguments = f"-d {number} -c {CONFIGURATION} -pl {method.planner} -np 2 -npfp 2"
     run(f"nnUNetv2_plan_and_preprocess {arguments}", nnUNet_n_proc_DA="1")
     planned = json.loads((folder / f"{method.plans}.json").read_text())
-    planned["plans_name"] = method.plans.replace("Plans", "FewPlans")
+    planned["plans_name"] = name
     planned["configurations"][CONFIGURATION]["batch_size"] = BATCH_SIZE
-    (folder / f"{planned['plans_name']}.json").write_text(json.dumps(planned, indent=4))
-    return planned["plans_name"]
+    (folder / f"{name}.json").write_text(json.dumps(planned, indent=4))
+    return name
 
 
 def fit_arguments(method: Method, prepared: Path, folder: Path, **changes: object) -> list[str]:
