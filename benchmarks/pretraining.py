@@ -38,6 +38,7 @@ class Method:
         folder_argument: of the recipe's data.
         encoder: file that the method writes.
         planner, trainer: of the network.
+        patch_size: to train with in place of the planned one, for time's sake.
     """
 
     recipe: str
@@ -46,6 +47,7 @@ class Method:
     encoder: str
     planner: str
     trainer: str
+    patch_size: tuple[int, ...] | None = None
 
     @property
     def plans(self) -> str:
@@ -70,20 +72,22 @@ METHODS = {
     "unimiss": Method(
         recipe="unimiss",
         settings={
-            # the planned patch is 48 deep; slices are most of a step's work, and the paper's views have 16 of them
-            "model.init_args.patch_size_3d": "[16,64,48]",
-            "model.init_args.lr": 3.2e-2,  # for a batch of 256; 5e-4 for that of 4
-            "model.init_args.tau": 0.99,
-            "model.init_args.warmup_epochs": 2,
-            "model.init_args.output_dim": 4096,
-            "data.init_args.batch_size": 4,
-            "data.init_args.period": 1,
+            # the planned patch is larger than the images, and slices are most of a step's work
+            "model.init_args.patch_size_2d": "[32,32]",
+            "model.init_args.patch_size_3d": "[16,32,32]",
+            "model.init_args.lr": 3.2e-3,  # for a batch of 256; 1e-4 for that of 8
+            "model.init_args.warmup_epochs": 1,
+            "model.init_args.output_dim": 1024,
+            "data.init_args.batch_size": 8,
+            "data.init_args.samples_per_epoch": 320,
+            "data.init_args.period": 2,
             "trainer.max_epochs": 8,
         },
         folder_argument="folder_3d",
         encoder="encoder_3d.pth",
         planner="nnUNetPlannerMiT7",
         trainer="nnUNetTrainerMiT_tencases",
+        patch_size=(32, 48, 32),
     ),
 }
 
@@ -104,7 +108,10 @@ def plan(method: Method) -> str:
     run(f"nnUNetv2_plan_and_preprocess {arguments}", nnUNet_n_proc_DA="1")
     planned = json.loads((folder / f"{method.plans}.json").read_text())
     planned["plans_name"] = name
-    planned["configurations"][CONFIGURATION]["batch_size"] = BATCH_SIZE
+    configuration = planned["configurations"][CONFIGURATION]
+    configuration["batch_size"] = BATCH_SIZE
+    if method.patch_size:
+        configuration["patch_size"] = configuration["architecture"]["arch_kwargs"]["patch_size"] = method.patch_size
     (folder / f"{name}.json").write_text(json.dumps(planned, indent=4))
     return name
 
@@ -163,17 +170,18 @@ def train(method: Method, plans: str, seed: int, results: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", default=list(METHODS), choices=list(METHODS))
-    names = parser.parse_args().methods
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS, help="trained in this order")
+    arguments = parser.parse_args()
     work = Path(os.environ["nnUNet_results"]) / "pretraining"
-    for name in names:
+    for name in arguments.methods:
         method = METHODS[name]
         plans = plan(method)
         folder = pretrain(name, method, plans, work)
         attached = plans.replace("Plans", f"_{name}Plans")
-        arguments = f"-d {DATASET} -p {plans} -o {attached} -c {CONFIGURATION} --force"
-        run(f"{COMMAND} attach {folder / method.encoder} {arguments}")
+        options = f"-d {DATASET} -p {plans} -o {attached} -c {CONFIGURATION} --force"
+        run(f"{COMMAND} attach {folder / method.encoder} {options}")
         dice: dict[str, list[float]] = {"scratch": [], "pretrained": []}
-        for seed in SEEDS:
+        for seed in arguments.seeds:
             for start, from_plans in (("scratch", plans), ("pretrained", attached)):
                 dice[start].append(round(train(method, from_plans, seed, work), 4))
                 print(json.dumps({"method": name, "start": start, "seed": seed, "dice": dice[start][-1]}), flush=True)

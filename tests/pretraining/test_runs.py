@@ -36,7 +36,7 @@ METHODS = {
         "model.init_args.patch_size_2d": "[32,64]",
         "model.init_args.patch_size_3d": "[16,32,64]",
         "model.init_args.output_dim": 32,
-        "model.init_args.lr": 1.0,  # for a batch of 256
+        "model.init_args.lr": 0.1,  # for a batch of 256
     },
 }
 ENCODERS = {"qt_ssl_in_task": "encoder.pth", "unimiss": "encoder_3d.pth"}
