@@ -84,11 +84,9 @@ def read_labels(table: Path, known: Collection[str]) -> LabelledImages:
     missing = [column for column in ("image", "label") if column not in columns]
     if missing:
         raise ValueError(f"{table} has no column {', '.join(missing)}; it has {', '.join(columns) or 'none'}")
-    bare = [
-        row["image"] or f"line {number}" for number, row in enumerate(rows, 2) if not row["label"] or not row["image"]
-    ]
+    bare = [number for number, row in enumerate(rows, 2) if not (row["image"] and row["label"])]
     if bare:
-        raise ValueError(f"{table} has no label or no image for {', '.join(bare[:3])}")
+        raise ValueError(f"{table} has no image or no label in line {', '.join(map(str, bare[:3]))}")
     known = set(known)
     names = [_known_name(row["image"], known) for row in rows]
     twice = [name for name, number in Counter(names).items() if name and number > 1]
