@@ -14,13 +14,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.matching import AffineMatcher, EmbeddingMatcher, HybridMatcher, IdentityMatcher
 from nnunet_transformers.pretraining.matching.matcher import random_points
 from nnunet_transformers.pretraining.prepare import prepare
-from tests.pretraining.phantoms import SPACING, make_volume, random_map, true_match
+from tests.pretraining.phantoms import make_volume, random_map, true_match, write_volumes
 
 SUBJECTS, PAIRS, POINTS, NEAR = 16, 6, 100, 9.0
 SHIFTS = {"easy": 6, "hard": 25}
@@ -28,13 +27,7 @@ SHIFTS = {"easy": 6, "hard": 25}
 
 def train(folder: Path, steps: int) -> str:
     """Train the embedding; returns its file."""
-    rng = np.random.default_rng(0)
-    (folder / "raw").mkdir()
-    for case in range(SUBJECTS):
-        image = sitk.GetImageFromArray(make_volume(f"case_{case}", random_map(rng, 10), case).image[0])
-        image.SetSpacing(SPACING)
-        sitk.WriteImage(image, str(folder / "raw" / f"case_{case}.nii.gz"))
-    prepare(folder / "raw", folder / "prepared", patch_size=(24, 24, 24))
+    prepare(write_volumes(folder / "raw", SUBJECTS, shift=10), folder / "prepared", patch_size=(24, 24, 24))
     settings = {
         "data.init_args.folder": folder / "prepared",
         "data.init_args.num_workers": 0,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from nnunet_transformers.pretraining.matching import Volume
@@ -42,3 +45,14 @@ def make_volume(name: str, matrix: NDArray, seed: int = 0, noise: float = 0.03) 
 def true_match(query: NDArray, key: NDArray, points: NDArray) -> NDArray:
     """Where points of the query are in the key, by the maps of both."""
     return apply_affine(np.linalg.inv(key) @ query, points)
+
+
+def write_volumes(folder: Path, number: int, shift: float) -> Path:
+    """Write as many volumes of random maps into a new folder; returns it."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for case in range(number):
+        image = sitk.GetImageFromArray(make_volume(f"case_{case}", random_map(rng, shift), case).image[0])
+        image.SetSpacing(SPACING)
+        sitk.WriteImage(image, str(folder / f"case_{case}.nii.gz"))
+    return folder

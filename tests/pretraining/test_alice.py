@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
 
 from nnunet_transformers.architectures import create_network
@@ -18,7 +17,7 @@ from nnunet_transformers.pretraining.methods.alice import LOSSES, SIMILARITIES, 
 from nnunet_transformers.pretraining.prepare import prepare
 from tests.architectures.test_networks import SMALLEST
 
-from .phantoms import SPACING, make_volume, random_map
+from .phantoms import write_volumes
 
 SIZE = (16, 16, 16)
 SMALL = {"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}
@@ -27,13 +26,7 @@ SMALL = {"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alice")
-    (folder / "raw").mkdir()
-    rng = np.random.default_rng(0)
-    for case in range(4):
-        image = sitk.GetImageFromArray(make_volume(f"case_{case}", random_map(rng, 6), case).image[0])
-        image.SetSpacing(SPACING)
-        sitk.WriteImage(image, str(folder / "raw" / f"case_{case}.nii.gz"))
-    prepare(folder / "raw", folder / "prepared", patch_size=SIZE)
+    prepare(write_volumes(folder / "raw", 4, shift=6), folder / "prepared", patch_size=SIZE)
     return folder / "prepared"
 
 

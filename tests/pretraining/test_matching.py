@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.matching import MATCHERS, IdentityMatcher, MatcherCheckpoint, PrecomputedMatcher
@@ -16,7 +15,7 @@ from nnunet_transformers.pretraining.matching.matcher import apply_affine, rando
 from nnunet_transformers.pretraining.matching.network import cell_positions, sample
 from nnunet_transformers.pretraining.prepare import prepare
 
-from .phantoms import SPACING, make_volume, random_map, true_match
+from .phantoms import SPACING, make_volume, random_map, true_match, write_volumes
 
 STRIDE = 2 * max(SPACING)
 
@@ -25,13 +24,7 @@ STRIDE = 2 * max(SPACING)
 def weights(tmp_path_factory):
     """The embedding, trained by its recipe on a few phantoms."""
     folder = tmp_path_factory.mktemp("matcher")
-    (folder / "raw").mkdir()
-    rng = np.random.default_rng(0)
-    for case in range(16):
-        image = sitk.GetImageFromArray(make_volume(f"case_{case}", random_map(rng, 10), case).image[0])
-        image.SetSpacing(SPACING)
-        sitk.WriteImage(image, str(folder / "raw" / f"case_{case}.nii.gz"))
-    prepare(folder / "raw", folder / "prepared", patch_size=(24, 24, 24))
+    prepare(write_volumes(folder / "raw", 16, shift=10), folder / "prepared", patch_size=(24, 24, 24))
     arguments = {
         "data.init_args.folder": folder / "prepared",
         "data.init_args.num_workers": 0,
