@@ -20,7 +20,8 @@ from nnunet_transformers.discovery import PLANNERS
 
 from ..released import released_keys
 
-COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands] + ["pretrain"]
+COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+COMMANDS += [group.name for group in cli.app.registered_groups]
 
 
 def invoke(*arguments):
