@@ -1,7 +1,7 @@
 """Does pretraining help? Hippocampus, labels unused, then training from ten labelled cases, three seeds.
 
     export nnUNet_raw=... nnUNet_preprocessed=... nnUNet_results=...
-    python benchmarks/pretraining.py qt_ssl unimiss
+    python benchmarks/pretraining.py qt_ssl unimiss alice_hybrid alice_identity
 
 Each method plans, prepares the images that fold 0 does not validate on, pretrains with `nnunet-transformers pretrain
 fit`, attaches the encoder, and trains with and without it, through nnU-Net's own commands: 300 iterations, batch 2, the
@@ -39,6 +39,7 @@ class Method:
         encoder: file that the method writes.
         planner, trainer: of the network.
         patch_size: to train with in place of the planned one, for time's sake.
+        matcher: settings of the anatomical embedding that is trained first, where the method needs one.
     """
 
     recipe: str
@@ -48,10 +49,36 @@ class Method:
     planner: str
     trainer: str
     patch_size: tuple[int, ...] | None = None
+    matcher: dict[str, object] | None = None
 
     @property
     def plans(self) -> str:
         return self.planner.replace("Planner", "") + "Plans"
+
+
+# smaller than the images, which are hardly larger than the planned patch, so that there is something to match
+ALICE_PATCH = "[24,32,24]"
+
+
+def alice(matcher: str, settings: dict[str, object] | None) -> Method:
+    """Alice with one of its matchers, all else the same."""
+    return Method(
+        recipe="alice",
+        settings={
+            "model.init_args.patch_size": ALICE_PATCH,
+            "model.init_args.lr": 1e-3,
+            "model.init_args.warmup_epochs": 2,
+            "data.init_args.matcher": matcher,
+            "data.init_args.batch_size": 8,
+            "trainer.max_steps": -1,
+            "trainer.max_epochs": 30,
+        },
+        folder_argument="folder",
+        encoder="encoder.pth",
+        planner="nnUNetPlannerQTUNetT",
+        trainer="nnUNetTrainerQTUNet_tencases",
+        matcher=settings,
+    )
 
 
 METHODS = {
@@ -89,6 +116,8 @@ METHODS = {
         trainer="nnUNetTrainerMiT_tencases",
         patch_size=(32, 48, 32),
     ),
+    "alice_hybrid": alice("hybrid", {"data.init_args.patch_size": ALICE_PATCH, "trainer.max_steps": 400}),
+    "alice_identity": alice("identity", None),
 }
 
 

@@ -6,6 +6,7 @@ from .encoder import EncoderCheckpoint, encoder_weights, load_encoder, save_enco
 from .files import load_checkpoint, load_state_dict, save_checkpoint
 from .imagenet import load_imagenet
 from .initialise import encoder_specification, initialise
+from .primus import PrimusCheckpoint, create_primus, load_primus_weights, primus_weights
 from .reference import from_reference, identify
 from .report import LoadReport
 from .timm_encoder import TimmCheckpoint, create_timm
@@ -13,7 +14,9 @@ from .timm_encoder import TimmCheckpoint, create_timm
 __all__ = [
     "EncoderCheckpoint",
     "LoadReport",
+    "PrimusCheckpoint",
     "TimmCheckpoint",
+    "create_primus",
     "create_timm",
     "encoder_specification",
     "encoder_weights",
@@ -25,7 +28,9 @@ __all__ = [
     "load_encoder",
     "load_encoder_weights",
     "load_imagenet",
+    "load_primus_weights",
     "load_state_dict",
+    "primus_weights",
     "save_checkpoint",
     "save_encoder",
 ]

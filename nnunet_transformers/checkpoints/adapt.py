@@ -76,25 +76,35 @@ def _fit(value: Tensor, parameter: Tensor, name: str, network: nn.Module, origin
         # tables of different windows may have as many rows
         before = origin.get_submodule(owner).table_shape
         if before != module.table_shape:
-            return resize_bias_table(value, before, module.table_shape), _sizes("offsets", before, module.table_shape)
+            return resize_bias_table(value, before, module.table_shape), sizes_changed(
+                "offsets", before, module.table_shape
+            )
     if value.shape == parameter.shape:
         return value, ""
     if isinstance(module, PositionEmbedding) and value.shape[-1] == parameter.shape[-1]:
         grid = tuple(value.shape[1:-1])
-        return resize_position_embedding(value, grid, module.grid_size), _sizes("grid", grid, module.grid_size)
+        return resize_position_embedding(value, grid, module.grid_size), sizes_changed("grid", grid, module.grid_size)
     if name == in_proj and value.shape[0] == parameter.shape[0] and value.dim() == parameter.dim():
-        return _fit_first_layer(value, parameter)
+        return fit_first_layer(value, parameter)
     return None, f"shape {tuple(value.shape)} in the source, {tuple(parameter.shape)} here"
 
 
-def _fit_first_layer(value: Tensor, parameter: Tensor) -> Fitted:
-    """Kernel and channels of the layer that sees the image, so that it answers to a flat image as before."""
+def fit_first_layer(value: Tensor, parameter: Tensor) -> Fitted:
+    """Kernel and channels of a layer that sees the image, so that it answers to a flat image as before.
+
+    Args:
+        value: (out, channels, *kernel), of the source.
+        parameter: the layer's, with as many outputs.
+
+    Returns:
+        the values fitted, and what was changed, for people.
+    """
     changes = []
     kernel, wanted = value.shape[2:], parameter.shape[2:]
     if kernel != wanted:
         mode = {2: "bilinear", 3: "trilinear"}[len(kernel)]
         value = F.interpolate(value.float(), size=tuple(wanted), mode=mode) * (prod(kernel) / prod(wanted))
-        changes.append(_sizes("kernel", kernel, wanted))
+        changes.append(sizes_changed("kernel", kernel, wanted))
     channels, wanted_channels = value.shape[1], parameter.shape[1]
     if channels != wanted_channels:
         value = value.sum(1, keepdim=True).expand(-1, wanted_channels, *wanted) / wanted_channels
@@ -102,5 +112,6 @@ def _fit_first_layer(value: Tensor, parameter: Tensor) -> Fitted:
     return value.to(parameter.dtype), ", ".join(changes)
 
 
-def _sizes(what: str, before: tuple[int, ...], after: tuple[int, ...]) -> str:
+def sizes_changed(what: str, before: tuple[int, ...], after: tuple[int, ...]) -> str:
+    """ "grid 4x4 to 8x8", for reports."""
     return f"{what} {'x'.join(map(str, before))} to {'x'.join(map(str, after))}"

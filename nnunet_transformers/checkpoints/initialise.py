@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dynamic_network_architectures.architectures.primus import Primus
 from torch import nn
 
 from ..architectures import SegmentationNetwork
 from ..architectures.unet2022 import UNet2022
 from .adapt import load_encoder_weights
-from .encoder import KIND, load_encoder
+from .encoder import EncoderCheckpoint, load_encoder
 from .imagenet import load_imagenet
+from .primus import PrimusCheckpoint, load_primus_weights
 from .report import LoadReport
-from .sealed import sealed_hash
+from .sealed import WrongKindError, sealed_hash
 
 
-def initialise(network: nn.Module, specification: Mapping[str, Any]) -> LoadReport:
+def initialise(
+    network: nn.Module, specification: Mapping[str, Any], patch_size: Sequence[int] | None = None
+) -> LoadReport:
     """Load the weights of ``specification``, an entry of a plan's configuration, into a fresh network.
 
     Args:
         network: as the plan has it.
         specification: ``{"imagenet": {arguments of load_imagenet}}`` or ``{"checkpoint": file, "sha256": its hash}``,
             an encoder checkpoint, see ``encoder_specification``.
+        patch_size: that the network was built for, where it does not know it itself (Primus).
 
     Raises:
         ValueError: if the specification is another, or its weights do not fit.
@@ -35,13 +41,16 @@ def initialise(network: nn.Module, specification: Mapping[str, Any]) -> LoadRepo
                 raise ValueError(f"ImageNet weights are for UNet-2022, not {type(network).__name__}")
             return load_imagenet(network, **arguments)
         case {"checkpoint": path, **rest}:
-            if not isinstance(network, SegmentationNetwork):
-                raise ValueError(f"encoder checkpoints are for this package's networks, not {type(network).__name__}")
-            checkpoint = load_encoder(path)
-            if rest.get("sha256") not in (None, sealed_hash(KIND, path)):
+            checkpoint = _load(path)
+            if rest.get("sha256") not in (None, sealed_hash(path)):
                 raise ValueError(f"{path} is another file than when the plan was written; attach it again")
             source = f"{path} ({checkpoint.method} of {checkpoint.name}, {checkpoint.num_cases} images)"
-            return load_encoder_weights(network, checkpoint, source)
+            match network, checkpoint:
+                case SegmentationNetwork(), EncoderCheckpoint():
+                    return load_encoder_weights(network, checkpoint, source)
+                case Primus(), PrimusCheckpoint():
+                    return load_primus_weights(network, patch_size, checkpoint, source)
+            raise ValueError(f"the weights are of {checkpoint.name}, the network is {type(network).__name__}")
     raise ValueError(f"the plan's initialisation must be imagenet or checkpoint, got {', '.join(specification)}")
 
 
@@ -51,5 +60,11 @@ def encoder_specification(path: Path) -> dict[str, str]:
     Raises:
         FileNotFoundError, ValueError: as ``load_encoder``.
     """
-    load_encoder(path)
-    return {"checkpoint": str(path.resolve()), "sha256": sealed_hash(KIND, path)}
+    _load(path)
+    return {"checkpoint": str(path.resolve()), "sha256": sealed_hash(path)}
+
+
+def _load(path: str | Path) -> EncoderCheckpoint | PrimusCheckpoint:
+    with suppress(WrongKindError):
+        return PrimusCheckpoint.load(path)
+    return load_encoder(path)

@@ -86,6 +86,6 @@ def load_sealed(kind: str, path: str | os.PathLike) -> tuple[dict[str, Tensor], 
     return dict(weights), description
 
 
-def sealed_hash(kind: str, path: str | os.PathLike) -> str:
+def sealed_hash(path: str | os.PathLike) -> str:
     """The content hash that a file of ``load_sealed`` states."""
-    return load_checkpoint(path)[kind]["sha256"]
+    return next(d["sha256"] for d in load_checkpoint(path).values() if isinstance(d, Mapping) and "sha256" in d)

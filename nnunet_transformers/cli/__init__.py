@@ -111,11 +111,12 @@ def export_full(
     plans: Annotated[str, typer.Option("--plans", "-p", help="Plan to train with.")],
     configuration: Annotated[str, typer.Option("--configuration", "-c", help="Of the plan.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    trainer: Annotated[str, typer.Option("--trainer", "-tr", help="Whose network it is for.")] = "nnUNetTrainer",
 ) -> None:
-    """Write weights for nnUNetv2_train -pretrained_weights, with any trainer: the plan's network, encoder loaded."""
+    """Write weights for nnUNetv2_train -pretrained_weights, with any trainer: its network, the encoder loaded."""
     from .attachment import export_encoder
 
-    export_encoder(checkpoint, dataset, plans, configuration, output)
+    export_encoder(checkpoint, dataset, plans, configuration, output, trainer)
 
 
 @app.command("attach-imagenet")

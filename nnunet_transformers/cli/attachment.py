@@ -42,10 +42,12 @@ def attach_encoder(
     _print(*attach(encoder_specification(checkpoint), dataset, plans_name, output, configurations, force, min_coverage))
 
 
-def export_encoder(checkpoint: Path, dataset: str, plans_name: str, configuration: str, output: Path) -> None:
+def export_encoder(
+    checkpoint: Path, dataset: str, plans_name: str, configuration: str, output: Path, trainer: str
+) -> None:
     """Write a whole network's weights with the encoder's in them and print what came from it."""
-    print(export_full(encoder_specification(checkpoint), dataset, plans_name, configuration, output))
-    print(f"written: {output}; nnUNetv2_train ... -p {plans_name} -pretrained_weights {output}")
+    print(export_full(encoder_specification(checkpoint), dataset, plans_name, configuration, output, trainer))
+    print(f"written: {output}; nnUNetv2_train ... -tr {trainer} -p {plans_name} -pretrained_weights {output}")
 
 
 def _print(path: Path, reports: Mapping[str, LoadReport], left: Mapping[str, str]) -> None:

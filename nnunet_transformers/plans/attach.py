@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from copy import deepcopy
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
@@ -88,7 +90,12 @@ def _try(network: nn.Module, specification: Mapping[str, Any], min_coverage: flo
 
 
 def export_full(
-    specification: Mapping[str, Any], dataset: str, plans_name: str, configuration: str, output: Path
+    specification: Mapping[str, Any],
+    dataset: str,
+    plans_name: str,
+    configuration: str,
+    output: Path,
+    trainer: str = "nnUNetTrainer",
 ) -> LoadReport:
     """Write weights that stock ``nnUNetv2_train -pretrained_weights`` takes: a whole network, the encoder loaded.
 
@@ -98,12 +105,14 @@ def export_full(
         plans_name: plan to train with.
         configuration: of the plan.
         output: file to write.
+        trainer: that will take them; most build the plan's network, some, such as nnU-Net's for Primus, their own.
 
     Returns:
         what of the network came from the weights; the rest is as initialised.
 
     Raises:
         ValueError, FileNotFoundError: as ``attach``.
+        RuntimeError: if there is no such trainer.
         FileExistsError: if there is a file of that name.
     """
     if output.exists():
@@ -112,20 +121,24 @@ def export_full(
     plans = load_plans(folder, plans_name, plans_name.removesuffix("Plans").replace("nnUNet", "nnUNetPlanner", 1))
     if configuration not in plans["configurations"]:
         raise ValueError(f"{plans_name} has no {configuration}; it has {', '.join(plans['configurations'])}")
-    network = _build_network(plans, configuration, json.loads((folder / "dataset.json").read_text()))
-    report = initialise(network, specification)
+    network = _build_network(plans, configuration, json.loads((folder / "dataset.json").read_text()), trainer)
+    report = initialise(network, specification, plans["configurations"][configuration]["patch_size"])
     save_checkpoint({"network_weights": network.state_dict()}, output)
     return report
 
 
-def _build_network(plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any]) -> nn.Module:
-    """The network of a plan's configuration as nnU-Net's trainer builds it."""
+def _build_network(
+    plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any], trainer: str = "nnUNetTrainer"
+) -> nn.Module:
+    """The network of a plan's configuration as nnU-Net's trainer builds it for prediction."""
     manager = PlansManager(deepcopy(plans))
     configured = manager.get_configuration(configuration)
-    return get_network_from_plans(
-        configured.network_arch_class_name,
-        configured.network_arch_init_kwargs,
-        configured.network_arch_init_kwargs_req_import,
+    with redirect_stdout(StringIO()):  # nnU-Net's advice for a name that it does not find
+        trainer_class = recursive_find_trainer_class_by_name(trainer)
+    return trainer_class.build_network_architecture(
+        manager,
+        configured,
         determine_num_input_channels(manager, configured, dataset_json),
         manager.get_label_manager(dataset_json).num_segmentation_heads,
+        enable_deep_supervision=False,
     )

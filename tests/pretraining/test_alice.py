@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_transformers.architectures import create_network
-from nnunet_transformers.checkpoints import load_encoder, load_encoder_weights
+from nnunet_transformers.checkpoints import create_primus, load_encoder, load_encoder_weights
+from nnunet_transformers.checkpoints.primus import SIZES
 from nnunet_transformers.pretraining.data import MatchedViews, PreparedImages
 from nnunet_transformers.pretraining.encoder import create_encoder
 from nnunet_transformers.pretraining.fit import fit
-from nnunet_transformers.pretraining.masking import MaskedEncoder, random_mask
+from nnunet_transformers.pretraining.masking import MaskedEncoder, create_masked_encoder, random_mask
 from nnunet_transformers.pretraining.matching.cache import CachedMatcher
 from nnunet_transformers.pretraining.methods.alice import LOSSES, SIMILARITIES, Alice
 from nnunet_transformers.pretraining.prepare import prepare
@@ -67,6 +71,72 @@ class TestMasking:
             assert not torch.allclose(encoder(image), encoder(other))
             assert not torch.allclose(encoder(image, mask), encoder(image))
         assert not encoder.network.stem._forward_hooks
+
+
+class TestPrimus:
+    PATCH = (16, 24, 32)
+
+    def test_visible_tokens_alone_are_computed(self):
+        """The same as its own blocks with attention that hidden tokens are masked from."""
+        encoder = create_masked_encoder("primus_s", 1, self.PATCH).double().eval()
+        eva, image = encoder.network.eva, torch.randn(2, 1, *self.PATCH, dtype=torch.float64)
+        mask = torch.stack(
+            [torch.from_numpy(random_mask(encoder.grid, 0.75, np.random.default_rng(i))) for i in (0, 1)]
+        )
+        rows = []
+        for block in eva.blocks:
+            block.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[1]))
+        with torch.no_grad():
+            tokens = encoder(image, mask)
+            assert rows == [6] * len(eva.blocks)  # of 24
+            visible = ~mask.flatten(1)
+            expected = encoder.network.down_projection(image).flatten(2).transpose(1, 2) + eva.pos_embed
+            for block in eva.blocks:
+                expected = block(expected, rope=eva.rope.get_embed(), attn_mask=visible[:, None, None])
+            expected = eva.norm(expected)
+        torch.testing.assert_close(tokens[visible], expected[visible])
+        assert (tokens[~visible] == encoder.mask_token).all()
+
+    def test_nothing_hidden_is_nnunets_own_encoder(self):
+        encoder = create_masked_encoder("primus_s", 2, self.PATCH).eval()
+        image = torch.randn(1, 2, *self.PATCH)
+        with torch.no_grad():
+            own = encoder.network.eva(encoder.network.down_projection(image).flatten(2).transpose(1, 2))[0]
+            torch.testing.assert_close(encoder(image), own)
+
+    @pytest.mark.parametrize("name", ["primus_s", "primus_v3_s"])
+    def test_hidden_voxels_are_not_seen(self, name):
+        encoder = create_masked_encoder(name, 1, self.PATCH).eval()
+        mask = torch.zeros(1, *encoder.grid, dtype=torch.bool)
+        mask[0, 0, 0, 0] = True
+        image = torch.randn(1, 1, *self.PATCH)
+        other = image.clone()
+        other[..., :8, :8, :8] += 1
+        with torch.no_grad():
+            assert torch.equal(encoder(image, mask), encoder(other, mask))
+            assert not torch.allclose(encoder(image), encoder(other))
+
+    def test_trains(self):
+        module = method("primus_s", self.PATCH, None)
+        module.training_step(batch(module.encoder.grid, self.PATCH), 0).backward()
+        assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
+
+    @pytest.mark.parametrize("name", SIZES)
+    def test_as_nnunet_builds_it(self, name):
+        stock = SIZES[name] if "_v" in name else SIZES[name].replace("Primus", "Primus_")
+        trainer = recursive_find_trainer_class_by_name(f"nnUNet_{stock}_Trainer")
+        with torch.device("meta"):
+            theirs = trainer.build_network_architecture(None, SimpleNamespace(patch_size=self.PATCH), 1, 3)
+            ours = create_primus(name, 1, self.PATCH, 3)
+        assert str(theirs).partition("(")[2] == str(ours).partition("(")[2]
+
+    def test_mistakes(self):
+        with pytest.raises(ValueError, match="overrides are for this package"):
+            create_masked_encoder("primus_s", 1, self.PATCH, {"depths": 2})
+        with pytest.raises(ValueError, match="stride of 8 does not divide"):
+            create_masked_encoder("primus_s", 1, (16, 24, 30))
+        with pytest.raises(ValueError, match="takes volumes"):
+            create_masked_encoder("primus_s", 1, (16, 24))
 
 
 class TestMethod:

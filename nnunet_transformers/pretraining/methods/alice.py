@@ -21,11 +21,11 @@ from timm.models.vision_transformer import Block
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from ...checkpoints import EncoderCheckpoint
+from ...checkpoints import EncoderCheckpoint, PrimusCheckpoint
 from ..callbacks import feature_spread
-from ..encoder import create_encoder, encoder_checkpoint, rest_drop_path
+from ..encoder import encoder_checkpoint, rest_drop_path
 from ..losses import CASA, CentredCrossEntropy, cosine_loss, info_nce_loss, masked_reconstruction_loss
-from ..masking import MaskedEncoder
+from ..masking import MaskedEncoder, VisibleEncoder, create_masked_encoder
 from ..schedules import cosine_with_warmup, total_steps
 
 LOSSES = ("reconstruction", "views", "alignment")
@@ -63,10 +63,10 @@ class Alice(LightningModule):
     """Pretrain the encoder of any network on matched crops of two people.
 
     Args:
-        network: registered name.
+        network: registered name, or one of nnU-Net's Primus (``primus_s``), of which visible tokens alone are computed.
         patch_size: voxels per axis.
         input_channels: image channels.
-        network_overrides: arguments of the network.
+        network_overrides: arguments of a registered network.
         losses: which of "reconstruction", "views" (two people's class tokens) and "alignment" (CASA) to train; each has
             weight 1.
         similarity: of the last two: "cosine" (the paper's), "info_nce" or "centred" (the release's).
@@ -127,11 +127,9 @@ class Alice(LightningModule):
             self.casa = CASA(dim, released_casa)
             self.token_similarity = SIMILARITIES[similarity](dim)
 
-    def _new_encoder(self) -> MaskedEncoder:
-        settings = self.hparams
-        overrides = settings.network_overrides or {}
-        network = create_encoder(settings.network, settings.input_channels, settings.patch_size, **overrides)
-        return MaskedEncoder(network, settings.input_channels)
+    def _new_encoder(self) -> MaskedEncoder | VisibleEncoder:
+        s = self.hparams
+        return create_masked_encoder(s.network, s.input_channels, s.patch_size, s.network_overrides)
 
     def _new_head(self) -> DINOProjectionHead:
         dim = self.encoder.dim
@@ -201,7 +199,9 @@ class Alice(LightningModule):
         optimizer = torch.optim.AdamW(groups, lr=self.hparams.lr, betas=(0.9, 0.95))
         return cosine_with_warmup(optimizer, self.trainer, self.hparams.warmup_epochs)
 
-    def checkpoints(self, index: dict[str, Any], recipe: dict[str, Any]) -> dict[str, EncoderCheckpoint]:
+    def checkpoints(
+        self, index: dict[str, Any], recipe: dict[str, Any]
+    ) -> dict[str, EncoderCheckpoint | PrimusCheckpoint]:
         """The encoder, see ``methods.qt_ssl``."""
         checkpoint = encoder_checkpoint(self.encoder.network, type(self).__name__, self.hparams, index, recipe)
         return {"encoder.pth": checkpoint}

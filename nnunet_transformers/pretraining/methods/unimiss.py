@@ -52,12 +52,12 @@ class CrossDimensionLoss(DINOLoss):
 
 
 class Branch(nn.Module):
-    """Student or teacher: a network in 2D and 3D, and DINO's head without batch norm."""
+    """Student or teacher: a network in 2D and 3D, and DINO's head."""
 
-    def __init__(self, pair: NetworkPair, output_dim: int) -> None:
+    def __init__(self, pair: NetworkPair, output_dim: int, batch_norm: bool) -> None:
         super().__init__()
         self.pair = pair
-        self.head = DINOProjectionHead(pair.dim, output_dim=output_dim, freeze_last_layer=1)
+        self.head = DINOProjectionHead(pair.dim, output_dim=output_dim, freeze_last_layer=1, batch_norm=batch_norm)
 
     def forward(self, view: Tensor) -> Tensor:
         """(batch, channels, *size) to logits (batch, output_dim)."""
@@ -93,6 +93,7 @@ class UniMiSS(LightningModule):
         network_overrides: arguments of the network's 3D form, such as a plan's; the 2D form has the same, without
             the first axis where they have an entry per axis.
         output_dim: of the head.
+        batch_norm: in the head, which the paper has without; keeps outputs of small batches from becoming alike.
         lr: AdamW's rate for a batch of 256; that of the run is in proportion to its batch.
         warmup_epochs: with a linearly rising rate, before the cosine decay to ``min_lr``.
         min_lr: rate at the end.
@@ -112,6 +113,7 @@ class UniMiSS(LightningModule):
         input_channels_2d: int = 3,
         network_overrides: dict[str, Any] | None = None,
         output_dim: int = 65536,
+        batch_norm: bool = False,
         lr: float = 8e-4,
         warmup_epochs: int = 10,
         min_lr: float = 1e-6,
@@ -126,7 +128,7 @@ class UniMiSS(LightningModule):
         self.save_hyperparameters()
         sizes = (patch_size_2d, patch_size_3d, input_channels_2d, 1)
         self.student, self.teacher = (
-            Branch(create_pair(network, *sizes, network_overrides), output_dim) for _ in range(2)
+            Branch(create_pair(network, *sizes, network_overrides), output_dim, batch_norm) for _ in range(2)
         )
         self.teacher.load_state_dict(self.student.state_dict())
         deactivate_requires_grad(self.teacher)
