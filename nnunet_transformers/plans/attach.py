@@ -135,10 +135,12 @@ def _build_network(
     configured = manager.get_configuration(configuration)
     with redirect_stdout(StringIO()):  # nnU-Net's advice for a name that it does not find
         trainer_class = recursive_find_trainer_class_by_name(trainer)
-    return trainer_class.build_network_architecture(
-        manager,
-        configured,
-        determine_num_input_channels(manager, configured, dataset_json),
-        manager.get_label_manager(dataset_json).num_segmentation_heads,
-        enable_deep_supervision=False,
-    )
+    channels = determine_num_input_channels(manager, configured, dataset_json)
+    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+    try:
+        return trainer_class.build_network_architecture(manager, configured, channels, heads, False)
+    except AssertionError as error:  # nnU-Net's trainers for Primus, whose tokens have to divide the patch
+        raise ValueError(
+            f"{trainer} cannot build its network for the patch of {manager.plans_name}, {configured.patch_size}; "
+            "Primus needs multiples of 8"
+        ) from error

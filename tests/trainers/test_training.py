@@ -346,6 +346,42 @@ def test_training_starts_from_a_pretrained_encoder(prepared, tmp_path):
         export_full(specification, "900", PLANS, "3d_fullres", tmp_path / "full.pth")
 
 
+def test_stock_primus_starts_from_a_pretrained_one(prepared, tmp_path):
+    """An encoder of another patch, for the network that nnU-Net's own trainer builds."""
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    from nnunet_transformers.checkpoints import PrimusCheckpoint, create_primus, primus_weights
+    from nnunet_transformers.plans.attach import attach, export_full
+
+    stock = "nnUNet_Primus_S_Trainer"
+    source = create_primus("primus_s", 2, (16, 16, 32))
+    checkpoint = PrimusCheckpoint(primus_weights(source), "primus_s", (16, 16, 32), 2, method="Alice")
+    checkpoint.save(tmp_path / "encoder.pth")
+    specification = {"checkpoint": str(tmp_path / "encoder.pth")}
+    with pytest.raises(ValueError, match="weights are of primus_s, the network is QTUNet"):
+        attach(specification, "900", PLANS, "nnUNetQTUNetTPlans_primus")
+    with pytest.raises(ValueError, match="Primus needs multiples of 8"):
+        export_full(specification, "900", PLANS, "3d_fullres", tmp_path / "full.pth", stock)
+    folder = prepared / "preprocessed" / "Dataset900_Balls"
+    plan = json.loads((folder / f"{PLANS}.json").read_text())
+    plan["plans_name"] = plans = "nnUNetPrimusPlans"
+    plan["configurations"]["3d_fullres"]["patch_size"] = [24, 24, 16]
+    (folder / f"{plans}.json").write_text(json.dumps(plan))
+    report = export_full(specification, "900", plans, "3d_fullres", tmp_path / "full.pth", stock)
+    assert set(report.adapted) == {"down_projection.proj.weight", "eva.pos_embed"}
+    assert all(name.startswith("up_projection") for name in report.fresh)
+    assert not report.unused
+    trainer = get_trainer_from_args("900", "3d_fullres", 0, stock, plans, device=CPU)
+    trainer.initialize()
+    load_pretrained_weights(trainer.network, str(tmp_path / "full.pth"))
+    key = "eva.blocks.3.attn.q_proj.weight"
+    assert torch.equal(trainer.network.state_dict()[key], checkpoint.weights[key])
+    with pytest.raises(ValueError, match=r"396 channels in 12 layers.*has 792 in 12"):
+        export_full(specification, "900", plans, "3d_fullres", tmp_path / "b.pth", "nnUNet_Primus_B_Trainer")
+    with pytest.raises(RuntimeError, match="nnUNetTrainerNone"):
+        export_full(specification, "900", plans, "3d_fullres", tmp_path / "b.pth", "nnUNetTrainerNone")
+
+
 class TestRecipe:
     @pytest.fixture
     def trainer(self, prepared):
