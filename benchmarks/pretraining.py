@@ -145,11 +145,13 @@ def plan(method: Method) -> str:
     return name
 
 
-def fit_arguments(method: Method, prepared: Path, folder: Path, **changes: object) -> list[str]:
+def fit_arguments(
+    settings: dict[str, object], folder_argument: str, prepared: Path, folder: Path, **changes: object
+) -> list[str]:
     """What `pretrain fit` is told besides the recipe and the plan."""
     settings = {
-        **method.settings,
-        f"data.init_args.{method.folder_argument}": prepared,
+        **settings,
+        f"data.init_args.{folder_argument}": prepared,
         "data.init_args.num_workers": 0,
         "trainer.accelerator": "cpu",
         "trainer.default_root_dir": folder,
@@ -162,21 +164,34 @@ def fit_arguments(method: Method, prepared: Path, folder: Path, **changes: objec
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
+def fit(recipe: str, settings: dict[str, object], arguments: list[str], folder: Path) -> None:
+    """Run a recipe, unless it was run with these settings; `pretraining.json` says how long it took."""
+    summary = folder / "pretraining.json"
+    if summary.is_file():
+        if json.loads(summary.read_text())["settings"] != settings:
+            raise SystemExit(f"{folder} was made with other settings; remove it and the trainings beside it")
+        return
+    start = time.perf_counter()
+    run(f"{COMMAND} pretrain fit --config {recipe} {shlex.join(arguments)}")
+    minutes = round((time.perf_counter() - start) / 60, 1)
+    summary.write_text(json.dumps({"minutes": minutes, "settings": settings}))
+
+
 def pretrain(name: str, method: Method, plans: str, work: Path) -> Path:
-    """Make the encoder, unless it is made; returns its folder."""
+    """Make the encoder; returns its folder."""
     prepared, folder = work / "prepared", work / name
     if not (prepared / "index.json").is_file():
         source = Path(os.environ["nnUNet_raw"]) / DATASET
         run(f"{COMMAND} pretrain prepare {source} {prepared} --fold {FOLD} --patch-size 40,56,40")
-    if (folder / "pretraining.json").is_file():
-        if json.loads((folder / "pretraining.json").read_text())["settings"] != method.settings:
-            raise SystemExit(f"{folder} was made with other settings; remove it and the trainings beside it")
-        return folder
-    arguments = " ".join(fit_arguments(method, prepared, folder))
-    start = time.perf_counter()
-    run(f"{COMMAND} pretrain fit --config {method.recipe} -d {DATASET} -p {plans} -c {CONFIGURATION} {arguments}")
-    summary = {"minutes": round((time.perf_counter() - start) / 60, 1), "settings": method.settings}
-    (folder / "pretraining.json").write_text(json.dumps(summary))
+    settings = method.settings
+    if method.matcher is not None:
+        matcher = work / "matcher"
+        fit("matcher", method.matcher, fit_arguments(method.matcher, "folder", prepared, matcher), matcher)
+        weights = json.dumps({"weights": str(matcher / "matcher.pth")})
+        settings = {**settings, "data.init_args.matcher_arguments": weights}
+    arguments = ["-d", DATASET, "-p", plans, "-c", CONFIGURATION]
+    arguments += fit_arguments(settings, method.folder_argument, prepared, folder)
+    fit(method.recipe, method.settings, arguments, folder)
     return folder
 
 

@@ -44,7 +44,7 @@ def measure(name: str, plans: str, prepared: Path, workers: int, kind: str) -> d
         # an epoch of either kind is a benchmark of its own
         changes |= {"data.init_args.period": EPOCHS, "trainer.max_epochs": EPOCHS * (1 + (kind == "volumes"))}
     with tempfile.TemporaryDirectory() as folder:
-        arguments = fit_arguments(method, prepared, Path(folder), **changes)
+        arguments = fit_arguments(method.settings, method.folder_argument, prepared, Path(folder), **changes)
         trainer = fit(method.recipe, arguments, load_planned(DATASET, plans, CONFIGURATION))
     durations = trainer.profiler.recorded_durations
     epochs = durations["run_training_epoch"][1 - EPOCHS :]
@@ -76,9 +76,9 @@ def main() -> None:
         source = Path(os.environ["nnUNet_raw"]) / DATASET
         prepared = Path(folder) / "prepared"
         prepare(source, prepared, patch_size=(40, 56, 40), processes=2, left_out=validation_cases(source, FOLD))
-        for name, method in METHODS.items():
-            plans = plan(method)
-            for kind in KINDS[name]:
+        for name, kinds in KINDS.items():
+            plans = plan(METHODS[name])
+            for kind in kinds:
                 for workers in (0, 2):
                     command = [sys.executable, __file__, "--one", name, plans, str(prepared), str(workers), kind]
                     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
