@@ -41,7 +41,7 @@ def batch(grid, patch_size, size=2, matched=(True, False)):
         sides[f"{side}_intact"] = torch.randn(size, 1, *patch_size)
         masks = [torch.from_numpy(random_mask(grid, 0.75, np.random.default_rng(i))) for i in range(size)]
         sides[f"{side}_mask"] = torch.stack(masks)
-    return {**sides, "is_matched": torch.tensor(matched)}
+    return {**sides, "is_matched": torch.tensor(matched), "redraws": torch.tensor([0, 4])}
 
 
 def method(network="qt_unet_tiny", patch_size=SIZE, overrides=SMALL, **kwargs):
@@ -200,13 +200,13 @@ class TestData:
                 assert torch.equal(sample[f"{side}_{kind}"], again[f"{side}_{kind}"])
             assert not torch.equal(sample[f"{side}_masked"], sample[f"{side}_intact"])
             assert sample[f"{side}_mask"].sum() == 48
-        assert all(views[i]["is_matched"] for i in range(4))
+        assert [(views[i]["is_matched"], views[i]["redraws"]) for i in range(4)] == [(True, 0)] * 4
 
     def test_nothing_matches(self, prepared, tmp_path):
         (tmp_path / "landmarks.json").write_text("{}")
         arguments = {"landmarks": str(tmp_path / "landmarks.json")}
         views = self.views(prepared, "precomputed", matcher_arguments=arguments)
-        assert not any(views[i]["is_matched"] for i in range(4))
+        assert [(views[i]["is_matched"], views[i]["redraws"]) for i in range(4)] == [(False, 2)] * 4
 
     def test_features_and_maps_are_kept(self, prepared, monkeypatch):
         from nnunet_transformers.pretraining.matching import affine

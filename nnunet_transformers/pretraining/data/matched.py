@@ -22,8 +22,8 @@ class MatchedViews(Epoch):
     """Crops of two images around matched points, each once to hide parts of and once changed.
 
     A sample has, for "query" and "key", ``_masked`` and ``_intact`` views, (channels, *patch_size), the latter turned,
-    mirrored and changed in intensity, and ``_mask``, boolean (*grid), and ``is_matched``: false where no match was
-    valid, and the key crop is another one of the query image.
+    mirrored and changed in intensity, and ``_mask``, boolean (*grid). ``is_matched`` is false where no match was valid,
+    and the key crop is another one of the query image; ``redraws`` counts the points that had no valid match.
 
     Args:
         folder: prepared images.
@@ -61,23 +61,24 @@ class MatchedViews(Epoch):
         self.intensity = intensity_transforms()
 
     def sample(self, rng: np.random.Generator) -> dict[str, Any]:
-        query = self.images.names[rng.integers(len(self.images.names))]
-        for _ in range(self.tries):
-            start = self._random_start(query, rng)
-            key = self._partner(query, rng)
-            match = self.matcher.match(query, key, self._centre(start)[None])
-            if match.valid[0]:
-                crops = {"query": (query, start), "key": (key, self._start(key, match.points[0]))}
-                break
-        else:
-            crops = {"query": (query, start), "key": (query, self._random_start(query, rng))}
-        sample: dict[str, Any] = {"is_matched": crops["key"][0] != query}
+        crops, redraws = self._crops(self.images.names[rng.integers(len(self.images.names))], rng)
+        sample: dict[str, Any] = {"is_matched": redraws < self.tries, "redraws": redraws}
         for side, (name, at) in crops.items():
             crop = self.images.read(name, at, self.patch_size)
             sample[f"{side}_masked"] = crop
             sample[f"{side}_mask"] = torch.from_numpy(random_mask(self.grid, self.mask_ratio, rng))
             sample[f"{side}_intact"] = self._changed(crop, rng)
         return sample
+
+    def _crops(self, query: str, rng: np.random.Generator) -> tuple[dict[str, tuple[str, list[int]]], int]:
+        """Image and first voxel of either crop, and how many points had no valid match before."""
+        for redraws in range(self.tries):
+            start = self._random_start(query, rng)
+            key = self._partner(query, rng)
+            match = self.matcher.match(query, key, self._centre(start)[None])
+            if match.valid[0]:
+                return {"query": (query, start), "key": (key, self._start(key, match.points[0]))}, redraws
+        return {"query": (query, start), "key": (query, self._random_start(query, rng))}, self.tries
 
     def _changed(self, crop: Tensor, rng: np.random.Generator) -> Tensor:
         turned = rotate(crop, self.rotations[rng.integers(len(self.rotations))])

@@ -159,6 +159,7 @@ class Alice(LightningModule):
         loss = sum(losses.values())
         pooled = online["query"]["tokens"].mean(1)
         logged = {**losses, "loss": loss, "matched": batch["is_matched"].float().mean()}
+        logged["redraws"] = batch["redraws"].float().mean()
         logged["feature_spread"] = feature_spread(pooled)
         self.log_dict(logged, prog_bar=True, sync_dist=True, batch_size=len(pooled))
         return loss
