@@ -25,7 +25,7 @@ from nnunet_transformers.evaluation.classification_probe import probe_classifica
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.image_encoders import ImageEncoder, create_image_encoder
 from nnunet_transformers.pretraining.methods.mgca import MGCA
-from nnunet_transformers.pretraining.report_data import CANVAS, fit_canvas, read_radiograph
+from nnunet_transformers.pretraining.report_data import centre_crop, read_radiograph
 from nnunet_transformers.pretraining.reports import clean_report
 from nnunet_transformers.pretraining.text import load_tokenizer, tokenize
 
@@ -72,9 +72,7 @@ def probe_auc(encoder: ImageEncoder, table: Path) -> float:
     """Mean over the shapes of the AUC that tells whether an image has one."""
     with open(table) as file:
         rows = list(csv.DictReader(file))
-    canvas, margin = [round(p * CANVAS) for p in PATCH_SIZE], round(PATCH_SIZE[0] * (CANVAS - 1) / 2)
-    images = [fit_canvas(read_radiograph(table.parent / row["image"], 1), canvas) for row in rows]
-    images = [image[:, margin:, margin:][:, : PATCH_SIZE[0], : PATCH_SIZE[1]] for image in images]
+    images = [centre_crop(read_radiograph(table.parent / row["image"], 1), PATCH_SIZE) for row in rows]
     features = torch.cat([encoder.eval()(torch.stack(images[i : i + 50])).whole for i in range(0, len(images), 50)])
     scores = [
         probe_classification(features.numpy(), [row[shape] for row in rows], shares=(1.0,))[0].auc for shape in SHAPES

@@ -246,6 +246,21 @@ def show_matches(
     draw(images, query, key, output, matcher, weights, landmarks, points)
 
 
+@pretrain.command("show-attention")
+def show_attention(
+    alignment: Annotated[Path, typer.Argument(help="alignment.pth, written by MGCA beside its encoder.")],
+    image: Annotated[Path, typer.Argument(help="2D image.")],
+    report: Annotated[str, typer.Argument(help="Its report.")],
+    output: Annotated[Path, typer.Argument(help="Picture to write.")],
+    words: Annotated[int, typer.Option(min=1, help="Words to find in the image.")] = 6,
+    text_encoder: Annotated[str | None, typer.Option(help="Folder or hub name, if it has moved since.")] = None,
+) -> None:
+    """Draw which patches and words have weight, and where in the image words are found."""
+    from .pretraining import draw_attention_to
+
+    draw_attention_to(alignment, image, report, output, words, text_encoder)
+
+
 @probe.command()
 def classify(
     encoder: Annotated[Path, typer.Argument(help="Encoder checkpoint.")],

@@ -75,3 +75,17 @@ def draw(
     arguments = {option.removeprefix("--"): str(file)} if option else {}
     draw_matches(CachedMatcher(PreparedImages(images), matcher, arguments), query, key, output, points)
     print(f"written: {output}")
+
+
+def draw_attention_to(
+    alignment: Path, image: Path, report: str, output: Path, words: int, text_encoder: str | None
+) -> None:
+    """Look at an image and its report, draw what MGCA attends to and print the weightiest words."""
+    from ..pretraining.alignment import AlignmentCheckpoint, attend, draw_attention
+
+    checkpoint = AlignmentCheckpoint.load(alignment)
+    attention = attend(checkpoint.build_method(text_encoder), checkpoint.max_length, image, report)
+    draw_attention(attention, output, words)
+    order = (-attention.word_weights).argsort(kind="stable")[:words]
+    print(", ".join(f"{attention.words[i]} {attention.word_weights[i]:.3f}" for i in order))
+    print(f"written: {output}")

@@ -32,12 +32,14 @@ class ImageFeatures:
     Attributes:
         whole: (batch, dim).
         patches: (batch, patches, local_dim).
+        grid: rows and columns of the patches.
         attention: (batch, patches), what [CLS] pays to each patch in the last layer, the mean over the heads; None for
             networks without one.
     """
 
     whole: Tensor
     patches: Tensor
+    grid: tuple[int, int]
     attention: Tensor | None = None
 
 
@@ -86,7 +88,8 @@ class TimmViT(ImageEncoder):
         finally:
             hook.remove()
         first = self.network.num_prefix_tokens
-        return ImageFeatures(tokens[:, 0], tokens[:, first:], maps[0][:, :, 0, first:].mean(1))
+        grid = self.network.patch_embed.grid_size
+        return ImageFeatures(tokens[:, 0], tokens[:, first:], grid, maps[0][:, :, 0, first:].mean(1))
 
 
 class TimmCNN(ImageEncoder):
@@ -106,7 +109,8 @@ class TimmCNN(ImageEncoder):
         size = [round(n * CNN_SCALE) for n in image.shape[2:]]
         image = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
         last, (local,) = self.network.forward_intermediates(image, indices=[self.stage])
-        return ImageFeatures(self.network.forward_head(last, pre_logits=True), local.flatten(2).transpose(1, 2))
+        whole = self.network.forward_head(last, pre_logits=True)
+        return ImageFeatures(whole, local.flatten(2).transpose(1, 2), tuple(local.shape[2:]))
 
 
 class OwnEncoder(ImageEncoder):
@@ -125,7 +129,8 @@ class OwnEncoder(ImageEncoder):
 
     def forward(self, image: Tensor) -> ImageFeatures:
         maps = self.network.encode(image)
-        return ImageFeatures(maps[-1].flatten(2).mean(2), maps[self.stage].flatten(2).transpose(1, 2))
+        local = maps[self.stage]
+        return ImageFeatures(maps[-1].flatten(2).mean(2), local.flatten(2).transpose(1, 2), tuple(local.shape[2:]))
 
 
 def create_image_encoder(

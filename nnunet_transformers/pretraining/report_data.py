@@ -91,6 +91,26 @@ def fit_canvas(image: Tensor, size: Sequence[int]) -> Tensor:
     return F.pad(image, (left, size[1] - inner[1] - left, top, size[0] - inner[0] - top))
 
 
+def centre_crop(image: Tensor, patch_size: Sequence[int]) -> Tensor:
+    """The middle of an image on its canvas, as validation has it.
+
+    Args:
+        image: (channels, height, width).
+        patch_size: height and width.
+
+    Returns:
+        (channels, *patch_size).
+    """
+    image = fit_canvas(image, canvas_of(patch_size))
+    top, left = ((c - p) // 2 for c, p in zip(image.shape[1:], patch_size, strict=True))
+    return image[:, top : top + patch_size[0], left : left + patch_size[1]].contiguous()
+
+
+def canvas_of(patch_size: Sequence[int]) -> list[int]:
+    """Height and width that an image is fitted to before it is cropped."""
+    return [round(p * CANVAS) for p in patch_size]
+
+
 class ReportPairs(Epoch):
     """Pairs of an image and its report, each once an epoch.
 
@@ -121,7 +141,7 @@ class ReportPairs(Epoch):
     ) -> None:
         super().__init__(len(pairs), seed)
         self.pairs, self.image_folder, self.channels = list(pairs), image_folder, channels
-        self.patch_size, self.canvas = tuple(patch_size), [round(p * CANVAS) for p in patch_size]
+        self.patch_size = tuple(patch_size)
         self.tokenizer, self.max_length, self.is_training = tokenizer, max_length, is_training
         self.unreadable: dict[str, str] = {}
         self.order_of: int | None = None
@@ -155,9 +175,10 @@ class ReportPairs(Epoch):
             return None
 
     def _crop(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        image = fit_canvas(image, self.canvas)
-        room = [c - p for c, p in zip(self.canvas, self.patch_size, strict=True)]
-        top, left = (int(rng.integers(r + 1)) for r in room) if self.is_training else (r // 2 for r in room)
+        if not self.is_training:
+            return centre_crop(image, self.patch_size)
+        image = fit_canvas(image, canvas_of(self.patch_size))
+        top, left = (int(rng.integers(c - p + 1)) for c, p in zip(image.shape[1:], self.patch_size, strict=True))
         return image[:, top : top + self.patch_size[0], left : left + self.patch_size[1]].contiguous()
 
     def _tokens(self, number: int) -> dict[str, Tensor]:
@@ -222,6 +243,7 @@ class ReportData(EpochData):
             "channels": ["image"] * input_channels,
             "spacing": None,
             "normalization": [RescaleTo01Normalization.__name__] * input_channels,
+            "max_length": max_length,
         }
 
     def setup(self, stage: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from benchmarks.synthetic_reports import write_dataset, write_text_encoder
+from benchmarks.synthetic_reports import write_dataset
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.checkpoints import (
     TimmCheckpoint,
@@ -31,12 +31,7 @@ REPORTS = (
     "normal chest both lungs clear",
     "large right opacity and small left nodule",
 )
-INDEX = {"cases": [{"name": "a"}], "normalization": ["RescaleTo01Normalization"]}
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    return str(write_text_encoder(tmp_path_factory.mktemp("bert")))
+INDEX = {"cases": [{"name": "a"}], "normalization": ["RescaleTo01Normalization"], "max_length": 24}
 
 
 def method(bert, network=VIT, size=32, **settings):
@@ -263,7 +258,7 @@ class TestRuns:
 
     def test_only_the_best_is_written(self, bert):
         module = method(bert)
-        assert list(module.checkpoints(INDEX, {})) == ["encoder.pth"]
+        assert list(module.checkpoints(INDEX, {})) == ["encoder.pth", "alignment.pth"]
         written = []
         for loss in (3.0, 2.0, 2.5, 1.0):
             module.trainer = type("Trainer", (), {"sanity_checking": False, "callback_metrics": {"val_loss": loss}})()

@@ -69,8 +69,8 @@ def cta_loss(
         the sum of both directions, each the mean of its two cross-entropies.
     """
     patches, words = F.normalize(patches, dim=-1), F.normalize(words, dim=-1)
-    word_context = F.normalize(_attend(words, patches, None, temperature), dim=-1)
-    patch_context = _attend(patches, words, padding, temperature)
+    word_context = F.normalize(_attention(words, patches, None, temperature) @ patches, dim=-1)
+    patch_context = _attention(patches, words, padding, temperature) @ words
     if not reference_compat or patch_weights is None:
         patch_context = F.normalize(patch_context, dim=-1)
     if patch_weights is None:
@@ -81,12 +81,26 @@ def cta_loss(
     )
 
 
-def _attend(queries: Tensor, keys: Tensor, padding: Tensor | None, temperature: float) -> Tensor:
-    """What each query finds in the keys, (batch, queries, dim)."""
+def word_attention(words: Tensor, patches: Tensor, temperature: float = 0.1) -> Tensor:
+    """Where each word finds itself in the image.
+
+    Args:
+        words: (batch, words, dim).
+        patches: (batch, patches, dim).
+        temperature: as ``cta_loss`` has it.
+
+    Returns:
+        (batch, words, patches), each word's with a sum of 1.
+    """
+    return _attention(F.normalize(words, dim=-1), F.normalize(patches, dim=-1), None, temperature)
+
+
+def _attention(queries: Tensor, keys: Tensor, padding: Tensor | None, temperature: float) -> Tensor:
+    """What each query pays to each key, (batch, queries, keys)."""
     scores = queries @ keys.transpose(1, 2) / temperature
     if padding is not None:
         scores = scores.masked_fill(padding[:, None], -torch.inf)
-    return scores.softmax(dim=-1) @ keys
+    return scores.softmax(dim=-1)
 
 
 def _contrast(tokens: Tensor, context: Tensor, weights: Tensor, left_out: Tensor | None, temperature: float) -> Tensor:

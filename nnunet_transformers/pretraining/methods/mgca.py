@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...architectures import list_networks
 from ...checkpoints import EncoderCheckpoint, TimmCheckpoint, encoder_weights
+from ..alignment import AlignmentCheckpoint
 from ..callbacks import feature_spread
 from ..distributed import gather
 from ..image_encoders import create_image_encoder
@@ -187,8 +188,8 @@ class MGCA(LightningModule):
 
     def checkpoints(
         self, index: dict[str, Any], recipe: dict[str, Any]
-    ) -> dict[str, EncoderCheckpoint | TimmCheckpoint]:
-        """The image encoder, if the validation loss has never been lower.
+    ) -> dict[str, EncoderCheckpoint | TimmCheckpoint | AlignmentCheckpoint]:
+        """The image encoder, and with the text encoder beside it, if the validation loss has never been lower.
 
         Args:
             index: of the data.
@@ -211,6 +212,12 @@ class MGCA(LightningModule):
         }
         if settings.network in list_networks():
             overrides = settings.network_overrides or {}
-            return {"encoder.pth": EncoderCheckpoint(encoder_weights(network), overrides=overrides, **known)}
-        weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-        return {"encoder.pth": TimmCheckpoint(weights, **known)}
+            encoder = EncoderCheckpoint(encoder_weights(network), overrides=overrides, **known)
+        else:
+            encoder = TimmCheckpoint(_plain(network), **known)
+        together = AlignmentCheckpoint(_plain(self), dict(settings), index["max_length"])
+        return {"encoder.pth": encoder, "alignment.pth": together}
+
+
+def _plain(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
