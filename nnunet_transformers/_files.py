@@ -1,27 +1,41 @@
-"""Small files written whole or not at all."""
+"""Files written whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 
+@contextmanager
+def replacing(path: str | os.PathLike, is_shared: bool = False) -> Iterator[Path]:
+    """A file beside ``path`` to write to, which takes its place at the end; an error removes it and leaves ``path``.
+
+    Args:
+        path: file to write.
+        is_shared: several processes may write it at the same time; each then has a file of its own.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial" if is_shared else f"{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
 def write_json(content: Any, path: Path) -> None:
-    """Write ``content`` as JSON under a temporary name beside ``path``, then rename it.
+    """Write ``content`` as JSON.
 
     Raises:
         OSError: if it cannot be written; ``path`` is then as it was.
         ValueError: if the content holds NaN or infinity, which JSON does not know.
     """
     text = json.dumps(content, indent=4, allow_nan=False) + "\n"
-    partial = path.with_name(f"{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_text(text)
-        os.replace(partial, path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
-        raise

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
+from .._files import replacing
+
 # where training frameworks keep the state dict; "" is the file itself
 STATE_DICT_KEYS = ("network_weights", "state_dict", "model", "model_state_dict", "student", "")
 
@@ -68,11 +70,8 @@ def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> None
     Raises:
         OSError: if it cannot be written; what was there before stays.
     """
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        torch.save(dict(content), partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            torch.save(dict(content), partial)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         raise OSError(f"could not write {path}: {error}") from error

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-from contextlib import suppress
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
+from .._files import replacing
 from ..checkpoints import initialise
 
 
@@ -220,13 +219,10 @@ class TransformerTrainer(nnUNetTrainer):
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)  # writes nothing
             return
-        partial = f"{filename}.partial"
         try:
-            super().save_checkpoint(partial)
-            os.replace(partial, filename)
+            with replacing(filename) as partial:
+                super().save_checkpoint(str(partial))
         except (OSError, RuntimeError) as error:
-            with suppress(OSError):
-                os.remove(partial)
             raise RuntimeError(
                 f"could not write {filename}: {error}. Checkpoints written before it are intact. Free some space on "
                 "that disk and continue with nnUNetv2_train ... --c"

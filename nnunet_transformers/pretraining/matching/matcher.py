@@ -5,7 +5,6 @@ Points are in mm from the first voxel of a prepared image, in the order of its a
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..._files import replacing
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,8 @@ class AffineMapMatcher(AnatomicalMatcher):
 
 def write_array(array: NDArray | dict[str, NDArray], file: Path) -> None:
     """Write one array or several, whole or not at all, also where several processes write the same."""
-    partial = file.with_name(f".{os.getpid()}_{file.name}")
-    with open(partial, "wb") as stream:
+    with replacing(file, is_shared=True) as partial, open(partial, "wb") as stream:
         np.savez(stream, **array) if isinstance(array, dict) else np.save(stream, array)
-    os.replace(partial, file)
 
 
 def inside(points: NDArray, extent: NDArray) -> NDArray:
