@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.matching import MATCHERS, IdentityMatcher, MatcherCheckpoint, PrecomputedMatcher
 from nnunet_transformers.pretraining.matching.hybrid import robust_affine
 from nnunet_transformers.pretraining.matching.matcher import apply_affine, random_points
-from nnunet_transformers.pretraining.matching.network import cell_positions, sample
+from nnunet_transformers.pretraining.matching.network import AnatomyEmbedding, cell_positions, sample
 from nnunet_transformers.pretraining.prepare import prepare
 
 from .phantoms import SPACING, make_volume, random_map, true_match, write_volumes
@@ -152,6 +155,17 @@ class TestParts:
         np.testing.assert_allclose(robust_affine(source, target, 3.0), known, atol=1e-6)
         assert robust_affine(source[:5], target[:5], 3.0) is None
         assert robust_affine(source, rng.uniform(0, 100, (100, 3)), 0.1) is None
+
+    @given(st.lists(st.integers(1, 27), min_size=3, max_size=3))
+    @settings(max_examples=15, deadline=None)
+    def test_embedding_of_any_size(self, size):
+        torch.manual_seed(0)
+        network = AnatomyEmbedding((4, 4, 4), 8).eval()
+        with torch.no_grad():
+            for embedding, stride in zip(network(torch.randn(1, 1, *size)), network.strides, strict=True):
+                assert embedding.shape == (1, 8, *(-(-n // stride) for n in size))
+                torch.testing.assert_close(embedding.norm(dim=1), torch.ones_like(embedding[:, 0]))
+                assert (cell_positions(embedding.shape[2:], stride) < torch.tensor(size)).all()
 
     def test_sample_at_cells(self):
         import torch

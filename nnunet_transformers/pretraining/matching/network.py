@@ -48,12 +48,25 @@ class AnatomyEmbedding(nn.Module):
         self.strides = (STRIDE, STRIDE ** len(channels))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, 1, *size) to fine and coarse embeddings, (batch, dim, *grid) each, of length 1."""
-        features = self.encoder(image)
+        """(batch, 1, *size) to fine and coarse embeddings, (batch, dim, *grid) each, of length 1.
+
+        A cell looks at every ``stride``-th voxel, from the first one on.
+        """
+        size, deepest = image.shape[2:], self.strides[1]
+        # convolution and pooling of a residual block round odd sizes differently
+        missing = [-n % deepest for n in reversed(size)]
+        features = self.encoder(F.pad(image, [n for m in missing for n in (0, m)], mode="replicate"))
         pyramid = self.laterals[-1](features[-1])
         for lateral, feature in zip(self.laterals[-2::-1], features[-2::-1], strict=True):
             pyramid = lateral(feature) + F.interpolate(pyramid, feature.shape[2:], mode="trilinear")
-        return F.normalize(self.fine(pyramid), dim=1), F.normalize(self.coarse(features[-1]), dim=1)
+        maps = zip((self.fine(pyramid), self.coarse(features[-1])), self.strides, strict=True)
+        fine, coarse = (F.normalize(_within(embedding, size, stride), dim=1) for embedding, stride in maps)
+        return fine, coarse
+
+
+def _within(grid: Tensor, size: Sequence[int], stride: int) -> Tensor:
+    """The cells that look at voxels of an image of ``size``."""
+    return grid[(..., *(slice(-(-n // stride)) for n in size))]
 
 
 def resample(grid: Tensor, points: Tensor, stride: int) -> Tensor:
