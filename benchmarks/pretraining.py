@@ -67,7 +67,7 @@ def alice(matcher: str, settings: dict[str, object] | None) -> Method:
         settings={
             "model.init_args.patch_size": ALICE_PATCH,
             "model.init_args.similarity": "info_nce",  # the cosine loss collapses at this scale
-            "model.init_args.lr": 1e-3,
+            "model.init_args.lr": 2e-4,
             "model.init_args.warmup_epochs": 2,
             "data.init_args.matcher": matcher,
             "data.init_args.partners": 3,
