@@ -25,9 +25,10 @@ from nnunet_transformers.evaluation.classification_probe import probe_classifica
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.image_encoders import ImageEncoder, create_image_encoder
 from nnunet_transformers.pretraining.methods.mgca import MGCA
-from nnunet_transformers.pretraining.report_data import CANVAS, fit_canvas, read_radiograph
+from nnunet_transformers.pretraining.report_data import CANVAS, read_radiograph
 from nnunet_transformers.pretraining.reports import clean_report
 from nnunet_transformers.pretraining.text import load_tokenizer, tokenize
+from nnunet_transformers.pretraining.views import fit_canvas
 
 PATCH_SIZE, IMAGE_SIZE, BATCH_SIZE, PROBE_IMAGES = (64, 64), 64, 48, 400
 REPORT = "There is a small nodule in the left lung. There is a large nodule in the right lung."
