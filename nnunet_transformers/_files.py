@@ -10,16 +10,24 @@ from typing import Any
 
 
 def write_json(content: Any, path: Path) -> None:
-    """Write ``content`` as JSON under a temporary name beside ``path``, then rename it.
+    """Write ``content`` as JSON.
 
     Raises:
         OSError: if it cannot be written; ``path`` is then as it was.
         ValueError: if the content holds NaN or infinity, which JSON does not know.
     """
-    text = json.dumps(content, indent=4, allow_nan=False) + "\n"
+    write_text(json.dumps(content, indent=4, allow_nan=False) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text under a temporary name beside ``path``, then rename it.
+
+    Raises:
+        OSError: if it cannot be written; ``path`` is then as it was.
+    """
     partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError:
         with suppress(OSError):

@@ -13,7 +13,7 @@ from nnunet_transformers import cli
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.architectures.linear_probe import LinearProbe
 from nnunet_transformers.checkpoints import EncoderCheckpoint, encoder_weights, save_encoder
-from nnunet_transformers.evaluation.classification_probe import CLASSIFIERS, probe_classification, read_labels
+from nnunet_transformers.evaluation.classification_probe import CLASSIFIERS, probe_classification
 from nnunet_transformers.evaluation.features import FrozenEncoder
 from nnunet_transformers.pretraining.data import PreparedImages
 from nnunet_transformers.pretraining.prepare import prepare
@@ -46,7 +46,7 @@ class TestFeatures:
         for start in starts:
             tile = images.read(images.names[0], start, patch_size).expand(3, *patch_size)[None]
             with torch.no_grad():
-                means.append(encoder.network.encode(tile)[-1].flatten(2).mean(2)[0])
+                means.append(encoder.network.encoder.encode(tile)[-1].flatten(2).mean(2)[0])
         np.testing.assert_allclose(value, torch.stack(means).mean(0).numpy(), rtol=1e-4, atol=1e-5)
 
     def test_wrong_channels(self, tmp_path):
@@ -87,30 +87,12 @@ class TestClassification:
         assert [s.cases for s in first[:3]] == [2, 8, 80]
         assert [s.auc_std == 0 for s in first[:3]] == [False, False, True]
 
-    def test_mistakes(self, tmp_path):
+    def test_mistakes(self):
         features, _ = self.data(2, images=12)
         with pytest.raises(ValueError, match="all images have the label"):
             probe_classification(features, ["a"] * 12)
         with pytest.raises(ValueError, match="rarest label has 1 images, 5 folds"):
             probe_classification(features, ["a"] * 11 + ["b"])
-        table = tmp_path / "labels.csv"
-        for content, message in (
-            ("file,class\na,1\n", "has no column image, label; it has file, class"),
-            ("image,label\na,1\na.nii.gz,2\n", "names a more than once"),
-            ("image,label\nz,1\n", "none of the 1 images in .*: z is not, which has a"),
-            ("image,label\na,1\nb,\nc\n", "no image or no label in line 3, 4"),
-            ("image,label,split\na,1,train\nb,1,val\n", "must hold train and test, and both, got 'train', 'val'"),
-        ):
-            table.write_text(content)
-            with pytest.raises(ValueError, match=message):
-                read_labels(table, ["a", "b"])
-
-    def test_names(self, tmp_path):
-        table = tmp_path / "labels.csv"
-        table.write_text("image,label\n1.2.3.nii.gz,x\nsub/a.png,y\nimagesTr/b_0000.nii.gz,y\nc_0000,x\nother.png,x\n")
-        found = read_labels(table, ["1.2.3", "sub__a", "b", "c_0000"])
-        assert found.names == ["1.2.3", "sub__a", "b", "c_0000"]
-        assert found.unknown == ["other.png"]
 
     def test_command(self, prepared, tmp_path):
         save_encoder(checkpoint(), tmp_path / "encoder.pth")
