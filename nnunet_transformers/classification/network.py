@@ -84,6 +84,7 @@ class ImageClassifier(nn.Module):
         self.backbone = backbone.requires_grad_(False) if is_frozen else backbone
         self.head = nn.Linear(feature_dim(backbone), num_classes)
         self.is_frozen = is_frozen
+        self.train()
 
     def reset_head(self, num_classes: int) -> None:
         """A fresh linear layer, if the one that is there has another number of outputs."""

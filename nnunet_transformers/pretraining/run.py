@@ -137,4 +137,9 @@ def run_recipe(
         )
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+    except ValueError as error:
+        # jsonargparse puts what method or data say into an essay on the types that it tried
+        if str(error).startswith("Does not validate") and isinstance(error.__cause__, (ValueError, OSError)):
+            raise error.__cause__ from None
+        raise
     return cli.trainer

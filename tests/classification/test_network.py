@@ -70,7 +70,8 @@ def test_frozen_backbone_does_not_move(name):
     is_timm = name in TIMM
     overrides = {"drop_path_rate": 0.5} if not is_timm else {}
     description = BackboneDescription(name, TIMM.get(name, (64, 96)), 3, overrides, name == "mit_7")
-    network = ImageClassifier(description.build(), 2, is_frozen=True).train()
+    network = ImageClassifier(description.build(), 2, is_frozen=True)
+    assert not network.backbone.training
     before = {n: v.clone() for n, v in network.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 1.0)
     image = torch.randn(4, 3, *description.patch_size)
