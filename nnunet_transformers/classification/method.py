@@ -94,9 +94,13 @@ class Classification(LightningModule):
 
     def configure_model(self) -> None:
         """As many outputs as the data have classes."""
-        self.network.reset_head(len(self.trainer.datamodule.classes))
-        self.multi_label = self.trainer.datamodule.multi_label
-        weights = balanced_weights(self.trainer.datamodule.train_targets, self.multi_label)
+        data = self.trainer.datamodule
+        with torch.random.fork_rng(devices=[]):
+            # the same layer however many random numbers the start of the processes has drawn
+            torch.manual_seed(data.seed)
+            self.network.reset_head(len(data.classes))
+        self.multi_label = data.multi_label
+        weights = balanced_weights(data.train_targets, self.multi_label)
         self.loss_weights = torch.from_numpy(weights) if self.hparams.class_weights else None
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -124,7 +128,8 @@ class Classification(LightningModule):
                 f"learning rate or train in float32; the state of the epoch before is in "
                 f"{self.trainer.default_root_dir}"
             )
-        self.log("loss", loss, prog_bar=True, sync_dist=True, batch_size=len(image))
+        # a mean over the epoch: small data have few steps in one
+        self.log("loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(image))
         return loss
 
     def on_train_start(self) -> None:
