@@ -109,6 +109,12 @@ class TestFit:
         with pytest.raises(SystemExit):
             cli.main()
         assert command(monkeypatch, capsys, *words[:2], tmp_path / "like", *words[3:])[0] == 0
+        monkeypatch.setattr(
+            sys, "argv", [*sys.argv[:1], "pretrain", *map(str, like[:-3]), "again", *like[3:], "--spacing=1,1,1"]
+        )
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert "--spacing and --plans or --like contradict each other" in capsys.readouterr().err
 
     def test_resumed_run_equals_uninterrupted_one(self, data, tmp_path):
         folder, table = data

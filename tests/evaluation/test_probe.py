@@ -12,7 +12,13 @@ from typer.testing import CliRunner
 from nnunet_transformers import cli
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.architectures.linear_probe import LinearProbe
-from nnunet_transformers.checkpoints import EncoderCheckpoint, encoder_weights, save_encoder
+from nnunet_transformers.checkpoints import (
+    EncoderCheckpoint,
+    TimmCheckpoint,
+    create_timm,
+    encoder_weights,
+    save_encoder,
+)
 from nnunet_transformers.evaluation.classification_probe import CLASSIFIERS, probe_classification
 from nnunet_transformers.evaluation.features import FrozenEncoder
 from nnunet_transformers.pretraining.data import PreparedImages
@@ -48,6 +54,15 @@ class TestFeatures:
             with torch.no_grad():
                 means.append(encoder.network.encoder.encode(tile)[-1].flatten(2).mean(2)[0])
         np.testing.assert_allclose(value, torch.stack(means).mean(0).numpy(), rtol=1e-4, atol=1e-5)
+
+    def test_timm(self, prepared):
+        network = create_timm("resnet10t", 3, (16, 16)).eval()
+        encoder = FrozenEncoder(TimmCheckpoint(network.state_dict(), "resnet10t", (16, 16), 3))
+        images = PreparedImages(prepared)
+        tiles = torch.stack(list(images.tiles(images.names[0], (16, 16))))
+        with torch.no_grad():
+            expected = network(tiles.expand(-1, 3, 16, 16)).mean(0)
+        np.testing.assert_allclose(encoder.features(images, images.names[0]), expected.numpy(), rtol=1e-4, atol=1e-5)
 
     def test_wrong_channels(self, tmp_path):
         prepare(write_dataset(tmp_path / "raw", cases=2, channels=2), tmp_path / "prepared", patch_size=(16, 16, 16))
@@ -93,6 +108,15 @@ class TestClassification:
             probe_classification(features, ["a"] * 12)
         with pytest.raises(ValueError, match="rarest label has 1 images, 5 folds"):
             probe_classification(features, ["a"] * 11 + ["b"])
+
+    def test_split_without_test(self, prepared, tmp_path):
+        save_encoder(checkpoint(), tmp_path / "encoder.pth")
+        (tmp_path / "labels.csv").write_text("image,label,split\nball_0,1,train\nball_1,0,val\n")
+        result = CliRunner().invoke(
+            cli.app,
+            ["probe", "classify", *(str(p) for p in (tmp_path / "encoder.pth", prepared, tmp_path / "labels.csv"))],
+        )
+        assert "must hold test and train or val, and both" in str(result.exception)
 
     def test_command(self, prepared, tmp_path):
         save_encoder(checkpoint(), tmp_path / "encoder.pth")
