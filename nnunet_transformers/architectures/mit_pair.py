@@ -72,7 +72,7 @@ class MiTPair(NetworkPair):
     def token_weights(self, ndim: int) -> dict[str, Tensor]:
         """What belongs to the encoder's token, by ``MiTClassifier``'s names after ``TOKEN_PREFIX``.
 
-        A ``MiT`` has no token; apart from its names these weights do not disturb who loads ``encoder`` as a whole.
+        A ``MiT`` has no token: under names of their own they are not in the way of who loads ``encoder`` as a whole.
         """
         weights = self.form_weights(ndim, ssl_token=True)
         return {

@@ -116,7 +116,8 @@ class ClassifierCheckpoint:
         # on a canvas the image's own resolution is gone
         axes = len(self.backbone.patch_size)
         spacings = [np.array(s[-axes:]) for s in (index["spacing"], self.spacing)]
-        if self.views.canvas is None and not np.allclose(*spacings, rtol=0.01):
+        differ = len(spacings[0]) != len(spacings[1]) or not np.allclose(*spacings, rtol=0.01)
+        if self.views.canvas is None and differ:
             found, wanted = (", ".join(f"{s:g}" for s in spacing) for spacing in spacings)
             raise ValueError(f"{folder} has spacing {found} mm, the classifier was trained on {wanted} mm; {remedy}")
         if CTNormalization.__name__ in self.normalization and self.plans is not None:

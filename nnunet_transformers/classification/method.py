@@ -134,10 +134,11 @@ class Classification(LightningModule):
 
     def on_train_start(self) -> None:
         steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        if total_steps(self.trainer) < steps:
+        needed = steps * (self.trainer.check_val_every_n_epoch or 1)
+        if total_steps(self.trainer) < needed:
             raise ValueError(
-                f"the run ends after {total_steps(self.trainer)} steps, before the first validation: an epoch has "
-                f"{steps}; raise --trainer.max_steps"
+                f"the run ends after {total_steps(self.trainer)} steps, before the first validation after {needed}: "
+                "make it longer (--trainer.max_steps, --trainer.max_epochs), or lower --trainer.check_val_every_n_epoch"
             )
 
     def on_train_epoch_start(self) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,7 +10,6 @@ from ..pretraining.data import PreparedImages
 from .checkpoint import ClassifierCheckpoint
 from .labels import LabelledImages
 from .network import mean_probabilities
-from .scores import Score, score_with_intervals
 
 PARTS = 8
 
@@ -36,19 +33,15 @@ class Predictor:
         return mean_probabilities(self.network, parts, self.checkpoint.multi_label, PARTS).cpu().numpy()
 
 
-def score(
-    checkpoint: ClassifierCheckpoint, names: Sequence[str], probabilities: NDArray, labelled: LabelledImages
-) -> tuple[dict[str, Score], int]:
-    """Scores of the images in a table, those to test on where it says which.
+def images_to_score(checkpoint: ClassifierCheckpoint, labelled: LabelledImages) -> tuple[list[str], NDArray]:
+    """The images of a table that a classifier is judged by: those to test on, where it says which.
 
     Args:
         checkpoint: of the classifier.
-        names: of the images.
-        probabilities: (images, classes).
         labelled: the table.
 
     Returns:
-        see ``score_with_intervals``, and the number of images.
+        names, and their targets, (images, classes).
 
     Raises:
         ValueError: if a label is none of the classifier's, or no image is to test on.
@@ -57,7 +50,4 @@ def score(
     chosen = np.ones(len(targets), bool) if labelled.is_test is None else labelled.is_test
     if not chosen.any():
         raise ValueError("column split says test of no image that was prepared; leave it out to take all of them")
-    place = {name: number for number, name in enumerate(names)}
-    rows = [place[name] for name, c in zip(labelled.names, chosen, strict=True) if c]
-    scores = score_with_intervals(probabilities[rows], targets[chosen], checkpoint.classes, checkpoint.multi_label)
-    return scores, len(rows)
+    return [name for name, c in zip(labelled.names, chosen, strict=True) if c], targets[chosen]

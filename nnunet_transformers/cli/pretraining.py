@@ -23,8 +23,6 @@ def prepare_images(
     like: Path | None,
 ) -> None:
     """Prepare and print what was stored and what was not."""
-    from ..classification.checkpoint import preparation
-
     try:
         wanted = [float(s) for s in spacing.split(",")] if spacing else None
     except ValueError as error:
@@ -33,6 +31,8 @@ def prepare_images(
     if like is not None:
         if planned is not None:
             raise ValueError("--like and --plans contradict each other: each says how to prepare the images")
+        from ..classification.checkpoint import preparation
+
         chosen = preparation(like)
     elif planned is not None:
         chosen = (planned.plans, planned.name)

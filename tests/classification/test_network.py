@@ -194,6 +194,10 @@ class TestFile:
         ):
             with pytest.raises(ValueError, match=message):
                 checkpoint.check_images({**index, **change}, tmp_path)
+        with pytest.raises(ValueError, match=r"has spacing 2, 1, 1 mm"):
+            dataclasses.replace(
+                checkpoint, backbone=dataclasses.replace(checkpoint.backbone, patch_size=(8, 8, 8))
+            ).check_images({**index, "spacing": [2.0, 1.0, 1.0]}, tmp_path)
         canvas = dataclasses.replace(checkpoint, views=dataclasses.replace(checkpoint.views, canvas=(32, 32)))
         canvas.check_images({**index, "spacing": [3.0, 2.0, 1.0]}, tmp_path)
 

@@ -96,6 +96,16 @@ class TestFit:
         assert found["scores"]["AUC"]["value"] > 0.9
         assert "95 % intervals" in captured.out
 
+        for content, message in (
+            ("image,label\ncase_0,cone\n", "label 'cone' is none of the classes ball, cube"),
+            ("image,label,split\ncase_0,cube,train\n", "says test of no image"),
+        ):
+            (tmp_path / "bad.csv").write_text(content)
+            words = ["predict", file, folder, "-o", predictions, "--labels", tmp_path / "bad.csv"]
+            code, captured = command(monkeypatch, capsys, *words)
+            assert code == 1
+            assert message in captured.err
+
     def test_new_images_are_prepared_as_the_old(self, data, tmp_path, monkeypatch, capsys):
         folder, table = data
         fit("default", folder, table, arguments=[*arguments(tmp_path, **{"trainer.max_epochs": 1}), *random_weights()])
@@ -214,7 +224,7 @@ class TestRecipes:
     def test_runs_at_a_small_size(self, recipe, data, tmp_path):
         folder, table = data
         three, size = "[16,16,16]", "[32,64]"
-        small = {"trainer.max_epochs": 1, "trainer.max_steps": -1}
+        small = {"trainer.max_epochs": 1, "trainer.max_steps": -1, "trainer.check_val_every_n_epoch": 1}
         if recipe in ("mgca_linear", "unimiss_chestxr"):
             small |= {"model.init_args.patch_size": size, "data.init_args.canvas": "[40,64]"}
         else:
