@@ -36,6 +36,14 @@ def write_json(content: Any, path: Path) -> None:
         OSError: if it cannot be written; ``path`` is then as it was.
         ValueError: if the content holds NaN or infinity, which JSON does not know.
     """
-    text = json.dumps(content, indent=4, allow_nan=False) + "\n"
+    write_text(json.dumps(content, indent=4, allow_nan=False) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text.
+
+    Raises:
+        OSError: if it cannot be written; ``path`` is then as it was.
+    """
     with replacing(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")

@@ -38,8 +38,8 @@ class MiTClassifier(nn.Module):
         self.head = nn.Linear(dim, num_classes)
         self.head.apply(init_weights)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """(batch, input_channels, *patch_size) to raw logits (batch, num_classes).
+    def features(self, image: Tensor) -> Tensor:
+        """Token and average of the others, (batch, dim): the head is linear, so that their mean is judged at once.
 
         Raises:
             ValueError: on an image of another size.
@@ -47,4 +47,12 @@ class MiTClassifier(nn.Module):
         check_image_size(image, self.patch_size)
         features, token = self.encoder(self.stem(image))
         average = self.norm(features[-1].flatten(2).transpose(1, 2)).mean(dim=1)
-        return (self.head(self.norm(token).squeeze(1)) + self.head(average)) / 2
+        return (self.norm(token).squeeze(1) + average) / 2
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(batch, input_channels, *patch_size) to raw logits (batch, num_classes).
+
+        Raises:
+            ValueError: on an image of another size.
+        """
+        return self.head(self.features(image))

@@ -15,6 +15,8 @@ from ._arguments import PerAxis, in_plane
 from .mit_trunk import MiTTrunk
 from .pair import NetworkPair
 
+TOKEN_PREFIX = "ssl_token."
+
 
 class MiTPair(NetworkPair):
     """A 2D and a 3D trunk with the SSL token, which they share as well.
@@ -66,3 +68,15 @@ class MiTPair(NetworkPair):
         """
         weights = self.form(ndim).state_dict()
         return {name: value for name, value in weights.items() if ssl_token or ".token" not in name}
+
+    def token_weights(self, ndim: int) -> dict[str, Tensor]:
+        """What belongs to the encoder's token, by ``MiTClassifier``'s names after ``TOKEN_PREFIX``.
+
+        A ``MiT`` has no token: under names of their own they are not in the way of who loads ``encoder`` as a whole.
+        """
+        weights = self.form_weights(ndim, ssl_token=True)
+        return {
+            f"{TOKEN_PREFIX}{name}": value
+            for name, value in weights.items()
+            if name.startswith("encoder.") and ".token" in name
+        }

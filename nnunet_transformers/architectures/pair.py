@@ -34,6 +34,10 @@ class NetworkPair(nn.Module):
             raise ValueError(f"there is a 2D and a 3D form, none of {ndim} dimensions")
         return self.form_2d if ndim == 2 else self.form_3d
 
+    def token_weights(self, ndim: int) -> dict[str, Tensor]:
+        """What only a classifier has, see ``MiTPair``; nothing for networks without a token."""
+        return {}
+
     def forward(self, image: Tensor) -> Tensor:
         """(batch, channels, *patch size of either form) to what that form makes of it."""
         return self.form(image.dim() - 2)(image)

@@ -19,19 +19,28 @@ def prepare_images(
     processes: int,
     fold: int | None,
     plan: tuple[str | None, str | None, str],
+    normalization: str | None,
+    like: Path | None,
 ) -> None:
     """Prepare and print what was stored and what was not."""
     try:
         wanted = [float(s) for s in spacing.split(",")] if spacing else None
     except ValueError as error:
         raise ValueError(f"--spacing {spacing!r} is not a list of numbers such as 1,1,1") from error
-    planned = _planned(*plan)
-    if planned is not None and wanted is not None:
-        raise ValueError("--spacing and --plans contradict each other: the spacing is the plan's")
+    planned, chosen = _planned(*plan), None
+    if like is not None:
+        if planned is not None:
+            raise ValueError("--like and --plans contradict each other: each says how to prepare the images")
+        from ..classification.checkpoint import preparation
+
+        chosen = preparation(like)
+    elif planned is not None:
+        chosen = (planned.plans, planned.name)
+    if chosen is not None and wanted is not None:
+        raise ValueError("--spacing and --plans or --like contradict each other: the spacing is theirs")
     left_out = () if fold is None else validation_cases(source, fold)
     size = parse_patch_size(patch_size) if planned is None else planned.configuration.patch_size
-    chosen = None if planned is None else (planned.plans, planned.name)
-    stored, skipped = prepare(source, output, wanted, size, processes, left_out, chosen)
+    stored, skipped = prepare(source, output, wanted, size, processes, left_out, chosen, normalization)
     for case in skipped:
         print(f"skipped {case.name}: {case.reason}")
     print(f"{output}: {len(stored)} images, {len(skipped)} skipped, {len(left_out)} left out for validation")

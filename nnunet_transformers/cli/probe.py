@@ -12,18 +12,22 @@ from rich.progress import track
 from rich.table import Table
 
 from .._files import write_json
-from ..checkpoints import encoder_specification, load_encoder
+from ..checkpoints import encoder_specification
 
 
 def probe_classification(encoder: Path, prepared: Path, labels: Path, output: Path | None, device: str) -> None:
     """Print the scores of both classifiers; write them to ``output`` if given."""
-    from ..evaluation.classification_probe import probe_classification, read_labels
+    from ..classification.labels import read_labels
+    from ..classification.network import load_pretrained
+    from ..evaluation.classification_probe import probe_classification
     from ..evaluation.features import FrozenEncoder
     from ..pretraining.data import PreparedImages
 
     images = PreparedImages(prepared)
     table = read_labels(labels, images.names)
-    frozen = FrozenEncoder(load_encoder(encoder), device)
+    if table.is_test is not None and (table.is_test.all() or not table.is_test.any()):
+        raise ValueError(f"column split of {labels} must hold test and train or val, and both, got {table.split[0]!r}")
+    frozen = FrozenEncoder(load_pretrained(encoder), device)
     features = np.stack([frozen.features(images, name) for name in track(table.names, description="features")])
     scores = probe_classification(features, table.labels, table.is_test)
     how = "cross-validated" if table.is_test is None else f"{int(table.is_test.sum())} of them to test on"

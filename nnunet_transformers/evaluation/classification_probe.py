@@ -5,11 +5,8 @@ The protocol of UniMiSS's and MGCA's tables: 1, 10 and 100 % of the training lab
 
 from __future__ import annotations
 
-import csv
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,28 +18,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ..pretraining.cases import strip_ending
-
 SHARES = (0.01, 0.1, 1.0)
 CLASSIFIERS = ("logistic regression", "nearest neighbours")
 NEIGHBOURS = 20
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """What a table says of images.
-
-    Attributes:
-        names: of the images.
-        labels: of each.
-        is_test: of each, or None where the table has no ``split``.
-        unknown: names in the table that are no image.
-    """
-
-    names: list[str]
-    labels: list[str]
-    is_test: NDArray | None
-    unknown: list[str]
 
 
 @dataclass(frozen=True)
@@ -64,58 +42,6 @@ class ProbeScore:
     auc_std: float
     accuracy: float
     accuracy_std: float
-
-
-def read_labels(table: Path, known: Collection[str]) -> LabelledImages:
-    """Read a CSV file with columns ``image``, ``label`` and, if there is a fixed one, ``split`` (train or test).
-
-    Args:
-        table: the file; an image is named as in the prepared folder, or by its file: with its folder and ending, or
-            without either where that is clear.
-        known: names of the prepared images.
-
-    Raises:
-        ValueError: if a column is missing, an image is there twice or has no label, a split has another name, or no
-            image is known.
-    """
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        rows, columns = list(reader), reader.fieldnames or []
-    missing = [column for column in ("image", "label") if column not in columns]
-    if missing:
-        raise ValueError(f"{table} has no column {', '.join(missing)}; it has {', '.join(columns) or 'none'}")
-    bare = [number for number, row in enumerate(rows, 2) if not (row["image"] and row["label"])]
-    if bare:
-        raise ValueError(f"{table} has no image or no label in line {', '.join(map(str, bare[:3]))}")
-    known = set(known)
-    names = [_known_name(row["image"], known) for row in rows]
-    twice = [name for name, number in Counter(names).items() if name and number > 1]
-    if twice:
-        raise ValueError(f"{table} names {', '.join(twice[:3])} more than once")
-    kept = [(name, row) for name, row in zip(names, rows, strict=True) if name]
-    if not kept:
-        raise ValueError(
-            f"none of the {len(rows)} images in {table} is in the prepared folder: {rows[0]['image'] if rows else ''} "
-            f"is not, which has {min(known, default='none')}"
-        )
-    splits = [row.get("split") for _, row in kept]
-    if "split" in columns and set(splits) != {"train", "test"}:
-        found = ", ".join(sorted(map(repr, set(splits))))
-        raise ValueError(f"column split of {table} must hold train and test, and both, got {found}")
-    return LabelledImages(
-        [name for name, _ in kept],
-        [row["label"] for _, row in kept],
-        np.array(splits) == "test" if "split" in columns else None,
-        [row["image"] for name, row in zip(names, rows, strict=True) if not name],
-    )
-
-
-def _known_name(file: str, known: Collection[str]) -> str | None:
-    """What ``prepare`` calls an image: by its path, by the file alone, and without nnU-Net's channel."""
-    path = strip_ending(file.replace("\\", "/"))
-    short = path.rpartition("/")[2]
-    candidates = (file, path.replace("/", "__"), short, short.removesuffix("_0000"))
-    return next((name for name in candidates if name in known), None)
 
 
 def probe_classification(

@@ -30,10 +30,10 @@ def create_encoder(name: str, input_channels: int, patch_size: Sequence[int], **
         return network
 
     network = build()
-    with torch.device("meta"):
+    with torch.device("meta"), torch.enable_grad():
         twin = build()
         deepest = twin.encode(torch.empty(1, input_channels, *patch_size))[-1]
-    gradients = torch.autograd.grad(deepest.sum(), list(twin.parameters()), allow_unused=True)
+        gradients = torch.autograd.grad(deepest.sum(), list(twin.parameters()), allow_unused=True)
     for parameter, gradient in zip(network.parameters(), gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
     return network

@@ -12,7 +12,10 @@ from typing import Any
 import nibabel
 import numpy as np
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
-from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import (
+    channel_name_to_normalization_mapping,
+    get_normalization_scheme,
+)
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -164,6 +167,7 @@ def prepare(
     processes: int = 1,
     left_out: Collection[str] = (),
     planned: tuple[Mapping[str, Any], str] | None = None,
+    normalization: str | None = None,
 ) -> tuple[list[PreparedCase], list[Skipped]]:
     """Fingerprint, resample, normalise and store images.
 
@@ -176,17 +180,22 @@ def prepare(
         left_out: names of images not to take, such as those that a fold validates on.
         planned: a plan and its configuration, whose order of axes, spacing, normalisation and intensities are taken in
             place of the images' own, so that they look as they will in training from it.
+        normalization: nnU-Net's name of one, such as ``rescale_to_0_1`` or ``nonorm``, for images whose channels
+            have no names.
 
     Returns:
         what was stored, and what was not and why.
 
     Raises:
-        ValueError: if there is no readable image, or ``spacing`` has another number of axes than the images.
+        ValueError: if there is no readable image, ``spacing`` has another number of axes than the images, or
+            ``normalization`` is unknown or said elsewhere.
         FileExistsError: if ``output`` holds files.
     """
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty; remove it or choose another folder")
     cases, channels = find_cases(source)
+    if normalization is not None:
+        _check_normalization(normalization, source, channels is not None or planned is not None)
     cases = [case for case in cases if case.name not in left_out]
     with ProcessPoolExecutor(processes) as pool:
         samples = max(100, min(10_000, SAMPLES // len(cases)))
@@ -199,7 +208,7 @@ def prepare(
         usual = len(channels) if channels else max(set(numbers), key=numbers.count)
         for case in [case for case, fact in readable.items() if len(fact.intensities) != usual]:
             skipped.append(Skipped(case.name, f"has {len(readable.pop(case).intensities)} channels, others {usual}"))
-        channels = channels or ["image"] * usual
+        channels = channels or [normalization or "image"] * usual
         if planned is None:
             plans, name = _own_plans(readable, channels, spacing, patch_size, source), CONFIGURATION
         else:
@@ -218,9 +227,22 @@ def prepare(
         "channels": channels,
         "spacing": list(configuration.spacing),
         "normalization": list(configuration.normalization_schemes),
+        # with which other images can be prepared as these were
+        "plans": plans,
+        "configuration": name,
     }
     write_json(index, output / INDEX)
     return stored, skipped
+
+
+def _check_normalization(name: str, source: Path, is_said: bool) -> None:
+    if is_said:
+        raise ValueError(
+            f"--normalization contradicts {source}'s dataset.json or the plan, which say it of each channel"
+        )
+    if name not in channel_name_to_normalization_mapping:
+        known = ", ".join(channel_name_to_normalization_mapping)
+        raise ValueError(f"nnU-Net has no normalization {name!r}; it has {known}")
 
 
 def _own_plans(

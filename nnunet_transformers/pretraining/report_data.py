@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
@@ -22,9 +21,10 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from .._files import write_json
 from .cases import FILE_ENDINGS
-from .data import Epoch, EpochData
+from .data import EpochData, ShuffledEpoch
 from .reports import Pair, read_reports
 from .text import load_tokenizer, tokenize
+from .views import fit_canvas
 
 # what was used and what was skipped, in the run's folder
 PAIRS = "pairs.json"
@@ -74,23 +74,6 @@ def read_radiograph(file: Path, channels: int) -> Tensor:
     return image / image.max()
 
 
-def fit_canvas(image: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize an image so that it just fits ``size``, and fill that up with zeros around it.
-
-    Args:
-        image: (channels, height, width).
-        size: height and width.
-
-    Returns:
-        (channels, *size).
-    """
-    scale = min(s / n for s, n in zip(size, image.shape[1:], strict=True))
-    inner = [min(s, max(1, round(n * scale))) for s, n in zip(size, image.shape[1:], strict=True)]
-    image = F.interpolate(image[None], size=inner, mode="bilinear", align_corners=False, antialias=True)[0]
-    top, left = ((s - n) // 2 for s, n in zip(size, inner, strict=True))
-    return F.pad(image, (left, size[1] - inner[1] - left, top, size[0] - inner[0] - top))
-
-
 def centre_crop(image: Tensor, patch_size: Sequence[int]) -> Tensor:
     """The middle of an image on its canvas, as validation has it.
 
@@ -111,8 +94,10 @@ def canvas_of(patch_size: Sequence[int]) -> list[int]:
     return [round(p * CANVAS) for p in patch_size]
 
 
-class ReportPairs(Epoch):
-    """Pairs of an image and its report, each once an epoch.
+class ReportPairs(ShuffledEpoch):
+    """Pairs of an image and its report, each once an epoch, in validation too in random order.
+
+    A patient's images, neighbours in many a table, are hard to tell apart.
 
     A sample has ``image`` (channels, *patch_size), from 0 to 1, and the tokens of the report, see ``tokenize``. The
     place of an image that cannot be read is taken by another pair; a warning names it.
@@ -144,14 +129,6 @@ class ReportPairs(Epoch):
         self.patch_size = tuple(patch_size)
         self.tokenizer, self.max_length, self.is_training = tokenizer, max_length, is_training
         self.unreadable: dict[str, str] = {}
-        self.order_of: int | None = None
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if self.order_of != self.epoch:
-            # in validation as well: a patient's images, neighbours in many a table, are hard to tell apart
-            self.order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.pairs))
-            self.order_of = self.epoch
-        return self.sample(np.random.default_rng((self.seed, self.epoch, index)), int(self.order[index]))
 
     def sample(self, rng: np.random.Generator, number: int | None = None) -> dict[str, Tensor]:
         """The pair of a number, or a random one."""

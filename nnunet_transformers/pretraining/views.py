@@ -71,6 +71,42 @@ def random_resized_crop(image: Tensor, size: Sequence[int], scale: Sequence[tupl
     return F.interpolate(box[None], size=tuple(size), mode=mode, align_corners=False)[0]
 
 
+def resize(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize an image linearly, with a low-pass filter where it shrinks.
+
+    Args:
+        image: (channels, *axes), two or three of them.
+        size: of the result.
+    """
+
+    def plane(image: Tensor, size: Sequence[int]) -> Tensor:
+        return F.interpolate(image, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+
+    if len(size) == 2:
+        return plane(image[None], size)[0]
+    # torch filters two axes at most; the third follows with one that stays
+    image = plane(image, size[1:])
+    return plane(image.flatten(2)[None], (size[0], size[1] * size[2]))[0].unflatten(2, tuple(size[1:]))
+
+
+def fit_canvas(image: Tensor, size: Sequence[int], fill: float = 0.0) -> Tensor:
+    """Resize an image so that it just fits ``size``, and fill that up around it.
+
+    Args:
+        image: (channels, *axes), two or three of them.
+        size: of the result.
+        fill: value around it.
+
+    Returns:
+        (channels, *size).
+    """
+    scale = min(s / n for s, n in zip(size, image.shape[1:], strict=True))
+    inner = [min(s, max(1, round(n * scale))) for s, n in zip(size, image.shape[1:], strict=True)]
+    ends = [((s - n) // 2, s - n - (s - n) // 2) for s, n in zip(size, inner, strict=True)]
+    pads = [end for axis in reversed(ends) for end in axis]
+    return F.pad(resize(image, inner), pads, value=fill)
+
+
 def flip(image: Tensor, p: float, axes: Sequence[int]) -> Tensor:
     """Mirror each of ``axes`` with probability ``p``."""
     flipped = [axis for axis in axes if uniform(0, 1) < p]

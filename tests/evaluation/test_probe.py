@@ -12,8 +12,14 @@ from typer.testing import CliRunner
 from nnunet_transformers import cli
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.architectures.linear_probe import LinearProbe
-from nnunet_transformers.checkpoints import EncoderCheckpoint, encoder_weights, save_encoder
-from nnunet_transformers.evaluation.classification_probe import CLASSIFIERS, probe_classification, read_labels
+from nnunet_transformers.checkpoints import (
+    EncoderCheckpoint,
+    TimmCheckpoint,
+    create_timm,
+    encoder_weights,
+    save_encoder,
+)
+from nnunet_transformers.evaluation.classification_probe import CLASSIFIERS, probe_classification
 from nnunet_transformers.evaluation.features import FrozenEncoder
 from nnunet_transformers.pretraining.data import PreparedImages
 from nnunet_transformers.pretraining.prepare import prepare
@@ -46,8 +52,17 @@ class TestFeatures:
         for start in starts:
             tile = images.read(images.names[0], start, patch_size).expand(3, *patch_size)[None]
             with torch.no_grad():
-                means.append(encoder.network.encode(tile)[-1].flatten(2).mean(2)[0])
+                means.append(encoder.network.encoder.encode(tile)[-1].flatten(2).mean(2)[0])
         np.testing.assert_allclose(value, torch.stack(means).mean(0).numpy(), rtol=1e-4, atol=1e-5)
+
+    def test_timm(self, prepared):
+        network = create_timm("resnet10t", 3, (16, 16)).eval()
+        encoder = FrozenEncoder(TimmCheckpoint(network.state_dict(), "resnet10t", (16, 16), 3))
+        images = PreparedImages(prepared)
+        tiles = torch.stack(list(images.tiles(images.names[0], (16, 16))))
+        with torch.no_grad():
+            expected = network(tiles.expand(-1, 3, 16, 16)).mean(0)
+        np.testing.assert_allclose(encoder.features(images, images.names[0]), expected.numpy(), rtol=1e-4, atol=1e-5)
 
     def test_wrong_channels(self, tmp_path):
         prepare(write_dataset(tmp_path / "raw", cases=2, channels=2), tmp_path / "prepared", patch_size=(16, 16, 16))
@@ -87,30 +102,21 @@ class TestClassification:
         assert [s.cases for s in first[:3]] == [2, 8, 80]
         assert [s.auc_std == 0 for s in first[:3]] == [False, False, True]
 
-    def test_mistakes(self, tmp_path):
+    def test_mistakes(self):
         features, _ = self.data(2, images=12)
         with pytest.raises(ValueError, match="all images have the label"):
             probe_classification(features, ["a"] * 12)
         with pytest.raises(ValueError, match="rarest label has 1 images, 5 folds"):
             probe_classification(features, ["a"] * 11 + ["b"])
-        table = tmp_path / "labels.csv"
-        for content, message in (
-            ("file,class\na,1\n", "has no column image, label; it has file, class"),
-            ("image,label\na,1\na.nii.gz,2\n", "names a more than once"),
-            ("image,label\nz,1\n", "none of the 1 images in .*: z is not, which has a"),
-            ("image,label\na,1\nb,\nc\n", "no image or no label in line 3, 4"),
-            ("image,label,split\na,1,train\nb,1,val\n", "must hold train and test, and both, got 'train', 'val'"),
-        ):
-            table.write_text(content)
-            with pytest.raises(ValueError, match=message):
-                read_labels(table, ["a", "b"])
 
-    def test_names(self, tmp_path):
-        table = tmp_path / "labels.csv"
-        table.write_text("image,label\n1.2.3.nii.gz,x\nsub/a.png,y\nimagesTr/b_0000.nii.gz,y\nc_0000,x\nother.png,x\n")
-        found = read_labels(table, ["1.2.3", "sub__a", "b", "c_0000"])
-        assert found.names == ["1.2.3", "sub__a", "b", "c_0000"]
-        assert found.unknown == ["other.png"]
+    def test_split_without_test(self, prepared, tmp_path):
+        save_encoder(checkpoint(), tmp_path / "encoder.pth")
+        (tmp_path / "labels.csv").write_text("image,label,split\nball_0,1,train\nball_1,0,val\n")
+        result = CliRunner().invoke(
+            cli.app,
+            ["probe", "classify", *(str(p) for p in (tmp_path / "encoder.pth", prepared, tmp_path / "labels.csv"))],
+        )
+        assert "must hold test and train or val, and both" in str(result.exception)
 
     def test_command(self, prepared, tmp_path):
         save_encoder(checkpoint(), tmp_path / "encoder.pth")

@@ -79,6 +79,16 @@ def test_folder_of_images(tmp_path):
     assert [case.shape for case in stored] == [(1, 1, 40, 50)] * 2
     assert not skipped
     assert crop(tmp_path / "prepared", (32, 32)).shape == (1, 32, 32)
+    prepare(folder, tmp_path / "scaled", patch_size=(32, 32), normalization="rescale_to_0_1")
+    part = crop(tmp_path / "scaled", (40, 50))
+    assert (float(part.min()), float(part.max())) == (0, 1)
+    index = read_index(tmp_path / "scaled")
+    assert index["normalization"] == ["RescaleTo01Normalization"]
+    # what the index says prepares other images alike
+    prepare(folder, tmp_path / "like", planned=(index["plans"], index["configuration"]))
+    assert read_index(tmp_path / "like")["normalization"] == index["normalization"]
+    with pytest.raises(ValueError, match="no normalization 'minmax'; it has ct, nonorm"):
+        prepare(folder, tmp_path / "other", normalization="minmax")
 
 
 def test_mistakes(source, tmp_path):
@@ -92,6 +102,8 @@ def test_mistakes(source, tmp_path):
     assert not (tmp_path / "prepared").exists()
     with pytest.raises(ValueError, match="must have 3 numbers"):
         prepare(source, tmp_path / "prepared", spacing=(1, 1))
+    with pytest.raises(ValueError, match="--normalization contradicts"):
+        prepare(source, tmp_path / "prepared", normalization="ct")
     (tmp_path / "prepared").mkdir()
     (tmp_path / "prepared" / "file").touch()
     with pytest.raises(FileExistsError, match="is not empty"):

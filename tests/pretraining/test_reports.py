@@ -11,9 +11,10 @@ import SimpleITK as sitk
 import torch
 
 from benchmarks.synthetic_reports import write_dataset, write_text_encoder
-from nnunet_transformers.pretraining.report_data import ReportData, ReportPairs, fit_canvas, read_radiograph
+from nnunet_transformers.pretraining.report_data import ReportData, ReportPairs, read_radiograph
 from nnunet_transformers.pretraining.reports import clean_report, read_reports, split_of
 from nnunet_transformers.pretraining.text import TextEncoder, load_tokenizer, sum_into_words, tokenize
+from nnunet_transformers.pretraining.views import fit_canvas
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
 """Samples from prepared images, a file for each kind of them."""
 
-from .epoch import Epoch, EpochData
+from .epoch import Epoch, EpochData, ShuffledEpoch
 from .masked import MaskedViewData, MaskedViews
 from .matched import MatchedViewData, MatchedViews
 from .places import PlacedViewData, PlacedViews
-from .prepared import PreparedImages, read_index
+from .prepared import PreparedImages, read_index, tile_starts
 from .two_views import TwoViews, ViewData
 
 __all__ = [
@@ -17,7 +17,9 @@ __all__ = [
     "PlacedViewData",
     "PlacedViews",
     "PreparedImages",
+    "ShuffledEpoch",
     "TwoViews",
     "ViewData",
     "read_index",
+    "tile_starts",
 ]

@@ -29,15 +29,42 @@ class Epoch(Dataset, ABC):
         return self.samples
 
     def __getitem__(self, index: int) -> Any:
+        return self.sample(self.generator(index))
+
+    def generator(self, index: int) -> np.random.Generator:
+        """Random numbers of a sample; the global generators are seeded from them."""
         rng = np.random.default_rng((self.seed, self.epoch, index))
         # batchgeneratorsv2 draws from both global generators
         torch.manual_seed(int(rng.integers(2**62)))
         np.random.seed(int(rng.integers(2**32)))
-        return self.sample(rng)
+        return rng
 
     @abstractmethod
     def sample(self, rng: np.random.Generator) -> Any:
         """Draw one."""
+
+
+class ShuffledEpoch(Epoch):
+    """Each of ``items`` once an epoch, in another order in each.
+
+    Args:
+        items: number of them.
+        seed: as for ``Epoch``.
+    """
+
+    def __init__(self, items: int, seed: int = 0) -> None:
+        super().__init__(items, seed)
+        self._order_of: int | None = None
+
+    def __getitem__(self, index: int) -> Any:
+        if self._order_of != self.epoch:
+            self._order = np.random.default_rng((self.seed, self.epoch)).permutation(self.samples)
+            self._order_of = self.epoch
+        return self.sample(self.generator(index), int(self._order[index]))
+
+    @abstractmethod
+    def sample(self, rng: np.random.Generator, number: int | None = None) -> Any:
+        """Draw a sample of the item of a number, or of a random one."""
 
 
 class EpochData(LightningDataModule, ABC):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import blosc2
 import numpy as np
 import torch
+from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from torch import Tensor
 
 from ..prepare import INDEX
@@ -26,6 +28,18 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no prepared folder; make one with `nnunet-transformers pretrain prepare`")
     return json.loads(path.read_text())
+
+
+def tile_starts(shape: Sequence[int], size: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """First voxels of tiles that cover an image.
+
+    Args:
+        shape: of the image, three axes.
+        size: of a tile; two axes take slices.
+    """
+    wanted = (1,) * (3 - len(size)) + tuple(size)
+    covered = tuple(max(n, s) for n, s in zip(shape, wanted, strict=True))
+    return product(*compute_steps_for_sliding_window(covered, wanted, 1.0))
 
 
 class PreparedImages:
@@ -66,6 +80,11 @@ class PreparedImages:
             part = np.stack([np.pad(channel, ends, constant_values=channel.min()) for channel in part])
         part = torch.from_numpy(np.ascontiguousarray(part))
         return part[:, 0] if len(size) == 2 else part
+
+    def tiles(self, name: str, size: Sequence[int]) -> Iterator[Tensor]:
+        """An image in parts side by side, (channels, *size) each, the last ones overlapping; in 2D of all slices."""
+        for start in tile_starts(self.shapes[name][1:], size):
+            yield self.read(name, start, size)
 
     def crop(self, size: Sequence[int], rng: np.random.Generator, name: str | None = None) -> Tensor:
         """A random part of an image, a random one if not named; see ``read``."""

@@ -186,15 +186,19 @@ class UniMiSS(LightningModule):
         sizes = {2: self.hparams.patch_size_2d, 3: self.hparams.patch_size_3d}
         indices = {2: index.get("images", index), 3: index}
         overrides = form_overrides(self.hparams.network, self.hparams.network_overrides)
+        pair = self.student.pair
         return {
             f"encoder_{ndim}d.pth": EncoderCheckpoint(
-                weights={n: v.detach().cpu() for n, v in self.student.pair.form_weights(ndim).items()},
+                weights={
+                    name: value.detach().cpu()
+                    for name, value in {**pair.form_weights(ndim), **pair.token_weights(ndim)}.items()
+                },
                 name=self.hparams.network,
                 patch_size=tuple(size),
-                input_channels=self.student.pair.form(ndim).input_channels,
+                input_channels=pair.form(ndim).input_channels,
                 overrides=overrides if ndim == 3 else in_plane(overrides),
                 spacing=tuple(indices[ndim]["spacing"])[-ndim:],
-                normalization=tuple(indices[ndim]["normalization"][:1]) * self.student.pair.form(ndim).input_channels,
+                normalization=tuple(indices[ndim]["normalization"][:1]) * pair.form(ndim).input_channels,
                 method=type(self).__name__,
                 recipe=recipe,
                 num_cases=len(indices[ndim]["cases"]),

@@ -1,0 +1,232 @@
+"""Training of a classifier, as pretraining's methods are Lightning modules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightly.utils.scheduler import CosineWarmupScheduler
+from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..pretraining.schedules import total_steps
+from .checkpoint import ClassifierCheckpoint
+from .network import (
+    BackboneDescription,
+    ImageClassifier,
+    is_mit,
+    load_pretrained,
+    mean_probabilities,
+    pretrained_backbone,
+)
+from .scores import accuracy, auc
+
+
+class Classification(LightningModule):
+    """Train an encoder and a linear layer on it, or the layer alone.
+
+    The classifier with the best validation score is kept.
+
+    Args:
+        encoder: checkpoint to start from; random weights without.
+        network: registered network, or one of timm's, that random weights are of; with ``encoder`` it says it.
+        patch_size: voxels per axis; with ``encoder`` the checkpoint's by default.
+        input_channels: of a network with random weights.
+        network_overrides: arguments of a registered network with random weights.
+        frozen: train the linear layer alone.
+        lr: AdamW's learning rate.
+        weight_decay: AdamW's.
+        warmup_steps: with a linearly rising rate.
+        final_lr_share: part of the rate that is left at the end of a cosine; 1 keeps it all.
+        class_weights: weigh classes in the loss against how frequent they are.
+        select_by: validation score that says which weights are best: ``auc``, which falls back to the loss where a
+            class is missing in validation, or ``loss``.
+
+    Attributes:
+        description: of the backbone.
+
+    Raises:
+        ValueError: if neither ``encoder`` nor a ``patch_size`` says what to build, or it cannot be built.
+        FileNotFoundError: if there is no such checkpoint.
+    """
+
+    def __init__(
+        self,
+        encoder: str | None = None,
+        network: str = "qt_unet_tiny",
+        patch_size: Sequence[int] | None = None,
+        input_channels: int = 1,
+        network_overrides: dict[str, Any] | None = None,
+        frozen: bool = False,
+        lr: float = 1e-4,
+        weight_decay: float = 1e-5,
+        warmup_steps: int = 0,
+        final_lr_share: float = 1.0,
+        class_weights: bool = False,
+        select_by: Literal["auc", "loss"] = "auc",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.source, self.normalization = "random weights", ()
+        if encoder is None:
+            if patch_size is None:
+                raise ValueError("there is no encoder to take the patch from: set --model.init_args.patch_size")
+            arguments = (network, tuple(patch_size), input_channels, network_overrides or {}, is_mit(network))
+            self.description = BackboneDescription(*arguments)
+            backbone = self.description.build()
+        else:
+            checkpoint = load_pretrained(Path(encoder))
+            backbone, self.description, report = pretrained_backbone(checkpoint, patch_size)
+            self.source = f"{checkpoint.method} of {checkpoint.name}, {checkpoint.num_cases} images"
+            self.normalization = checkpoint.normalization
+            rank_zero_info(report)
+        self.network = ImageClassifier(backbone, 1, frozen)
+        # AUC and loss, the best so far
+        self.register_buffer("best", torch.tensor([-math.inf, math.inf]))
+        self.is_best, self.scores = False, {}
+
+    def configure_model(self) -> None:
+        """As many outputs as the data have classes."""
+        data = self.trainer.datamodule
+        with torch.random.fork_rng(devices=[]):
+            # the same layer however many random numbers the start of the processes has drawn
+            torch.manual_seed(data.seed)
+            self.network.reset_head(len(data.classes))
+        self.multi_label = data.multi_label
+        weights = balanced_weights(data.train_targets, self.multi_label)
+        self.loss_weights = torch.from_numpy(weights) if self.hparams.class_weights else None
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy, of several labels at once the mean of what is known.
+
+        Args:
+            logits, targets: (batch, classes); targets 0 or 1, NaN where unknown.
+        """
+        weights = None if self.loss_weights is None else self.loss_weights.to(logits)
+        if not self.multi_label:
+            return F.cross_entropy(logits.float(), targets.argmax(1), weights)
+        known = ~targets.isnan()
+        wrong = F.binary_cross_entropy_with_logits(
+            logits.float(), targets.nan_to_num(), reduction="none", pos_weight=weights
+        )
+        return (wrong * known).sum() / known.sum().clamp_min(1)
+
+    def training_step(self, batch: Sequence[Tensor], batch_index: int) -> Tensor:
+        """Loss of a batch of ``LabelledCrops``."""
+        image, targets = batch
+        loss = self.loss(self.network(image), targets)
+        if not loss.isfinite():
+            raise RuntimeError(
+                f"diverged: the loss is not finite (epoch {self.current_epoch}, step {self.global_step}). Lower the "
+                f"learning rate or train in float32; the state of the epoch before is in "
+                f"{self.trainer.default_root_dir}"
+            )
+        # a mean over the epoch: small data have few steps in one
+        self.log("loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(image))
+        return loss
+
+    def on_train_start(self) -> None:
+        steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        needed = steps * (self.trainer.check_val_every_n_epoch or 1)
+        if total_steps(self.trainer) < needed:
+            raise ValueError(
+                f"the run ends after {total_steps(self.trainer)} steps, before the first validation after {needed}: "
+                "make it longer (--trainer.max_steps, --trainer.max_epochs), or lower --trainer.check_val_every_n_epoch"
+            )
+
+    def on_train_epoch_start(self) -> None:
+        self.is_best = False
+
+    def on_validation_epoch_start(self) -> None:
+        shape = self.trainer.datamodule.val_targets.shape
+        # the last column counts: with several processes an image can come twice
+        self.collected = torch.zeros(shape[0], shape[1] + 1, device=self.device)
+
+    def validation_step(self, batch: tuple[int, Tensor], batch_index: int) -> None:
+        """Probabilities of an image, the mean over its parts."""
+        number, parts = batch
+        mean = mean_probabilities(self.network, parts, self.multi_label, self.trainer.datamodule.batch_size)
+        self.collected[int(number), :-1] += mean
+        self.collected[int(number), -1] += 1
+
+    def on_validation_epoch_end(self) -> None:
+        collected = self.trainer.strategy.reduce(self.collected, reduce_op="sum").cpu()
+        probabilities, targets = collected[:, :-1] / collected[:, -1:], self.trainer.datamodule.val_targets
+        if self.trainer.sanity_checking:
+            return
+        area = auc(probabilities.numpy(), targets)
+        loss = self._loss_of_probabilities(probabilities, torch.from_numpy(targets))
+        scores = {"val_auc": area, "val_accuracy": accuracy(probabilities.numpy(), targets, self.multi_label)}
+        self.scores = {name: float(s) for name, s in {**scores, "val_loss": loss}.items() if not math.isnan(s)}
+        self.log_dict(self.scores, prog_bar=True)
+        # of weights with the same AUC, such as 1, those with the lower loss
+        area = area if self.hparams.select_by == "auc" and not math.isnan(area) else -math.inf
+        self.is_best = (-area, loss) < (-float(self.best[0]), float(self.best[1]))
+        if self.is_best:
+            self.best.copy_(torch.tensor([area, loss]))
+
+    def _loss_of_probabilities(self, probabilities: Tensor, targets: Tensor) -> float:
+        if not self.multi_label:
+            smallest = torch.finfo(probabilities.dtype).tiny
+            return float(F.nll_loss(probabilities.clamp_min(smallest).log(), targets.argmax(1)))
+        known = ~targets.isnan()
+        return float(F.binary_cross_entropy(probabilities[known], targets[known]))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        settings = self.hparams
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+        total = total_steps(self.trainer)
+        warmup = min(settings.warmup_steps, total)
+        scheduler = CosineWarmupScheduler(optimizer, warmup, total, end_value=settings.final_lr_share)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def checkpoints(self, index: dict[str, Any], recipe: dict[str, Any]) -> dict[str, ClassifierCheckpoint]:
+        """The classifier, if its validation score has never been better.
+
+        Args:
+            index: of the prepared data.
+            recipe: settings of the run, plain types.
+
+        Returns:
+            by file name.
+        """
+        if not self.is_best:
+            return {}
+        data = self.trainer.datamodule
+        checkpoint = ClassifierCheckpoint(
+            weights={name: v.detach().cpu().contiguous() for name, v in self.network.state_dict().items()},
+            backbone=self.description,
+            columns=data.columns,
+            classes=tuple(data.classes),
+            multi_label=data.multi_label,
+            views=data.views(self.description.patch_size, self.description.input_channels),
+            spacing=tuple(index["spacing"]),
+            normalization=tuple(index["normalization"]),
+            channels=tuple(index["channels"]),
+            plans=index.get("plans"),
+            configuration=index.get("configuration"),
+            scores=self.scores,
+            encoder=self.source,
+            recipe=recipe,
+            num_cases=len(data.train_numbers),
+        )
+        return {"classifier.pth": checkpoint}
+
+
+def balanced_weights(targets: NDArray, multi_label: bool) -> NDArray:
+    """What makes classes count alike: images / (classes * images of a class), or of labels images without / with.
+
+    Args:
+        targets: (images, classes), each with images that have it and that do not.
+    """
+    positive = (targets == 1).sum(0)
+    weights = (targets == 0).sum(0) / positive if multi_label else len(targets) / (len(positive) * positive)
+    return weights.astype(np.float32)

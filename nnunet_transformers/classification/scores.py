@@ -1,0 +1,157 @@
+"""AUC and accuracy of probabilities, and how sure they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
+
+RESAMPLES = 2000
+LEVEL = 0.95
+# of the largest array, so that many images fit into memory
+NUMBERS_AT_ONCE = 10_000_000
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score and its bootstrap interval.
+
+    Attributes:
+        value: of all images; None where it is not defined.
+        low, high: ends of the 95 % interval.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def auc(probabilities: NDArray, targets: NDArray) -> float:
+    """Area under the ROC curve, the mean of each class against the rest over classes of which there are both.
+
+    Args:
+        probabilities, targets: (images, classes); targets 0 or 1, NaN where unknown.
+
+    Returns:
+        NaN if it is defined for no class.
+    """
+    areas = []
+    for p, t in zip(probabilities.T, targets.T, strict=True):
+        known = ~np.isnan(t)
+        if len(np.unique(t[known])) == 2:
+            areas.append(roc_auc_score(t[known], p[known]))
+    return float(np.mean(areas)) if areas else float("nan")
+
+
+def accuracy(probabilities: NDArray, targets: NDArray, multi_label: bool) -> float:
+    """Share of images whose likeliest class is theirs; of several labels at once, the mean over labels at 0.5.
+
+    Returns:
+        NaN if no target is known.
+    """
+    right, known = _right(probabilities, targets, multi_label)
+    return _accuracy(right, known, np.arange(len(targets))[None])[0]
+
+
+def score_with_intervals(
+    probabilities: NDArray,
+    targets: NDArray,
+    classes: Sequence[str],
+    multi_label: bool = False,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Score]:
+    """AUC and accuracy with percentile intervals of the bootstrap over images.
+
+    Of images with one class each as many are drawn of each class as there are, so that every resample has all; with
+    several labels at once images are drawn, and a label counts in the resamples that have it and lack it.
+
+    Args:
+        probabilities, targets: (images, classes).
+        classes: their names.
+        multi_label: whether an image can have several at once.
+        resamples: of the bootstrap.
+        seed: of the resamples.
+
+    Returns:
+        ``AUC``, ``accuracy`` and, where there are more than two classes or several labels, ``AUC of CLASS``.
+    """
+    right, known = _right(probabilities, targets, multi_label)
+    areas, accuracies = [], []
+    for drawn in _resample(targets, multi_label, resamples, seed):
+        areas.append(np.stack([_areas(p[drawn], t[drawn]) for p, t in zip(probabilities.T, targets.T, strict=True)], 1))
+        accuracies.append(_accuracy(right, known, drawn))
+    area = np.concatenate(areas)
+    scores = {
+        "AUC": _score(auc(probabilities, targets), _mean(area)),
+        "accuracy": _score(accuracy(probabilities, targets, multi_label), np.concatenate(accuracies)),
+    }
+    if multi_label or len(classes) > 2:
+        for i, name in enumerate(classes):
+            scores[f"AUC of {name}"] = _score(auc(probabilities[:, i : i + 1], targets[:, i : i + 1]), area[:, i])
+    return scores
+
+
+def as_text(scores: Mapping[str, Score]) -> dict[str, str]:
+    """Each score as ``0.912 (0.854 to 0.961)``."""
+    return {
+        name: "not defined" if s.value is None else f"{s.value:.3f} ({s.low:.3f} to {s.high:.3f})"
+        for name, s in scores.items()
+    }
+
+
+def _resample(targets: NDArray, multi_label: bool, resamples: int, seed: int) -> Iterator[NDArray]:
+    """Numbers of images, (some resamples, images) at a time."""
+    rng = np.random.default_rng(seed)
+    everyone = np.arange(len(targets))
+    groups = [everyone] if multi_label else [np.flatnonzero(t == 1) for t in targets.T]
+    groups = [group for group in groups if len(group)]
+    step = max(1, NUMBERS_AT_ONCE // targets.size)
+    for first in range(0, resamples, step):
+        number = min(step, resamples - first)
+        yield np.concatenate([rng.choice(group, (number, len(group))) for group in groups], axis=1)
+
+
+def _areas(scores: NDArray, positive: NDArray) -> NDArray:
+    """AUC of each row by the ranks of its positives (Mann-Whitney); NaN where a row has only one kind."""
+    unknown = np.isnan(positive)
+    # the unknown take the lowest ranks, which are subtracted
+    ranks = rankdata(np.where(unknown, -np.inf, scores), axis=1) - unknown.sum(1, keepdims=True)
+    is_positive = positive == 1
+    number, others = is_positive.sum(1), (positive == 0).sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return ((ranks * is_positive).sum(1) - number * (number + 1) / 2) / (number * others)
+
+
+def _right(probabilities: NDArray, targets: NDArray, multi_label: bool) -> tuple[NDArray, NDArray]:
+    """What was right and what is known, (images, labels)."""
+    if multi_label:
+        return (probabilities > 0.5) == (targets == 1), ~np.isnan(targets)
+    right = probabilities.argmax(1) == targets.argmax(1)
+    return right[:, None], np.ones((len(right), 1), bool)
+
+
+def _accuracy(right: NDArray, known: NDArray, drawn: NDArray) -> NDArray:
+    """Of each row of ``drawn``, the mean over labels."""
+    numbers = known[drawn].sum(1)
+    with np.errstate(invalid="ignore"):
+        return _mean((right & known)[drawn].sum(1) / numbers)
+
+
+def _mean(values: NDArray) -> NDArray:
+    """Over the last axis, of what is defined."""
+    defined = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, values, 0).sum(-1) / defined.sum(-1)
+
+
+def _score(value: float, resampled: NDArray) -> Score:
+    resampled = resampled[~np.isnan(resampled)]
+    if np.isnan(value) or not len(resampled):
+        return Score(None, None, None)
+    low, high = np.quantile(resampled, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return Score(float(value), float(low), float(high))

@@ -1,0 +1,87 @@
+"""Tables of labels, with every mistake that a table can have."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nnunet_transformers.classification.data import split_numbers
+from nnunet_transformers.classification.labels import read_labels
+
+
+def write(folder, content):
+    (folder / "labels.csv").write_text(content)
+    return folder / "labels.csv"
+
+
+@pytest.mark.parametrize(
+    "content,message",
+    [
+        ("file,class\na,1\n", "has no column image, label; it has file, class"),
+        ("image,label\na,1\na.nii.gz,2\n", "names a more than once"),
+        ("image,label\nz,1\n", "none of the 1 images in .*: z is not, which has a"),
+        ("image,label\na,1\nb,\nc\n", "no image or no label in line 3, 4"),
+        ("image,label,split\na,1,train\nb,1,valid\n", "must hold train, val, test, got 'valid' in line 3"),
+        ("image,label,split\na,1,train\nb,1\n", "must hold train, val, test, got '' in line 3"),
+    ],
+)
+def test_mistakes(content, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        read_labels(write(tmp_path, content), ["a", "b"])
+
+
+def test_names(tmp_path):
+    rows = "1.2.3.nii.gz,x\nsub/a.png,y\nimagesTr/b_0000.nii.gz,y\nc_0000,x\nother.png,x\n"
+    found = read_labels(write(tmp_path, f"image,label\n{rows}"), ["1.2.3", "sub__a", "b", "c_0000"])
+    assert found.names == ["1.2.3", "sub__a", "b", "c_0000"]
+    assert found.unknown == ["other.png"]
+    assert (found.split, found.is_test, found.multi_label) == (None, None, False)
+    assert found.classes() == ["x", "y"]
+    np.testing.assert_array_equal(found.targets(["x", "y"]), [[1, 0], [0, 1], [0, 1], [1, 0]])
+    with pytest.raises(ValueError, match="label 'y' is none of the classes x, z"):
+        found.targets(["x", "z"])
+
+
+def test_several_labels(tmp_path):
+    table = write(tmp_path, "image,edema,nodule,split\na,1,,train\nb,0.0,1,test\n")
+    found = read_labels(table, ["a", "b"], ["edema", "nodule"])
+    assert found.multi_label
+    assert found.classes() == ["edema", "nodule"]
+    np.testing.assert_array_equal(found.targets(found.classes()), [[1, np.nan], [0, 1]])
+    assert found.is_test.tolist() == [False, True]
+    with pytest.raises(ValueError, match=r"column nodule of .*must hold 1, 0 or nothing .* got '-1' in line 2"):
+        read_labels(write(tmp_path, "image,edema,nodule\na,1,-1\n"), ["a"], ["edema", "nodule"])
+
+
+class TestSplit:
+    def read(self, folder, splits, labels="xxxxxxyyyy"):
+        rows = [f"{i},{label}{s and ','}{s}" for i, (label, s) in enumerate(zip(labels, splits, strict=True))]
+        header = "image,label,split" if splits[0] else "image,label"
+        return read_labels(write(folder, "\n".join([header, *rows])), [str(i) for i in range(10)])
+
+    def numbers(self, labelled, share=0.4):
+        targets = labelled.targets(labelled.classes())
+        return [n.tolist() for n in split_numbers(labelled, targets, share, 0)]
+
+    def test_fixed(self, tmp_path):
+        labelled = self.read(tmp_path, ["train"] * 5 + ["val"] * 3 + ["test"] * 2)
+        assert self.numbers(labelled) == [[0, 1, 2, 3, 4], [5, 6, 7]]
+
+    @pytest.mark.parametrize("splits", [[""] * 10, ["train"] * 10], ids=["no split", "no val"])
+    def test_share_of_each_class(self, tmp_path, splits):
+        training, validation = self.numbers(self.read(tmp_path, splits))
+        assert sorted(training + validation) == list(range(10))
+        assert [sum(n < 6 for n in numbers) for numbers in (training, validation)] == [4, 2]
+        assert (training, validation) == tuple(self.numbers(self.read(tmp_path, splits)))
+
+    def test_test_images_are_in_neither(self, tmp_path):
+        training, validation = self.numbers(self.read(tmp_path, ["test"] * 2 + ["train"] * 8))
+        assert sorted(training + validation) == list(range(2, 10))
+
+    def test_mistakes(self, tmp_path):
+        with pytest.raises(ValueError, match="says train of no image"):
+            self.numbers(self.read(tmp_path, ["test"] * 10))
+        with pytest.raises(ValueError, match="val_share must lie between 0 and 1"):
+            self.numbers(self.read(tmp_path, [""] * 10), 0)
+        with pytest.raises(ValueError, match=r"cannot draw a share of 0.4 from 10 images evenly .*column split"):
+            self.numbers(self.read(tmp_path, [""] * 10, "xxxxxxxxxy"))

@@ -1,0 +1,252 @@
+"""Whole runs as a user would do them: learn, resume, predict, and every mistake in one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+
+import pytest
+import torch
+from lightning import Callback
+
+from nnunet_transformers import cli
+from nnunet_transformers.architectures import create_network
+from nnunet_transformers.checkpoints import EncoderCheckpoint, TimmCheckpoint, create_timm, encoder_weights
+from nnunet_transformers.classification.checkpoint import ClassifierCheckpoint
+from nnunet_transformers.classification.fit import fit, list_recipes
+from nnunet_transformers.pretraining.prepare import prepare
+from tests.classification.shapes import write_shapes
+
+OVERRIDES = {"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4, "drop_path_rate": 0.0}
+EPOCHS = 8
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_shapes(tmp_path_factory.mktemp("data"), 32)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    torch.manual_seed(0)
+    network = create_network("qt_unet_tiny", 1, 2, (16, 16, 16), **OVERRIDES)
+    file = tmp_path_factory.mktemp("encoder") / "encoder.pth"
+    EncoderCheckpoint(encoder_weights(network), "qt_unet_tiny", (16, 16, 16), 1, OVERRIDES, method="QTSSL").save(file)
+    return file
+
+
+def arguments(folder, **more):
+    settings = {
+        "data.init_args.num_workers": 0,
+        "data.init_args.batch_size": 8,
+        "data.init_args.intensity": "false",
+        "model.init_args.lr": 1e-3,
+        "model.init_args.warmup_steps": 2,
+        "trainer.max_epochs": EPOCHS,
+        "trainer.accelerator": "cpu",
+        "trainer.default_root_dir": folder,
+        "trainer.enable_progress_bar": "false",
+        "trainer.log_every_n_steps": 1,
+        **more,
+    }
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def command(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["nnunet-transformers", "classify", *map(str, words)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = stop.code
+    return code, capsys.readouterr()
+
+
+class TestFit:
+    def test_learns_predicts_and_scores(self, data, encoder, tmp_path, monkeypatch, capsys):
+        """Cubes from balls, by the commands of the documentation."""
+        monkeypatch.chdir(tmp_path)
+        folder, table = data
+        words = ["fit", folder, table, "--config", "default", "--encoder", encoder, *arguments(tmp_path / "run")]
+        code, captured = command(monkeypatch, capsys, *words)
+        assert code == 0, captured.err
+        file = tmp_path / "run" / "classifier.pth"
+        assert f"{file}: val_auc 1.000" in captured.out
+        checkpoint = ClassifierCheckpoint.load(file)
+        assert (checkpoint.classes, checkpoint.num_cases) == (("ball", "cube"), 16)
+        assert checkpoint.encoder == "QTSSL of qt_unet_tiny, 0 images"
+        assert checkpoint.recipe["lr"] == 1e-3
+        with open(tmp_path / "run" / "lightning_logs" / "version_0" / "metrics.csv") as metrics:
+            rows = list(csv.DictReader(metrics))
+        assert sum(bool(row["val_auc"]) for row in rows) == EPOCHS
+
+        predictions, scores = tmp_path / "predictions.csv", tmp_path / "scores.json"
+        words = ["predict", file, folder, "-o", predictions, "--labels", table, "--scores", scores]
+        code, captured = command(monkeypatch, capsys, *words)
+        assert code == 0, captured.err
+        with open(predictions) as text:
+            rows = {row["image"]: row for row in csv.DictReader(text)}
+        assert len(rows) == 32
+        assert float(rows["case_6"]["cube"]) + float(rows["case_6"]["ball"]) == pytest.approx(1, abs=1e-5)
+        assert (rows["case_6"]["prediction"], rows["case_7"]["prediction"]) == ("cube", "ball")
+        found = json.loads(scores.read_text())
+        assert found["images"] == 8  # those of the split test
+        assert found["scores"]["AUC"]["value"] > 0.9
+        assert "95 % intervals" in captured.out
+
+        for content, message in (
+            ("image,label\ncase_0,cone\n", "label 'cone' is none of the classes ball, cube"),
+            ("image,label,split\ncase_0,cube,train\n", "says test of no image"),
+        ):
+            (tmp_path / "bad.csv").write_text(content)
+            words = ["predict", file, folder, "-o", predictions, "--labels", tmp_path / "bad.csv"]
+            code, captured = command(monkeypatch, capsys, *words)
+            assert code == 1
+            assert message in captured.err
+
+    def test_new_images_are_prepared_as_the_old(self, data, tmp_path, monkeypatch, capsys):
+        folder, table = data
+        fit("default", folder, table, arguments=[*arguments(tmp_path, **{"trainer.max_epochs": 1}), *random_weights()])
+        other = write_shapes(tmp_path / "new", 2, (20, 16, 16), spacing=(0.5, 1, 1))[0]
+        words = ["predict", tmp_path / "classifier.pth", other, "-o", tmp_path / "p.csv"]
+        code, captured = command(monkeypatch, capsys, *words)
+        assert code == 1
+        assert "has spacing 0.5, 1, 1 mm, the classifier was trained on 1, 1, 1 mm" in captured.err
+        like = ["prepare", tmp_path / "new" / "raw", tmp_path / "like", "--like", tmp_path / "classifier.pth"]
+        monkeypatch.setattr(sys, "argv", ["nnunet-transformers", "pretrain", *map(str, like)])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert command(monkeypatch, capsys, *words[:2], tmp_path / "like", *words[3:])[0] == 0
+        monkeypatch.setattr(
+            sys, "argv", [*sys.argv[:1], "pretrain", *map(str, like[:-3]), "again", *like[3:], "--spacing=1,1,1"]
+        )
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert "--spacing and --plans or --like contradict each other" in capsys.readouterr().err
+
+    def test_resumed_run_equals_uninterrupted_one(self, data, tmp_path):
+        folder, table = data
+        more = {"trainer.max_epochs": 3, "data.init_args.intensity": "true"}
+        fit("default", folder, table, arguments=[*arguments(tmp_path / "whole", **more), *random_weights()])
+        half = [*arguments(tmp_path / "half", **more), *random_weights()]
+        stop = "--trainer.callbacks+=tests.classification.test_runs.StopAfterTwo"
+        fit("default", folder, table, arguments=[*half, stop])
+        state = torch.load(tmp_path / "half" / "last.ckpt", weights_only=True)
+        assert state["global_step"] == 4
+        fit("default", folder, table, arguments=[*half, "--ckpt_path=last"])
+        states = [torch.load(tmp_path / f / "last.ckpt", weights_only=True)["state_dict"] for f in ("whole", "half")]
+        for name, value in states[0].items():
+            assert torch.equal(states[1][name], value), name
+        whole, resumed = (ClassifierCheckpoint.load(tmp_path / f / "classifier.pth") for f in ("whole", "half"))
+        assert whole.scores == resumed.scores
+        assert all(torch.equal(whole.weights[name], value) for name, value in resumed.weights.items())
+
+    def test_frozen(self, data, encoder, tmp_path):
+        folder, table = data
+        more = arguments(tmp_path, **{"model.init_args.frozen": "true", "trainer.max_epochs": 2})
+        trainer = fit("default", folder, table, encoder, arguments=more)
+        network = trainer.lightning_module.network
+        before = torch.load(encoder, weights_only=True)["network_weights"]
+        after = network.backbone.encoder.state_dict()
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+        assert not network.backbone.training
+
+    def test_several_labels(self, data, tmp_path, monkeypatch, capsys):
+        folder, table = data
+        with open(table) as text:
+            rows = list(csv.DictReader(text))
+        several = tmp_path / "several.csv"
+        lines = [
+            f"{r['image']},{int(r['label'] == 'cube')},{'' if i % 5 == 0 else int(r['label'] == 'ball')},{r['split']}"
+            for i, r in enumerate(rows)
+        ]
+        several.write_text("\n".join(["image,cube,round,split", *lines]))
+        more = [*arguments(tmp_path / "run", **{"trainer.max_epochs": 6}), *random_weights()]
+        fit("default", folder, several, labels=["cube", "round"], arguments=more)
+        words = ["predict", tmp_path / "run" / "classifier.pth", folder, "-o", tmp_path / "p.csv", "--labels", several]
+        code, captured = command(monkeypatch, capsys, *words)
+        assert code == 0, captured.err
+        assert "AUC of round" in captured.out
+        assert (tmp_path / "p.csv").read_text().startswith("image,cube,round\n")
+
+    def test_mistakes(self, data, encoder, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        folder, table = data
+        one_class = tmp_path / "one.csv"
+        one_class.write_text("image,label\ncase_0,a\ncase_1,a\n")
+        unknown = tmp_path / "unknown.csv"
+        unknown.write_text("image,label\nnobody,a\nno_one,b\n")
+        missing = tmp_path / "missing.csv"
+        missing.write_text("image,label,split\ncase_0,a,train\ncase_1,a,train\ncase_2,b,val\n")
+        start, usual = ["fit", folder], ["--config", "default", "--encoder", encoder, *arguments(tmp_path / "run")]
+        for words, message in (
+            ([*start, table, *usual, "--labels", "grade"], "has no column grade; it has image, label, split"),
+            ([*start, one_class, *usual], "all images in .*one.csv have the label 'a'; a classifier needs two"),
+            ([*start, unknown, *usual], "none of the 2 images in .* is in the prepared folder: nobody is not"),
+            ([*start, missing, *usual], "cannot teach 'a': there are only images with it"),
+            ([*start, table, "--config", "defalt"], "no recipe and no file 'defalt'; there are default"),
+            ([*start, table, "--config", "default", *arguments(tmp_path / "run")], "set --model.init_args.patch_size"),
+            (["fit", tmp_path, table, *usual], "is no prepared folder; make one with"),
+            (["fit", "--trainer.max_epochs", "3", folder, table, *usual], "come before other options, got --trainer"),
+            ([*start, table, *usual, "--encoder", tmp_path / "no.pth"], "no such checkpoint"),
+            ([*start, table, *usual, "--trainer.max_steps=1"], "ends after 1 steps, before the first validation"),
+            (["predict", encoder, folder, "-o", tmp_path / "p.csv"], "is no classifier checkpoint"),
+            (["predict", encoder, folder, "-o", "p.csv", "--scores", "s.json"], "--scores needs --labels"),
+        ):
+            code, captured = command(monkeypatch, capsys, *words)
+            assert code == 1, words
+            assert "Traceback" not in captured.err
+            assert "Union" not in captured.err
+            assert re.search(message, captured.err), captured.err
+
+    def test_folder_with_a_run_is_not_overwritten(self, data, encoder, tmp_path):
+        (tmp_path / "last.ckpt").touch()
+        with pytest.raises(FileExistsError, match="holds a run already"):
+            fit("default", *data, encoder, arguments=arguments(tmp_path))
+
+
+class StopAfterTwo(Callback):
+    """As if the run had been killed between two epochs."""
+
+    def on_train_epoch_end(self, trainer, module):
+        trainer.should_stop = trainer.current_epoch == 1
+
+
+def random_weights():
+    network = json.dumps(OVERRIDES)
+    return ["--model.init_args.patch_size=[16,16,16]", f"--model.init_args.network_overrides={network}"]
+
+
+class TestRecipes:
+    @pytest.mark.parametrize("recipe", list_recipes())
+    def test_runs_at_a_small_size(self, recipe, data, tmp_path):
+        folder, table = data
+        three, size = "[16,16,16]", "[32,64]"
+        small = {"trainer.max_epochs": 1, "trainer.max_steps": -1, "trainer.check_val_every_n_epoch": 1}
+        if recipe in ("mgca_linear", "unimiss_chestxr"):
+            small |= {"model.init_args.patch_size": size, "data.init_args.canvas": "[40,64]"}
+        else:
+            small |= {"model.init_args.patch_size": three}
+        if recipe == "mgca_linear":
+            small["model.init_args.network"] = "vit_tiny_patch16_224"
+        elif recipe.startswith("unimiss"):
+            small["model.init_args.network"] = "mit_7"
+            small |= {} if "canvas" in str(small) else {"model.init_args.patch_size": "[16,32,64]"}
+        else:
+            small["model.init_args.network_overrides"] = json.dumps(OVERRIDES)
+        if recipe == "alice_covid":
+            small["data.init_args.canvas"] = three
+            prepare(folder.parent / "raw", tmp_path / "raw_values", normalization="nonorm")
+            folder = tmp_path / "raw_values"
+        fit(recipe, folder, table, arguments=arguments(tmp_path, **small))
+        checkpoint = ClassifierCheckpoint.load(tmp_path / "classifier.pth")
+        assert set(checkpoint.scores) == {"val_auc", "val_accuracy", "val_loss"}
+
+    def test_timm_encoder(self, data, tmp_path):
+        network = create_timm("resnet10t", 3, (32, 32))
+        TimmCheckpoint(network.state_dict(), "resnet10t", (32, 32), 3, method="MGCA").save(tmp_path / "encoder.pth")
+        small = {"trainer.max_epochs": 1, "model.init_args.patch_size": "null", "data.init_args.canvas": "[32,32]"}
+        fit("mgca_linear", *data, tmp_path / "encoder.pth", arguments=arguments(tmp_path, **small))
+        assert ClassifierCheckpoint.load(tmp_path / "classifier.pth").encoder == "MGCA of resnet10t, 0 images"
