@@ -10,11 +10,13 @@ from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 from ..pretraining import run
+from ..pretraining.recipe import list_recipes as recipe_names
+from ..pretraining.recipe import read_recipe
 
 
 def list_recipes() -> list[str]:
     """Names of the recipes of classification."""
-    return run.list_recipes(__package__)
+    return recipe_names(__package__)
 
 
 class _CLI(run.RecipeCLI):
@@ -70,5 +72,5 @@ def fit(
     ]
     if encoder is not None:
         given.append(f"--model.init_args.encoder={encoder}")
-    path = run.recipe_path(recipe, __package__)
-    return run.run_recipe(path, _CLI, [*given, *arguments], {"limit_val_batches": 1.0, "num_sanity_val_steps": 0})
+    defaults = {"limit_val_batches": 1.0, "num_sanity_val_steps": 0}
+    return run.run_recipe(read_recipe(recipe, __package__), _CLI, [*given, *arguments], defaults)

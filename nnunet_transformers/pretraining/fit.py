@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,16 +13,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from . import run
 from .callbacks import CollapseMonitor
 from .from_plan import Planned, model_arguments
+from .recipe import Recipe, read_recipe
+from .recipe import list_recipes as recipe_names
 
 
 def list_recipes() -> list[str]:
     """Names of the recipes of pretraining."""
-    return run.list_recipes(__package__)
-
-
-def recipe_path(name: str) -> Path:
-    """The file of a recipe of pretraining, see ``run.recipe_path``."""
-    return run.recipe_path(name, __package__)
+    return recipe_names(__package__)
 
 
 class _CLI(run.RecipeCLI):
@@ -73,14 +69,14 @@ def fit(recipe: str, arguments: Sequence[str], planned: Planned | None = None) -
         FileExistsError: if the folder holds another run.
         RuntimeError: if training collapses.
     """
-    path = recipe_path(recipe)
-    taken = {} if planned is None else model_arguments(planned, run.parameters(path, "model"))
+    content = read_recipe(recipe, __package__)
+    taken = {} if planned is None else model_arguments(planned, content.parameters("model"))
     network = [f"--model.init_args.{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in taken.items()]
-    defaults = {"callbacks": [CollapseMonitor()], "limit_val_batches": 0, "strategy": _strategy(path)}
-    return run.run_recipe(path, type("CLI", (_CLI,), {"planned": planned}), [*network, *arguments], defaults)
+    defaults = {"callbacks": [CollapseMonitor()], "limit_val_batches": 0, "strategy": _strategy(content)}
+    return run.run_recipe(content, type("CLI", (_CLI,), {"planned": planned}), [*network, *arguments], defaults)
 
 
-def _strategy(recipe: Path) -> str:
+def _strategy(recipe: Recipe) -> str:
     """Where a step trains a part of the network only, DDP has to be told."""
     several = torch.cuda.device_count() > 1
-    return getattr(run.recipe_class(recipe, "model"), "strategy", "auto") if several else "auto"
+    return getattr(recipe.part("model"), "strategy", "auto") if several else "auto"

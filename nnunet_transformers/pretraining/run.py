@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
-from importlib import import_module
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -18,50 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from .callbacks import EncoderWriter, SeedEveryBatch
-
-
-def list_recipes(package: str) -> list[str]:
-    """Names of the recipes in a package's folder ``recipes``."""
-    return sorted(p.name.removesuffix(".yaml") for p in files(package).joinpath("recipes").iterdir())
-
-
-def recipe_path(name: str, package: str) -> Path:
-    """The file of a recipe, given by its name or as a file of one's own.
-
-    Args:
-        name: of the recipe, or a file.
-        package: that has the recipe.
-
-    Raises:
-        ValueError: if it is neither; names the closest recipes.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    known = list_recipes(package)
-    if name not in known:
-        close = get_close_matches(name, known, n=2) or known
-        raise ValueError(f"no recipe and no file {name!r}; there are {', '.join(close)}")
-    with as_file(files(package).joinpath("recipes", f"{name}.yaml")) as path:
-        return path
-
-
-def recipe_class(recipe: Path, part: str) -> type:
-    """A recipe's method ("model") or its data.
-
-    Raises:
-        ValueError: if it names none.
-    """
-    content = yaml.safe_load(recipe.read_text()) or {}
-    try:
-        module, _, name = content[part]["class_path"].rpartition(".")
-        return getattr(import_module(module), name)
-    except (KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
-        raise ValueError(f"{recipe} names no class in {part}.class_path ({error!r})") from error
-
-
-def parameters(recipe: Path, part: str) -> list[str]:
-    """Names of what a recipe's method or data take."""
-    return list(inspect.signature(recipe_class(recipe, part)).parameters)
+from .recipe import Recipe
 
 
 class RecipeCLI(LightningCLI, ABC):
@@ -96,12 +49,12 @@ class RecipeCLI(LightningCLI, ABC):
 
 
 def run_recipe(
-    recipe: Path, cli_class: type[RecipeCLI], arguments: Sequence[str], trainer_defaults: Mapping[str, Any]
+    recipe: Recipe, cli_class: type[RecipeCLI], arguments: Sequence[str], trainer_defaults: Mapping[str, Any]
 ) -> Trainer:
     """Run a recipe.
 
     Args:
-        recipe: its file.
+        recipe: of ``read_recipe``.
         cli_class: what to check before.
         arguments: of LightningCLI; they count before the recipe.
         trainer_defaults: of the trainer, where recipe and arguments say nothing; callbacks besides those of all runs.
@@ -113,7 +66,7 @@ def run_recipe(
         ValueError: on settings that cannot work.
         FileExistsError: if the folder holds another run.
     """
-    shared = [name for name in parameters(recipe, "model") if name in parameters(recipe, "data")]
+    shared = [name for name in recipe.parameters("model") if name in recipe.parameters("data")]
     callbacks = [
         ModelCheckpoint(save_last=True, save_top_k=0, every_n_epochs=1, enable_version_counter=False),
         SeedEveryBatch(),
@@ -133,7 +86,7 @@ def run_recipe(
                 **trainer_defaults,
                 "callbacks": callbacks,
             },
-            args=["fit", "--config", str(recipe), *arguments],
+            args=["fit", "--config", yaml.safe_dump(recipe.content), *arguments],
         )
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from lightning import Trainer
@@ -11,7 +9,7 @@ from lightning import Trainer
 from nnunet_transformers.checkpoints import load_encoder
 from nnunet_transformers.pretraining.callbacks import CollapseMonitor, EncoderWriter, SeedEveryBatch, feature_spread
 from nnunet_transformers.pretraining.data import MaskedViewData
-from nnunet_transformers.pretraining.fit import fit, list_recipes, recipe_path
+from nnunet_transformers.pretraining.fit import fit, list_recipes
 from nnunet_transformers.pretraining.methods.qt_ssl import QTSSL
 from nnunet_transformers.pretraining.prepare import prepare
 from nnunet_transformers.pretraining.views import cut_out, rotate, rotations_of
@@ -186,12 +184,3 @@ class TestRecipes:
         }
         fit(recipe, [f"--{key}={value}" for key, value in arguments.items()])
         assert load_encoder(tmp_path / "encoder.pth").name == "qt_unet_tiny"
-
-    def test_unknown(self):
-        with pytest.raises(ValueError, match="there are qt_ssl_ct"):
-            recipe_path("qt_ssl_cd")
-
-    def test_own_file(self, tmp_path):
-        own = Path(tmp_path / "mine.yaml")
-        own.touch()
-        assert recipe_path(str(own)) == own
