@@ -11,10 +11,9 @@ from torch import nn
 from ..architectures import SegmentationNetwork
 from ..architectures.unet2022 import UNet2022
 from .adapt import load_encoder_weights
-from .encoder import KIND, load_encoder
+from .encoder import encoder_hash, load_encoder
 from .imagenet import load_imagenet
 from .report import LoadReport
-from .sealed import sealed_hash
 
 
 def initialise(network: nn.Module, specification: Mapping[str, Any]) -> LoadReport:
@@ -23,7 +22,7 @@ def initialise(network: nn.Module, specification: Mapping[str, Any]) -> LoadRepo
     Args:
         network: as the plan has it.
         specification: ``{"imagenet": {arguments of load_imagenet}}`` or ``{"checkpoint": file, "sha256": its hash}``,
-            an encoder checkpoint, see ``encoder_specification``.
+            an encoder checkpoint of ours or timm's network, see ``encoder_specification``.
 
     Raises:
         ValueError: if the specification is another, or its weights do not fit.
@@ -38,7 +37,7 @@ def initialise(network: nn.Module, specification: Mapping[str, Any]) -> LoadRepo
             if not isinstance(network, SegmentationNetwork):
                 raise ValueError(f"encoder checkpoints are for this package's networks, not {type(network).__name__}")
             checkpoint = load_encoder(path)
-            if rest.get("sha256") not in (None, sealed_hash(KIND, path)):
+            if rest.get("sha256") not in (None, encoder_hash(path)):
                 raise ValueError(f"{path} is another file than when the plan was written; attach it again")
             source = f"{path} ({checkpoint.method} of {checkpoint.name}, {checkpoint.num_cases} images)"
             return load_encoder_weights(network, checkpoint, source)
@@ -52,4 +51,4 @@ def encoder_specification(path: Path) -> dict[str, str]:
         FileNotFoundError, ValueError: as ``load_encoder``.
     """
     load_encoder(path)
-    return {"checkpoint": str(path.resolve()), "sha256": sealed_hash(KIND, path)}
+    return {"checkpoint": str(path.resolve()), "sha256": encoder_hash(path)}
