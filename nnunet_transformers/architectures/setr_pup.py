@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.layers import ConvNormAct
 from timm.models import VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ._arguments import PerAxis, check_strides, per_axis, token_grids
@@ -146,10 +148,12 @@ class SETRPUP(SegmentationNetwork):
             in_chans=input_channels,
             num_classes=0,
             embed_dim=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-            drop_path_rate=drop_path_rate,
+            depth=0,
         )
+        # not by timm's constructor: it reads rates off a tensor, and tensors that a planner counts have no data
+        rates = np.linspace(0, drop_path_rate, depth).tolist()
+        vit.blocks.extend(Block(embed_dim, num_heads, qkv_bias=True, drop_path=rate) for rate in rates)
+        vit.blocks.apply(vit._init_weights)
         self.stem = vit.patch_embed
         self.encoder = ViTEncoder(vit, activation_checkpointing)
         if auxiliary_heads is None:
