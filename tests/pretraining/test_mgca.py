@@ -228,8 +228,13 @@ class TestRuns:
         torch.save(content, tmp_path / "altered.pth")
         with pytest.raises(ValueError, match="altered"):
             TimmCheckpoint.load(tmp_path / "altered.pth")
-        with pytest.raises(ValueError, match="no encoder checkpoint"):
-            load_encoder(tmp_path / "encoder.pth")
+        # downstream it is the encoder of a SETR-PUP
+        downstream = load_encoder(tmp_path / "encoder.pth")
+        assert (downstream.name, downstream.overrides["embed_dim"], downstream.patch_size) == (
+            "setr_pup",
+            192,
+            (32, 32),
+        )
 
     def test_recipe_with_an_own_network(self, bert, tmp_path):
         changes = {"model.init_args.patch_size": "[64,64]", "trainer.max_epochs": 1}
