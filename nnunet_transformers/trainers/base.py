@@ -112,7 +112,7 @@ class TransformerTrainer(nnUNetTrainer):
 
     def configure_optimizers(self) -> tuple[Optimizer, Scheduler]:
         if self.frozen_fraction >= 1:
-            for part in self._encoder_parts:
+            for part in self._encoder_parts():
                 part.requires_grad_(False)
         optimizer = AdamW(self._parameter_groups(), lr=self.initial_lr, weight_decay=self.weight_decay)
         scheduler = PolyLRScheduler(
@@ -143,7 +143,7 @@ class TransformerTrainer(nnUNetTrainer):
         super().on_train_epoch_start()
         self._iteration = 0
         if self._encoder_rests(self.current_epoch):
-            for module in (m for part in self._encoder_parts for m in part.modules()):
+            for module in (m for part in self._encoder_parts() for m in part.modules()):
                 if isinstance(module, _BatchNorm):
                     module.eval()
 
@@ -158,8 +158,8 @@ class TransformerTrainer(nnUNetTrainer):
             raise RuntimeError(self._explain_non_finite_loss(batch))
         return result
 
-    @property
     def _encoder_parts(self) -> tuple[nn.Module, nn.Module]:
+        # no property: nnU-Net reads all of them for debug.json, and the linear probe's network has no such parts
         network = self.plain_network
         return network.get_submodule(network.key_to_stem), network.get_submodule(network.key_to_encoder)
 
