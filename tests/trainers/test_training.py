@@ -228,16 +228,26 @@ def families_to_train():
 
 
 @pytest.fixture
-def plan_with(prepared, monkeypatch):
-    """Plan the shared dataset with a planner and the smallest of its networks; returns the name of its plans."""
+def plan_smallest(monkeypatch):
+    """Plan with a planner and the smallest network of its class; returns the name of the plans."""
 
     def plan(planner):
         planner_class = getattr(import_module(PLANNERS[planner]), planner)
         network_class = get_network(planner_class.network_name).network_class
         smallest = next(name for name in SMALLEST if get_network(name).network_class is network_class)
         monkeypatch.setattr(planner_class, "network_name", smallest)
+        return plan_experiments([900], planner, gpu_memory_target_in_gb=4)
+
+    return plan
+
+
+@pytest.fixture
+def plan_with(prepared, monkeypatch, plan_smallest):
+    """The same for the shared dataset."""
+
+    def plan(planner):
         monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # nnU-Net plans with its number of threads and trains with 0
-        plans = plan_experiments([900], planner, gpu_memory_target_in_gb=4)
+        plans = plan_smallest(planner)
         monkeypatch.setenv("nnUNet_n_proc_DA", "0")
         return plans
 
@@ -251,6 +261,19 @@ def test_every_family_from_plan_to_prediction(prepared, plan_with, planner, trai
     label = predict(prepared, configuration, f"{trainer}_1epoch", plans)
     assert label.shape == (20, 24, 20)
     assert set(np.unique(label)) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("planner", ["nnUNetPlannerSETRPUP", "nnUNetPlannerResNet50UNet"])
+def test_networks_in_2d_on_images(nnunet_folders, monkeypatch, plan_smallest, planner):
+    """A dataset of images; preprocessed with the configurations that nnU-Net's command has by default."""
+    write_dataset(nnunet_folders / "raw", size=(1, 40, 48))
+    extract_fingerprints([900], num_processes=1)
+    plans = plan_smallest(planner)
+    preprocess([900], plans, ("2d", "3d_fullres", "3d_lowres"), [1, 1, 1])
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    trainer = f"{planner.replace('Planner', 'Trainer')}_1epoch"
+    train("2d", trainer, plans)
+    assert predict(nnunet_folders, "2d", trainer, plans).shape == (1, 40, 48)
 
 
 def test_recipes_of_the_papers(plan_with):
