@@ -201,8 +201,15 @@ def test_built_again_from_its_arguments_as_json(name, patch_size):
 COMPILED = {"2d": (64, 32), "3d": (32, 32, 64)}
 
 
-@pytest.mark.parametrize("name,patch_size", forms(SMALLEST, patches=COMPILED))
-@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def compiled_forms():
+    """Every form in inference, the larger one of a network in training as well."""
+    largest = [forms([name], max(get_network(name).dimensions), patches=COMPILED)[0] for name in SMALLEST]
+    for training, cases in ((False, forms(SMALLEST, patches=COMPILED)), (True, largest)):
+        for case in cases:
+            yield pytest.param(*case.values, training, id=f"{case.id}-{'training' if training else 'inference'}")
+
+
+@pytest.mark.parametrize("name,patch_size,training", compiled_forms())
 def test_compiles_without_graph_breaks(name, patch_size, training):
     network = create_network(name, 1, 2, patch_size, drop_path_rate=0.0, deep_supervision=training).train(training)
     image = torch.randn(1, 1, *patch_size)
