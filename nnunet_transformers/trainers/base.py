@@ -87,9 +87,10 @@ class TransformerTrainer(nnUNetTrainer):
         planned = planned_configuration.network_arch_class_name
         if not f"{planned}.".startswith(f"{self.network_class_name}."):
             planner, *others = self.planners
+            alternatives = f" (or {', '.join(others)})" if others else ""
             raise RuntimeError(
                 f"{type(self).__name__} trains {self.network_class_name}, but {plans.plans_name} plans {planned}. Plan "
-                f"with `nnUNetv2_plan_and_preprocess -d {plans.dataset_name} -pl {planner}` (or {', '.join(others)}) "
+                f"with `nnUNetv2_plan_and_preprocess -d {plans.dataset_name} -pl {planner}`{alternatives} "
                 f"and train with `-p {planner.replace('Planner', '')}Plans`."
             )
         if self.frozen_fraction >= 1 and "initialisation" not in planned_configuration.configuration:
