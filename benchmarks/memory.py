@@ -29,6 +29,8 @@ CASES = [
     ("unet2022_tiny", 1, 9, (320, 320), {}),
     ("mit_7", 1, 14, (96, 96, 96), {}),
     ("qt_unet_tiny", 3, 3, (512, 512), {"window_sizes": 16, "norm_placement": "pre"}),
+    ("setr_pup", 1, 2, (512, 512), {}),
+    ("resnet50_unet", 1, 2, (512, 512), {}),
 ]
 
 

@@ -24,6 +24,10 @@ TRAINERS = {
     "nnUNetTrainerUNet2022Paper": "nnunet_transformers.trainers.unet2022",
     "nnUNetTrainerMiT": "nnunet_transformers.trainers.mit",
     "nnUNetTrainerMiTPaper": "nnunet_transformers.trainers.mit",
+    "nnUNetTrainerSETRPUP": "nnunet_transformers.trainers.setr_pup",
+    "nnUNetTrainerSETRPUPPaper": "nnunet_transformers.trainers.setr_pup",
+    "nnUNetTrainerResNet50UNet": "nnunet_transformers.trainers.resnet_unet",
+    "nnUNetTrainerResNet50UNetPaper": "nnunet_transformers.trainers.resnet_unet",
     "nnUNetTrainerLinearProbe": "nnunet_transformers.trainers.linear_probe",
 }
 DEMO_TRAINERS = {"nnUNetTrainerQTUNetDemo": "nnunet_transformers.trainers.qt_unet"}
@@ -36,6 +40,8 @@ PLANNERS = {
     "nnUNetPlannerUNet2022L": "nnunet_transformers.plans.unet2022",
     "nnUNetPlannerMiT7": "nnunet_transformers.plans.mit",
     "nnUNetPlannerMiT22": "nnunet_transformers.plans.mit",
+    "nnUNetPlannerSETRPUP": "nnunet_transformers.plans.setr_pup",
+    "nnUNetPlannerResNet50UNet": "nnunet_transformers.plans.resnet_unet",
 }
 
 

@@ -1,13 +1,24 @@
-"""Transformer U-Nets in pure PyTorch: they know no nnU-Net.
+"""Transformer U-Nets, and a CNN to compare with, in pure PyTorch: they know no nnU-Net.
 
 >>> from nnunet_transformers.architectures import create_network, list_networks
 """
 
 from . import mit as _mit  # noqa: F401  (registers its networks, as do the others)
 from . import qt_unet as _qt_unet  # noqa: F401
+from . import resnet_unet as _resnet_unet  # noqa: F401
+from . import setr_pup as _setr_pup  # noqa: F401
 from . import unet2022 as _unet2022  # noqa: F401
 from ._network import SegmentationNetwork
-from ._registry import NetworkEntry, ReleasedFamily, create_network, get_network, get_released_family, list_networks
+from ._registry import (
+    NetworkEntry,
+    ReleasedFamily,
+    TimmFamily,
+    create_network,
+    get_network,
+    get_released_family,
+    get_timm_family,
+    list_networks,
+)
 from .mit_classifier import MiTClassifier
 from .mit_pair import MiTPair
 from .pair import NetworkPair
@@ -19,8 +30,10 @@ __all__ = [
     "NetworkPair",
     "ReleasedFamily",
     "SegmentationNetwork",
+    "TimmFamily",
     "create_network",
     "get_network",
     "get_released_family",
+    "get_timm_family",
     "list_networks",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._arguments import check_image_size
+from ._arguments import check_dimensions, check_image_size
 
 AUXILIARY_HEADS = "decoder.seg_layers."
 
@@ -20,6 +20,7 @@ class SegmentationNetwork(nn.Module, ABC):
     ``decoder.seg_layers`` (full resolution first) and the switch ``decoder.deep_supervision``.
 
     Attributes:
+        dimensions: numbers of spatial axes that the class has a form for.
         patch_size: the only image size that the network takes.
         strides: down-sampling per stage and axis. As in nnU-Net's plans, output i of deep supervision has
             1 / cumprod(strides)[i] of the patch's resolution, and there are ``len(strides) - 1`` outputs.
@@ -32,6 +33,7 @@ class SegmentationNetwork(nn.Module, ABC):
             dynamic_network_architectures' ``AbstractDynamicNetworkArchitectures``.
     """
 
+    dimensions: tuple[int, ...] = (2, 3)
     stem_channels_last = True
     key_to_encoder = "encoder"
     key_to_stem = "stem"
@@ -41,6 +43,13 @@ class SegmentationNetwork(nn.Module, ABC):
     def __init__(self, patch_size: Sequence[int]) -> None:
         super().__init__()
         self.patch_size = tuple(int(p) for p in patch_size)
+        ndim = check_dimensions(self.patch_size)
+        if ndim not in self.dimensions:
+            forms = " and ".join(f"{n}D" for n in self.dimensions)
+            raise ValueError(
+                f"{type(self).__name__} has no {ndim}D form, only {forms}: patch_size {self.patch_size} has {ndim} "
+                "axes. nnU-Net's 2d configuration trains a 2D network on the slices of volumes"
+            )
         self.strides: list[list[int]] = []
         self.resolved_arguments: dict[str, Any] = {}
         self.grid_sizes: Sequence[Sequence[int]] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 _networks: dict[str, NetworkEntry] = {}
 _released: dict[str, ReleasedFamily] = {}
+_timm: list[TimmFamily] = []
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class NetworkEntry:
     """A registered network.
 
     Attributes:
-        network_class: builds it, in 2D or 3D.
+        network_class: builds it, in 2D or 3D or whichever of them it has.
         arguments: what sets it apart from the defaults of its class.
         arguments_3d: what it has in 3D instead or besides.
     """
@@ -36,6 +37,11 @@ class NetworkEntry:
     def class_path(self) -> str:
         """Import path, as nnU-Net's plans want it."""
         return f"{self.network_class.__module__}.{self.network_class.__qualname__}"
+
+    @property
+    def dimensions(self) -> tuple[int, ...]:
+        """Numbers of spatial axes that it has a form for."""
+        return self.network_class.dimensions
 
     @property
     def override_names(self) -> list[str]:
@@ -68,6 +74,26 @@ class ReleasedFamily:
     patch_sizes: tuple[tuple[int, ...], ...] | None
 
 
+@dataclass(frozen=True)
+class TimmFamily:
+    """A class of timm's networks that are the stem and encoder of one of ours.
+
+    Attributes:
+        timm_class: of timm.
+        network: registered network.
+        example: name of one of timm's.
+        overrides: what the network has to be told to be like one of timm's, from that one and its name. Raises
+            ValueError for one that it cannot be like.
+        checkpoint_filter: translates weights to the names used here, given the network of timm's.
+    """
+
+    timm_class: type[nn.Module]
+    network: str
+    example: str
+    overrides: Callable[[nn.Module, str], dict[str, Any]]
+    checkpoint_filter: Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor]]
+
+
 def register_network(
     name: str, network_class: type[nn.Module], arguments_3d: dict[str, Any] | None = None, **arguments: Any
 ) -> None:
@@ -92,6 +118,17 @@ def register_checkpoint_filter(
     """Add the translation of a paper's released weights for a family of networks, see ``ReleasedFamily``."""
     patch_sizes = None if patch_sizes is None else tuple(tuple(p) for p in patch_sizes)
     _released[family] = ReleasedFamily(checkpoint_filter, head, tuple(variants), patch_sizes)
+
+
+def register_timm_encoder(
+    timm_class: type[nn.Module],
+    network: str,
+    example: str,
+    overrides: Callable[[nn.Module, str], dict[str, Any]],
+    checkpoint_filter: Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor]],
+) -> None:
+    """Add the translation of timm's weights for a class of its networks, see ``TimmFamily``."""
+    _timm.append(TimmFamily(timm_class, network, example, overrides, checkpoint_filter))
 
 
 def _look_up(kind: str, name: str, table: dict) -> Any:
@@ -120,9 +157,28 @@ def get_released_family(family: str) -> ReleasedFamily:
     return _look_up("family of networks", family, _released)
 
 
-def list_networks() -> list[str]:
-    """Names of all networks, sorted."""
-    return sorted(_networks)
+def get_timm_family(network: nn.Module, name: str) -> TimmFamily:
+    """The family of a network of timm's.
+
+    Args:
+        network: of timm's.
+        name: timm's for it.
+
+    Raises:
+        ValueError: if no network here has it as its encoder; says which of timm's are one.
+    """
+    for family in _timm:
+        if isinstance(network, family.timm_class):
+            return family
+    known = " and ".join(f"{f.timm_class.__name__} (such as {f.example}: {f.network})" for f in _timm)
+    raise ValueError(
+        f"timm's {name} ({type(network).__name__}) is the encoder of no segmentation network here; those of {known} are"
+    )
+
+
+def list_networks(ndim: int | None = None) -> list[str]:
+    """Names of all networks, sorted; given a number of spatial axes (2 or 3), of those with such a form."""
+    return sorted(name for name, entry in _networks.items() if ndim is None or ndim in entry.dimensions)
 
 
 def create_network(
@@ -148,7 +204,7 @@ def create_network(
         overrides: arguments of the network's class, in place of the published configuration.
 
     Raises:
-        ValueError: on an unknown name or override, or a size that cannot work.
+        ValueError: on an unknown name or override, a size that cannot work, or a 3D one for a 2D network.
     """
     entry = get_network(name)
     unknown = [o for o in overrides if o not in entry.override_names]

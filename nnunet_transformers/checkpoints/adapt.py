@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from math import prod
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,7 +50,8 @@ def load_encoder_weights(network: SegmentationNetwork, checkpoint: EncoderCheckp
     report = LoadReport(source or f"{checkpoint.method} of {checkpoint.name}, {checkpoint.num_cases} images")
     in_proj = f"{network.keys_to_in_proj[0]}.weight"
     remaining = dict(checkpoint.weights)
-    for name, parameter in network.named_parameters():
+    # parameters and the statistics of batch norms, which share their memory with the network
+    for name, parameter in network.state_dict().items():
         if name not in remaining:
             report.fresh[name] = "not in the source"
             continue
@@ -59,8 +59,7 @@ def load_encoder_weights(network: SegmentationNetwork, checkpoint: EncoderCheckp
         if value is None:
             report.fresh[name] = how
             continue
-        with torch.no_grad():
-            parameter.copy_(value)
+        parameter.copy_(value)
         if how:
             report.adapted[name] = how
         else:

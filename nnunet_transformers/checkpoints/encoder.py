@@ -9,25 +9,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..architectures import SegmentationNetwork, create_network, get_network
+from ..architectures import SegmentationNetwork, create_network, get_network, get_timm_family
 from .files import load_checkpoint
-from .sealed import WrongKindError, load_sealed, save_sealed
+from .sealed import WrongKindError, load_sealed, package_versions, save_sealed
+from .timm_encoder import TimmCheckpoint, create_timm
 
 KIND = "encoder"
-PACKAGES = ("nnunet-transformers", "nnunetv2", "torch", "timm")
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of what made a checkpoint."""
-    return {name: version(name) for name in PACKAGES}
 
 
 @dataclass(frozen=True)
@@ -69,11 +64,43 @@ class EncoderCheckpoint:
         with torch.device("meta"):
             return create_network(self.name, self.input_channels, 2, self.patch_size, **self.overrides)
 
+    @classmethod
+    def from_timm(cls, checkpoint: TimmCheckpoint) -> EncoderCheckpoint:
+        """The registered network that has a network of timm's as stem and encoder, with its weights.
+
+        Raises:
+            ValueError: if there is none; says of which of timm's there is one.
+        """
+        with torch.device("meta"):
+            network = create_timm(checkpoint.name, checkpoint.input_channels, checkpoint.patch_size)
+        family = get_timm_family(network, checkpoint.name)
+        # timm's leave out what remains of an image behind the last whole cell, ours want none to remain
+        stride = network.feature_info[-1]["reduction"]
+        changed = {
+            "name": family.network,
+            "overrides": family.overrides(network, checkpoint.name),
+            "patch_size": tuple(max(p // stride, 1) * stride for p in checkpoint.patch_size),
+            "weights": family.checkpoint_filter(checkpoint.weights, network),
+        }
+        encoder = cls(**{f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)} | changed)
+        shapes = {name: tuple(value.shape) for name, value in _encoder_state(encoder.build_network()).items()}
+        differing = shapes.items() ^ {(name, tuple(value.shape)) for name, value in encoder.weights.items()}
+        if differing:
+            raise ValueError(
+                f"timm's {checkpoint.name} differs from the encoder of {family.network}, which is like "
+                f"{family.example}, in {', '.join(sorted({name for name, _ in differing})[:4])}"
+            )
+        return encoder
+
 
 def encoder_weights(network: SegmentationNetwork) -> dict[str, Tensor]:
-    """Stem and encoder of a network, detached, on the CPU."""
+    """Stem and encoder of a network, statistics of batch norms included, detached, on the CPU."""
+    return {name: value.cpu().contiguous() for name, value in _encoder_state(network).items()}
+
+
+def _encoder_state(network: SegmentationNetwork) -> dict[str, Tensor]:
     parts = (f"{network.key_to_stem}.", f"{network.key_to_encoder}.")
-    return {n: v.detach().cpu().contiguous() for n, v in network.state_dict().items() if n.startswith(parts)}
+    return {name: value.detach() for name, value in network.state_dict().items() if name.startswith(parts)}
 
 
 def save_encoder(checkpoint: EncoderCheckpoint, path: str | os.PathLike) -> str:
@@ -92,15 +119,18 @@ def save_encoder(checkpoint: EncoderCheckpoint, path: str | os.PathLike) -> str:
 
 
 def load_encoder(path: str | os.PathLike) -> EncoderCheckpoint:
-    """Read a checkpoint.
+    """Read a checkpoint, of a registered network or of one of timm's that is a registered network's encoder.
 
     Raises:
         FileNotFoundError: if it is not there.
-        ValueError: if it is truncated, altered, or no encoder checkpoint of this package.
+        ValueError: if it is truncated, altered, no encoder checkpoint of this package, or of one of timm's networks
+            that is the encoder of none here.
     """
     try:
         weights, description = load_sealed(KIND, path)
     except WrongKindError as error:
+        with suppress(WrongKindError):
+            return EncoderCheckpoint.from_timm(TimmCheckpoint.load(path))
         raise ValueError(
             f"{error}. Released weights of a paper become an encoder checkpoint with `nnunet-transformers convert`"
         ) from error

@@ -28,7 +28,7 @@ def initialise(
     Args:
         network: as the plan has it.
         specification: ``{"imagenet": {arguments of load_imagenet}}`` or ``{"checkpoint": file, "sha256": its hash}``,
-            an encoder checkpoint, see ``encoder_specification``.
+            an encoder checkpoint of ours, timm's or Primus, see ``encoder_specification``.
         patch_size: that the network was built for, where it does not know it itself (Primus).
 
     Raises:

@@ -18,9 +18,8 @@ from torch import Tensor
 from ..architectures._arguments import check_divisible, token_grids
 from ..architectures.layers import resize_position_embedding
 from .adapt import fit_first_layer, sizes_changed
-from .encoder import package_versions
 from .report import LoadReport
-from .sealed import load_sealed, save_sealed
+from .sealed import load_sealed, package_versions, save_sealed
 
 KIND = "primus"
 TOKEN = (8, 8, 8)

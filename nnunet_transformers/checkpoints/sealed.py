@@ -6,14 +6,21 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 from torch import Tensor, uint8
 
 from .files import load_checkpoint, save_checkpoint
 
+PACKAGES = ("nnunet-transformers", "nnunetv2", "torch", "timm")
 FORMAT = 1
 WEIGHTS = "network_weights"
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what made a checkpoint."""
+    return {name: version(name) for name in PACKAGES}
 
 
 class WrongKindError(ValueError):

@@ -10,9 +10,8 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from .encoder import package_versions
 from .files import load_state_dict
-from .sealed import load_sealed, save_sealed
+from .sealed import load_sealed, package_versions, save_sealed
 
 KIND = "timm_encoder"
 

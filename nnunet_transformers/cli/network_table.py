@@ -38,9 +38,13 @@ def multiply_adds(name: str, input_channels: int, num_classes: int, patch_size: 
 def print_models(patch_size: str, input_channels: int, num_classes: int, contains: str) -> None:
     """Print the table of networks."""
     size = parse_patch_size(patch_size)
-    names = [name for name in list_networks() if contains in name]
-    if not names:
+    matching = [name for name in list_networks() if contains in name]
+    if not matching:
         raise ValueError(f"no network's name contains {contains!r}; known: {', '.join(list_networks())}")
+    names = [name for name in matching if name in list_networks(len(size))]
+    others = [name for name in matching if name not in names]
+    if not names:
+        raise ValueError(f"{', '.join(others)} have no {len(size)}D form; give --patch-size the other number of axes")
     table = Table(title=f"published networks at {'x'.join(map(str, size))}, {input_channels} in, {num_classes} classes")
     for heading in ("network", "parameters", "multiply-adds", "training memory", "and a sample"):
         table.add_column(heading, justify="left" if heading == "network" else "right")
@@ -56,3 +60,5 @@ def print_models(patch_size: str, input_channels: int, num_classes: int, contain
         giga_macs = multiply_adds(name, input_channels, num_classes, size) / 1e9
         table.add_row(name, f"{parameters:,}", f"{giga_macs:.2f} G", f"{fixed / 1e9:.2f} GB", f"{sample / 1e9:.2f} GB")
     Console().print(table)
+    if others:
+        print(f"without a {len(size)}D form: {', '.join(others)}")

@@ -21,6 +21,8 @@ from .tiling import TokenPlan, TokenRules, choose_patch_embed_stride, plan_token
 class TransformerPlanner(ExperimentPlanner):
     """Plans a registered network: fingerprint, resampling and normalisation are nnU-Net's, the network is ours.
 
+    A network without a 3D form gets no 3D configuration: its plan holds ``2d`` alone, for volumes too.
+
     nnU-Net first plans its CNN. Its patch size is the target; ``plan_tokens`` picks the nearest patch whose token grids
     the windows tile, and the patch gives way, as in nnU-Net, until a step with two samples fits the memory target.
     What memory is left makes the batch larger, within nnU-Net's limit of 5 % of the dataset.
@@ -52,6 +54,9 @@ class TransformerPlanner(ExperimentPlanner):
             overwrite_target_spacing,
             suppress_transpose,
         )
+        self._dimensions = get_network(self.network_name).dimensions
+        if 3 not in self._dimensions:
+            self.lowres_creation_threshold = 0  # saves the search for a spacing of 3d_lowres
         self._shares_stock_data = (
             preprocessor_name == "DefaultPreprocessor" and overwrite_target_spacing is None and not suppress_transpose
         )
@@ -88,6 +93,8 @@ class TransformerPlanner(ExperimentPlanner):
         plan = super().get_plans_for_configuration(
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
+        if len(spacing) not in self._dimensions:
+            return plan  # save_plans leaves it out
         spacing = tuple(float(s) for s in spacing)
         if self._stock_data_differ(plan):
             plan["data_identifier"] = data_identifier.replace("nnUNetPlans", self.plans_identifier)
@@ -100,6 +107,13 @@ class TransformerPlanner(ExperimentPlanner):
             "_kw_requires_import": [],
         }
         return plan
+
+    def save_plans(self, plans: dict) -> None:
+        """As nnU-Net, without the configurations that the network has no form for."""
+        if 3 not in self._dimensions:
+            plans["configurations"].pop("3d_fullres", None)
+            print(f"{self.network_name} is a 2D network: the plan has no 3D configuration")
+        super().save_plans(plans)
 
     def network_arguments(self, tokens: TokenPlan) -> dict[str, Any]:
         """Everything that shapes the network, for the plan's ``arch_kwargs``: a plan outlives a change of defaults."""

@@ -45,6 +45,7 @@ class TokenRules:
         finest_tokens_2d, finest_tokens_3d: tokens of the finest grid up to which a smaller stride is affordable. In 3D
             the published QT-UNet's count at its patch of 128^3 and stride 4, in 2D that of a 512^2 image at stride 4.
         num_stages: number of resolutions, where it is fixed.
+        isotropic: whether all axes have the coarsest stride and every stage halves them all, whatever the spacing.
         min_deepest_tokens: fewest tokens that the deepest grid may have.
         windows: chooses the window of each stage; returns a penalty (0 is ideal) and the windows.
     """
@@ -54,6 +55,7 @@ class TokenRules:
     finest_tokens_2d: int = 128**2
     finest_tokens_3d: int = 32**3
     num_stages: int | None = None
+    isotropic: bool = False
     min_deepest_tokens: int = 1
     windows: Callable[..., tuple[float, tuple[Size, ...] | None]] = windows_that_tile
 
@@ -102,6 +104,8 @@ def choose_patch_embed_stride(patch_size: Sequence[int], spacing: Sequence[float
     """
     strides = rules.patch_embed_strides(len(patch_size))
     coarsest, *finer = strides
+    if rules.isotropic:
+        return (coarsest,) * len(patch_size)
     powers = [2**n for n in range(coarsest.bit_length())]
 
     def stride_for(base: int) -> Size:
@@ -170,6 +174,8 @@ def plan_tokens(
 
 def _merge_options(target: Size, stem: Size, token_spacing: tuple[float, ...], rules: TokenRules) -> list:
     """The sequences of merges that the network may have, fewest first."""
+    if rules.isotropic:
+        return [((2,) * len(target),) * (rules.num_stages - 1)]
     most = MAX_MERGES if rules.num_stages is None else rules.num_stages - 1
     merges = choose_merge_strides([n / p for n, p in zip(target, stem, strict=True)], token_spacing, most)
     # deep supervision wants three strides, of which patch embedding is one unless it keeps every voxel

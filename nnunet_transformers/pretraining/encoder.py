@@ -31,7 +31,8 @@ def create_encoder(name: str, input_channels: int, patch_size: Sequence[int], **
 
     network = build()
     with torch.device("meta"), torch.enable_grad():
-        twin = build()
+        # in evaluation, for batch norm cannot train on one image of one cell
+        twin = build().eval()
         deepest = twin.encode(torch.empty(1, input_channels, *patch_size))[-1]
         gradients = torch.autograd.grad(deepest.sum(), list(twin.parameters()), allow_unused=True)
     for parameter, gradient in zip(network.parameters(), gradients, strict=True):

@@ -78,8 +78,10 @@ def create_pair(
         a pair with ``dim`` outputs and ``form_weights``.
 
     Raises:
-        ValueError: as ``create_network``.
+        ValueError: as ``create_network``, and if the network lacks one of the two forms.
     """
+    if get_network(network).dimensions != (2, 3):
+        raise ValueError(f"images and volumes together need a network with a 2D and a 3D form, and {network} has one")
     arguments = form_overrides(network, overrides)
     if not issubclass(get_network(network).network_class, MiT):
         return EncoderPair(network, patch_size_2d, patch_size_3d, input_channels_2d, input_channels_3d, arguments)

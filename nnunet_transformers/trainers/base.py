@@ -14,6 +14,7 @@ from timm.scheduler import PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch._dynamo import OptimizedModule
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
@@ -39,7 +40,8 @@ class TransformerTrainer(nnUNetTrainer):
         clip_grad_norm: largest norm of the gradient in a step.
         layer_decay: factor of the learning rate from one stage of a pretrained encoder to the one before it, where the
             plan names weights to start from; the decoder has the full rate.
-        frozen_fraction: part of the schedule in which a pretrained encoder rests while the decoder adapts to it.
+        frozen_fraction: part of the schedule in which a pretrained encoder rests, statistics of its batch norms
+            included, while the decoder adapts to it; with 1 it never moves, and the plan has to name weights.
         planners: names to suggest where a plan does not fit.
     """
 
@@ -80,13 +82,21 @@ class TransformerTrainer(nnUNetTrainer):
         self._iteration = 0
 
     def _check_plan(self, plans: PlansManager, configuration: str) -> None:
-        planned = plans.get_configuration(configuration).network_arch_class_name
+        planned_configuration = plans.get_configuration(configuration)
+        planned = planned_configuration.network_arch_class_name
         if not f"{planned}.".startswith(f"{self.network_class_name}."):
             planner, *others = self.planners
+            alternatives = f" (or {', '.join(others)})" if others else ""
             raise RuntimeError(
                 f"{type(self).__name__} trains {self.network_class_name}, but {plans.plans_name} plans {planned}. Plan "
-                f"with `nnUNetv2_plan_and_preprocess -d {plans.dataset_name} -pl {planner}` (or {', '.join(others)}) "
+                f"with `nnUNetv2_plan_and_preprocess -d {plans.dataset_name} -pl {planner}`{alternatives} "
                 f"and train with `-p {planner.replace('Planner', '')}Plans`."
+            )
+        if self.frozen_fraction >= 1 and "initialisation" not in planned_configuration.configuration:
+            raise RuntimeError(
+                f"{type(self).__name__} keeps a pretrained encoder as it is, but {plans.plans_name} names no weights "
+                f"for {configuration}. Write a plan that does with `nnunet-transformers attach encoder.pth "
+                f"-d {plans.dataset_name} -p {plans.plans_name} -o {plans.plans_name}_pretrained` and train with it."
             )
 
     # ---- recipe ----
@@ -101,6 +111,9 @@ class TransformerTrainer(nnUNetTrainer):
         return loss
 
     def configure_optimizers(self) -> tuple[Optimizer, Scheduler]:
+        if self.frozen_fraction >= 1:
+            for part in self._encoder_parts():
+                part.requires_grad_(False)
         optimizer = AdamW(self._parameter_groups(), lr=self.initial_lr, weight_decay=self.weight_decay)
         scheduler = PolyLRScheduler(
             optimizer,
@@ -116,7 +129,7 @@ class TransformerTrainer(nnUNetTrainer):
     def _parameter_groups(self) -> list[dict]:
         network = self.plain_network
         names = [name for name, _ in network.named_parameters()]
-        tables = [name for name in names if name.endswith(("bias.table", "position.weight"))]
+        tables = [name for name in names if name.endswith(("bias.table", "position.weight", "cls_token"))]
         if self._initialisation is None:
             return param_groups_weight_decay(network, self.weight_decay, no_weight_decay_list=tables)
         return param_groups_layer_decay(
@@ -129,6 +142,10 @@ class TransformerTrainer(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self._iteration = 0
+        if self._encoder_rests(self.current_epoch):
+            for module in (m for part in self._encoder_parts() for m in part.modules()):
+                if isinstance(module, _BatchNorm):
+                    module.eval()
 
     def train_step(self, batch: dict) -> dict:
         self._check_labels(batch)
@@ -141,9 +158,18 @@ class TransformerTrainer(nnUNetTrainer):
             raise RuntimeError(self._explain_non_finite_loss(batch))
         return result
 
+    def _encoder_parts(self) -> tuple[nn.Module, nn.Module]:
+        # no property: nnU-Net reads all of them for debug.json, and the linear probe's network has no such parts
+        network = self.plain_network
+        return network.get_submodule(network.key_to_stem), network.get_submodule(network.key_to_encoder)
+
+    def _encoder_rests(self, progress: float) -> bool:
+        """Whether at this epoch, with the part of it that is done, only the decoder learns."""
+        return self._initialisation is not None and progress < self.frozen_fraction * self.num_epochs
+
     def _rest_encoder(self, progress: float) -> None:
         # by its rate rather than by requires_grad, whose change DDP would not notice
-        if self._initialisation is not None and progress < self.frozen_fraction * self.num_epochs:
+        if self._encoder_rests(progress):
             for group in self.optimizer.param_groups:
                 if group.get("lr_scale", 1.0) < 1:
                     group["lr"] = 0.0

@@ -22,12 +22,12 @@ ANISOTROPIC = {"patch_embed_stride": (1, 4, 4), "merge_strides": [(1, 2, 2), (1,
 
 
 def smallest_of_each_class():
-    """One network a class, of those with the plainest name: the others are the same code with other numbers."""
+    """One network a class, not of the thesis's "-A" variants: the others are the same code with other numbers."""
 
     def size(name):
         with torch.device("meta"):
-            parameters = sum(p.numel() for p in create_network(name, 1, 2, PATCHES["3d"]).parameters())
-        return name.count("_"), parameters
+            network = create_network(name, 1, 2, PATCHES[f"{max(get_network(name).dimensions)}d"])
+        return "_a_" in name, sum(p.numel() for p in network.parameters())
 
     classes = {}
     for name in list_networks():
@@ -35,22 +35,29 @@ def smallest_of_each_class():
     return [min(names, key=size) for names in classes.values()]
 
 
+def forms(names, *dimensions, patches=PATCHES):
+    """Parameters (name, patch_size) of every form that networks have, or of those with some numbers of axes."""
+    return [
+        pytest.param(name, patches[f"{n}d"], id=f"{name}-{n}d")
+        for name in names
+        for n in get_network(name).dimensions
+        if n in (dimensions or (2, 3))
+    ]
+
+
 SMALLEST = smallest_of_each_class()
+IN_3D = [name for name in SMALLEST if name in list_networks(3)]
+BUFFERS_OF_BATCH_NORM = ("running_mean", "running_var", "num_batches_tracked")
 
 
-@pytest.fixture(params=PATCHES, ids=list(PATCHES))
-def patch_size(request):
-    return PATCHES[request.param]
-
-
-@pytest.mark.parametrize("name", list_networks())
+@pytest.mark.parametrize("name,patch_size", forms(list_networks()))
 def test_every_network_runs(name, patch_size):
     network = create_network(name, 5, 2, patch_size).eval()
     with torch.no_grad():
         assert network(torch.randn(1, 5, *patch_size)).shape == (1, 2, *patch_size)
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name,patch_size", forms(SMALLEST))
 class TestNetwork:
     def test_forward_and_backward(self, name, patch_size):
         network = create_network(name, 2, 5, patch_size)
@@ -135,7 +142,8 @@ class TestNetwork:
         assert all(sum(key.startswith(p) for p in prefixes) == 1 for key in keys)
         assert any(key.startswith("decoder.seg_layers.") for key in keys)
         # buffers would have to match in nnU-Net's -pretrained_weights
-        assert set(keys) == {n for n, _ in network.named_parameters()}
+        parameters = {n for n, _ in network.named_parameters()}
+        assert {key for key in keys if not key.endswith(BUFFERS_OF_BATCH_NORM)} == parameters
         assert not hasattr(network, "initialize")
 
     def test_seed_reproduces_initialisation(self, name, patch_size):
@@ -147,7 +155,9 @@ class TestNetwork:
 
     def test_size_that_cannot_work_names_axis_and_neighbours(self, name, patch_size):
         bad = (*patch_size[:-1], 50)
-        with pytest.raises(ValueError, match=r"axis \d \(width\) has size 50.*nearest valid sizes: 32 or 64"):
+        step = create_network(name, 1, 2, patch_size).feature_strides[-1][-1]
+        near = f"{50 // step * step} or {50 // step * step + step}"
+        with pytest.raises(ValueError, match=rf"axis \d \(width\) has size 50.*nearest valid sizes: {near}"):
             create_network(name, 1, 2, bad)
 
     def test_image_of_another_size(self, name, patch_size):
@@ -163,7 +173,7 @@ class TestNetwork:
         assert {"input_channels", "num_classes", "patch_size", "deep_supervision", "strides"} <= parameters.keys()
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", IN_3D)
 def test_anisotropic_strides(name):
     patch_size = (10, 64, 32)
     network = create_network(name, 1, 3, patch_size, deep_supervision=True, **ANISOTROPIC)
@@ -174,11 +184,10 @@ def test_anisotropic_strides(name):
     assert all(p.grad is not None for p in network.parameters())
 
 
-@pytest.mark.parametrize("name", SMALLEST)
-@pytest.mark.parametrize("ndim", [2, 3])
-def test_built_again_from_its_arguments_as_json(name, ndim):
+@pytest.mark.parametrize("name,patch_size", forms(SMALLEST))
+def test_built_again_from_its_arguments_as_json(name, patch_size):
     """A plan outlives a change of defaults: with every argument written out, the same network comes back."""
-    patch_size = list(PATCHES[f"{ndim}d"])
+    patch_size, ndim = list(patch_size), len(patch_size)
     network = create_network(name, 2, 3, patch_size, auxiliary_heads=True)
     entry = get_network(name)
     arguments = {**entry.all_arguments(ndim), **network.resolved_arguments, "strides": network.strides}
@@ -189,10 +198,19 @@ def test_built_again_from_its_arguments_as_json(name, ndim):
     twin.load_state_dict(network.state_dict(), strict=True)
 
 
-@pytest.mark.parametrize("name", SMALLEST)
-@pytest.mark.parametrize("case", ["2d inference", "3d inference", "3d training"])
-def test_compiles_without_graph_breaks(name, case):
-    patch_size, training = (64, 32) if "2d" in case else (32, 32, 64), "training" in case
+COMPILED = {"2d": (64, 32), "3d": (32, 32, 64)}
+
+
+def compiled_forms():
+    """Every form in inference, the larger one of a network in training as well."""
+    largest = [forms([name], max(get_network(name).dimensions), patches=COMPILED)[0] for name in SMALLEST]
+    for training, cases in ((False, forms(SMALLEST, patches=COMPILED)), (True, largest)):
+        for case in cases:
+            yield pytest.param(*case.values, training, id=f"{case.id}-{'training' if training else 'inference'}")
+
+
+@pytest.mark.parametrize("name,patch_size,training", compiled_forms())
+def test_compiles_without_graph_breaks(name, patch_size, training):
     network = create_network(name, 1, 2, patch_size, drop_path_rate=0.0, deep_supervision=training).train(training)
     image = torch.randn(1, 1, *patch_size)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
@@ -200,8 +218,7 @@ def test_compiles_without_graph_breaks(name, case):
         torch.testing.assert_close(compiled(image), network(image), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SMALLEST)
-@pytest.mark.parametrize("patch_size", [(64, 32), (32, 32, 64)], ids=["2d", "3d"])
+@pytest.mark.parametrize("name,patch_size", forms(SMALLEST, patches=COMPILED))
 def test_onnx(name, patch_size, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -220,3 +237,17 @@ def test_unknown_names_suggest_known_ones():
         create_network("qt_unet_tyni", 1, 2, (64, 64))
     with pytest.raises(ValueError, match=r"has no window_size; overrides: .*window_sizes"):
         create_network("qt_unet_tiny", 1, 2, (64, 64), window_size=7)
+
+
+class TestNetworksIn2D:
+    IN_2D = sorted(set(list_networks(2)) - set(list_networks(3)))
+
+    def test_list(self):
+        assert list_networks() == list_networks(2)
+        assert {"setr_pup", "resnet50_unet"} <= set(self.IN_2D)
+        assert "qt_unet_tiny" in list_networks(3)
+
+    @pytest.mark.parametrize("name", IN_2D)
+    def test_have_no_3d_form(self, name):
+        with pytest.raises(ValueError, match=r"has no 3D form, only 2D: patch_size \(32, 64, 64\)"):
+            create_network(name, 1, 2, (32, 64, 64))

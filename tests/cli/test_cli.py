@@ -53,6 +53,8 @@ def test_models():
     result = invoke("models", "--patch-size", "64,64", "--name", "qt_unet_tiny")
     assert "qt_unet_tiny" in result.output
     assert "5,4" in result.output
+    result = invoke("models", "--patch-size", "32,32,32", "--name", "tiny")
+    assert "without a 3D form: setr_pup_tiny" in result.output
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,8 @@ def test_models():
     [
         (["models", "--patch-size", "ninety"], "is not a list of integers"),
         (["models", "--patch-size", "50,64", "--name", "tiny"], "nearest valid sizes: 32 or 64"),
-        (["models", "--name", "resnet"], "no network's name contains 'resnet'"),
+        (["models", "--name", "densenet"], "no network's name contains 'densenet'"),
+        (["models", "--patch-size", "64,64,64", "--name", "resnet"], "resnet18_unet, resnet50_unet have no 3D form"),
         (["report", "/nowhere"], "plans.json is missing"),
         (["demo", "--data", "/nowhere"], "no dataset.json"),
         (["demo", "--planner", "nnUNetPlanner"], "unknown planner"),

@@ -23,7 +23,7 @@ from nnunet_transformers.evaluation.classification_probe import CLASSIFIERS, pro
 from nnunet_transformers.evaluation.features import FrozenEncoder
 from nnunet_transformers.pretraining.data import PreparedImages
 from nnunet_transformers.pretraining.prepare import prepare
-from tests.architectures.test_networks import PATCHES, SMALLEST
+from tests.architectures.test_networks import SMALLEST, forms
 from tests.conftest import write_dataset
 
 OVERRIDES = {"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}
@@ -131,8 +131,7 @@ class TestClassification:
         assert all(0 <= score["auc"] <= 1 for score in scores)
 
 
-@pytest.mark.parametrize("name", SMALLEST)
-@pytest.mark.parametrize("patch_size", PATCHES.values(), ids=list(PATCHES))
+@pytest.mark.parametrize("name,patch_size", forms(SMALLEST))
 def test_linear_probe_of_any_network(name, patch_size):
     probe = LinearProbe(create_network(name, 1, 2, patch_size), 3).train()
     image = torch.randn(2, 1, *patch_size)

@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from nnunet_transformers.architectures import get_network
 from nnunet_transformers.architectures.layers import WindowPartition
 from nnunet_transformers.discovery import PLANNERS
 from nnunet_transformers.plans.memory import training_peak_bytes
 from nnunet_transformers.plans.qt_unet import nnUNetPlannerQTUNetB, nnUNetPlannerQTUNetT
+from nnunet_transformers.plans.resnet_unet import nnUNetPlannerResNet50UNet
+from nnunet_transformers.plans.setr_pup import nnUNetPlannerSETRPUP
 
 CLASSES = [getattr(import_module(module), name) for name, module in PLANNERS.items()]
 
@@ -53,6 +56,11 @@ def plan(folder, planner_class, spacing, shape, channels=1, labels=2, cases=20, 
     planner = planner_class(name, **kwargs)
     planner.plan_experiment()
     return json.loads((preprocessed / f"{planner.plans_identifier}.json").read_text())
+
+
+def of_the_network(planner_class):
+    """Configurations that every dataset of volumes has with a network."""
+    return ["2d", "3d_fullres"] if 3 in get_network(planner_class.network_name).dimensions else ["2d"]
 
 
 def check(configuration, channels, labels, gigabytes):
@@ -93,7 +101,7 @@ def check(configuration, channels, labels, gigabytes):
 def test_any_fingerprint(spacing, shape, channels, labels, planner_class):
     with tempfile.TemporaryDirectory() as folder:
         plans = plan(folder, planner_class, spacing, shape, channels, labels)
-        assert {"2d", "3d_fullres"} <= plans["configurations"].keys()
+        assert set(of_the_network(planner_class)) <= plans["configurations"].keys()
         for configuration in plans["configurations"].values():
             if "architecture" in configuration:
                 check(configuration, channels, labels, gigabytes=8)
@@ -102,7 +110,8 @@ def test_any_fingerprint(spacing, shape, channels, labels, planner_class):
 @pytest.mark.parametrize("planner_class", CLASSES)
 def test_every_planner(folder, planner_class):
     plans = plan(folder, planner_class, (5, 0.8, 0.8), (24, 160, 140), labels=3)
-    for name in ("2d", "3d_fullres"):
+    assert list(plans["configurations"]) == of_the_network(planner_class)
+    for name in of_the_network(planner_class):
         check(plans["configurations"][name], 1, 3, gigabytes=8)
 
 
@@ -126,6 +135,17 @@ def test_large_images_get_low_resolution_and_cascade(folder):
         get_network_from_plans(architecture["network_class_name"], architecture["arch_kwargs"], (), 1 + 3, 4)
     assert configurations["3d_fullres"]["data_identifier"] == "nnUNetPlans_3d_fullres"
     assert configurations["3d_lowres"]["data_identifier"] == "nnUNetQTUNetTPlans_3d_lowres"
+
+
+@pytest.mark.parametrize("planner_class", [nnUNetPlannerSETRPUP, nnUNetPlannerResNet50UNet])
+def test_networks_in_2d_have_no_3d_configuration(folder, planner_class):
+    plans = plan(folder, planner_class, (0.8, 0.8, 0.8), (400, 500, 500), labels=4)
+    assert list(plans["configurations"]) == ["2d"]
+    assert plans["configurations"]["2d"]["data_identifier"] == "nnUNetPlans_2d"
+    # unequal pixels and small images change nothing of the strides, which pretrained weights have
+    for spacing, shape in (((1, 0.5, 2), (1, 300, 200)), ((1, 1, 1), (1, 20, 24))):
+        arguments = plan(folder, planner_class, spacing, shape)["configurations"]["2d"]["architecture"]["arch_kwargs"]
+        assert arguments["strides"] == [[1, 1], *[[2, 2]] * (len(arguments["strides"]) - 1)]
 
 
 def test_memory_target_sets_patch_and_batch(folder):

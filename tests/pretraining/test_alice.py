@@ -9,7 +9,7 @@ import pytest
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunet_transformers.architectures import create_network
+from nnunet_transformers.architectures import create_network, get_network
 from nnunet_transformers.checkpoints import create_primus, load_encoder, load_encoder_weights
 from nnunet_transformers.checkpoints.primus import SIZES
 from nnunet_transformers.pretraining.data import MatchedViews, PreparedImages
@@ -19,11 +19,12 @@ from nnunet_transformers.pretraining.masking import MaskedEncoder, create_masked
 from nnunet_transformers.pretraining.matching.cache import CachedMatcher
 from nnunet_transformers.pretraining.methods.alice import LOSSES, SIMILARITIES, Alice
 from nnunet_transformers.pretraining.prepare import prepare
-from tests.architectures.test_networks import SMALLEST
+from tests.architectures.test_networks import SMALLEST, forms
 
 from .phantoms import write_volumes
 
 SIZE = (16, 16, 16)
+PATCHES = {"3d": (32, 64, 64), "2d": (64, 64)}
 SMALL = {"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}
 
 
@@ -56,8 +57,7 @@ class TestMasking:
         mask = random_mask((3, 4, 5), 0.75, np.random.default_rng(0))
         assert (mask.shape, mask.sum()) == ((3, 4, 5), 45)
 
-    @pytest.mark.parametrize("name", SMALLEST)
-    @pytest.mark.parametrize("patch_size", [(32, 64, 64), (64, 64)], ids=["3d", "2d"])
+    @pytest.mark.parametrize("name,patch_size", forms(SMALLEST, patches=PATCHES))
     def test_hidden_voxels_are_not_seen(self, name, patch_size):
         encoder = MaskedEncoder(create_encoder(name, 1, patch_size), 1).eval()
         mask = torch.zeros(1, *encoder.grid, dtype=torch.bool)
@@ -142,7 +142,7 @@ class TestPrimus:
 class TestMethod:
     @pytest.mark.parametrize("name", SMALLEST)
     def test_any_network(self, name):
-        patch_size = (32, 64, 64)
+        patch_size = PATCHES[f"{max(get_network(name).dimensions)}d"]
         module = method(name, patch_size, None)
         module.training_step(batch(module.encoder.grid, patch_size), 0).backward()
         assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []

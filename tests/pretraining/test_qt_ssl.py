@@ -13,7 +13,7 @@ from nnunet_transformers.pretraining.fit import fit, list_recipes
 from nnunet_transformers.pretraining.methods.qt_ssl import QTSSL
 from nnunet_transformers.pretraining.prepare import prepare
 from nnunet_transformers.pretraining.views import cut_out, rotate, rotations_of
-from tests.architectures.test_networks import PATCHES, SMALLEST
+from tests.architectures.test_networks import SMALLEST, forms
 from tests.conftest import write_dataset
 
 SIZE = (16, 16, 16)
@@ -82,8 +82,7 @@ def views(patch_size, batch=2):
     return [(image, image, turns), (image + 1, image, turns)]
 
 
-@pytest.mark.parametrize("name", SMALLEST)
-@pytest.mark.parametrize("patch_size", PATCHES.values(), ids=list(PATCHES))
+@pytest.mark.parametrize("name,patch_size", forms(SMALLEST))
 def test_any_network(name, patch_size):
     module = QTSSL(name, patch_size)
     module.log_dict = lambda *args, **kwargs: None

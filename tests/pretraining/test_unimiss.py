@@ -12,7 +12,7 @@ from nnunet_transformers.pretraining.data import TwoViews, ViewData
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.methods.unimiss import CrossDimensionLoss, UniMiSS
 from nnunet_transformers.pretraining.prepare import prepare
-from tests.architectures.test_networks import SMALLEST
+from tests.architectures.test_networks import IN_3D
 from tests.conftest import write_dataset
 
 SIZES = {"patch_size_2d": (64, 64), "patch_size_3d": (16, 32, 64)}
@@ -66,7 +66,7 @@ class TestLoss:
             torch.testing.assert_close(branch.slices(volume)[0], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", IN_3D)
 def test_any_network(name):
     sizes = {"patch_size_2d": (64, 64), "patch_size_3d": (32, 64, 64)}
     module = UniMiSS(name, output_dim=32, **sizes)
@@ -84,6 +84,11 @@ def test_any_network(name):
         report = load_encoder_weights(network, checkpoint)
         assert report.coverage(dict(network.named_parameters()), "encoder.") == 1
         assert not report.adapted
+
+
+def test_network_without_a_3d_form():
+    with pytest.raises(ValueError, match="a 2D and a 3D form, and setr_pup_tiny has one"):
+        UniMiSS("setr_pup_tiny", output_dim=32, **SIZES)
 
 
 class TestGradients:

@@ -20,6 +20,7 @@ from nnunet_transformers.architectures import get_network
 from nnunet_transformers.discovery import PLANNERS, TRAINERS
 from nnunet_transformers.report import write_report
 from nnunet_transformers.trainers.base import TransformerTrainer
+from tests.architectures.test_networks import SMALLEST
 from tests.conftest import write_dataset
 
 TRAINER, PLANNER, PLANS = "nnUNetTrainerQTUNet_1epoch", "nnUNetPlannerQTUNetT", "nnUNetQTUNetTPlans"
@@ -214,40 +215,65 @@ def prepared(tmp_path_factory):
 
 
 def families_to_train():
-    """For each network the first (smallest) planner and the trainer; QT-UNet is what the other tests train."""
+    """For each network and configuration the first planner and the trainer; QT-UNet is what the other tests train."""
     trainers = {getattr(import_module(m), n).network_class_name: n for n, m in reversed(TRAINERS.items())}
     families = {}
     for name, module in PLANNERS.items():
-        class_path = get_network(getattr(import_module(module), name).network_name).class_path
-        families.setdefault(class_path.rpartition(".")[2], (name, trainers[class_path]))
-    return {family: names for family, names in families.items() if family != "QTUNet"}
-
-
-FAMILIES = families_to_train()
+        entry = get_network(getattr(import_module(module), name).network_name)
+        for ndim in entry.dimensions:
+            configuration = {2: "2d", 3: "3d_fullres"}[ndim]
+            family = entry.class_path.rpartition(".")[2]
+            families.setdefault((family, configuration), (name, trainers[entry.class_path], configuration))
+    return [pytest.param(*names, id="-".join(key)) for key, names in families.items() if key[0] != "QTUNet"]
 
 
 @pytest.fixture
-def plan_with(prepared, monkeypatch):
-    """Plan the shared dataset with a planner; returns the name of its plans."""
+def plan_smallest(monkeypatch):
+    """Plan with a planner and the smallest network of its class; returns the name of the plans."""
+
+    def plan(planner):
+        planner_class = getattr(import_module(PLANNERS[planner]), planner)
+        network_class = get_network(planner_class.network_name).network_class
+        smallest = next(name for name in SMALLEST if get_network(name).network_class is network_class)
+        monkeypatch.setattr(planner_class, "network_name", smallest)
+        return plan_experiments([900], planner, gpu_memory_target_in_gb=4)
+
+    return plan
+
+
+@pytest.fixture
+def plan_with(prepared, monkeypatch, plan_smallest):
+    """The same for the shared dataset."""
 
     def plan(planner):
         monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # nnU-Net plans with its number of threads and trains with 0
-        plans = plan_experiments([900], planner, gpu_memory_target_in_gb=4)
+        plans = plan_smallest(planner)
         monkeypatch.setenv("nnUNet_n_proc_DA", "0")
         return plans
 
     return plan
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-def test_every_family_from_plan_to_prediction(prepared, plan_with, family, configuration):
-    planner, trainer = FAMILIES[family]
+@pytest.mark.parametrize("planner,trainer,configuration", families_to_train())
+def test_every_family_from_plan_to_prediction(prepared, plan_with, planner, trainer, configuration):
     plans = plan_with(planner)
     train(configuration, f"{trainer}_1epoch", plans)
     label = predict(prepared, configuration, f"{trainer}_1epoch", plans)
     assert label.shape == (20, 24, 20)
     assert set(np.unique(label)) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("planner", ["nnUNetPlannerSETRPUP", "nnUNetPlannerResNet50UNet"])
+def test_networks_in_2d_on_images(nnunet_folders, monkeypatch, plan_smallest, planner):
+    """A dataset of images; preprocessed with the configurations that nnU-Net's command has by default."""
+    write_dataset(nnunet_folders / "raw", size=(1, 40, 48))
+    extract_fingerprints([900], num_processes=1)
+    plans = plan_smallest(planner)
+    preprocess([900], plans, ("2d", "3d_fullres", "3d_lowres"), [1, 1, 1])
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    trainer = f"{planner.replace('Planner', 'Trainer')}_1epoch"
+    train("2d", trainer, plans)
+    assert predict(nnunet_folders, "2d", trainer, plans).shape == (1, 40, 48)
 
 
 def test_recipes_of_the_papers(plan_with):
@@ -382,6 +408,100 @@ def test_stock_primus_starts_from_a_pretrained_one(prepared, tmp_path):
         export_full(specification, "900", plans, "3d_fullres", tmp_path / "b.pth", "nnUNetTrainerNone")
 
 
+MGCA_NETWORKS = [
+    ("nnUNetPlannerSETRPUP", "nnUNetTrainerSETRPUP", "vit_tiny_patch16_224"),
+    ("nnUNetPlannerResNet50UNet", "nnUNetTrainerResNet50UNet", "resnet18"),
+]
+
+
+@pytest.fixture
+def timm_plans(plan_with, tmp_path, request):
+    """A plan, another that names a checkpoint of timm's network, the trainer, and the checkpoint as it is loaded."""
+    from nnunet_transformers.checkpoints import TimmCheckpoint, create_timm, encoder_specification, load_encoder
+    from nnunet_transformers.plans.attach import attach
+
+    planner, trainer, name = request.param
+    plans, path = plan_with(planner), tmp_path / "encoder.pth"
+    source = create_timm(name, 3, (64, 64)).train()
+    with torch.no_grad():
+        source(torch.randn(2, 3, 64, 64))  # moves the statistics of batch norms
+    TimmCheckpoint(source.state_dict(), name, (64, 64), 3, method="MGCA").save(path)
+    attached, reports, _ = attach(encoder_specification(path), "900", plans, f"{plans}_mgca", force=True)
+    assert list(reports) == ["2d"]
+    assert "channels 3 to 1" in reports["2d"].adapted.values()
+    return plans, attached.stem, trainer, load_encoder(path)
+
+
+@pytest.mark.parametrize("timm_plans", MGCA_NETWORKS, indirect=True, ids=["vit", "resnet"])
+class TestEncoderOfTimm:
+    def trained(self, prepared, trainer, plans):
+        train("2d", trainer, plans)
+        file = model_folder(prepared, "2d", trainer, plans) / "fold_0" / "checkpoint_final.pth"
+        return torch.load(file, weights_only=False)["network_weights"]
+
+    def assert_unmoved(self, weights, checkpoint):
+        """Weights and statistics are the checkpoint's, but for what another patch and one channel change."""
+        changed = [name for name, value in checkpoint.weights.items() if not torch.equal(weights[name], value)]
+        assert set(changed) <= {"stem.proj.weight", "stem.conv1.weight", "encoder.position.weight"}
+
+    def test_paper_recipe(self, prepared, timm_plans):
+        """A fixed rate; the ViT never moves, ResNet-50 does from the start."""
+        plans, attached, trainer, checkpoint = timm_plans
+        recipe = get_trainer_from_args("900", "2d", 0, f"{trainer}Paper", attached, device=CPU)
+        recipe.initialize()
+        assert (recipe.num_epochs, recipe.initial_lr, recipe.weight_decay) == (50, 5e-4, 1e-6)
+        recipe.lr_scheduler.step(25)
+        assert {group["lr"] for group in recipe.optimizer.param_groups} == {5e-4}
+        optimised = {id(p) for group in recipe.optimizer.param_groups for p in group["params"]}
+        if "ResNet" in trainer:
+            assert optimised == {id(p) for p in recipe.network.parameters()}
+            return
+        assert optimised == {id(p) for p in recipe.network.decoder.parameters()}
+        weights = self.trained(prepared, f"{trainer}Paper_1epoch", attached)
+        self.assert_unmoved(weights, checkpoint)
+        statistics = [n for n in weights if n.startswith("decoder.") and n.endswith("running_mean")]
+        assert all(weights[name].abs().sum() > 0 for name in statistics)
+        with pytest.raises(
+            RuntimeError, match=r"Paper keeps a pretrained encoder .* names no weights for 2d.* attach "
+        ):
+            get_trainer_from_args("900", "2d", 0, f"{trainer}Paper", plans, device=CPU)
+
+    def test_it_rests_and_then_learns(self, prepared, timm_plans):
+        _, attached, trainer, checkpoint = timm_plans
+        fine_tuned = get_trainer_from_args("900", "2d", 0, trainer, attached, device=CPU)
+        fine_tuned.on_train_start()
+        norms = [m for m in fine_tuned.network.encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        for epoch, rests in ((0, True), (49, True), (50, False)):
+            fine_tuned.current_epoch = epoch
+            fine_tuned.on_train_epoch_start()
+            assert all(norm.training is not rests for norm in norms)
+            assert fine_tuned.network.decoder.training
+        scales = [group["lr_scale"] for group in fine_tuned.optimizer.param_groups]
+        assert len(set(scales)) == (15 if "SETR" in trainer else 6)
+        weights = self.trained(prepared, f"{trainer}_1epoch", attached)
+        with pytest.raises(AssertionError):
+            self.assert_unmoved(weights, checkpoint)
+
+    def test_other_ways_to_use_it(self, prepared, timm_plans, tmp_path):
+        from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+        from typer.testing import CliRunner
+
+        from nnunet_transformers import cli
+
+        plans, _, trainer, checkpoint = timm_plans
+        common = [str(tmp_path / "encoder.pth"), "-d", "900", "-p", plans, "-c", "2d"]
+        result = CliRunner().invoke(cli.app, ["export-full", *common, "-o", str(tmp_path / "full.pth")])
+        assert result.exit_code == 0, result.output
+        other = get_trainer_from_args("900", "2d", 1, trainer, plans, device=CPU)
+        other.initialize()
+        load_pretrained_weights(other.network, str(tmp_path / "full.pth"))
+        self.assert_unmoved(other.network.state_dict(), checkpoint)
+        probe = ["-tr", "nnUNetTrainerLinearProbe_1epoch", "--device", "cpu"]
+        result = CliRunner().invoke(cli.app, ["probe", "segment", *common, *probe])
+        assert result.exit_code == 0, result.output
+        assert "label 1: Dice" in result.output
+
+
 class TestRecipe:
     @pytest.fixture
     def trainer(self, prepared):
@@ -491,8 +611,12 @@ def test_plan_of_another_network(nnunet_folders, monkeypatch):
     write_dataset(nnunet_folders / "raw")
     extract_fingerprints([900], num_processes=1)
     plan_experiments([900])
-    with pytest.raises(RuntimeError, match=r"nnUNetPlans plans .*PlainConvUNet.*-pl nnUNetPlannerQTUNetT"):
+    with pytest.raises(
+        RuntimeError, match=r"nnUNetPlans plans .*PlainConvUNet.*-pl nnUNetPlannerQTUNetT` .or nnUNetPlannerQTUNetS"
+    ):
         get_trainer_from_args("900", "3d_fullres", 0, TRAINER, "nnUNetPlans", device=CPU)
+    with pytest.raises(RuntimeError, match="-pl nnUNetPlannerSETRPUP` and train with `-p nnUNetSETRPUPPlans`"):
+        get_trainer_from_args("900", "2d", 0, "nnUNetTrainerSETRPUP", "nnUNetPlans", device=CPU)
     assert not any((nnunet_folders / "results").iterdir())
 
 

@@ -1,0 +1,224 @@
+"""SETR-PUP: a ViT as timm has it, and a decoder that convolves and up-samples in turn; in 2D.
+
+Zheng et al., "Rethinking Semantic Segmentation from a Sequence-to-Sequence Perspective with Transformers", CVPR 2021,
+as MGCA segments with it (Wang et al., "Multi-Granularity Cross-modal Alignment for Generalized Medical Visual
+Representation Learning", NeurIPS 2022, supplement B.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.layers import ConvNormAct
+from timm.models import VisionTransformer
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from ._arguments import PerAxis, check_strides, per_axis, token_grids
+from ._network import SegmentationNetwork
+from ._registry import register_network, register_timm_encoder
+from .layers import PositionEmbedding, recomputed
+
+
+class ViTEncoder(nn.Module):
+    """Class token, position embeddings, blocks and norm of a ViT of timm's.
+
+    The class token has no position embedding of its own: the sum of the two is one parameter.
+
+    Args:
+        vit: its parts are taken over.
+        activation_checkpointing: compute the blocks again in the backward pass.
+    """
+
+    def __init__(self, vit: VisionTransformer, activation_checkpointing: bool) -> None:
+        super().__init__()
+        self.cls_token = vit.cls_token
+        self.position = PositionEmbedding(vit.patch_embed.grid_size, vit.embed_dim)
+        self.blocks = vit.blocks
+        self.norm = vit.norm
+        self.activation_checkpointing = activation_checkpointing
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, length, dim) to the patches' tokens as a map, (batch, dim, *grid)."""
+        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), self.position(tokens)], dim=1)
+        for block in self.blocks:
+            x = recomputed(block, x, self.activation_checkpointing and self.training)
+        return self.norm(x)[:, 1:].transpose(1, 2).unflatten(2, self.position.grid_size)
+
+
+class SETRPUPDecoder(nn.Module):
+    """A linear layer, then convolution, batch norm, ReLU and bilinear up-sampling for each level, deepest first.
+
+    Args:
+        dim: channels of the tokens.
+        dims: channels of each level.
+        steps: up-sampling of each level, per axis.
+        num_classes: output channels.
+        auxiliary_heads: have the heads of deep supervision.
+        deep_supervision: return all outputs.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dims: Sequence[int],
+        steps: Sequence[Sequence[int]],
+        num_classes: int,
+        auxiliary_heads: bool,
+        deep_supervision: bool,
+    ) -> None:
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.steps = [tuple(step) for step in steps]
+        self.proj = nn.Linear(dim, dim)
+        self.levels = nn.ModuleList(ConvNormAct(before, after, 3) for before, after in pairwise([dim, *dims]))
+        head_dims = dims[::-1] if auxiliary_heads else dims[-1:]
+        self.seg_layers = nn.ModuleList(nn.Conv2d(d, num_classes, 3, padding=1) for d in head_dims)
+
+    def forward(self, features: Tensor) -> Tensor | list[Tensor]:
+        """(batch, dim, *grid) to logits, a list of them under deep supervision."""
+        x, maps = self.proj(features.movedim(1, -1)).movedim(-1, 1), []
+        for level, step in zip(self.levels, self.steps, strict=True):
+            x = level(x)
+            x = F.interpolate(x, [n * s for n, s in zip(x.shape[2:], step, strict=True)], mode="bilinear")
+            maps.insert(0, x)
+        if not self.deep_supervision:
+            return self.seg_layers[0](x)
+        return [head(m) for head, m in zip(self.seg_layers, maps, strict=True)]
+
+
+class SETRPUP(SegmentationNetwork):
+    """SETR-PUP, in 2D.
+
+    Args:
+        input_channels: image channels.
+        num_classes: output channels.
+        patch_size: height and width in pixels. The learned position embeddings belong to it.
+        embed_dim, depth, num_heads: of the ViT; the defaults are ViT-B's.
+        patch_embed_stride: pixels per token, powers of two, one integer or one per axis.
+        decoder_dims: channels of the decoder's levels, deepest first; as many as doublings undo the stride.
+        drop_path_rate: stochastic depth of the last block.
+        activation_checkpointing: compute the blocks again in the backward pass: less memory, more time.
+        deep_supervision: return a list of logits, full resolution first.
+        auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
+        strides: nnU-Net's copy of the strides in a plan; must agree with the other arguments.
+
+    Raises:
+        ValueError: on a patch size that is not 2D or that the stride does not divide, and on arguments that contradict
+            each other.
+    """
+
+    dimensions = (2,)
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        patch_size: Sequence[int],
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        patch_embed_stride: PerAxis = 16,
+        decoder_dims: Sequence[int] = (512, 256, 128, 64),
+        drop_path_rate: float = 0.0,
+        activation_checkpointing: bool = False,
+        deep_supervision: bool = False,
+        auxiliary_heads: bool | None = None,
+        strides: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        super().__init__(patch_size)
+        stride = per_axis(patch_embed_stride, 2, "patch_embed_stride")
+        if any(s & (s - 1) for s in stride) or max(stride) != 2 ** len(decoder_dims):
+            raise ValueError(
+                f"patch_embed_stride must be powers of two, the larger one undone by a doubling for each of "
+                f"decoder_dims, got {stride} and {len(decoder_dims)} of them"
+            )
+        # finest first; an axis with a smaller stride has its full resolution sooner
+        steps = [[2 if s >> level > 1 else 1 for s in stride] for level in range(len(decoder_dims))]
+        self.strides = [[1, 1], *steps]
+        check_strides(strides, self.strides)
+        self.grid_sizes, self.feature_channels = token_grids(self.patch_size, [stride]), [embed_dim]
+        vit = VisionTransformer(
+            img_size=self.patch_size,
+            patch_size=stride,
+            in_chans=input_channels,
+            num_classes=0,
+            embed_dim=embed_dim,
+            depth=0,
+        )
+        # not by timm's constructor: it reads rates off a tensor, and tensors that a planner counts have no data
+        rates = np.linspace(0, drop_path_rate, depth).tolist()
+        vit.blocks.extend(Block(embed_dim, num_heads, qkv_bias=True, drop_path=rate) for rate in rates)
+        vit.blocks.apply(vit._init_weights)
+        self.stem = vit.patch_embed
+        self.encoder = ViTEncoder(vit, activation_checkpointing)
+        if auxiliary_heads is None:
+            auxiliary_heads = deep_supervision
+        self.decoder = SETRPUPDecoder(
+            embed_dim, decoder_dims, steps[::-1], num_classes, auxiliary_heads, deep_supervision
+        )
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """What timm's layer-wise learning rates count as a layer: the stem and embeddings, each block, the norm."""
+        blocks = [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm\.", (len(self.encoder.blocks),))]
+        return {"stem": r"^stem\.|^encoder\.(?:cls_token|position)", "blocks": blocks}
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """The tokens of the patches as a map, one in all, (batch, embed_dim, *grid)."""
+        self.check_input(image)
+        return [self.encoder(self.stem(image))]
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """(batch, input_channels, *patch_size) to logits (batch, num_classes, *patch_size).
+
+        Under deep supervision a list, each output at the resolution that ``strides`` gives it.
+        """
+        self.check_input(image)
+        return self.decoder(self.encoder(self.stem(image)))
+
+
+def timm_overrides(vit: VisionTransformer, name: str) -> dict:
+    """What makes a ``SETRPUP`` of a ViT of timm's.
+
+    Raises:
+        ValueError: if it has register tokens, no class token or other position embeddings than learned ones for all.
+    """
+    if vit.num_prefix_tokens != 1 or vit.pos_embed is None or vit.pos_embed.shape[1] != vit.patch_embed.num_patches + 1:
+        raise ValueError(
+            f"timm's {name} is no ViT with one class token and a learned position embedding for it and each patch, "
+            "such as vit_base_patch16_224, so it cannot become a setr_pup"
+        )
+    return {
+        "embed_dim": vit.embed_dim,
+        "depth": len(vit.blocks),
+        "num_heads": vit.blocks[0].attn.num_heads,
+        "patch_embed_stride": list(vit.patch_embed.patch_size),
+    }
+
+
+def timm_filter_fn(state_dict: Mapping[str, Tensor], vit: VisionTransformer) -> dict[str, Tensor]:
+    """Translate the weights of a ViT of timm's to those of ``SETRPUP``'s stem and encoder.
+
+    Args:
+        state_dict: by timm's names, without a classifier.
+        vit: the network that they are of; its position embeddings belong to its image size.
+    """
+    state_dict = dict(state_dict)
+    position = state_dict.pop("pos_embed")
+    cls_token = state_dict.pop("cls_token") + position[:, :1]
+    stem = "patch_embed."
+    return {
+        **{f"stem.{k.removeprefix(stem)}" if k.startswith(stem) else f"encoder.{k}": v for k, v in state_dict.items()},
+        "encoder.cls_token": cls_token,
+        "encoder.position.weight": position[:, 1:].unflatten(1, vit.patch_embed.grid_size),
+    }
+
+
+register_network("setr_pup", SETRPUP)
+register_network("setr_pup_small", SETRPUP, embed_dim=384, num_heads=6)
+register_network("setr_pup_tiny", SETRPUP, embed_dim=192, num_heads=3)
+register_timm_encoder(VisionTransformer, "setr_pup", "vit_base_patch16_224", timm_overrides, timm_filter_fn)
