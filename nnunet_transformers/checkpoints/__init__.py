@@ -2,10 +2,11 @@
 
 from ..architectures.layers import fit_position_embeddings
 from .adapt import load_encoder_weights
-from .encoder import EncoderCheckpoint, encoder_weights, load_encoder, save_encoder
+from .encoder import EncoderCheckpoint, encoder_weights, load_encoder
 from .files import load_checkpoint, load_state_dict, save_checkpoint
 from .imagenet import load_imagenet
 from .initialise import encoder_specification, initialise
+from .pretrained import PretrainedWeights
 from .primus import PrimusCheckpoint, create_primus, load_primus_weights, primus_weights
 from .reference import from_reference, identify
 from .report import LoadReport
@@ -14,6 +15,7 @@ from .timm_encoder import TimmCheckpoint, create_timm
 __all__ = [
     "EncoderCheckpoint",
     "LoadReport",
+    "PretrainedWeights",
     "PrimusCheckpoint",
     "TimmCheckpoint",
     "create_primus",
@@ -32,5 +34,4 @@ __all__ = [
     "load_state_dict",
     "primus_weights",
     "save_checkpoint",
-    "save_encoder",
 ]

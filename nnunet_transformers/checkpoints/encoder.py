@@ -8,61 +8,41 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..architectures import SegmentationNetwork, create_network, get_network, get_timm_family
 from .files import load_checkpoint
-from .sealed import WrongKindError, load_sealed, package_versions, save_sealed
+from .pretrained import PretrainedWeights
+from .sealed import WrongKindError
 from .timm_encoder import TimmCheckpoint, create_timm
 
 KIND = "encoder"
 
 
 @dataclass(frozen=True)
-class EncoderCheckpoint:
-    """Weights of stem and encoder and all that is known of them.
+class EncoderCheckpoint(PretrainedWeights):
+    """Weights of stem and encoder of a registered network and all that is known of them.
 
     Attributes:
-        weights: by the names of the network.
-        name: registered network.
-        overrides: its arguments beyond the registered ones.
-        patch_size: voxels per axis of the crops that it was trained on.
-        input_channels: image channels.
-        spacing: mm per voxel and axis of the training images; None where they had different ones.
-        normalization: nnU-Net's scheme for each channel.
-        method: pretraining method.
-        recipe: settings of the method, plain types.
-        num_cases: images that it was trained on.
-        versions: of the packages involved.
+        overrides: the network's arguments beyond the registered ones.
     """
 
-    weights: Mapping[str, Tensor]
-    name: str
-    patch_size: tuple[int, ...]
-    input_channels: int
+    kind: ClassVar[str] = KIND
     overrides: dict[str, Any] = field(default_factory=dict)
-    spacing: tuple[float, ...] | None = None
-    normalization: tuple[str, ...] = ()
-    method: str = ""
-    recipe: dict[str, Any] = field(default_factory=dict)
-    num_cases: int = 0
-    versions: dict[str, str] = field(default_factory=package_versions)
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write it, see ``save_encoder``."""
-        save_encoder(self, path)
 
     def build_network(self) -> SegmentationNetwork:
         """The network that the weights are of, without memory, to ask for its grids and windows."""
         with torch.device("meta"):
             return create_network(self.name, self.input_channels, 2, self.patch_size, **self.overrides)
+
+    def _more(self) -> dict[str, Any]:
+        return {"nnssl_adaptation_plan": _adaptation_plan(self)}
 
     @classmethod
     def from_timm(cls, checkpoint: TimmCheckpoint) -> EncoderCheckpoint:
@@ -103,21 +83,6 @@ def _encoder_state(network: SegmentationNetwork) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in network.state_dict().items() if name.startswith(parts)}
 
 
-def save_encoder(checkpoint: EncoderCheckpoint, path: str | os.PathLike) -> str:
-    """Write a checkpoint whole or not at all.
-
-    Returns:
-        its content hash.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    description = asdict(checkpoint)
-    del description["weights"]
-    more = {"nnssl_adaptation_plan": _adaptation_plan(checkpoint)}
-    return save_sealed(KIND, checkpoint.weights, description, path, more)
-
-
 def load_encoder(path: str | os.PathLike) -> EncoderCheckpoint:
     """Read a checkpoint, of a registered network or of one of timm's that is a registered network's encoder.
 
@@ -127,16 +92,13 @@ def load_encoder(path: str | os.PathLike) -> EncoderCheckpoint:
             that is the encoder of none here.
     """
     try:
-        weights, description = load_sealed(KIND, path)
+        return EncoderCheckpoint.load(path)
     except WrongKindError as error:
         with suppress(WrongKindError):
             return EncoderCheckpoint.from_timm(TimmCheckpoint.load(path))
         raise ValueError(
             f"{error}. Released weights of a paper become an encoder checkpoint with `nnunet-transformers convert`"
         ) from error
-    for key in ("patch_size", "spacing", "normalization"):
-        description[key] = None if description[key] is None else tuple(description[key])
-    return EncoderCheckpoint(weights=weights, **description)
 
 
 def _adaptation_plan(checkpoint: EncoderCheckpoint) -> dict[str, Any]:

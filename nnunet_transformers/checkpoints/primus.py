@@ -5,10 +5,9 @@ Wald et al., "Primus: Enforcing Attention Usage for 3D Medical Image Segmentatio
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from dynamic_network_architectures.architectures import primus
@@ -18,10 +17,9 @@ from torch import Tensor
 from ..architectures._arguments import check_divisible, token_grids
 from ..architectures.layers import resize_position_embedding
 from .adapt import fit_first_layer, sizes_changed
+from .pretrained import PretrainedWeights
 from .report import LoadReport
-from .sealed import load_sealed, package_versions, save_sealed
 
-KIND = "primus"
 TOKEN = (8, 8, 8)
 SIZES = {
     f"primus_{version}{size.lower()}": f"Primus{version.removesuffix('_').upper()}{size}"
@@ -33,49 +31,10 @@ STOCK = {"drop_path_rate": 0.2, "init_values": 0.1, "scale_attn_inner": True}
 
 
 @dataclass(frozen=True)
-class PrimusCheckpoint:
-    """Weights of a Primus without its decoder and all that is known of them.
+class PrimusCheckpoint(PretrainedWeights):
+    """Weights of a Primus (one of ``SIZES``) without its decoder, by the names of dynamic-network-architectures."""
 
-    Attributes:
-        weights: by the names of dynamic-network-architectures.
-        name: one of ``SIZES``.
-        patch_size, input_channels, spacing, normalization, method, recipe, num_cases, versions: as
-            ``EncoderCheckpoint``'s.
-    """
-
-    weights: Mapping[str, Tensor]
-    name: str
-    patch_size: tuple[int, ...]
-    input_channels: int
-    spacing: tuple[float, ...] | None = None
-    normalization: tuple[str, ...] = ()
-    method: str = ""
-    recipe: dict[str, Any] = field(default_factory=dict)
-    num_cases: int = 0
-    versions: dict[str, str] = field(default_factory=package_versions)
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write it whole or not at all.
-
-        Raises:
-            OSError: if it cannot be written.
-        """
-        description = asdict(self)
-        del description["weights"]
-        save_sealed(KIND, self.weights, description, path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> PrimusCheckpoint:
-        """Read it.
-
-        Raises:
-            FileNotFoundError: if it is not there.
-            ValueError: if it is truncated, altered, or no such checkpoint.
-        """
-        weights, description = load_sealed(KIND, path)
-        for key in ("patch_size", "spacing", "normalization"):
-            description[key] = None if description[key] is None else tuple(description[key])
-        return cls(weights, **description)
+    kind: ClassVar[str] = "primus"
 
 
 def create_primus(name: str, input_channels: int, patch_size: Sequence[int], num_classes: int = 2) -> Primus:

@@ -6,12 +6,16 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, uint8
 
 from .files import load_checkpoint, save_checkpoint
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.10 has none
 
 PACKAGES = ("nnunet-transformers", "nnunetv2", "torch", "timm")
 FORMAT = 1
@@ -96,3 +100,52 @@ def load_sealed(kind: str, path: str | os.PathLike) -> tuple[dict[str, Tensor], 
 def sealed_hash(path: str | os.PathLike) -> str:
     """The content hash that a file of ``load_sealed`` states."""
     return next(d["sha256"] for d in load_checkpoint(path).values() if isinstance(d, Mapping) and "sha256" in d)
+
+
+@dataclass(frozen=True)
+class SealedCheckpoint:
+    """Weights and what is known of them, as a file of ``load_sealed``. A subclass adds fields of plain types.
+
+    Attributes:
+        kind: of the file, said by a subclass.
+        tuples: fields that are tuples, which a file has as lists.
+        weights: by name.
+    """
+
+    kind: ClassVar[str]
+    tuples: ClassVar[tuple[str, ...]] = ()
+    weights: Mapping[str, Tensor]
+
+    def save(self, path: str | os.PathLike) -> str:
+        """Write it whole or not at all.
+
+        Returns:
+            the content hash.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "weights"}
+        description = {name: asdict(value) if is_dataclass(value) else value for name, value in values.items()}
+        return save_sealed(self.kind, self.weights, description, path, self._more())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Self:
+        """Read it.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+            ValueError: if it is truncated, altered, or of another kind.
+        """
+        weights, description = load_sealed(cls.kind, path)
+        restored = {name: tuple(description[name]) for name in cls.tuples if description[name] is not None}
+        return cls(weights, **cls._restore({**description, **restored}))
+
+    @classmethod
+    def _restore(cls, description: dict[str, Any]) -> dict[str, Any]:
+        """For a subclass: make of plain types what its fields are."""
+        return description
+
+    def _more(self) -> dict[str, Any] | None:
+        """For a subclass: entries of the file for other readers."""
+        return None

@@ -2,64 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import timm
-from torch import Tensor, nn
+from torch import nn
 
 from .files import load_state_dict
-from .sealed import load_sealed, package_versions, save_sealed
-
-KIND = "timm_encoder"
+from .pretrained import PretrainedWeights
 
 
 @dataclass(frozen=True)
-class TimmCheckpoint:
-    """Weights of one of timm's networks without its classifier and all that is known of them.
+class TimmCheckpoint(PretrainedWeights):
+    """Weights of one of timm's networks without its classifier, by timm's names, and all that is known of them."""
 
-    Attributes:
-        weights: by timm's names.
-        name: timm's.
-        patch_size, input_channels, spacing, normalization, method, recipe, num_cases, versions: as
-            ``EncoderCheckpoint``'s.
-    """
-
-    weights: Mapping[str, Tensor]
-    name: str
-    patch_size: tuple[int, ...]
-    input_channels: int
-    spacing: tuple[float, ...] | None = None
-    normalization: tuple[str, ...] = ()
-    method: str = ""
-    recipe: dict[str, Any] = field(default_factory=dict)
-    num_cases: int = 0
-    versions: dict[str, str] = field(default_factory=package_versions)
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write it whole or not at all.
-
-        Raises:
-            OSError: if it cannot be written.
-        """
-        description = asdict(self)
-        del description["weights"]
-        save_sealed(KIND, self.weights, description, path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> TimmCheckpoint:
-        """Read it.
-
-        Raises:
-            FileNotFoundError: if it is not there.
-            ValueError: if it is truncated, altered, or no such checkpoint.
-        """
-        weights, description = load_sealed(KIND, path)
-        for key in ("patch_size", "spacing", "normalization"):
-            description[key] = None if description[key] is None else tuple(description[key])
-        return cls(weights, **description)
+    kind: ClassVar[str] = "timm_encoder"
 
     def build_network(self) -> nn.Module:
         """The network with its weights."""

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
-from torch import Tensor
 
-from ..checkpoints.encoder import package_versions
-from ..checkpoints.sealed import load_sealed, save_sealed
+from ..checkpoints.sealed import SealedCheckpoint, package_versions
 from .network import BackboneDescription, ImageClassifier
 from .views import ImageViews
 
-KIND = "classifier"
-
 
 @dataclass(frozen=True)
-class ClassifierCheckpoint:
+class ClassifierCheckpoint(SealedCheckpoint):
     """Weights of a classifier and all that is known of them.
 
     Attributes:
@@ -42,7 +37,8 @@ class ClassifierCheckpoint:
         versions: of the packages involved.
     """
 
-    weights: Mapping[str, Tensor]
+    kind: ClassVar[str] = "classifier"
+    tuples: ClassVar[tuple[str, ...]] = ("columns", "classes", "spacing", "normalization", "channels")
     backbone: BackboneDescription
     columns: tuple[str, ...]
     classes: tuple[str, ...]
@@ -59,32 +55,14 @@ class ClassifierCheckpoint:
     num_cases: int = 0
     versions: dict[str, str] = field(default_factory=package_versions)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write it whole or not at all.
-
-        Raises:
-            OSError: if it cannot be written.
-        """
-        description = asdict(self)
-        del description["weights"]
-        save_sealed(KIND, self.weights, description, path)
-
     @classmethod
-    def load(cls, path: str | os.PathLike) -> ClassifierCheckpoint:
-        """Read it.
-
-        Raises:
-            FileNotFoundError: if it is not there.
-            ValueError: if it is truncated, altered, or no classifier.
-        """
-        weights, description = load_sealed(KIND, path)
-        for key in ("columns", "classes", "spacing", "normalization", "channels"):
-            description[key] = tuple(description[key])
-        backbone = {**description.pop("backbone")}
-        backbone["patch_size"] = tuple(backbone["patch_size"])
-        # all that is listed in it is a tuple
-        views = {k: tuple(v) if isinstance(v, list) else v for k, v in description.pop("views").items()}
-        return cls(weights, BackboneDescription(**backbone), views=ImageViews(**views), **description)
+    def _restore(cls, description: dict[str, Any]) -> dict[str, Any]:
+        backbone, views = (
+            # all that is listed in them is a tuple
+            {key: tuple(value) if isinstance(value, list) else value for key, value in description[name].items()}
+            for name in ("backbone", "views")
+        )
+        return {**description, "backbone": BackboneDescription(**backbone), "views": ImageViews(**views)}
 
     def build_network(self) -> ImageClassifier:
         """The network with its weights."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ..checkpoints.sealed import load_sealed, save_sealed
+from ..checkpoints.sealed import SealedCheckpoint
 from .losses import token_weights, word_attention
 from .report_data import centre_crop, read_radiograph
 from .reports import clean_report
@@ -23,43 +20,22 @@ from .text import load_tokenizer, tokenize
 if TYPE_CHECKING:
     from .methods.mgca import MGCA
 
-KIND = "alignment"
 # supplement, table 7: the ten words of most weight in red
 RED_WORDS, WORDS_PER_LINE = 10, 12
 
 
 @dataclass(frozen=True)
-class AlignmentCheckpoint:
+class AlignmentCheckpoint(SealedCheckpoint):
     """Everything that MGCA trained.
 
     Attributes:
-        weights: of ``MGCA``.
-        settings: its arguments, plain types.
+        settings: arguments of ``MGCA``, plain types.
         max_length: tokens of a report.
     """
 
-    weights: Mapping[str, Tensor]
+    kind: ClassVar[str] = "alignment"
     settings: dict[str, Any]
     max_length: int
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write it whole or not at all.
-
-        Raises:
-            OSError: if it cannot be written.
-        """
-        save_sealed(KIND, self.weights, {"settings": self.settings, "max_length": self.max_length}, path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> AlignmentCheckpoint:
-        """Read it.
-
-        Raises:
-            FileNotFoundError: if it is not there.
-            ValueError: if it is truncated, altered, or no such checkpoint.
-        """
-        weights, description = load_sealed(KIND, path)
-        return cls(weights, description["settings"], description["max_length"])
 
     def build_method(self, text_encoder: str | None = None) -> MGCA:
         """The method with its weights, as it is used.

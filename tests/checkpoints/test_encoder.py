@@ -14,7 +14,6 @@ from nnunet_transformers.checkpoints import (
     load_checkpoint,
     load_encoder,
     load_encoder_weights,
-    save_encoder,
 )
 from tests.architectures.test_networks import SMALLEST, forms
 
@@ -26,7 +25,7 @@ def checkpoint_of(name, patch_size, channels=1, **overrides):
         name,
         patch_size,
         channels,
-        overrides,
+        overrides=overrides,
         spacing=(1.0,) * len(patch_size),
         normalization=("ZScoreNormalization",) * channels,
         method="qt_ssl",
@@ -40,7 +39,7 @@ def checkpoint_of(name, patch_size, channels=1, **overrides):
 def test_round_trip(name, patch_size, tmp_path):
     network, checkpoint = checkpoint_of(name, patch_size)
     path = tmp_path / "encoder.pth"
-    save_encoder(checkpoint, path)
+    checkpoint.save(path)
     assert list(tmp_path.iterdir()) == [path]
     loaded = load_encoder(path)
     assert (loaded.name, loaded.patch_size, loaded.recipe) == (name, patch_size, {"epochs": 3})
@@ -95,7 +94,7 @@ def test_stride_and_windows():
 class TestRefused:
     @pytest.fixture
     def path(self, tmp_path):
-        save_encoder(checkpoint_of("qt_unet_tiny", (32, 32))[1], tmp_path / "encoder.pth")
+        checkpoint_of("qt_unet_tiny", (32, 32))[1].save(tmp_path / "encoder.pth")
         return tmp_path / "encoder.pth"
 
     def test_altered(self, path):
@@ -134,7 +133,7 @@ class TestRefused:
         _, checkpoint = checkpoint_of("qt_unet_tiny", (32, 32))
         checkpoint.recipe["optimizer"] = object()
         with pytest.raises(TypeError):
-            save_encoder(checkpoint, tmp_path / "encoder.pth")
+            checkpoint.save(tmp_path / "encoder.pth")
         assert list(tmp_path.iterdir()) == []
 
     def test_another_family_or_dimension(self):
@@ -147,7 +146,7 @@ class TestRefused:
 
 def test_nnssl_can_read_it(tmp_path):
     _, checkpoint = checkpoint_of("qt_unet_tiny", (32, 32, 32))
-    save_encoder(checkpoint, tmp_path / "encoder.pth")
+    checkpoint.save(tmp_path / "encoder.pth")
     content = torch.load(tmp_path / "encoder.pth", weights_only=True)
     plan = content["nnssl_adaptation_plan"]
     architecture = plan["architecture_plans"]

@@ -18,7 +18,6 @@ from nnunet_transformers.checkpoints import (
     initialise,
     load_encoder,
     load_encoder_weights,
-    save_encoder,
 )
 
 VIT, RESNET = "vit_tiny_patch16_224", "resnet18"
@@ -52,7 +51,7 @@ class TestFeatures:
         checkpoint = load_encoder(written(source, name, tmp_path / "encoder.pth"))
         assert (checkpoint.method, checkpoint.num_cases, checkpoint.patch_size) == ("MGCA", 7, SIZE)
         # through a file of ours as well
-        save_encoder(checkpoint, tmp_path / "ours.pth")
+        checkpoint.save(tmp_path / "ours.pth")
         for file in ("encoder.pth", "ours.pth"):
             network = create_network(checkpoint.name, 3, 2, SIZE, **checkpoint.overrides).eval()
             report = initialise(network, encoder_specification(tmp_path / file))

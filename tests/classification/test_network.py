@@ -26,7 +26,7 @@ from nnunet_transformers.classification.network import (
     pretrained_backbone,
 )
 from nnunet_transformers.classification.views import ImageViews
-from tests.architectures.test_networks import PATCHES, SMALLEST
+from tests.architectures.test_networks import PATCHES, SMALLEST, forms
 
 TIMM = {"vit_tiny_patch16_224": (32, 32), "resnet10t": (32, 48)}
 
@@ -40,9 +40,8 @@ def checkpoint_of(network, description, **more):
 
 
 def descriptions():
-    for name in SMALLEST:
-        for patch_size in PATCHES.values():
-            yield BackboneDescription(name, patch_size, 1, {}, False)
+    for form in forms(SMALLEST):
+        yield BackboneDescription(*form.values, 1, {}, False)
     yield BackboneDescription("mit_7", PATCHES["2d"], 1, {}, True)
     yield BackboneDescription("mit_7", PATCHES["3d"], 1, {"sr_ratios": [4, 2, 2, 1]}, True)
     for name, patch_size in TIMM.items():
@@ -89,7 +88,9 @@ class TestPretrained:
     def test_registered(self, tmp_path):
         arguments = {"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}
         network = create_network("qt_unet_tiny", 1, 2, (16, 16, 16), **arguments).eval()
-        EncoderCheckpoint(encoder_weights(network), "qt_unet_tiny", (16, 16, 16), 1, arguments).save(tmp_path / "e.pth")
+        EncoderCheckpoint(encoder_weights(network), "qt_unet_tiny", (16, 16, 16), 1, overrides=arguments).save(
+            tmp_path / "e.pth"
+        )
         backbone, description, report = pretrained_backbone(load_pretrained(tmp_path / "e.pth"))
         image = torch.randn(2, 1, 16, 16, 16)
         with torch.no_grad():
@@ -122,7 +123,7 @@ class TestPretrained:
         pair = MiTPair(*sizes, input_channels_2d=1)
         weights = {**pair.form_weights(3), **pair.token_weights(3)}
         arguments = {"patch_embed_stride": (2, 4, 4)}
-        checkpoint = EncoderCheckpoint(weights, "mit_7", sizes[1], 1, arguments)
+        checkpoint = EncoderCheckpoint(weights, "mit_7", sizes[1], 1, overrides=arguments)
         backbone, description, report = pretrained_backbone(checkpoint)
         assert isinstance(backbone, MiTClassifier)
         assert description.has_token

@@ -33,7 +33,9 @@ def encoder(tmp_path_factory):
     torch.manual_seed(0)
     network = create_network("qt_unet_tiny", 1, 2, (16, 16, 16), **OVERRIDES)
     file = tmp_path_factory.mktemp("encoder") / "encoder.pth"
-    EncoderCheckpoint(encoder_weights(network), "qt_unet_tiny", (16, 16, 16), 1, OVERRIDES, method="QTSSL").save(file)
+    EncoderCheckpoint(
+        encoder_weights(network), "qt_unet_tiny", (16, 16, 16), 1, overrides=OVERRIDES, method="QTSSL"
+    ).save(file)
     return file
 
 

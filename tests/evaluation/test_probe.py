@@ -17,7 +17,6 @@ from nnunet_transformers.checkpoints import (
     TimmCheckpoint,
     create_timm,
     encoder_weights,
-    save_encoder,
 )
 from nnunet_transformers.evaluation.classification_probe import CLASSIFIERS, probe_classification
 from nnunet_transformers.evaluation.features import FrozenEncoder
@@ -38,7 +37,7 @@ def prepared(tmp_path_factory):
 
 def checkpoint(patch_size=(16, 16, 16), channels=1):
     network = create_network("qt_unet_tiny", channels, 2, patch_size, **OVERRIDES)
-    return EncoderCheckpoint(encoder_weights(network), "qt_unet_tiny", patch_size, channels, OVERRIDES)
+    return EncoderCheckpoint(encoder_weights(network), "qt_unet_tiny", patch_size, channels, overrides=OVERRIDES)
 
 
 class TestFeatures:
@@ -110,7 +109,7 @@ class TestClassification:
             probe_classification(features, ["a"] * 11 + ["b"])
 
     def test_split_without_test(self, prepared, tmp_path):
-        save_encoder(checkpoint(), tmp_path / "encoder.pth")
+        checkpoint().save(tmp_path / "encoder.pth")
         (tmp_path / "labels.csv").write_text("image,label,split\nball_0,1,train\nball_1,0,val\n")
         result = CliRunner().invoke(
             cli.app,
@@ -119,7 +118,7 @@ class TestClassification:
         assert "must hold test and train or val, and both" in str(result.exception)
 
     def test_command(self, prepared, tmp_path):
-        save_encoder(checkpoint(), tmp_path / "encoder.pth")
+        checkpoint().save(tmp_path / "encoder.pth")
         rows = [f"folder/ball_{case}_0000.nii.gz,{case % 2},{('train', 'test')[case // 2]}" for case in range(4)]
         (tmp_path / "labels.csv").write_text("\n".join(["image,label,split", *rows, "other,1,train"]))
         arguments = [tmp_path / "encoder.pth", prepared, tmp_path / "labels.csv", "-o", tmp_path / "scores.json"]

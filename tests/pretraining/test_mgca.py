@@ -16,7 +16,6 @@ from nnunet_transformers.checkpoints import (
     load_checkpoint,
     load_encoder,
     load_encoder_weights,
-    save_encoder,
 )
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.image_encoders import create_image_encoder
@@ -114,7 +113,7 @@ def test_every_encoder_trains(name, bert):
 @pytest.mark.parametrize("name", SMALLEST)
 def test_own_network_goes_downstream(name, bert, tmp_path):
     module = method(bert, name, 64)
-    save_encoder(module.checkpoints(INDEX, {})["encoder.pth"], tmp_path / "encoder.pth")
+    module.checkpoints(INDEX, {})["encoder.pth"].save(tmp_path / "encoder.pth")
     checkpoint = load_encoder(tmp_path / "encoder.pth")
     network = create_network(name, 1, 2, (64, 64), **checkpoint.overrides)
     report = load_encoder_weights(network, checkpoint)

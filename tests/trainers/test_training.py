@@ -341,13 +341,15 @@ def test_training_starts_from_a_pretrained_encoder(prepared, tmp_path):
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
     from nnunet_transformers.architectures import create_network
-    from nnunet_transformers.checkpoints import EncoderCheckpoint, encoder_weights, save_encoder
+    from nnunet_transformers.checkpoints import EncoderCheckpoint, encoder_weights
     from nnunet_transformers.plans.attach import attach, export_full
 
     overrides = {"norm_placement": "pre", "num_stages": 3, "window_sizes": 4, "patch_embed_stride": 2}
     source = create_network("qt_unet_tiny", 1, 2, (32, 32, 32), **overrides)
-    checkpoint = EncoderCheckpoint(encoder_weights(source), "qt_unet_tiny", (32, 32, 32), 1, overrides, method="QTSSL")
-    save_encoder(checkpoint, tmp_path / "encoder.pth")
+    checkpoint = EncoderCheckpoint(
+        encoder_weights(source), "qt_unet_tiny", (32, 32, 32), 1, overrides=overrides, method="QTSSL"
+    )
+    checkpoint.save(tmp_path / "encoder.pth")
     specification = {"checkpoint": str(tmp_path / "encoder.pth")}
     with pytest.raises(ValueError, match="2d: the weights are of a 3D network"):
         attach(specification, "900", PLANS, "nnUNetQTUNetTPlans_ssl", ["2d"])
@@ -626,7 +628,7 @@ def test_linear_probe(prepared, tmp_path, monkeypatch):
 
     from nnunet_transformers import cli
     from nnunet_transformers.architectures import create_network
-    from nnunet_transformers.checkpoints import EncoderCheckpoint, encoder_weights, save_encoder
+    from nnunet_transformers.checkpoints import EncoderCheckpoint, encoder_weights
 
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     planned = json.loads((prepared / "preprocessed" / "Dataset900_Balls" / f"{PLANS}.json").read_text())
@@ -634,9 +636,8 @@ def test_linear_probe(prepared, tmp_path, monkeypatch):
     overrides = {k: v for k, v in planned["architecture"]["arch_kwargs"].items() if k not in ("patch_size", "strides")}
     patch_size = tuple(planned["patch_size"])
     source = create_network("qt_unet_tiny", 1, 2, patch_size, **overrides)
-    save_encoder(
-        EncoderCheckpoint(encoder_weights(source), "qt_unet_tiny", patch_size, 1, overrides), tmp_path / "encoder.pth"
-    )
+    checkpoint = EncoderCheckpoint(encoder_weights(source), "qt_unet_tiny", patch_size, 1, overrides=overrides)
+    checkpoint.save(tmp_path / "encoder.pth")
     arguments = [tmp_path / "encoder.pth", "-d", 900, "-p", PLANS, "-tr", "nnUNetTrainerLinearProbe_1epoch"]
     result = CliRunner().invoke(cli.app, ["probe", "segment", *map(str, arguments), "--device", "cpu"])
     assert result.exit_code == 0, result.output

@@ -2,58 +2,33 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ...checkpoints.sealed import load_sealed, save_sealed
+from ...checkpoints.sealed import SealedCheckpoint
 from .matcher import AnatomicalMatcher, Match, Volume
 from .network import AnatomyEmbedding, cell_positions, resample, sample
 
-KIND = "matcher"
-
 
 @dataclass(frozen=True)
-class MatcherCheckpoint:
-    """Weights of the embedding and what is known of them.
+class MatcherCheckpoint(SealedCheckpoint):
+    """Weights of an ``AnatomyEmbedding`` and what is known of them.
 
     Attributes:
-        weights: by the names of ``AnatomyEmbedding``.
         settings: its arguments.
         spacing: mm per voxel and axis of the images that it was trained on.
         recipe: settings of the run.
     """
 
-    weights: Mapping[str, Tensor]
+    kind: ClassVar[str] = "matcher"
+    tuples: ClassVar[tuple[str, ...]] = ("spacing",)
     settings: dict[str, Any]
     spacing: tuple[float, ...]
     recipe: dict[str, Any] = field(default_factory=dict)
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write it whole or not at all.
-
-        Raises:
-            OSError: if it cannot be written.
-        """
-        description = {"settings": self.settings, "spacing": self.spacing, "recipe": self.recipe}
-        save_sealed(KIND, self.weights, description, path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> MatcherCheckpoint:
-        """Read it.
-
-        Raises:
-            FileNotFoundError: if it is not there.
-            ValueError: if it is truncated, altered, or no matcher.
-        """
-        weights, description = load_sealed(KIND, path)
-        return cls(weights, description["settings"], tuple(description["spacing"]), description["recipe"])
 
 
 class EmbeddingMatcher(AnatomicalMatcher):
