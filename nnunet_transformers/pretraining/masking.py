@@ -44,7 +44,9 @@ class MaskedEncoder(nn.Module):
         self.grid = tuple(network.grid_sizes[-1])
         self.dim = network.feature_channels[-1]
         with torch.no_grad():
-            embedded = network.stem(torch.zeros(1, input_channels, *network.patch_size))
+            # in evaluation, or a batch norm would count the zeros
+            embedded = network.stem.eval()(torch.zeros(1, input_channels, *network.patch_size))
+        network.stem.train()
         self.mask_token = nn.Parameter(trunc_normal_(torch.zeros(embedded.shape[self._channel_axis]), std=0.02))
 
     @property

@@ -262,6 +262,15 @@ class TestRuns:
         for name, value in whole.state_dict().items():
             assert torch.equal(resumed.state_dict()[name], value), name
 
+    def test_an_epoch_cut_short_is_not_written(self, bert, tmp_path):
+        """Unless nothing was validated before."""
+        settings = {"model.init_args.lr": 1e-3, "trainer.max_epochs": 1}
+        steps = self.run(bert, tmp_path / "whole", "resnet18", **settings).global_step
+        for given, written in ((1, 1), (steps + 1, steps)):
+            changes = settings | {"trainer.max_epochs": -1, "trainer.max_steps": given}
+            self.run(bert, tmp_path / str(given), "resnet18", **changes)
+            assert TimmCheckpoint.load(tmp_path / str(given) / "encoder.pth").recipe["steps"] == written
+
     def test_only_the_best_is_written(self, bert):
         module = method(bert)
         assert list(module.checkpoints(INDEX, {})) == ["encoder.pth", "alignment.pth"]

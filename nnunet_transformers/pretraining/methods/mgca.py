@@ -165,6 +165,10 @@ class MGCA(LightningModule):
         logged = {f"val_{name}": value for name, value in losses.items()}
         self.log_dict(logged, prog_bar=True, sync_dist=True, batch_size=len(batch["image"]))
 
+    def on_train_epoch_start(self) -> None:
+        # an epoch that is cut short is not validated
+        self.is_best = not self.trainer.enable_validation or bool(self.lowest_val_loss.isinf())
+
     def on_validation_end(self) -> None:
         if self.trainer.sanity_checking:
             return
