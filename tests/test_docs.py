@@ -1,18 +1,37 @@
-"""Links and commands in the documentation are there."""
+"""Links and commands in the documentation are there, and the commands that take seconds run.
+
+A block of commands that has ``<!-- run -->`` above it, which no reader sees, is run, in the order of the page, in a
+folder with a tiny dataset. What else the comment says is added to each command: ``<!-- run -device cpu -->``.
+"""
 
 from __future__ import annotations
 
+import ast
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 import typer
 
 from nnunet_transformers import cli
+from nnunet_transformers.architectures import create_network
+from nnunet_transformers.checkpoints import EncoderCheckpoint, encoder_weights
 from nnunet_transformers.discovery import CLASSES
+from nnunet_transformers.trainers.base import TransformerTrainer
+from tests.conftest import write_dataset
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks/results").glob("*.md"))]
+BLOCK = re.compile(r"^<!-- run ?(.*?) ?-->\n\n((?:    .*\n)+)", flags=re.MULTILINE)
+RUN = [page for page in PAGES if BLOCK.search(page.read_text())]
+DATASET = "Dataset004_Hippocampus"
+PLANNER, PLANS = "nnUNetPlannerQTUNetT", "nnUNetQTUNetTPlans"
 COMMAND = re.compile(r"nnunet-transformers ((?:[^`\n]|\\\n)+)")
 
 
@@ -52,6 +71,102 @@ def test_commands(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_trainers_and_planners(page):
-    stock = {"nnUNetTrainer", "nnUNetPlannerResEncM", "nnUNetPlannerResEncL", "nnUNetTrainerMine"}
+    stock = {
+        "nnUNetTrainer",
+        "nnUNetPlannerResEncM",
+        "nnUNetPlannerResEncL",
+        "nnUNetTrainerMine",
+        "nnUNetTrainerHybrid",
+        "nnUNetPlannerHybrid",
+    }
     for name in re.findall(r"\bnnUNet(?:Trainer|Planner)\w*", page.read_text()):
         assert name in CLASSES or name in stock, f"{page.name} names {name}"
+
+
+def test_errors_are_those_of_the_source():
+    texts = [text for file in (ROOT / "nnunet_transformers").rglob("*.py") for text in message_texts(file)]
+    quoted = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs/errors.md").read_text(), flags=re.MULTILINE)
+    assert len(quoted) > 40
+    for message in quoted:
+        parts = [re.escape(part.strip()) for part in message.split("...")]
+        assert len("".join(parts)) > 12, f"{message} could be anything"
+        pattern = re.compile(".*".join(parts), flags=re.DOTALL)
+        assert any(pattern.search(text) for text in texts), f"no message is like {message!r}"
+
+
+def message_texts(file: Path) -> list[str]:
+    """Strings of a source file but for docstrings; "..." is where something is put in."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and id(node) not in docstrings]
+    joined = [node.values for node in nodes if isinstance(node, ast.JoinedStr)]
+    texts += ["".join(v.value if isinstance(v, ast.Constant) else "..." for v in values) for values in joined]
+    return [text for text in texts if isinstance(text, str)]
+
+
+def call(*words: str) -> None:
+    """Run a command of this environment in this process, as a shell would with its arguments."""
+    program, *arguments = words
+    (entry_point,) = entry_points(group="console_scripts", name=program)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(sys, "argv", [program, *arguments])
+        # nnU-Net plans with its number of threads, and here trains with none
+        monkeypatch.setenv("nnUNet_n_proc_DA", "0" if program == "nnUNetv2_train" else "1")
+        try:
+            entry_point.load()()
+        except SystemExit as error:
+            assert not error.code, f"{shlex.join(words)} ended with {error.code}"
+
+
+def run_line(line: str, more: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a line of a page: a command of nnU-Net or ours, an assignment, Python, or whatever a shell makes of it."""
+    words = [os.path.expandvars(word) for word in shlex.split(line, comments=True)]
+    if words[0] == "export":
+        for name, _, value in (word.partition("=") for word in words[1:]):
+            monkeypatch.setenv(name, value)
+            if name == "PYTHONPATH":
+                monkeypatch.syspath_prepend(value)
+    elif words[:2] == ["python", "-c"]:
+        exec(words[2], {"__name__": "__main__"})
+    elif words[0].startswith(("nnUNetv2_", "nnunet-transformers")):
+        call(*words, *shlex.split(more))
+    else:
+        subprocess.run(line, shell=True, check=True)
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """A folder to work in with nnU-Net's three, a dataset that is planned and preprocessed, and an encoder for it."""
+    folder = tmp_path_factory.mktemp("docs")
+    dataset = write_dataset(folder / "raw", DATASET)
+    for kind in ("images", "labels"):
+        shutil.copytree(dataset / f"{kind}Tr", dataset / f"{kind}Ts", ignore=lambda _, names: sorted(names)[1:])
+    shutil.copytree(ROOT / "docs/examples", folder / "docs/examples", ignore=shutil.ignore_patterns("__pycache__"))
+    overrides = {"patch_embed_stride": 2, "num_stages": 3, "window_sizes": 4, "norm_placement": "pre"}
+    encoder = create_network("qt_unet_tiny", 1, 2, (16, 16, 16), **overrides)
+    EncoderCheckpoint(
+        encoder_weights(encoder), "qt_unet_tiny", (16, 16, 16), 1, overrides=overrides, method="QTSSL"
+    ).save(folder / "encoder.pth")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        enter(folder, monkeypatch)
+        call("nnUNetv2_plan_and_preprocess", "-d", "4", "-pl", PLANNER, "-c", "3d_fullres", "-np", "1", "-npfp", "1")
+    return folder
+
+
+def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a folder that holds nnU-Net's."""
+    monkeypatch.chdir(folder)
+    for name in ("raw", "preprocessed", "results"):
+        (folder / name).mkdir(exist_ok=True)
+        monkeypatch.setenv(f"nnUNet_{name}", str(folder / name))
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
+def test_commands_run(page, planned, tmp_path, monkeypatch):
+    shutil.copytree(planned, tmp_path / "work")
+    enter(tmp_path / "work", monkeypatch)
+    monkeypatch.setattr(TransformerTrainer, "default_iterations", 1)
+    monkeypatch.setattr(TransformerTrainer, "default_epochs", 1)
+    for more, block in BLOCK.findall(page.read_text()):
+        for line in block.replace("\\\n", " ").splitlines():
+            run_line(line.strip(), more, monkeypatch)

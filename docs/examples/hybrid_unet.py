@@ -1,0 +1,152 @@
+"""A network of one's own with its planner and trainer: a convolutional U-Net with transformer blocks at its bottom.
+
+The idea is TransUNet's (Chen et al., arXiv:2102.04306), the layers are this package's and timm's.
+docs/adding_a_network.md goes through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from nnunet_transformers.architectures import SegmentationNetwork
+from nnunet_transformers.architectures._arguments import PerAxis, check_strides, per_axis, per_stage, token_grids
+from nnunet_transformers.architectures._registry import register_network
+from nnunet_transformers.architectures.layers import ConvNormAct, PositionEmbedding
+from nnunet_transformers.plans.base import TransformerPlanner
+from nnunet_transformers.plans.tiling import TokenRules, no_windows
+from nnunet_transformers.trainers.base import TransformerTrainer
+
+
+class HybridEncoder(nn.Module):
+    """Two convolutions a stage, and transformer blocks over all tokens of the last."""
+
+    def __init__(
+        self, dims: Sequence[int], steps: Sequence[tuple[int, ...]], grid: Sequence[int], depth: int, num_heads: int
+    ) -> None:
+        super().__init__()
+        before, ones = (dims[0], *dims[:-1]), (1,) * len(grid)
+        self.stages = nn.ModuleList(
+            nn.Sequential(ConvNormAct(b, d, 3, step), ConvNormAct(d, d, 3, ones))
+            for b, d, step in zip(before, dims, (ones, *steps), strict=True)
+        )
+        self.position = PositionEmbedding(grid, dims[-1])
+        self.blocks = nn.Sequential(*(Block(dims[-1], num_heads, qkv_bias=True) for _ in range(depth)))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Maps of the stages, finest first."""
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        tokens = self.blocks(self.position(x.flatten(2).transpose(1, 2)))
+        features[-1] = tokens.transpose(1, 2).unflatten(2, self.position.grid_size)
+        return features
+
+
+class HybridDecoder(nn.Module):
+    """From the deepest map up: interpolate, the skip beside it, one convolution; heads, full resolution first."""
+
+    def __init__(
+        self, dims: Sequence[int], steps: Sequence[tuple[int, ...]], num_classes: int, heads: int, supervised: bool
+    ) -> None:
+        super().__init__()
+        self.deep_supervision, self.steps = supervised, [tuple(map(float, step)) for step in steps]
+        ndim, skips, outputs = len(steps[0]), (0, *dims[:-1]), (dims[0], *dims[:-1])
+        self.levels = nn.ModuleList(
+            ConvNormAct(d + s, o, 3, (1,) * ndim) for d, s, o in zip(dims, skips, outputs, strict=True)
+        )
+        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[ndim]
+        self.seg_layers = nn.ModuleList(convolution(d, num_classes, 1) for d in outputs[:heads])
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Maps, finest first, to logits, a list of them under deep supervision."""
+        x, maps = features[-1], []
+        for level, step, skip in zip(self.levels[::-1], self.steps[::-1], (*features[-2::-1], None), strict=True):
+            x = F.interpolate(x, scale_factor=step)
+            x = level(x if skip is None else torch.cat([x, skip], dim=1))
+            maps.insert(0, x)
+        if not self.deep_supervision:
+            return self.seg_layers[0](x)
+        return [head(m) for head, m in zip(self.seg_layers, maps, strict=True)]
+
+
+class HybridUNet(SegmentationNetwork):
+    """The network, in 2D or 3D.
+
+    Args:
+        input_channels: image channels.
+        num_classes: output channels.
+        patch_size: voxels per axis; the network takes images of exactly this size.
+        patch_embed_stride: voxels per cell of the finest map.
+        merge_strides: down-sampling between the stages, one integer or one entry per stage but the last.
+        dims: channels of each stage.
+        depth, num_heads: of the transformer.
+        deep_supervision: return a list of logits, full resolution first.
+        auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
+        strides: nnU-Net's copy of the strides in a plan; must agree with the other arguments.
+
+    Raises:
+        ValueError: if the total stride does not divide the patch.
+    """
+
+    stem_channels_last = False
+    keys_to_in_proj = ("stem.conv",)
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        patch_size: Sequence[int],
+        patch_embed_stride: PerAxis = 2,
+        merge_strides: int | Sequence[PerAxis] = 2,
+        dims: Sequence[int] = (24, 48, 96, 192),
+        depth: int = 2,
+        num_heads: int = 4,
+        deep_supervision: bool = False,
+        auxiliary_heads: bool | None = None,
+        strides: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        super().__init__(patch_size)
+        ndim = len(self.patch_size)
+        merges = per_stage(merge_strides, len(dims) - 1, ndim, "merge_strides")
+        steps = [per_axis(patch_embed_stride, ndim, "patch_embed_stride"), *merges]
+        self.strides = [[1] * ndim, *map(list, steps)]
+        check_strides(strides, self.strides)
+        self.grid_sizes, self.feature_channels = token_grids(self.patch_size, steps), list(dims)
+        self.stem = ConvNormAct(input_channels, dims[0], 3, steps[0])
+        self.encoder = HybridEncoder(dims, merges, self.grid_sizes[-1], depth, num_heads)
+        heads = len(dims) if (deep_supervision if auxiliary_heads is None else auxiliary_heads) else 1
+        self.decoder = HybridDecoder(dims, steps, num_classes, heads, deep_supervision)
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """Feature maps of stem and encoder, finest first."""
+        self.check_input(image)
+        return self.encoder(self.stem(image))
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """(batch, input_channels, *patch_size) to logits (batch, num_classes, *patch_size)."""
+        return self.decoder(self.encode(image))
+
+
+register_network("hybrid_unet", HybridUNet)
+
+
+class nnUNetPlannerHybrid(TransformerPlanner):
+    """Plans ``nnUNetHybridPlans``: four stages, no windows to tile."""
+
+    network_name = "hybrid_unet"
+    token_rules = TokenRules(
+        patch_embed_strides_2d=(2,), patch_embed_strides_3d=(2,), num_stages=4, min_deepest_tokens=2, windows=no_windows
+    )
+
+
+class nnUNetTrainerHybrid(TransformerTrainer):
+    """This package's recipe for the network."""
+
+    network_class_name = f"{HybridUNet.__module__}.{HybridUNet.__qualname__}"
+    planners = ("nnUNetPlannerHybrid",)
