@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,10 @@ import pytest
 import SimpleITK as sitk
 import torch
 from hypothesis import settings
+
+from nnunet_transformers.architectures import _registry
+
+EXAMPLES = Path(__file__).parents[1] / "docs/examples"
 
 # the same examples in every run of CI; elsewhere new ones each time
 settings.register_profile("ci", derandomize=True)
@@ -33,6 +38,16 @@ def nnunet_folders(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     return tmp_path
+
+
+@pytest.fixture
+def examples(monkeypatch):
+    """The documentation's examples can be imported; afterwards they, and the network they register, are forgotten."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr(_registry, "_networks", dict(_registry._networks))
+    yield
+    for file in EXAMPLES.glob("*.py"):
+        sys.modules.pop(file.stem, None)
 
 
 def write_dataset(
