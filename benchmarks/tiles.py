@@ -95,7 +95,11 @@ def draw_stage(axes: Axes, image: np.ndarray, stage: WindowPartition, end: tuple
     grid, window = ("x".join(map(str, values)) for values in (stage.grid_size, stage.window_size))
     share = prod(stage.padded_size) / prod(stage.grid_size)
     padding = "no padding" if share == 1 else f"{share:.1f} times the tokens"
-    axes.set_title(f"{grid} tokens\n{stage.num_windows} windows of {window}\n{padding}", fontsize=8, loc="left")
+    axes.set_title(
+        f"{grid} tokens\n{stage.num_windows} window{'s' * (stage.num_windows > 1)} of {window}\n{padding}",
+        fontsize=8,
+        loc="left",
+    )
     axes.axis("off")
 
 
