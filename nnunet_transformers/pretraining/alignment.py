@@ -133,7 +133,7 @@ def draw_attention(attention: Attention, output: Path, words: int = 6) -> None:
     text_height = 0.3 * lines + 0.2
     figure = Figure(figsize=(2.6 * columns, 2.8 * rows + text_height), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=[2.8 * rows, text_height])
-    axes = upper.subplots(rows, columns, squeeze=False).flat
+    axes = upper.subplots(rows, columns, squeeze=False).ravel()
     image = attention.image.mean(0)
     extent = (0, image.shape[1], image.shape[0], 0)
     for axis in axes:
@@ -141,7 +141,9 @@ def draw_attention(attention: Attention, output: Path, words: int = 6) -> None:
     for axis, (title, weights) in zip(axes, panels, strict=False):
         axis.imshow(image, cmap="gray", extent=extent)
         if weights is not None:
-            axis.imshow(weights, cmap="inferno", alpha=0.55, extent=extent, interpolation="bilinear")
+            # where there is no weight the image stays as it is
+            alpha = 0.8 * weights / weights.max()
+            axis.imshow(weights, cmap="autumn_r", alpha=alpha, extent=extent, interpolation="bilinear")
         axis.set_title(title, fontsize=9)
     red = set(order[:RED_WORDS].tolist())
     axis = lower.subplots()

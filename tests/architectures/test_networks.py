@@ -201,6 +201,18 @@ def test_built_again_from_its_arguments_as_json(name, patch_size):
 COMPILED = {"2d": (64, 32), "3d": (32, 32, 64)}
 
 
+def shallow(name, ndim):
+    """A network with as few layers as still have every kind: what compiles and exports does so at any depth."""
+    fewest = {"depths": (2, 1, 1, 1), "depth": 2}
+    own = get_network(name).all_arguments(ndim)
+    # MiT's published depths are fewer still; None is the network's own choice
+    return {
+        key: tuple(map(min, few, own[key])) if isinstance(own[key], tuple) else few
+        for key, few in fewest.items()
+        if key in own
+    }
+
+
 def compiled_forms():
     """Every form in inference, the larger one of a network in training as well."""
     largest = [forms([name], max(get_network(name).dimensions), patches=COMPILED)[0] for name in SMALLEST]
@@ -211,7 +223,8 @@ def compiled_forms():
 
 @pytest.mark.parametrize("name,patch_size,training", compiled_forms())
 def test_compiles_without_graph_breaks(name, patch_size, training):
-    network = create_network(name, 1, 2, patch_size, drop_path_rate=0.0, deep_supervision=training).train(training)
+    overrides = {**shallow(name, len(patch_size)), "drop_path_rate": 0.0}
+    network = create_network(name, 1, 2, patch_size, deep_supervision=training, **overrides).train(training)
     image = torch.randn(1, 1, *patch_size)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     with torch.set_grad_enabled(training):
@@ -222,7 +235,7 @@ def test_compiles_without_graph_breaks(name, patch_size, training):
 def test_onnx(name, patch_size, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    network = create_network(name, 1, 2, patch_size).eval()
+    network = create_network(name, 1, 2, patch_size, **shallow(name, len(patch_size))).eval()
     image = torch.randn(1, 1, *patch_size)
     path = tmp_path / "network.onnx"
     torch.onnx.export(network, (image,), str(path), dynamo=True, verbose=False)

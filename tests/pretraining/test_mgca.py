@@ -17,6 +17,7 @@ from nnunet_transformers.checkpoints import (
     load_encoder,
     load_encoder_weights,
 )
+from nnunet_transformers.pretraining.alignment import AlignmentCheckpoint
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.image_encoders import create_image_encoder
 from nnunet_transformers.pretraining.methods.mgca import MGCA, on_rows, projection_head
@@ -216,6 +217,10 @@ class TestRuns:
             weight = module.image_encoder.network.patch_embed.proj.weight
             torch.testing.assert_close(network.patch_embed.proj.weight, weight)
         assert float(module.lowest_val_loss) < math.inf
+        alignment = AlignmentCheckpoint.load(tmp_path / "alignment.pth")
+        assert alignment.max_length == 40
+        twin = alignment.build_method().image_encoder.network
+        assert torch.equal(twin.patch_embed.proj.weight, network.patch_embed.proj.weight)
         # nothing in it has to be unpickled, and what was altered is refused
         content = load_checkpoint(tmp_path / "encoder.pth")
         content["timm_encoder"]["num_cases"] += 1

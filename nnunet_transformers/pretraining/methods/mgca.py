@@ -219,7 +219,9 @@ class MGCA(LightningModule):
             encoder = EncoderCheckpoint(encoder_weights(network), overrides=overrides, **known)
         else:
             encoder = TimmCheckpoint(_plain(network), **known)
-        together = AlignmentCheckpoint(_plain(self), dict(settings), index["max_length"])
+        # LightningCLI adds how it found the class
+        own = {name: value for name, value in settings.items() if not name.startswith("_")}
+        together = AlignmentCheckpoint(_plain(self), own, index["max_length"])
         return {"encoder.pth": encoder, "alignment.pth": together}
 
 
