@@ -138,7 +138,7 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    """A folder to work in with nnU-Net's three, a dataset that is planned and preprocessed, and an encoder for it."""
+    """A folder to work in with nnU-Net's three, a dataset that is planned, and an encoder for it."""
     folder = tmp_path_factory.mktemp("docs")
     dataset = write_dataset(folder / "raw", DATASET)
     (dataset / "imagesTs").mkdir()
@@ -151,7 +151,7 @@ def planned(tmp_path_factory):
     ).save(folder / "encoder.pth")
     with pytest.MonkeyPatch.context() as monkeypatch:
         enter(folder, monkeypatch)
-        call("nnUNetv2_plan_and_preprocess -d 4 -pl nnUNetPlannerQTUNetT -c 3d_fullres")
+        call("nnUNetv2_plan_and_preprocess -d 4 -pl nnUNetPlannerQTUNetT --no_pp")
     return folder
 
 
