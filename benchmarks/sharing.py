@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,8 @@ import time
 import venv
 from pathlib import Path
 
+import numpy as np
+import SimpleITK as sitk
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 
@@ -28,12 +29,22 @@ from nnunet_transformers.trainers.base import TransformerTrainer
 
 ROOT = Path(__file__).parents[1]
 DATASET, TRAINER, PLANS = "Dataset004_Hippocampus", "nnUNetTrainerQTUNet_1epoch", "nnUNetQTUNetTPlans"
-FOLDS, CASES, SIZE = ("0", "1"), 10, "36,50,35"
+FOLDS, CASES = ("0", "1"), 10
+# voxels per axis of an image to compare the estimate with; one fold and no flips
+LARGE = (128, 128, 128)
 # no connection gets through, whatever asks for it
 NO_NETWORK = """import socket
 def refuse(*_, **__):
     raise OSError("the network was used")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+"""
+
+
+# runs the entry point and prints the most memory that it had, in bytes
+MEASURED = """import atexit, resource, runpy, sys
+atexit.register(lambda: print("peak", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -65,6 +76,10 @@ def install(folder: Path, requirements: Path) -> Path:
     installer = [uv, "pip", "install", "--python", python] if uv else [python, "-m", "pip", "install"]
     run(*installer, "--quiet", "--requirement", requirements)
     return python
+
+
+def _seconds(said: str) -> list[float]:
+    return [float(s) for s in re.findall(r": (\d+\.\d) s$", said, flags=re.MULTILINE)]
 
 
 def main() -> None:
@@ -104,15 +119,20 @@ def main() -> None:
     clean = {name: "" for name in os.environ if name.startswith(("nnUNet", "PYTHON"))} | {"PYTHONWARNINGS": "ignore"}
     clean["nnUNet_def_n_proc"] = os.environ.get("nnUNet_def_n_proc", "2")
     said, seconds = run(python, package / "predict.py", images, folder / "ours", "--device", "cpu", **clean)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    cases = [float(s) for s in re.findall(r": (\d+\.\d) s$", said, flags=re.MULTILINE)]
+    cases = _seconds(said)
     first = installed + seconds - sum(cases[1:])
     print(f"installed in {installed:.0f} s, first segmentation after {first:.0f} s, {CASES} cases in {seconds:.0f} s")
-    estimated, _ = run(python, package / "predict.py", "--help", **clean)
+
+    large = folder / "large"
+    large.mkdir()
+    noise = np.random.default_rng(0).normal(size=LARGE).astype(np.float32)
+    sitk.WriteImage(sitk.GetImageFromArray(noise), str(large / "noise_0000.nii.gz"))
+    options = ("-f", "0", "--disable-tta", "--device", "cpu")
     command = [python, "-c", "from nnunet_transformers.cli import main; main()", "package", "estimate", package]
-    estimated, _ = run(*command, "--size", SIZE, "--device", "cpu", **clean)
-    print(f"estimate for {SIZE}: {estimated.strip()}")
-    print(f"measured: {sum(cases) / len(cases):.1f} s a case; largest process so far {peak / 1e9:.1f} GB")
+    estimated, _ = run(*command, "--size", ",".join(map(str, LARGE)), *options, **clean)
+    said, _ = run(python, "-c", MEASURED, package / "predict.py", large, folder / "large_output", *options, **clean)
+    peak = int(re.findall(r"^peak (\d+)$", said, flags=re.MULTILINE)[0])
+    print(f"estimate for {LARGE}: {estimated.strip()}; measured: {_seconds(said)[0]:.0f} s and {peak / 1e9:.1f} GB")
 
     theirs = [
         Path(sys.executable).parent / "nnUNetv2_predict_from_modelfolder",
