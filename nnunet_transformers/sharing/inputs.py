@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 
@@ -92,11 +93,17 @@ def check_case(files: Sequence[Path], loaded: LoadedModel) -> CheckedCase:
     images, properties = [], []
     for path in files:
         try:
+            bad = _count_non_finite(path)
             with redirect_stdout(StringIO()):
                 image, found = reader.read_images([str(path)])
         except Exception as error:  # whatever a reader raises on a file that is none
             reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
             raise ValueError(f"{path.name} cannot be read: {reason.strip()}") from error
+        bad = bad or int(image.size - np.isfinite(image).sum())
+        if bad:
+            raise ValueError(
+                f"{path.name} holds NaN or infinity in {bad} voxels; replace them, by the background's value"
+            )
         images.append(image)
         properties.append(found)
     count = sum(image.shape[0] for image in images)
@@ -109,7 +116,6 @@ def check_case(files: Sequence[Path], loaded: LoadedModel) -> CheckedCase:
         _check_geometry(path, image, found, images[0], properties[0], files[0])
     shape, spacing = images[0].shape[1:], tuple(float(s) for s in properties[0]["spacing"])
     _check_dimensions(shape, properties[0], loaded)
-    _check_values(images, files)
     constant = [path.name for path, image in zip(files, images, strict=True) if image.min() == image.max()]
     if len(constant) == len(files):
         raise ValueError(f"every voxel is {float(images[0].flat[0]):g}: there is nothing in the image to segment")
@@ -150,13 +156,12 @@ def _check_dimensions(shape: Sequence[int], properties: Mapping[str, Any], loade
         raise ValueError(f"a 2D image ({'x'.join(map(str, shape))} voxels), the model takes 3D images")
 
 
-def _check_values(images: Sequence[np.ndarray], files: Sequence[Path]) -> None:
-    for path, image in zip(files, images, strict=True):
-        bad = int(image.size - np.isfinite(image).sum())
-        if bad:
-            raise ValueError(
-                f"{path.name} holds NaN or infinity in {bad} voxels; replace them, by the background's value"
-            )
+def _count_non_finite(path: Path) -> int:
+    """Voxels of a NIfTI file that are NaN or infinite; ITK reads them as 0, and what a truncated file lacks as well."""
+    if not path.name.endswith((".nii", ".nii.gz")):
+        return 0
+    voxels = np.asanyarray(nibabel.load(path).dataobj)
+    return int(voxels.size - np.isfinite(voxels).sum())
 
 
 def _spacing_remarks(spacing: Sequence[float], loaded: LoadedModel) -> list[str]:

@@ -72,7 +72,7 @@ def read_checkpoint(path: Path, trust: bool = False) -> tuple[dict[str, Any], bo
         with torch.serialization.safe_globals(_numpy_scalars()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error):
+        if "unsupported" not in str(error).lower():
             raise ValueError(f"{path} is truncated or not a checkpoint: {error}") from error
         if not trust:
             raise ValueError(

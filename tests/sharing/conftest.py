@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor, predict_entry_point_modelfolder
 from nnunetv2.run.run_training import get_trainer_from_args
+from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from typer.testing import CliRunner
 
 from nnunet_transformers import cli
@@ -48,10 +49,25 @@ def some_images(folder: Path, target: Path, count: int = 1) -> Path:
     return target
 
 
-def stock_predict(monkeypatch, model: Path, images: Path, output: Path, *more: object, processes: int = 0) -> Path:
-    """nnU-Net's own command in this process."""
-    count = (max(processes, 1),) * 2
-    arguments = ["-m", model, "-i", images, "-o", output, "-device", "cpu", "-npp", count[0], "-nps", count[1], *more]
+def stock_predict(
+    model: Path, images: Path, output: Path, *folds: int, previous: Path | None = None, **options
+) -> Path:
+    """What nnUNetv2_predict -npp 0 -nps 0 does, with one process to list the images rather than twelve."""
+    settings = {"use_mirroring": options.pop("mirroring", True), "tile_step_size": options.pop("step_size", 0.5)}
+    predictor = nnUNetPredictor(device=CPU, allow_tqdm=False, **settings)
+    predictor.initialize_from_trained_model_folder(str(model), folds, "checkpoint_final.pth")
+    ending = predictor.dataset_json["file_ending"]
+    cases = create_lists_from_splitted_dataset_folder(str(images), ending, num_processes=1)
+    output.mkdir()
+    names = [str(output / Path(files[0]).name.removesuffix(f"_0000{ending}")) for files in cases]
+    stage = None if previous is None else str(previous)
+    predictor.predict_from_files_sequential(cases, names, folder_with_segs_from_prev_stage=stage, **options)
+    return output
+
+
+def stock_command(monkeypatch, model: Path, images: Path, output: Path, *more: object) -> Path:
+    """nnU-Net's own command in this process, with its worker processes."""
+    arguments = ["-m", model, "-i", images, "-o", output, "-device", "cpu", "-npp", 1, "-nps", 1, *more]
     monkeypatch.setattr(sys, "argv", ["nnUNetv2_predict_from_modelfolder", *map(str, arguments)])
     predict_entry_point_modelfolder()
     return output

@@ -13,7 +13,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerp
 from tests.conftest import write_dataset
 from tests.trainers.test_training import PLANNER
 
-from .conftest import add_cascade, environment, initialise, invoke, some_images, stock_predict
+from .conftest import add_cascade, environment, initialise, invoke, some_images, stock_command, stock_predict
 
 
 def predict(package, images, output, *more):
@@ -39,22 +39,26 @@ def planned(trained, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "folds,options",
-    [((0, 1), ()), ((1,), ("--disable_tta", "-step_size", 0.9))],
-    ids=["two folds, mirrored", "one fold, not mirrored, larger steps"],
-)
-def test_folds_and_options(trained, model, package, tmp_path, monkeypatch, folds, options):
+def test_the_command(trained, model, package, tmp_path, monkeypatch):
     images = some_images(trained, tmp_path / "images")
-    theirs = stock_predict(monkeypatch, model, images, tmp_path / "theirs", "-f", *folds, *options)
-    ours = predict(package, images, tmp_path / "ours", "-f", *folds, *options)
+    theirs = stock_command(monkeypatch, model, images, tmp_path / "theirs", "-f", 0, 1)
+    ours = predict(package, images, tmp_path / "ours", "-f", 0, 1)
     assert_equal(ours, theirs)
     assert sorted(path.name for path in ours.iterdir()) == ["ball_0.nii.gz"]
 
 
-def test_probabilities(trained, model, package, tmp_path, monkeypatch):
+def test_folds_and_options(trained, model, package, tmp_path):
+    images = some_images(trained, tmp_path / "images", 2)
+    theirs = stock_predict(model, images, tmp_path / "theirs", 1, mirroring=False, step_size=0.9)
+    ours = predict(package, images, tmp_path / "ours", "-f", 1, "--disable_tta", "-step_size", 0.9)
+    assert_equal(ours, theirs, ("ball_0", "ball_1"))
+    other = predict(package, images, tmp_path / "mirrored", "-f", 1)
+    assert (ours / "ball_0.nii.gz").read_bytes() != (other / "ball_0.nii.gz").read_bytes()
+
+
+def test_probabilities(trained, model, package, tmp_path):
     images = some_images(trained, tmp_path / "images")
-    theirs = stock_predict(monkeypatch, model, images, tmp_path / "theirs", "-f", 0, "--save_probabilities")
+    theirs = stock_predict(model, images, tmp_path / "theirs", 0, save_probabilities=True)
     assert_equal(predict(package, images, tmp_path / "ours", "-f", 0, "-npz"), theirs, probabilities=True)
 
 
@@ -67,19 +71,18 @@ def test_regions_and_several_channels(tmp_path, monkeypatch):
     model = initialise(tmp_path)
     assert invoke("package", model, "-o", tmp_path / "package").exit_code == 0
     images = some_images(tmp_path, tmp_path / "images")
-    theirs = stock_predict(monkeypatch, model, images, tmp_path / "theirs", "-f", 0, "--save_probabilities")
+    theirs = stock_predict(model, images, tmp_path / "theirs", 0, save_probabilities=True)
     assert_equal(predict(tmp_path / "package", images, tmp_path / "ours", "-npz"), theirs, probabilities=True)
 
 
-def test_cascade(planned, tmp_path, monkeypatch):
+def test_cascade(planned, tmp_path):
     add_cascade(planned)
     lowres = initialise(planned, configuration="3d_lowres")
     cascade = initialise(planned, configuration="3d_cascade_fullres")
     assert invoke("package", cascade, "-f", 0, "-o", tmp_path / "package").exit_code == 0
     images = some_images(planned, tmp_path / "images")
-    stage = stock_predict(monkeypatch, lowres, images, tmp_path / "stage", "-f", 0)
-    previous = ("-prev_stage_predictions", stage)
-    theirs = stock_predict(monkeypatch, cascade, images, tmp_path / "theirs", "-f", 0, *previous)
+    stage = stock_predict(lowres, images, tmp_path / "stage", 0)
+    theirs = stock_predict(cascade, images, tmp_path / "theirs", 0, previous=stage)
     assert_equal(predict(tmp_path / "package", images, tmp_path / "ours"), theirs)
 
     moved = tmp_path / "elsewhere" / lowres.name
@@ -92,14 +95,12 @@ def test_cascade(planned, tmp_path, monkeypatch):
     assert stages["previous"]["configuration"] == "3d_lowres"
 
 
-def test_ensemble_of_configurations(planned, tmp_path, monkeypatch):
+def test_ensemble_of_configurations(planned, tmp_path):
     models = [initialise(planned, configuration=name) for name in ("2d", "3d_fullres")]
     assert invoke("package", *models, "-f", 0, "-o", tmp_path / "package").exit_code == 0
     images = some_images(planned, tmp_path / "images")
-    parts = [
-        stock_predict(monkeypatch, model, images, tmp_path / model.name, "-f", 0, "--save_probabilities")
-        for model in models
-    ]
+    parts = [stock_predict(model, images, tmp_path / model.name, 0, save_probabilities=True) for model in models]
+    # nnUNetv2_ensemble reads both from the first folder, where nnUNetv2_predict leaves them
     ensemble_folders([str(part) for part in parts], str(tmp_path / "theirs"), True, num_processes=1)
     ours = predict(tmp_path / "package", images, tmp_path / "ours", "-npz")
     assert_equal(ours, tmp_path / "theirs", probabilities=True)

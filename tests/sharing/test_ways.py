@@ -41,10 +41,10 @@ def python(tmp_path_factory):
     return folder / "bin" / "python"
 
 
-def test_entry_point(trained, model, package, python, tmp_path, monkeypatch):
+def test_entry_point(trained, model, package, python, tmp_path):
     """In another environment, another folder, without network, the package read-only."""
     images = some_images(trained, tmp_path / "images")
-    theirs = stock_predict(monkeypatch, model, images, tmp_path / "theirs", "-f", 0, 1)
+    theirs = stock_predict(model, images, tmp_path / "theirs", 0, 1)
     moved = Path(shutil.copytree(package, tmp_path / "moved"))
     folders = [moved, *(p for p in moved.rglob("*") if p.is_dir())]
     for folder in folders:
@@ -107,7 +107,7 @@ def test_zips_and_stock(trained, tmp_path, monkeypatch):
     archive = tmp_path / "model.zip"
     export_pretrained_model(900, str(archive), ("3d_fullres",), TRAINER, PLANS, folds=(0,))
     images = some_images(trained, tmp_path / "images")
-    expected = (stock_predict(monkeypatch, model, images, tmp_path / "a", "-f", 0) / "ball_0.nii.gz").read_bytes()
+    expected = (stock_predict(model, images, tmp_path / "a", 0) / "ball_0.nii.gz").read_bytes()
 
     result = invoke("package", "--from-zip", archive, "-o", tmp_path / "package")
     assert "nothing was unpickled" in result.output
@@ -119,9 +119,7 @@ def test_zips_and_stock(trained, tmp_path, monkeypatch):
     result = invoke("export-stock", model, "-f", 0, "-o", tmp_path / "stock")
     assert "needs nnunet_transformers.architectures.qt_unet.QTUNet and no trainer of ours" in result.output
     stock = tmp_path / "stock" / f"nnUNetTrainer__{PLANS}__3d_fullres"
-    assert (
-        stock_predict(monkeypatch, stock, images, tmp_path / "c", "-f", 0) / "ball_0.nii.gz"
-    ).read_bytes() == expected
+    assert (stock_predict(stock, images, tmp_path / "c", 0) / "ball_0.nii.gz").read_bytes() == expected
     with pytest.raises(FileExistsError):
         invoke("export-stock", model, "-o", tmp_path / "stock")
 
@@ -132,7 +130,7 @@ def test_zips_and_stock(trained, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "results")
     (tmp_path / "results").mkdir()
     install_model_from_zip_file(str(archive))
-    again = stock_predict(monkeypatch, model.with_name(stock.name), images, tmp_path / "d", "-f", 0)
+    again = stock_predict(model.with_name(stock.name), images, tmp_path / "d", 0)
     assert (again / "ball_0.nii.gz").read_bytes() == expected
 
 
