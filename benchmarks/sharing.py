@@ -49,10 +49,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def run(*command: object, **environment: str) -> tuple[str, float]:
-    """Run a command in another working folder; returns what it printed and its seconds."""
+    """Run a command in another working folder, a variable that is empty unset; returns its output and seconds."""
     start = time.perf_counter()
     print(f"$ {' '.join(map(str, command))}", flush=True)
-    env = {**os.environ, **environment}
+    env = {name: value for name, value in {**os.environ, **environment}.items() if value}
     result = subprocess.run([str(c) for c in command], env=env, cwd="/", capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(result.stdout + result.stderr)

