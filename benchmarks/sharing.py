@@ -25,6 +25,7 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 
+from nnunet_transformers.sharing import verify
 from nnunet_transformers.trainers.base import TransformerTrainer
 
 ROOT = Path(__file__).parents[1]
@@ -119,6 +120,7 @@ def main() -> None:
     clean = {name: "" for name in os.environ if name.startswith(("nnUNet", "PYTHON"))} | {"PYTHONWARNINGS": "ignore"}
     clean["nnUNet_def_n_proc"] = os.environ.get("nnUNet_def_n_proc", "2")
     said, seconds = run(python, package / "predict.py", images, folder / "ours", "--device", "cpu", **clean)
+    verify(package)  # root could have written into it all the same
     cases = _seconds(said)
     first = installed + seconds - sum(cases[1:])
     print(f"installed in {installed:.0f} s, first segmentation after {first:.0f} s, {CASES} cases in {seconds:.0f} s")

@@ -16,6 +16,7 @@ import pytest
 from nnunetv2.model_sharing.model_export import export_pretrained_model
 from nnunetv2.model_sharing.model_import import install_model_from_zip_file
 
+from nnunet_transformers.sharing import verify
 from tests.trainers.test_training import PLANS, TRAINER
 
 from .conftest import MODEL, environment, initialise, invoke, some_images, stock_predict
@@ -56,6 +57,7 @@ def test_entry_point(trained, model, package, python, tmp_path):
     for folder in folders:
         folder.chmod(0o755)
     assert result.returncode == 0, result.stderr
+    verify(moved)  # nothing was written beside it, which root could do all the same
     assert "1 segmented, 0 not" in result.stdout
     assert (tmp_path / "ours" / "ball_0.nii.gz").read_bytes() == (theirs / "ball_0.nii.gz").read_bytes()
 
