@@ -73,7 +73,7 @@ def read_checkpoint(path: Path, trust: bool = False) -> tuple[dict[str, Any], bo
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "unsupported" not in str(error).lower():
-            raise ValueError(f"{path} is truncated or not a checkpoint: {error}") from error
+            raise ValueError(f"{path} is truncated or not a checkpoint of nnU-Net's") from error
         if not trust:
             raise ValueError(
                 f"{path} holds Python objects besides weights, which could run code when they are loaded. Give --trust "
