@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pydoc
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from .._files import write_json
 from .trained import read_json
@@ -126,11 +129,20 @@ def check_plan(plans: Mapping[str, Any], model: Model) -> None:
         architecture = configuration.get("architecture")
         if architecture is not None:
             name = architecture["network_class_name"]
-            is_network = isinstance(name, str) and name.startswith(NETWORK_PACKAGES) and ".." not in name
-            check("network", name, is_network and "__" not in name)
+            check("network", name, _is_network(name))
             for key in architecture["_kw_requires_import"]:
                 layer = architecture["arch_kwargs"].get(key)
                 check(key, layer, layer is None or _matches(LAYERS, layer))
+
+
+def _is_network(name: Any) -> bool:
+    """A module class of these packages: a path through what their modules import leads anywhere."""
+    if not isinstance(name, str) or not name.startswith(NETWORK_PACKAGES):
+        return False
+    found = pydoc.locate(name)
+    return (
+        isinstance(found, type) and issubclass(found, nn.Module) and f"{found.__module__}.".startswith(NETWORK_PACKAGES)
+    )
 
 
 def _matches(pattern: re.Pattern, name: Any) -> bool:

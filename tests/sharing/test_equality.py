@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from nnunetv2.ensembling.ensemble import ensemble_folders
-from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
+from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiments
 
 from tests.conftest import write_dataset
 from tests.trainers.test_training import PLANNER
@@ -62,11 +62,17 @@ def test_probabilities(trained, model, package, tmp_path):
     assert_equal(predict(package, images, tmp_path / "ours", "-f", 0, "-npz"), theirs, probabilities=True)
 
 
-def test_regions_and_several_channels(tmp_path, monkeypatch):
+def test_regions_and_several_channels(trained, tmp_path, monkeypatch):
     environment(tmp_path, monkeypatch)
     labels = {"background": 0, "all": [1, 2], "small": 2}
     write_dataset(tmp_path / "raw", cases=1, labels=labels, channels=2, regions_class_order=[1, 2])
-    extract_fingerprints([900], num_processes=1)
+    # the shared dataset's fingerprint, for two channels
+    folder = tmp_path / "preprocessed" / "Dataset900_Balls"
+    folder.mkdir()
+    fingerprint = json.loads((trained / "preprocessed" / folder.name / "dataset_fingerprint.json").read_text())
+    channels = fingerprint["foreground_intensity_properties_per_channel"]
+    channels["1"] = channels["0"]
+    (folder / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
     plan_experiments([900], PLANNER, gpu_memory_target_in_gb=2)
     model = initialise(tmp_path)
     assert invoke("package", model, "-o", tmp_path / "package").exit_code == 0

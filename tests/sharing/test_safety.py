@@ -139,13 +139,22 @@ def test_any_damage_is_refused_by_name(package, data):
 class TestHostileContent:
     """Packages whose manifest agrees with what they hold."""
 
-    @pytest.mark.parametrize("name", ["subprocess.Popen", "nnunet_transformers.architectures.os.system", "os.mkdir"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "subprocess.Popen",
+            "nnunet_transformers.architectures.qt_unet.torch.hub.load",
+            "nnunet_transformers.architectures.qt_unet.nn.Sequential",
+            "nnunet_transformers.architectures.no_module.Network",
+            7,
+        ],
+    )
     def test_network(self, copied, name):
         def change(plans):
             plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = name
 
         rewrite(copied, PLANS_FILE, change)
-        with pytest.raises(ValueError, match=r"as network, which is not loaded|no network that can be built"):
+        with pytest.raises(ValueError, match=f"names {name!r} as network, which is not loaded"):
             load_package(copied, CPU)
 
     def test_layer(self, copied):
