@@ -37,7 +37,7 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error) and "Unsupported" in str(error):
+        if "Weights only load failed" in str(error) and "unsupported" in str(error).lower():
             raise ValueError(
                 f"{path} holds Python objects besides weights, which could run code when they are loaded; refused. "
                 "Where you trust its origin, save its state dict alone with torch.save and use that file"

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from .package_commands import Checkpoint, Folds, FoldsCommand, Trust, package
+
 PROBE_TRAINER = "nnUNetTrainerLinearProbe"
 
 app = typer.Typer(
@@ -23,6 +25,7 @@ probe = typer.Typer(help="How much a frozen encoder knows: classification and se
 app.add_typer(probe, name="probe")
 classification = typer.Typer(help="Classifiers of whole images, from an encoder or from nothing.", no_args_is_help=True)
 app.add_typer(classification, name="classify")
+app.add_typer(package, name="package")
 
 
 @app.command()
@@ -138,6 +141,20 @@ def attach_imagenet(
     from .attachment import attach_imagenet as run
 
     run(dataset, plans, output, configuration or (), convnext, swin, spread, force)
+
+
+@app.command("export-stock", cls=FoldsCommand)
+def export_stock(
+    model: Annotated[Path, typer.Argument(help="Folder of results, .../TRAINER__PLANS__CONFIGURATION.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write nnUNetTrainer__... to.")],
+    folds: Folds = None,
+    checkpoint: Checkpoint = "checkpoint_final.pth",
+    trust: Trust = False,
+) -> None:
+    """Copy a trained model under nnU-Net's own trainer's name, so that predicting needs the network class alone."""
+    from .packages import export_and_explain
+
+    export_and_explain(model, output, folds or (), checkpoint, trust)
 
 
 @app.command("evaluate-iou")

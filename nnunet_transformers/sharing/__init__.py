@@ -1,0 +1,25 @@
+"""Trained models that others can run: packages without pickles, checked file by file, and nnU-Net's own format."""
+
+from .estimate import Estimate, estimate
+from .load import LoadedModel, load_package
+from .manifest import Manifest, verify
+from .package import Made, Options, make_package, package_zip
+from .run import CaseResult, predict_folder, select_device
+from .stock import export_stock
+
+__all__ = [
+    "CaseResult",
+    "Estimate",
+    "LoadedModel",
+    "Made",
+    "Manifest",
+    "Options",
+    "estimate",
+    "export_stock",
+    "load_package",
+    "make_package",
+    "package_zip",
+    "predict_folder",
+    "select_device",
+    "verify",
+]

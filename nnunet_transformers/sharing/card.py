@@ -1,0 +1,112 @@
+"""The model card: what a package is, from which data, plan and recipe, and how well it did in validation."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from .._files import write_text
+from .description import Description, Model
+from .manifest import file_hash
+from .trained import TrainedFold, read_json
+
+NAME = "README.md"
+USE = """## Use
+
+    pip install -r requirements.txt
+    python predict.py INPUT OUTPUT
+
+INPUT holds {inputs}. OUTPUT gets one segmentation `case{ending}` each. `python predict.py --help` lists the options;
+`nnunet-transformers package verify` checks the files against `manifest.json`. The Dockerfile makes a container that
+reads /input and writes /output, without network and without root.
+"""
+
+
+def write_card(
+    folder: Path,
+    description: Description,
+    folds: Mapping[str, Sequence[TrainedFold]],
+    sources: Mapping[str, Path],
+    licence: str,
+) -> None:
+    """Write the card.
+
+    Args:
+        folder: of the package, all else but the manifest written.
+        description: of the package.
+        folds: of each model, by its folder in the package.
+        sources: nnU-Net's folders of the same, for the validation's scores.
+        licence: of the weights.
+    """
+    first = read_json(folder / description.models[0].folder / "dataset.json")
+    plans = read_json(folder / description.models[0].folder / "plans.json")
+    ending = first["file_ending"]
+    channels = ", ".join(f"`case_{int(i):04d}{ending}` ({name})" for i, name in _channels(first).items())
+    parts = [
+        f"# {plans['dataset_name']}: segmentation with nnU-Net\n",
+        f"Licence of the weights: {licence or 'not stated; ask the source before you use them'}\n",
+        _data(first, plans["dataset_name"]),
+        USE.format(inputs=f"for each case {channels}", ending=ending),
+    ]
+    if len(description.models) > 1:
+        parts.append(f"The probabilities of {len(description.models)} models are averaged.\n")
+    for model in description.models:
+        stage: Model | None = model
+        while stage is not None:
+            parts.append(_model(folder, stage, folds[stage.folder], sources[stage.folder]))
+            stage = stage.previous
+    versions = {"Python": platform.python_version(), **description.versions}
+    parts.append("## Versions\n\n" + "".join(f"- {name} {version}\n" for name, version in versions.items()))
+    write_text("\n".join(parts), folder / NAME)
+
+
+def _channels(dataset_json: Mapping[str, Any]) -> dict[str, str]:
+    return dataset_json.get("channel_names") or dataset_json["modality"]
+
+
+def _data(dataset_json: Mapping[str, Any], name: str) -> str:
+    labels = ", ".join(f"{value} {label}" for label, value in dataset_json["labels"].items())
+    said = {key: dataset_json.get(key) for key in ("description", "reference", "licence", "license", "release")}
+    lines = [f"- {name}, {dataset_json.get('numTraining', 'unknown number of')} training cases"]
+    lines += [f"- channels: {', '.join(_channels(dataset_json).values())}; labels: {labels}"]
+    lines += [f"- {key} of the data: {value}" for key, value in said.items() if value]
+    return "## Data\n\n" + "\n".join(lines) + "\n"
+
+
+def _model(folder: Path, model: Model, folds: Sequence[TrainedFold], source: Path) -> str:
+    plans = PlansManager(read_json(folder / model.folder / "plans.json"))
+    configuration = plans.get_configuration(model.configuration)
+    axes = "none" if model.mirroring_axes is None else ", ".join(map(str, model.mirroring_axes))
+    spacing = " x ".join(f"{s:g}" for s in configuration.spacing)
+    lines = [
+        f"## {model.folder.removeprefix('models/')}\n",
+        f"- network: {model.network}",
+        f"- plan: {plans.plans_name}, {model.configuration}; patch {'x'.join(map(str, configuration.patch_size))} at "
+        f"{spacing} mm, batch {configuration.batch_size}, {', '.join(configuration.normalization_schemes)}",
+        f"- recipe: {model.trainer}, {folds[0].epochs} epochs; inference mirrors axes {axes}",
+    ]
+    if model.orientations:
+        lines.append(f"- axes of the training images: {', '.join(model.orientations)}")
+    if model.previous is not None:
+        lines.append(f"- takes the segmentation of {model.previous.folder.removeprefix('models/')}")
+    names = {str(tuple(v) if isinstance(v, list) else v): n for n, v in _labels(folder, model).items()}
+    rows = []
+    for fold in folds:
+        summary = source / f"fold_{fold.name}" / "validation" / "summary.json"
+        scores = read_json(summary) if summary.is_file() else None
+        digest = file_hash(folder / model.weights_file(fold.name))
+        if scores is None:
+            rows.append(f"| {fold.name} | not validated | | `{digest}` |")
+            continue
+        per_label = ", ".join(f"{names.get(key, key)} {float(s['Dice']):.3f}" for key, s in scores["mean"].items())
+        rows.append(f"| {fold.name} | {float(scores['foreground_mean']['Dice']):.3f} | {per_label} | `{digest}` |")
+    head = "\n| fold | validation Dice | by label | SHA-256 of the weights |\n|---|---|---|---|"
+    return "\n".join([*lines, head, *rows]) + "\n"
+
+
+def _labels(folder: Path, model: Model) -> Mapping[str, Any]:
+    return read_json(folder / model.folder / "dataset.json")["labels"]

@@ -1,0 +1,176 @@
+"""How long an image of a size will take and how much memory, from the sliding window's tiles and one timed tile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+from torch import nn
+
+from .load import LoadedModel
+
+# of Python, torch and nnU-Net before they load anything
+BASE_BYTES = 0.6e9
+# cubic resampling in float64, the image before it and what it makes: bytes for each voxel of one channel
+RESAMPLING = 8 + 8 + 4
+MEMORY_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an image needs.
+
+    Attributes:
+        resampled: voxels per axis that the network's tiles cover, padded to the patch at least.
+        tiles: of the sliding window.
+        passes: through the network, of all folds and flips, and of the models before in a cascade.
+        seconds: for prediction.
+        host_bytes: of main memory.
+        device_bytes: of the GPU's; 0 on a CPU.
+    """
+
+    resampled: tuple[int, ...]
+    tiles: int
+    passes: int
+    seconds: float
+    host_bytes: int
+    device_bytes: int
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.resampled))
+        device = f", {self.device_bytes / 1e9:.1f} GB on the device" if self.device_bytes else ""
+        return (
+            f"{size} voxels after resampling, {self.tiles} tiles, {self.passes} passes: about {self.seconds:.0f} s and "
+            f"{self.host_bytes / 1e9:.1f} GB of memory{device}"
+        )
+
+
+def needed_bytes(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[float]) -> int:
+    """Main memory for an image, without its network; the largest of preprocessing, sliding window and export."""
+    predictor = loaded.predictor
+    heads = predictor.label_manager.num_segmentation_heads
+    channels = len(predictor.dataset_json.get("channel_names") or predictor.dataset_json["modality"])
+    voxels, resampled = int(np.prod(shape)), int(np.prod(_padded(loaded, shape, spacing)))
+    image = 4 * channels * voxels
+    # the logits are float16; the sum over folds is a second array of them
+    folds = min(2, len(predictor.list_of_parameters))
+    preprocessing = 2 * image + RESAMPLING * (voxels + resampled)
+    stacked = channels if loaded.previous is None else channels + len(predictor.label_manager.foreground_labels)
+    window = resampled * (2 * 4 * stacked + 2 * heads * (folds + 1) + 2)
+    export = resampled * heads * (2 + 8) + voxels * (2 * heads + 8 + 8) if resampled != voxels else voxels * 4 * heads
+    own = int(max(preprocessing, window, export))
+    return own if loaded.previous is None else max(own, needed_bytes(loaded.previous, shape, spacing))
+
+
+def estimate(loaded: Sequence[LoadedModel], shape: Sequence[int], spacing: Sequence[float] | None = None) -> Estimate:
+    """Estimate for all models of a package.
+
+    Args:
+        loaded: of ``load_package``.
+        shape: voxels per axis, three of them (1 first for an image in 2D), in the order of the array.
+        spacing: mm per voxel; the plan's own by default.
+
+    Raises:
+        ValueError: if shape or spacing are not three positive numbers.
+    """
+    if len(shape) != 3 or min(shape) < 1 or (spacing is not None and (len(spacing) != 3 or min(spacing) <= 0)):
+        raise ValueError("--size and --spacing are three positive numbers such as 128,256,256; 1 first for 2D")
+    parts = [_one(part, shape, spacing) for model in loaded for part in _stages(model)]
+    host = max(part.host_bytes for part in parts) + int(BASE_BYTES) + sum(map(_network_bytes, loaded))
+    return Estimate(
+        parts[-1].resampled,
+        sum(part.tiles for part in parts),
+        sum(part.passes for part in parts),
+        sum(part.seconds for part in parts),
+        host,
+        max(part.device_bytes for part in parts),
+    )
+
+
+def _stages(loaded: LoadedModel) -> list[LoadedModel]:
+    return [*([] if loaded.previous is None else _stages(loaded.previous)), loaded]
+
+
+def _network_bytes(loaded: LoadedModel) -> int:
+    copies = 1 + len(loaded.predictor.list_of_parameters)
+    own = copies * sum(value.nbytes for value in loaded.predictor.network.state_dict().values())
+    return own + (0 if loaded.previous is None else _network_bytes(loaded.previous))
+
+
+def _padded(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...]:
+    predictor = loaded.predictor
+    order = predictor.plans_manager.transpose_forward
+    turned, old = [shape[i] for i in order], [float(spacing[i]) for i in order]
+    target = list(predictor.configuration_manager.spacing)
+    target = [old[0], *target] if len(target) == 2 else target
+    new = compute_new_shape(turned, old, target)
+    patch = predictor.configuration_manager.patch_size
+    return tuple(int(max(n, p)) for n, p in zip(new, [1, *patch][-3:], strict=True))
+
+
+def _own_spacing(loaded: LoadedModel) -> list[float]:
+    spacing = list(loaded.predictor.configuration_manager.spacing)
+    spacing = [1.0, *spacing] if len(spacing) == 2 else spacing
+    return [spacing[i] for i in loaded.predictor.plans_manager.transpose_backward]
+
+
+def _one(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[float] | None) -> Estimate:
+    predictor = loaded.predictor
+    spacing = spacing or _own_spacing(loaded)
+    size = _padded(loaded, shape, spacing)
+    tiles = len(predictor._internal_get_sliding_window_slicers(size))
+    axes = predictor.allowed_mirroring_axes if predictor.use_mirroring else None
+    passes = tiles * len(predictor.list_of_parameters) * 2 ** len(axes or ())
+    seconds, device_bytes = _time_pass(predictor.network, loaded)
+    heads = predictor.label_manager.num_segmentation_heads
+    if device_bytes:
+        device_bytes += int(np.prod(size)) * (4 * _input_channels(predictor.network, loaded) + 2 * heads + 2)
+    host = needed_bytes(loaded, shape, spacing)
+    return Estimate(size, tiles, passes, passes * seconds, host, device_bytes)
+
+
+def _input_channels(network: nn.Module, loaded: LoadedModel) -> int:
+    channels = len(loaded.predictor.dataset_json.get("channel_names") or loaded.predictor.dataset_json["modality"])
+    return channels if loaded.previous is None else channels + len(loaded.predictor.label_manager.foreground_labels)
+
+
+@torch.inference_mode()
+def _time_pass(network: nn.Module, loaded: LoadedModel) -> tuple[float, int]:
+    """Seconds of a pass, the better of two after a first, and the device's peak memory in bytes."""
+    device = loaded.predictor.device
+    network.to(device).eval()
+    patch = torch.randn(
+        1, _input_channels(network, loaded), *loaded.predictor.configuration_manager.patch_size, device=device
+    )
+    seconds = []
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    with torch.autocast("cuda") if is_cuda else nullcontext():
+        for _ in range(3):
+            start = time.perf_counter()
+            network(patch)
+            if is_cuda:
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - start)
+    return min(seconds[1:]), torch.cuda.max_memory_allocated(device) if is_cuda else 0
+
+
+def available_bytes() -> int | None:
+    """Main memory that is free, a container's limit included; None where the system does not say."""
+    free = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in lines:
+            free.append(1024 * int(lines["MemAvailable"].split()[0]))
+    limit, used = (Path(name) for name in MEMORY_FILES)
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
+        free.append(int(text) - int(used.read_text()))
+    return min(free, default=None)

@@ -1,0 +1,183 @@
+"""The images of a case as they come: what nnU-Net would stumble over or silently take, each with a message."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
+
+from .load import LoadedModel
+from .orientation import orientation
+
+IMAGE_ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings}, key=len)
+# training spacings times and by this are taken without a word
+SPACING_TOLERANCE = 2.0
+
+
+@dataclass(frozen=True)
+class FoundCases:
+    """What a folder holds: the files of each case, and what is wrong with names that make no case."""
+
+    cases: dict[str, list[Path]]
+    problems: dict[str, str]
+
+
+@dataclass(frozen=True)
+class CheckedCase:
+    """A case that can be predicted.
+
+    Attributes:
+        shape: voxels per axis, in the order of the array.
+        spacing: mm per voxel, in the same order.
+        remarks: what the user should know.
+    """
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    remarks: tuple[str, ...] = ()
+
+
+def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
+    """The channels that a model takes, in their order."""
+    names = dataset_json.get("channel_names") or dataset_json["modality"]
+    return [names[key] for key in sorted(names, key=int)]
+
+
+def find_cases(folder: Path, file_ending: str) -> FoundCases:
+    """The cases of a folder, by nnU-Net's names CASE_0000.ending.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if there is no image in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    cases: dict[str, list[Path]] = {}
+    problems = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        if not path.name.endswith(file_ending):
+            if any(path.name.lower().endswith(ending) for ending in IMAGE_ENDINGS):
+                problems[path.name] = f"the model reads {file_ending}; convert the image"
+            continue
+        stem = path.name.removesuffix(file_ending)
+        match = re.fullmatch(r"(.+)_(\d{4})", stem)
+        if match is None:
+            problems[path.name] = f"no channel number in its name; call it {stem}_0000{file_ending}"
+            continue
+        cases.setdefault(match[1], []).append(path)
+    if not cases and not problems:
+        raise ValueError(f"no image in {folder}; the model reads CASE_0000{file_ending}")
+    return FoundCases(cases, problems)
+
+
+def check_case(files: Sequence[Path], loaded: LoadedModel) -> CheckedCase:
+    """Read a case and look at it before anything is computed.
+
+    Raises:
+        ValueError: says what is wrong with it.
+    """
+    dataset_json, plans = loaded.predictor.dataset_json, loaded.predictor.plans_manager
+    channels = channel_names(dataset_json)
+    _check_numbers(files, channels, loaded.file_ending)
+    reader = plans.image_reader_writer_class()
+    images, properties = [], []
+    for path in files:
+        try:
+            bad = _count_non_finite(path)
+            with redirect_stdout(StringIO()):
+                image, found = reader.read_images([str(path)])
+        except Exception as error:  # whatever a reader raises on a file that is none
+            reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+            raise ValueError(f"{path.name} cannot be read: {reason.strip()}") from error
+        bad = bad or int(image.size - np.isfinite(image).sum())
+        if bad:
+            raise ValueError(
+                f"{path.name} holds NaN or infinity in {bad} voxels; replace them, by the background's value"
+            )
+        images.append(image)
+        properties.append(found)
+    count = sum(image.shape[0] for image in images)
+    if count != len(channels):
+        last = int(files[-1].name.removesuffix(loaded.file_ending)[-4:])
+        missing = ", ".join(f"_{i:04d} ({channels[i]})" for i in range(last + 1, len(channels)))
+        hint = f"missing {missing}" if count < len(channels) else "more than it was trained with"
+        raise ValueError(f"{count} channels, the model takes {len(channels)} ({', '.join(channels)}): {hint}")
+    for path, image, found in zip(files, images, properties, strict=True):
+        _check_geometry(path, image, found, images[0], properties[0], files[0])
+    shape, spacing = images[0].shape[1:], tuple(float(s) for s in properties[0]["spacing"])
+    _check_dimensions(shape, properties[0], loaded)
+    constant = [path.name for path, image in zip(files, images, strict=True) if image.min() == image.max()]
+    if len(constant) == len(files):
+        raise ValueError(f"every voxel is {float(images[0].flat[0]):g}: there is nothing in the image to segment")
+    remarks = [f"{name} is constant" for name in constant]
+    remarks += _spacing_remarks(spacing, loaded) + _orientation_remarks(files, loaded)
+    return CheckedCase(tuple(shape), spacing, tuple(remarks))
+
+
+def _check_numbers(files: Sequence[Path], channels: Sequence[str], file_ending: str) -> None:
+    numbers = [int(path.name.removesuffix(file_ending)[-4:]) for path in files]
+    for expected, number in enumerate(numbers):
+        if number != expected:
+            name = f" ({channels[expected]})" if expected < len(channels) else ""
+            raise ValueError(f"_{expected:04d}{name} is missing; there is {', '.join(path.name for path in files)}")
+
+
+def _check_geometry(
+    path: Path,
+    image: np.ndarray,
+    found: Mapping[str, Any],
+    other: np.ndarray,
+    properties: Mapping[str, Any],
+    first: Path,
+) -> None:
+    if image.shape[1:] != other.shape[1:]:
+        sizes = ["x".join(map(str, i.shape[1:])) for i in (image, other)]
+        raise ValueError(f"{path.name} has {sizes[0]} voxels, {first.name} {sizes[1]}; channels need the same grid")
+    if not np.allclose(found["spacing"], properties["spacing"], rtol=1e-4):
+        raise ValueError(f"{path.name} and {first.name} differ in spacing; channels need the same grid")
+
+
+def _check_dimensions(shape: Sequence[int], properties: Mapping[str, Any], loaded: LoadedModel) -> None:
+    patch = loaded.predictor.configuration_manager.patch_size
+    if min(shape) == 0:
+        raise ValueError(f"the image is empty: {'x'.join(map(str, shape))} voxels")
+    is_flat = len(properties.get("sitk_stuff", {}).get("spacing", shape)) == 2 or shape[0] == 1
+    if len(patch) == 3 and is_flat:
+        raise ValueError(f"a 2D image ({'x'.join(map(str, shape))} voxels), the model takes 3D images")
+
+
+def _count_non_finite(path: Path) -> int:
+    """Voxels of a NIfTI file that are NaN or infinite; ITK reads them as 0, and what a truncated file lacks as well."""
+    if not path.name.endswith((".nii", ".nii.gz")):
+        return 0
+    voxels = np.asanyarray(nibabel.load(path).dataobj)
+    return int(voxels.size - np.isfinite(voxels).sum())
+
+
+def _spacing_remarks(spacing: Sequence[float], loaded: LoadedModel) -> list[str]:
+    known = np.array(loaded.fingerprint.get("spacings", ()), dtype=float)
+    if not len(known) or known.shape[1] != len(spacing):
+        return []
+    low, high = known.min(0) / SPACING_TOLERANCE, known.max(0) * SPACING_TOLERANCE
+    if ((spacing < low) | (spacing > high)).any():
+        said = ["x".join(f"{s:.3g}" for s in values) for values in (spacing, known.min(0), known.max(0))]
+        return [f"spacing {said[0]} mm is far from the training's, {said[1]} to {said[2]}; the image is resampled"]
+    return []
+
+
+def _orientation_remarks(files: Sequence[Path], loaded: LoadedModel) -> list[str]:
+    found, known = orientation(files[0]), loaded.model.orientations
+    if not found or not known or found in known:
+        return []
+    said = ", ".join(known)
+    return [f"axes are stored {found}, the training's {said}; nnU-Net does not turn images, so reorient it first"]

@@ -1,0 +1,142 @@
+"""A package as nnU-Net's predictors. Files are checked first, nothing is unpickled, and plans name networks only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
+
+from .description import Description, Model, check_plan
+from .manifest import verify
+from .trained import read_json
+from .weights import load_weights
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model of a package, ready to predict; with the one before it in a cascade."""
+
+    model: Model
+    predictor: nnUNetPredictor
+    fingerprint: Mapping[str, Any]
+    previous: LoadedModel | None
+
+    @property
+    def file_ending(self) -> str:
+        """Of images and segmentations."""
+        return self.predictor.dataset_json["file_ending"]
+
+
+def load_package(
+    folder: Path,
+    device: torch.device,
+    step_size: float = 0.5,
+    use_mirroring: bool = True,
+    folds: Sequence[str] = (),
+    sha256: str | None = None,
+) -> list[LoadedModel]:
+    """Check a package and load its models.
+
+    Args:
+        folder: of the package.
+        device: to predict on.
+        step_size: of the sliding window, as a part of the patch.
+        use_mirroring: average over flips, along the axes that the trainer allows.
+        folds: to use of each model; all that it has by default.
+        sha256: of the package's manifest, if its source states it.
+
+    Raises:
+        FileNotFoundError: if there is no package.
+        ValueError: if a file was changed, is missing or does not belong there, or weights and plan do not fit.
+    """
+    verify(folder, sha256)
+    arguments = {"device": device, "tile_step_size": step_size, "use_mirroring": use_mirroring}
+    return [_load(folder, model, arguments, folds) for model in Description.load(folder).models]
+
+
+def _load(folder: Path, model: Model, arguments: Mapping[str, Any], folds: Sequence[str]) -> LoadedModel:
+    unknown = [fold for fold in folds if fold not in model.folds]
+    if unknown:
+        raise ValueError(
+            f"{folder} has no fold {', '.join(unknown)} of {model.folder}; it has {', '.join(model.folds)}"
+        )
+    files = folder / model.folder
+    plans, dataset_json = read_json(files / "plans.json"), read_json(files / "dataset.json")
+    network = build_network(plans, model, dataset_json)
+    parameters = [load_weights(folder / model.weights_file(fold)) for fold in folds or model.folds]
+    for fold, weights in zip(folds or model.folds, parameters, strict=True):
+        check_weights(network, weights, model.weights_file(fold))
+    with redirect_stdout(StringIO()):  # that a CPU has no use for perform_everything_on_device
+        predictor = nnUNetPredictor(allow_tqdm=False, **arguments)
+    manager = PlansManager(plans)
+    predictor.manual_initialization(
+        network,
+        manager,
+        manager.get_configuration(model.configuration),
+        parameters,
+        dataset_json,
+        model.trainer,
+        model.mirroring_axes,
+    )
+    previous = None if model.previous is None else _load(folder, model.previous, arguments, folds)
+    return LoadedModel(model, predictor, read_json(files / "dataset_fingerprint.json"), previous)
+
+
+def find_trainer(name: str) -> type[nnUNetTrainer]:
+    """A trainer's class.
+
+    Raises:
+        ValueError: if nnU-Net does not find it.
+    """
+    try:
+        with redirect_stdout(StringIO()):  # nnU-Net's advice for a name that it does not find
+            return recursive_find_trainer_class_by_name(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"nnU-Net does not find the trainer {name}, which builds the model's network; install the package that has "
+            "it, or name its folder in nnUNet_extTrainer"
+        ) from error
+
+
+def builds_plans_network(trainer: type[nnUNetTrainer]) -> bool:
+    """Whether a trainer builds what the plan describes, as nnU-Net's own does, rather than a network of its own."""
+    return trainer.build_network_architecture is nnUNetTrainer.build_network_architecture
+
+
+def build_network(plans: Mapping[str, Any], model: Model, dataset_json: Mapping[str, Any]) -> nn.Module:
+    """The network of a model, for inference.
+
+    Raises:
+        ValueError: if the plan is not one, names what is no network, or its trainer is not found.
+    """
+    try:
+        check_plan(plans, model)
+        manager = PlansManager(plans)
+        configuration = manager.get_configuration(model.configuration)
+        channels = determine_num_input_channels(manager, configuration, dataset_json)
+        heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+        build = find_trainer(model.builder).build_network_architecture
+        return build(manager, configuration, channels, heads, enable_deep_supervision=False)
+    except (KeyError, TypeError, AttributeError, ImportError) as error:
+        raise ValueError(
+            f"the plan of {model.folder} describes no network that can be built here: {error!r}"
+        ) from error
+
+
+def check_weights(network: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+    """Raise ValueError if a network cannot take weights as they are."""
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{name} does not fit the plan's network: {error}") from error

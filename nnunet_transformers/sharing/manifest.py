@@ -1,0 +1,142 @@
+"""The list of a package's files with sizes and hashes, and the check that a folder holds them and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from .._files import write_json
+
+NAME = "manifest.json"
+FORMAT = 1
+# far above what a package has; anything larger is not read
+MAX_MANIFEST_BYTES = 4_000_000
+MAX_FILES = 10_000
+# what safetensors allows itself
+MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file's size in bytes and its SHA-256."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a package consists of.
+
+    Attributes:
+        entries: by path inside the package, with forward slashes.
+        sha256: of the manifest itself, which names the package's content.
+    """
+
+    entries: dict[str, Entry]
+    sha256: str
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(entry.bytes for entry in self.entries.values())
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path) -> Manifest:
+    """List the files of a folder; the last step of making a package.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    entries = {name: Entry((folder / name).stat().st_size, file_hash(folder / name)) for name in _files(folder)}
+    files = {name: {"bytes": entry.bytes, "sha256": entry.sha256} for name, entry in sorted(entries.items())}
+    write_json({"format": FORMAT, "files": files}, folder / NAME)
+    return Manifest(entries, file_hash(folder / NAME))
+
+
+def verify(folder: Path, sha256: str | None = None) -> Manifest:
+    """Check that a folder is a package as it was made. Nothing in it is interpreted before it is checked.
+
+    Args:
+        folder: of the package.
+        sha256: of the manifest, as its maker published it; without it the files are checked against each other only.
+
+    Raises:
+        FileNotFoundError: if there is no package.
+        ValueError: if a file was changed, is missing, does not belong there or is a link; names it.
+    """
+    manifest = _read_manifest(folder)
+    if sha256 is not None and manifest.sha256 != sha256.lower():
+        raise ValueError(f"{folder} is another package: its manifest has SHA-256 {manifest.sha256}, not {sha256}")
+    found = _files(folder)
+    for name in sorted(set(found) - {NAME} - set(manifest.entries)):
+        raise ValueError(f"{name} does not belong to the package in {folder}; remove it, or get the package again")
+    for name, entry in manifest.entries.items():
+        if name not in found:
+            raise ValueError(f"{name} is missing in {folder}; get the package again from its source")
+        size = (folder / name).stat().st_size
+        if size != entry.bytes:
+            raise ValueError(f"{name} in {folder} was changed: it has {size} bytes, not {entry.bytes}; get it again")
+        if file_hash(folder / name) != entry.sha256:
+            raise ValueError(f"{name} in {folder} was changed: its SHA-256 differs; get the package again")
+        if name.endswith(".safetensors"):
+            _check_header(folder / name, size)
+    return manifest
+
+
+def _files(folder: Path) -> list[str]:
+    """Paths of all files below a folder; links and what is no plain file are refused."""
+    names = []
+    for entry in folder.rglob("*"):
+        name = entry.relative_to(folder).as_posix()
+        mode = entry.lstat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise ValueError(f"{name} in {folder} is a link or no plain file, which a package never has")
+        if stat.S_ISREG(mode):
+            names.append(name)
+        if len(names) > MAX_FILES:
+            raise ValueError(f"{folder} holds more than {MAX_FILES} files, which a package never has")
+    return names
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / NAME
+    if not path.is_file() or path.is_symlink():
+        raise FileNotFoundError(f"{folder} is no package: it has no {NAME}")
+    size = path.stat().st_size
+    if size > MAX_MANIFEST_BYTES:
+        raise ValueError(f"{NAME} in {folder} was changed: {size} bytes are more than a package's can have")
+    try:
+        content = json.loads(path.read_bytes())
+        stated = content["format"]
+        entries = {str(name): Entry(int(e["bytes"]), str(e["sha256"])) for name, e in content["files"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{NAME} in {folder} was changed: it is no list of files ({error!r})") from error
+    if stated != FORMAT:
+        raise ValueError(f"{folder} has format {stated}, this version reads {FORMAT}; update nnunet-transformers")
+    for name in entries:
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts or str(parts) != name or "\\" in name or os.path.isabs(name):
+            raise ValueError(f"{NAME} in {folder} names {name!r}, which is not inside the package")
+    return Manifest(entries, file_hash(path))
+
+
+def _check_header(path: Path, size: int) -> None:
+    """Bound the header of a safetensors file before a parser sees it."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+        raise ValueError(f"{path.name} is no safetensors file: its header of {length} bytes does not fit into {size}")

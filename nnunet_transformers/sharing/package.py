@@ -1,0 +1,190 @@
+"""Make a package: a folder with everything that inference needs and nothing that has to be unpickled."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from tempfile import TemporaryDirectory
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from .._files import write_text
+from ..checkpoints.sealed import package_versions
+from .card import write_card
+from .description import Description, Model
+from .load import build_network, builds_plans_network, check_weights, find_trainer
+from .manifest import Manifest, write_manifest
+from .orientation import training_orientations
+from .requirements import pinned_requirements
+from .trained import FINAL, TrainedFold, extract_models, find_folds, read_fold, read_json
+from .weights import save_weights
+
+TEMPLATES = files(__package__) / "templates"
+SHIPPED = ("plans.json", "dataset.json", "dataset_fingerprint.json")
+# models of an ensemble have to agree on these
+COMMON = ("channel_names", "labels", "file_ending", "regions_class_order")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to make a package.
+
+    Attributes:
+        folds: of each model; by default all that are finished.
+        checkpoint: name of the files to take.
+        previous_stage: folder of the model before a cascade's; found beside it by default.
+        trust: unpickle checkpoints that cannot be read otherwise.
+        licence: under which weights may be used, for the card.
+        wheels: files to install from, for what no registry has.
+    """
+
+    folds: tuple[str, ...] = ()
+    checkpoint: str = FINAL
+    previous_stage: Path | None = None
+    trust: bool = False
+    licence: str = ""
+    wheels: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Made:
+    """A package that was made: its models, its manifest, and the checkpoints that had to be unpickled."""
+
+    description: Description
+    manifest: Manifest
+    unpickled: list[str]
+
+
+def make_package(sources: Sequence[Path], output: Path, options: Options) -> Made:
+    """Make a package of trained models; several are an ensemble.
+
+    Args:
+        sources: folders of nnU-Net's, .../TRAINER__PLANS__CONFIGURATION.
+        output: folder to write; whole or not at all.
+        options: how.
+
+    Raises:
+        FileExistsError: if there is something of that name.
+        FileNotFoundError: if a model, a fold or a cascade's first stage is missing.
+        ValueError: if a checkpoint cannot be read safely or does not fit its plan, or models do not belong together.
+    """
+    if output.exists():
+        raise FileExistsError(f"{output} exists; remove it or choose another name")
+    partial = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    maker = _Maker(partial, options)
+    try:
+        models = [maker.add(source, options.previous_stage) for source in sources]
+        maker.check_ensemble(models)
+        description = Description(tuple(models), package_versions())
+        description.save(partial)
+        maker.add_files()
+        write_card(partial, description, maker.folds, maker.sources, options.licence)
+        manifest = write_manifest(partial)
+        partial.rename(output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Made(description, manifest, maker.unpickled)
+
+
+def package_zip(archive: Path, names: Sequence[str], output: Path, options: Options) -> Made:
+    """Make a package of models in a zip of nnUNetv2_export_model_to_zip; as ``make_package``.
+
+    Args:
+        archive: the zip.
+        names: of the models, TRAINER__PLANS__CONFIGURATION; its only one by default.
+        output, options: as ``make_package``.
+    """
+    with TemporaryDirectory() as folder:
+        models = extract_models(archive, Path(folder), names, options.checkpoint)
+        return make_package(models, output, options)
+
+
+class _Maker:
+    """Fills the folder of a package model by model."""
+
+    def __init__(self, folder: Path, options: Options) -> None:
+        self.folder, self.options = folder, options
+        self.folds: dict[str, list[TrainedFold]] = {}
+        self.sources: dict[str, Path] = {}
+        self.unpickled: list[str] = []
+
+    def add(self, source: Path, previous_stage: Path | None) -> Model:
+        source = source.resolve()
+        names = find_folds(source, self.options.folds, self.options.checkpoint)
+        folder = f"models/{source.name}"
+        if folder in self.folds:
+            raise ValueError(f"two models are called {source.name}; each can be in a package once")
+        target = self.folder / folder
+        target.mkdir(parents=True)
+        for name in SHIPPED:
+            if not (source / name).is_file():
+                raise FileNotFoundError(f"{source / name} is missing; nnUNetv2_train writes it beside the folds")
+            shutil.copyfile(source / name, target / name)
+        plans, dataset_json = read_json(source / "plans.json"), read_json(source / "dataset.json")
+
+        folds = [read_fold(source, name, self.options.checkpoint, self.options.trust) for name in names]
+        self.unpickled += [str(source / f"fold_{fold.name}") for fold in folds if fold.unpickled]
+        first = folds[0]
+        trainer = find_trainer(first.trainer)
+        configuration = PlansManager(plans).get_configuration(first.configuration)
+        model = Model(
+            folder=folder,
+            configuration=first.configuration,
+            folds=tuple(names),
+            trainer=first.trainer,
+            builder="nnUNetTrainer" if builds_plans_network(trainer) else first.trainer,
+            network=configuration.network_arch_class_name,
+            mirroring_axes=first.mirroring_axes,
+            orientations=training_orientations(source, names, dataset_json["file_ending"]),
+            previous=self._add_previous(source, configuration.previous_stage_name, previous_stage),
+        )
+        network = build_network(plans, model, dataset_json)
+        for fold in folds:
+            path = self.folder / model.weights_file(fold.name)
+            check_weights(network, fold.weights, str(source / f"fold_{fold.name}" / self.options.checkpoint))
+            save_weights(fold.weights, path)
+        self.folds[folder], self.sources[folder] = folds, source
+        return model
+
+    def _add_previous(self, source: Path, name: str | None, given: Path | None) -> Model | None:
+        if name is None:
+            return None
+        trainer, plans, configuration = source.name.split("__")
+        found = given or source.with_name(f"{trainer}__{plans}__{name}")
+        if not found.is_dir():
+            raise FileNotFoundError(
+                f"{configuration} takes the segmentations of {name}, and there is no {found}; name its folder with "
+                "--previous-stage"
+            )
+        return self.add(found, None)
+
+    def check_ensemble(self, models: Sequence[Model]) -> None:
+        """Models are averaged where they say the same of images and labels."""
+        said = [read_json(self.folder / model.folder / "dataset.json") for model in models]
+        for model, other in zip(models, said, strict=True):
+            for key in COMMON:
+                if other.get(key) != said[0].get(key):
+                    raise ValueError(
+                        f"{model.folder} and {models[0].folder} are no ensemble: their dataset.json differ in {key}"
+                    )
+
+    def add_files(self) -> None:
+        """Requirements, entry point and Dockerfile."""
+        lines = pinned_requirements()
+        if self.options.wheels:
+            (self.folder / "wheels").mkdir()
+            for wheel in self.options.wheels:
+                shutil.copyfile(wheel, self.folder / "wheels" / wheel.name)
+            lines.insert(0, "--find-links wheels")
+        write_text("\n".join(lines) + "\n", self.folder / "requirements.txt")
+        write_text((TEMPLATES / "predict.py").read_text(), self.folder / "predict.py")
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        dockerfile = Template((TEMPLATES / "Dockerfile").read_text()).substitute(python=python)
+        write_text(dockerfile, self.folder / "Dockerfile")

@@ -1,0 +1,67 @@
+"""A trained model under the name of nnU-Net's own trainer, for those who predict with nnU-Net's commands."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from ..checkpoints import save_checkpoint
+from .load import builds_plans_network, find_trainer
+from .trained import FINAL, find_folds, read_checkpoint, read_json
+
+STOCK = "nnUNetTrainer"
+BESIDE = ("plans.json", "dataset.json", "dataset_fingerprint.json")
+# what nnUNetv2_export_model_to_zip wants of a fold
+OF_FOLD = ("debug.json", "progress.png", "validation/summary.json")
+KEPT = ("network_weights", "init_args", "current_epoch", "inference_allowed_mirroring_axes")
+
+
+def export_stock(
+    source: Path, output: Path, folds: Sequence[str] = (), checkpoint: str = FINAL, trust: bool = False
+) -> tuple[Path, str]:
+    """Copy a model with the trainer's name rewritten, so that inference needs the plan's network class and no trainer.
+
+    Args:
+        source: nnU-Net's folder of the model, .../TRAINER__PLANS__CONFIGURATION.
+        output: folder of results to write to, such as nnUNet_results/DATASET.
+        folds: to copy; by default all that are finished.
+        checkpoint: name of the files.
+        trust: unpickle checkpoints that cannot be read otherwise.
+
+    Returns:
+        the model's new folder, and the import path of the network that it needs.
+
+    Raises:
+        FileExistsError: if it is there.
+        FileNotFoundError: if a file of the model is missing.
+        ValueError: if the trainer builds a network of its own, or a checkpoint cannot be read.
+    """
+    source = source.resolve()
+    names = find_folds(source, folds, checkpoint)
+    trainer, plans, configuration = source.name.split("__")
+    target = output / f"{STOCK}__{plans}__{configuration}"
+    if target.exists():
+        raise FileExistsError(f"{target} exists; remove it or choose another folder")
+    if not builds_plans_network(find_trainer(trainer)):
+        raise ValueError(f"{trainer} builds a network of its own, which nnUNetTrainer would not; share it as a package")
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        for name in names:
+            (partial / f"fold_{name}").mkdir(parents=True)
+            content, _ = read_checkpoint(source / f"fold_{name}" / checkpoint, trust)
+            kept = {key: content[key] for key in KEPT if key in content}
+            save_checkpoint({**kept, "trainer_name": STOCK}, partial / f"fold_{name}" / checkpoint)
+        for name in (*BESIDE, *(f"fold_{fold}/{file}" for fold in names for file in OF_FOLD)):
+            if (source / name).is_file():
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / name, partial / name)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    manager = PlansManager(read_json(target / "plans.json"))
+    return target, manager.get_configuration(configuration).network_arch_class_name

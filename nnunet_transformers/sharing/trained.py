@@ -1,0 +1,178 @@
+"""What nnU-Net left in a folder of results or in its zip, read without unpickling wherever that can be done."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+
+FINAL = "checkpoint_final.pth"
+NEEDED = ("network_weights", "trainer_name", "init_args")
+# of an exported zip: what a package is made from
+WANTED = ("plans.json", "dataset.json", "dataset_fingerprint.json", "summary.json")
+
+
+@dataclass(frozen=True)
+class TrainedFold:
+    """A checkpoint of nnU-Net's: what inference needs of it.
+
+    Attributes:
+        name: of the fold, a number or "all".
+        weights: by name.
+        trainer: name of the trainer's class.
+        configuration: of the plan.
+        mirroring_axes: that inference may flip, None for none.
+        epochs: that were trained.
+        unpickled: whether Python objects had to be unpickled to read it.
+    """
+
+    name: str
+    weights: dict[str, torch.Tensor]
+    trainer: str
+    configuration: str
+    mirroring_axes: tuple[int, ...] | None
+    epochs: int
+    unpickled: bool
+
+
+def _numpy_scalars() -> list[Any]:
+    """What nnU-Net's checkpoints hold besides tensors and plain types: numbers of the training log."""
+    scalar = np.float64(0).__reduce__()[0]
+    numbers = (np.float16, np.float32, np.float64, np.int32, np.int64, np.uint8, np.bool_)
+    # numpy 1 and 2 have the function under different names
+    names = (f"numpy.{package}.multiarray.scalar" for package in ("core", "_core"))
+    return [np.dtype, *((scalar, name) for name in names), *{type(np.dtype(number)) for number in numbers}]
+
+
+def read_checkpoint(path: Path, trust: bool = False) -> tuple[dict[str, Any], bool]:
+    """Read a checkpoint that nnU-Net's trainer wrote.
+
+    Args:
+        path: of the checkpoint.
+        trust: unpickle it if it cannot be read otherwise, which runs whatever code it holds.
+
+    Returns:
+        its content, and whether it was unpickled.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is truncated or not a checkpoint, or would have to be unpickled and is not trusted.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no such checkpoint: {path}; finish training with nnUNetv2_train, or choose others")
+    unpickled = False
+    try:
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "unsupported" not in str(error).lower():
+            raise ValueError(f"{path} is truncated or not a checkpoint of nnU-Net's") from error
+        if not trust:
+            raise ValueError(
+                f"{path} holds Python objects besides weights, which could run code when they are loaded. Give --trust "
+                "only if you know who made it"
+            ) from error
+        content, unpickled = torch.load(path, map_location="cpu", weights_only=False), True
+    except Exception as error:  # a damaged file can make the unpickler raise anything
+        raise ValueError(f"{path} is truncated or not a checkpoint: {error}") from error
+    if not isinstance(content, dict) or not set(NEEDED) <= set(content):
+        raise ValueError(f"{path} is no checkpoint of nnU-Net's trainer, which has {', '.join(NEEDED)}")
+    return content, unpickled
+
+
+def read_fold(folder: Path, fold: str, checkpoint: str = FINAL, trust: bool = False) -> TrainedFold:
+    """Read a fold of a trained model; arguments and errors as ``read_checkpoint``."""
+    content, unpickled = read_checkpoint(folder / f"fold_{fold}" / checkpoint, trust)
+    axes = content.get("inference_allowed_mirroring_axes")
+    return TrainedFold(
+        fold,
+        dict(content["network_weights"]),
+        str(content["trainer_name"]),
+        str(content["init_args"]["configuration"]),
+        None if axes is None else tuple(int(axis) for axis in axes),
+        int(content.get("current_epoch", 0)),
+        unpickled,
+    )
+
+
+def find_folds(folder: Path, wanted: Sequence[str] = (), checkpoint: str = FINAL) -> list[str]:
+    """The folds to take: those asked for, or those that are finished; "all" where there is no other, as nnU-Net does.
+
+    Raises:
+        FileNotFoundError: if this is no folder of a trained model, or there is no finished fold.
+    """
+    for name in ("plans.json", "dataset.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder} has no {name}; name a model's folder in nnUNet_results, .../TRAINER__PLANS__CONFIGURATION"
+            )
+    finished = [path.parent.name.removeprefix("fold_") for path in sorted(folder.glob(f"fold_*/{checkpoint}"))]
+    for fold in wanted:
+        if fold not in finished:
+            raise FileNotFoundError(
+                f"fold {fold} of {folder} has no {checkpoint}; finished: {', '.join(finished) or 'none'}"
+            )
+    if not finished:
+        raise FileNotFoundError(f"no fold of {folder} has a {checkpoint}; finish training with nnUNetv2_train")
+    return list(wanted) or [fold for fold in finished if fold != "all"] or finished
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of nnU-Net's.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
+    return content
+
+
+def extract_models(archive: Path, target: Path, wanted: Iterable[str] = (), checkpoint: str = FINAL) -> list[Path]:
+    """Take from a zip of nnUNetv2_export_model_to_zip what a package needs, and nothing else.
+
+    Args:
+        archive: the zip.
+        target: folder to write to.
+        wanted: names of models in it, TRAINER__PLANS__CONFIGURATION; by default its only one.
+        checkpoint: name of the checkpoints to take.
+
+    Returns:
+        the models' folders.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no zip, holds paths that lead outside, or not the models asked for.
+    """
+    if not archive.is_file():
+        raise FileNotFoundError(f"no such file: {archive}")
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for member in opened.infolist():
+                path = PurePosixPath(member.filename)
+                if path.is_absolute() or ".." in path.parts or "\\" in member.filename:
+                    raise ValueError(f"{archive} holds {member.filename!r}, which leads outside; refused")
+                if path.name in (*WANTED, checkpoint) and not member.is_dir():
+                    opened.extract(member, target)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{archive} is truncated or no zip of nnUNetv2_export_model_to_zip: {error}") from error
+    models = {path.parent.name: path.parent for path in sorted(target.rglob("plans.json"))}
+    names = list(wanted)
+    if not names and len(models) != 1:
+        found = ", ".join(models) or "no model"
+        raise ValueError(f"{archive} holds {found}; name the model to package after --from-zip {archive.name}")
+    unknown = [name for name in names if name not in models]
+    if unknown:
+        raise ValueError(f"{archive} has no {', '.join(unknown)}; it has {', '.join(models) or 'no model'}")
+    return [models[name] for name in names] or list(models.values())

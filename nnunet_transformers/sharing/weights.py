@@ -1,0 +1,45 @@
+"""A fold's weights as a safetensors file; tensors that a network has under several names are kept once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+ALIASES = "aliases"
+
+
+def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write weights; nnU-Net's U-Nets, whose decoder holds the encoder, have most of theirs several times over."""
+    first: dict[tuple, str] = {}
+    kept, aliases = {}, {}
+    for name, value in weights.items():
+        place = value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride(), value.dtype
+        original = first.setdefault(place, name) if value.numel() else name
+        if original == name:
+            # a copy, where names share a storage but not the same part of it
+            kept[name] = value.detach().cpu().contiguous().clone()
+        else:
+            aliases[name] = original
+    save_file(kept, path, metadata={ALIASES: json.dumps(aliases)})
+    # safetensors writes for its user alone, and a container's is another
+    path.chmod(0o644)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read weights under all of their names.
+
+    Raises:
+        ValueError: if the file is truncated or no safetensors file of a package.
+    """
+    try:
+        with safe_open(path, "pt") as opened:
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
+            aliases = json.loads((opened.metadata() or {})[ALIASES])
+        return weights | {name: weights[original] for name, original in aliases.items()}
+    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is truncated or holds no weights of a package: {error!r}") from error

@@ -1,0 +1,121 @@
+"""Images as they come: a clear message for each case that cannot be predicted, and the other cases are."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from nnunet_transformers.sharing import load_package, predict_folder, run
+from nnunet_transformers.sharing.inputs import check_case
+
+from .conftest import invoke, some_images
+
+
+def write(path, array, spacing=(1.0, 1.0, 1.0), direction=None):
+    image = sitk.GetImageFromArray(np.asarray(array, np.float32))
+    image.SetSpacing(spacing[: image.GetDimension()])
+    if direction is not None:
+        image.SetDirection(direction)
+    sitk.WriteImage(image, str(path))
+
+
+@pytest.fixture(scope="module")
+def loaded(package):
+    return load_package(package, torch.device("cpu"), use_mirroring=False, folds=["0"])[0]
+
+
+@pytest.fixture
+def noise():
+    return np.random.default_rng(0).normal(size=(20, 24, 20))
+
+
+def test_a_folder_of_all_kinds(trained, package, tmp_path, noise):
+    images, output = some_images(trained, tmp_path / "images"), tmp_path / "output"
+    damaged = {"nan": noise.copy(), "infinite": noise.copy(), "empty": np.zeros((20, 24, 20)), "flat": noise[0]}
+    damaged["nan"][3, 4, 5] = np.nan
+    damaged["infinite"][0] = np.inf
+    for name, array in damaged.items():
+        write(images / f"{name}_0000.nii.gz", array)
+    for name in ("two_channels_0000", "two_channels_0001", "first_missing_0001", "no_number"):
+        write(images / f"{name}.nii.gz", noise)
+    write(images / "other_0000.mha", noise)
+    (images / "half_0000.nii.gz").write_bytes((images / "no_number.nii.gz").read_bytes()[:999])
+    (images / "notes.txt").write_text("not an image")
+    write(images / "small_0000.nii.gz", noise[:6, :7, :8])
+    write(images / "coarse_0000.nii.gz", noise[:4], spacing=(1.0, 1.0, 5.0))
+    write(images / "turned_0000.nii.gz", noise, direction=(-1, 0, 0, 0, -1, 0, 0, 0, 1))
+
+    result = invoke("package", "predict", package, images, output, "-f", 0, "--disable-tta", "--device", "cpu")
+    assert result.exit_code == 1
+    segmented = {path.name.removesuffix(".nii.gz") for path in output.iterdir()}
+    assert segmented == {"ball_0", "small", "coarse", "turned"}
+    assert sitk.ReadImage(str(output / "coarse.nii.gz")).GetSize() == (20, 24, 4)
+    assert "4 segmented, 9 not" in result.output
+    for message in (
+        "nan: nan_0000.nii.gz holds NaN or infinity in 1 voxels",
+        "infinite: infinite_0000.nii.gz holds NaN or infinity in 480 voxels",
+        "empty: every voxel is 0",
+        "flat: a 2D image (1x24x20 voxels), the model takes 3D images",
+        "two_channels: 2 channels, the model takes 1 (MRI): more than it was trained with",
+        "first_missing: _0000 (MRI) is missing; there is first_missing_0001.nii.gz",
+        "no_number.nii.gz: no channel number in its name; call it no_number_0000.nii.gz",
+        "other_0000.mha: the model reads .nii.gz",
+        "half: half_0000.nii.gz cannot be read",
+    ):
+        assert f"error: {message}" in result.output
+    assert "coarse: spacing 5x1x1 mm is far from the training's, 1x1x1 to 1x1x1" in result.output
+    assert "turned: axes are stored RAS, the training's LPS" in result.output
+    assert "notes" not in result.output
+
+
+def test_channels_of_a_case(loaded, tmp_path, noise, monkeypatch):
+    monkeypatch.setitem(loaded.predictor.dataset_json, "channel_names", {"0": "T1", "1": "T2"})
+    files = [tmp_path / "case_0000.nii.gz", tmp_path / "case_0001.nii.gz"]
+    write(files[0], noise)
+    with pytest.raises(ValueError, match=r"1 channels, the model takes 2 \(T1, T2\): missing _0001 \(T2\)"):
+        check_case(files[:1], loaded)
+    write(files[1], noise[:10])
+    with pytest.raises(ValueError, match=r"case_0001\.nii\.gz has 10x24x20 voxels, case_0000\.nii\.gz 20x24x20"):
+        check_case(files, loaded)
+    write(files[1], noise, spacing=(1.0, 1.0, 2.0))
+    with pytest.raises(ValueError, match="differ in spacing"):
+        check_case(files, loaded)
+    write(files[1], np.zeros_like(noise))
+    assert check_case(files, loaded).remarks == ("case_0001.nii.gz is constant",)
+
+
+def test_too_large_for_memory(loaded, trained, tmp_path, monkeypatch):
+    images = some_images(trained, tmp_path / "images", 2)
+    monkeypatch.setattr(run, "available_bytes", lambda: 100_000)
+    problems = [result.problem for result in predict_folder([loaded], images, tmp_path / "output")]
+    assert len(problems) == 2
+    assert all(
+        p.startswith("too large for memory: 20x24x20 voxels need about 0.0 GB, 0.0 GB are free") for p in problems
+    )
+
+    def fail(*_, **__):
+        raise MemoryError("cannot allocate 9 TiB")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(loaded.predictor, "predict_from_files_sequential", fail)
+    (result, _) = predict_folder([loaded], images, tmp_path / "output")
+    assert result.problem == "too large for memory (cannot allocate 9 TiB)"
+    assert not list((tmp_path / "output").iterdir())
+
+
+def test_folders(package, tmp_path):
+    arguments = ("--device", "cpu")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        invoke("package", "predict", package, tmp_path / "images", tmp_path / "output", *arguments)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(ValueError, match=r"no image in .*the model reads CASE_0000\.nii\.gz"):
+        invoke("package", "predict", package, tmp_path / "images", tmp_path / "output", *arguments)
+    with pytest.raises(ValueError, match=r"has no fold 4 .*it has 0, 1"):
+        invoke("package", "predict", package, tmp_path / "images", tmp_path / "output", "-f", 0, 4, *arguments)
+    shutil.rmtree(tmp_path / "images")
+    with pytest.raises(ValueError, match=r"--device tpu is not there; this machine has .*cpu"):
+        invoke("package", "predict", package, tmp_path, tmp_path / "output", "--device", "tpu")

@@ -1,0 +1,270 @@
+"""Nothing is loaded from a package that is not as it was made, and nothing in a package or a checkpoint is executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nnunet_transformers.sharing import load_package, verify
+from nnunet_transformers.sharing.manifest import MAX_MANIFEST_BYTES, NAME, write_manifest
+from nnunet_transformers.sharing.trained import read_checkpoint
+from nnunet_transformers.sharing.weights import load_weights, save_weights
+
+from .conftest import MODEL, invoke
+
+CPU = torch.device("cpu")
+PLANS_FILE = f"models/{MODEL}/plans.json"
+WEIGHTS_FILE = f"models/{MODEL}/fold_0.safetensors"
+FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+class Bomb:
+    """What a pickle runs when it is loaded."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+def rewrite(package, name, change):
+    """Alter a JSON file and make the manifest agree, as someone who prepares a package would."""
+    content = json.loads((package / name).read_text())
+    change(content)
+    (package / name).write_text(json.dumps(content))
+    (package / NAME).unlink()
+    write_manifest(package)
+
+
+class TestVerify:
+    def test_as_it_was_made(self, package):
+        manifest = verify(package)
+        assert {PLANS_FILE, WEIGHTS_FILE, "README.md", "Dockerfile", "predict.py"} < set(manifest.entries)
+        assert verify(package, manifest.sha256).bytes == manifest.bytes
+        assert "none changed" in invoke("package", "verify", package, "--sha256", manifest.sha256).output
+        with pytest.raises(ValueError, match="is another package"):
+            verify(package, "0" * 64)
+
+    def test_changed_missing_and_added(self, copied):
+        text = (copied / "README.md").read_bytes()
+        (copied / "README.md").write_bytes(text.replace(b"CC-BY-4.0", b"CC-BY-9.9"))
+        with pytest.raises(ValueError, match=r"README\.md .* was changed: its SHA-256 differs"):
+            load_package(copied, CPU)
+        (copied / "README.md").write_bytes(text[:-1])
+        with pytest.raises(ValueError, match=r"README\.md .* was changed: it has"):
+            verify(copied)
+        (copied / "README.md").unlink()
+        with pytest.raises(ValueError, match=r"README\.md is missing"):
+            verify(copied)
+        (copied / "README.md").symlink_to("/etc/hostname")
+        with pytest.raises(ValueError, match=r"README\.md .* is a link"):
+            verify(copied)
+        (copied / "README.md").unlink()
+        (copied / "README.md").write_bytes(text)
+        (copied / "models" / "more.pkl").write_bytes(b"")
+        with pytest.raises(ValueError, match=r"models/more\.pkl does not belong"):
+            verify(copied)
+
+    def test_swapped_folds(self, copied):
+        first, second = (copied / f"models/{MODEL}/fold_{i}.safetensors" for i in (0, 1))
+        first.rename(copied / "aside")
+        second.rename(first)
+        (copied / "aside").rename(second)
+        with pytest.raises(ValueError, match=r"fold_\d\.safetensors .* was changed"):
+            verify(copied)
+
+    @pytest.mark.parametrize(
+        "text,message",
+        [
+            ("{", "no list of files"),
+            ("[" * 100_000, "no list of files"),
+            ('{"format": 2, "files": {}}', "has format 2, this version reads 1"),
+            ('{"format": 1, "files": {"../a": {"bytes": 1, "sha256": ""}}}', "not inside the package"),
+            ('{"format": 1, "files": {"/etc/hosts": {"bytes": 1, "sha256": ""}}}', "not inside the package"),
+            (" " * (MAX_MANIFEST_BYTES + 1), "more than a package's can have"),
+        ],
+        ids=["half", "deep", "version", "outside", "absolute", "large"],
+    )
+    def test_manifest(self, copied, text, message):
+        (copied / NAME).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            verify(copied)
+
+    def test_no_package(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"is no package: it has no manifest\.json"):
+            verify(tmp_path)
+
+    def test_oversized_header(self, copied):
+        path = copied / WEIGHTS_FILE
+        content = path.read_bytes()
+        path.write_bytes((1 << 60).to_bytes(8, "little") + content[8:])
+        (copied / NAME).unlink()
+        write_manifest(copied)
+        with pytest.raises(ValueError, match="its header of 1152921504606846976 bytes does not fit"):
+            verify(copied)
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_damage_is_refused_by_name(package, data):
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copytree(package, Path(folder) / "package", copy_function=os.link))
+        name = data.draw(st.sampled_from([NAME, *sorted(verify(package).entries)]))
+        content = bytearray((copy / name).read_bytes())
+        kind = data.draw(st.sampled_from(["truncate", "flip", "append", "remove"]))
+        if kind == "truncate":
+            del content[data.draw(st.integers(0, len(content) - 1)) :]
+        elif kind == "flip":
+            content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        elif kind == "append":
+            content += b"x"
+        (copy / name).unlink()
+        if kind != "remove":
+            (copy / name).write_bytes(content)
+        # a damaged manifest may name a file that the damage changed in it, or none
+        with pytest.raises((ValueError, FileNotFoundError), match=None if name == NAME else name.replace(".", r"\.")):
+            verify(copy, verify(package).sha256)
+
+
+class TestHostileContent:
+    """Packages whose manifest agrees with what they hold."""
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "subprocess.Popen",
+            "nnunet_transformers.architectures.qt_unet.torch.hub.load",
+            "nnunet_transformers.architectures.qt_unet.nn.Sequential",
+            "nnunet_transformers.architectures.no_module.Network",
+            7,
+        ],
+    )
+    def test_network(self, copied, name):
+        def change(plans):
+            plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = name
+
+        rewrite(copied, PLANS_FILE, change)
+        with pytest.raises(ValueError, match=f"names {name!r} as network, which is not loaded"):
+            load_package(copied, CPU)
+
+    def test_layer(self, copied):
+        def change(plans):
+            architecture = plans["configurations"]["3d_fullres"]["architecture"]
+            architecture["arch_kwargs"]["norm_op"] = "webbrowser.open"
+            architecture["_kw_requires_import"] = ["norm_op"]
+
+        rewrite(copied, PLANS_FILE, change)
+        with pytest.raises(ValueError, match=r"names 'webbrowser\.open' as norm_op"):
+            load_package(copied, CPU)
+
+    @pytest.mark.parametrize("entry", ["preprocessor_name", "resampling_fn_data", "normalization_schemes"])
+    def test_functions(self, copied, entry):
+        def change(plans):
+            plans["configurations"]["2d"][entry] = ["os"] if entry == "normalization_schemes" else "os"
+
+        rewrite(copied, PLANS_FILE, change)
+        with pytest.raises(ValueError, match=f"names 'os' as {entry}"):
+            load_package(copied, CPU)
+
+    def test_folders_outside(self, copied):
+        rewrite(copied, "models.json", lambda content: content["models"][0].update(folder="../elsewhere"))
+        with pytest.raises(ValueError, match="describes no models"):
+            load_package(copied, CPU)
+
+    def test_weights_of_another_network(self, copied):
+        save_weights({"conv.weight": torch.zeros(1)}, copied / WEIGHTS_FILE)
+        (copied / NAME).unlink()
+        write_manifest(copied)
+        with pytest.raises(ValueError, match=r"fold_0\.safetensors does not fit the plan's network"):
+            load_package(copied, CPU)
+
+
+def test_weights_under_several_names(tmp_path):
+    """Parts of one storage stay what they are, and what has two names is stored once."""
+    whole = torch.arange(12.0).reshape(3, 4)
+    weights = {"a": whole, "b": whole, "row": whole[1], "turned": whole.T, "half": whole.half(), "n": torch.tensor(3)}
+    save_weights(weights, tmp_path / "w.safetensors")
+    loaded = load_weights(tmp_path / "w.safetensors")
+    assert set(loaded) == set(weights)
+    assert all(
+        torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype for name, value in weights.items()
+    )
+    assert loaded["a"].data_ptr() == loaded["b"].data_ptr()
+
+
+@FUZZ
+@given(data=st.data())
+def test_damaged_weights_are_refused_or_tensors(tmp_path, data):
+    path = tmp_path / "w.safetensors"
+    save_weights({"a": torch.arange(6.0), "b": torch.ones(2, 3)}, path)
+    path.write_bytes(_damage(path.read_bytes(), data))
+    try:
+        assert all(isinstance(value, torch.Tensor) for value in load_weights(path).values())
+    except ValueError as error:
+        assert "w.safetensors" in str(error)
+
+
+@FUZZ
+@given(data=st.data())
+def test_damaged_checkpoints_are_refused_or_plain(tmp_path, data):
+    path = tmp_path / "checkpoint_final.pth"
+    content = {"network_weights": {"a": torch.arange(6.0)}, "trainer_name": "t", "init_args": {"configuration": "2d"}}
+    torch.save(content, path)
+    path.write_bytes(_damage(path.read_bytes(), data))
+    try:
+        loaded, unpickled = read_checkpoint(path)
+        assert not unpickled
+        assert isinstance(loaded, dict)
+    except ValueError as error:
+        assert "checkpoint_final.pth" in str(error)
+
+
+def _damage(content: bytes, data: st.DataObject) -> bytes:
+    damaged = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    return bytes(damaged[: data.draw(st.integers(1, len(content)))])
+
+
+class TestTrust:
+    @pytest.fixture
+    def bombed(self, model, tmp_path):
+        """A model whose checkpoint runs something when it is unpickled."""
+        folder = Path(shutil.copytree(model, tmp_path / MODEL))
+        path = folder / "fold_1" / "checkpoint_final.pth"
+        content, _ = read_checkpoint(path)
+        torch.save({**content, "logging": Bomb(tmp_path / "executed")}, path)
+        return folder
+
+    def test_asked_for(self, bombed, tmp_path):
+        with pytest.raises(ValueError, match=r"fold_1/checkpoint_final\.pth holds Python objects.*Give --trust only"):
+            invoke("package", bombed, "-o", tmp_path / "package")
+        with pytest.raises(ValueError, match="Give --trust only"):
+            invoke("export-stock", bombed, "-o", tmp_path)
+        assert not (tmp_path / "executed").exists()
+        assert not list(tmp_path.glob("package*"))
+
+    def test_given(self, bombed, tmp_path):
+        result = invoke("package", bombed, "-o", tmp_path / "package", "--trust")
+        assert f"unpickled, as --trust allows: {bombed}/fold_1" in result.output
+        assert (tmp_path / "executed").is_dir()
+        assert load_package(tmp_path / "package", CPU)[0].model.folds == ("0", "1")
+
+    def test_zip_with_paths_outside(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+            archive.writestr("../plans.json", "{}")
+        with pytest.raises(ValueError, match=r"holds '\.\./plans\.json', which leads outside"):
+            invoke("package", "--from-zip", tmp_path / "model.zip", "-o", tmp_path / "package")
+        (tmp_path / "model.zip").write_bytes(b"PK")
+        with pytest.raises(ValueError, match="is truncated or no zip"):
+            invoke("package", "--from-zip", tmp_path / "model.zip", "-o", tmp_path / "package")

