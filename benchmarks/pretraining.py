@@ -107,6 +107,7 @@ METHODS = {
             "model.init_args.lr": 3.2e-3,  # for a batch of 256; 1e-4 for that of 8
             "model.init_args.warmup_epochs": 1,
             "model.init_args.output_dim": 1024,
+            "model.init_args.batch_norm": True,  # without it the outputs of batches this small become alike
             "data.init_args.batch_size": 8,
             "data.init_args.samples_per_epoch": 320,
             "data.init_args.period": 2,
