@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,7 +16,12 @@ from torch import nn
 
 from .load import LoadedModel
 
-# of Python, torch and nnU-Net before they load anything
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+# of Python, torch and nnU-Net before they load anything, where the system does not say
 BASE_BYTES = 0.6e9
 # cubic resampling in float64, the image before it and what it makes: bytes for each voxel of one channel
 RESAMPLING = 8 + 8 + 4
@@ -82,7 +88,8 @@ def estimate(loaded: Sequence[LoadedModel], shape: Sequence[int], spacing: Seque
     if len(shape) != 3 or min(shape) < 1 or (spacing is not None and (len(spacing) != 3 or min(spacing) <= 0)):
         raise ValueError("--size and --spacing are three positive numbers such as 128,256,256; 1 first for 2D")
     parts = [_one(part, shape, spacing) for model in loaded for part in _stages(model)]
-    host = max(part.host_bytes for part in parts) + int(BASE_BYTES) + sum(map(_network_bytes, loaded))
+    # the networks are loaded and a pass of each is done: what that took, another run takes as well
+    host = max(part.host_bytes for part in parts) + max(_peak_bytes(), int(BASE_BYTES))
     return Estimate(
         parts[-1].resampled,
         sum(part.tiles for part in parts),
@@ -97,10 +104,11 @@ def _stages(loaded: LoadedModel) -> list[LoadedModel]:
     return [*([] if loaded.previous is None else _stages(loaded.previous)), loaded]
 
 
-def _network_bytes(loaded: LoadedModel) -> int:
-    copies = 1 + len(loaded.predictor.list_of_parameters)
-    own = copies * sum(value.nbytes for value in loaded.predictor.network.state_dict().values())
-    return own + (0 if loaded.previous is None else _network_bytes(loaded.previous))
+def _peak_bytes() -> int:
+    """The most main memory that this process has had; 0 where the system does not say."""
+    if resource is None:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _padded(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[float]) -> tuple[int, ...]:
