@@ -18,6 +18,8 @@ import subprocess
 import sys
 import time
 import venv
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +93,9 @@ def main() -> None:
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True)
 
-    model = train(arguments.iterations)
+    # in a process of its own, which gives its memory back
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        model = pool.submit(train, arguments.iterations).result()
     builder = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "dist", ROOT]
     run(*builder)
     (wheel,) = (folder / "dist").glob("*.whl")
