@@ -89,7 +89,7 @@ def check(configuration, channels, labels, gigabytes):
 
 
 @settings(
-    max_examples=int(os.environ.get("PLANNER_EXAMPLES", "4")), deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=int(os.environ.get("PLANNER_EXAMPLES", "2")), deadline=None, suppress_health_check=list(HealthCheck)
 )
 @given(
     spacing=st.tuples(*[st.floats(0.2, 10)] * 3),

@@ -23,7 +23,7 @@ def patches(draw):
     return size, spacing
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(patches())
 def test_windows_tile_every_grid(case):
     size, spacing = case
