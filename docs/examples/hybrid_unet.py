@@ -13,9 +13,15 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from nnunet_transformers.architectures import SegmentationNetwork
-from nnunet_transformers.architectures._arguments import PerAxis, check_strides, per_axis, per_stage, token_grids
-from nnunet_transformers.architectures._registry import register_network
+from nnunet_transformers.architectures import (
+    PerAxis,
+    SegmentationNetwork,
+    check_strides,
+    per_axis,
+    per_stage,
+    register_network,
+    token_grids,
+)
 from nnunet_transformers.architectures.layers import ConvNormAct, PositionEmbedding
 from nnunet_transformers.plans.base import TransformerPlanner
 from nnunet_transformers.plans.tiling import TokenRules, no_windows

@@ -8,6 +8,7 @@ from . import qt_unet as _qt_unet  # noqa: F401
 from . import resnet_unet as _resnet_unet  # noqa: F401
 from . import setr_pup as _setr_pup  # noqa: F401
 from . import unet2022 as _unet2022  # noqa: F401
+from ._arguments import PerAxis, check_strides, per_axis, per_stage, token_grids
 from ._network import SegmentationNetwork
 from ._registry import (
     NetworkEntry,
@@ -18,6 +19,8 @@ from ._registry import (
     get_released_family,
     get_timm_family,
     list_networks,
+    register_checkpoint_filter,
+    register_network,
 )
 from .mit_classifier import MiTClassifier
 from .mit_pair import MiTPair
@@ -28,12 +31,19 @@ __all__ = [
     "MiTPair",
     "NetworkEntry",
     "NetworkPair",
+    "PerAxis",
     "ReleasedFamily",
     "SegmentationNetwork",
     "TimmFamily",
+    "check_strides",
     "create_network",
     "get_network",
     "get_released_family",
     "get_timm_family",
     "list_networks",
+    "per_axis",
+    "per_stage",
+    "register_checkpoint_filter",
+    "register_network",
+    "token_grids",
 ]
