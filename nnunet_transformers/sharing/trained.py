@@ -165,6 +165,7 @@ def extract_models(archive: Path, target: Path, wanted: Iterable[str] = (), chec
                     raise ValueError(f"{archive} holds {member.filename!r}, which leads outside; refused")
                 if path.name in (*WANTED, checkpoint) and not member.is_dir():
                     opened.extract(member, target)
+    # the last is zipfile's word for a compression or an encryption that it does not know
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise ValueError(f"{archive} is truncated or no zip of nnUNetv2_export_model_to_zip: {error}") from error
     models = {path.parent.name: path.parent for path in sorted(target.rglob("plans.json"))}

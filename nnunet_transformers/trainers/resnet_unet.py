@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import TransformerTrainer
+from .mgca import MGCARecipe
 from .schedules import with_schedules
 
 
@@ -13,18 +14,9 @@ class nnUNetTrainerResNet50UNet(TransformerTrainer):
     planners = ("nnUNetPlannerResNet50UNet",)
 
 
-class nnUNetTrainerResNet50UNetPaper(nnUNetTrainerResNet50UNet):
-    """MGCA's recipe for segmentation with ResNet-50 (supplement B.3): all of it at one rate, AdamW at 5e-4, 50 epochs.
+class nnUNetTrainerResNet50UNetPaper(MGCARecipe, nnUNetTrainerResNet50UNet):
+    """MGCA's recipe for ResNet-50: all of it is trained at one rate; the supplement freezes the ViT alone."""
 
-    Weight decay 1e-6 and the rest as in ``nnUNetTrainerSETRPUPPaper``; the supplement freezes the ViT alone.
-    """
-
-    default_epochs = 50
-    default_lr = 5e-4
-    default_weight_decay = 1e-6
-    warmup_fraction = 0.0
-    lr_power = 0.0
-    clip_grad_norm = 12.0
     layer_decay = 1.0
     frozen_fraction = 0.0
 

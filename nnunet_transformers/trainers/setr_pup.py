@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import TransformerTrainer
+from .mgca import MGCARecipe
 from .schedules import with_schedules
 
 
@@ -13,20 +14,9 @@ class nnUNetTrainerSETRPUP(TransformerTrainer):
     planners = ("nnUNetPlannerSETRPUP",)
 
 
-class nnUNetTrainerSETRPUPPaper(nnUNetTrainerSETRPUP):
-    """MGCA's recipe for segmentation with ViT-B/16 (supplement B.3): a frozen encoder, AdamW at 5e-4, 50 epochs.
+class nnUNetTrainerSETRPUPPaper(MGCARecipe, nnUNetTrainerSETRPUP):
+    """MGCA's recipe for ViT-B/16, whose encoder is frozen throughout."""
 
-    Weight decay 1e-6; the supplement names no schedule, so the rate is fixed, and no clip, so that it is nnU-Net's 12.
-    nnU-Net's are loss (the supplement has 10 focal + Dice), deep supervision, augmentation, the length of an epoch, and
-    the end: there is no early stop, which the supplement has after 10 epochs without a lower validation loss.
-    """
-
-    default_epochs = 50
-    default_lr = 5e-4
-    default_weight_decay = 1e-6
-    warmup_fraction = 0.0
-    lr_power = 0.0
-    clip_grad_norm = 12.0
     frozen_fraction = 1.0
 
 
