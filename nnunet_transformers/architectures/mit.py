@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ._arguments import PerAxis, check_strides
 from ._network import SegmentationNetwork
 from ._registry import register_checkpoint_filter, register_network
-from .layers import ConvNormAct
-from .mit_trunk import STEM_DIM, MiTDecoder, MiTTrunk, init_weights, up_convolution
+from .layers import ConvNormAct, patch_transpose
+from .mit_trunk import STEM_DIM, MiTDecoder, MiTTrunk, init_weights
 
 DIMENSION = re.compile(r"[23]D(?=\d*(\.|$))")
 
@@ -41,7 +41,7 @@ class MiTSegmentationDecoder(MiTDecoder):
         self.stem_stride = trunk.stem_stride
         first_stride = trunk.embed_strides[0]
         ndim = len(first_stride)
-        self.up = up_convolution(dims[0], STEM_DIM, first_stride)
+        self.up = patch_transpose(dims[0], STEM_DIM, first_stride, channels_last=False)
         self.fuse = ConvNormAct(STEM_DIM, STEM_DIM, 3, (1,) * ndim)
         # maps that have the resolution of the one before need no head of their own
         self.has_stem_output = prod(self.stem_stride) > 1

@@ -13,11 +13,11 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
 
 from ._arguments import AXIS_NAMES, PerAxis, check_dimensions, check_image_size, per_axis, per_stage, token_grids
-from .layers import ConvNormAct, PositionEmbedding, SpatialReductionAttention, recomputed
+from .layers import ConvNormAct, Mlp, PositionEmbedding, SpatialReductionAttention, patch_transpose, recomputed
 
 STEM_DIM = 32
 ENCODER_NORM_EPS, DECODER_NORM_EPS = 1e-6, 1e-5
@@ -101,7 +101,7 @@ class MiTStage(nn.Module):
         if token is not None:
             tokens = torch.cat([self.token_proj(token) + self.token_position, tokens], dim=1)
         for block in self.blocks:
-            tokens = recomputed(block, tokens, self.activation_checkpointing and self.training)
+            tokens = recomputed(block, tokens, active=self.activation_checkpointing and self.training)
         if token is not None:
             token, tokens = tokens[:, :1], tokens[:, 1:]
         return tokens.transpose(1, 2).unflatten(2, self.grid_size), token
@@ -284,7 +284,10 @@ class MiTTrunk(nn.Module):
         )
         self.encoder = MiTEncoder(encoder_stages, dims[0] if ssl_token else None)
         decoder_stages = stages(
-            [up_convolution(i, o, s) for i, o, s in zip(dims[:0:-1], decoder_dims, merge_strides[::-1], strict=True)],
+            [
+                patch_transpose(i, o, s, channels_last=False)
+                for i, o, s in zip(dims[:0:-1], decoder_dims, merge_strides[::-1], strict=True)
+            ],
             grid_sizes[-2::-1],
             decoder_dims,
             dims[:0:-1],
@@ -322,12 +325,6 @@ def split_stride(patch_embed_stride: Sequence[int]) -> tuple[tuple[int, ...], tu
         raise ValueError(f"patch_embed_stride must be 1, 2, 4 or 8 on every axis, got {tuple(patch_embed_stride)}")
     first = tuple(min(2, s) for s in patch_embed_stride)
     return tuple(s // f for s, f in zip(patch_embed_stride, first, strict=True)), first
-
-
-def up_convolution(in_dim: int, out_dim: int, stride: Sequence[int]) -> nn.Module:
-    """Transposed convolution whose kernel is its stride: the decoder's patch embedding."""
-    convolution = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[len(stride)]
-    return convolution(in_dim, out_dim, kernel_size=tuple(stride), stride=tuple(stride))
 
 
 def init_weights(module: nn.Module) -> None:

@@ -12,7 +12,7 @@ from math import prod
 
 import numpy as np
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ._arguments import (
@@ -27,12 +27,16 @@ from ._arguments import (
 from ._network import SegmentationNetwork
 from ._registry import register_checkpoint_filter, register_network
 from .layers import (
+    Linear,
+    Mlp,
     PatchEmbed,
     PatchExpand,
     PatchMerging,
     RelativePositionBias,
     WindowAttention,
     WindowPartition,
+    in_pieces,
+    recomputed,
     tokens_to_image,
 )
 
@@ -48,6 +52,7 @@ class QTBlock(nn.Module):
         cross_attention: attend to a context as well.
         norm_placement: "post" normalises after each residual sum (the release), "pre" before each branch.
         drop_path_rate: stochastic depth of this block.
+        activation_checkpointing: compute the block again in the backward pass.
         reference_compat: read clamped bias tables as the release does.
     """
 
@@ -60,9 +65,11 @@ class QTBlock(nn.Module):
         cross_attention: bool,
         norm_placement: str,
         drop_path_rate: float,
+        activation_checkpointing: bool,
         reference_compat: bool,
     ) -> None:
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         self.post_norm = norm_placement == "post"
 
         def attention(cross_attention: bool) -> WindowAttention:
@@ -81,6 +88,10 @@ class QTBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(batch, length, dim) to the same; ``context`` has the same shape."""
+        active = self.activation_checkpointing and self.training
+        return recomputed(self._forward, *([x] if context is None else [x, context]), active=active)
+
+    def _forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         if self.post_norm:
             x = self.norm1(x + self.drop_path(self.attn(x)))
             if self.cross_attn is not None:
@@ -130,7 +141,7 @@ class QTDecoderLevel(nn.Module):
     def __init__(self, expand: PatchExpand, blocks: Sequence[QTBlock], dim: int) -> None:
         super().__init__()
         self.expand = expand
-        self.fuse = nn.Linear(2 * dim, dim, bias=False)
+        self.fuse = Linear(2 * dim, dim, bias=False)
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -156,8 +167,10 @@ class QTDecoder(nn.Module):
         num_classes: int,
         auxiliary_heads: int,
         deep_supervision: bool,
+        activation_checkpointing: bool,
     ) -> None:
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         self.deep_supervision = deep_supervision
         self.levels = nn.ModuleList(levels)
         self.grid_sizes = tuple(tuple(g) for g in grid_sizes)
@@ -165,11 +178,11 @@ class QTDecoder(nn.Module):
         # at stride 1 the finest tokens are voxels already, and its output is the full-resolution one
         self.auxiliary_levels = range(int(prod(self.patch_embed_stride) == 1), len(levels))
         self.norm = nn.LayerNorm(dims[0])
-        self.expand = nn.Linear(dims[0], prod(self.patch_embed_stride) * dims[0], bias=False)
+        self.expand = Linear(dims[0], prod(self.patch_embed_stride) * dims[0], bias=False)
         self.expand_norm = nn.LayerNorm(dims[0])
-        self.seg_layers = nn.ModuleList([nn.Linear(dims[0], num_classes, bias=False)])
+        self.seg_layers = nn.ModuleList([Linear(dims[0], num_classes, bias=False)])
         for level in self.auxiliary_levels if auxiliary_heads else ():
-            self.seg_layers.append(nn.Sequential(nn.LayerNorm(dims[level]), nn.Linear(dims[level], num_classes)))
+            self.seg_layers.append(nn.Sequential(nn.LayerNorm(dims[level]), Linear(dims[level], num_classes)))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
         """Encoder features, finest first, to logits (a list of them under deep supervision)."""
@@ -178,8 +191,7 @@ class QTDecoder(nn.Module):
         for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
             x = level(x, skip)
             tokens.insert(0, x)
-        voxels = self.expand(self.norm(x)).unflatten(-1, (-1, self.norm.normalized_shape[0]))
-        logits = self.seg_layers[0](self.expand_norm(voxels)).flatten(2)
+        logits = in_pieces(self._classify, x, self.expand.out_features, self.activation_checkpointing and self.training)
         outputs = [tokens_to_image(logits, self.grid_sizes[0], self.patch_embed_stride)]
         if not self.deep_supervision:
             return outputs[0]
@@ -187,6 +199,11 @@ class QTDecoder(nn.Module):
             grid_size = self.grid_sizes[level]
             outputs.append(tokens_to_image(head(tokens[level]), grid_size, (1,) * len(grid_size)))
         return outputs
+
+    def _classify(self, tokens: Tensor) -> Tensor:
+        """(batch, length, dim) to the logits of each token's voxels, (batch, length, voxels x classes)."""
+        voxels = self.expand(self.norm(tokens)).unflatten(-1, (-1, self.norm.normalized_shape[0]))
+        return self.seg_layers[0](self.expand_norm(voxels)).flatten(2)
 
 
 class QTUNet(SegmentationNetwork):
@@ -208,6 +225,8 @@ class QTUNet(SegmentationNetwork):
         norm_placement: "post" (the release) or "pre".
         drop_path_rate: stochastic depth of the last encoder block, 0.1 in the release and 0.2 in the thesis.
         mask_padding: keep attention from the zero tokens that fill up windows; the release lets them take part.
+        activation_checkpointing: compute blocks and the full-resolution head again in backward rather than keep what is
+            inside them.
         deep_supervision: return a list of logits, full resolution first.
         auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
         strides: nnU-Net's copy of the strides in a plan; must agree with the other arguments.
@@ -234,6 +253,7 @@ class QTUNet(SegmentationNetwork):
         norm_placement: str = "post",
         drop_path_rate: float = 0.1,
         mask_padding: bool = False,
+        activation_checkpointing: bool = False,
         deep_supervision: bool = False,
         auxiliary_heads: bool | None = None,
         strides: Sequence[Sequence[int]] | None = None,
@@ -277,6 +297,7 @@ class QTUNet(SegmentationNetwork):
                     cross_attention=cross_attention,
                     norm_placement=norm_placement,
                     drop_path_rate=drop_path_rates[sum(depths[:stage]) + index],
+                    activation_checkpointing=activation_checkpointing,
                     reference_compat=reference_compat,
                 )
                 for index in range(depths[stage])
@@ -296,7 +317,14 @@ class QTUNet(SegmentationNetwork):
             expand = PatchExpand(grid_sizes[stage + 1], merge_strides[stage], dims[stage + 1], dims[stage])
             levels.append(QTDecoderLevel(expand, blocks(stage, cross_attention), dims[stage]))
         self.decoder = QTDecoder(
-            levels, dims, grid_sizes, patch_embed_stride, num_classes, auxiliary_heads, deep_supervision
+            levels,
+            dims,
+            grid_sizes,
+            patch_embed_stride,
+            num_classes,
+            auxiliary_heads,
+            deep_supervision,
+            activation_checkpointing,
         )
         self.apply(_init_weights)
 

@@ -46,7 +46,7 @@ class ViTEncoder(nn.Module):
         """(batch, length, dim) to the patches' tokens as a map, (batch, dim, *grid)."""
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), self.position(tokens)], dim=1)
         for block in self.blocks:
-            x = recomputed(block, x, self.activation_checkpointing and self.training)
+            x = recomputed(block, x, active=self.activation_checkpointing and self.training)
         return self.norm(x)[:, 1:].transpose(1, 2).unflatten(2, self.position.grid_size)
 
 

@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ._arguments import (
@@ -28,6 +28,7 @@ from ._arguments import (
 from ._network import SegmentationNetwork
 from ._registry import register_checkpoint_filter, register_network
 from .layers import (
+    Mlp,
     RelativePositionBias,
     WindowAttention,
     WindowPartition,
@@ -101,7 +102,7 @@ class PIBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, *grid, dim) to the same."""
-        return recomputed(self._forward, x, self.activation_checkpointing and self.training)
+        return recomputed(self._forward, x, active=self.activation_checkpointing and self.training)
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.parallel(self.convnext(x))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from nnunet_transformers.architectures.layers import (
     PatchExpand,
@@ -16,6 +17,8 @@ from nnunet_transformers.architectures.layers import (
     RelativePositionBias,
     WindowAttention,
     WindowPartition,
+    in_pieces,
+    patch_transpose,
     tokens_to_image,
 )
 
@@ -62,9 +65,10 @@ class TestWindowPartition:
         windows = partition.partition(tokens)
         assert torch.equal(windows, expected)
         assert torch.equal(partition.reverse(windows), tokens)
-        apart = torch.tensor([[[a[1] != b[1] or b[0] is None for b in rows] for a in rows] for rows in layout])
+        apart = [[[a[1] != b[1] or (b[0] is None and a is not b) for b in rows] for a in rows] for rows in layout]
+        apart = torch.tensor(apart)
         mask = torch.zeros(apart.shape) if partition.mask is None else partition.mask[:, 0]
-        assert torch.equal(mask < 0, apart)
+        assert torch.equal(mask, torch.zeros(apart.shape).masked_fill(apart, -torch.inf))
 
     def test_padding_takes_part_by_default(self):
         assert WindowPartition((5, 5), (4, 4), shifted=False).mask is None
@@ -134,12 +138,15 @@ class TestWindowAttention:
         torch.testing.assert_close(results[True], results[False], rtol=1e-8, atol=1e-10)
 
     def test_wrapped_tokens_do_not_meet(self, grid, shifted, mask_padding, cross_attention):
-        """Moving one token changes only tokens within a window's reach of it, never across the border."""
+        """Moving one token changes only tokens within a window's reach of it, never across the border.
+
+        However large the scores are.
+        """
         attention = self.attention(grid, shifted, mask_padding, cross_attention)
-        tokens = torch.randn(1, torch.Size(grid).numel(), 8, dtype=torch.float64)
+        tokens = 1e3 * torch.randn(1, torch.Size(grid).numel(), 8, dtype=torch.float64)
         context = torch.randn_like(tokens)
         changed = (context if cross_attention else tokens).clone()
-        changed[:, 0] += 1
+        changed[:, 0] += 1e3
         with torch.no_grad():
             before = attention(tokens, context)
             after = attention(tokens, changed) if cross_attention else attention(changed, context)
@@ -187,3 +194,57 @@ def test_tokens_to_image_is_a_pixel_shuffle():
     image = tokens_to_image(tokens, (2, 3), (2, 2))
     channels_last = tokens.view(2, 2, 3, 4, 5).permute(0, 4, 3, 1, 2).reshape(2, 20, 2, 3)
     torch.testing.assert_close(image, F.pixel_shuffle(channels_last, 2))
+
+
+@pytest.mark.parametrize("batch, length, elements", [(1, 7, 2**19), (2, 5, 2**20), (3, 9, 2**17), (2, 4, 8)])
+def test_in_pieces_changes_neither_outputs_nor_gradients(batch, length, elements):
+    torch.manual_seed(0)
+    function = nn.Sequential(nn.Linear(4, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 3)).double()
+    tokens = torch.randn(batch, length, 4, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(batch, length, 3, dtype=torch.float64)
+    inputs = (tokens, *function.parameters())
+    whole = function(tokens)
+    pieces = in_pieces(function, tokens, elements)
+    torch.testing.assert_close(pieces, whole)
+    for ours, plain in zip(
+        torch.autograd.grad((pieces * weights).sum(), inputs),
+        torch.autograd.grad((whole * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_in_pieces_is_exported_whole(strict):
+    class Network(nn.Module):
+        def forward(self, tokens):
+            return in_pieces(torch.sin, tokens, 2**24)
+
+    tokens = torch.randn(1, 8, 2)
+    program = torch.export.export(Network(), (tokens,), strict=strict)
+    assert [n.target for n in program.graph.nodes if n.op == "call_function"] == [torch.ops.aten.sin.default]
+    torch.testing.assert_close(program.module()(tokens), tokens.sin())
+
+
+def test_in_pieces_works_on_no_more_than_a_piece():
+    lengths = []
+    in_pieces(lambda t: lengths.append(t.shape[1]) or t, torch.zeros(2, 100, 1), 2**14)
+    assert sum(lengths) == 100 and max(lengths) == 2**20 // (2 * 2**14)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("grid, stride", [((3, 4), (2, 2)), ((2, 3, 4), (1, 2, 4))], ids=str)
+def test_patch_transpose_is_a_transposed_convolution(grid, stride, channels_last):
+    layer = patch_transpose(5, 3, stride, channels_last).double()
+    x = torch.randn(2, 5, *grid, dtype=torch.float64, requires_grad=True)
+    convolution = {2: F.conv_transpose2d, 3: F.conv_transpose3d}[len(grid)]
+    plain = convolution(x, layer.weight, layer.bias, stride)
+    ours = layer(x.movedim(1, -1)).movedim(-1, 1) if channels_last else layer(x)
+    torch.testing.assert_close(ours, plain)
+    weights, inputs = torch.randn_like(plain), (x, *layer.parameters())
+    for one, other in zip(
+        torch.autograd.grad((ours * weights).sum(), inputs),
+        torch.autograd.grad((plain * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)

@@ -279,19 +279,6 @@ class TestPair:
         assert all(p.grad is not None for p in network.parameters())
 
 
-def test_activation_checkpointing_changes_no_gradient():
-    gradients = []
-    for checkpointing in (False, True):
-        torch.manual_seed(1)
-        network = create_network(
-            "mit_7", 1, 2, (64, 64), activation_checkpointing=checkpointing, drop_path_rate=0.3
-        ).double()
-        network(torch.randn(2, 1, 64, 64).double()).square().mean().backward()
-        gradients.append([p.grad for p in network.parameters()])
-    for plain, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(recomputed, plain)
-
-
 def test_drop_path_rises_in_the_encoder_and_falls_in_the_decoder():
     network = create_network("mit_7", 1, 2, (64, 64), drop_path_rate=0.3)
     encoder, decoder = (

@@ -1,11 +1,13 @@
 """Layers that the networks share, one idea a file."""
 
-from .channels_last import convolution, patch_transpose
-from .checkpointing import recomputed
+from .channels_last import convolution
+from .checkpointing import in_pieces, recomputed
 from .conv_norm_act import ConvNormAct
+from .linear import Linear, Mlp
 from .patch_embed import PatchEmbed
 from .patch_expand import PatchExpand, tokens_to_image
 from .patch_merging import PatchMerging
+from .patch_transpose import patch_transpose
 from .position_embedding import PositionEmbedding, fit_position_embeddings, resize_position_embedding
 from .relative_position_bias import RelativePositionBias, resize_bias_table
 from .spatial_reduction_attention import SpatialReductionAttention
@@ -15,6 +17,8 @@ from .window_partition import WindowPartition
 
 __all__ = [
     "ConvNormAct",
+    "Linear",
+    "Mlp",
     "PatchEmbed",
     "PatchExpand",
     "PatchMerging",
@@ -25,6 +29,7 @@ __all__ = [
     "WindowPartition",
     "convolution",
     "fit_position_embeddings",
+    "in_pieces",
     "patch_transpose",
     "recomputed",
     "resize_bias_table",

@@ -24,13 +24,16 @@ class ConvNormAct(nn.Module):
         convolution = {2: nn.Conv2d, 3: nn.Conv3d}[ndim]
         self.conv = convolution(in_dim, out_dim, kernel_size, tuple(stride), padding=kernel_size // 2, bias=False)
         # channels last, as the tokens around it are and as convolutions are fastest: half the time on CPU
-        channels_last = {2: torch.channels_last, 3: torch.channels_last_3d}[ndim]
-        self.conv.weight = nn.Parameter(self.conv.weight.detach().contiguous(memory_format=channels_last))
+        self.memory_format = {2: torch.channels_last, 3: torch.channels_last_3d}[ndim]
+        self.conv.weight = nn.Parameter(self.conv.weight.detach().contiguous(memory_format=self.memory_format))
         self.norm = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[ndim](out_dim, affine=True)
         self.act = nn.LeakyReLU(0.01)
 
     def forward(self, image: Tensor) -> Tensor:
         """(batch, in_dim, *size) to (batch, out_dim, *size / stride)."""
+        if image.shape[1] == 1:
+            # both formats are the same to a single channel, and what follows would get channels first
+            image = image.clone(memory_format=self.memory_format)
         features = self.conv(image)
         if features.device.type == "cpu":
             # the same under the name by which the CPU's kernel takes channels last without a copy; on CUDA autocast

@@ -5,23 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+import torch
 from torch import Tensor, nn
 
+from .linear import Linear
 
-def tokens_to_image(tokens: Tensor, grid_size: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """Lay out tokens that each hold a block of ``stride`` voxels.
+
+def blocks_to_grid(tokens: Tensor, grid_size: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """Lay out tokens that each hold a block of ``stride`` elements.
 
     Args:
-        tokens: (batch, length, prod(stride) x channels), the channels of a voxel side by side.
+        tokens: (batch, length, prod(stride) x channels), the channels of an element side by side.
 
     Returns:
-        (batch, channels, *(grid_size x stride)).
+        (batch, *(grid_size x stride), channels).
     """
     ndim = len(grid_size)
     blocks = tokens.view(tokens.shape[0], *grid_size, *stride, -1)
     interleaved = [axis for a in range(ndim) for axis in (1 + a, 1 + ndim + a)]
-    image = blocks.permute(0, 2 * ndim + 1, *interleaved)
-    return image.reshape(tokens.shape[0], -1, *(g * s for g, s in zip(grid_size, stride, strict=True)))
+    size = [g * s for g, s in zip(grid_size, stride, strict=True)]
+    return blocks.permute(0, *interleaved, 2 * ndim + 1).reshape(tokens.shape[0], *size, -1)
+
+
+def tokens_to_image(tokens: Tensor, grid_size: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """The same as an image, (batch, channels, *(grid_size x stride))."""
+    voxels = blocks_to_grid(tokens, grid_size, stride)
+    # a sample's matrix is transposed several times as fast as the same is permuted
+    samples = [sample.flatten(0, -2).T.contiguous() for sample in voxels]
+    image = samples[0][None] if len(samples) == 1 else torch.stack(samples)
+    return image.unflatten(2, voxels.shape[1:-1])
 
 
 class PatchExpand(nn.Module):
@@ -36,13 +48,10 @@ class PatchExpand(nn.Module):
     def __init__(self, grid_size: Sequence[int], stride: Sequence[int], dim: int, out_dim: int) -> None:
         super().__init__()
         self.grid_size, self.stride, self.out_dim = tuple(grid_size), tuple(stride), out_dim
-        ndim = len(self.grid_size)
-        self.order = (0, *(axis for a in range(ndim) for axis in (1 + a, 1 + ndim + a)), 2 * ndim + 1)
-        self.expand = nn.Linear(dim, prod(stride) * out_dim, bias=False)
+        self.expand = Linear(dim, prod(stride) * out_dim, bias=False)
         self.norm = nn.LayerNorm(out_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, length, dim) to (batch, length x prod(stride), out_dim)."""
-        batch = tokens.shape[0]
-        blocks = self.expand(tokens).view(batch, *self.grid_size, *self.stride, self.out_dim)
-        return self.norm(blocks.permute(self.order).reshape(batch, -1, self.out_dim))
+        grid = blocks_to_grid(self.expand(tokens), self.grid_size, self.stride)
+        return self.norm(grid.flatten(1, -2))

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 class RelativePositionBias(nn.Module):
     """Bias for each head and each pair of tokens in a window (https://arxiv.org/abs/2103.14030, eq. 4).
 
-    The table has one row per relative offset. An offset is a sum over axes, so the pairs are read axis by axis
-    instead of through one index of window_length^2 rows: the same numbers, and a backward pass of small slices in
-    place of a long scatter.
+    The table has one row per relative offset, so along each axis the pairs of a window are a Toeplitz matrix of its
+    rows: overlapping slices, read without an index of window_length^2 rows. Their gradient is a sum over slices in
+    place of a scatter, which is slow on CPU and, with atomic additions, not reproducible on CUDA.
 
     Args:
         table_window_size: window that the table is made for, per axis; it has prod(2 w - 1) rows.
@@ -36,6 +36,7 @@ class RelativePositionBias(nn.Module):
         reference_compat: bool = False,
     ) -> None:
         super().__init__()
+        self.table_window_size = tuple(table_window_size)
         self.table_shape = tuple(2 * w - 1 for w in table_window_size)
         self.window_size = tuple(window_size)
         self.num_heads = num_heads
@@ -43,10 +44,6 @@ class RelativePositionBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(prod(self.table_shape), num_heads))
         if init_std:
             trunc_normal_(self.table, std=init_std)
-        for axis, (table, window) in enumerate(zip(table_window_size, self.pair_window_size, strict=True)):
-            position = torch.arange(window)
-            offset = position[:, None] - position[None, :] + table - 1
-            self.register_buffer(f"offset{axis}", offset.flatten(), persistent=False)
         self._cached: Tensor | None = None
         self._cached_for: tuple | None = None
 
@@ -68,16 +65,14 @@ class RelativePositionBias(nn.Module):
         return self._cached
 
     def _compute(self, mask: Tensor | None) -> Tensor:
-        ndim = len(self.window_size)
-        bias = self.table.view(*self.table_shape, self.num_heads)
-        for axis in range(ndim):
-            bias = bias.index_select(axis, getattr(self, f"offset{axis}"))
-        # (w0 w0, w1 w1, ..., heads) to (heads, w0 w1 ..., w0 w1 ...)
-        bias = bias.view(*(w for w in self.pair_window_size for _ in range(2)), self.num_heads)
-        bias = bias.permute(2 * ndim, *range(0, 2 * ndim, 2), *range(1, 2 * ndim, 2))
+        axes = range(1, 1 + len(self.window_size))
+        bias = self.table.T.view(self.num_heads, *self.table_shape).flip(list(axes))
+        # row r, column j of the slices is offset window - 1 - r - j: the rows are those of the bias, last one first
+        for axis, table, window in zip(axes, self.table_window_size, self.pair_window_size, strict=True):
+            bias = bias.narrow(axis, table - window, 2 * window - 1).unfold(axis, window, 1)
         pairs = prod(self.pair_window_size)
         length = prod(self.window_size)
-        bias = bias.reshape(self.num_heads, pairs, pairs)[:, :length, :length]
+        bias = bias.flip(list(axes)).reshape(self.num_heads, pairs, pairs)[:, :length, :length]
         return bias if mask is None else bias + mask
 
     def train(self, mode: bool = True) -> RelativePositionBias:

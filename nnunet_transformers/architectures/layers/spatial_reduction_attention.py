@@ -11,6 +11,8 @@ from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
 from ._export import is_exporting
+from .linear import Linear, linear
+from .matrix_attention import matrix_attention
 
 # below this, more threads cost more than they save
 MIN_CHUNK = 1024
@@ -58,9 +60,9 @@ class SpatialReductionAttention(nn.Module):
         self.grid_size = tuple(grid_size)
         self.reduction = tuple(min(r, g) for r, g in zip(reduction, grid_size, strict=True))
         self.reference_compat = reference_compat
-        self.q = nn.Linear(dim, dim, bias=qkv_bias)
-        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim, bias=qkv_bias)
+        self.kv = Linear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
         self.sr, self.norm = None, None
         if prod(reduction) > 1:
             convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(self.grid_size)]
@@ -72,12 +74,14 @@ class SpatialReductionAttention(nn.Module):
         context = tokens if self.sr is None else self._reduce(tokens)
         q = self.q(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k, v = self.kv(context).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(self._mix(q, k, v).transpose(1, 2).flatten(2))
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of (batch, heads, length, head_dim)."""
         # an exporter decomposes the fused kernel, whose memory layout it then gets wrong
         if self.fused_attn and not is_exporting():
-            out = _fused_attention(q, k, v, self.scale)
-        else:
-            out = (q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
-        return self.proj(out.transpose(1, 2).flatten(2))
+            return _fused_attention(q, k, v, self.scale)
+        return matrix_attention(q, k, v, self.scale)
 
     def _reduce(self, tokens: Tensor) -> Tensor:
         """The convolution as one matrix product over blocks, several times as fast as its kernels on CPU."""
@@ -97,7 +101,7 @@ class SpatialReductionAttention(nn.Module):
         order = (0, *range(1, 2 * ndim, 2), *range(2, 2 * ndim + 1, 2), 2 * ndim + 1)
         blocks = grid.reshape(batch, *split, dim).permute(order).reshape(batch, -1, prod(self.reduction) * dim)
         # (out, in, *reduction) to (out, *reduction x in): a token's channels stay side by side
-        reduced = F.linear(blocks, self.sr.weight.movedim(1, -1).flatten(1), self.sr.bias)
+        reduced = linear(blocks, self.sr.weight.movedim(1, -1).flatten(1), self.sr.bias)
         return self.norm(torch.cat([tokens[:, :extra], reduced], dim=1) if extra else reduced)
 
     def extra_repr(self) -> str:

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from . import _cpu_attention
 from ._export import is_exporting
+from .linear import Linear
+from .matrix_attention import matrix_attention
 from .relative_position_bias import RelativePositionBias
 from .window_partition import WindowPartition
 
@@ -45,11 +47,11 @@ class WindowAttention(nn.Module):
         self.partition = partition
         self.bias = bias
         if cross_attention:
-            self.q = nn.Linear(dim, dim)
-            self.kv = nn.Linear(dim, 2 * dim)
+            self.q = Linear(dim, dim)
+            self.kv = Linear(dim, 2 * dim)
         else:
-            self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+            self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
     def _heads(self, windows: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(batch, windows, length, parts x channels) to ``parts`` of (batch, windows, heads, length, head_dim)."""
@@ -84,7 +86,7 @@ class WindowAttention(nn.Module):
         mask = self.partition.mask
         if self.fused_attn and _cpu_attention.is_applicable(q, self.bias.table):
             return _cpu_attention.WindowAttentionFunction.apply(q, k, v, self.bias(), mask, self.scale)
-        bias = self.bias(mask).to(q.dtype)
+        bias = self.bias(mask)
         # Every kernel broadcasts the bias over the batch axis only, so windows that share a bias join the batch
         # and windows with a mask of their own join the heads.
         start, end = (0, 1) if mask is None else (1, 2)
@@ -93,7 +95,7 @@ class WindowAttention(nn.Module):
         bias = bias.reshape(1, -1, *bias.shape[-2:])
         # an exporter decomposes the fused kernel, whose memory layout it then gets wrong
         if self.fused_attn and not is_exporting():
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=self.scale)
         else:
-            out = (q * self.scale @ k.transpose(-2, -1) + bias).softmax(dim=-1) @ v
+            out = matrix_attention(q, k, v, self.scale, bias)
         return out.unflatten(start, lead)

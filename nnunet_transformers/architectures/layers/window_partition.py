@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MASKED = -100.0
-
 
 class WindowPartition(nn.Module):
     """Sort the tokens of a grid into (shifted) attention windows and back.
@@ -28,7 +26,8 @@ class WindowPartition(nn.Module):
     Attributes:
         window_size, padded_size, shift: the window in use, the grid filled up to whole windows, the shift, per axis.
         num_windows, window_length: windows in the grid and tokens in each.
-        mask: additive mask (num_windows, 1, window_length, window_length), or None where nothing is masked.
+        mask: additive mask (num_windows, 1, window_length, window_length), 0 or minus infinity, or None where nothing
+            is masked. The releases have -100 for infinity, the same up to scores that differ by about as much.
     """
 
     def __init__(
@@ -81,8 +80,9 @@ class WindowPartition(nn.Module):
         apart = region.unsqueeze(1) != region.unsqueeze(2)
         if pad_index is not None:
             is_padding = (to_windows == pad_index).view(self.num_windows, 1, self.window_length)
-            apart = apart | is_padding
-        return apart.unsqueeze(1) * MASKED
+            # a padded token, whose output is dropped, keeps itself: of no score at all the softmax would be NaN
+            apart = (apart | is_padding) & ~torch.eye(self.window_length, dtype=torch.bool)
+        return torch.zeros(apart.shape).masked_fill(apart, -torch.inf).unsqueeze(1)
 
     def partition(self, tokens: Tensor) -> Tensor:
         """(batch, length, channels) to (batch, num_windows, window_length, channels)."""

@@ -1,0 +1,26 @@
+"""When the networks may choose a CPU kernel by themselves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def may_choose_kernel(x: Tensor, weight: Tensor) -> bool:
+    """Whether an operation runs right now, on CPU and in the precision of its tensors.
+
+    A compiler or exporter chooses its own kernels, autocast a precision; a fake tensor stands for another device's.
+    """
+    return (
+        type(x) is Tensor
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def wants_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass may come through one of these."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -1,0 +1,50 @@
+"""Transposed convolutions whose kernel is their stride: a block out of each element."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .linear import linear
+from .patch_expand import blocks_to_grid
+
+
+class _PatchTranspose:
+    """No two blocks overlap, so the convolution is one matrix product, of which libraries' kernels reach a few percent.
+
+    Attributes:
+        channels_last: the channels of input and output are the last axis, not the second.
+    """
+
+    channels_last = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.channels_last else x.movedim(1, -1)
+        weight = self.weight.movedim((0, 1), (-1, -2)).flatten(0, -2)
+        bias = self.bias.repeat(len(weight) // len(self.bias))
+        blocks = linear(x.flatten(1, -2), weight, bias)
+        image = blocks_to_grid(blocks, x.shape[1:-1], self.stride)
+        return image if self.channels_last else image.movedim(-1, 1)
+
+
+class PatchTranspose2d(_PatchTranspose, nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` with a kernel of the size of its stride."""
+
+
+class PatchTranspose3d(_PatchTranspose, nn.ConvTranspose3d):
+    """``nn.ConvTranspose3d`` with a kernel of the size of its stride."""
+
+
+def patch_transpose(dim: int, out_dim: int, stride: Sequence[int], channels_last: bool = True) -> nn.Module:
+    """A transposed convolution that makes a block of ``stride`` out of each element.
+
+    Args:
+        dim, out_dim: channels before and after.
+        stride: of the block per axis, two or three of them.
+        channels_last: from (batch, *grid, dim) to (batch, *(grid x stride), out_dim), rather than with the channels
+            second.
+    """
+    layer = {2: PatchTranspose2d, 3: PatchTranspose3d}[len(stride)](dim, out_dim, tuple(stride), tuple(stride))
+    layer.channels_last = channels_last
+    return layer
