@@ -31,6 +31,10 @@ TRAINERS = {
     "nnUNetTrainerLinearProbe": "nnunet_transformers.trainers.linear_probe",
 }
 DEMO_TRAINERS = {"nnUNetTrainerQTUNetDemo": "nnunet_transformers.trainers.qt_unet"}
+# the trainers that are benchmarked as nnU-Net does its own, and in which ways
+BENCHMARKED = ("nnUNetTrainerQTUNet", "nnUNetTrainerUNet2022", "nnUNetTrainerMiT")
+BENCHMARKS = ("", "_noDataLoading")
+BENCHMARK_MODULE = "nnunet_transformers.trainers.benchmark"
 PLANNERS = {
     "nnUNetPlannerQTUNetT": "nnunet_transformers.plans.qt_unet",
     "nnUNetPlannerQTUNetS": "nnunet_transformers.plans.qt_unet",
@@ -50,10 +54,16 @@ def schedule_name(trainer: str, epochs: int) -> str:
     return f"{trainer}_{epochs}epoch{'s' if epochs > 1 else ''}"
 
 
+def benchmark_name(trainer: str, kind: str) -> str:
+    """Name of a trainer's benchmark, one of ``BENCHMARKS``, as nnU-Net spells it."""
+    return f"{trainer}Benchmark_5epochs{kind}"
+
+
 CLASSES = {
     **TRAINERS,
     **{schedule_name(name, epochs): module for name, module in TRAINERS.items() for epochs in SCHEDULES},
     **DEMO_TRAINERS,
+    **{benchmark_name(name, kind): BENCHMARK_MODULE for name in BENCHMARKED for kind in BENCHMARKS},
     **PLANNERS,
 }
 

@@ -18,15 +18,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
+from .._allocator import keep_freed_memory
 from .._files import replacing
 from ..checkpoints import initialise
+from .precision import default_autocast_dtype, planned_autocast_dtype
 
 
 class TransformerTrainer(nnUNetTrainer):
     """nnU-Net's training with a recipe for transformers.
 
     AdamW without weight decay on norms, biases and position tables; a linear warm-up and nnU-Net's polynomial decay in
-    one schedule that moves with every iteration; gradients clipped to norm 1.
+    one schedule that moves with every iteration; gradients clipped to norm 1. A plan's configuration with
+    ``"autocast_dtype": "bfloat16"`` is trained in that type.
 
     Attributes:
         network_class_name: import path of the network that a plan must hold, or of the package of several.
@@ -70,7 +73,14 @@ class TransformerTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
     ) -> None:
         self._check_plan(PlansManager(plans), configuration)
+        if device.type == "cpu":
+            keep_freed_memory()
+        self.autocast_dtype = planned_autocast_dtype(
+            PlansManager(plans).get_configuration(configuration).configuration, device
+        )
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.autocast_dtype is torch.bfloat16:
+            self.grad_scaler = None  # it has float32's range
         self.num_epochs = self.default_epochs
         self.num_iterations_per_epoch = self.default_iterations
         self.num_val_iterations_per_epoch = max(1, self.default_iterations // 5)
@@ -114,7 +124,9 @@ class TransformerTrainer(nnUNetTrainer):
         if self.frozen_fraction >= 1:
             for part in self._encoder_parts():
                 part.requires_grad_(False)
-        optimizer = AdamW(self._parameter_groups(), lr=self.initial_lr, weight_decay=self.weight_decay)
+        # a third of the time on CPU; elsewhere None leaves the choice to PyTorch, which False would not
+        fused = True if self.device.type == "cpu" else None
+        optimizer = AdamW(self._parameter_groups(), lr=self.initial_lr, weight_decay=self.weight_decay, fused=fused)
         scheduler = PolyLRScheduler(
             optimizer,
             t_initial=self.num_epochs,
@@ -153,7 +165,8 @@ class TransformerTrainer(nnUNetTrainer):
         self.lr_scheduler.step(progress)
         self._rest_encoder(progress)
         self._iteration += 1
-        result = super().train_step(batch)
+        with default_autocast_dtype(self.autocast_dtype):
+            result = super().train_step(batch)
         if not np.isfinite(result["loss"]):
             raise RuntimeError(self._explain_non_finite_loss(batch))
         return result
@@ -176,7 +189,12 @@ class TransformerTrainer(nnUNetTrainer):
 
     def validation_step(self, batch: dict) -> dict:
         self._check_labels(batch)
-        return super().validation_step(batch)
+        with default_autocast_dtype(self.autocast_dtype):
+            return super().validation_step(batch)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        with default_autocast_dtype(self.autocast_dtype):
+            super().perform_actual_validation(save_probabilities)
 
     # ---- weights to start from ----
 

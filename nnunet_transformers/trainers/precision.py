@@ -1,0 +1,45 @@
+"""Half precision of training on CUDA: nnU-Net's float16, or bfloat16 where a plan says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+AUTOCAST_DTYPE = "autocast_dtype"
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def planned_autocast_dtype(configuration: Mapping[str, Any], device: torch.device) -> torch.dtype:
+    """The type that autocast uses in training.
+
+    Args:
+        configuration: of a plan; its entry ``autocast_dtype`` is "bfloat16" or "float16", which it also is without one.
+        device: to train on; nnU-Net trains in float32 on others than CUDA.
+
+    Raises:
+        RuntimeError: if there is no such type or the GPU has none.
+    """
+    name = configuration.get(AUTOCAST_DTYPE, "float16")
+    if name not in DTYPES:
+        raise RuntimeError(f"{AUTOCAST_DTYPE} in the plan must be {' or '.join(DTYPES)}, got {name!r}")
+    needs_ampere = DTYPES[name] is torch.bfloat16 and device.type == "cuda"
+    if needs_ampere and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise RuntimeError(
+            "the plan trains in bfloat16, which this GPU does not have (NVIDIA's have it from Ampere on); remove "
+            f"{AUTOCAST_DTYPE} from the plan's configuration to train in float16"
+        )
+    return DTYPES[name]
+
+
+@contextmanager
+def default_autocast_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Have CUDA's autocast use ``dtype`` where it is not told otherwise, as it is not by nnU-Net."""
+    before = torch.get_autocast_dtype("cuda")
+    torch.set_autocast_dtype("cuda", dtype)
+    try:
+        yield
+    finally:
+        torch.set_autocast_dtype("cuda", before)

@@ -1,0 +1,249 @@
+"""Training that starts from weights: of ImageNet, of a pretrained encoder, of other packages' networks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiments
+from nnunetv2.run.run_training import get_trainer_from_args
+
+from .conftest import CPU, PLANS, model_folder, train
+
+
+def test_training_starts_from_imagenet_weights(plan_with, tmp_path):
+    from nnunet_transformers.plans.attach import attach
+
+    plans = plan_with("nnUNetPlannerUNet2022T")
+    source = timm.create_model("convnext_femto")
+    with torch.no_grad():
+        source.stages[0].blocks[0].gamma.fill_(0.25)
+    torch.save(source.state_dict(), tmp_path / "femto.pth")
+    specification = {"imagenet": {"convnext": str(tmp_path / "femto.pth")}}
+    with pytest.raises(ValueError, match=r"2d: .*femto.pth holds no weights of convnext_tiny"):
+        attach(specification, "900", plans, "nnUNetUNet2022TPlans_imagenet", ["2d"])
+    path, reports, _ = attach(specification, "900", plans, "nnUNetUNet2022TPlans_imagenet", min_coverage=0.4)
+    assert "encoder.stages.0.0.convnext.gamma" in reports["3d_fullres"].loaded
+    trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerUNet2022", path.stem, device=CPU)
+    trainer.on_train_start()
+    assert (trainer.network.encoder.stages[0][0].convnext.gamma == 0.25).all()
+    # the stem learns slowest, the decoder at the full rate; at first the encoder rests
+    scales = {group["lr_scale"] for group in trainer.optimizer.param_groups}
+    assert min(scales) == pytest.approx(0.75**5)
+    assert max(scales) == 1
+    trainer.lr_scheduler.step(20)
+    trainer._rest_encoder(20)
+    assert {group["lr"] > 0 for group in trainer.optimizer.param_groups if group["lr_scale"] < 1} == {False}
+    assert {group["lr"] > 0 for group in trainer.optimizer.param_groups if group["lr_scale"] == 1} == {True}
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    assert "weights from ConvNeXt (convnext_femto" in log
+    assert "stem.blocks.0 (8): not in the source" in log
+    with pytest.raises(ValueError, match="cover 49% of the encoder, less than the 90%"):
+        attach(specification, "900", plans, "nnUNetOtherPlans", ["3d_fullres"], min_coverage=0.9)
+    with pytest.raises(FileExistsError, match="--force"):
+        attach(specification, "900", plans, path.stem, ["3d_fullres"])
+    with pytest.raises(ValueError, match="no network in 3d_lowres"):
+        attach(specification, "900", plans, "nnUNetOtherPlans", ["3d_lowres"])
+
+
+def test_training_starts_from_a_pretrained_encoder(prepared, tmp_path):
+    """An encoder of another patch and window, through a plan and through nnU-Net's own -pretrained_weights."""
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    from nnunet_transformers.architectures import create_network
+    from nnunet_transformers.checkpoints import EncoderCheckpoint, encoder_weights
+    from nnunet_transformers.plans.attach import attach, export_full
+
+    overrides = {"norm_placement": "pre", "num_stages": 3, "window_sizes": 4, "patch_embed_stride": 2}
+    source = create_network("qt_unet_tiny", 1, 2, (32, 32, 32), **overrides)
+    checkpoint = EncoderCheckpoint(
+        encoder_weights(source), "qt_unet_tiny", (32, 32, 32), 1, overrides=overrides, method="QTSSL"
+    )
+    checkpoint.save(tmp_path / "encoder.pth")
+    specification = {"checkpoint": str(tmp_path / "encoder.pth")}
+    with pytest.raises(ValueError, match="2d: the weights are of a 3D network"):
+        attach(specification, "900", PLANS, "nnUNetQTUNetTPlans_ssl", ["2d"])
+    path, reports, left = attach(specification, "900", PLANS, "nnUNetQTUNetTPlans_ssl")
+    assert list(reports) == ["3d_fullres"]
+    assert "3D network" in left["2d"]
+    assert "initialisation" not in json.loads(path.read_text())["configurations"]["2d"]
+    trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerQTUNet", path.stem, device=CPU)
+    trainer.on_train_start()
+    key = "encoder.stages.0.blocks.0.attn.qkv.weight"
+    assert key in reports["3d_fullres"].loaded
+    assert torch.equal(trainer.network.state_dict()[key], checkpoint.weights[key])
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    assert "QTSSL of qt_unet_tiny" in log
+
+    export_full(specification, "900", PLANS, "3d_fullres", tmp_path / "full.pth")
+    trainer = get_trainer_from_args("900", "3d_fullres", 1, "nnUNetTrainerQTUNet", PLANS, device=CPU)
+    trainer.initialize()
+    load_pretrained_weights(trainer.network, str(tmp_path / "full.pth"))
+    assert torch.equal(trainer.network.state_dict()[key], checkpoint.weights[key])
+    with pytest.raises(FileExistsError, match="exists"):
+        export_full(specification, "900", PLANS, "3d_fullres", tmp_path / "full.pth")
+
+
+def test_stock_primus_starts_from_a_pretrained_one(prepared, tmp_path):
+    """An encoder of another patch, for the network that nnU-Net's own trainer builds."""
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+    from nnunet_transformers.checkpoints import PrimusCheckpoint, create_primus, primus_weights
+    from nnunet_transformers.plans.attach import attach, export_full
+
+    stock = "nnUNet_Primus_S_Trainer"
+    source = create_primus("primus_s", 2, (16, 16, 32))
+    checkpoint = PrimusCheckpoint(primus_weights(source), "primus_s", (16, 16, 32), 2, method="Alice")
+    checkpoint.save(tmp_path / "encoder.pth")
+    specification = {"checkpoint": str(tmp_path / "encoder.pth")}
+    with pytest.raises(ValueError, match="weights are of primus_s, the network is QTUNet"):
+        attach(specification, "900", PLANS, "nnUNetQTUNetTPlans_primus")
+    with pytest.raises(ValueError, match="Primus needs multiples of 8"):
+        export_full(specification, "900", PLANS, "3d_fullres", tmp_path / "full.pth", stock)
+    folder = prepared / "preprocessed" / "Dataset900_Balls"
+    plan = json.loads((folder / f"{PLANS}.json").read_text())
+    plan["plans_name"] = plans = "nnUNetPrimusPlans"
+    plan["configurations"]["3d_fullres"]["patch_size"] = [24, 24, 16]
+    (folder / f"{plans}.json").write_text(json.dumps(plan))
+    report = export_full(specification, "900", plans, "3d_fullres", tmp_path / "full.pth", stock)
+    assert set(report.adapted) == {"down_projection.proj.weight", "eva.pos_embed"}
+    assert all(name.startswith("up_projection") for name in report.fresh)
+    assert not report.unused
+    trainer = get_trainer_from_args("900", "3d_fullres", 0, stock, plans, device=CPU)
+    trainer.initialize()
+    load_pretrained_weights(trainer.network, str(tmp_path / "full.pth"))
+    key = "eva.blocks.3.attn.q_proj.weight"
+    assert torch.equal(trainer.network.state_dict()[key], checkpoint.weights[key])
+    with pytest.raises(ValueError, match=r"396 channels in 12 layers.*has 792 in 12"):
+        export_full(specification, "900", plans, "3d_fullres", tmp_path / "b.pth", "nnUNet_Primus_B_Trainer")
+    with pytest.raises(RuntimeError, match="nnUNetTrainerNone"):
+        export_full(specification, "900", plans, "3d_fullres", tmp_path / "b.pth", "nnUNetTrainerNone")
+
+
+MGCA_NETWORKS = [
+    ("nnUNetPlannerSETRPUP", "nnUNetTrainerSETRPUP", "vit_tiny_patch16_224"),
+    ("nnUNetPlannerResNet50UNet", "nnUNetTrainerResNet50UNet", "resnet18"),
+]
+
+
+@pytest.fixture
+def timm_plans(plan_with, tmp_path, request):
+    """A plan, another that names a checkpoint of timm's network, the trainer, and the checkpoint as it is loaded."""
+    from nnunet_transformers.checkpoints import TimmCheckpoint, create_timm, encoder_specification, load_encoder
+    from nnunet_transformers.plans.attach import attach
+
+    planner, trainer, name = request.param
+    plans, path = plan_with(planner), tmp_path / "encoder.pth"
+    source = create_timm(name, 3, (64, 64)).train()
+    with torch.no_grad():
+        source(torch.randn(2, 3, 64, 64))  # moves the statistics of batch norms
+    TimmCheckpoint(source.state_dict(), name, (64, 64), 3, method="MGCA").save(path)
+    attached, reports, _ = attach(encoder_specification(path), "900", plans, f"{plans}_mgca", force=True)
+    assert list(reports) == ["2d"]
+    assert "channels 3 to 1" in reports["2d"].adapted.values()
+    return plans, attached.stem, trainer, load_encoder(path)
+
+
+@pytest.mark.parametrize("timm_plans", MGCA_NETWORKS, indirect=True, ids=["vit", "resnet"])
+class TestEncoderOfTimm:
+    def trained(self, prepared, trainer, plans):
+        train("2d", trainer, plans)
+        file = model_folder(prepared, "2d", trainer, plans) / "fold_0" / "checkpoint_final.pth"
+        return torch.load(file, weights_only=False)["network_weights"]
+
+    def assert_unmoved(self, weights, checkpoint):
+        """Weights and statistics are the checkpoint's, but for what another patch and one channel change."""
+        changed = [name for name, value in checkpoint.weights.items() if not torch.equal(weights[name], value)]
+        assert set(changed) <= {"stem.proj.weight", "stem.conv1.weight", "encoder.position.weight"}
+
+    def test_paper_recipe(self, prepared, timm_plans):
+        """A fixed rate; the ViT never moves, ResNet-50 does from the start."""
+        plans, attached, trainer, checkpoint = timm_plans
+        recipe = get_trainer_from_args("900", "2d", 0, f"{trainer}Paper", attached, device=CPU)
+        recipe.initialize()
+        assert (recipe.num_epochs, recipe.initial_lr, recipe.weight_decay) == (50, 5e-4, 1e-6)
+        recipe.lr_scheduler.step(25)
+        assert {group["lr"] for group in recipe.optimizer.param_groups} == {5e-4}
+        optimised = {id(p) for group in recipe.optimizer.param_groups for p in group["params"]}
+        if "ResNet" in trainer:
+            assert optimised == {id(p) for p in recipe.network.parameters()}
+            return
+        assert optimised == {id(p) for p in recipe.network.decoder.parameters()}
+        weights = self.trained(prepared, f"{trainer}Paper_1epoch", attached)
+        self.assert_unmoved(weights, checkpoint)
+        statistics = [n for n in weights if n.startswith("decoder.") and n.endswith("running_mean")]
+        assert all(weights[name].abs().sum() > 0 for name in statistics)
+        with pytest.raises(
+            RuntimeError, match=r"Paper keeps a pretrained encoder .* names no weights for 2d.* attach "
+        ):
+            get_trainer_from_args("900", "2d", 0, f"{trainer}Paper", plans, device=CPU)
+
+    def test_it_rests_and_then_learns(self, prepared, timm_plans):
+        _, attached, trainer, checkpoint = timm_plans
+        fine_tuned = get_trainer_from_args("900", "2d", 0, trainer, attached, device=CPU)
+        fine_tuned.on_train_start()
+        norms = [m for m in fine_tuned.network.encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        for epoch, rests in ((0, True), (49, True), (50, False)):
+            fine_tuned.current_epoch = epoch
+            fine_tuned.on_train_epoch_start()
+            assert all(norm.training is not rests for norm in norms)
+            assert fine_tuned.network.decoder.training
+        scales = [group["lr_scale"] for group in fine_tuned.optimizer.param_groups]
+        assert len(set(scales)) == (15 if "SETR" in trainer else 6)
+        weights = self.trained(prepared, f"{trainer}_1epoch", attached)
+        with pytest.raises(AssertionError):
+            self.assert_unmoved(weights, checkpoint)
+
+    def test_other_ways_to_use_it(self, prepared, timm_plans, tmp_path):
+        from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+        from typer.testing import CliRunner
+
+        from nnunet_transformers import cli
+
+        plans, _, trainer, checkpoint = timm_plans
+        common = [str(tmp_path / "encoder.pth"), "-d", "900", "-p", plans, "-c", "2d"]
+        result = CliRunner().invoke(cli.app, ["export-full", *common, "-o", str(tmp_path / "full.pth")])
+        assert result.exit_code == 0, result.output
+        other = get_trainer_from_args("900", "2d", 1, trainer, plans, device=CPU)
+        other.initialize()
+        load_pretrained_weights(other.network, str(tmp_path / "full.pth"))
+        self.assert_unmoved(other.network.state_dict(), checkpoint)
+        probe = ["-tr", "nnUNetTrainerLinearProbe_1epoch", "--device", "cpu"]
+        result = CliRunner().invoke(cli.app, ["probe", "segment", *common, *probe])
+        assert result.exit_code == 0, result.output
+        assert "label 1: Dice" in result.output
+
+
+def test_linear_probe(prepared, tmp_path, monkeypatch):
+    """Heads are trained on an encoder that stays as it was; `probe segment` from checkpoint to Dice."""
+    from typer.testing import CliRunner
+
+    from nnunet_transformers import cli
+    from nnunet_transformers.architectures import create_network
+    from nnunet_transformers.checkpoints import EncoderCheckpoint, encoder_weights
+
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    planned = json.loads((prepared / "preprocessed" / "Dataset900_Balls" / f"{PLANS}.json").read_text())
+    planned = planned["configurations"]["3d_fullres"]
+    overrides = {k: v for k, v in planned["architecture"]["arch_kwargs"].items() if k not in ("patch_size", "strides")}
+    patch_size = tuple(planned["patch_size"])
+    source = create_network("qt_unet_tiny", 1, 2, patch_size, **overrides)
+    checkpoint = EncoderCheckpoint(encoder_weights(source), "qt_unet_tiny", patch_size, 1, overrides=overrides)
+    checkpoint.save(tmp_path / "encoder.pth")
+    arguments = [tmp_path / "encoder.pth", "-d", 900, "-p", PLANS, "-tr", "nnUNetTrainerLinearProbe_1epoch"]
+    result = CliRunner().invoke(cli.app, ["probe", "segment", *map(str, arguments), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert "label 1: Dice" in result.output
+    (path,) = (prepared / "preprocessed" / "Dataset900_Balls").glob(f"{PLANS}_probe_*.json")
+    model = model_folder(prepared, trainer="nnUNetTrainerLinearProbe_1epoch", plans=path.stem)
+    weights = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    for name, value in encoder_weights(source).items():
+        assert torch.equal(weights[f"network.{name}"], value), name
+    assert weights["heads.0.0.running_mean"].abs().sum() > 0
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    plan_experiments([900])
+    with pytest.raises(RuntimeError, match=r"trains nnunet_transformers.architectures, but nnUNetPlans plans"):
+        get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerLinearProbe", "nnUNetPlans", device=CPU)
