@@ -24,12 +24,14 @@ class TransformerPlanner(ExperimentPlanner):
     A network without a 3D form gets no 3D configuration: its plan holds ``2d`` alone, for volumes too.
 
     nnU-Net first plans its CNN. Its patch size is the target; ``plan_tokens`` picks the nearest patch whose token grids
-    the windows tile, and the patch gives way, as in nnU-Net, until a step with two samples fits the memory target.
-    What memory is left makes the batch larger, within nnU-Net's limit of 5 % of the dataset.
+    the windows tile. Where a step with two samples does not fit the memory target, the network computes activations
+    again in backward (activation checkpointing); where it still does not, the patch gives way, as in nnU-Net. What
+    memory is left makes the batch larger, within nnU-Net's limit of 5 % of the dataset.
 
     Attributes:
         network_name: the registered network, set by a subclass.
-        network_overrides: its arguments that this planner sets the same for every dataset.
+        network_overrides: its arguments that this planner sets the same for every dataset. With
+            ``activation_checkpointing`` among them it is on or off as they say, however much memory there is.
         token_rules: what the network asks of its token grids.
     """
 
@@ -98,29 +100,45 @@ class TransformerPlanner(ExperimentPlanner):
         spacing = tuple(float(s) for s in spacing)
         if self._stock_data_differ(plan):
             plan["data_identifier"] = data_identifier.replace("nnUNetPlans", self.plans_identifier)
-        tokens, fixed, per_sample = self._plan_to_fit(plan["patch_size"], spacing, median_shape, _cache)
+        tokens, options, batch_size = self._plan_to_fit(
+            plan["patch_size"], spacing, median_shape, approximate_n_voxels_dataset, _cache
+        )
         plan["patch_size"] = tokens.patch_size
-        plan["batch_size"] = self._batch_size(tokens, fixed, per_sample, approximate_n_voxels_dataset)
+        plan["batch_size"] = batch_size
         plan["architecture"] = {
             "network_class_name": get_network(self.network_name).class_path,
-            "arch_kwargs": self.network_arguments(tokens),
+            "arch_kwargs": self.network_arguments(tokens, **options),
             "_kw_requires_import": [],
         }
         return plan
 
     def save_plans(self, plans: dict) -> None:
-        """As nnU-Net, without the configurations that the network has no form for."""
+        """As nnU-Net, without the configurations that the network has no form for; says where memory was short."""
         if 3 not in self._dimensions:
             plans["configurations"].pop("3d_fullres", None)
             print(f"{self.network_name} is a 2D network: the plan has no 3D configuration")
+        for name, configuration in plans["configurations"].items():
+            arguments = configuration.get("architecture", {}).get("arch_kwargs", {})
+            if arguments.get("activation_checkpointing") and "activation_checkpointing" not in self.network_overrides:
+                print(
+                    f"{name}: activation checkpointing, as {self.network_name} does not fit {self.UNet_vram_target_GB} "
+                    f"GB without; planned with it: patch {configuration['patch_size']}, batch "
+                    f"{configuration['batch_size']}"
+                )
         super().save_plans(plans)
 
-    def network_arguments(self, tokens: TokenPlan) -> dict[str, Any]:
-        """Everything that shapes the network, for the plan's ``arch_kwargs``: a plan outlives a change of defaults."""
+    def network_arguments(self, tokens: TokenPlan, **options: Any) -> dict[str, Any]:
+        """Everything that shapes the network, for the plan's ``arch_kwargs``: a plan outlives a change of defaults.
+
+        Args:
+            tokens: patch, strides and windows.
+            options: further arguments of the network, chosen for this configuration.
+        """
         entry = get_network(self.network_name)
         arguments = {
             **entry.all_arguments(len(tokens.patch_size)),
             **self.network_overrides,
+            **options,
             "patch_embed_stride": tokens.patch_embed_stride,
             "num_stages": tokens.num_stages,
             "merge_strides": tokens.merge_strides,
@@ -155,19 +173,31 @@ class TransformerPlanner(ExperimentPlanner):
         return channels + (len(self.dataset_json["labels"]) - 1 if cascade else 0)
 
     def _plan_to_fit(
-        self, patch_size: Sequence[int], spacing: tuple[float, ...], median_shape: Sequence[int], cache: dict
-    ) -> tuple[TokenPlan, int, int]:
-        """Token plan and memory (fixed, and for each sample) of the largest patch that fits with the smallest batch."""
+        self,
+        patch_size: Sequence[int],
+        spacing: tuple[float, ...],
+        median_shape: Sequence[int],
+        dataset_voxels: float,
+        cache: dict,
+    ) -> tuple[TokenPlan, dict[str, bool], int]:
+        """The largest patch that fits with the smallest batch, then the largest batch that fits with it.
+
+        Returns:
+            its token plan, the network's arguments that make it fit, and the batch size.
+        """
         target = tuple(int(n) for n in patch_size)
         stem = choose_patch_embed_stride(target, spacing, self.token_rules)
         channels = self._input_channels(target, median_shape)
         budget, batch_size = self.UNet_vram_target_GB * 1e9, self.UNet_min_batch_size
         plan = partial(plan_tokens, spacing=spacing, rules=self.token_rules, patch_embed_stride=stem)
 
+        options = {}
+        can_checkpoint = "activation_checkpointing" in get_network(self.network_name).override_names
+
         def peak_bytes(tokens: TokenPlan, batch_size: int) -> tuple[int, int]:
-            key = (self.network_name, tokens, channels, batch_size)
+            key = (self.network_name, tokens, tuple(options), channels, batch_size)
             if key not in cache:
-                cache[key] = self._peak_bytes(tokens, channels, batch_size)
+                cache[key] = self._peak_bytes(tokens, options, channels, batch_size)
             return cache[key]
 
         while True:
@@ -175,8 +205,16 @@ class TransformerPlanner(ExperimentPlanner):
             own, peak = peak_bytes(tokens, batch_size)
             excess = peak / max(1.0, budget - own)
             if excess <= 1:
-                per_sample = peak_bytes(tokens, batch_size + 1)[1] - peak
-                return tokens, own + peak - batch_size * per_sample, per_sample
+                largest = self._largest_batch(tokens, excess, dataset_voxels)
+                if largest > batch_size:
+                    more = peak_bytes(tokens, largest)[1]
+                    # the peak over batches is convex: another part of the step has it, in which it grows faster
+                    share = 1.0 if own + more <= budget else (budget - own - peak) / (more - peak)
+                    batch_size += int(share * (largest - batch_size))
+                return tokens, options, batch_size
+            if can_checkpoint and not options and "activation_checkpointing" not in self.network_overrides:
+                options["activation_checkpointing"] = True
+                continue
             if prod(target) <= 8 ** len(target):
                 raise RuntimeError(
                     f"{self.network_name} does not fit {self.UNet_vram_target_GB} GB even at a patch of "
@@ -188,8 +226,10 @@ class TransformerPlanner(ExperimentPlanner):
             while prod(plan(target).patch_size) > volume and prod(target) > 8 ** len(target):
                 target = shrink(target, median_shape[: len(target)])
 
-    def _peak_bytes(self, tokens: TokenPlan, input_channels: int, batch_size: int) -> tuple[int, int]:
-        arguments = self.network_arguments(tokens)
+    def _peak_bytes(
+        self, tokens: TokenPlan, options: dict[str, bool], input_channels: int, batch_size: int
+    ) -> tuple[int, int]:
+        arguments = self.network_arguments(tokens, **options)
         patch_size = arguments.pop("patch_size")
         num_classes = len(self.dataset_json["labels"])
         return training_peak_bytes(
@@ -201,7 +241,7 @@ class TransformerPlanner(ExperimentPlanner):
             batch_size,
         )
 
-    def _batch_size(self, tokens: TokenPlan, fixed: int, per_sample: int, dataset_voxels: float) -> int:
-        fits = int((self.UNet_vram_target_GB * 1e9 - fixed) // per_sample)
+    def _largest_batch(self, tokens: TokenPlan, excess: float, dataset_voxels: float) -> int:
+        """More are not wanted: nnU-Net's limit, and well beyond what fits, seen from the smallest batch's memory."""
         covers = round(dataset_voxels * self.max_dataset_covered / np.prod(tokens.patch_size, dtype=np.float64))
-        return max(min(fits, covers), self.UNet_min_batch_size)
+        return max(self.UNet_min_batch_size, min(covers, int(4 * self.UNet_min_batch_size / excess)))

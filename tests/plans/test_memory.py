@@ -8,7 +8,7 @@ from torch import nn
 
 from nnunet_transformers.architectures import create_network, get_network
 from nnunet_transformers.plans.memory import training_peak_bytes, training_step_bytes
-from tests.architectures.test_networks import SMALLEST
+from tests.architectures.test_networks import CHECKPOINTED, SMALLEST
 
 PATCH = (32, 32, 32)
 
@@ -34,11 +34,7 @@ def test_linear_layers_can_be_counted_by_hand():
 
 
 CASES = [(name, {}) for name in SMALLEST]
-CASES += [
-    (n, {"activation_checkpointing": True})
-    for n in SMALLEST
-    if "activation_checkpointing" in get_network(n).override_names
-]
+CASES += [(name, {"activation_checkpointing": True}) for name in CHECKPOINTED]
 
 
 @pytest.mark.parametrize("name,options", CASES)
@@ -57,11 +53,19 @@ def test_half_precision_takes_less():
     assert training_step_bytes(build, 1, PATCH, mixed_precision=False)[1] > training_step_bytes(build, 1, PATCH)[1]
 
 
-def test_checkpointing_takes_less():
-    def build(activation_checkpointing):
-        return lambda: create_network("unet2022_tiny", 1, 3, PATCH, activation_checkpointing=activation_checkpointing)
+@pytest.mark.parametrize("name", CHECKPOINTED)
+def test_checkpointing_takes_less(name):
+    patch = PATCH if 3 in get_network(name).dimensions else (128, 128)
 
-    assert training_step_bytes(build(True), 1, PATCH)[1] < 0.8 * training_step_bytes(build(False), 1, PATCH)[1]
+    def peak(active):
+        def build():
+            return create_network(name, 1, 3, patch, activation_checkpointing=active)
+
+        return training_peak_bytes(build, 1, patch, batch_size=8)
+
+    (own, plain), (same, recomputed) = peak(False), peak(True)
+    assert own == same
+    assert recomputed < 0.8 * plain
 
 
 def test_counts_at_least_what_backward_keeps():

@@ -14,7 +14,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_transformers.architectures import get_network
 from nnunet_transformers.architectures.layers import WindowPartition
@@ -71,21 +70,23 @@ def check(configuration, channels, labels, gigabytes):
     assert arguments["patch_size"] == patch_size
     assert batch_size >= 2
 
+    networks, shapes = [], []
+
     def build():
-        return get_network_from_plans(
+        network = get_network_from_plans(
             architecture["network_class_name"], arguments, (), channels, labels, deep_supervision=True
         )
+        network.register_forward_hook(lambda _, __, outputs: shapes.extend(output.shape for output in outputs))
+        networks.append(network)
+        return network
 
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        network = build()
-        outputs = network(torch.zeros(2, channels, *patch_size))
-        assert [o.shape[1] for o in outputs] == [labels] * (len(arguments["strides"]) - 1)
-        assert list(outputs[0].shape[2:]) == patch_size
-    for partition in (m for m in network.modules() if isinstance(m, WindowPartition)):
-        assert not partition.has_padding
-        assert partition.window_length <= 400
     own, peak = training_peak_bytes(build, channels, patch_size, batch_size)
     assert own + peak <= gigabytes * 1e9 * 1.02
+    assert [shape[1] for shape in shapes] == [labels] * (len(arguments["strides"]) - 1)
+    assert list(shapes[0][2:]) == patch_size
+    for partition in (m for m in networks[0].modules() if isinstance(m, WindowPartition)):
+        assert not partition.has_padding
+        assert partition.window_length <= 400
 
 
 @settings(
@@ -158,6 +159,33 @@ def test_memory_target_sets_patch_and_batch(folder):
         check(configuration, 1, 2, gigabytes)
         patches[gigabytes] = prod(configuration["patch_size"]) * configuration["batch_size"]
     assert patches[3] < patches[8] < patches[24]
+
+
+@pytest.mark.parametrize(
+    "voxel_bytes,told,active,shrinks",
+    [
+        (1000, None, False, False),
+        (3000, None, True, False),
+        (30000, None, True, True),
+        (3000, False, False, True),
+        (1000, True, True, False),
+    ],
+)
+def test_checkpointing_comes_before_a_smaller_patch(folder, capsys, voxel_bytes, told, active, shrinks):
+    """A network of so many bytes a voxel, an eighth of them with activation checkpointing, in 8 GB."""
+
+    class Planner(nnUNetPlannerQTUNetT):
+        network_overrides = {} if told is None else {"activation_checkpointing": told}
+
+        def _peak_bytes(self, tokens, options, input_channels, batch_size):
+            checkpoints = self.network_arguments(tokens, **options)["activation_checkpointing"]
+            return 0, batch_size * prod(tokens.patch_size) * voxel_bytes // (8 if checkpoints else 1)
+
+    configuration = plan(folder, Planner, (1, 1, 1), (160, 160, 160))["configurations"]["3d_fullres"]
+    assert configuration["architecture"]["arch_kwargs"]["activation_checkpointing"] is active
+    assert (configuration["patch_size"] != [128, 128, 128]) == shrinks
+    said = "3d_fullres: activation checkpointing, as qt_unet_tiny does not fit 8 GB without" in capsys.readouterr().out
+    assert said == (active and told is None)
 
 
 def test_too_little_memory_is_an_error(folder):
