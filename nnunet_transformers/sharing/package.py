@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._files import write_text
+from .._trained_checkpoint import FINAL
 from ..checkpoints.sealed import package_versions
 from .card import write_card
 from .description import Description, Model
@@ -21,7 +22,7 @@ from .load import build_network, builds_plans_network, check_weights, find_train
 from .manifest import Manifest, write_manifest
 from .orientation import training_orientations
 from .requirements import pinned_requirements
-from .trained import FINAL, TrainedFold, extract_models, find_folds, read_fold, read_json
+from .trained import TrainedFold, extract_models, find_folds, read_fold, read_json
 from .weights import save_weights
 
 TEMPLATES = files(__package__) / "templates"

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from .._trained_checkpoint import FINAL, read_checkpoint
 from ..checkpoints import save_checkpoint
 from .load import builds_plans_network, find_trainer
-from .trained import FINAL, find_folds, read_checkpoint, read_json
+from .trained import find_folds, read_json
 
 STOCK = "nnUNetTrainer"
 BESIDE = ("plans.json", "dataset.json", "dataset_fingerprint.json")

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from nnunet_transformers import cli
 from nnunet_transformers.trainers.base import TransformerTrainer
-from tests.trainers.test_training import CPU, PLANS, TRAINER, prepare, train
+from tests.trainers.conftest import CPU, PLANS, TRAINER, prepare, train
 
 MODEL = f"{TRAINER}__{PLANS}__3d_fullres"
 

@@ -14,9 +14,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nnunet_transformers._trained_checkpoint import read_checkpoint
 from nnunet_transformers.sharing import load_package, verify
 from nnunet_transformers.sharing.manifest import MAX_MANIFEST_BYTES, NAME, write_manifest
-from nnunet_transformers.sharing.trained import read_checkpoint
 from nnunet_transformers.sharing.weights import load_weights, save_weights
 
 from .conftest import MODEL, invoke
@@ -227,6 +227,17 @@ def test_damaged_checkpoints_are_refused_or_plain(tmp_path, data):
         assert isinstance(loaded, dict)
     except ValueError as error:
         assert "checkpoint_final.pth" in str(error)
+
+
+@pytest.mark.parametrize("variable", ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD"])
+def test_pytorchs_variables_change_nothing(tmp_path, monkeypatch, variable):
+    path = tmp_path / "checkpoint_final.pth"
+    torch.save({"network_weights": {}, "trainer_name": "t", "init_args": {"bomb": Bomb(tmp_path / "executed")}}, path)
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(ValueError, match="holds Python objects"):
+        read_checkpoint(path)
+    assert not (tmp_path / "executed").exists()
+    assert os.environ[variable] == "1"
 
 
 def _damage(content: bytes, data: st.DataObject) -> bytes:

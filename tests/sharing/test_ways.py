@@ -17,7 +17,7 @@ from nnunetv2.model_sharing.model_export import export_pretrained_model
 from nnunetv2.model_sharing.model_import import install_model_from_zip_file
 
 from nnunet_transformers.sharing import verify
-from tests.trainers.test_training import PLANS, TRAINER
+from tests.trainers.conftest import PLANS, TRAINER
 
 from .conftest import MODEL, environment, initialise, invoke, some_images, stock_predict
 

@@ -1,0 +1,191 @@
+"""nnU-Net's predictor with several patches in a pass of the network.
+
+nnU-Net's own loop goes through the tiles of the sliding window, asks for the logits of one after another and adds them
+up. That loop stays as it is: where it asks for a tile that is not computed yet, a pass computes it and, of the tiles
+and flips that follow, as many as fit. Order, weights and types of all sums are therefore nnU-Net's.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from itertools import combinations, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.helpers import empty_cache
+from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
+from torch import Tensor
+from torch._dynamo import OptimizedModule
+
+from .._allocator import keep_freed_memory
+from .._trained_checkpoint import FINAL, read_checkpoint, reading_plain_types
+from .batch_size import bytes_of_pass, cpu_batch_size, fitting_batch_size, free_bytes
+
+# Patches in a pass of a compiled network. Its passes are all of this size, the last one filled up; eight flips in 3D or
+# two tiles with four in 2D fill it.
+COMPILED_BATCH_SIZE = 8
+
+
+class BatchedPredictor(nnUNetPredictor):
+    """nnU-Net's predictor, whose passes take patches of several tiles and flips.
+
+    Args:
+        batch_size: patches in a pass; by itself what fits into a GPU's memory, or what is fast on a CPU.
+        use_compile: compile the network, with passes of one size only; by default as nnUNet_compile says.
+        trust: unpickle checkpoints, which runs whatever code they hold; otherwise they are read as tensors and plain
+            types.
+        arguments: of nnU-Net's predictor, by name.
+
+    Raises:
+        ValueError: if the device is not there.
+    """
+
+    def __init__(
+        self, batch_size: int | None = None, use_compile: bool = False, trust: bool = False, **arguments: Any
+    ) -> None:
+        device = arguments.get("device", torch.device("cuda"))
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError("-device cuda is not there; give -device cpu")
+        if device.type == "cpu":
+            keep_freed_memory()
+        super().__init__(**arguments)
+        self.batch_size = batch_size
+        self.use_compile = use_compile
+        self.trust = trust
+        self._bytes_of_pass: int | None = None
+        self._limit: int | None = None
+        self._tiles: Iterator[Tensor] = iter(())
+
+    # ---- the model ----
+
+    def initialize_from_trained_model_folder(
+        self,
+        model_training_output_dir: str,
+        use_folds: tuple[int | str, ...] | None,
+        checkpoint_name: str = FINAL,
+    ) -> None:
+        """As nnU-Net, without unpickling.
+
+        Raises:
+            ValueError: if a checkpoint is truncated, or would have to be unpickled and is not trusted.
+        """
+        try:
+            with nullcontext() if self.trust else reading_plain_types():
+                super().initialize_from_trained_model_folder(model_training_output_dir, use_folds, checkpoint_name)
+        except (pickle.UnpicklingError, EOFError, RuntimeError):
+            # says which file cannot be read, if that is what is wrong
+            for fold in self._folds(model_training_output_dir, use_folds, checkpoint_name):
+                read_checkpoint(Path(model_training_output_dir) / f"fold_{fold}" / checkpoint_name, self.trust)
+            raise
+        self._compile()
+
+    def manual_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """As nnU-Net."""
+        super().manual_initialization(*args, **kwargs)
+        self._compile()
+
+    def _folds(self, folder: str, use_folds: Sequence[int | str] | str | None, checkpoint_name: str) -> Sequence:
+        """The folds of ``initialize_from_trained_model_folder``, as nnU-Net reads them."""
+        if use_folds is None:
+            return self.auto_detect_available_folds(folder, checkpoint_name)
+        return [use_folds] if isinstance(use_folds, str) else use_folds
+
+    def _compile(self) -> None:
+        self._bytes_of_pass = self._limit = None  # of another network
+        if self.use_compile and not isinstance(self.network, OptimizedModule):
+            self.network = torch.compile(self.network, dynamic=False)
+
+    @property
+    def _is_compiled(self) -> bool:
+        return isinstance(self.network, OptimizedModule)
+
+    def _manage_input_and_output_lists(self, images: str | list[list[str]], *args: Any, **kwargs: Any) -> tuple:
+        if isinstance(images, str):
+            # nnU-Net starts twelve processes for it
+            images = create_lists_from_splitted_dataset_folder(images, self.dataset_json["file_ending"], None, 1)
+        return super()._manage_input_and_output_lists(images, *args, **kwargs)
+
+    # ---- passes ----
+
+    def _internal_predict_sliding_window_return_logits(
+        self, data: Tensor, slicers: Sequence[tuple], do_on_device: bool = True
+    ) -> Tensor:
+        data = data.to(self.device if do_on_device else "cpu")
+        self._tiles = self._predict_tiles(data, slicers)
+        try:
+            return super()._internal_predict_sliding_window_return_logits(data, slicers, do_on_device)
+        finally:
+            self._tiles = iter(())
+
+    def _internal_maybe_mirror_and_predict(self, x: Tensor) -> Tensor:
+        return next(self._tiles)
+
+    def _predict_tiles(self, data: Tensor, slicers: Sequence[tuple]) -> Iterator[Tensor]:
+        """Logits of each tile, the mean over flips.
+
+        Args:
+            data: (channels, *spatial).
+            slicers: the tiles, in the order of the results.
+
+        Yields:
+            (1, classes, *patch_size) for each tile.
+        """
+        axes = [axis + 1 for axis in (self.allowed_mirroring_axes or () if self.use_mirroring else ())]
+        flips = [flip for n in range(len(axes) + 1) for flip in combinations(axes, n)]
+        tiles = (data[slicer].to(self.device) for slicer in slicers)
+        patches = ((flip, torch.flip(tile, flip)) for tile in tiles for flip in flips)
+        batch_size = self.choose_batch_size(data[slicers[0]][None])
+        chosen, mean = [], None
+        while chosen := chosen or list(islice(patches, batch_size)):
+            logits = self._pass([patch for _, patch in chosen[:batch_size]], batch_size)
+            if logits is None:
+                self._limit = batch_size = batch_size // 2
+                continue
+            for (flip, _), one in zip(chosen, logits, strict=False):
+                mean = one if mean is None else mean.add_(torch.flip(one, flip))
+                if flip == flips[-1]:
+                    yield (mean.div_(len(flips)) if axes else mean)[None]
+                    mean = None
+            chosen = chosen[batch_size:]
+
+    def _pass(self, patches: Sequence[Tensor], batch_size: int) -> Tensor | None:
+        """Logits of patches, or None where several at a time are more than the memory holds."""
+        try:
+            batch = torch.stack(patches)
+            if self._is_compiled and len(batch) < batch_size:
+                # another size would be compiled anew
+                batch = torch.cat([batch, batch.new_zeros(batch_size - len(batch), *batch.shape[1:])])
+            return self.network(batch)
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+        # outside of the handler, whose traceback keeps the tensors of the pass
+        empty_cache(self.device)
+        return None
+
+    def choose_batch_size(self, patch: Tensor) -> int:
+        """Patches in a pass of the network that is loaded.
+
+        Args:
+            patch: (1, channels, *patch_size).
+        """
+        patch_size = patch.shape[2:]
+        if self.batch_size is not None:
+            chosen = self.batch_size
+        elif self.device.type != "cuda":
+            chosen = cpu_batch_size(patch_size)
+        else:
+            if self._bytes_of_pass is None:
+                network = self.network._orig_mod if self._is_compiled else self.network
+                self._bytes_of_pass = bytes_of_pass(network, patch.to(self.device))
+            chosen = fitting_batch_size(patch_size, self._bytes_of_pass, free_bytes(self.device))
+        chosen = chosen if self._limit is None else min(chosen, self._limit)
+        if self._is_compiled:
+            # one size for all images
+            self._limit = chosen if self.batch_size is not None else min(chosen, COMPILED_BATCH_SIZE)
+            return self._limit
+        return chosen

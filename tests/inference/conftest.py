@@ -1,0 +1,32 @@
+"""A planned dataset with models as their trainers initialise them: 3D with two folds, 2D, both stages of a cascade."""
+
+from __future__ import annotations
+
+import pytest
+from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
+
+from tests.conftest import write_dataset
+from tests.sharing.conftest import add_cascade, environment, initialise
+from tests.trainers.conftest import PLANNER
+
+
+@pytest.fixture(scope="session")
+def planned(tmp_path_factory):
+    """The folders, with a plan for a dataset of images larger than its patch."""
+    folders = tmp_path_factory.mktemp("planned")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        environment(folders, monkeypatch)
+        write_dataset(folders / "raw", size=(20, 24, 20), cases=2)
+        extract_fingerprints([900], num_processes=1)
+        plan_experiments([900], PLANNER, gpu_memory_target_in_gb=2)
+        add_cascade(folders)
+        yield folders
+
+
+@pytest.fixture(scope="session")
+def models(planned):
+    """Folders of the models by configuration; 3d_fullres has two folds."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        environment(planned, monkeypatch)
+        initialise(planned, 1)
+        return {name: initialise(planned, 0, name) for name in ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")}
