@@ -1,11 +1,12 @@
-# The two commands that the README names. Each makes .venv if it is missing.
+# The commands that the README names. Each makes .venv if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
 DEMO_FLAGS := $(if $(DATA),--data $(DATA))
+BENCH_FLAGS ?= --device cpu --threads 2
 
-.PHONY: demo test lint
+.PHONY: demo test bench
 
 demo: $(VENV)/installed
 	$(BIN)/nnunet-transformers demo $(DEMO_FLAGS)
@@ -14,6 +15,14 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python benchmarks/ratios.py
+
+bench: $(VENV)/installed
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e ".[benchmark]"
+	$(BIN)/nnunet-transformers benchmark $(BENCH_FLAGS) --patch-size 96,96,96 -o benchmarks/results/cpu_3d
+	$(BIN)/nnunet-transformers benchmark $(BENCH_FLAGS) --patch-size 320,320 --num-classes 9 -o benchmarks/results/cpu_2d
+	$(BIN)/nnunet-transformers benchmark $(BENCH_FLAGS) --patch-size 48,192,192 --networks mit_22 -o benchmarks/results/cpu_thick
+	$(BIN)/python benchmarks/releases.py benchmarks/results/cpu_*/benchmark.json -o benchmarks/results/releases.md
 
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

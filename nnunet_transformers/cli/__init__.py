@@ -8,23 +8,20 @@ from typing import Annotated
 
 import typer
 
+from .classify_commands import classify
 from .package_commands import Checkpoint, Folds, FoldsCommand, Trust, package
-
-PROBE_TRAINER = "nnUNetTrainerLinearProbe"
+from .pretrain_commands import pretrain, probe
 
 app = typer.Typer(
-    help="Transformer U-Nets for nnU-Net v2: checks, tables, released weights, reports and a demo. Training and "
-    "prediction are nnU-Net's own commands.",
+    help="Transformer U-Nets for nnU-Net v2: checks, tables, released weights, reports and a demo. Training is "
+    "nnU-Net's own command; so is prediction, of which `predict` is a faster way.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
-pretrain = typer.Typer(help="Encoder checkpoints from unlabelled images.", no_args_is_help=True)
 app.add_typer(pretrain, name="pretrain")
-probe = typer.Typer(help="How much a frozen encoder knows: classification and segmentation.", no_args_is_help=True)
 app.add_typer(probe, name="probe")
-classification = typer.Typer(help="Classifiers of whole images, from an encoder or from nothing.", no_args_is_help=True)
-app.add_typer(classification, name="classify")
+app.add_typer(classify, name="classify")
 app.add_typer(package, name="package")
 
 
@@ -47,6 +44,35 @@ def models(
     from .network_table import print_models
 
     print_models(patch_size, input_channels, num_classes, name)
+
+
+@app.command()
+def benchmark(
+    patch_size: Annotated[
+        str, typer.Option(help="Voxels per axis, such as 96,96,96; or 3d or 2d for the usual size on the device.")
+    ] = "3d",
+    batch_size: Annotated[int, typer.Option(min=1)] = 1,
+    input_channels: Annotated[int, typer.Option(min=1)] = 1,
+    num_classes: Annotated[int, typer.Option(min=2)] = 14,
+    networks: Annotated[
+        str, typer.Option(help="Names between commas, ours and peers; PlainConvUNet is always measured.")
+    ] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda; cuda if there is one.")] = "",
+    precision: Annotated[str, typer.Option(help="float32, float16 or bfloat16; float32 on CPU, float16 on CUDA.")] = "",
+    compile_networks: Annotated[bool, typer.Option("--compile", help="Through torch.compile.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each network, in turn.")] = 3,
+    roofline: Annotated[bool, typer.Option(help="Find what bounds each network, and its largest gaps.")] = True,
+    threads: Annotated[int | None, typer.Option(min=1, help="PyTorch's, on CPU.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("benchmark_output"),
+) -> None:
+    """Time, memory and throughput of our networks, nnU-Net's CNNs, Primus and MONAI's, side by side."""
+    from .benchmark import benchmark as run
+    from .benchmark import make_settings
+
+    settings = make_settings(
+        patch_size, batch_size, input_channels, num_classes, device, precision, compile_networks, threads
+    )
+    run(settings, networks, rounds, roofline, output)
 
 
 @app.command("trainers-path")
@@ -170,6 +196,26 @@ def evaluate_iou(
     evaluate_folder(predictions, labels, label, output)
 
 
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def predict(
+    context: typer.Context,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Patches in a pass; by itself from memory and patch size.")
+    ] = None,
+    use_compile: Annotated[
+        bool, typer.Option("--compile", help="torch.compile the network; nnUNet_compile=1 does as well.")
+    ] = False,
+    trust: Trust = False,
+) -> None:
+    """nnUNetv2_predict with several patches in a pass. Its arguments follow; with -m FOLDER in place of -d, -tr, -p
+    and -c they are those of nnUNetv2_predict_from_modelfolder."""
+    from ..inference import predict as run
+
+    if {"-h", "--help"} & set(context.args):
+        print(context.get_help())
+    run(context.args, batch_size, use_compile, trust)
+
+
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A trained fold (.../fold_0), its validation done.")],
@@ -204,162 +250,6 @@ def demo(
     from ..demo import run_demo
 
     run_demo(folder, data, planner, trainer)
-
-
-@pretrain.command()
-def prepare(
-    source: Annotated[Path, typer.Argument(help="A dataset in nnU-Net's raw layout, or a folder of images.")],
-    output: Annotated[Path, typer.Argument(help="Folder to write.")],
-    spacing: Annotated[str, typer.Option(help="mm per voxel, such as 1,1,1; the images' median by default.")] = "",
-    patch_size: Annotated[str, typer.Option(help="About the crops that will be read.")] = "96,96,96",
-    processes: Annotated[int, typer.Option("--processes", "-np", min=1, help="Images at a time.")] = 2,
-    fold: Annotated[
-        int | None, typer.Option("--fold", "-f", help="Leave out the cases that this fold validates on.")
-    ] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Prepare as for a plan of this.")] = None,
-    plans: Annotated[str | None, typer.Option("--plans", "-p", help="That plan.")] = None,
-    configuration: Annotated[str, typer.Option("--configuration", "-c", help="Of the plan.")] = "3d_fullres",
-    normalization: Annotated[
-        str | None, typer.Option(help="nnU-Net's, such as rescale_to_0_1, of a folder of images; zscore by default.")
-    ] = None,
-    like: Annotated[Path | None, typer.Option(help="Prepare as for this classifier's training.")] = None,
-) -> None:
-    """Resample, normalise and store images as nnU-Net does; labels are not needed."""
-    from .pretraining import prepare_images
-
-    plan = (dataset, plans, configuration)
-    prepare_images(source, output, spacing, patch_size, processes, fold, plan, normalization, like)
-
-
-@pretrain.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def fit(
-    context: typer.Context,
-    config: Annotated[str, typer.Option(help="Recipe, by name or file; see `pretrain recipes`.")],
-    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Take the network from its plan.")] = None,
-    plans: Annotated[str | None, typer.Option("--plans", "-p", help="That plan.")] = None,
-    configuration: Annotated[str, typer.Option("--configuration", "-c", help="Of the plan.")] = "3d_fullres",
-) -> None:
-    """Train an encoder by a recipe; other options override it, such as --trainer.max_epochs 50."""
-    from .pretraining import fit_recipe
-
-    fit_recipe(config, (dataset, plans, configuration), context.args)
-
-
-@pretrain.command()
-def recipes() -> None:
-    """Print the recipes' names."""
-    from ..pretraining.fit import list_recipes
-
-    print("\n".join(list_recipes()))
-
-
-@pretrain.command("show-matches")
-def show_matches(
-    images: Annotated[Path, typer.Argument(help="Folder written by `pretrain prepare`.")],
-    query: Annotated[str, typer.Argument(help="Name of an image in it.")],
-    key: Annotated[str, typer.Argument(help="Name of another.")],
-    output: Annotated[Path, typer.Argument(help="Picture to write.")],
-    matcher: Annotated[str, typer.Option(help="identity, affine, embedding, hybrid or precomputed.")] = "affine",
-    weights: Annotated[Path | None, typer.Option(help="Of the embedding, for embedding and hybrid.")] = None,
-    landmarks: Annotated[Path | None, typer.Option(help="For precomputed.")] = None,
-    points: Annotated[int, typer.Option(min=1, help="Rows of the picture.")] = 6,
-) -> None:
-    """Draw where a matcher finds random points of one image in another."""
-    from .pretraining import draw
-
-    draw(images, query, key, output, matcher, weights, landmarks, points)
-
-
-@pretrain.command("show-attention")
-def show_attention(
-    alignment: Annotated[Path, typer.Argument(help="alignment.pth, written by MGCA beside its encoder.")],
-    image: Annotated[Path, typer.Argument(help="2D image.")],
-    report: Annotated[str, typer.Argument(help="Its report.")],
-    output: Annotated[Path, typer.Argument(help="Picture to write.")],
-    words: Annotated[int, typer.Option(min=1, help="Words to find in the image.")] = 6,
-    text_encoder: Annotated[str | None, typer.Option(help="Folder or hub name, if it has moved since.")] = None,
-) -> None:
-    """Draw which patches and words have weight, and where in the image words are found."""
-    from .pretraining import draw_attention_to
-
-    draw_attention_to(alignment, image, report, output, words, text_encoder)
-
-
-@probe.command()
-def classify(
-    encoder: Annotated[Path, typer.Argument(help="Encoder checkpoint.")],
-    images: Annotated[Path, typer.Argument(help="Folder written by `pretrain prepare`.")],
-    labels: Annotated[Path, typer.Argument(help="CSV with columns image, label and, if fixed, split (train or test).")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
-) -> None:
-    """Logistic regression and nearest neighbours on frozen features, at 1, 10 and 100 % of the training labels."""
-    from .probe import probe_classification
-
-    probe_classification(encoder, images, labels, output, device)
-
-
-@probe.command()
-def segment(
-    encoder: Annotated[Path, typer.Argument(help="Encoder checkpoint.")],
-    dataset: Annotated[str, typer.Option("--dataset", "-d", help="nnU-Net's number or name of the dataset.")],
-    plans: Annotated[str, typer.Option("--plans", "-p", help="Plan of one of this package's networks.")],
-    configuration: Annotated[str, typer.Option("--configuration", "-c", help="Of the plan.")] = "3d_fullres",
-    fold: Annotated[int, typer.Option("--fold", "-f", help="To train and validate on.")] = 0,
-    trainer: Annotated[str, typer.Option("--trainer", "-tr", help="Or one with another schedule.")] = PROBE_TRAINER,
-    device: Annotated[str, typer.Option("--device", "-device", help="cuda, cpu or mps, as for nnU-Net.")] = "cuda",
-) -> None:
-    """Train 1x1 heads on the frozen encoder with nnU-Net, and print the validation cases' Dice."""
-    from .probe import probe_segmentation
-
-    probe_segmentation(encoder, dataset, plans, configuration, fold, trainer, device)
-
-
-@classification.command("fit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def fit_classifier(
-    context: typer.Context,
-    images: Annotated[Path, typer.Argument(help="Folder written by `pretrain prepare`.")],
-    table: Annotated[
-        Path, typer.Argument(help="CSV with columns image, label and, if fixed, split (train, val or test).")
-    ],
-    config: Annotated[str, typer.Option(help="Recipe, by name or file; see `classify recipes`.")],
-    encoder: Annotated[
-        Path | None,
-        typer.Option(help="Encoder checkpoint to start from; random weights of the recipe's network without."),
-    ] = None,
-    labels: Annotated[
-        str, typer.Option(help="Columns with the labels; several, such as a,b,c, hold 1, 0 or nothing where unknown.")
-    ] = "label",
-) -> None:
-    """Train a classifier by a recipe; other options, after the table, override it, such as --trainer.max_epochs 50."""
-    from .classification import fit_recipe
-
-    fit_recipe(images, table, config, encoder, labels, context.args)
-
-
-@classification.command("predict")
-def predict_classes(
-    classifier: Annotated[Path, typer.Argument(help="Written by `classify fit`.")],
-    images: Annotated[Path, typer.Argument(help="Folder written by `pretrain prepare --like CLASSIFIER`.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="CSV file to write.")],
-    labels: Annotated[
-        Path | None, typer.Option(help="CSV as for training, to print scores; of its split test if it has one.")
-    ] = None,
-    scores: Annotated[Path | None, typer.Option(help="JSON file to write the scores to.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps.")] = "cpu",
-) -> None:
-    """Write each image's probabilities; with labels print AUC and accuracy with 95 % intervals."""
-    from .classification import predict
-
-    predict(classifier, images, output, labels, scores, device)
-
-
-@classification.command("recipes")
-def classification_recipes() -> None:
-    """Print the recipes' names."""
-    from ..classification.fit import list_recipes
-
-    print("\n".join(list_recipes()))
 
 
 def main() -> None:

@@ -14,11 +14,15 @@ from tests.cli.test_cli import run_main
 from tests.plans.test_planner import plan
 
 
-@pytest.fixture
-def planned(tmp_path, monkeypatch):
-    for kind in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{kind}", str(tmp_path / kind))
-    plan(tmp_path, nnUNetPlannerQTUNetT, (3.0, 0.8, 0.8), (60, 100, 100), labels=3)
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """nnU-Net's folders with a dataset that is planned; a test may add plans."""
+    folder = tmp_path_factory.mktemp("planned")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for kind in ("raw", "preprocessed", "results"):
+            monkeypatch.setenv(f"nnUNet_{kind}", str(folder / kind))
+        plan(folder, nnUNetPlannerQTUNetT, (3.0, 0.8, 0.8), (60, 100, 100), labels=3)
+        yield
 
 
 def invoke(*arguments):
@@ -70,7 +74,6 @@ def test_apply(planned):
     ],
 )
 def test_mistakes_are_one_line(planned, monkeypatch, capsys, arguments, message):
-    capsys.readouterr()
     code, captured = run_main(monkeypatch, capsys, "preset", *arguments)
     assert code == 1
     assert message in captured.err

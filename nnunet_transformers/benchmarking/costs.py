@@ -1,0 +1,85 @@
+"""What an operation has to do at least: multiply-adds, and bytes read and written.
+
+Counted are matrix products, convolutions and attention. All else (norms, activations, additions, copies) can be part
+of the operation before or after it, so it adds nothing to a floor; and views do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import conv_flop_count, flop_registry
+
+aten = torch.ops.aten
+_BATCHED_PRODUCTS = (aten.bmm, aten.baddbmm)
+# the fused attention of CPUs counts as that of GPUs; some versions of PyTorch have no formula for it
+_SAME_FORMULA = {
+    aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-adds of an operation, and the bytes that it cannot but move."""
+
+    multiply_adds: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.multiply_adds + other.multiply_adds, self.bytes + other.bytes)
+
+
+def operation_cost(
+    operation: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
+) -> Cost:
+    """The cost of a call as a ``TorchDispatchMode`` sees it.
+
+    Multiply-adds are PyTorch's own count (``torch.utils.flop_counter``): a convolution as it is defined, without
+    Winograd's savings, and a fused attention's backward with the scores computed again. Bytes are operands and
+    results, each once, but not what a fused kernel need not move: the scores of attention (in a product of a batch of
+    matrices the largest of the three) and its bias or mask, an expansion of a small table.
+
+    Args:
+        operation: such as ``torch.ops.aten.mm.default``.
+        args: its arguments.
+        kwargs: its arguments by name.
+        result: what it gave.
+    """
+    packet = operation._overloadpacket
+    if packet is aten.convolution_backward:
+        formula = _convolution_backward
+    else:
+        formula = flop_registry.get(packet) or flop_registry.get(_SAME_FORMULA.get(packet))
+    if formula is None:
+        return Cost()
+    # a formula counts a multiplication and an addition as two
+    multiply_adds = formula(*args, **kwargs, out_val=result) // 2
+    names = [argument.name for argument in operation._schema.arguments]
+    tensors = {name: value for name, value in zip(names, args, strict=False) if isinstance(value, Tensor)}
+    if "query" in tensors:
+        q, k, v = (_bytes(tensors[name]) for name in ("query", "key", "value"))
+        # forward: q, k, v and the output; backward: these, the output's gradient and three gradients
+        return Cost(multiply_adds, 4 * q + 2 * k + 2 * v if "grad_out" in names[0] else 2 * q + k + v)
+    if packet in _BATCHED_PRODUCTS:
+        matrices = sorted(_bytes(t) for t in (*args[-2:], result))
+        return Cost(multiply_adds, sum(matrices[:-1]))
+    results = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
+    return Cost(multiply_adds, sum(map(_bytes, (*tensors.values(), *results))))
+
+
+def _convolution_backward(grad_out: Tensor, image: Tensor, weight: Tensor, *args: Any, out_val: Any) -> int:
+    """As much as forward for the image's gradient and as much for the weight's; PyTorch's formula overlooks groups."""
+    transposed, needed = args[4], args[-1]
+    return sum(needed[:2]) * conv_flop_count(image.shape, weight.shape, grad_out.shape, transposed)
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Bytes of the numbers in a tensor; one that is repeated along an axis counts once."""
+    return tensor.element_size() * prod(n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)

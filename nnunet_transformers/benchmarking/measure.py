@@ -1,0 +1,297 @@
+"""One network in one process: size, time, peak memory and throughput of the sliding window.
+
+``python -m nnunet_transformers.benchmarking.measure JOB RESULT`` does it for ``run``, in a process of its own, so that
+the peak memory is the network's.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from math import ceil, prod
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from .._files import write_json
+from .environment import describe_environment
+from .machine import Rates, measure_rates, synchronise
+from .networks import build_network
+from .roofline import summarise as summarise_roofline
+
+if TYPE_CHECKING:
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+STATUS = Path("/proc/self/status")
+PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# runs of an action after the first, at least
+MIN_RUNS = 2
+# of the sliding window on CUDA: a large CT; on CPU it is 1.5 patches per axis
+CT = (300, 512, 512)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all networks of a run share.
+
+    Attributes:
+        patch_size: voxels per axis, two or three of them.
+        input_channels, num_classes, batch_size: of the image and the logits.
+        device: cpu or cuda.
+        precision: float32, or on CUDA float16 or bfloat16, by autocast.
+        compile: through ``torch.compile``.
+        threads: PyTorch's on CPU; None for its own choice.
+        seconds: an action is repeated until this time is over, and twice at least.
+        volume: voxels per axis (three of them) of the image for the sliding window; None for ``CT`` on CUDA and 1.5
+            patches per axis on CPU, in 2D a slice of it; () leaves the sliding window out.
+    """
+
+    patch_size: tuple[int, ...]
+    input_channels: int = 1
+    num_classes: int = 14
+    batch_size: int = 1
+    device: str = "cpu"
+    precision: str = "float32"
+    compile: bool = False
+    threads: int | None = None
+    seconds: float = 1.0
+    volume: tuple[int, ...] | None = None
+
+    @property
+    def volume_size(self) -> tuple[int, ...]:
+        """Voxels per axis of the image for the sliding window."""
+        if self.volume is not None:
+            return self.volume
+        if self.device == "cuda":
+            return CT
+        return (1,) * (3 - len(self.patch_size)) + tuple(ceil(1.5 * n) for n in self.patch_size)
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of a pass in this precision."""
+        dtype = PRECISIONS[self.precision]
+        return nullcontext() if dtype is None else torch.autocast(self.device, dtype=dtype)
+
+
+class _Clock:
+    """Marks on the device's own time line: CUDA runs behind the program."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.is_cuda = device.type == "cuda"
+
+    def mark(self) -> float | torch.cuda.Event:
+        if not self.is_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, marks: Sequence[float | torch.cuda.Event]) -> list[float]:
+        """Seconds from each mark to the next; waits for the last."""
+        if not self.is_cuda:
+            return [end - start for start, end in pairwise(marks)]
+        marks[-1].synchronize()
+        return [start.elapsed_time(end) / 1000 for start, end in pairwise(marks)]
+
+
+def time_actions(actions: Sequence[Callable[[], Any]], device: torch.device, seconds: float) -> list[float]:
+    """Median seconds of each of some actions that follow each other, after one round that does not count."""
+    clock, rounds = _Clock(device), []
+    for action in actions:
+        action()
+    end = time.perf_counter() + seconds
+    while len(rounds) < MIN_RUNS or time.perf_counter() < end:
+        marks = [clock.mark()]
+        for action in actions:
+            action()
+            marks.append(clock.mark())
+        rounds.append(clock.between(marks))
+    return [median(times) for times in zip(*rounds, strict=True)]
+
+
+class PeakMemory:
+    """The most memory since a moment: what CUDA has allocated, or what this process has grown by and ``own``.
+
+    Args:
+        device: whose memory.
+        own: bytes that were there before the moment and count.
+    """
+
+    def __init__(self, device: torch.device, own: int) -> None:
+        self.device, self.own = device, own
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        self.before = self._resident()
+
+    @staticmethod
+    def _resident() -> int:
+        # not ru_maxrss where there is another: a new process starts with that of the one that made it
+        if STATUS.is_file():
+            lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+            return 1024 * int(lines["VmHWM"].split()[0])
+        if resource is None:
+            return 0  # the system does not say: what is left is the network's own
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    def bytes(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return self.own + self._resident() - self.before
+
+
+def bytes_of(network: nn.Module, image: Tensor) -> int:
+    """Of parameters, buffers and the image."""
+    return sum(t.nbytes for t in (*network.parameters(), *network.buffers(), image))
+
+
+def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def count_multiply_adds(network: nn.Module, image: Tensor) -> int:
+    """Multiply-adds of one forward pass: convolutions, matrix products and attention, norms not."""
+    # the CPU's fused attention, which some versions of PyTorch count as nothing
+    mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter, torch.no_grad():
+        network(image)
+    return counter.get_total_flops() // 2
+
+
+def time_forward(network: nn.Module, image: Tensor, settings: Settings) -> float:
+    """Median seconds of a forward pass in inference."""
+
+    def forward() -> None:
+        with torch.inference_mode(), settings.autocast():
+            network(image)
+
+    network.eval()
+    (seconds,) = time_actions([forward], image.device, settings.seconds)
+    return seconds
+
+
+def time_training(network: nn.Module, image: Tensor, settings: Settings) -> tuple[float, float]:
+    """Median seconds of a training step: forward and backward, and AdamW's step.
+
+    The logits' gradient is drawn at random, once: no loss is part of the time, and nothing underflows in half
+    precision.
+    """
+    network.train()
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    gradient: Tensor | None = None
+
+    def forward_backward() -> None:
+        nonlocal gradient
+        optimiser.zero_grad()
+        with settings.autocast():
+            logits = network(image)
+        gradient = 1e-3 * torch.randn_like(logits) if gradient is None else gradient
+        logits.backward(gradient)
+
+    forward_backward_s, step_s = time_actions([forward_backward, optimiser.step], image.device, settings.seconds)
+    return forward_backward_s, step_s
+
+
+def make_predictor(network: nn.Module, settings: Settings) -> nnUNetPredictor:
+    """nnU-Net's own sliding window with its defaults, without mirroring and without a plan on disk.
+
+    nnU-Net predicts on CUDA with autocast, whose type is the settings' here.
+    """
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    if settings.device == "cuda":
+        torch.set_autocast_dtype("cuda", PRECISIONS[settings.precision] or torch.float32)
+    device = torch.device(settings.device)
+    predictor = nnUNetPredictor(use_mirroring=False, device=device, allow_tqdm=False)
+    predictor.network = network
+    predictor.configuration_manager = SimpleNamespace(patch_size=settings.patch_size)
+    predictor.label_manager = SimpleNamespace(num_segmentation_heads=settings.num_classes)
+    return predictor
+
+
+def sliding_window_throughput(network: nn.Module, settings: Settings) -> float:
+    """Voxels per second of nnU-Net's sliding window over the settings' volume."""
+    predictor = make_predictor(network, settings)
+    tile = (1,) * (3 - len(settings.patch_size)) + tuple(settings.patch_size)
+    predictor.predict_sliding_window_return_logits(torch.randn(settings.input_channels, *tile))
+    volume = torch.randn(settings.input_channels, *settings.volume_size)
+    start = time.perf_counter()
+    predictor.predict_sliding_window_return_logits(volume)
+    synchronise(predictor.device)
+    return prod(settings.volume_size) / (time.perf_counter() - start)
+
+
+def measure(name: str, settings: Settings, rates: Rates | None = None) -> dict[str, Any]:
+    """All figures of a network; call in a fresh process, as peak memory is the process's.
+
+    Args:
+        name: of ``build_network``.
+        settings: shared by all networks.
+        rates: the device's, to have ``roofline`` as well.
+
+    Returns:
+        ``parameters``; ``multiply_adds`` of a sample; ``forward_s``, ``forward_backward_s``, ``optimiser_step_s`` and
+        their sum ``training_step_s``, seconds; ``forward_bytes`` and ``training_bytes``, peak memory with the
+        network's own; ``voxels_per_s`` of the sliding window; ``roofline``, of ``roofline.summarise``, without
+        ``torch.compile``.
+    """
+    device = torch.device(settings.device)
+    torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True  # as nnU-Net trains
+    network = build_network(name, settings.patch_size, settings.input_channels, settings.num_classes).to(device)
+    image = torch.randn(settings.batch_size, settings.input_channels, *settings.patch_size, device=device)
+    figures: dict[str, Any] = {"parameters": sum(p.numel() for p in network.parameters())}
+    memory = PeakMemory(device, bytes_of(network, image))
+    with settings.autocast():
+        figures["multiply_adds"] = count_multiply_adds(network.eval(), image) // settings.batch_size
+    plain = network
+    if settings.compile:
+        network = torch.compile(network)
+    figures["forward_s"] = time_forward(network, image, settings)
+    figures["forward_bytes"] = memory.bytes()
+    figures["forward_backward_s"], figures["optimiser_step_s"] = time_training(network, image, settings)
+    figures["training_step_s"] = figures["forward_backward_s"] + figures["optimiser_step_s"]
+    figures["training_bytes"] = memory.bytes()
+    network.zero_grad()
+    if settings.volume_size:
+        figures["voxels_per_s"] = sliding_window_throughput(network, settings)
+    if rates is not None:
+        with settings.autocast():
+            figures["roofline"] = summarise_roofline(plain, image, rates)
+    return figures
+
+
+def main() -> None:
+    """Do the job of the first argument and write what it gives to the file of the second.
+
+    A job without a network is about the device: what ``describe_environment`` says of it, and its rates if asked for.
+    """
+    job = json.loads(sys.argv[1])
+    settings = Settings(**job["settings"])
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if job["network"] is None:
+        device = torch.device(settings.device)
+        content = {"environment": describe_environment(device), "rates": None}
+        if job["roofline"]:
+            content["rates"] = asdict(measure_rates(device, PRECISIONS[settings.precision] or torch.float32))
+    else:
+        content = measure(job["network"], settings, Rates(**job["rates"]) if job["roofline"] else None)
+    write_json(content, Path(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What is measured: registered networks and their peers, by name, at one patch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+import torch
+from torch import nn
+
+from ..architectures import create_network, get_network, list_networks
+from ..architectures.layers.window_choice import tiling_windows
+from .peers import PEERS
+
+# ratios are to this one; it is always measured
+REFERENCE = "PlainConvUNet"
+# after a network's name: with windows that tile its token grids, as the planner gives them
+TILING = "/tiling"
+DEFAULTS = ("qt_unet_tiny", f"qt_unet_tiny{TILING}", "unet2022_tiny", "mit_7", "mit_22", "setr_pup", "resnet50_unet")
+
+
+def is_ours(name: str) -> bool:
+    """Whether a network that is measured is one of this package's."""
+    return name not in PEERS
+
+
+def known_networks(ndim: int) -> list[str]:
+    """Every name that can be measured with a number of spatial axes (2 or 3)."""
+    ours = list_networks(ndim)
+    tiling = [f"{name}{TILING}" for name in ours if "window_sizes" in get_network(name).override_names]
+    return [*ours, *tiling, *(name for name, peer in PEERS.items() if ndim in peer.dimensions)]
+
+
+def choose_networks(names: Sequence[str], ndim: int) -> list[str]:
+    """The networks of a run.
+
+    Args:
+        names: asked for; none for a selection of ours and all peers.
+        ndim: number of spatial axes.
+
+    Returns:
+        the names, ``REFERENCE`` first.
+
+    Raises:
+        ValueError: if one is unknown or has no form with so many axes.
+    """
+    known = known_networks(ndim)
+    names = names or [name for name in (*PEERS, *DEFAULTS) if name in known]
+    for name in names:
+        if name in known:
+            continue
+        if name in known_networks(5 - ndim):  # 2 for 3 and 3 for 2
+            raise ValueError(f"{name} has no {ndim}D form; give --patch-size the other number of axes")
+        close = get_close_matches(name, known, n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(known)}"
+        raise ValueError(f"unknown network {name!r}; {hint}")
+    return list(dict.fromkeys([REFERENCE, *names]))
+
+
+def build_network(name: str, patch_size: Sequence[int], input_channels: int, num_classes: int) -> nn.Module:
+    """Build a network that is measured, without deep supervision.
+
+    Args:
+        name: one of ``known_networks``.
+        patch_size: edge lengths in voxels.
+        input_channels: image channels.
+        num_classes: output channels.
+
+    Raises:
+        ValueError: if the patch does not suit it.
+        ModuleNotFoundError: if it is in a package that is not installed; says which.
+    """
+    if name in PEERS:
+        return PEERS[name].build(patch_size, input_channels, num_classes)
+    registered = name.removesuffix(TILING)
+    if registered == name:
+        return create_network(name, input_channels, num_classes, patch_size)
+    with torch.device("meta"):
+        grid_sizes = create_network(registered, input_channels, num_classes, patch_size).grid_sizes
+    windows = tiling_windows(tuple(tuple(grid) for grid in grid_sizes))
+    return create_network(registered, input_channels, num_classes, patch_size, window_sizes=windows)
