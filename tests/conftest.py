@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.context import BaseContext, SpawnContext
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +17,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 from hypothesis import settings
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.utilities import utils
 
 from nnunet_transformers.architectures import _registry
 
@@ -29,6 +36,49 @@ os.environ.setdefault("nnUNet_n_proc_DA", "1")
 def _seed():
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+class _Threads(SpawnContext):
+    """Starts pools of threads; single processes are still processes."""
+
+    def Pool(self, processes: int | None = None, *arguments: object, **_: object) -> ThreadPool:
+        return ThreadPool(processes, *arguments[:2])
+
+
+_get_context = multiprocessing.get_context
+
+
+def _context_of_threads(method: str | None = None) -> BaseContext:
+    return _Threads() if method == "spawn" else _get_context(method)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _light_nnunet() -> Iterator[None]:
+    """nnU-Net without what takes it most of its time on a tiny dataset.
+
+    Its pools are of threads, where a process would import everything again, 4 s of CPU, or be a fork of a large one.
+    And its fingerprint draws 10^5 voxels rather than 10^8.
+    """
+    initialise = DatasetFingerprintExtractor.__init__
+
+    def with_few_voxels(self: DatasetFingerprintExtractor, *args: object, **kwargs: object) -> None:
+        initialise(self, *args, **kwargs)
+        self.num_foreground_voxels_for_intensitystats = 1e5
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(multiprocessing, "get_context", _context_of_threads)
+        monkeypatch.setattr(utils, "Pool", ThreadPool)
+        monkeypatch.setattr(DatasetFingerprintExtractor, "__init__", with_few_voxels)
+        yield
+
+
+@contextmanager
+def worker_processes() -> Iterator[None]:
+    """nnU-Net's pools are of processes, as they are for users."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(multiprocessing, "get_context", _get_context)
+        monkeypatch.setattr(utils, "Pool", multiprocessing.Pool)
+        yield
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from nnunet_transformers import cli
 from nnunet_transformers.architectures import create_network
@@ -36,6 +37,7 @@ SMALLER = {
     "nnUNetv2_preprocess": "-np 1",
     "nnUNetv2_train": "-device cpu",
     "nnUNetv2_predict": "-device cpu -npp 1 -nps 1",
+    "nnunet-transformers predict": "-device cpu -npp 0 -nps 0",
     "nnunet-transformers pretrain prepare": "--processes 1",
     "nnunet-transformers pretrain fit": "--trainer.max_epochs 1 --trainer.accumulate_grad_batches 1 "
     "--trainer.accelerator cpu --data.init_args.batch_size 2 --data.init_args.samples_per_epoch 2 "
@@ -71,6 +73,8 @@ def test_commands(page):
             assert not re.match(r"[a-z]+-?[a-z]* (--|-[a-z] )", given), f"{page.name}: no command in {given!r}"
             continue
         known = {option for parameter in command.params for option in parameter.opts}
+        if command is root.commands["predict"]:
+            known |= passed_options()
         for word in words:
             option = word.split("=")[0]
             # what is Lightning's has a dot in its name
@@ -78,9 +82,15 @@ def test_commands(page):
                 assert option in known, f"{page.name}: {command.name} has no {option}"
 
 
+def passed_options() -> set[str]:
+    """What `predict` passes on to nnU-Net's two commands."""
+    helps = (CliRunner().invoke(cli.app, ["predict", *model, "-h"]).output for model in ((), ("-m", "MODEL")))
+    return {option for text in helps for option in re.findall(r"(?<!\S)--?[a-z]\w*", text)}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_trainers_and_planners(page):
-    stock = {"nnUNetTrainer", "nnUNetPlannerResEncM", "nnUNetPlannerResEncL"}
+    stock = {"nnUNetTrainer", "nnUNetTrainerBenchmark_5epochs", "nnUNetPlannerResEncM", "nnUNetPlannerResEncL"}
     examples = {"nnUNetTrainerMine", "nnUNetTrainerHybrid", "nnUNetPlannerHybrid"}
     for name in re.findall(r"\bnnUNet(?:Trainer|Planner)(?:_?[^\W_])*", page.read_text()):
         assert name in CLASSES or name in stock | examples, f"{page.name} names {name}"
@@ -140,7 +150,7 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def planned(tmp_path_factory):
     """A folder to work in with nnU-Net's three, a dataset that is planned, and an encoder for it."""
     folder = tmp_path_factory.mktemp("docs")
-    dataset = write_dataset(folder / "raw", DATASET)
+    dataset = write_dataset(folder / "raw", DATASET, cases=5)
     (dataset / "imagesTs").mkdir()
     shutil.copy(dataset / "imagesTr/ball_0_0000.nii.gz", dataset / "imagesTs/test_0_0000.nii.gz")
     shutil.copytree(EXAMPLES, folder / "docs/examples", ignore=shutil.ignore_patterns("__pycache__"))

@@ -7,17 +7,20 @@ import random
 import signal
 import subprocess
 import sys
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
 
+from nnunet_transformers import cli
 from nnunet_transformers.checkpoints import load_encoder
 from nnunet_transformers.pretraining.prepare import prepare
 from tests.conftest import write_dataset
 
 ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).with_name("nnunet-transformers")
+IMPORTED = ["nnunet_transformers.cli.pretraining", "nnunet_transformers.pretraining.fit", "tests.pretraining.killer"]
 EPOCHS, STEPS = 3, 4
 # without drop path, whose random numbers are each process's own
 QT_UNET = '{"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4, "drop_path_rate": 0}'
@@ -50,8 +53,8 @@ def prepared(tmp_path_factory):
     return folder / "prepared"
 
 
-def run(recipe: str, prepared: Path, folder: Path, *arguments: str, batch_size: int = 2) -> int:
-    """Run a recipe as a user would; returns the exit status."""
+def command(recipe: str, prepared: Path, folder: Path, *arguments: str, batch_size: int = 2) -> list[str]:
+    """What a user types to run a recipe."""
     settings = {name: prepared if value is None else value for name, value in METHODS[recipe].items()}
     settings |= {
         "data.init_args.batch_size": batch_size,
@@ -67,32 +70,50 @@ def run(recipe: str, prepared: Path, folder: Path, *arguments: str, batch_size: 
         "trainer.logger.init_args.save_dir": folder,
     }
     options = [f"--{name}={value}" for name, value in settings.items()]
-    command = [str(COMMAND), "pretrain", "fit", "--config", recipe, *options, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True).returncode
+    return [str(COMMAND), "pretrain", "fit", "--config", recipe, *options, *arguments]
+
+
+@pytest.fixture
+def run(prepared, monkeypatch):
+    """Run a recipe in a process of its own, forked from one that has imported everything; returns the exit status."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+
+    def run(recipe: str, folder: Path, *arguments: str, batch_size: int = 2) -> int:
+        # the process takes the arguments of this one
+        monkeypatch.setattr(sys, "argv", command(recipe, prepared, folder, *arguments, batch_size=batch_size))
+        process = context.Process(target=cli.main)
+        process.start()
+        process.join()
+        return process.exitcode
+
+    return run
 
 
 @pytest.mark.parametrize("recipe", METHODS)
 class TestRuns:
-    def test_killed_run_resumes(self, recipe, prepared, tmp_path):
-        assert run(recipe, prepared, tmp_path / "whole") == 0
+    def test_killed_run_resumes(self, recipe, run, tmp_path):
+        assert run(recipe, tmp_path / "whole") == 0
         # inside an epoch after a saved one, and another one in each run of the tests, before any is saved too
-        for step in (STEPS + 2, random.SystemRandom().randrange(EPOCHS * STEPS)):
+        others = [step for step in range(EPOCHS * STEPS) if step != STEPS + 2]
+        for step in (STEPS + 2, random.SystemRandom().choice(others)):
             folder = tmp_path / f"killed_at_{step}"
             kill = [
                 "--trainer.callbacks+=tests.pretraining.killer.KillAt",
                 f"--trainer.callbacks.init_args.step={step}",
             ]
-            assert run(recipe, prepared, folder, *kill) == -signal.SIGKILL, step
-            assert run(recipe, prepared, folder, "--ckpt_path=last") == 0, step
+            assert run(recipe, folder, *kill) == -signal.SIGKILL, step
+            assert run(recipe, folder, "--ckpt_path=last") == 0, step
             whole, resumed = (load_encoder(f / ENCODERS[recipe]).weights for f in (tmp_path / "whole", folder))
             for name, value in whole.items():
                 assert torch.equal(value, resumed[name]), (step, name)
 
-    def test_two_processes_equal_one_with_twice_the_batch(self, recipe, prepared, tmp_path):
+    def test_two_processes_equal_one_with_twice_the_batch(self, recipe, prepared, run, tmp_path):
         strategy = "ddp_find_unused_parameters_true" if recipe == "unimiss" else "ddp"
         two = [f"--trainer.strategy={strategy}", "--trainer.devices=2"]
-        assert run(recipe, prepared, tmp_path / "two", *two) == 0
-        assert run(recipe, prepared, tmp_path / "one", batch_size=4) == 0
+        # the command starts itself a second time
+        subprocess.run(command(recipe, prepared, tmp_path / "two", *two), cwd=ROOT, capture_output=True, check=True)
+        assert run(recipe, tmp_path / "one", batch_size=4) == 0
         rows = []
         for name in ("one", "two"):
             with open(tmp_path / name / "lightning_logs" / "version_0" / "metrics.csv") as file:
