@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext, SpawnContext
 from multiprocessing.pool import ThreadPool
@@ -21,6 +22,7 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from nnunetv2.utilities import utils
 
 from nnunet_transformers.architectures import _registry
+from nnunet_transformers.pretraining import prepare
 
 EXAMPLES = Path(__file__).parents[1] / "docs/examples"
 
@@ -52,12 +54,16 @@ def _context_of_threads(method: str | None = None) -> BaseContext:
     return _Threads() if method == "spawn" else _get_context(method)
 
 
+def _executor_of_threads(processes: int, mp_context: BaseContext) -> Executor:
+    return ThreadPoolExecutor(processes)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _light_nnunet() -> Iterator[None]:
-    """nnU-Net without what takes it most of its time on a tiny dataset.
+    """nnU-Net, and our preparing of images, without what takes most of the time on a tiny dataset.
 
-    Its pools are of threads, where a process would import everything again, 4 s of CPU, or be a fork of a large one.
-    And its fingerprint draws 10^5 voxels rather than 10^8.
+    Pools are of threads, where a process would import everything again, 4 s of CPU, or be a fork of a large one. And
+    nnU-Net's fingerprint draws 10^5 voxels rather than 10^8.
     """
     initialise = DatasetFingerprintExtractor.__init__
 
@@ -68,16 +74,18 @@ def _light_nnunet() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(multiprocessing, "get_context", _context_of_threads)
         monkeypatch.setattr(utils, "Pool", ThreadPool)
+        monkeypatch.setattr(prepare, "ProcessPoolExecutor", _executor_of_threads)
         monkeypatch.setattr(DatasetFingerprintExtractor, "__init__", with_few_voxels)
         yield
 
 
 @contextmanager
 def worker_processes() -> Iterator[None]:
-    """nnU-Net's pools are of processes, as they are for users."""
+    """Pools are of processes, as they are for users."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(multiprocessing, "get_context", _get_context)
         monkeypatch.setattr(utils, "Pool", multiprocessing.Pool)
+        monkeypatch.setattr(prepare, "ProcessPoolExecutor", ProcessPoolExecutor)
         yield
 
 

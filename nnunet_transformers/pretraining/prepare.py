@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 
-from .._files import write_json
+from .._files import new_folder, write_json
 from .cases import FILE_ENDINGS, Case, find_cases
 
 INDEX = "index.json"
@@ -190,6 +193,7 @@ def prepare(
         ValueError: if there is no readable image, ``spacing`` has another number of axes than the images, or
             ``normalization`` is unknown or said elsewhere.
         FileExistsError: if ``output`` holds files.
+        RuntimeError: if a process was killed; nothing is then left of ``output``.
     """
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty; remove it or choose another folder")
@@ -197,7 +201,7 @@ def prepare(
     if normalization is not None:
         _check_normalization(normalization, source, channels is not None or planned is not None)
     cases = [case for case in cases if case.name not in left_out]
-    with ProcessPoolExecutor(processes) as pool:
+    with _workers(processes) as pool:
         samples = max(100, min(10_000, SAMPLES // len(cases)))
         facts = dict(zip(cases, pool.map(_inspect, cases, [samples] * len(cases)), strict=True))
         skipped = [fact for fact in facts.values() if isinstance(fact, Skipped)]
@@ -213,26 +217,38 @@ def prepare(
             plans, name = _own_plans(readable, channels, spacing, patch_size, source), CONFIGURATION
         else:
             plans, name = {**planned[0]}, planned[1]
-        output.mkdir(parents=True, exist_ok=True)
-        stored: list[PreparedCase] = []
-        arguments = zip(*((case, plans, name, output) for case in readable), strict=True)
-        for result in _progress(pool.map(_store, *arguments), len(readable)):
-            (stored if isinstance(result, PreparedCase) else skipped).append(result)
-    if not stored:
-        raise ValueError(f"none of the images in {source} can be preprocessed; the first: {skipped[0]}")
-    configuration = PlansManager(plans).get_configuration(name)
-    index = {
-        "cases": [asdict(case) for case in stored],
-        "skipped": [asdict(case) for case in skipped],
-        "channels": channels,
-        "spacing": list(configuration.spacing),
-        "normalization": list(configuration.normalization_schemes),
-        # with which other images can be prepared as these were
-        "plans": plans,
-        "configuration": name,
-    }
-    write_json(index, output / INDEX)
+        with new_folder(output) as folder:
+            stored: list[PreparedCase] = []
+            arguments = zip(*((case, plans, name, folder) for case in readable), strict=True)
+            for result in _progress(pool.map(_store, *arguments), len(readable)):
+                (stored if isinstance(result, PreparedCase) else skipped).append(result)
+            if not stored:
+                raise ValueError(f"none of the images in {source} can be preprocessed; the first: {skipped[0]}")
+            configuration = PlansManager(plans).get_configuration(name)
+            index = {
+                "cases": [asdict(case) for case in stored],
+                "skipped": [asdict(case) for case in skipped],
+                "channels": channels,
+                "spacing": list(configuration.spacing),
+                "normalization": list(configuration.normalization_schemes),
+                # with which other images can be prepared as these were
+                "plans": plans,
+                "configuration": name,
+            }
+            write_json(index, folder / INDEX)
     return stored, skipped
+
+
+@contextmanager
+def _workers(processes: int) -> Iterator[Executor]:
+    """Processes that share nothing with this one: a fork of one that runs threads, as blosc2 and torch do, can crash."""
+    try:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            yield pool
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a process that reads images was killed, most often as memory ran out: use fewer --processes"
+        ) from error
 
 
 def _check_normalization(name: str, source: Path, is_said: bool) -> None:

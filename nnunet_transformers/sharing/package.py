@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from .._files import write_text
+from .._files import new_folder, write_text
 from .._trained_checkpoint import FINAL
 from ..checkpoints.sealed import package_versions
 from .card import write_card
@@ -76,10 +76,8 @@ def make_package(sources: Sequence[Path], output: Path, options: Options) -> Mad
     """
     if output.exists():
         raise FileExistsError(f"{output} exists; remove it or choose another name")
-    partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    maker = _Maker(partial, options)
-    try:
+    with new_folder(output) as partial:
+        maker = _Maker(partial, options)
         models = [maker.add(source, options.previous_stage) for source in sources]
         maker.check_ensemble(models)
         description = Description(tuple(models), package_versions())
@@ -87,10 +85,6 @@ def make_package(sources: Sequence[Path], output: Path, options: Options) -> Mad
         maker.add_files()
         write_card(partial, description, maker.folds, maker.sources, options.licence)
         manifest = write_manifest(partial)
-        partial.rename(output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return Made(description, manifest, maker.unpickled)
 
 

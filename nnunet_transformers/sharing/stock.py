@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from .._files import new_folder
 from .._trained_checkpoint import FINAL, read_checkpoint
 from ..checkpoints import save_checkpoint
 from .load import builds_plans_network, find_trainer
@@ -48,9 +49,7 @@ def export_stock(
         raise FileExistsError(f"{target} exists; remove it or choose another folder")
     if not builds_plans_network(find_trainer(trainer)):
         raise ValueError(f"{trainer} builds a network of its own, which nnUNetTrainer would not; share it as a package")
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with new_folder(target) as partial:
         for name in names:
             (partial / f"fold_{name}").mkdir(parents=True)
             content, _ = read_checkpoint(source / f"fold_{name}" / checkpoint, trust)
@@ -60,9 +59,5 @@ def export_stock(
             if (source / name).is_file():
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, partial / name)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     manager = PlansManager(read_json(target / "plans.json"))
     return target, manager.get_configuration(configuration).network_arch_class_name

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 
 from nnunet_transformers.pretraining.data import MaskedViews, PreparedImages, read_index
+from nnunet_transformers.pretraining import prepare as module
 from nnunet_transformers.pretraining.prepare import prepare
-from tests.conftest import write_dataset
+from tests.conftest import worker_processes, write_dataset
 
 
 @pytest.fixture
@@ -39,6 +42,20 @@ def test_raw_layout_without_labels(source, tmp_path):
     samples.epoch = 1
     assert not torch.equal(view, samples[0][0][0])
     assert crop(tmp_path / "prepared", (16, 16)).shape == (2, 16, 16)
+
+
+def die(*_: object) -> None:
+    os._exit(1)
+
+
+def test_worker_processes(source, tmp_path, monkeypatch):
+    with worker_processes():
+        stored, _ = prepare(source, tmp_path / "prepared", processes=2)
+        monkeypatch.setattr(module, "_store", die)
+        with pytest.raises(RuntimeError, match="fewer --processes"):
+            prepare(source, tmp_path / "killed", processes=2)
+    assert len(stored) == 3
+    assert [path.name for path in tmp_path.iterdir() if path.name != "raw"] == ["prepared"]
 
 
 def test_crop_larger_than_the_image_is_filled_with_its_minimum(source, tmp_path):
