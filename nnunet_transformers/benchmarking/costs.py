@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
@@ -72,6 +73,19 @@ def operation_cost(
         return Cost(multiply_adds, sum(matrices[:-1]))
     results = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
     return Cost(multiply_adds, sum(map(_bytes, (*tensors.values(), *results))))
+
+
+class CostCounter(TorchDispatchMode):
+    """The cost of all operations that run in this context, in ``cost``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cost = Cost()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.cost += operation_cost(func, args, kwargs or {}, result)
+        return result
 
 
 def _convolution_backward(grad_out: Tensor, image: Tensor, weight: Tensor, *args: Any, out_val: Any) -> int:

@@ -94,3 +94,20 @@ def synchronise(device: torch.device) -> None:
     """Wait for what a GPU still has to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def mark(device: torch.device) -> float | torch.cuda.Event:
+    """A moment on the device's own time line: CUDA runs behind the program."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    """From one ``mark`` to another; waits until the device is there."""
+    if isinstance(start, float):
+        return end - start
+    end.synchronize()
+    return start.elapsed_time(end) / 1000

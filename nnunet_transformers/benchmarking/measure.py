@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .._files import write_json
+from .costs import CostCounter
 from .environment import describe_environment
-from .machine import Rates, measure_rates, synchronise
+from .machine import Rates, mark, measure_rates, seconds_between, synchronise
 from .networks import build_network
 from .roofline import summarise as summarise_roofline
 
@@ -87,39 +87,18 @@ class Settings:
         return nullcontext() if dtype is None else torch.autocast(self.device, dtype=dtype)
 
 
-class _Clock:
-    """Marks on the device's own time line: CUDA runs behind the program."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.is_cuda = device.type == "cuda"
-
-    def mark(self) -> float | torch.cuda.Event:
-        if not self.is_cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def between(self, marks: Sequence[float | torch.cuda.Event]) -> list[float]:
-        """Seconds from each mark to the next; waits for the last."""
-        if not self.is_cuda:
-            return [end - start for start, end in pairwise(marks)]
-        marks[-1].synchronize()
-        return [start.elapsed_time(end) / 1000 for start, end in pairwise(marks)]
-
-
 def time_actions(actions: Sequence[Callable[[], Any]], device: torch.device, seconds: float) -> list[float]:
     """Median seconds of each of some actions that follow each other, after one round that does not count."""
-    clock, rounds = _Clock(device), []
+    rounds = []
     for action in actions:
         action()
     end = time.perf_counter() + seconds
     while len(rounds) < MIN_RUNS or time.perf_counter() < end:
-        marks = [clock.mark()]
+        marks = [mark(device)]
         for action in actions:
             action()
-            marks.append(clock.mark())
-        rounds.append(clock.between(marks))
+            marks.append(mark(device))
+        rounds.append([seconds_between(start, end) for start, end in pairwise(marks)])
     return [median(times) for times in zip(*rounds, strict=True)]
 
 
@@ -158,17 +137,11 @@ def bytes_of(network: nn.Module, image: Tensor) -> int:
     return sum(t.nbytes for t in (*network.parameters(), *network.buffers(), image))
 
 
-def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
 def count_multiply_adds(network: nn.Module, image: Tensor) -> int:
     """Multiply-adds of one forward pass: convolutions, matrix products and attention, norms not."""
-    # the CPU's fused attention, which some versions of PyTorch count as nothing
-    mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter, torch.no_grad():
+    with CostCounter() as counter, torch.no_grad():
         network(image)
-    return counter.get_total_flops() // 2
+    return counter.cost.multiply_adds
 
 
 def time_forward(network: nn.Module, image: Tensor, settings: Settings) -> float:

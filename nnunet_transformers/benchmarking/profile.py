@@ -8,7 +8,6 @@ Each operation is timed on its own, forward and backward, and counts for its lay
 from __future__ import annotations
 
 import argparse
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..architectures import create_network
 from .attribution import LayerTracker
 from .costs import Cost, operation_cost
-from .machine import Rates, fastest, measure_rates, synchronise
+from .machine import Rates, fastest, mark, measure_rates, seconds_between, synchronise
 
 MAX_ROWS = 30
 
@@ -54,8 +53,7 @@ class _Record:
 
     @property
     def seconds(self) -> float:
-        start, end = self.span
-        return end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
+        return seconds_between(*self.span)
 
 
 class OperationRecorder(TorchDispatchMode):
@@ -66,18 +64,11 @@ class OperationRecorder(TorchDispatchMode):
         self.tracker, self.rates, self.device = tracker, rates, device
         self.records: list[_Record] = []
 
-    def _now(self) -> float | torch.cuda.Event:
-        if self.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        layer, start = self.tracker.current_layer(), self._now()
+        layer, start = self.tracker.current_layer(), mark(self.device)
         result = func(*args, **kwargs)
-        end = self._now()
+        end = mark(self.device)
         cost = operation_cost(func, args, kwargs, result)
         floor_s = self.rates.floor(cost.multiply_adds, cost.bytes)
         self.records.append(_Record(layer, func._overloadpacket.__name__, cost, floor_s, (start, end)))

@@ -241,7 +241,7 @@ def prepare(
 
 @contextmanager
 def _workers(processes: int) -> Iterator[Executor]:
-    """Processes that share nothing with this one: a fork of one that runs threads, as blosc2 and torch do, can crash."""
+    """Processes that start afresh: a fork of one that runs threads, as blosc2 and torch do, can crash."""
     try:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             yield pool
