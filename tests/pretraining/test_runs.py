@@ -112,7 +112,10 @@ class TestRuns:
         strategy = "ddp_find_unused_parameters_true" if recipe == "unimiss" else "ddp"
         two = [f"--trainer.strategy={strategy}", "--trainer.devices=2"]
         # the command starts itself a second time
-        subprocess.run(command(recipe, prepared, tmp_path / "two", *two), cwd=ROOT, capture_output=True, check=True)
+        result = subprocess.run(
+            command(recipe, prepared, tmp_path / "two", *two), cwd=ROOT, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
         assert run(recipe, tmp_path / "one", batch_size=4) == 0
         rows = []
         for name in ("one", "two"):
