@@ -133,8 +133,9 @@ class PeakMemory:
 
 
 def bytes_of(network: nn.Module, image: Tensor) -> int:
-    """Of parameters, buffers and the image."""
-    return sum(t.nbytes for t in (*network.parameters(), *network.buffers(), image))
+    """Of parameters, buffers, other tensors that modules hold, and the image."""
+    held = [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return sum(t.nbytes for t in (*network.parameters(), *network.buffers(), *held, image))
 
 
 def count_multiply_adds(network: nn.Module, image: Tensor) -> int:

@@ -24,8 +24,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 # CUDA context, cuDNN and cuBLAS workspaces
 CUDA_OVERHEAD = 0.6e9
-# parameters, their gradients and two moments of the optimiser, float32
-BYTES_PER_PARAMETER = 16
+# beside it: gradient and two moments of the optimiser, float32
+BYTES_PER_PARAMETER = 12
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -125,11 +125,12 @@ def training_peak_bytes(
         mixed_precision: as nnU-Net trains on CUDA; False for float32, as it trains on CPU.
 
     Returns:
-        bytes of parameters, gradients and optimiser, and CUDA's own under mixed precision; and the peak of everything
+        bytes of the network, gradients and optimiser, and CUDA's own under mixed precision; and the peak of everything
         else.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
-        network = build_network().train()
+        with _LiveBytes() as built:
+            network = build_network().train()
         for parameter in network.parameters():
             # gradients are counted with the parameters, so each is dropped here as it comes
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
@@ -143,7 +144,7 @@ def training_peak_bytes(
             # checkpointing computes again
             torch.autograd.backward([get_gradient_edge(loss)], [torch.ones_like(loss)])
         parameters = sum(p.numel() for p in network.parameters())
-    own = BYTES_PER_PARAMETER * parameters + (int(CUDA_OVERHEAD) if mixed_precision else 0)
+    own = built.live + BYTES_PER_PARAMETER * parameters + (int(CUDA_OVERHEAD) if mixed_precision else 0)
     return own, memory.peak + image.numel() * 4
 
 

@@ -11,21 +11,23 @@ from nnunet_transformers.architectures import create_network
 
 
 def test_gradients_are_shared(tmp_path):
-    """nnU-Net's own DDP is for CUDA; the network under DDP with gloo, every parameter used."""
+    """nnU-Net's own DDP is for CUDA; the network under DDP with gloo, activations kept or computed again."""
     mp.spawn(_ddp_worker, args=(2, str(tmp_path / "store")), nprocs=2)
 
 
 def _ddp_worker(rank, world_size, store):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
-    torch.manual_seed(0)
-    network = DistributedDataParallel(create_network("qt_unet_tiny", 1, 2, (32, 32), deep_supervision=True))
-    torch.manual_seed(rank)
-    for _ in range(2):
-        network.zero_grad()
-        sum(output.square().mean() for output in network(torch.randn(1, 1, 32, 32))).backward()
-    gradient = network.module.stem.proj.weight.grad.flatten()
-    gathered = [torch.empty_like(gradient) for _ in range(world_size)]
-    dist.all_gather(gathered, gradient)
-    assert torch.equal(gathered[0], gathered[1])
+    for activation_checkpointing in (False, True):
+        torch.manual_seed(0)
+        options = {"deep_supervision": True, "activation_checkpointing": activation_checkpointing}
+        network = DistributedDataParallel(create_network("qt_unet_tiny", 1, 2, (32, 32), **options))
+        torch.manual_seed(rank)
+        for _ in range(2):
+            network.zero_grad()
+            sum(output.square().mean() for output in network(torch.randn(1, 1, 32, 32))).backward()
+        gradient = network.module.stem.proj.weight.grad.flatten()
+        gathered = [torch.empty_like(gradient) for _ in range(world_size)]
+        dist.all_gather(gathered, gradient)
+        assert torch.equal(gathered[0], gathered[1])
     dist.destroy_process_group()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from itertools import product
 
 import pytest
@@ -72,6 +74,15 @@ class TestWindowPartition:
 
     def test_padding_takes_part_by_default(self):
         assert WindowPartition((5, 5), (4, 4), shifted=False).mask is None
+
+    def test_constants_follow_the_module(self):
+        module = torch.nn.Sequential(WindowPartition((5, 5), (4, 4), shifted=True))
+        for moved in (copy.deepcopy(module).double(), pickle.loads(pickle.dumps(module))):
+            assert torch.equal(moved[0].mask, module[0].mask.to(moved[0].mask.dtype))
+        assert copy.deepcopy(module).double()[0].mask.dtype == torch.float64
+        partition = module.to("meta")[0]
+        assert all(t.is_meta for t in (partition.to_windows, partition.to_tokens, partition.mask))
+        assert not module.state_dict()
 
     def test_no_shift_on_an_axis_that_the_window_spans(self):
         partition = WindowPartition((8, 3), (4, 4), shifted=True)

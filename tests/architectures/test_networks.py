@@ -246,6 +246,14 @@ def test_activation_checkpointing_changes_no_output_and_no_gradient(name, patch_
         torch.testing.assert_close(recomputed, plain, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("name,patch_size", forms(SMALLEST))
+def test_buffers_are_statistics(name, patch_size):
+    """DistributedDataParallel sends each buffer to every process in each step."""
+    with torch.device("meta"):
+        network = create_network(name, 1, 2, patch_size)
+    assert all(key.endswith(BUFFERS_OF_BATCH_NORM) for key, _ in network.named_buffers())
+
+
 def outputs_and_gradients(call, network, image):
     torch.manual_seed(1)
     outputs = call(image)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
@@ -51,13 +51,11 @@ class WindowPartition(nn.Module):
                 fill = (*tokens.shape[:axis], size - grid, *tokens.shape[axis + 1 :])
                 tokens = torch.cat([tokens, torch.full(fill, length)], dim=axis)
         tokens = tokens.roll([-s for s in shift], dims=list(range(len(padded))))
-        to_windows = self._into_windows(tokens).flatten()
+        # constants, but no buffers: DistributedDataParallel sends those to every process in every step
+        self.to_windows = self._into_windows(tokens).flatten()
         # position in window order of each token; the padded ones sort to the end and are dropped
-        to_tokens = torch.argsort(to_windows, stable=True)[:length]
-        self.register_buffer("to_windows", to_windows, persistent=False)
-        self.register_buffer("to_tokens", to_tokens, persistent=False)
-        mask = self._region_mask(padded, shift, length if mask_padding and self.has_padding else None, to_windows)
-        self.register_buffer("mask", mask, persistent=False)
+        self.to_tokens = torch.argsort(self.to_windows, stable=True)[:length]
+        self.mask = self._region_mask(length if mask_padding and self.has_padding else None)
 
     def _into_windows(self, tokens: Tensor) -> Tensor:
         """(*padded grid) to (num_windows, window_length)."""
@@ -66,23 +64,27 @@ class WindowPartition(nn.Module):
         order = [*range(0, 2 * ndim, 2), *range(1, 2 * ndim, 2)]
         return tokens.reshape(split).permute(order).reshape(self.num_windows, self.window_length)
 
-    def _region_mask(
-        self, padded: Sequence[int], shift: Sequence[int], pad_index: int | None, to_windows: Tensor
-    ) -> Tensor | None:
-        if not any(shift) and pad_index is None:
+    def _region_mask(self, pad_index: int | None) -> Tensor | None:
+        if not any(self.shift) and pad_index is None:
             return None
-        region = torch.zeros(tuple(padded), dtype=torch.long)
-        for axis, (size, s) in enumerate(zip(padded, shift, strict=True)):
+        region = torch.zeros(self.padded_size, dtype=torch.long)
+        for axis, (size, s) in enumerate(zip(self.padded_size, self.shift, strict=True)):
             # only the last window of an axis holds tokens from both ends of the image: two regions tell them apart
             wrapped = (torch.arange(size) >= size - s).long() if s else torch.zeros(size, dtype=torch.long)
-            region = region * 2 + wrapped.view([-1 if a == axis else 1 for a in range(len(padded))])
+            region = region * 2 + wrapped.view([-1 if a == axis else 1 for a in range(region.ndim)])
         region = self._into_windows(region)
         apart = region.unsqueeze(1) != region.unsqueeze(2)
         if pad_index is not None:
-            is_padding = (to_windows == pad_index).view(self.num_windows, 1, self.window_length)
+            is_padding = (self.to_windows == pad_index).view(self.num_windows, 1, self.window_length)
             # a padded token, whose output is dropped, keeps itself: of no score at all the softmax would be NaN
             apart = (apart | is_padding) & ~torch.eye(self.window_length, dtype=torch.bool)
         return torch.zeros(apart.shape).masked_fill(apart, -torch.inf).unsqueeze(1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WindowPartition:
+        super()._apply(fn, recurse)
+        self.to_windows, self.to_tokens = fn(self.to_windows), fn(self.to_tokens)
+        self.mask = None if self.mask is None else fn(self.mask)
+        return self
 
     def partition(self, tokens: Tensor) -> Tensor:
         """(batch, length, channels) to (batch, num_windows, window_length, channels)."""
