@@ -35,19 +35,24 @@ def predict(
         def __init__(self, **options: Any) -> None:
             super().__init__(batch_size=batch_size, use_compile=use_compile, trust=trust, **options)
 
-    names_folder = any(argument == "-m" or argument.startswith("-m=") for argument in arguments)
-    entry_point = "predict_entry_point_modelfolder" if names_folder else "predict_entry_point"
     with (
         _replaced(predict_from_raw_data, "nnUNetPredictor", ConfiguredPredictor),
         _replaced(argparse.ArgumentParser, "error", _refuse),
         _replaced(sys, "argv", [PROGRAM, *arguments]),
     ):
+        entry_point = "predict_entry_point_modelfolder" if _names_folder(arguments) else "predict_entry_point"
         try:
             getattr(predict_from_raw_data, entry_point)()
         except (AssertionError, RuntimeError) as error:  # how nnU-Net says, in several lines, what is wrong
             if not str(error):
                 raise
             raise RuntimeError(" ".join(str(error).split())) from error
+
+
+def _names_folder(arguments: Sequence[str]) -> bool:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-m")
+    return parser.parse_known_args(arguments)[0].m is not None
 
 
 def _refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:

@@ -7,9 +7,10 @@ and flips that follow, as many as fit. Order, weights and types of all sums are 
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import wraps
+from inspect import signature
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,9 @@ class BatchedPredictor(nnUNetPredictor):
         try:
             with nullcontext() if self.trust else reading_plain_types():
                 super().initialize_from_trained_model_folder(model_training_output_dir, use_folds, checkpoint_name)
-        except (pickle.UnpicklingError, EOFError, RuntimeError):
+        except FileNotFoundError:
+            raise
+        except Exception:  # a damaged file can make the unpickler, or what reads its content, raise anything
             # says which file cannot be read, if that is what is wrong
             for fold in self._folds(model_training_output_dir, use_folds, checkpoint_name):
                 read_checkpoint(Path(model_training_output_dir) / f"fold_{fold}" / checkpoint_name, self.trust)
@@ -108,6 +111,24 @@ class BatchedPredictor(nnUNetPredictor):
             # nnU-Net starts twelve processes for it
             images = create_lists_from_splitted_dataset_folder(images, self.dataset_json["file_ending"], None, 1)
         return super()._manage_input_and_output_lists(images, *args, **kwargs)
+
+    @wraps(nnUNetPredictor.predict_from_files)  # which goes through the names of its own signature
+    def predict_from_files(self, *args: Any, **kwargs: Any) -> Any:
+        """As nnU-Net; without worker processes where both numbers are 0, as nnUNetv2_predict has it for -d.
+
+        Raises:
+            ValueError: if one number is 0 and the other is not, or the images are to be parted without processes.
+        """
+        bound = signature(super().predict_from_files).bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        processes = [given[f"num_processes_{step}"] for step in ("preprocessing", "segmentation_export")]
+        if 0 not in processes:
+            return super().predict_from_files(*args, **kwargs)
+        if any(processes) or given["num_parts"] > 1:
+            raise ValueError(f"-npp {processes[0]} -nps {processes[1]}: both are 0, without -num_parts, or neither is")
+        known = signature(self.predict_from_files_sequential).parameters
+        return self.predict_from_files_sequential(**{name: value for name, value in given.items() if name in known})
 
     # ---- passes ----
 

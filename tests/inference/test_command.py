@@ -101,6 +101,8 @@ def test_a_folder_and_worker_processes(folders, models, tmp_path, monkeypatch):
     # passes of one patch are nnU-Net's own
     for name in ("ball_0.nii.gz", "ball_1.nii.gz"):
         assert (got / name).read_bytes() == (expected / name).read_bytes()
+    without = ours(tmp_path / "without", images, f"-m{models['3d_fullres']}", "-f", 1, *SEQUENTIAL)
+    assert_same(without, expected)
     # nnU-Net's module and the arguments of this process are as they were
     assert predict_from_raw_data.nnUNetPredictor.__name__ == "nnUNetPredictor"
     assert sys.argv[0] == "nnUNetv2_predict"
@@ -195,6 +197,7 @@ class TestMistakes:
         assert "unrecognized arguments: -no_such 1" in said(no_such=1)
         assert "-device must be either cpu, mps or cuda" in said(device="tpu")
         assert "nnUNetv2_predict -h" in said(part_id=1, num_parts=1)
+        assert "-npp 0 -nps 1: both are 0, without -num_parts, or neither" in said(nps=1)
         if not torch.cuda.is_available():
             assert said(device="cuda") == "error: -device cuda is not there; give -device cpu"
 
@@ -212,6 +215,8 @@ class TestMistakes:
         assert not os.environ.get("HARMED")
         path.with_name("truncated.pth").write_bytes(path.read_bytes()[:1000])
         assert "truncated.pth is truncated or not a checkpoint" in said(chk="truncated.pth")
+        torch.save({"weights": content["network_weights"]}, path.with_name("foreign.pth"))
+        assert "foreign.pth is no checkpoint of nnU-Net's trainer" in said(chk="foreign.pth")
 
 
 class Harmful:
