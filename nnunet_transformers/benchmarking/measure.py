@@ -82,9 +82,10 @@ class Settings:
         return (1,) * (3 - len(self.patch_size)) + tuple(ceil(1.5 * n) for n in self.patch_size)
 
     def autocast(self) -> AbstractContextManager:
-        """The context of a pass in this precision."""
+        """The context of passes in this precision."""
         dtype = PRECISIONS[self.precision]
-        return nullcontext() if dtype is None else torch.autocast(self.device, dtype=dtype)
+        # weights that a pass without gradients has cast must not serve one with them
+        return nullcontext() if dtype is None else torch.autocast(self.device, dtype=dtype, cache_enabled=False)
 
 
 def time_actions(actions: Sequence[Callable[[], Any]], device: torch.device, seconds: float) -> list[float]:

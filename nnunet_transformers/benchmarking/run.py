@@ -33,6 +33,8 @@ def run_benchmark(
 ) -> dict[str, Any]:
     """Measure networks, and sum up.
 
+    Ctrl+C ends it early: what counts then is whole rounds, or what the first has come to.
+
     Args:
         names: of ``choose_networks``.
         settings: shared by all networks.
@@ -51,19 +53,30 @@ def run_benchmark(
         raise RuntimeError(f"the device {settings.device} cannot be measured: {why}")
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     failed: dict[str, str] = {}
-    for number in range(1, rounds + 1):
+    complete = 0
+    try:
+        for number in range(1, rounds + 1):
+            for name in names:
+                if name in failed:
+                    continue
+                job = {"network": name, "rates": machine["rates"], "roofline": roofline and number == 1}
+                figures, why = _in_child(job, settings)
+                if figures is None:
+                    failed[name] = why
+                else:
+                    measured[name].append(figures)
+                    forward, step = (1000 * figures[key] for key in ("forward_s", "training_step_s"))
+                    why = f"forward {forward:.0f} ms, training step {step:.0f} ms"
+                report(f"round {number} of {rounds}, {name}: {why}")
+            complete = number
+    except KeyboardInterrupt:
+        if not any(measured.values()):
+            raise
+        rounds = max(complete, 1)
         for name in names:
-            if name in failed:
-                continue
-            job = {"network": name, "rates": machine["rates"], "roofline": roofline and number == 1}
-            figures, why = _in_child(job, settings)
-            if figures is None:
-                failed[name] = why
-            else:
-                measured[name].append(figures)
-                forward, step = (1000 * figures[key] for key in ("forward_s", "training_step_s"))
-                why = f"forward {forward:.0f} ms, training step {step:.0f} ms"
-            report(f"round {number} of {rounds}, {name}: {why}")
+            del measured[name][rounds:]
+            if not measured[name]:
+                failed.setdefault(name, "not measured, the run was interrupted")
     return {**machine, **summarise(measured, failed, rounds), "settings": asdict(settings)}
 
 

@@ -54,8 +54,11 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
         function: of a module, as it is pickled.
         arguments: pickled as well; so is what the function gives.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOAD)
+    else:  # Windows
+        context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(function, arguments)
 

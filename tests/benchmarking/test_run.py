@@ -84,6 +84,23 @@ def test_networks_take_turns_and_failures_are_rows(turns):
     assert "| b | 500 | 0.25 | encoder 1 \\| Linear 2 (1); " in text
 
 
+@pytest.mark.parametrize("interrupted_at, rounds, not_measured", [(1, 1, ["b"]), (2, 1, []), (5, 2, [])])
+def test_interrupted_run_keeps_whole_rounds(turns, interrupted_at, rounds, not_measured):
+    lines = []
+
+    def report(line):
+        lines.append(line)
+        if len(lines) == interrupted_at:
+            raise KeyboardInterrupt
+
+    result = run.run_benchmark(["PlainConvUNet", "b"], SETTINGS, 3, report=report)
+    assert result["rounds"] == rounds
+    assert [name for name, figures in result["networks"].items() if "failed" in figures] == not_measured
+    assert "interrupted" in markdown(result) or not not_measured
+    if rounds == 2:
+        assert result["networks"]["b"]["ratios"]["forward_s"] == (3 / 2 + 5 / 4) / 2
+
+
 def test_without_the_reference_there_are_no_ratios(turns):
     result = run.run_benchmark(["PlainConvUNet", "b"], SETTINGS, 1, roofline=False, report=lambda _: None)
     assert result["networks"]["b"]["ratios"]["forward_s"] == 3 / 2
