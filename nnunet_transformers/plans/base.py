@@ -210,7 +210,10 @@ class TransformerPlanner(ExperimentPlanner):
                     more = peak_bytes(tokens, largest)[1]
                     # the peak over batches is convex: another part of the step has it, in which it grows faster
                     share = 1.0 if own + more <= budget else (budget - own - peak) / (more - peak)
-                    batch_size += int(share * (largest - batch_size))
+                    smallest, batch_size = batch_size, batch_size + int(share * (largest - batch_size))
+                    # but for parts that go piece by piece from some batch on
+                    while batch_size > smallest and own + peak_bytes(tokens, batch_size)[1] > budget:
+                        batch_size -= 1
                 return tokens, options, batch_size
             if can_checkpoint and not options and "activation_checkpointing" not in self.network_overrides:
                 options["activation_checkpointing"] = True

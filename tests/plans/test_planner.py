@@ -188,6 +188,18 @@ def test_checkpointing_comes_before_a_smaller_patch(folder, capsys, voxel_bytes,
     assert said == (active and told is None)
 
 
+def test_batch_where_memory_falls_from_some_batch_on(folder):
+    """A batch between two that were traced can need more than a line through them says."""
+
+    class Planner(nnUNetPlannerQTUNetT):
+        def _peak_bytes(self, tokens, options, input_channels, batch_size):
+            return 0, int(batch_size * 1.8e9 / (1 if batch_size < 8 else 2))
+
+    assert (
+        plan(folder, Planner, (1, 1, 1), (160, 160, 160), cases=1000)["configurations"]["3d_fullres"]["batch_size"] == 4
+    )
+
+
 def test_too_little_memory_is_an_error(folder):
     with pytest.raises(RuntimeError, match=r"does not fit 0\.5 GB .* larger -gpu_memory_target"):
         plan(folder, nnUNetPlannerQTUNetB, (1, 1, 1), (100, 100, 100), gpu_memory_target_in_gb=0.5)
