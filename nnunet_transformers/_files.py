@@ -35,18 +35,21 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A folder beside ``path`` to fill, which takes its name at the end; an error removes it.
 
     Args:
-        path: folder that is not there, or is empty.
+        path: folder that is not there; or an empty one, which is filled as it is, as it may be a mount, and emptied by
+            an error.
     """
-    partial = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    is_there = path.exists()
+    filled = path if is_there else path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        if path.exists():
-            path.rmdir()
-        partial.rename(path)
+        filled.mkdir(parents=True, exist_ok=is_there)
+        yield filled
+        if not is_there:
+            filled.rename(path)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        for content in [*filled.iterdir()] if is_there else [filled]:
+            shutil.rmtree(content, ignore_errors=True)
+            with suppress(OSError):
+                content.unlink()
         raise
 
 

@@ -174,6 +174,8 @@ def prepare(
 ) -> tuple[list[PreparedCase], list[Skipped]]:
     """Fingerprint, resample, normalise and store images.
 
+    The worker processes import the calling script: one of your own needs ``if __name__ == "__main__":``.
+
     Args:
         source: a dataset in nnU-Net's raw layout, labels unused, or a folder of images.
         output: folder to write; must be new or empty.
@@ -247,7 +249,8 @@ def _workers(processes: int) -> Iterator[Executor]:
             yield pool
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "a process that reads images was killed, most often as memory ran out: use fewer --processes"
+            "a process that reads images was killed, most often as memory ran out: use fewer --processes. (In a script "
+            "of yours: call prepare under `if __name__ == '__main__':`.)"
         ) from error
 
 
