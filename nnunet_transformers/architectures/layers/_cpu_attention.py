@@ -16,7 +16,7 @@ CHUNK_ELEMENTS = 2**20
 
 
 def is_applicable(q: Tensor, bias: Tensor) -> bool:
-    """Whether this is the case that the library's kernel does not serve."""
+    """Whether the library's kernel does not serve this case; also of fake tensors, as it is about memory."""
     return (
         q.device.type == "cpu"
         and q.dtype in (torch.float32, torch.float64)

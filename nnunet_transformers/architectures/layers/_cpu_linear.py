@@ -3,7 +3,7 @@
 PyTorch gives float32 products to MKL, which on a processor that is not Intel's leaves AVX-512 unused. oneDNN, which it
 has for convolutions, does not: on an AMD EPYC of 2025 it multiplies 2.2 times as fast (benchmarks/NOTES.md). The
 operation is the one that torch.compile puts in the place of linear layers in inference; where it is missing or the
-processor lacks AVX-512 nothing changes.
+processor lacks AVX-512 nothing changes. On an Intel processor it was not measured.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ WIDE = 128
 
 def _find_kernel() -> torch._ops.OpOverload | None:
     """The operation, or None; private to PyTorch, so that it is tried before it is used."""
-    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+        return None
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
     try:
         kernel = torch.ops.mkldnn._linear_pointwise.default
