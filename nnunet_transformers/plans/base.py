@@ -100,8 +100,10 @@ class TransformerPlanner(ExperimentPlanner):
         spacing = tuple(float(s) for s in spacing)
         if self._stock_data_differ(plan):
             plan["data_identifier"] = data_identifier.replace("nnUNetPlans", self.plans_identifier)
+        # nnU-Net looks for the spacing of 3d_lowres by planning one after another, until the patch is large enough
+        searches = data_identifier == self.generate_data_identifier("3d_lowres")
         tokens, options, batch_size = self._plan_to_fit(
-            plan["patch_size"], spacing, median_shape, approximate_n_voxels_dataset, _cache
+            plan["patch_size"], spacing, median_shape, approximate_n_voxels_dataset, searches, _cache
         )
         plan["patch_size"] = tokens.patch_size
         plan["batch_size"] = batch_size
@@ -166,10 +168,15 @@ class TransformerPlanner(ExperimentPlanner):
         same = all(theirs[key] == plan[key] for key in keys) and np.allclose(theirs["spacing"], plan["spacing"])
         return not same or stock["transpose_forward"] != [int(i) for i in self.determine_transpose()[0]]
 
-    def _input_channels(self, patch_size: Sequence[int], median_shape: Sequence[int]) -> int:
+    def _covers_too_little(self, patch_size: Sequence[int], dataset_voxels: float) -> bool:
+        """Whether nnU-Net wants images of low resolution beside these, or of lower than these."""
+        image_voxels = dataset_voxels / self.dataset_json["numTraining"]
+        return len(patch_size) == 3 and prod(patch_size) / image_voxels < self.lowres_creation_threshold
+
+    def _input_channels(self, patch_size: Sequence[int], dataset_voxels: float) -> int:
         """Channels of the largest input: where there will be a cascade, its foreground labels come on top."""
         channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality")))
-        cascade = len(patch_size) == 3 and prod(patch_size) / prod(median_shape) < self.lowres_creation_threshold
+        cascade = self._covers_too_little(patch_size, dataset_voxels)
         return channels + (len(self.dataset_json["labels"]) - 1 if cascade else 0)
 
     def _plan_to_fit(
@@ -178,16 +185,20 @@ class TransformerPlanner(ExperimentPlanner):
         spacing: tuple[float, ...],
         median_shape: Sequence[int],
         dataset_voxels: float,
+        searches: bool,
         cache: dict,
     ) -> tuple[TokenPlan, dict[str, bool], int]:
         """The largest patch that fits with the smallest batch, then the largest batch that fits with it.
+
+        Args:
+            searches: a patch that covers too little of an image will be dropped, so that its batch does not matter.
 
         Returns:
             its token plan, the network's arguments that make it fit, and the batch size.
         """
         target = tuple(int(n) for n in patch_size)
         stem = choose_patch_embed_stride(target, spacing, self.token_rules)
-        channels = self._input_channels(target, median_shape)
+        channels = self._input_channels(target, dataset_voxels)
         budget, batch_size = self.UNet_vram_target_GB * 1e9, self.UNet_min_batch_size
         plan = partial(plan_tokens, spacing=spacing, rules=self.token_rules, patch_embed_stride=stem)
 
@@ -205,6 +216,8 @@ class TransformerPlanner(ExperimentPlanner):
             own, peak = peak_bytes(tokens, batch_size)
             excess = peak / max(1.0, budget - own)
             if excess <= 1:
+                if searches and self._covers_too_little(tokens.patch_size, dataset_voxels):
+                    return tokens, options, batch_size
                 largest = self._largest_batch(tokens, excess, dataset_voxels)
                 if largest > batch_size:
                     more = peak_bytes(tokens, largest)[1]

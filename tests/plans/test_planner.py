@@ -124,7 +124,16 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_large_images_get_low_resolution_and_cascade(folder):
-    plans = plan(folder, nnUNetPlannerQTUNetT, (0.8, 0.8, 0.8), (400, 500, 500), labels=4)
+    traced = []
+
+    class Planner(nnUNetPlannerQTUNetT):
+        def _peak_bytes(self, tokens, options, input_channels, batch_size):
+            traced.append((len(tokens.patch_size), batch_size))
+            return super()._peak_bytes(tokens, options, input_channels, batch_size)
+
+    plans = plan(folder, Planner, (0.8, 0.8, 0.8), (400, 500, 500), labels=4, plans_name="nnUNetQTUNetTPlans")
+    # nnU-Net tries 28 spacings for the low resolution; only the last one's batch is looked for
+    assert len([batch_size for dimensions, batch_size in traced if dimensions == 3 and batch_size > 2]) <= 4
     configurations = plans["configurations"]
     assert set(configurations) == {"2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"}
     assert configurations["3d_cascade_fullres"] == {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
