@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -118,8 +119,8 @@ def extract_models(archive: Path, target: Path, wanted: Iterable[str] = (), chec
                     raise ValueError(f"{archive} holds {member.filename!r}, which leads outside; refused")
                 if path.name in (*WANTED, checkpoint) and not member.is_dir():
                     opened.extract(member, target)
-    # the last is zipfile's word for a compression or an encryption that it does not know
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    # zipfile's words for a damaged content, and for a password or a compression that it does not know
+    except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
         raise ValueError(f"{archive} is truncated or no zip of nnUNetv2_export_model_to_zip: {error}") from error
     models = {path.parent.name: path.parent for path in sorted(target.rglob("plans.json"))}
     names = list(wanted)

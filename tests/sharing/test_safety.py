@@ -279,3 +279,20 @@ class TestTrust:
         (tmp_path / "model.zip").write_bytes(b"PK")
         with pytest.raises(ValueError, match="is truncated or no zip"):
             invoke("package", "--from-zip", tmp_path / "model.zip", "-o", tmp_path / "package")
+
+    @pytest.mark.parametrize(
+        "in_local_header, in_directory, value, said",
+        [(6, 8, b"\x01", "encrypted"), (8, 10, b"\x63", "compression"), (40, None, b"\xff" * 8, "decompressing")],
+    )
+    def test_zip_that_cannot_be_read(self, tmp_path, in_local_header, in_directory, value, said):
+        """A password, an unknown compression, damaged content."""
+        with zipfile.ZipFile(tmp_path / "model.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("plans.json", "{}" * 1000)
+        content = bytearray((tmp_path / "model.zip").read_bytes())
+        content[in_local_header : in_local_header + len(value)] = value
+        if in_directory is not None:
+            content[content.index(b"PK\x01\x02") + in_directory] = value[0]
+        (tmp_path / "model.zip").write_bytes(content)
+        with pytest.raises(ValueError, match=f"is truncated or no zip .*{said}"):
+            invoke("package", "--from-zip", tmp_path / "model.zip", "-o", tmp_path / "package")
+        assert not (tmp_path / "package").exists()
