@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from typing import Any, ClassVar
@@ -218,16 +218,7 @@ class TransformerPlanner(ExperimentPlanner):
             if excess <= 1:
                 if searches and self._covers_too_little(tokens.patch_size, dataset_voxels):
                     return tokens, options, batch_size
-                largest = self._largest_batch(tokens, excess, dataset_voxels)
-                if largest > batch_size:
-                    more = peak_bytes(tokens, largest)[1]
-                    # the peak over batches is convex: another part of the step has it, in which it grows faster
-                    share = 1.0 if own + more <= budget else (budget - own - peak) / (more - peak)
-                    smallest, batch_size = batch_size, batch_size + int(share * (largest - batch_size))
-                    # but for parts that go piece by piece from some batch on
-                    while batch_size > smallest and own + peak_bytes(tokens, batch_size)[1] > budget:
-                        batch_size -= 1
-                return tokens, options, batch_size
+                return tokens, options, self._fitting_batch(partial(peak_bytes, tokens), tokens, dataset_voxels)
             if can_checkpoint and not options and "activation_checkpointing" not in self.network_overrides:
                 options["activation_checkpointing"] = True
                 continue
@@ -257,7 +248,26 @@ class TransformerPlanner(ExperimentPlanner):
             batch_size,
         )
 
-    def _largest_batch(self, tokens: TokenPlan, excess: float, dataset_voxels: float) -> int:
-        """More are not wanted: nnU-Net's limit, and well beyond what fits, seen from the smallest batch's memory."""
+    def _fitting_batch(
+        self, peak_bytes: Callable[[int], tuple[int, int]], tokens: TokenPlan, dataset_voxels: float
+    ) -> int:
+        """The largest batch that fits, where the smallest does, within nnU-Net's limit; of few traced ones.
+
+        Args:
+            peak_bytes: of a batch size, as ``_peak_bytes``.
+        """
+        budget, smallest = self.UNet_vram_target_GB * 1e9, self.UNet_min_batch_size
+        own, peak = peak_bytes(smallest)
         covers = round(dataset_voxels * self.max_dataset_covered / np.prod(tokens.patch_size, dtype=np.float64))
-        return max(self.UNet_min_batch_size, min(covers, int(4 * self.UNet_min_batch_size / excess)))
+        # the memory of the smallest batch says a fourth of it, but not all of that grows with the batch
+        largest = min(covers, int(4 * smallest * (budget - own) / peak))
+        if largest <= smallest:
+            return smallest
+        more = peak_bytes(largest)[1]
+        # the peak over batches is convex: another part of the step has it, in which it grows faster
+        share = 1.0 if own + more <= budget else (budget - own - peak) / (more - peak)
+        batch_size = smallest + int(share * (largest - smallest))
+        # but for parts that go piece by piece from some batch on
+        while batch_size > smallest and own + peak_bytes(batch_size)[1] > budget:
+            batch_size -= 1
+        return batch_size
