@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.matching import AffineMatcher, EmbeddingMatcher, HybridMatcher, IdentityMatcher
 from nnunet_transformers.pretraining.matching.matcher import random_points
-from nnunet_transformers.pretraining.prepare import prepare
 from tests.pretraining.phantoms import make_volume, random_map, true_match, write_volumes
 
 SUBJECTS, PAIRS, POINTS, NEAR = 16, 6, 100, 9.0

@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from synthetic_reports import SHAPES, write_dataset, write_text_encoder
 
 from nnunet_transformers.evaluation.classification_probe import probe_classification
+from nnunet_transformers.pretraining.data.report_pairs import centre_crop, read_radiograph
+from nnunet_transformers.pretraining.data.report_table import clean_report
+from nnunet_transformers.pretraining.encoders.image import ImageEncoder, create_image_encoder
+from nnunet_transformers.pretraining.encoders.text import load_tokenizer, tokenize
 from nnunet_transformers.pretraining.fit import fit
-from nnunet_transformers.pretraining.image_encoders import ImageEncoder, create_image_encoder
 from nnunet_transformers.pretraining.methods.mgca import MGCA
-from nnunet_transformers.pretraining.report_data import centre_crop, read_radiograph
-from nnunet_transformers.pretraining.reports import clean_report
-from nnunet_transformers.pretraining.text import load_tokenizer, tokenize
 
 PATCH_SIZE, IMAGE_SIZE, BATCH_SIZE, PROBE_IMAGES = (64, 64), 64, 48, 400
 REPORT = "There is a small nodule in the left lung. There is a large nodule in the right lung."

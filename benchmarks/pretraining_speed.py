@@ -21,10 +21,10 @@ from pathlib import Path
 
 from pretraining import CONFIGURATION, DATASET, FOLD, METHODS, fit_arguments, plan
 
-from nnunet_transformers.pretraining.cases import validation_cases
+from nnunet_transformers.pretraining.data.cases import validation_cases
+from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.from_plan import load_planned
-from nnunet_transformers.pretraining.prepare import prepare
 
 SAMPLES, EPOCHS = 48, 2
 KINDS = {"qt_ssl": ("crops",), "unimiss": ("images", "volumes")}

@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from nnunet_transformers._files import write_text
+from nnunet_transformers._atomic import write_text
 from nnunet_transformers.benchmarking.networks import REFERENCE
 
 CUBE, LARGE_IMAGE, THICK = (96, 96, 96), (320, 320), (48, 192, 192)

@@ -22,7 +22,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nnunet_transformers.report.training_log import read_curves
+from nnunet_transformers.evaluation.report.training_log import read_curves
 
 ITERATIONS = 55
 

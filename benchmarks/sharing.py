@@ -28,7 +28,7 @@ import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunet_transformers.sharing import verify
-from nnunet_transformers.trainers.base import TransformerTrainer
+from nnunet_transformers.trainers.trainer import TransformerTrainer
 
 ROOT = Path(__file__).parents[1]
 DATASET, TRAINER, PLANS = "Dataset004_Hippocampus", "nnUNetTrainerQTUNet_1epoch", "nnUNetQTUNetTPlans"

@@ -24,7 +24,7 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from nnunetv2.utilities import utils
 
 from nnunet_transformers.architectures import _registry
-from nnunet_transformers.pretraining import prepare
+from nnunet_transformers.pretraining.data import prepare
 
 EXAMPLES = Path(__file__).parents[1] / "docs/examples"
 

@@ -21,9 +21,9 @@ from typer.testing import CliRunner
 
 from nnunet_transformers import cli
 from nnunet_transformers.architectures import create_network
-from nnunet_transformers.checkpoints import EncoderCheckpoint, encoder_weights
 from nnunet_transformers.discovery import CLASSES
-from nnunet_transformers.trainers.base import TransformerTrainer
+from nnunet_transformers.trainers.trainer import TransformerTrainer
+from nnunet_transformers.weights import EncoderCheckpoint, encoder_weights
 from tests.conftest import EXAMPLES, write_dataset
 
 ROOT = Path(__file__).parents[1]

@@ -23,9 +23,9 @@ from nnunet_transformers.architectures import (
     token_grids,
 )
 from nnunet_transformers.architectures.layers import ConvNormAct, PositionEmbedding
-from nnunet_transformers.plans.base import TransformerPlanner
+from nnunet_transformers.plans.planner import TransformerPlanner
 from nnunet_transformers.plans.tiling import TokenRules, no_windows
-from nnunet_transformers.trainers.base import TransformerTrainer
+from nnunet_transformers.trainers.trainer import TransformerTrainer
 
 
 class HybridEncoder(nn.Module):

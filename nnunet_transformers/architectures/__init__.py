@@ -3,13 +3,13 @@
 >>> from nnunet_transformers.architectures import create_network, list_networks
 """
 
-from . import mit as _mit  # noqa: F401  (registers its networks, as do the others)
 from . import qt_unet as _qt_unet  # noqa: F401
 from . import resnet_unet as _resnet_unet  # noqa: F401
 from . import setr_pup as _setr_pup  # noqa: F401
 from . import unet2022 as _unet2022  # noqa: F401
 from ._arguments import PerAxis, check_strides, per_axis, per_stage, token_grids
 from ._network import SegmentationNetwork
+from ._pair import NetworkPair
 from ._registry import (
     NetworkEntry,
     ReleasedFamily,
@@ -22,9 +22,9 @@ from ._registry import (
     register_checkpoint_filter,
     register_network,
 )
-from .mit_classifier import MiTClassifier
-from .mit_pair import MiTPair
-from .pair import NetworkPair
+from .mit import segmentation as _mit  # noqa: F401  (registers its networks, as do the others)
+from .mit.classifier import MiTClassifier
+from .mit.pair import MiTPair
 
 __all__ = [
     "MiTClassifier",

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .._files import write_json
+from .._atomic import write_json
 from .costs import CostCounter
 from .environment import describe_environment
 from .machine import Rates, mark, measure_rates, seconds_between, synchronise

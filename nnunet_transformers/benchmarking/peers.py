@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from .._files import write_json
+from .._atomic import write_json
 
 DATASET = "Dataset001_Benchmark"
 # more than any patch needs: nnU-Net's planner keeps the patch that it is given

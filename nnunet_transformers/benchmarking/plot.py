@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from matplotlib.transforms import Bbox
 
-from .._files import replacing
+from .._atomic import replacing
 from .networks import is_ours
 from .results import describe
 

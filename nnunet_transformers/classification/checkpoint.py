@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 
-from ..checkpoints.sealed import SealedCheckpoint, package_versions
-from .network import BackboneDescription, ImageClassifier
-from .views import ImageViews
+from ..weights.sealed import SealedCheckpoint, package_versions
+from .classifier import BackboneDescription, ImageClassifier
+from .image_views import ImageViews
 
 
 @dataclass(frozen=True)

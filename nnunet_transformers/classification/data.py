@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ..pretraining.data import EpochData, PreparedImages, ShuffledEpoch
+from .image_views import Augmentation, ImageViews
 from .labels import LabelledImages, read_labels
-from .views import Augmentation, ImageViews
 
 
 class LabelledCrops(ShuffledEpoch):

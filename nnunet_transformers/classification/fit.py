@@ -9,9 +9,9 @@ from pathlib import Path
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
-from ..pretraining import run
-from ..pretraining.recipe import list_recipes as recipe_names
-from ..pretraining.recipe import read_recipe
+from ..runs import command_line as run
+from ..runs.recipe import list_recipes as recipe_names
+from ..runs.recipe import read_recipe
 
 
 def list_recipes() -> list[str]:

@@ -16,9 +16,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..pretraining.schedules import total_steps
+from ..runs.schedules import total_steps
 from .checkpoint import ClassifierCheckpoint
-from .network import (
+from .classifier import (
     BackboneDescription,
     ImageClassifier,
     is_mit,

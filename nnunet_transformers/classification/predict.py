@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from ..pretraining.data import PreparedImages
 from .checkpoint import ClassifierCheckpoint
+from .classifier import mean_probabilities
 from .labels import LabelledImages
-from .network import mean_probabilities
 
 PARTS = 8
 

@@ -229,7 +229,7 @@ def report(
     cases: Annotated[int, typer.Option(min=1, help="Cases to draw, from the worst to the best.")] = 3,
 ) -> None:
     """One self-contained HTML file: overlays, loss and Dice curves, Dice per case and label."""
-    from ..report import write_report
+    from ..evaluation.report import write_report
 
     print(write_report(folder, output, predictions, images, cases))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..checkpoints import LoadReport, encoder_specification
-from ..checkpoints.imagenet import HUB
-from ..plans.attach import attach, export_full
+from ..weights import LoadReport, encoder_specification
+from ..weights.attach import attach, export_full
+from ..weights.imagenet import HUB
 
 
 def attach_imagenet(

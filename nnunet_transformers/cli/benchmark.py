@@ -8,12 +8,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .._files import write_json, write_text
+from .._atomic import write_json, write_text
 from ..benchmarking.measure import PRECISIONS, Settings
 from ..benchmarking.networks import choose_networks
 from ..benchmarking.plot import draw_pareto
 from ..benchmarking.results import describe, markdown, table
-from ..benchmarking.run import run_benchmark
+from ..benchmarking.rounds import run_benchmark
 from .network_table import parse_patch_size
 
 TABLE_WIDTH = 130

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from .._files import write_json, write_text
+from .._atomic import write_json, write_text
 
 
 def fit_recipe(

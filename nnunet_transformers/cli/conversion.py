@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..architectures import create_network
-from ..checkpoints import from_reference, identify, load_state_dict, save_checkpoint
+from ..weights import from_reference, identify, load_state_dict, save_checkpoint
 from .network_table import parse_patch_size
 
 

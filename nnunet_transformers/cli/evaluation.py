@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from .._files import write_json
+from .._atomic import write_json
 from ..evaluation import THRESHOLDS, evaluate_predictions
 
 

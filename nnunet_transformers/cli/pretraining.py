@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..pretraining.cases import validation_cases
+from ..pretraining.data.cases import validation_cases
+from ..pretraining.data.prepare import prepare
 from ..pretraining.from_plan import Planned, load_planned
-from ..pretraining.prepare import prepare
 from .network_table import parse_patch_size
 
 
@@ -73,8 +73,8 @@ def draw(
 ) -> None:
     """Write the picture of a matcher's matches."""
     from ..pretraining.data import PreparedImages
+    from ..pretraining.figures.matches import draw_matches
     from ..pretraining.matching.cache import CachedMatcher
-    from ..pretraining.matching.picture import draw_matches
 
     wanted = {"embedding": ("--weights", weights), "hybrid": ("--weights", weights)}
     wanted["precomputed"] = ("--landmarks", landmarks)

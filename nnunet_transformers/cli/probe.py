@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from .._files import write_json
-from ..checkpoints import encoder_specification
+from .._atomic import write_json
+from ..weights import encoder_specification
 
 
 def probe_classification(encoder: Path, prepared: Path, labels: Path, output: Path | None, device: str) -> None:
     """Print the scores of both classifiers; write them to ``output`` if given."""
+    from ..classification.classifier import load_pretrained
     from ..classification.labels import read_labels
-    from ..classification.network import load_pretrained
     from ..evaluation.classification_probe import probe_classification
     from ..evaluation.features import FrozenEncoder
     from ..pretraining.data import PreparedImages
@@ -54,7 +54,7 @@ def probe_segmentation(
     from nnunetv2.run.run_training import run_training
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
-    from ..plans.attach import attach
+    from ..weights.attach import attach
 
     specification = encoder_specification(encoder)
     # a plan for each encoder, so that results of two of them stand side by side

@@ -7,9 +7,9 @@ from itertools import islice
 import torch
 from numpy.typing import NDArray
 
-from ..checkpoints import EncoderCheckpoint, TimmCheckpoint, load_encoder_weights
-from ..classification.network import BackboneDescription
+from ..classification.classifier import BackboneDescription
 from ..pretraining.data import PreparedImages
+from ..weights import EncoderCheckpoint, TimmCheckpoint, load_encoder_weights
 
 TILES = 8
 

@@ -22,8 +22,8 @@ from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from torch import Tensor
 from torch._dynamo import OptimizedModule
 
-from .._allocator import keep_freed_memory
-from .._trained_checkpoint import FINAL, read_checkpoint, reading_plain_types
+from ..cpu.allocator import keep_freed_memory
+from ..weights.nnunet_checkpoint import FINAL, read_checkpoint, reading_plain_types
 from .batch_size import bytes_of_pass, cpu_batch_size, fitting_batch_size, free_bytes
 
 # Patches in a pass of a compiled network. Its passes are all of this size, the last one filled up; eight flips in 3D or

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import TransformerPlanner
+from .planner import TransformerPlanner
 from .tiling import TokenRules, no_windows
 
 

@@ -21,11 +21,11 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from .._files import write_json
+from .._atomic import write_json
 from ..architectures import create_network, get_network
 from ..discovery import SCHEDULES, schedule_name
-from .files import check_new_plans, dataset_folder, load_plans
 from .memory import CUDA_OVERHEAD, training_step_bytes
+from .plan_files import check_new_plans, dataset_folder, load_plans
 
 ITERATIONS_PER_EPOCH = 250  # nnU-Net's
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..architectures.unet2022 import published_windows
-from .base import TransformerPlanner
+from .planner import TransformerPlanner
 from .tiling import Size, TokenRules, windows_that_tile
 
 

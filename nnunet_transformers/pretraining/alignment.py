@@ -11,11 +11,11 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ..checkpoints.sealed import SealedCheckpoint
+from ..weights.sealed import SealedCheckpoint
+from .data.report_pairs import centre_crop, read_radiograph
+from .data.report_table import clean_report
+from .encoders.text import load_tokenizer, tokenize
 from .losses import token_weights, word_attention
-from .report_data import centre_crop, read_radiograph
-from .reports import clean_report
-from .text import load_tokenizer, tokenize
 
 if TYPE_CHECKING:
     from .methods.mgca import MGCA

@@ -10,11 +10,11 @@ import torch
 from lightning import Trainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from . import run
-from .callbacks import CollapseMonitor
+from ..runs import command_line as run
+from ..runs.callbacks import CollapseMonitor
+from ..runs.recipe import Recipe, read_recipe
+from ..runs.recipe import list_recipes as recipe_names
 from .from_plan import Planned, model_arguments
-from .recipe import Recipe, read_recipe
-from .recipe import list_recipes as recipe_names
 
 
 def list_recipes() -> list[str]:

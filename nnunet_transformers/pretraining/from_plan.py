@@ -11,7 +11,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from ..architectures import get_network, list_networks
-from ..plans.files import dataset_folder, load_plans
+from ..plans.plan_files import dataset_folder, load_plans
 
 # a plan holds them apart from what a method calls the network's overrides
 APART = ("patch_size", "strides")

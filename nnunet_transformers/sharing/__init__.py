@@ -4,7 +4,7 @@ from .estimate import Estimate, estimate
 from .load import LoadedModel, load_package
 from .manifest import Manifest, verify
 from .package import Made, Options, make_package, package_zip
-from .run import CaseResult, predict_folder, select_device
+from .predict import CaseResult, predict_folder, select_device
 from .stock import export_stock
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from .._files import write_text
+from .._atomic import write_text
 from .description import Description, Model
 from .manifest import file_hash
 from .trained import TrainedFold, read_json

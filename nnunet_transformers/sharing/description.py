@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from .._files import write_json
+from .._atomic import write_json
 from .trained import read_json
 
 NAME = "models.json"

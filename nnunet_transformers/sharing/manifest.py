@@ -9,7 +9,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .._files import write_json
+from .._atomic import write_json
 
 NAME = "manifest.json"
 FORMAT = 1

@@ -13,9 +13,9 @@ from tempfile import TemporaryDirectory
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from .._files import new_folder, write_text
-from .._trained_checkpoint import FINAL
-from ..checkpoints.sealed import package_versions
+from .._atomic import new_folder, write_text
+from ..weights.nnunet_checkpoint import FINAL
+from ..weights.sealed import package_versions
 from .card import write_card
 from .description import Description, Model
 from .load import build_network, builds_plans_network, check_weights, find_trainer

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from .._files import new_folder
-from .._trained_checkpoint import FINAL, read_checkpoint
-from ..checkpoints import save_checkpoint
+from .._atomic import new_folder
+from ..weights import save_checkpoint
+from ..weights.nnunet_checkpoint import FINAL, read_checkpoint
 from .load import builds_plans_network, find_trainer
 from .trained import find_folds, read_json
 

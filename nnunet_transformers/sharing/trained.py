@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .._trained_checkpoint import FINAL, read_checkpoint
+from ..weights.nnunet_checkpoint import FINAL, read_checkpoint
 
 # of an exported zip: what a package is made from
 WANTED = ("plans.json", "dataset.json", "dataset_fingerprint.json", "summary.json")

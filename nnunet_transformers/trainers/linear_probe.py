@@ -8,8 +8,8 @@ from torch import nn
 
 from ..architectures.linear_probe import LinearProbe
 from ..discovery import PLANNERS
-from .base import TransformerTrainer
-from .schedules import with_schedules
+from .lengths import with_schedules
+from .trainer import TransformerTrainer
 
 
 class nnUNetTrainerLinearProbe(TransformerTrainer):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from .base import TransformerTrainer
-from .schedules import with_schedules
+from .lengths import with_schedules
+from .trainer import TransformerTrainer
 
 
 class nnUNetTrainerMiT(TransformerTrainer):
     """MiT with nnU-Net's augmentation, loss and deep supervision."""
 
-    network_class_name = "nnunet_transformers.architectures.mit.MiT"
+    network_class_name = "nnunet_transformers.architectures.mit"
     planners = ("nnUNetPlannerMiT7", "nnUNetPlannerMiT22")
 
 

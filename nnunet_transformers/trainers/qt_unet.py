@@ -10,8 +10,8 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Adam, Optimizer
 
-from .base import TransformerTrainer
-from .schedules import with_schedules
+from .lengths import with_schedules
+from .trainer import TransformerTrainer
 
 
 class nnUNetTrainerQTUNet(TransformerTrainer):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .base import TransformerTrainer
+from .lengths import with_schedules
 from .mgca import MGCARecipe
-from .schedules import with_schedules
+from .trainer import TransformerTrainer
 
 
 class nnUNetTrainerSETRPUP(TransformerTrainer):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .base import TransformerTrainer
-from .schedules import with_schedules
+from .lengths import with_schedules
+from .trainer import TransformerTrainer
 
 
 class nnUNetTrainerUNet2022(TransformerTrainer):

@@ -10,9 +10,9 @@ import torch
 
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.architectures.layers import fit_position_embeddings
-from nnunet_transformers.architectures.mit_classifier import MiTClassifier
-from nnunet_transformers.architectures.mit_pair import MiTPair
-from nnunet_transformers.checkpoints import from_reference, identify
+from nnunet_transformers.architectures.mit.classifier import MiTClassifier
+from nnunet_transformers.architectures.mit.pair import MiTPair
+from nnunet_transformers.weights import from_reference, identify
 
 from ..released import DATA, golden_input, released_keys, weights_from_names
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nnunet_transformers.architectures import create_network
-from nnunet_transformers.checkpoints import from_reference, identify
+from nnunet_transformers.weights import from_reference, identify
 
 from ..released import DATA, golden_input, released_keys, weights_from_names
 

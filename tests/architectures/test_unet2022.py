@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from nnunet_transformers.architectures import create_network
-from nnunet_transformers.checkpoints import from_reference, identify, load_imagenet
+from nnunet_transformers.weights import from_reference, identify, load_imagenet
 
 from ..released import DATA, golden_input, released_keys, weights_from_names
 

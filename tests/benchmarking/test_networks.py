@@ -83,7 +83,7 @@ def test_fused_attention_and_that_of_training_are_counted():
     network, image = create_network("qt_unet_tiny", 1, 2, (32, 32, 32)).eval(), torch.randn(1, 1, 32, 32, 32)
     fused = count_multiply_adds(network, image)
     with FlopCounterMode(display=False) as counter:
-        network(image)  # with gradients: layers/_cpu_attention.py
+        network(image)  # with gradients: cpu/attention.py
     assert counter.get_total_flops() // 2 == fused
     for module in network.modules():
         if hasattr(module, "fused_attn"):

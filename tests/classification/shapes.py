@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from nnunet_transformers.pretraining.prepare import prepare
+from nnunet_transformers.pretraining.data.prepare import prepare
 
 
 def shape(kind: str, size: tuple[int, ...], rng: np.random.Generator) -> NDArray:

@@ -9,23 +9,23 @@ import torch
 from torch import nn
 
 from nnunet_transformers.architectures import MiTClassifier, MiTPair, create_network
-from nnunet_transformers.architectures.mit_pair import TOKEN_PREFIX
-from nnunet_transformers.checkpoints import (
-    EncoderCheckpoint,
-    TimmCheckpoint,
-    create_timm,
-    encoder_weights,
-    load_encoder_weights,
-)
+from nnunet_transformers.architectures.mit.pair import TOKEN_PREFIX
 from nnunet_transformers.classification.checkpoint import ClassifierCheckpoint, preparation
-from nnunet_transformers.classification.network import (
+from nnunet_transformers.classification.classifier import (
     BackboneDescription,
     ImageClassifier,
     load_pretrained,
     mean_probabilities,
     pretrained_backbone,
 )
-from nnunet_transformers.classification.views import ImageViews
+from nnunet_transformers.classification.image_views import ImageViews
+from nnunet_transformers.weights import (
+    EncoderCheckpoint,
+    TimmCheckpoint,
+    create_timm,
+    encoder_weights,
+    load_encoder_weights,
+)
 from tests.architectures.test_networks import PATCHES, SMALLEST, forms
 
 TIMM = {"vit_tiny_patch16_224": (32, 32), "resnet10t": (32, 48)}

@@ -13,10 +13,10 @@ from lightning import Callback
 
 from nnunet_transformers import cli
 from nnunet_transformers.architectures import create_network
-from nnunet_transformers.checkpoints import EncoderCheckpoint, TimmCheckpoint, create_timm, encoder_weights
 from nnunet_transformers.classification.checkpoint import ClassifierCheckpoint
 from nnunet_transformers.classification.fit import fit, list_recipes
-from nnunet_transformers.pretraining.prepare import prepare
+from nnunet_transformers.pretraining.data.prepare import prepare
+from nnunet_transformers.weights import EncoderCheckpoint, TimmCheckpoint, create_timm, encoder_weights
 from tests.classification.shapes import write_shapes
 
 OVERRIDES = {"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4, "drop_path_rate": 0.0}

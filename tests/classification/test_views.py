@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_transformers.classification.views import Augmentation, ImageViews
+from nnunet_transformers.classification.image_views import Augmentation, ImageViews
 from nnunet_transformers.pretraining.data import PreparedImages
-from nnunet_transformers.pretraining.views import fit_canvas, resize
+from nnunet_transformers.pretraining.data.transforms import fit_canvas, resize
 from tests.classification.shapes import write_shapes
 
 

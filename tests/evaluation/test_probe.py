@@ -12,16 +12,16 @@ from typer.testing import CliRunner
 from nnunet_transformers import cli
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.architectures.linear_probe import LinearProbe
-from nnunet_transformers.checkpoints import (
+from nnunet_transformers.evaluation.classification_probe import CLASSIFIERS, probe_classification
+from nnunet_transformers.evaluation.features import FrozenEncoder
+from nnunet_transformers.pretraining.data import PreparedImages
+from nnunet_transformers.pretraining.data.prepare import prepare
+from nnunet_transformers.weights import (
     EncoderCheckpoint,
     TimmCheckpoint,
     create_timm,
     encoder_weights,
 )
-from nnunet_transformers.evaluation.classification_probe import CLASSIFIERS, probe_classification
-from nnunet_transformers.evaluation.features import FrozenEncoder
-from nnunet_transformers.pretraining.data import PreparedImages
-from nnunet_transformers.pretraining.prepare import prepare
 from tests.architectures.test_networks import SMALLEST, forms
 from tests.conftest import write_dataset
 

@@ -290,7 +290,7 @@ class TestMistakes:
             raise OSError("no space left on device")
 
         before = sorted(planned.iterdir())
-        monkeypatch.setattr("nnunet_transformers._files.os.replace", full)
+        monkeypatch.setattr("nnunet_transformers._atomic.os.replace", full)
         with pytest.raises(OSError, match="no space left"):
             apply_preset(get_preset("btcv-tiny"), "903")
         assert sorted(planned.iterdir()) == before

@@ -10,15 +10,15 @@ import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_transformers.architectures import create_network, get_network
-from nnunet_transformers.checkpoints import create_primus, load_encoder, load_encoder_weights
-from nnunet_transformers.checkpoints.primus import SIZES
 from nnunet_transformers.pretraining.data import MatchedViews, PreparedImages
-from nnunet_transformers.pretraining.encoder import create_encoder
+from nnunet_transformers.pretraining.data.prepare import prepare
+from nnunet_transformers.pretraining.encoders.encoder import create_encoder
+from nnunet_transformers.pretraining.encoders.masked import MaskedEncoder, create_masked_encoder, random_mask
 from nnunet_transformers.pretraining.fit import fit
-from nnunet_transformers.pretraining.masking import MaskedEncoder, create_masked_encoder, random_mask
 from nnunet_transformers.pretraining.matching.cache import CachedMatcher
 from nnunet_transformers.pretraining.methods.alice import LOSSES, SIMILARITIES, Alice
-from nnunet_transformers.pretraining.prepare import prepare
+from nnunet_transformers.weights import create_primus, load_encoder, load_encoder_weights
+from nnunet_transformers.weights.primus import SIZES
 from tests.architectures.test_networks import SMALLEST, forms
 
 from .phantoms import write_volumes
@@ -171,7 +171,7 @@ class TestMethod:
     def test_reconstruction_is_in_place(self):
         """A decoder that knew the image would have no error: cells go back to where they were cut out."""
         from nnunet_transformers.pretraining.losses import masked_reconstruction_loss
-        from nnunet_transformers.pretraining.losses.anatomy import _cells
+        from nnunet_transformers.pretraining.losses.semantic_alignment import _cells
 
         module = method()
         image, grid = torch.randn(2, 1, *SIZE), module.encoder.grid

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from nnunet_transformers import cli
 from nnunet_transformers.architectures import create_network
-from nnunet_transformers.checkpoints import initialise, load_encoder
-from nnunet_transformers.pretraining.cases import find_cases, validation_cases
 from nnunet_transformers.pretraining.data import read_index
+from nnunet_transformers.pretraining.data.cases import find_cases, validation_cases
+from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.from_plan import load_planned, model_arguments
-from nnunet_transformers.pretraining.prepare import prepare
+from nnunet_transformers.weights import initialise, load_encoder
 from tests.conftest import write_dataset
 
 PLANS = "nnUNetQTUNetTPlans"

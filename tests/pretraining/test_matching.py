@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.matching import MATCHERS, IdentityMatcher, MatcherCheckpoint, PrecomputedMatcher
+from nnunet_transformers.pretraining.matching.embedding_network import AnatomyEmbedding, cell_positions, sample
 from nnunet_transformers.pretraining.matching.hybrid import robust_affine
 from nnunet_transformers.pretraining.matching.matcher import apply_affine, random_points
-from nnunet_transformers.pretraining.matching.network import AnatomyEmbedding, cell_positions, sample
-from nnunet_transformers.pretraining.prepare import prepare
 
 from .phantoms import SPACING, make_volume, random_map, true_match, write_volumes
 
@@ -175,7 +175,7 @@ class TestParts:
         torch.testing.assert_close(sample(grid, places, 4), grid.flatten(1).T)
 
     def test_checkpoint_refuses_another_kind(self, weights, tmp_path):
-        from nnunet_transformers.checkpoints import load_encoder
+        from nnunet_transformers.weights import load_encoder
 
         assert MatcherCheckpoint.load(weights).settings["dim"] == 32
         with pytest.raises(ValueError, match="is no encoder checkpoint"):

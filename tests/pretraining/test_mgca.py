@@ -11,17 +11,17 @@ import torch
 
 from benchmarks.synthetic_reports import write_dataset
 from nnunet_transformers.architectures import create_network
-from nnunet_transformers.checkpoints import (
+from nnunet_transformers.pretraining.alignment import AlignmentCheckpoint
+from nnunet_transformers.pretraining.encoders.image import create_image_encoder
+from nnunet_transformers.pretraining.encoders.text import load_tokenizer, tokenize
+from nnunet_transformers.pretraining.fit import fit
+from nnunet_transformers.pretraining.methods.mgca import MGCA, on_rows, projection_head
+from nnunet_transformers.weights import (
     TimmCheckpoint,
     load_checkpoint,
     load_encoder,
     load_encoder_weights,
 )
-from nnunet_transformers.pretraining.alignment import AlignmentCheckpoint
-from nnunet_transformers.pretraining.fit import fit
-from nnunet_transformers.pretraining.image_encoders import create_image_encoder
-from nnunet_transformers.pretraining.methods.mgca import MGCA, on_rows, projection_head
-from nnunet_transformers.pretraining.text import load_tokenizer, tokenize
 from tests.architectures.test_networks import SMALLEST
 
 VIT = "vit_tiny_patch16_224"

@@ -9,9 +9,9 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nnunet_transformers.pretraining import prepare as module
 from nnunet_transformers.pretraining.data import MaskedViews, PreparedImages, read_index
-from nnunet_transformers.pretraining.prepare import prepare
+from nnunet_transformers.pretraining.data import prepare as module
+from nnunet_transformers.pretraining.data.prepare import prepare
 from tests.conftest import worker_processes, write_dataset
 
 

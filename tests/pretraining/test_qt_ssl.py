@@ -6,13 +6,13 @@ import pytest
 import torch
 from lightning import Trainer
 
-from nnunet_transformers.checkpoints import load_encoder
-from nnunet_transformers.pretraining.callbacks import CollapseMonitor, EncoderWriter, SeedEveryBatch, feature_spread
 from nnunet_transformers.pretraining.data import MaskedViewData
+from nnunet_transformers.pretraining.data.prepare import prepare
+from nnunet_transformers.pretraining.data.transforms import cut_out, rotate, rotations_of
 from nnunet_transformers.pretraining.fit import fit, list_recipes
 from nnunet_transformers.pretraining.methods.qt_ssl import QTSSL
-from nnunet_transformers.pretraining.prepare import prepare
-from nnunet_transformers.pretraining.views import cut_out, rotate, rotations_of
+from nnunet_transformers.runs.callbacks import CollapseMonitor, EncoderWriter, SeedEveryBatch, feature_spread
+from nnunet_transformers.weights import load_encoder
 from tests.architectures.test_networks import SMALLEST, forms
 from tests.conftest import write_dataset
 

@@ -11,10 +11,10 @@ import SimpleITK as sitk
 import torch
 
 from benchmarks.synthetic_reports import write_dataset, write_text_encoder
-from nnunet_transformers.pretraining.report_data import ReportData, ReportPairs, read_radiograph
-from nnunet_transformers.pretraining.reports import clean_report, read_reports, split_of
-from nnunet_transformers.pretraining.text import TextEncoder, load_tokenizer, sum_into_words, tokenize
-from nnunet_transformers.pretraining.views import fit_canvas
+from nnunet_transformers.pretraining.data.report_pairs import ReportData, ReportPairs, read_radiograph
+from nnunet_transformers.pretraining.data.report_table import clean_report, read_reports, split_of
+from nnunet_transformers.pretraining.data.transforms import fit_canvas
+from nnunet_transformers.pretraining.encoders.text import TextEncoder, load_tokenizer, sum_into_words, tokenize
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from nnunet_transformers import cli
-from nnunet_transformers.checkpoints import load_encoder
-from nnunet_transformers.pretraining.prepare import prepare
+from nnunet_transformers.pretraining.data.prepare import prepare
+from nnunet_transformers.weights import load_encoder
 from tests.conftest import write_dataset
 
 ROOT = Path(__file__).parents[2]

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from nnunet_transformers.architectures import create_network
-from nnunet_transformers.checkpoints import load_encoder, load_encoder_weights
 from nnunet_transformers.pretraining.data import TwoViews, ViewData
+from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.methods.unimiss import CrossDimensionLoss, UniMiSS
-from nnunet_transformers.pretraining.prepare import prepare
+from nnunet_transformers.weights import load_encoder, load_encoder_weights
 from tests.architectures.test_networks import IN_3D
 from tests.conftest import write_dataset
 

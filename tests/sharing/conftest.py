@@ -16,7 +16,7 @@ from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from typer.testing import CliRunner
 
 from nnunet_transformers import cli
-from nnunet_transformers.trainers.base import TransformerTrainer
+from nnunet_transformers.trainers.trainer import TransformerTrainer
 from tests.trainers.conftest import CPU, PLANS, TRAINER, prepare, train
 
 MODEL = f"{TRAINER}__{PLANS}__3d_fullres"

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nnunet_transformers.sharing import load_package, predict_folder, run
+from nnunet_transformers.sharing import load_package, predict_folder
 from nnunet_transformers.sharing.inputs import check_case
 
 from .conftest import invoke, some_images
@@ -90,7 +90,7 @@ def test_channels_of_a_case(loaded, tmp_path, noise, monkeypatch):
 
 def test_too_large_for_memory(loaded, trained, tmp_path, monkeypatch):
     images = some_images(trained, tmp_path / "images", 2)
-    monkeypatch.setattr(run, "available_bytes", lambda: 100_000)
+    monkeypatch.setattr(predict, "available_bytes", lambda: 100_000)
     problems = [result.problem for result in predict_folder([loaded], images, tmp_path / "output")]
     assert len(problems) == 2
     assert all(

@@ -14,10 +14,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nnunet_transformers._trained_checkpoint import read_checkpoint
 from nnunet_transformers.sharing import load_package, verify
 from nnunet_transformers.sharing.manifest import MAX_MANIFEST_BYTES, NAME, write_manifest
 from nnunet_transformers.sharing.weights import load_weights, save_weights
+from nnunet_transformers.weights.nnunet_checkpoint import read_checkpoint
 
 from .conftest import MODEL, invoke
 

@@ -13,7 +13,7 @@ from nnunetv2.run.run_training import run_training
 
 from nnunet_transformers.architectures import get_network
 from nnunet_transformers.discovery import PLANNERS
-from nnunet_transformers.trainers.base import TransformerTrainer
+from nnunet_transformers.trainers.trainer import TransformerTrainer
 from tests.architectures.test_networks import SMALLEST
 from tests.conftest import write_dataset
 

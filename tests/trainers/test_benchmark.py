@@ -8,7 +8,7 @@ import pytest
 from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunet_transformers.benchmarking.environment import processor_name
-from nnunet_transformers.trainers.base import TransformerTrainer
+from nnunet_transformers.trainers.trainer import TransformerTrainer
 from tests.trainers.conftest import CPU, PLANS, train
 
 TRAINER = "nnUNetTrainerQTUNetBenchmark_5epochs"

@@ -15,7 +15,7 @@ from .conftest import CPU, PLANS, model_folder, train
 
 
 def test_training_starts_from_imagenet_weights(plan_with, tmp_path):
-    from nnunet_transformers.plans.attach import attach
+    from nnunet_transformers.weights.attach import attach
 
     plans = plan_with("nnUNetPlannerUNet2022T")
     source = timm.create_model("convnext_femto")
@@ -54,8 +54,8 @@ def test_training_starts_from_a_pretrained_encoder(prepared, tmp_path):
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
     from nnunet_transformers.architectures import create_network
-    from nnunet_transformers.checkpoints import EncoderCheckpoint, encoder_weights
-    from nnunet_transformers.plans.attach import attach, export_full
+    from nnunet_transformers.weights import EncoderCheckpoint, encoder_weights
+    from nnunet_transformers.weights.attach import attach, export_full
 
     overrides = {"norm_placement": "pre", "num_stages": 3, "window_sizes": 4, "patch_embed_stride": 2}
     source = create_network("qt_unet_tiny", 1, 2, (32, 32, 32), **overrides)
@@ -91,8 +91,8 @@ def test_stock_primus_starts_from_a_pretrained_one(prepared, tmp_path):
     """An encoder of another patch, for the network that nnU-Net's own trainer builds."""
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
-    from nnunet_transformers.checkpoints import PrimusCheckpoint, create_primus, primus_weights
-    from nnunet_transformers.plans.attach import attach, export_full
+    from nnunet_transformers.weights import PrimusCheckpoint, create_primus, primus_weights
+    from nnunet_transformers.weights.attach import attach, export_full
 
     stock = "nnUNet_Primus_S_Trainer"
     source = create_primus("primus_s", 2, (16, 16, 32))
@@ -132,8 +132,8 @@ MGCA_NETWORKS = [
 @pytest.fixture
 def timm_plans(plan_with, tmp_path, request):
     """A plan, another that names a checkpoint of timm's network, the trainer, and the checkpoint as it is loaded."""
-    from nnunet_transformers.checkpoints import TimmCheckpoint, create_timm, encoder_specification, load_encoder
-    from nnunet_transformers.plans.attach import attach
+    from nnunet_transformers.weights import TimmCheckpoint, create_timm, encoder_specification, load_encoder
+    from nnunet_transformers.weights.attach import attach
 
     planner, trainer, name = request.param
     plans, path = plan_with(planner), tmp_path / "encoder.pth"
@@ -223,7 +223,7 @@ def test_linear_probe(prepared, tmp_path, monkeypatch):
 
     from nnunet_transformers import cli
     from nnunet_transformers.architectures import create_network
-    from nnunet_transformers.checkpoints import EncoderCheckpoint, encoder_weights
+    from nnunet_transformers.weights import EncoderCheckpoint, encoder_weights
 
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     planned = json.loads((prepared / "preprocessed" / "Dataset900_Balls" / f"{PLANS}.json").read_text())

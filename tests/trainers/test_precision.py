@@ -9,7 +9,7 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_transformers.plans.base import TransformerPlanner
+from nnunet_transformers.plans.planner import TransformerPlanner
 from nnunet_transformers.plans.qt_unet import nnUNetPlannerQTUNetT
 from nnunet_transformers.trainers.qt_unet import nnUNetTrainerQTUNet
 from tests.plans.test_planner import plan

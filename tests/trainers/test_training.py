@@ -11,7 +11,7 @@ import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess
 from nnunetv2.run.run_training import get_trainer_from_args
 
-from nnunet_transformers.report import write_report
+from nnunet_transformers.evaluation.report import write_report
 from tests.conftest import worker_processes
 
 from .conftest import CPU, PLANS, TRAINER, model_folder, predict, prepare, train

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from . import _cpu_depthwise
+from ...cpu import depthwise as cpu_depthwise
 
 
 class _ChannelsLast:
     def forward(self, x: Tensor) -> Tensor:
         channels_first = x.movedim(-1, 1)
-        if self.is_depthwise and _cpu_depthwise.is_applicable(x, self.weight):
-            convolve = _cpu_depthwise.DepthwiseConvolutionFunction.apply
+        if self.is_depthwise and cpu_depthwise.is_applicable(x, self.weight):
+            convolve = cpu_depthwise.DepthwiseConvolutionFunction.apply
             return convolve(channels_first, self.weight, self.bias, self.padding).movedim(1, -1)
         return super().forward(channels_first).movedim(1, -1)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ._cpu import may_choose_kernel
+from ...cpu.dispatch import may_choose_kernel
 from ._export import is_exporting
 
 # elements of a piece: what stays in a CPU's cache, what keeps another device busy, and what does where memory is short

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import _cpu_linear
-from ._cpu import wants_gradient
+from ...cpu import linear as cpu_linear
+from ...cpu.dispatch import wants_gradient
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``: (..., in_features) to (..., out_features)."""
-    if not _cpu_linear.is_applicable(x, weight):
+    if not cpu_linear.is_applicable(x, weight):
         return F.linear(x, weight, bias)
     if wants_gradient(x, weight, bias):
-        return _cpu_linear.LinearFunction.apply(x, weight, bias)
-    return _cpu_linear.multiply(x, weight, bias)
+        return cpu_linear.LinearFunction.apply(x, weight, bias)
+    return cpu_linear.multiply(x, weight, bias)
 
 
 class Linear(nn.Linear):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
-from . import _cpu_attention
+from ...cpu import attention as cpu_attention
 from ._export import is_exporting
 from .linear import Linear
 from .matrix_attention import matrix_attention
@@ -84,8 +84,8 @@ class WindowAttention(nn.Module):
     def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of (batch, windows, heads, length, head_dim)."""
         mask = self.partition.mask
-        if self.fused_attn and _cpu_attention.is_applicable(q, self.bias.table):
-            return _cpu_attention.WindowAttentionFunction.apply(q, k, v, self.bias(), mask, self.scale)
+        if self.fused_attn and cpu_attention.is_applicable(q, self.bias.table):
+            return cpu_attention.WindowAttentionFunction.apply(q, k, v, self.bias(), mask, self.scale)
         bias = self.bias(mask)
         # Every kernel broadcasts the bias over the batch axis only, so windows that share a bias join the batch
         # and windows with a mask of their own join the heads.

@@ -3,8 +3,9 @@
 from .epoch import Epoch, EpochData, ShuffledEpoch
 from .masked import MaskedViewData, MaskedViews
 from .matched import MatchedViewData, MatchedViews
-from .places import PlacedViewData, PlacedViews
-from .prepared import PreparedImages, read_index, tile_starts
+from .overlapping import PlacedViewData, PlacedViews
+from .prepared_images import PreparedImages, read_index, tile_starts
+from .report_pairs import ReportData
 from .two_views import TwoViews, ViewData
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "PlacedViewData",
     "PlacedViews",
     "PreparedImages",
+    "ReportData",
     "ShuffledEpoch",
     "TwoViews",
     "ViewData",

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..masking import random_mask
+from ..encoders.masked import random_mask
 from ..matching.cache import CachedMatcher
-from ..views import flip, intensity_transforms, rotate, rotations_of
 from .epoch import Epoch, EpochData
-from .prepared import PreparedImages, read_index
+from .prepared_images import PreparedImages, read_index
+from .transforms import flip, intensity_transforms, rotate, rotations_of
 
 
 class MatchedViews(Epoch):

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..views import flip, intensity_transforms, random_resized_crop
 from .epoch import Epoch, EpochData
-from .prepared import PreparedImages, read_index
+from .prepared_images import PreparedImages, read_index
+from .transforms import flip, intensity_transforms, random_resized_crop
 
 
 class TwoViews(Epoch):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.prepared import PreparedImages
+from ..data.prepared_images import PreparedImages
 from . import MATCHERS
 from .matcher import AffineMapMatcher, Match, Volume, write_array
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...checkpoints.sealed import SealedCheckpoint
+from ...weights.sealed import SealedCheckpoint
+from .embedding_network import AnatomyEmbedding, cell_positions, resample, sample
 from .matcher import AnatomicalMatcher, Match, Volume
-from .network import AnatomyEmbedding, cell_positions, resample, sample
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..._files import replacing
+from ..._atomic import replacing
 
 
 @dataclass(frozen=True)

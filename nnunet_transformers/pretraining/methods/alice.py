@@ -21,12 +21,12 @@ from timm.models.vision_transformer import Block
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from ...checkpoints import EncoderCheckpoint, PrimusCheckpoint
-from ..callbacks import feature_spread
-from ..encoder import encoder_checkpoint, rest_drop_path
+from ...runs.callbacks import feature_spread
+from ...runs.schedules import cosine_with_warmup, total_steps
+from ...weights import EncoderCheckpoint, PrimusCheckpoint
+from ..encoders.encoder import encoder_checkpoint, rest_drop_path
+from ..encoders.masked import MaskedEncoder, VisibleEncoder, create_masked_encoder
 from ..losses import CASA, CentredCrossEntropy, cosine_loss, info_nce_loss, masked_reconstruction_loss
-from ..masking import MaskedEncoder, VisibleEncoder, create_masked_encoder
-from ..schedules import cosine_with_warmup, total_steps
 
 LOSSES = ("reconstruction", "views", "alignment")
 SIMILARITIES: dict[str, Callable[[int], Callable[[Tensor, Tensor], Tensor]]] = {

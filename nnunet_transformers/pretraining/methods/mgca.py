@@ -17,14 +17,14 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from ...architectures import list_networks
-from ...checkpoints import EncoderCheckpoint, TimmCheckpoint, encoder_weights
+from ...runs.callbacks import feature_spread
+from ...runs.distributed import gather
+from ...runs.schedules import total_steps
+from ...weights import EncoderCheckpoint, TimmCheckpoint, encoder_weights
 from ..alignment import AlignmentCheckpoint
-from ..callbacks import feature_spread
-from ..distributed import gather
-from ..image_encoders import create_image_encoder
+from ..encoders.image import create_image_encoder
+from ..encoders.text import TextEncoder
 from ..losses import cpa_loss, cta_loss, ita_loss, token_weights
-from ..schedules import total_steps
-from ..text import TextEncoder
 
 
 def projection_head(dim: int, hidden_dim: int = 2048, output_dim: int = 128) -> nn.Sequential:

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from ...architectures import NetworkPair
 from ...architectures._arguments import in_plane
-from ...checkpoints import EncoderCheckpoint
-from ..callbacks import feature_spread
-from ..encoder import rest_drop_path
-from ..pair import create_pair, form_overrides
-from ..schedules import cosine_with_warmup, total_steps
+from ...runs.callbacks import feature_spread
+from ...runs.schedules import cosine_with_warmup, total_steps
+from ...weights import EncoderCheckpoint
+from ..encoders.encoder import rest_drop_path
+from ..encoders.pair import create_pair, form_overrides
 
 
 class CrossDimensionLoss(DINOLoss):

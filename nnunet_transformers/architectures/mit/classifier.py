@@ -1,0 +1,58 @@
+"""MiT for classification of whole images: the encoder with the token of pretraining (UniMiSS, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .._arguments import check_image_size
+from .trunk import ENCODER_NORM_EPS, MiTTrunk, init_weights
+
+
+class MiTClassifier(nn.Module):
+    """Encoder and one linear head, which judges the token and the average of the others.
+
+    >>> network = MiTClassifier(1, 2, (64, 128, 128), patch_embed_stride=(2, 4, 4))
+    >>> network(torch.zeros(1, 1, 64, 128, 128)).shape
+    torch.Size([1, 2])
+
+    Args:
+        input_channels: image channels.
+        num_classes: outputs.
+        patch_size: edge lengths in voxels, two or three of them.
+        trunk_arguments: of ``MiTTrunk``; what is for the decoder has no effect.
+
+    Raises:
+        ValueError: as ``MiTTrunk`` does.
+    """
+
+    def __init__(self, input_channels: int, num_classes: int, patch_size: Sequence[int], **trunk_arguments: Any):
+        super().__init__()
+        trunk = MiTTrunk(input_channels, patch_size, ssl_token=True, **trunk_arguments)
+        self.patch_size = trunk.patch_size
+        self.stem, self.encoder = trunk.stem, trunk.encoder
+        dim = self.encoder.stages[-1].position.weight.shape[-1]
+        self.norm = nn.LayerNorm(dim, eps=ENCODER_NORM_EPS)
+        self.head = nn.Linear(dim, num_classes)
+        self.head.apply(init_weights)
+
+    def features(self, image: Tensor) -> Tensor:
+        """Token and average of the others, (batch, dim): the head is linear, so that their mean is judged at once.
+
+        Raises:
+            ValueError: on an image of another size.
+        """
+        check_image_size(image, self.patch_size)
+        features, token = self.encoder(self.stem(image))
+        average = self.norm(features[-1].flatten(2).transpose(1, 2)).mean(dim=1)
+        return (self.norm(token).squeeze(1) + average) / 2
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(batch, input_channels, *patch_size) to raw logits (batch, num_classes).
+
+        Raises:
+            ValueError: on an image of another size.
+        """
+        return self.head(self.features(image))

@@ -1,0 +1,82 @@
+"""MiT in 2D and 3D at once, sharing what does not know the dimensionality: the network that UniMiSS pretrains.
+
+Xie et al., "UniMiSS: Universal Medical Self-Supervised Learning via Breaking Dimensionality Barrier", ECCV 2022,
+section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .._arguments import PerAxis, in_plane
+from .._pair import NetworkPair
+from .trunk import MiTTrunk
+
+TOKEN_PREFIX = "ssl_token."
+
+
+class MiTPair(NetworkPair):
+    """A 2D and a 3D trunk with the SSL token, which they share as well.
+
+    Convolutions (stem, patch embeddings, the attention's reduction), their norms and position embeddings are each
+    form's own. Of MiT-22's 43.9 M parameters 16.9 M are shared.
+
+    >>> pair = MiTPair()
+    >>> pair(torch.zeros(2, 3, 224, 224)).shape, pair(torch.zeros(2, 1, 16, 96, 96)).shape
+    (torch.Size([2, 48]), torch.Size([2, 48]))
+    >>> network = create_network("mit_7", 1, 14, (16, 96, 96))
+    >>> network.load_state_dict(pair.form_weights(3), strict=False)
+
+    Args:
+        patch_size_2d, patch_size_3d: edge lengths in pixels and voxels.
+        input_channels_2d, input_channels_3d: image channels.
+        patch_embed_stride: voxels per token; in 2D without the first axis, as all arguments with an entry per axis.
+        trunk_arguments: others of ``MiTTrunk``, for both forms.
+
+    Raises:
+        ValueError: as ``MiTTrunk`` does.
+    """
+
+    def __init__(
+        self,
+        patch_size_2d: Sequence[int] = (224, 224),
+        patch_size_3d: Sequence[int] = (16, 96, 96),
+        input_channels_2d: int = 3,
+        input_channels_3d: int = 1,
+        patch_embed_stride: PerAxis = (2, 4, 4),
+        **trunk_arguments: Any,
+    ) -> None:
+        arguments = {**trunk_arguments, "patch_embed_stride": patch_embed_stride, "ssl_token": True}
+        form_2d = MiTTrunk(input_channels_2d, patch_size_2d, **in_plane(arguments))
+        super().__init__(form_2d, MiTTrunk(input_channels_3d, patch_size_3d, **arguments))
+        self.form_3d.encoder.token = form_2d.encoder.token
+        self.dim = form_2d.norm_dim
+
+    def form_weights(self, ndim: int, ssl_token: bool = False) -> dict[str, Tensor]:
+        """The weights of one form, by the names of ``MiT``.
+
+        Args:
+            ndim: 2 or 3.
+            ssl_token: keep what belongs to the token, for ``MiTTrunk`` and ``MiTClassifier``.
+
+        Returns:
+            a state dict of stem, encoder and decoder; a ``MiT`` of the same patch size lacks nothing in it but its
+            heads, the last up-sampling and the convolution after it.
+        """
+        weights = self.form(ndim).state_dict()
+        return {name: value for name, value in weights.items() if ssl_token or ".token" not in name}
+
+    def token_weights(self, ndim: int) -> dict[str, Tensor]:
+        """What belongs to the encoder's token, by ``MiTClassifier``'s names after ``TOKEN_PREFIX``.
+
+        A ``MiT`` has no token: under names of their own they are not in the way of who loads ``encoder`` as a whole.
+        """
+        weights = self.form_weights(ndim, ssl_token=True)
+        return {
+            f"{TOKEN_PREFIX}{name}": value
+            for name, value in weights.items()
+            if name.startswith("encoder.") and ".token" in name
+        }

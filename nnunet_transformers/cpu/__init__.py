@@ -1,0 +1,1 @@
+"""Kernels and memory allocation for training and prediction on CPU."""

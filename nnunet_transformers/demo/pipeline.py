@@ -1,0 +1,106 @@
+"""Runs nnU-Net's commands one after the other, as a user would type them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import typer
+
+from ..discovery import PLANNERS
+from ..evaluation.report import write_report
+from .dataset import make_dataset
+
+
+def _run(command: str, environment: dict[str, str]) -> None:
+    """Run one of nnU-Net's commands from this Python's environment, its output shown as it comes.
+
+    Raises:
+        RuntimeError: if it fails.
+    """
+    typer.secho(f"\n$ {command}", bold=True)
+    program, *arguments = shlex.split(command)
+    result = subprocess.run([str(Path(sys.executable).parent / program), *arguments], env=environment, check=False)
+    if result.returncode:
+        raise RuntimeError(f"`{command}` failed with exit code {result.returncode}; its own message is above")
+
+
+def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Path:
+    """Plan, preprocess, train, predict, evaluate and report.
+
+    Args:
+        folder: working folder; nnU-Net's three folders are made in it.
+        data: dataset in nnU-Net's raw layout; made from nilearn's template if None.
+        planner: one of our planners.
+        trainer: one of our trainers.
+
+    Returns:
+        the report.
+
+    Raises:
+        ValueError: if the planner is not ours.
+        FileNotFoundError: if ``data`` is not a raw dataset.
+        RuntimeError: if one of nnU-Net's commands fails.
+    """
+    start = time.monotonic()
+    if planner not in PLANNERS:
+        raise ValueError(f"unknown planner {planner!r}; ours: {', '.join(PLANNERS)}")
+    folder = Path(folder).absolute()
+    raw = Path(data).absolute().parent if data else folder / "raw"
+    if data and not (Path(data) / "dataset.json").is_file():
+        raise FileNotFoundError(f"{data} has no dataset.json, so it is no dataset in nnU-Net's raw layout")
+    for name in ("preprocessed", "results"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    dataset = Path(data).absolute() if data else make_dataset(raw)
+    number = int(dataset.name[7:10])
+    plans = planner.replace("Planner", "") + "Plans"
+
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    workers = max(1, min(4, (os.cpu_count() or 2) - 1))
+    environment = {
+        **os.environ,
+        "nnUNet_raw": str(raw),
+        "nnUNet_preprocessed": str(folder / "preprocessed"),
+        "nnUNet_results": str(folder / "results"),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    # nnU-Net fails to plan with 0 augmentation workers, and on CPU the network wants the cores in training
+    planning = {**environment, "nnUNet_n_proc_DA": "1"}
+    training = {**environment, "nnUNet_n_proc_DA": "0" if device == "cpu" else str(workers)}
+    common = f"-tr {trainer} -p {plans}"
+    _run(f"nnUNetv2_plan_and_preprocess -d {number} -pl {planner} -npfp {workers} --no_pp", planning)
+    planned = json.loads((folder / "preprocessed" / dataset.name / f"{plans}.json").read_text())["configurations"]
+    configuration = "3d_fullres" if "3d_fullres" in planned else "2d"
+    _run(f"nnUNetv2_preprocess -d {number} -c {configuration} -plans_name {plans} -np {workers}", planning)
+    _run(f"nnUNetv2_train {number} {configuration} 0 {common} -device {device}", training)
+
+    model = folder / "results" / dataset.name / f"{trainer}__{plans}__{configuration}"
+    images, labels = dataset / "imagesTs", dataset / "labelsTs"
+    predictions = None
+    if images.is_dir() and any(images.iterdir()):
+        predictions = folder / "predictions" / dataset.name
+        _run(
+            f"nnUNetv2_predict -d {number} -c {configuration} -f 0 {common} -i {shlex.quote(str(images))} "
+            f"-o {shlex.quote(str(predictions))} -device {device} -npp 1 -nps 1",
+            training,
+        )
+    if predictions and labels.is_dir():
+        _run(
+            f"nnUNetv2_evaluate_folder {shlex.quote(str(labels))} {shlex.quote(str(predictions))} "
+            f"-djfile {shlex.quote(str(model / 'dataset.json'))} -pfile {shlex.quote(str(model / 'plans.json'))} -np 1",
+            training,
+        )
+        report = write_report(model / "fold_0", folder / "report.html", predictions, images)
+    else:
+        os.environ["nnUNet_raw"] = str(raw)
+        report = write_report(model / "fold_0", folder / "report.html", images=dataset / "imagesTr")
+    typer.secho(f"\ndone in {(time.monotonic() - start) / 60:.1f} minutes: {report}", bold=True)
+    return report

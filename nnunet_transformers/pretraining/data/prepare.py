@@ -1,0 +1,286 @@
+"""Images resampled, normalised and stored as nnU-Net stores its own."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import (
+    channel_name_to_normalization_mapping,
+    get_normalization_scheme,
+)
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from numpy.typing import NDArray
+
+from ..._atomic import new_folder, write_json
+from .cases import FILE_ENDINGS, Case, find_cases
+
+INDEX = "index.json"
+CONFIGURATION = "pretraining"
+# of intensities, over all images; nnU-Net's fingerprint takes as many
+SAMPLES = 10_000_000
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """An image in the prepared folder.
+
+    Attributes:
+        name: of its ``.b2nd`` file.
+        shape: (channels, *size).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image that could not be used, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Facts:
+    spacing: tuple[float, ...]
+    intensities: NDArray
+
+
+def _inspect(case: Case, samples: int) -> _Facts | Skipped:
+    """Spacing and a sample of the foreground's intensities of each channel, (channels, samples)."""
+    try:
+        for file in case.files:
+            _check_complete(file)
+        reader = determine_reader_writer_from_file_ending(_ending(case.files[0]), case.files[0], verbose=False)()
+        image, properties = reader.read_images(case.files)
+        if not np.isfinite(image).all():
+            return Skipped(case.name, "holds NaN or infinity")
+        for index, channel in enumerate(image):
+            if channel.min() == channel.max():
+                return Skipped(case.name, f"channel {index} is constant ({channel.min():g})")
+        rng = np.random.default_rng(0)
+        intensities = [rng.choice(channel[channel != channel.min()], samples) for channel in image]
+        return _Facts(tuple(float(s) for s in properties["spacing"]), np.array(intensities, dtype=np.float32))
+    except Exception as error:  # whatever a reader makes of a broken file
+        return Skipped(case.name, f"cannot be read: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+
+
+def _check_complete(file: str) -> None:
+    """Read a file to its end: SimpleITK gives what there is of a truncated one, the rest zero."""
+    if file.endswith(".gz"):
+        with gzip.open(file) as stream:
+            while stream.read(2**20):
+                pass
+    elif file.endswith(".nii"):
+        np.asanyarray(nibabel.load(file).dataobj)
+
+
+def _ending(file: str) -> str:
+    return next((e for e in FILE_ENDINGS if file.lower().endswith(e)), Path(file).suffix)
+
+
+def _intensity_properties(samples: Sequence[np.ndarray]) -> dict[str, dict[str, float]]:
+    """What nnU-Net's CT normalisation wants to know of each channel."""
+    properties = {}
+    for channel, values in enumerate(samples):
+        low, high = np.percentile(values, (0.5, 99.5))
+        properties[str(channel)] = {
+            "mean": float(values.mean()),
+            "std": float(values.std()),
+            "median": float(np.median(values)),
+            "min": float(values.min()),
+            "max": float(values.max()),
+            "percentile_00_5": float(low),
+            "percentile_99_5": float(high),
+        }
+    return properties
+
+
+def _plans(
+    channels: Sequence[str], spacing: Sequence[float], intensities: dict, patch_size: Sequence[int], reader: str
+) -> dict[str, Any]:
+    """The part of a plan that nnU-Net's preprocessor reads."""
+    resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+    schemes = [get_normalization_scheme(channel).__name__ for channel in channels]
+    configuration = {
+        "data_identifier": CONFIGURATION,
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 1,
+        "patch_size": list(patch_size),
+        "spacing": list(spacing),
+        "normalization_schemes": schemes,
+        "use_mask_for_norm": [False] * len(channels),
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": resampling,
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg_kwargs": {**resampling, "is_seg": True, "order": 1},
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities_kwargs": {**resampling, "order": 1},
+        "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
+        "batch_dice": False,
+    }
+    return {
+        "dataset_name": "pretraining",
+        "plans_name": "pretraining",
+        "image_reader_writer": reader,
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "foreground_intensity_properties_per_channel": intensities,
+        "configurations": {CONFIGURATION: configuration},
+    }
+
+
+def _store(case: Case, plans: dict[str, Any], name: str, folder: Path) -> PreparedCase | Skipped:
+    manager = PlansManager(plans)
+    configuration = manager.get_configuration(name)
+    try:
+        preprocessor = DefaultPreprocessor(verbose=False)
+        data, seg, properties = preprocessor.run_case(list(case.files), None, manager, configuration, {"labels": {}})
+        data = data.astype(np.float32)
+        blocks, chunks = comp_blosc2_params(data.shape, tuple(configuration.patch_size))
+        nnUNetDatasetBlosc2.save_case(data, seg, properties, str(folder / case.name), chunks, blocks)
+    except Exception as error:  # as in _inspect
+        return Skipped(case.name, f"cannot be preprocessed: {_first_line(error)}")
+    return PreparedCase(case.name, tuple(data.shape))
+
+
+def prepare(
+    source: Path,
+    output: Path,
+    spacing: Sequence[float] | None = None,
+    patch_size: Sequence[int] = (96, 96, 96),
+    processes: int = 1,
+    left_out: Collection[str] = (),
+    planned: tuple[Mapping[str, Any], str] | None = None,
+    normalization: str | None = None,
+) -> tuple[list[PreparedCase], list[Skipped]]:
+    """Fingerprint, resample, normalise and store images.
+
+    The worker processes import the calling script: one of your own needs ``if __name__ == "__main__":``.
+
+    Args:
+        source: a dataset in nnU-Net's raw layout, labels unused, or a folder of images.
+        output: folder to write; must be new or empty.
+        spacing: mm per voxel and axis to resample to; the median of the images by default.
+        patch_size: about the crops that will be read, for the layout of the files.
+        processes: images at a time.
+        left_out: names of images not to take, such as those that a fold validates on.
+        planned: a plan and its configuration, whose order of axes, spacing, normalisation and intensities are taken in
+            place of the images' own, so that they look as they will in training from it.
+        normalization: nnU-Net's name of one, such as ``rescale_to_0_1`` or ``nonorm``, for images whose channels
+            have no names.
+
+    Returns:
+        what was stored, and what was not and why.
+
+    Raises:
+        ValueError: if there is no readable image, ``spacing`` has another number of axes than the images, or
+            ``normalization`` is unknown or said elsewhere.
+        FileExistsError: if ``output`` holds files.
+        RuntimeError: if a process was killed; nothing is then left of ``output``.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise FileExistsError(f"{output} is not empty; remove it or choose another folder")
+    cases, channels = find_cases(source)
+    if normalization is not None:
+        _check_normalization(normalization, source, channels is not None or planned is not None)
+    cases = [case for case in cases if case.name not in left_out]
+    with _workers(processes) as pool:
+        samples = max(100, min(10_000, SAMPLES // len(cases)))
+        facts = dict(zip(cases, pool.map(_inspect, cases, [samples] * len(cases)), strict=True))
+        skipped = [fact for fact in facts.values() if isinstance(fact, Skipped)]
+        readable = {case: fact for case, fact in facts.items() if isinstance(fact, _Facts)}
+        if not readable:
+            raise ValueError(f"none of the {len(cases)} images in {source} can be used; the first: {skipped[0]}")
+        numbers = [len(fact.intensities) for fact in readable.values()]
+        usual = len(channels) if channels else max(set(numbers), key=numbers.count)
+        for case in [case for case, fact in readable.items() if len(fact.intensities) != usual]:
+            skipped.append(Skipped(case.name, f"has {len(readable.pop(case).intensities)} channels, others {usual}"))
+        channels = channels or [normalization or "image"] * usual
+        if planned is None:
+            plans, name = _own_plans(readable, channels, spacing, patch_size, source), CONFIGURATION
+        else:
+            plans, name = {**planned[0]}, planned[1]
+        with new_folder(output) as folder:
+            stored: list[PreparedCase] = []
+            arguments = zip(*((case, plans, name, folder) for case in readable), strict=True)
+            for result in _progress(pool.map(_store, *arguments), len(readable)):
+                (stored if isinstance(result, PreparedCase) else skipped).append(result)
+            if not stored:
+                raise ValueError(f"none of the images in {source} can be preprocessed; the first: {skipped[0]}")
+            configuration = PlansManager(plans).get_configuration(name)
+            index = {
+                "cases": [asdict(case) for case in stored],
+                "skipped": [asdict(case) for case in skipped],
+                "channels": channels,
+                "spacing": list(configuration.spacing),
+                "normalization": list(configuration.normalization_schemes),
+                # with which other images can be prepared as these were
+                "plans": plans,
+                "configuration": name,
+            }
+            write_json(index, folder / INDEX)
+    return stored, skipped
+
+
+@contextmanager
+def _workers(processes: int) -> Iterator[Executor]:
+    """Processes that start afresh: a fork of one that runs threads, as blosc2 and torch do, can crash."""
+    try:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            yield pool
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a process that reads images was killed, most often as memory ran out: use fewer --processes. (In a script "
+            "of yours: call prepare under `if __name__ == '__main__':`.)"
+        ) from error
+
+
+def _check_normalization(name: str, source: Path, is_said: bool) -> None:
+    if is_said:
+        raise ValueError(
+            f"--normalization contradicts {source}'s dataset.json or the plan, which say it of each channel"
+        )
+    if name not in channel_name_to_normalization_mapping:
+        known = ", ".join(channel_name_to_normalization_mapping)
+        raise ValueError(f"nnU-Net has no normalization {name!r}; it has {known}")
+
+
+def _own_plans(
+    readable: Mapping[Case, _Facts],
+    channels: Sequence[str],
+    spacing: Sequence[float] | None,
+    patch_size: Sequence[int],
+    source: Path,
+) -> dict[str, Any]:
+    median = np.median([fact.spacing for fact in readable.values()], axis=0).tolist()
+    if spacing is not None and len(spacing) != len(median):
+        raise ValueError(f"--spacing {tuple(spacing)} must have {len(median)} numbers, the axes of {source}")
+    intensities = np.concatenate([fact.intensities for fact in readable.values()], axis=1)
+    first = next(iter(readable)).files[0]
+    reader = determine_reader_writer_from_file_ending(_ending(first), first, verbose=False).__name__
+    return _plans(channels, spacing or median, _intensity_properties(intensities), patch_size, reader)
+
+
+def _progress(results: Iterator[Any], total: int) -> Iterator[Any]:
+    from rich.progress import track
+
+    return track(results, description="preparing", total=total)

@@ -1,0 +1,1 @@
+"""The encoders that pretraining methods train."""

@@ -1,0 +1,187 @@
+"""What MGCA needs of an image encoder, of timm's ViTs and CNNs and of this package's 2D networks."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+from ...architectures import SegmentationNetwork, list_networks
+from ...weights import create_timm
+from .encoder import create_encoder
+
+LOCAL_STRIDE = 16
+# supplement A.2: ResNet-50 sees crops of 224 enlarged to 299
+CNN_SCALE = 299 / 224
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What an image encoder makes of a batch.
+
+    Attributes:
+        whole: (batch, dim).
+        patches: (batch, patches, local_dim).
+        grid: rows and columns of the patches.
+        attention: (batch, patches), what [CLS] pays to each patch in the last layer, the mean over the heads; None for
+            networks without one.
+    """
+
+    whole: Tensor
+    patches: Tensor
+    grid: tuple[int, int]
+    attention: Tensor | None = None
+
+
+class ImageEncoder(nn.Module, ABC):
+    """An image as a whole and in patches.
+
+    Attributes:
+        network: without anything of MGCA's.
+        dim, local_dim: of the two embeddings.
+    """
+
+    network: nn.Module
+    dim: int
+    local_dim: int
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> ImageFeatures:
+        """Features of images, (batch, channels, height, width)."""
+
+
+class TimmViT(ImageEncoder):
+    """A ViT of timm's: [CLS] and the patches' tokens of the last layer.
+
+    Args:
+        network: the ViT.
+
+    Raises:
+        ValueError: if it has no class token.
+    """
+
+    def __init__(self, network: VisionTransformer) -> None:
+        super().__init__()
+        if not network.has_class_token:
+            raise ValueError("MGCA weighs patches by the attention of the class token, and this ViT has none")
+        self.network = network
+        self.dim = self.local_dim = network.num_features
+        # fused attention has no map
+        network.blocks[-1].attn.fused_attn = False
+
+    def forward(self, image: Tensor) -> ImageFeatures:
+        maps: list[Tensor] = []
+        dropout = self.network.blocks[-1].attn.attn_drop
+        hook = dropout.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
+        try:
+            tokens = self.network.forward_features(image)
+        finally:
+            hook.remove()
+        first = self.network.num_prefix_tokens
+        grid = self.network.patch_embed.grid_size
+        return ImageFeatures(tokens[:, 0], tokens[:, first:], grid, maps[0][:, :, 0, first:].mean(1))
+
+
+class TimmCNN(ImageEncoder):
+    """A CNN of timm's: its pooled features and the map whose stride is nearest to 16.
+
+    Args:
+        network: with timm's ``forward_intermediates``, such as a ResNet.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.stage = _nearest([stage["reduction"] for stage in network.feature_info])
+        self.dim, self.local_dim = network.head_hidden_size, network.feature_info[self.stage]["num_chs"]
+
+    def forward(self, image: Tensor) -> ImageFeatures:
+        size = [round(n * CNN_SCALE) for n in image.shape[2:]]
+        image = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
+        last, (local,) = self.network.forward_intermediates(image, indices=[self.stage])
+        whole = self.network.forward_head(last, pre_logits=True)
+        return ImageFeatures(whole, local.flatten(2).transpose(1, 2), tuple(local.shape[2:]))
+
+
+class OwnEncoder(ImageEncoder):
+    """A registered 2D network: the mean of its deepest map, and the map whose stride is nearest to 16.
+
+    Args:
+        network: of ``create_encoder``.
+    """
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        super().__init__()
+        # of the norms that create_encoder lets rest, the one of the second map is needed
+        self.network = network.requires_grad_()
+        self.stage = _nearest([math.prod(stride) ** (1 / len(stride)) for stride in network.feature_strides])
+        self.dim, self.local_dim = network.feature_channels[-1], network.feature_channels[self.stage]
+
+    def forward(self, image: Tensor) -> ImageFeatures:
+        maps = self.network.encode(image)
+        local = maps[self.stage]
+        return ImageFeatures(maps[-1].flatten(2).mean(2), local.flatten(2).transpose(1, 2), tuple(local.shape[2:]))
+
+
+def create_image_encoder(
+    name: str,
+    input_channels: int,
+    patch_size: Sequence[int],
+    overrides: Mapping[str, Any] | None = None,
+    pretrained: bool | str = False,
+    whole: bool = True,
+    patches: bool = True,
+) -> ImageEncoder:
+    """An image encoder by name, that trains what the embeddings in use depend on.
+
+    Args:
+        name: registered network of this package, or one of timm's.
+        input_channels: image channels.
+        patch_size: height and width.
+        overrides: arguments of a network of this package.
+        pretrained: timm's weights, downloaded, or a file with them.
+        whole, patches: which embeddings are in use.
+
+    Raises:
+        ValueError: if neither has the network, or it cannot have these arguments.
+    """
+    if name in list_networks():
+        if pretrained:
+            raise ValueError(f"pretrained is for timm's networks; for {name}, this package's, set it to false")
+        encoder: ImageEncoder = OwnEncoder(create_encoder(name, input_channels, patch_size, **(overrides or {})))
+    elif overrides:
+        raise ValueError(f"network_overrides are for this package's networks; {name} is none of them")
+    elif not timm.is_model(name):
+        close = get_close_matches(name, [*list_networks(), *timm.list_models()], n=3)
+        raise ValueError(f"unknown network {name!r}; did you mean {', '.join(close) or 'one of timm.list_models()'}?")
+    else:
+        network = create_timm(name, input_channels, patch_size, pretrained)
+        encoder = TimmViT(network) if isinstance(network, VisionTransformer) else TimmCNN(network)
+    _rest_unused(encoder, (2, input_channels, *patch_size), whole, patches)
+    return encoder
+
+
+def _rest_unused(encoder: ImageEncoder, shape: Sequence[int], whole: bool, patches: bool) -> None:
+    """Let parameters rest that the embeddings in use do not depend on: DDP wants a gradient for all that train."""
+    twin = deepcopy(encoder).to("meta")
+    features = twin(torch.empty(*shape, device="meta"))
+    used = [features.whole.sum()] * whole + [features.patches.sum()] * patches
+    own, others = ([p for p in e.parameters() if p.requires_grad] for e in (encoder, twin))
+    gradients = torch.autograd.grad(sum(used), others, allow_unused=True)
+    for parameter, gradient in zip(own, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
+
+
+def _nearest(strides: Sequence[float]) -> int:
+    """Index of the stride that is nearest to 16."""
+    return min(range(len(strides)), key=lambda i: abs(math.log2(strides[i] / LOCAL_STRIDE)))

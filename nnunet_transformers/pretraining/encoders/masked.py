@@ -1,0 +1,147 @@
+"""Encoders of which parts are hidden.
+
+In networks with windows and convolutions, which need a whole grid, mask tokens take the place of embedded patches
+(SimMIM, https://arxiv.org/abs/2111.09886); a ViT sees the visible ones alone (MAE, https://arxiv.org/abs/2111.06377).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from dynamic_network_architectures.architectures.primus import Primus
+from numpy.typing import NDArray
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from ...architectures import SegmentationNetwork
+from ...architectures._arguments import token_grids
+from ...weights.primus import SIZES, TOKEN, create_primus
+from .encoder import create_encoder
+
+
+def random_mask(grid: tuple[int, ...], ratio: float, rng: np.random.Generator) -> NDArray:
+    """Cells to hide, boolean of shape ``grid``, exactly their share rounded."""
+    mask = np.zeros(np.prod(grid), dtype=bool)
+    mask[rng.permutation(mask.size)[: round(ratio * mask.size)]] = True
+    return mask.reshape(grid)
+
+
+class MaskedEncoder(nn.Module):
+    """A network's encoder with a learned token for hidden cells, which are those of its deepest feature map.
+
+    Args:
+        network: of ``create_encoder``.
+        input_channels: image channels.
+    """
+
+    def __init__(self, network: SegmentationNetwork, input_channels: int) -> None:
+        super().__init__()
+        self.network = network
+        self.grid = tuple(network.grid_sizes[-1])
+        self.dim = network.feature_channels[-1]
+        with torch.no_grad():
+            # in evaluation, or a batch norm would count the zeros
+            embedded = network.stem.eval()(torch.zeros(1, input_channels, *network.patch_size))
+        network.stem.train()
+        self.mask_token = nn.Parameter(trunc_normal_(torch.zeros(embedded.shape[self._channel_axis]), std=0.02))
+
+    @property
+    def _channel_axis(self) -> int:
+        return -1 if self.network.stem_channels_last else 1
+
+    def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(batch, channels, *patch_size) to tokens (batch, cells, dim) of the deepest map.
+
+        Args:
+            image: not changed.
+            mask: (batch, *grid), true where a cell is hidden; nothing is hidden without it.
+        """
+        if mask is None:
+            return self._tokens(image)
+        # kernels of a stem reach beyond a cell and norms beyond that, so that the voxels have to go too
+        image = image.masked_fill(_enlarge(mask, image.shape[2:])[:, None], 0.0)
+        handle = self.network.stem.register_forward_hook(lambda _, inputs, output: self._hide(output, mask))
+        try:
+            return self._tokens(image)
+        finally:
+            handle.remove()
+
+    def _tokens(self, image: Tensor) -> Tensor:
+        return self.network.encode(image)[-1].flatten(2).transpose(1, 2)
+
+    def _hide(self, embedded: Tensor, mask: Tensor) -> Tensor:
+        if embedded.dim() == 3:  # tokens without a grid
+            grid = self.network.grid_sizes[0]
+            return torch.where(_enlarge(mask, grid).flatten(1)[..., None], self.mask_token, embedded)
+        if self.network.stem_channels_last:
+            return torch.where(_enlarge(mask, embedded.shape[1:-1])[..., None], self.mask_token, embedded)
+        token = self.mask_token.view(-1, *[1] * len(self.grid))
+        return torch.where(_enlarge(mask, embedded.shape[2:])[:, None], token, embedded)
+
+
+class VisibleEncoder(nn.Module):
+    """Primus's encoder, which computes no hidden token; a learned one takes its place in the output.
+
+    Args:
+        network: of ``create_primus``; its decoder is dropped.
+        patch_size: that it was built for.
+    """
+
+    def __init__(self, network: Primus, patch_size: Sequence[int]) -> None:
+        super().__init__()
+        network.up_projection = nn.Identity()
+        self.network = network
+        self.grid = token_grids(patch_size, [TOKEN])[0]
+        self.dim = network.embed_dim
+        self.mask_token = nn.Parameter(trunc_normal_(torch.zeros(self.dim), std=0.02))
+
+    def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
+        """As ``MaskedEncoder``; of each image of a batch the same number of cells must be hidden."""
+        eva = self.network.eva
+        if mask is not None:
+            # the stems of Primus's later versions reach beyond a cell
+            image = image.masked_fill(_enlarge(mask, image.shape[2:])[:, None], 0.0)
+        tokens = self.network.down_projection(image).flatten(2).transpose(1, 2) + eva.pos_embed
+        rope = eva.rope.get_embed()
+        if mask is None:
+            return self._blocks(tokens, rope)
+        visible = ~mask.flatten(1)
+        kept = visible.nonzero()[:, 1].view(len(mask), -1)
+        # (batch, heads, tokens, dim), the heads alike
+        seen = self._blocks(tokens[visible].view(*kept.shape, -1), rope[kept][:, None])
+        everywhere = self.mask_token.to(seen.dtype).expand(*visible.shape, -1)
+        return everywhere.masked_scatter(visible[..., None], seen)
+
+    def _blocks(self, tokens: Tensor, rope: Tensor) -> Tensor:
+        for block in self.network.eva.blocks:
+            tokens = block(tokens, rope=rope)
+        return self.network.eva.norm(tokens)
+
+
+def create_masked_encoder(
+    name: str, input_channels: int, patch_size: Sequence[int], overrides: Mapping[str, Any] | None = None
+) -> MaskedEncoder | VisibleEncoder:
+    """An encoder of which parts can be hidden, by name.
+
+    Args:
+        name: registered network, or one of nnU-Net's Primus.
+        input_channels: image channels.
+        patch_size: voxels per axis.
+        overrides: arguments of a registered network.
+
+    Raises:
+        ValueError: if there is no such network, or it cannot have these arguments.
+    """
+    if name not in SIZES:
+        return MaskedEncoder(create_encoder(name, input_channels, patch_size, **(overrides or {})), input_channels)
+    if overrides:
+        raise ValueError(f"network_overrides are for this package's networks; {name} has none")
+    return VisibleEncoder(create_primus(name, input_channels, patch_size), patch_size)
+
+
+def _enlarge(mask: Tensor, grid: tuple[int, ...]) -> Tensor:
+    return F.interpolate(mask[:, None].float(), size=tuple(grid), mode="nearest")[:, 0] > 0.5

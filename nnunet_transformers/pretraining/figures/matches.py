@@ -1,0 +1,54 @@
+"""A picture of matches, for a person to judge a matcher by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..matching.cache import CachedMatcher
+from ..matching.matcher import random_points
+
+COLOUR = {True: "tab:green", False: "tab:red"}
+
+
+def draw_matches(matcher: CachedMatcher, query: str, key: str, output: Path, points: int = 6, seed: int = 0) -> None:
+    """Write one row for each of some random points: it in the query image, what was found in the key image.
+
+    Each image is cut across its first axis at the point. The title says how far, in mm, the match's own match lies from
+    the point that it began with.
+
+    Args:
+        matcher: over a folder of prepared images.
+        query, key: names of two of them.
+        output: picture to write, PNG or another of matplotlib's formats.
+        points: rows.
+        seed: of the points.
+
+    Raises:
+        ValueError: if there is no such image.
+    """
+    for name in (query, key):
+        if name not in matcher.images.shapes:
+            known = ", ".join(matcher.images.names[:5])
+            raise ValueError(f"no image {name!r} in {matcher.images.folder}; there are {known} ...")
+    spacing = np.array(matcher.spacing)
+    extents = {name: (np.array(matcher.images.shapes[name][1:]) - 1) * spacing for name in (query, key)}
+    places = random_points(extents[query], points, np.random.default_rng(seed), 0.2)
+    match = matcher.match(query, key, places)
+    back = matcher.match(key, query, match.points)
+    cycle = np.linalg.norm(back.points - places, axis=1)
+    figure = Figure(figsize=(5.5, 2.6 * points), layout="constrained")
+    axes = figure.subplots(points, 2, squeeze=False)
+    for row, place, found, valid, error in zip(axes, places, match.points, match.valid, cycle, strict=True):
+        for axis, name, point in zip(row, (query, key), (place, found), strict=True):
+            voxel = np.clip(np.round(point / spacing), 0, np.array(matcher.images.shapes[name][1:]) - 1).astype(int)
+            size = matcher.images.shapes[name][2:]
+            image = matcher.images.read(name, (int(voxel[0]), 0, 0), size).mean(0)
+            axis.imshow(image, cmap="gray", aspect=spacing[1] / spacing[2])
+            axis.plot(voxel[2], voxel[1], "+", color=COLOUR[bool(valid)], markersize=14, markeredgewidth=2)
+            axis.set_axis_off()
+        row[0].set_title(f"{query}: {', '.join(f'{p:.0f}' for p in place)} mm", fontsize=8)
+        row[1].set_title(f"{key}: {'valid' if valid else 'not valid'}, back within {error:.1f} mm", fontsize=8)
+    figure.savefig(output, dpi=110)

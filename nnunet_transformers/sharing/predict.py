@@ -1,0 +1,155 @@
+"""Predict a folder with a package: nnU-Net's own prediction case by case, so that one bad case stops no other."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from nnunetv2.ensembling.ensemble import merge_files
+
+from .._atomic import replacing
+from .estimate import available_bytes, needed_bytes
+from .inputs import CheckedCase, check_case, find_cases
+from .load import LoadedModel
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What became of a case: a problem if it could not be predicted, and remarks on it."""
+
+    name: str
+    seconds: float = 0.0
+    problem: str = ""
+    remarks: tuple[str, ...] = ()
+
+
+def select_device(name: str) -> torch.device:
+    """A device by its name, with as many threads as nnU-Net's own command takes.
+
+    Args:
+        name: cuda, cpu, mps, or auto for the first of these that is there.
+
+    Raises:
+        ValueError: if it is not there.
+    """
+    is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = "cuda" if is_there["cuda"] else "cpu"
+    if not is_there.get(name, False):
+        present = ", ".join(device for device, is_present in is_there.items() if is_present)
+        raise ValueError(f"--device {name} is not there; this machine has {present}")
+    torch.set_num_threads(1 if name == "cuda" else os.cpu_count() or 1)
+    return torch.device(name)
+
+
+def predict_folder(
+    models: Sequence[LoadedModel],
+    images: Path,
+    output: Path,
+    save_probabilities: bool = False,
+    report: Callable[[CaseResult], None] = lambda result: None,
+) -> list[CaseResult]:
+    """Predict every case of a folder.
+
+    Args:
+        models: of ``load_package``; the probabilities of several are averaged.
+        images: folder with nnU-Net's names, CASE_0000.ending.
+        output: folder for the segmentations, made if it is not there; each is whole or not there.
+        save_probabilities: write CASE.npz and CASE.pkl as well, as nnU-Net does.
+        report: called after each case.
+
+    Returns:
+        what became of each case, also of files that make no case.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no image, or the output cannot be written.
+    """
+    found = find_cases(images, models[0].file_ending)
+    output.mkdir(parents=True, exist_ok=True)
+    if not os.access(output, os.W_OK):
+        raise ValueError(f"{output} cannot be written; make it writable for this user")
+    results = [CaseResult(name, problem=problem) for name, problem in found.problems.items()]
+    for result in results:
+        report(result)
+    for name, files in found.cases.items():
+        results.append(_predict_case(models, name, files, output, save_probabilities))
+        report(results[-1])
+    return results
+
+
+def _predict_case(
+    models: Sequence[LoadedModel], name: str, files: Sequence[Path], output: Path, save_probabilities: bool
+) -> CaseResult:
+    start = time.perf_counter()
+    remarks: tuple[str, ...] = ()
+    try:
+        checked = check_case(files, models[0])
+        remarks = checked.remarks
+        for model in models:
+            _check_memory(model, checked)
+        with TemporaryDirectory() as folder, redirect_stdout(StringIO()):
+            _predict(models, name, files, Path(folder), save_probabilities)
+            endings = [models[0].file_ending, *((".npz", ".pkl") if save_probabilities else ())]
+            for ending in endings:
+                with replacing(output / f"{name}{ending}") as partial:
+                    shutil.copyfile(Path(folder) / f"{name}{ending}", partial)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        problem = f"too large for memory ({str(error).splitlines()[0] if str(error) else 'out of memory'})"
+        return CaseResult(name, problem=problem, remarks=remarks)
+    except Exception as error:  # the cases after it are to be predicted, whatever nnU-Net says of this one
+        problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        return CaseResult(name, problem=problem, remarks=remarks)
+    return CaseResult(name, time.perf_counter() - start, remarks=remarks)
+
+
+def _check_memory(model: LoadedModel, checked: CheckedCase) -> None:
+    needed, free = needed_bytes(model, checked.shape, checked.spacing), available_bytes()
+    if free is not None and needed > free:
+        size = "x".join(map(str, checked.shape))
+        raise ValueError(
+            f"too large for memory: {size} voxels need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; crop "
+            "the image or use a machine with more"
+        )
+
+
+def _predict(
+    models: Sequence[LoadedModel], name: str, files: Sequence[Path], folder: Path, probabilities: bool
+) -> None:
+    if len(models) == 1:
+        _predict_model(models[0], name, files, folder, probabilities)
+        return
+    outputs = [folder / str(i) for i in range(len(models))]
+    for model, path in zip(models, outputs, strict=True):
+        path.mkdir()
+        _predict_model(model, name, files, path, True)
+    predictor = models[0].predictor
+    merge_files(
+        [str(path / f"{name}.npz") for path in outputs],
+        str(folder / name),
+        models[0].file_ending,
+        predictor.plans_manager.image_reader_writer_class(),
+        predictor.label_manager,
+        probabilities,
+    )
+
+
+def _predict_model(model: LoadedModel, name: str, files: Sequence[Path], folder: Path, probabilities: bool) -> None:
+    stage = None
+    if model.previous is not None:
+        stage = folder / "previous"
+        stage.mkdir()
+        _predict_model(model.previous, name, files, stage, False)
+    model.predictor.predict_from_files_sequential(
+        [[str(path) for path in files]],
+        [str(folder / name)],
+        save_probabilities=probabilities,
+        folder_with_segs_from_prev_stage=None if stage is None else str(stage),
+    )

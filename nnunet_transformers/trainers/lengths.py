@@ -1,0 +1,26 @@
+"""Trainers with other schedule lengths, under the names that nnU-Net gives its own."""
+
+from __future__ import annotations
+
+from ..discovery import SCHEDULES, schedule_name
+from .trainer import TransformerTrainer
+
+
+def with_schedules(*trainers: type[TransformerTrainer]) -> dict[str, type[TransformerTrainer]]:
+    """``X_1epoch``, ``X_5epochs`` ... of each trainer ``X``.
+
+    Returns:
+        name to class, for the namespace of the module that defines the trainers: workers pickle a class by its
+        module and name.
+    """
+    variants = {}
+    for trainer in trainers:
+        for epochs in SCHEDULES:
+            name = schedule_name(trainer.__name__, epochs)
+            attributes = {
+                "default_epochs": epochs,
+                "__module__": trainer.__module__,
+                "__doc__": f"{trainer.__name__} for {epochs} epochs.",
+            }
+            variants[name] = type(name, (trainer,), attributes)
+    return variants

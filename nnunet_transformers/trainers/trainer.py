@@ -1,0 +1,295 @@
+"""nnU-Net's trainer with what transformers need: AdamW, warm-up, a tighter clip, and errors that say what to do."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import torch
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.scheduler import PolyLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW, Optimizer
+
+from .._atomic import replacing
+from ..cpu.allocator import keep_freed_memory
+from ..weights import initialise
+from .precision import default_autocast_dtype, planned_autocast_dtype
+
+
+class TransformerTrainer(nnUNetTrainer):
+    """nnU-Net's training with a recipe for transformers.
+
+    AdamW without weight decay on norms, biases and position tables; a linear warm-up and nnU-Net's polynomial decay in
+    one schedule that moves with every iteration; gradients clipped to norm 1. A plan's configuration with
+    ``"autocast_dtype": "bfloat16"`` is trained in that type.
+
+    Attributes:
+        network_class_name: import path of the network that a plan must hold, or of the package of several.
+        default_epochs, default_iterations: length of the schedule and of an epoch.
+        default_lr, default_weight_decay, default_deep_supervision: what nnU-Net's attributes of these names start as.
+        dice_weight, ce_weight: of the two parts of nnU-Net's loss.
+        use_all_outputs: give weight to the coarsest output of deep supervision as well; nnU-Net has more outputs and
+            leaves it out.
+        warmup_fraction: part of the schedule with a rising learning rate.
+        lr_power: exponent of the polynomial decay; 0 keeps the rate.
+        clip_grad_norm: largest norm of the gradient in a step.
+        layer_decay: factor of the learning rate from one stage of a pretrained encoder to the one before it, where the
+            plan names weights to start from; the decoder has the full rate.
+        frozen_fraction: part of the schedule in which a pretrained encoder rests, statistics of its batch norms
+            included, while the decoder adapts to it; with 1 it never moves, and the plan has to name weights.
+        planners: names to suggest where a plan does not fit.
+    """
+
+    network_class_name: str
+    planners: tuple[str, ...] = ()
+    default_epochs = 1000
+    default_iterations = 250
+    default_lr = 1e-3
+    default_weight_decay = 0.05
+    default_deep_supervision = True
+    dice_weight = 1.0
+    ce_weight = 1.0
+    use_all_outputs = False
+    warmup_fraction = 0.05
+    lr_power = 0.9
+    clip_grad_norm = 1.0
+    layer_decay = 0.75
+    frozen_fraction = 0.05
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
+    ) -> None:
+        self._check_plan(PlansManager(plans), configuration)
+        if device.type == "cpu":
+            keep_freed_memory()
+        self.autocast_dtype = planned_autocast_dtype(
+            PlansManager(plans).get_configuration(configuration).configuration, device
+        )
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.autocast_dtype is torch.bfloat16:
+            self.grad_scaler = None  # it has float32's range
+        self.num_epochs = self.default_epochs
+        self.num_iterations_per_epoch = self.default_iterations
+        self.num_val_iterations_per_epoch = max(1, self.default_iterations // 5)
+        self.initial_lr = self.default_lr
+        self.weight_decay = self.default_weight_decay
+        # a plan whose network has no auxiliary heads leaves nothing to supervise deeply
+        has_heads = self.configuration_manager.network_arch_init_kwargs.get("auxiliary_heads", True)
+        self.enable_deep_supervision = self.default_deep_supervision and has_heads
+        self._iteration = 0
+
+    def _check_plan(self, plans: PlansManager, configuration: str) -> None:
+        planned_configuration = plans.get_configuration(configuration)
+        planned = planned_configuration.network_arch_class_name
+        if not f"{planned}.".startswith(f"{self.network_class_name}."):
+            planner, *others = self.planners
+            alternatives = f" (or {', '.join(others)})" if others else ""
+            raise RuntimeError(
+                f"{type(self).__name__} trains {self.network_class_name}, but {plans.plans_name} plans {planned}. Plan "
+                f"with `nnUNetv2_plan_and_preprocess -d {plans.dataset_name} -pl {planner}`{alternatives} "
+                f"and train with `-p {planner.replace('Planner', '')}Plans`."
+            )
+        if self.frozen_fraction >= 1 and "initialisation" not in planned_configuration.configuration:
+            raise RuntimeError(
+                f"{type(self).__name__} keeps a pretrained encoder as it is, but {plans.plans_name} names no weights "
+                f"for {configuration}. Write a plan that does with `nnunet-transformers attach encoder.pth "
+                f"-d {plans.dataset_name} -p {plans.plans_name} -o {plans.plans_name}_pretrained` and train with it."
+            )
+
+    # ---- recipe ----
+
+    def _build_loss(self) -> nn.Module:
+        loss = super()._build_loss()
+        parts = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
+        parts.weight_dice, parts.weight_ce = self.dice_weight, self.ce_weight
+        if self.use_all_outputs and isinstance(loss, DeepSupervisionWrapper):
+            weights = 0.5 ** np.arange(len(loss.weight_factors))
+            loss.weight_factors = tuple(weights / weights.sum())
+        return loss
+
+    def configure_optimizers(self) -> tuple[Optimizer, Scheduler]:
+        if self.frozen_fraction >= 1:
+            for part in self._encoder_parts():
+                part.requires_grad_(False)
+        # a third of the time on CPU; elsewhere None leaves the choice to PyTorch, which False would not
+        fused = True if self.device.type == "cpu" else None
+        optimizer = AdamW(self._parameter_groups(), lr=self.initial_lr, weight_decay=self.weight_decay, fused=fused)
+        scheduler = PolyLRScheduler(
+            optimizer,
+            t_initial=self.num_epochs,
+            power=self.lr_power,
+            warmup_t=self.warmup_fraction * self.num_epochs,
+            warmup_lr_init=0.01 * self.initial_lr,
+        )
+        # nnU-Net's train step clips at 12; the optimiser sees unscaled gradients only, also under AMP
+        optimizer.register_step_pre_hook(self._clip_gradients)
+        return optimizer, scheduler
+
+    def _parameter_groups(self) -> list[dict]:
+        network = self.plain_network
+        names = [name for name, _ in network.named_parameters()]
+        tables = [name for name in names if name.endswith(("bias.table", "position.weight", "cls_token"))]
+        if self._initialisation is None:
+            return param_groups_weight_decay(network, self.weight_decay, no_weight_decay_list=tables)
+        return param_groups_layer_decay(
+            network, self.weight_decay, no_weight_decay_list=tables, layer_decay=self.layer_decay
+        )
+
+    def _clip_gradients(self, *_: object) -> None:
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_grad_norm)
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self._iteration = 0
+        if self._encoder_rests(self.current_epoch):
+            for module in (m for part in self._encoder_parts() for m in part.modules()):
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+
+    def train_step(self, batch: dict) -> dict:
+        self._check_labels(batch)
+        progress = self.current_epoch + self._iteration / self.num_iterations_per_epoch
+        self.lr_scheduler.step(progress)
+        self._rest_encoder(progress)
+        self._iteration += 1
+        with default_autocast_dtype(self.autocast_dtype):
+            result = super().train_step(batch)
+        if not np.isfinite(result["loss"]):
+            raise RuntimeError(self._explain_non_finite_loss(batch))
+        return result
+
+    def _encoder_parts(self) -> tuple[nn.Module, nn.Module]:
+        # no property: nnU-Net reads all of them for debug.json, and the linear probe's network has no such parts
+        network = self.plain_network
+        return network.get_submodule(network.key_to_stem), network.get_submodule(network.key_to_encoder)
+
+    def _encoder_rests(self, progress: float) -> bool:
+        """Whether at this epoch, with the part of it that is done, only the decoder learns."""
+        return self._initialisation is not None and progress < self.frozen_fraction * self.num_epochs
+
+    def _rest_encoder(self, progress: float) -> None:
+        # by its rate rather than by requires_grad, whose change DDP would not notice
+        if self._encoder_rests(progress):
+            for group in self.optimizer.param_groups:
+                if group.get("lr_scale", 1.0) < 1:
+                    group["lr"] = 0.0
+
+    def validation_step(self, batch: dict) -> dict:
+        self._check_labels(batch)
+        with default_autocast_dtype(self.autocast_dtype):
+            return super().validation_step(batch)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        with default_autocast_dtype(self.autocast_dtype):
+            super().perform_actual_validation(save_probabilities)
+
+    # ---- weights to start from ----
+
+    @property
+    def plain_network(self) -> nn.Module:
+        """The network without what DDP and torch.compile wrap around it."""
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    @property
+    def initialised_network(self) -> nn.Module:
+        """What the weights that a plan names are loaded into."""
+        return self.plain_network
+
+    @property
+    def _initialisation(self) -> dict | None:
+        """What the plan says of the weights to start from."""
+        return self.configuration_manager.configuration.get("initialisation")
+
+    def on_train_start(self) -> None:
+        # initialised before: nnU-Net has loaded a checkpoint or -pretrained_weights, which then count
+        is_fresh = not self.was_initialized
+        super().on_train_start()
+        if self._initialisation is not None and is_fresh:
+            self.print_to_log_file(initialise(self.initialised_network, self._initialisation), add_timestamp=False)
+
+    # ---- data that cannot be trained on ----
+
+    def _check_labels(self, batch: dict) -> None:
+        if self.label_manager.has_regions:
+            return
+        target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
+        low, high = int(target.min()), int(target.max())
+        largest = max([*self.label_manager.all_labels, self.label_manager.ignore_label or 0])
+        if low < 0 or high > largest:
+            bad = low if low < 0 else high
+            cases = [key for key, t in zip(batch["keys"], target, strict=True) if bool((t == bad).any())]
+            raise RuntimeError(
+                f"label {bad} in case {', '.join(cases)} is not in dataset.json (labels 0 to {largest}). Correct the "
+                "segmentation or dataset.json, then run nnUNetv2_plan_and_preprocess with --verify_dataset_integrity."
+            )
+
+    def _explain_non_finite_loss(self, batch: dict) -> str:
+        where = f"epoch {self.current_epoch}, iteration {self._iteration}: the loss is not finite. "
+        finite = torch.isfinite(batch["data"]).flatten(1).all(1)
+        if not finite.all():
+            cases = [key for key, ok in zip(batch["keys"], finite, strict=True) if not ok]
+            return (
+                f"{where}The image of case {', '.join(cases)} holds NaN or infinity. Mend or remove it, then run "
+                "nnUNetv2_plan_and_preprocess with --verify_dataset_integrity."
+            )
+        return (
+            f"{where}The images are finite, so training diverged. The last checkpoint in {self.output_folder} is "
+            "intact: continue from it with --c, or start again with a lower rate (a subclass of "
+            f"{type(self).__name__} with another default_lr, now {self.initial_lr:g})."
+        )
+
+    # ---- checkpoints ----
+
+    def save_checkpoint(self, filename: str) -> None:
+        """As nnU-Net, but whole or not at all: a checkpoint that is there stays until the new one is complete.
+
+        Raises:
+            RuntimeError: if it cannot be written, a full disk for instance.
+        """
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)  # writes nothing
+            return
+        try:
+            with replacing(filename) as partial:
+                super().save_checkpoint(str(partial))
+        except (OSError, RuntimeError) as error:
+            raise RuntimeError(
+                f"could not write {filename}: {error}. Checkpoints written before it are intact. Free some space on "
+                "that disk and continue with nnUNetv2_train ... --c"
+            ) from error
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """As nnU-Net.
+
+        Raises:
+            RuntimeError: if the file is truncated or not a checkpoint, or is one of another network.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        try:
+            super().load_checkpoint(filename_or_checkpoint)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            name = filename_or_checkpoint if isinstance(filename_or_checkpoint, str) else "the checkpoint"
+            if "loading state_dict" in str(error):
+                reason = f"it belongs to another network or plan: {error}"
+            elif isinstance(error, FileNotFoundError):
+                reason = "there is no such file"
+            else:
+                reason = f"it is truncated or not a checkpoint: {error}"
+            raise RuntimeError(f"cannot load {name}: {reason}") from error

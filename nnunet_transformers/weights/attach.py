@@ -1,0 +1,146 @@
+"""A plan whose networks start from other weights; training from it loads them and logs the same report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from copy import deepcopy
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+from .._atomic import write_json
+from ..plans.plan_files import check_new_plans, dataset_folder, load_plans
+from . import LoadReport, initialise, save_checkpoint
+
+MARKER = "attached"
+
+
+def attach(
+    specification: Mapping[str, Any],
+    dataset: str,
+    plans_name: str,
+    output: str,
+    configurations: Sequence[str] = (),
+    force: bool = False,
+    min_coverage: float = 0.5,
+) -> tuple[Path, dict[str, LoadReport], dict[str, str]]:
+    """Write a copy of a plan that names the weights to start from.
+
+    Every network is built and the weights are loaded into it first, so that a plan is written only if training can
+    start from it.
+
+    Args:
+        specification: of the weights, as ``initialise`` takes it.
+        dataset: nnU-Net's number or name of a planned dataset.
+        plans_name: plan to start from.
+        output: name of the new plan.
+        configurations: of the plan to attach to; by default those that the weights fit.
+        force: replace a plan of that name, if this function wrote it.
+        min_coverage: share of the encoder's numbers that the weights must cover.
+
+    Returns:
+        the plan file, for each configuration what would be loaded, and why others were left as they are.
+
+    Raises:
+        ValueError: if the weights do not fit or cover too little, or there is no such dataset or configuration.
+        FileNotFoundError: if the plan or the weights are missing.
+        FileExistsError: if there is a plan of the new name.
+    """
+    folder = dataset_folder(dataset)
+    path = check_new_plans(folder, output, plans_name, MARKER, force)
+    plans = load_plans(folder, plans_name, plans_name.removesuffix("Plans").replace("nnUNet", "nnUNetPlanner", 1))
+    own = [name for name, configuration in plans["configurations"].items() if "architecture" in configuration]
+    unknown = [name for name in configurations if name not in own]
+    if unknown:
+        raise ValueError(f"{plans_name} has no network in {', '.join(unknown)}; it has {', '.join(own)}")
+    dataset_json = json.loads((folder / "dataset.json").read_text())
+    reports, left = {}, {}
+    for name in configurations or own:
+        try:
+            reports[name] = _try(_build_network(plans, name, dataset_json), specification, min_coverage)
+        except ValueError as error:
+            if configurations:
+                raise ValueError(f"{name}: {error}") from error
+            left[name] = str(error)
+            continue
+        plans["configurations"][name]["initialisation"] = dict(specification)
+    if not reports:
+        raise ValueError("; ".join(f"{name}: {reason}" for name, reason in left.items()))
+    write_json({**plans, "plans_name": output, MARKER: dict(specification)}, path)
+    return path, reports, left
+
+
+def _try(network: nn.Module, specification: Mapping[str, Any], min_coverage: float) -> LoadReport:
+    report = initialise(network, specification)
+    coverage = report.coverage(dict(network.named_parameters()), f"{network.key_to_encoder}.")
+    if coverage < min_coverage:
+        raise ValueError(
+            f"the weights cover {coverage:.0%} of the encoder, less than the {min_coverage:.0%} asked for "
+            f"(--min-coverage): {len(report.loaded)} tensors as they are, {len(report.adapted)} adapted, "
+            f"{len(report.fresh)} not in them or of another shape"
+        )
+    return report
+
+
+def export_full(
+    specification: Mapping[str, Any],
+    dataset: str,
+    plans_name: str,
+    configuration: str,
+    output: Path,
+    trainer: str = "nnUNetTrainer",
+) -> LoadReport:
+    """Write weights that stock ``nnUNetv2_train -pretrained_weights`` takes: a whole network, the encoder loaded.
+
+    Args:
+        specification: of the weights, as ``initialise`` takes it.
+        dataset: nnU-Net's number or name of a planned dataset.
+        plans_name: plan to train with.
+        configuration: of the plan.
+        output: file to write.
+        trainer: that will take them; most build the plan's network, some, such as nnU-Net's for Primus, their own.
+
+    Returns:
+        what of the network came from the weights; the rest is as initialised.
+
+    Raises:
+        ValueError, FileNotFoundError: as ``attach``.
+        RuntimeError: if there is no such trainer.
+        FileExistsError: if there is a file of that name.
+    """
+    if output.exists():
+        raise FileExistsError(f"{output} exists; remove it or choose another name")
+    folder = dataset_folder(dataset)
+    plans = load_plans(folder, plans_name, plans_name.removesuffix("Plans").replace("nnUNet", "nnUNetPlanner", 1))
+    if configuration not in plans["configurations"]:
+        raise ValueError(f"{plans_name} has no {configuration}; it has {', '.join(plans['configurations'])}")
+    network = _build_network(plans, configuration, json.loads((folder / "dataset.json").read_text()), trainer)
+    report = initialise(network, specification, plans["configurations"][configuration]["patch_size"])
+    save_checkpoint({"network_weights": network.state_dict()}, output)
+    return report
+
+
+def _build_network(
+    plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any], trainer: str = "nnUNetTrainer"
+) -> nn.Module:
+    """The network of a plan's configuration as nnU-Net's trainer builds it for prediction."""
+    manager = PlansManager(deepcopy(plans))
+    configured = manager.get_configuration(configuration)
+    with redirect_stdout(StringIO()):  # nnU-Net's advice for a name that it does not find
+        trainer_class = recursive_find_trainer_class_by_name(trainer)
+    channels = determine_num_input_channels(manager, configured, dataset_json)
+    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+    try:
+        return trainer_class.build_network_architecture(manager, configured, channels, heads, False)
+    except AssertionError as error:  # nnU-Net's trainers for Primus, whose tokens have to divide the patch
+        raise ValueError(
+            f"{trainer} cannot build its network for the patch of {manager.plans_name}, {configured.patch_size}; "
+            "Primus needs multiples of 8"
+        ) from error

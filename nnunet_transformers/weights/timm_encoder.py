@@ -1,0 +1,50 @@
+"""Pretrained encoders that are timm's networks: the same safe file as ours have, without what only ours can say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import timm
+from torch import nn
+
+from .file import load_state_dict
+from .pretrained import PretrainedWeights
+
+
+@dataclass(frozen=True)
+class TimmCheckpoint(PretrainedWeights):
+    """Weights of one of timm's networks without its classifier, by timm's names, and all that is known of them."""
+
+    kind: ClassVar[str] = "timm_encoder"
+
+    def build_network(self) -> nn.Module:
+        """The network with its weights."""
+        network = create_timm(self.name, self.input_channels, self.patch_size)
+        network.load_state_dict(self.weights)
+        return network
+
+
+def create_timm(name: str, input_channels: int, patch_size: Sequence[int], pretrained: bool | str = False) -> nn.Module:
+    """One of timm's networks without its classifier.
+
+    Args:
+        name: timm's.
+        input_channels: image channels; pretrained kernels of RGB are summed for one.
+        patch_size: height and width of images; a ViT takes no others.
+        pretrained: timm's weights, downloaded, or a file with them. A ViT's position embeddings are interpolated.
+
+    Raises:
+        ValueError: if timm has no such network, or the file cannot be read safely.
+        FileNotFoundError: if there is no such file.
+    """
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no network {name!r}; timm.list_models('*resnet*') lists those of a name")
+    known = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {"img_size": tuple(patch_size)} if known and known.fixed_input_size else {}
+    if isinstance(pretrained, str):
+        options["pretrained_cfg_overlay"] = {"state_dict": load_state_dict(pretrained)}
+    network = timm.create_model(name, bool(pretrained), in_chans=input_channels, num_classes=0, **options)
+    network.pretrained_cfg.pop("state_dict", None)
+    return network

@@ -1,0 +1,140 @@
+"""The CPU kernels that the layers choose for themselves, against PyTorch's own."""
+
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from nnunet_transformers.architectures.layers import Linear, Mlp, convolution
+from nnunet_transformers.architectures.layers.linear import linear
+from nnunet_transformers.cpu import depthwise as cpu_depthwise
+from nnunet_transformers.cpu import linear as cpu_linear
+
+needs_kernel = pytest.mark.skipif(cpu_linear.KERNEL is None, reason="PyTorch or processor without the kernel")
+
+
+def gradients(function, *inputs):
+    """The output and its gradients with random weights, for inputs that require them."""
+    output = function(*inputs)
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wanted = [t for t in inputs if t is not None and t.requires_grad]
+    return output, torch.autograd.grad((output * weights.to(output.dtype)).sum(), wanted)
+
+
+@needs_kernel
+@given(
+    leading=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    in_features=st.sampled_from([1, 3, 16, 48, 160]),
+    out_features=st.sampled_from([1, 2, 14, 48, 192]),
+    has_bias=st.booleans(),
+    is_transposed=st.booleans(),
+    needs=st.tuples(st.booleans(), st.booleans()).filter(any),
+)
+@settings(max_examples=60, deadline=None)
+def test_linear_equals_the_plain_one_in_float64(leading, in_features, out_features, has_bias, is_transposed, needs):
+    torch.manual_seed(0)
+    x = torch.randn(*leading[1:], in_features, leading[0]).movedim(-1, 0)
+    x = x if is_transposed else x.contiguous()
+    weight = torch.randn(out_features, in_features).requires_grad_(needs[1])
+    bias = torch.randn(out_features).requires_grad_(needs[1]) if has_bias else None
+    x.requires_grad_(needs[0])
+    assert cpu_linear.is_applicable(x, weight)
+    exact = [t if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in (x, weight, bias)]
+    plain = gradients(F.linear, *exact)
+    fast = gradients(linear, x, weight, bias)
+    for ours, theirs in zip((fast[0], *fast[1]), (plain[0], *plain[1]), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5 * max(1.0, theirs.abs().max().item()))
+
+
+def test_a_linear_layer_without_the_kernel_is_pytorchs(monkeypatch):
+    monkeypatch.setattr(cpu_linear, "KERNEL", None)
+    layer, x = Linear(8, 4), torch.randn(3, 8)
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+@needs_kernel
+def test_a_gradient_with_gaps_between_its_rows_takes_no_slow_path():
+    """What the gradient of a concatenation is; 4 ms, or 2 s where the kernel gets it as it is."""
+    x, weight = torch.randn(8192, 48), torch.randn(144, 48, requires_grad=True)
+    gradient = torch.randn(8192, 288)[:, :144]
+    output = linear(x, weight, None)
+    start = time.process_time()
+    output.backward(gradient)
+    assert time.process_time() - start < 0.5
+    torch.testing.assert_close(weight.grad, gradient.T @ x, rtol=1e-3, atol=1e-3)
+
+
+@needs_kernel
+def test_no_kernel_is_chosen_where_another_decides():
+    x, weight = torch.randn(2, 4), torch.randn(3, 4)
+    assert cpu_linear.is_applicable(x, weight)
+    assert not cpu_linear.is_applicable(x.double(), weight.double())
+    assert not cpu_linear.is_applicable(x, weight.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not cpu_linear.is_applicable(x, weight)
+        assert Linear(4, 3)(x).dtype == torch.bfloat16
+    with FakeTensorMode():
+        assert not cpu_linear.is_applicable(torch.empty(2, 4), torch.empty(3, 4))
+
+
+@needs_kernel
+def test_products_of_the_kernel_are_counted():
+    layer, x = Linear(48, 192), torch.randn(10, 48)
+    with FlopCounterMode(display=False) as counter:
+        layer(x).sum().backward()
+    assert counter.get_total_flops() == 2 * 2 * 10 * 48 * 192  # forward and the weight's gradient
+
+
+def test_mlp_takes_timms_weights():
+    from timm.layers import Mlp as TimmMlp
+
+    ours, theirs = Mlp(8, 32), TimmMlp(8, 32)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 5, 8)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@given(
+    kernel_size=st.sampled_from([(3, 3), (7, 7), (1, 5), (3, 3, 3), (1, 3, 3)]),
+    batch=st.integers(1, 3),
+    channels=st.integers(2, 5),
+    edge=st.integers(1, 9),
+    has_bias=st.booleans(),
+    needs_input=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_depthwise_convolution_equals_the_plain_one_in_float64(
+    kernel_size, batch, channels, edge, has_bias, needs_input
+):
+    torch.manual_seed(0)
+    x = torch.randn(batch, edge, *(edge + 1,) * (len(kernel_size) - 1), channels).double().movedim(-1, 1)
+    x.requires_grad_(needs_input)
+    weight = torch.randn(channels, 1, *kernel_size).double().requires_grad_()
+    bias = torch.randn(channels).double().requires_grad_() if has_bias else None
+    padding = tuple(k // 2 for k in kernel_size)
+    plain_convolution = {2: F.conv2d, 3: F.conv3d}[len(kernel_size)]
+    plain = gradients(lambda *t: plain_convolution(*t, padding=padding, groups=channels), x, weight, bias)
+    fast = gradients(lambda *t: cpu_depthwise.DepthwiseConvolutionFunction.apply(*t, padding), x, weight, bias)
+    for ours, theirs in zip((fast[0], *fast[1]), (plain[0], *plain[1]), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("arguments", [{"groups": 4}, {"groups": 4, "stride": 2}, {"groups": 2}, {}], ids=str)
+def test_only_depthwise_convolutions_of_stride_1_take_the_fast_backward_pass(arguments, monkeypatch):
+    layer = convolution(4, 4, (3, 3), **arguments).double()
+    x = torch.randn(2, 6, 6, 4, dtype=torch.float64, requires_grad=True)
+    calls = []
+    original = cpu_depthwise.DepthwiseConvolutionFunction.apply
+    monkeypatch.setattr(cpu_depthwise.DepthwiseConvolutionFunction, "apply", lambda *t: calls.append(1) or original(*t))
+    output = layer(x)
+    assert bool(calls) == (arguments == {"groups": 4})
+    plain = F.conv2d(x.movedim(-1, 1), layer.weight, layer.bias, layer.stride, layer.padding, groups=layer.groups)
+    torch.testing.assert_close(output.movedim(-1, 1), plain)
+    with torch.no_grad():
+        layer(x)
+    assert len(calls) == int(arguments == {"groups": 4})

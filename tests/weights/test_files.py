@@ -1,0 +1,48 @@
+"""Files of weights: read without unpickling, written whole."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+
+from nnunet_transformers.weights import load_checkpoint, load_state_dict, save_checkpoint
+
+
+@pytest.mark.parametrize("key", ["network_weights", "state_dict", "model", None])
+def test_weights_wherever_they_are(tmp_path, key):
+    weights = {"a": torch.ones(2)}
+    save_checkpoint({key: weights, "epoch": 3} if key else weights, tmp_path / "file.pth")
+    assert torch.equal(load_state_dict(tmp_path / "file.pth")["a"], weights["a"])
+
+
+def test_objects_are_refused(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(1)}, "args": argparse.Namespace(lr=1)}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"holds Python objects besides weights.*refused"):
+        load_checkpoint(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", None], ids=["empty", "text", "truncated"])
+def test_what_is_no_checkpoint(tmp_path, content):
+    path = tmp_path / "file.pth"
+    save_checkpoint({"a": torch.ones(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2000] if content is None else content)
+    with pytest.raises(ValueError, match="truncated or not a checkpoint"):
+        load_checkpoint(path)
+
+
+def test_missing_and_empty(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "file.pth")
+    save_checkpoint({"epoch": 1}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match="holds no state dict; it has epoch"):
+        load_state_dict(tmp_path / "file.pth")
+
+
+def test_nothing_half_written(tmp_path):
+    path = tmp_path / "file.pth"
+    save_checkpoint({"a": torch.zeros(1)}, path)
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint({"a": lambda: None}, path)
+    assert load_state_dict(path)["a"] == 0

@@ -1,0 +1,154 @@
+"""Encoders that are timm's networks, as stem and encoder of ours: the same features, other patches, refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from nnunet_transformers import cli
+from nnunet_transformers.architectures import create_network
+from nnunet_transformers.architectures.layers import resize_position_embedding
+from nnunet_transformers.weights import (
+    EncoderCheckpoint,
+    TimmCheckpoint,
+    create_timm,
+    encoder_specification,
+    initialise,
+    load_encoder,
+    load_encoder_weights,
+)
+
+VIT, RESNET = "vit_tiny_patch16_224", "resnet18"
+SIZE, OTHER = (64, 96), (96, 128)
+
+
+def timm_network(name, size=SIZE, channels=3):
+    """A network of timm's whose every number differs from its initial one."""
+    network = create_timm(name, channels, size).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 2)
+            module.num_batches_tracked.fill_(5)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    return network
+
+
+def written(network, name, path, size=SIZE, channels=3):
+    """Its checkpoint as MGCA writes it."""
+    TimmCheckpoint(network.state_dict(), name, size, channels, method="MGCA", num_cases=7).save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", [VIT, RESNET])
+class TestFeatures:
+    def test_are_those_of_timm(self, name, tmp_path):
+        source = timm_network(name)
+        checkpoint = load_encoder(written(source, name, tmp_path / "encoder.pth"))
+        assert (checkpoint.method, checkpoint.num_cases, checkpoint.patch_size) == ("MGCA", 7, SIZE)
+        # through a file of ours as well
+        checkpoint.save(tmp_path / "ours.pth")
+        for file in ("encoder.pth", "ours.pth"):
+            network = create_network(checkpoint.name, 3, 2, SIZE, **checkpoint.overrides).eval()
+            report = initialise(network, encoder_specification(tmp_path / file))
+            for part in ("stem.", "encoder."):
+                assert report.coverage(dict(network.named_parameters()), part) == 1
+            assert not report.adapted
+            assert not report.unused
+            assert all(fresh.startswith("decoder.") for fresh in report.fresh)
+            image = torch.randn(2, 3, *SIZE)
+            with torch.no_grad():
+                features = network.encode(image)
+                expected = source.forward_features(image)
+                maps = source.forward_intermediates(image, intermediates_only=True) if name == RESNET else []
+            if name == VIT:
+                expected = expected[:, 1:].transpose(1, 2).unflatten(2, (4, 6))
+            torch.testing.assert_close(features[-1], expected, rtol=1e-5, atol=1e-5)
+            for ours, theirs in zip(features if maps else [], maps, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+    def test_of_one_channel_and_another_patch(self, name, tmp_path):
+        source = timm_network(name)
+        checkpoint = load_encoder(written(source, name, tmp_path / "encoder.pth"))
+        network = create_network(checkpoint.name, 1, 2, OTHER, **checkpoint.overrides).eval()
+        report = load_encoder_weights(network, checkpoint)
+        changes = ["channels 3 to 1", "grid 4x6 to 6x8"] if name == VIT else ["channels 3 to 1"]
+        assert list(report.adapted.values()) == changes
+        assert all(fresh.startswith("decoder.") for fresh in report.fresh)
+        twin, weights = create_timm(name, 3, OTHER).eval(), source.state_dict()
+        if name == VIT:
+            token, grid = weights["pos_embed"][:, :1], weights["pos_embed"][:, 1:]
+            weights["pos_embed"] = torch.cat([token, resize_position_embedding(grid, (4, 6), (6, 8)).flatten(1, 2)], 1)
+        twin.load_state_dict(weights)
+        image = torch.randn(2, 1, *OTHER)
+        with torch.no_grad():
+            expected = twin.forward_features(image.expand(-1, 3, -1, -1))
+            features = network.encode(image)[-1]
+        if name == VIT:
+            expected = expected[:, 1:].transpose(1, 2).unflatten(2, (6, 8))
+        torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-5)
+
+    def test_are_probed(self, name, tmp_path):
+        from nnunet_transformers.pretraining.data.prepare import prepare
+        from tests.conftest import write_dataset
+
+        prepare(write_dataset(tmp_path / "raw", cases=4), tmp_path / "prepared", patch_size=(1, 64, 64))
+        written(timm_network(name, (64, 64)), name, tmp_path / "encoder.pth", (64, 64))
+        rows = [f"ball_{case},{case % 2},{('train', 'test')[case // 2]}" for case in range(4)]
+        (tmp_path / "labels.csv").write_text("\n".join(["image,label,split", *rows]))
+        arguments = [tmp_path / "encoder.pth", tmp_path / "prepared", tmp_path / "labels.csv"]
+        result = CliRunner().invoke(cli.app, ["probe", "classify", *map(str, arguments)])
+        assert result.exit_code == 0, result.output
+        assert "4 images, 2 labels" in result.output
+
+
+def test_size_that_is_no_multiple_of_the_stride(tmp_path):
+    """timm's ViT leaves what remains behind the last whole patch out, and its position embeddings do."""
+    source = timm_network(VIT, (70, 104))
+    checkpoint = load_encoder(written(source, VIT, tmp_path / "encoder.pth", (70, 104)))
+    assert checkpoint.patch_size == (64, 96)
+    assert checkpoint.weights["encoder.position.weight"].shape == (1, 4, 6, 192)
+
+
+def refused(name, size=(224, 224)):
+    with torch.device("meta"):
+        weights = create_timm(name, 3, size).state_dict()
+    return TimmCheckpoint(weights, name, size, 3)
+
+
+@pytest.mark.parametrize(
+    "name,message",
+    [
+        (
+            "convnext_atto",
+            r"encoder of no segmentation network here; those of ResNet .*resnet50_unet\) and Vis.*setr_pup",
+        ),
+        ("deit_tiny_distilled_patch16_224", "is no ViT with one class token"),
+        ("deit3_small_patch16_224", "is no ViT with one class token"),
+        ("vit_base_patch16_clip_224", r"differs from the encoder of setr_pup, .*encoder.norm_pre"),
+        ("vit_small_patch32_224", r"patch_embed_stride must be powers of two, .* got \(32, 32\)"),
+        ("resnet50d", "ResNets whose stem is one convolution"),
+    ],
+)
+def test_networks_of_timm_that_are_no_encoder_here(name, message):
+    with pytest.raises(ValueError, match=message):
+        EncoderCheckpoint.from_timm(refused(name))
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "resnet50", "resnext50_32x4d"])
+def test_networks_of_timm_that_are_one(name):
+    checkpoint = EncoderCheckpoint.from_timm(refused(name))
+    assert checkpoint.build_network().feature_channels[-1] == (192 if "deit" in name else 2048)
+
+
+def test_another_width_is_not_covered(tmp_path):
+    checkpoint = load_encoder(written(timm_network(VIT), VIT, tmp_path / "encoder.pth"))
+    network = create_network("setr_pup_small", 3, 2, SIZE)
+    report = load_encoder_weights(network, checkpoint)
+    assert report.coverage(dict(network.named_parameters()), "encoder.") == 0
+    with pytest.raises(ValueError, match=r"are of SETRPUP \(setr_pup\), the network is ResNetUNet"):
+        load_encoder_weights(create_network("resnet18_unet", 3, 2, SIZE), checkpoint)
