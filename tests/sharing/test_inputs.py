@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nnunet_transformers.sharing import load_package, predict_folder
+from nnunet_transformers.sharing import load_package, predict, predict_folder
 from nnunet_transformers.sharing.inputs import check_case
 
 from .conftest import invoke, some_images
