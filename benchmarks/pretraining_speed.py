@@ -21,10 +21,10 @@ from pathlib import Path
 
 from pretraining import CONFIGURATION, DATASET, FOLD, METHODS, fit_arguments, plan
 
+from nnunet_transformers.plans.planned import PlannedConfiguration
 from nnunet_transformers.pretraining.data.cases import validation_cases
 from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.fit import fit
-from nnunet_transformers.pretraining.from_plan import load_planned
 
 SAMPLES, EPOCHS = 48, 2
 KINDS = {"qt_ssl": ("crops",), "unimiss": ("images", "volumes")}
@@ -45,7 +45,7 @@ def measure(name: str, plans: str, prepared: Path, workers: int, kind: str) -> d
         changes |= {"data.init_args.period": EPOCHS, "trainer.max_epochs": EPOCHS * (1 + (kind == "volumes"))}
     with tempfile.TemporaryDirectory() as folder:
         arguments = fit_arguments(method.settings, method.folder_argument, prepared, Path(folder), **changes)
-        trainer = fit(method.recipe, arguments, load_planned(DATASET, plans, CONFIGURATION))
+        trainer = fit(method.recipe, arguments, PlannedConfiguration.load(DATASET, plans, CONFIGURATION))
     durations = trainer.profiler.recorded_durations
     epochs = durations["run_training_epoch"][1 - EPOCHS :]
     loads = durations["[_TrainingEpochLoop].train_dataloader_next"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..plans.planned import PlannedConfiguration
 from ..pretraining.data.cases import validation_cases
 from ..pretraining.data.prepare import prepare
-from ..pretraining.from_plan import Planned, load_planned
 from .network_table import parse_patch_size
 
 
@@ -53,12 +53,12 @@ def fit_recipe(config: str, plan: tuple[str | None, str | None, str], arguments:
     fit(config, arguments, _planned(*plan))
 
 
-def _planned(dataset: str | None, plans: str | None, configuration: str) -> Planned | None:
+def _planned(dataset: str | None, plans: str | None, configuration: str) -> PlannedConfiguration | None:
     if dataset is None and plans is None:
         return None
     if dataset is None or plans is None:
         raise ValueError("--dataset and --plans go together: they name the plan to follow")
-    return load_planned(dataset, plans, configuration)
+    return PlannedConfiguration.load(dataset, plans, configuration)
 
 
 def draw(

@@ -11,6 +11,8 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from ..discovery import PLANNERS
+
 
 def dataset_folder(dataset: str) -> Path:
     """The preprocessed folder of a dataset, given by its number or name.
@@ -32,30 +34,48 @@ def dataset_folder(dataset: str) -> Path:
     return Path(nnUNet_preprocessed) / name
 
 
-def load_plans(folder: Path, plans_name: str, planner: str) -> dict[str, Any]:
+def load_plans(folder: Path, plans_name: str) -> dict[str, Any]:
     """Read a plan.
 
     Args:
         folder: the dataset's preprocessed folder.
         plans_name: of the plan.
-        planner: that makes it, for the message.
 
     Raises:
-        FileNotFoundError: if it is not there; names the command that makes it.
+        FileNotFoundError: if it is not there; names the command that makes it, where one of this package's planners
+            does, and the plans that are there.
         ValueError: if the file is no plan.
     """
     path = folder / f"{plans_name}.json"
-    planned_before = (folder / "dataset_fingerprint.json").is_file()
-    command = "nnUNetv2_plan_experiment" if planned_before else "nnUNetv2_plan_and_preprocess --no_pp"
-    command += f" -d {convert_dataset_name_to_id(folder.name)} -pl {planner}"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing. Run `{command}` first")
+        raise FileNotFoundError(f"{path} is missing. {_way_to_plan(folder, plans_name)}")
     try:
         plans = json.loads(path.read_text())
         PlansManager(plans).get_configuration(next(iter(plans["configurations"])))
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise ValueError(f"{path} is no plan of nnU-Net's ({error}); run `{command}` again") from error
+        raise ValueError(f"{path} is no plan of nnU-Net's ({error}). {_way_to_plan(folder, plans_name)}") from error
     return plans
+
+
+def _way_to_plan(folder: Path, plans_name: str) -> str:
+    """Advice on how to get a plan that is missing."""
+    planner = plans_name.removesuffix("Plans").replace("nnUNet", "nnUNetPlanner", 1)
+    if planner in PLANNERS:
+        was_planned = (folder / "dataset_fingerprint.json").is_file()
+        command = "nnUNetv2_plan_experiment" if was_planned else "nnUNetv2_plan_and_preprocess --no_pp"
+        return f"Run `{command} -d {convert_dataset_name_to_id(folder.name)} -pl {planner}` first"
+    return f"Plans of {folder.name}: {', '.join(find_plans(folder)) or 'none; plan the dataset first'}"
+
+
+def find_plans(folder: Path) -> list[str]:
+    """Names of the plans in a dataset's preprocessed folder, sorted."""
+    names = []
+    for path in sorted(folder.glob("*.json")):
+        with suppress(ValueError, OSError):
+            content = json.loads(path.read_text())
+            if isinstance(content, dict) and "configurations" in content:
+                names.append(path.stem)
+    return names
 
 
 def check_new_plans(folder: Path, plans_name: str, original: str, marker: str, force: bool) -> Path:

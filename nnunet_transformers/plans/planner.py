@@ -15,6 +15,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 
 from ..architectures import create_network, get_network
 from .memory import training_peak_bytes
+from .planned import channel_names
 from .tiling import TokenPlan, TokenRules, choose_patch_embed_stride, plan_tokens, shrink
 
 
@@ -175,7 +176,7 @@ class TransformerPlanner(ExperimentPlanner):
 
     def _input_channels(self, patch_size: Sequence[int], dataset_voxels: float) -> int:
         """Channels of the largest input: where there will be a cascade, its foreground labels come on top."""
-        channels = len(self.dataset_json.get("channel_names", self.dataset_json.get("modality")))
+        channels = len(channel_names(self.dataset_json))
         cascade = self._covers_too_little(patch_size, dataset_voxels)
         return channels + (len(self.dataset_json["labels"]) - 1 if cascade else 0)
 

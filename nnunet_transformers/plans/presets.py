@@ -17,7 +17,6 @@ import torch
 import yaml
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
@@ -26,6 +25,7 @@ from ..architectures import create_network, get_network
 from ..discovery import SCHEDULES, schedule_name
 from .memory import CUDA_OVERHEAD, training_step_bytes
 from .plan_files import check_new_plans, dataset_folder, load_plans
+from .planned import PlannedConfiguration
 
 ITERATIONS_PER_EPOCH = 250  # nnU-Net's
 
@@ -244,7 +244,7 @@ def apply_preset(preset: Preset, dataset: str, plans_name: str | None = None, fo
     folder = dataset_folder(dataset)
     plans_name = plans_name or f"{preset.plans_name}_{preset.name}"
     path = check_new_plans(folder, plans_name, preset.plans_name, "preset", force)
-    plans = load_plans(folder, preset.plans_name, preset.planner)
+    plans = load_plans(folder, preset.plans_name)
 
     manager = PlansManager(plans)
     if preset.configuration not in manager.available_configurations:
@@ -253,9 +253,9 @@ def apply_preset(preset: Preset, dataset: str, plans_name: str | None = None, fo
             f"{', '.join(manager.available_configurations)}; choose a preset of another configuration"
         )
     dataset_json = json.loads((folder / "dataset.json").read_text())
-    planned = manager.get_configuration(preset.configuration).configuration
-    input_channels = determine_num_input_channels(manager, preset.configuration, dataset_json)
-    num_classes = manager.get_label_manager(dataset_json).num_segmentation_heads
+    replaced = PlannedConfiguration(plans, dataset_json, preset.configuration)
+    planned = replaced.configuration.configuration
+    input_channels, num_classes = replaced.input_channels, replaced.num_classes
 
     configuration = {k: v for k, v in planned.items() if k not in ("next_stage", "previous_stage", "inherits_from")}
     configuration |= {

@@ -10,11 +10,12 @@ import torch
 from lightning import Trainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
+from ..plans.planned import PlannedConfiguration
 from ..runs import command_line as run
 from ..runs.callbacks import CollapseMonitor
 from ..runs.recipe import Recipe, read_recipe
 from ..runs.recipe import list_recipes as recipe_names
-from .from_plan import Planned, model_arguments
+from .from_plan import model_arguments
 
 
 def list_recipes() -> list[str]:
@@ -25,7 +26,7 @@ def list_recipes() -> list[str]:
 class _CLI(run.RecipeCLI):
     """Checks plan and images."""
 
-    planned: Planned | None = None
+    planned: PlannedConfiguration | None = None
 
     def check(self) -> None:
         index, model = self.datamodule.index, self.model
@@ -48,7 +49,7 @@ class _CLI(run.RecipeCLI):
                 )
 
 
-def fit(recipe: str, arguments: Sequence[str], planned: Planned | None = None) -> Trainer:
+def fit(recipe: str, arguments: Sequence[str], planned: PlannedConfiguration | None = None) -> Trainer:
     """Run a recipe.
 
     A run saves its state after every epoch and its encoder beside it; ``--ckpt_path last`` continues it with the same

@@ -4,62 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-
 from ..architectures import get_network, list_networks
-from ..plans.plan_files import dataset_folder, load_plans
+from ..plans.planned import PlannedConfiguration
 
 # a plan holds them apart from what a method calls the network's overrides
 APART = ("patch_size", "strides")
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A configuration of a plan.
-
-    Attributes:
-        plans: the plan.
-        name: of the configuration.
-        input_channels: of the dataset.
-    """
-
-    plans: dict[str, Any]
-    name: str
-    input_channels: int
-
-    @property
-    def configuration(self) -> ConfigurationManager:
-        """As nnU-Net reads it."""
-        return PlansManager(self.plans).get_configuration(self.name)
-
-
-def load_planned(dataset: str, plans_name: str, configuration: str) -> Planned:
-    """Read a plan.
-
-    Args:
-        dataset: nnU-Net's number or name of a planned dataset.
-        plans_name: of the plan.
-        configuration: of the plan.
-
-    Raises:
-        ValueError: if there is no such dataset or configuration.
-        FileNotFoundError: if there is no such plan.
-    """
-    folder = dataset_folder(dataset)
-    plans = load_plans(folder, plans_name, plans_name.removesuffix("Plans").replace("nnUNet", "nnUNetPlanner", 1))
-    if configuration not in plans["configurations"]:
-        raise ValueError(f"{plans_name} has no {configuration}; it has {', '.join(plans['configurations'])}")
-    manager = PlansManager(plans)
-    dataset_json = json.loads((folder / "dataset.json").read_text())
-    channels = determine_num_input_channels(manager, manager.get_configuration(configuration), dataset_json)
-    return Planned(plans, configuration, channels)
-
-
-def model_arguments(planned: Planned, known: Sequence[str]) -> dict[str, Any]:
+def model_arguments(planned: PlannedConfiguration, known: Sequence[str]) -> dict[str, Any]:
     """Arguments for a method, so that its checkpoint fits a planned network as it is.
 
     Args:
@@ -74,7 +28,7 @@ def model_arguments(planned: Planned, known: Sequence[str]) -> dict[str, Any]:
         ValueError: if the plan is of another network, or in 2D for a method of volumes.
     """
     configuration = planned.configuration
-    patch_size = [int(p) for p in configuration.patch_size]
+    patch_size = list(planned.patch_size)
     overrides = {k: v for k, v in configuration.network_arch_init_kwargs.items() if k not in APART}
     arguments = {
         "network": _registered_name(configuration.network_arch_class_name, overrides, len(patch_size)),

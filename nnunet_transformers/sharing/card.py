@@ -10,6 +10,7 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._atomic import write_text
+from ..plans.planned import channel_names
 from .description import Description, Model
 from .manifest import file_hash
 from .trained import TrainedFold, read_json
@@ -45,7 +46,7 @@ def write_card(
     first = read_json(folder / description.models[0].folder / "dataset.json")
     plans = read_json(folder / description.models[0].folder / "plans.json")
     ending = first["file_ending"]
-    channels = ", ".join(f"`case_{int(i):04d}{ending}` ({name})" for i, name in _channels(first).items())
+    channels = ", ".join(f"`case_{i:04d}{ending}` ({name})" for i, name in enumerate(channel_names(first)))
     parts = [
         f"# {plans['dataset_name']}: segmentation with nnU-Net\n",
         f"Licence of the weights: {licence or 'not stated; ask the source before you use them'}\n",
@@ -64,15 +65,11 @@ def write_card(
     write_text("\n".join(parts), folder / NAME)
 
 
-def _channels(dataset_json: Mapping[str, Any]) -> dict[str, str]:
-    return dataset_json.get("channel_names") or dataset_json["modality"]
-
-
 def _data(dataset_json: Mapping[str, Any], name: str) -> str:
     labels = ", ".join(f"{value} {label}" for label, value in dataset_json["labels"].items())
     said = {key: dataset_json.get(key) for key in ("description", "reference", "licence", "license", "release")}
     lines = [f"- {name}, {dataset_json.get('numTraining', 'unknown number of')} training cases"]
-    lines += [f"- channels: {', '.join(_channels(dataset_json).values())}; labels: {labels}"]
+    lines += [f"- channels: {', '.join(channel_names(dataset_json))}; labels: {labels}"]
     lines += [f"- {key} of the data: {value}" for key, value in said.items() if value]
     return "## Data\n\n" + "\n".join(lines) + "\n"
 

@@ -14,6 +14,7 @@ import torch
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from torch import nn
 
+from ..plans.planned import channel_names
 from .load import LoadedModel
 
 try:
@@ -61,7 +62,7 @@ def needed_bytes(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[fl
     """Main memory for an image, without its network; the largest of preprocessing, sliding window and export."""
     predictor = loaded.predictor
     heads = predictor.label_manager.num_segmentation_heads
-    channels = len(predictor.dataset_json.get("channel_names") or predictor.dataset_json["modality"])
+    channels = len(channel_names(predictor.dataset_json))
     voxels, resampled = int(np.prod(shape)), int(np.prod(_padded(loaded, shape, spacing)))
     image = 4 * channels * voxels
     # the logits are float16; the sum over folds is a second array of them
@@ -144,7 +145,7 @@ def _one(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[float] | N
 
 
 def _input_channels(network: nn.Module, loaded: LoadedModel) -> int:
-    channels = len(loaded.predictor.dataset_json.get("channel_names") or loaded.predictor.dataset_json["modality"])
+    channels = len(channel_names(loaded.predictor.dataset_json))
     return channels if loaded.previous is None else channels + len(loaded.predictor.label_manager.foreground_labels)
 
 

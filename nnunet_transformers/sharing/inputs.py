@@ -14,6 +14,7 @@ import nibabel
 import numpy as np
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 
+from ..plans.planned import channel_names
 from .load import LoadedModel
 from .orientation import orientation
 
@@ -43,12 +44,6 @@ class CheckedCase:
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
     remarks: tuple[str, ...] = ()
-
-
-def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
-    """The channels that a model takes, in their order."""
-    names = dataset_json.get("channel_names") or dataset_json["modality"]
-    return [names[key] for key in sorted(names, key=int)]
 
 
 def find_cases(folder: Path, file_ending: str) -> FoundCases:

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
+from ..plans.planned import PlannedConfiguration
 from .description import Description, Model, check_plan
 from .manifest import verify
 from .trained import read_json
@@ -93,22 +92,6 @@ def _load(folder: Path, model: Model, arguments: Mapping[str, Any], folds: Seque
     return LoadedModel(model, predictor, read_json(files / "dataset_fingerprint.json"), previous)
 
 
-def find_trainer(name: str) -> type[nnUNetTrainer]:
-    """A trainer's class.
-
-    Raises:
-        ValueError: if nnU-Net does not find it.
-    """
-    try:
-        with redirect_stdout(StringIO()):  # nnU-Net's advice for a name that it does not find
-            return recursive_find_trainer_class_by_name(name)
-    except RuntimeError as error:
-        raise ValueError(
-            f"nnU-Net does not find the trainer {name}, which builds the model's network; install the package that has "
-            "it, or name its folder in nnUNet_extTrainer"
-        ) from error
-
-
 def builds_plans_network(trainer: type[nnUNetTrainer]) -> bool:
     """Whether a trainer builds what the plan describes, as nnU-Net's own does, rather than a network of its own."""
     return trainer.build_network_architecture is nnUNetTrainer.build_network_architecture
@@ -122,12 +105,7 @@ def build_network(plans: Mapping[str, Any], model: Model, dataset_json: Mapping[
     """
     try:
         check_plan(plans, model)
-        manager = PlansManager(plans)
-        configuration = manager.get_configuration(model.configuration)
-        channels = determine_num_input_channels(manager, configuration, dataset_json)
-        heads = manager.get_label_manager(dataset_json).num_segmentation_heads
-        build = find_trainer(model.builder).build_network_architecture
-        return build(manager, configuration, channels, heads, enable_deep_supervision=False)
+        return PlannedConfiguration(plans, dataset_json, model.configuration).build_network(model.builder)
     except (KeyError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(
             f"the plan of {model.folder} describes no network that can be built here: {error!r}"

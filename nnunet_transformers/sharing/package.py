@@ -14,11 +14,12 @@ from tempfile import TemporaryDirectory
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._atomic import new_folder, write_text
+from ..plans.planned import find_trainer
 from ..weights.nnunet_checkpoint import FINAL
 from ..weights.sealed import package_versions
 from .card import write_card
 from .description import Description, Model
-from .load import build_network, builds_plans_network, check_weights, find_trainer
+from .load import build_network, builds_plans_network, check_weights
 from .manifest import Manifest, write_manifest
 from .orientation import training_orientations
 from .requirements import pinned_requirements

@@ -9,9 +9,10 @@ from pathlib import Path
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._atomic import new_folder
+from ..plans.planned import find_trainer
 from ..weights import save_checkpoint
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint
-from .load import builds_plans_network, find_trainer
+from .load import builds_plans_network
 from .trained import find_folds, read_json
 
 STOCK = "nnUNetTrainer"

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
-from copy import deepcopy
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from .._atomic import write_json
 from ..plans.plan_files import check_new_plans, dataset_folder, load_plans
+from ..plans.planned import PlannedConfiguration
 from . import LoadReport, initialise, save_checkpoint
 
 MARKER = "attached"
@@ -55,7 +50,7 @@ def attach(
     """
     folder = dataset_folder(dataset)
     path = check_new_plans(folder, output, plans_name, MARKER, force)
-    plans = load_plans(folder, plans_name, plans_name.removesuffix("Plans").replace("nnUNet", "nnUNetPlanner", 1))
+    plans = load_plans(folder, plans_name)
     own = [name for name, configuration in plans["configurations"].items() if "architecture" in configuration]
     unknown = [name for name in configurations if name not in own]
     if unknown:
@@ -64,7 +59,9 @@ def attach(
     reports, left = {}, {}
     for name in configurations or own:
         try:
-            reports[name] = _try(_build_network(plans, name, dataset_json), specification, min_coverage)
+            reports[name] = _try(
+                PlannedConfiguration(plans, dataset_json, name).build_network(), specification, min_coverage
+            )
         except ValueError as error:
             if configurations:
                 raise ValueError(f"{name}: {error}") from error
@@ -112,35 +109,12 @@ def export_full(
 
     Raises:
         ValueError, FileNotFoundError: as ``attach``.
-        RuntimeError: if there is no such trainer.
         FileExistsError: if there is a file of that name.
     """
     if output.exists():
         raise FileExistsError(f"{output} exists; remove it or choose another name")
-    folder = dataset_folder(dataset)
-    plans = load_plans(folder, plans_name, plans_name.removesuffix("Plans").replace("nnUNet", "nnUNetPlanner", 1))
-    if configuration not in plans["configurations"]:
-        raise ValueError(f"{plans_name} has no {configuration}; it has {', '.join(plans['configurations'])}")
-    network = _build_network(plans, configuration, json.loads((folder / "dataset.json").read_text()), trainer)
-    report = initialise(network, specification, plans["configurations"][configuration]["patch_size"])
+    planned = PlannedConfiguration.load(dataset, plans_name, configuration)
+    network = planned.build_network(trainer)
+    report = initialise(network, specification, planned.patch_size)
     save_checkpoint({"network_weights": network.state_dict()}, output)
     return report
-
-
-def _build_network(
-    plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any], trainer: str = "nnUNetTrainer"
-) -> nn.Module:
-    """The network of a plan's configuration as nnU-Net's trainer builds it for prediction."""
-    manager = PlansManager(deepcopy(plans))
-    configured = manager.get_configuration(configuration)
-    with redirect_stdout(StringIO()):  # nnU-Net's advice for a name that it does not find
-        trainer_class = recursive_find_trainer_class_by_name(trainer)
-    channels = determine_num_input_channels(manager, configured, dataset_json)
-    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
-    try:
-        return trainer_class.build_network_architecture(manager, configured, channels, heads, False)
-    except AssertionError as error:  # nnU-Net's trainers for Primus, whose tokens have to divide the patch
-        raise ValueError(
-            f"{trainer} cannot build its network for the patch of {manager.plans_name}, {configured.patch_size}; "
-            "Primus needs multiples of 8"
-        ) from error

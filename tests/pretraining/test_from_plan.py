@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from nnunet_transformers import cli
 from nnunet_transformers.architectures import create_network
+from nnunet_transformers.plans.planned import PlannedConfiguration
 from nnunet_transformers.pretraining.data import read_index
 from nnunet_transformers.pretraining.data.cases import find_cases, validation_cases
 from nnunet_transformers.pretraining.data.prepare import prepare
-from nnunet_transformers.pretraining.from_plan import load_planned, model_arguments
+from nnunet_transformers.pretraining.from_plan import model_arguments
 from nnunet_transformers.weights import initialise, load_encoder
 from tests.conftest import write_dataset
 
@@ -44,7 +45,7 @@ def test_prepared_and_trained_as_planned(planned, tmp_path):
     result = invoke("pretrain", "prepare", planned, prepared, "--fold", 1, "-d", 900, "-p", PLANS)
     assert result.exit_code == 0, result.output
     assert "8 images, 0 skipped, 2 left out for validation" in result.output
-    configuration = load_planned("900", PLANS, "3d_fullres").configuration
+    configuration = PlannedConfiguration.load("900", PLANS, "3d_fullres").configuration
     index = read_index(prepared)
     assert index["spacing"] == configuration.spacing == [3.0, 1.0, 1.0]
     # 20x24x20 voxels with the last axis thick
@@ -81,26 +82,28 @@ def test_prepared_and_trained_as_planned(planned, tmp_path):
     assert "adapted: 0 tensors" in result.output
     result = invoke(*fit, "--trainer.max_epochs=2", "--ckpt_path=last")
     assert result.exit_code == 0, result.output
-    attached = load_planned("900", f"{PLANS}_ssl", "3d_fullres").configuration.configuration["initialisation"]
+    attached = PlannedConfiguration.load("900", f"{PLANS}_ssl", "3d_fullres").configuration.configuration[
+        "initialisation"
+    ]
     network = create_network("qt_unet_tiny", 1, 3, checkpoint.patch_size, **checkpoint.overrides)
     with pytest.raises(ValueError, match="another file than when the plan was written"):
         initialise(network, attached)
 
 
 def test_network_of_a_plan(planned):
-    planned = load_planned("900", PLANS, "3d_fullres")
+    planned = PlannedConfiguration.load("900", PLANS, "3d_fullres")
     known = ("network", "network_overrides", "patch_size_2d", "patch_size_3d")
     arguments = model_arguments(planned, known)
     assert list(arguments) == ["network", "network_overrides", "patch_size_2d", "patch_size_3d"]
     assert arguments["network"] == "qt_unet_tiny"
     assert arguments["patch_size_2d"] == arguments["patch_size_3d"][1:]
     with pytest.raises(ValueError, match="wants volumes, but 2d is a 2D configuration"):
-        model_arguments(load_planned("900", PLANS, "2d"), known)
+        model_arguments(PlannedConfiguration.load("900", PLANS, "2d"), known)
     with pytest.raises(ValueError, match="has no 3d_lowres"):
-        load_planned("900", PLANS, "3d_lowres")
+        PlannedConfiguration.load("900", PLANS, "3d_lowres")
     plan_experiments([900])
     with pytest.raises(ValueError, match="none of this package's"):
-        model_arguments(load_planned("900", "nnUNetPlans", "3d_fullres"), known)
+        model_arguments(PlannedConfiguration.load("900", "nnUNetPlans", "3d_fullres"), known)
 
 
 def test_folds(nnunet_folders):

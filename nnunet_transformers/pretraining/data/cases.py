@@ -12,6 +12,8 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
+from ...plans.planned import channel_names
+
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".png", ".bmp", ".tif", ".tiff")
 
 
@@ -42,7 +44,7 @@ def find_cases(folder: Path) -> tuple[list[Case], list[str] | None]:
     channels = None
     if description.is_file():
         dataset = json.loads(description.read_text())
-        channels = list((dataset.get("channel_names") or dataset.get("modality")).values())
+        channels = channel_names(dataset)
         cases = _listed(folder, dataset["dataset"]) if "dataset" in dataset else _raw(folder, dataset["file_ending"])
     else:
         files = sorted(p for p in folder.rglob("*") if p.name.lower().endswith(FILE_ENDINGS))

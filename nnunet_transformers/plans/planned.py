@@ -1,0 +1,133 @@
+"""A configuration of a plan: its channels, its segmentation heads, its network and the planner that made it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from io import StringIO
+from typing import Any
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from .plan_files import dataset_folder, load_plans
+
+
+def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
+    """Names of the image channels in ``dataset.json``, in the order of the channels.
+
+    Raises:
+        KeyError: if it has neither ``channel_names`` nor ``modality``, nnU-Net v1's name for them.
+    """
+    names = dataset_json.get("channel_names") or dataset_json["modality"]
+    return [names[key] for key in sorted(names, key=int)]
+
+
+def find_trainer(name: str) -> type[nnUNetTrainer]:
+    """Trainer class of this name.
+
+    Raises:
+        ValueError: if nnU-Net does not find it.
+    """
+    try:
+        with redirect_stdout(StringIO()):  # nnU-Net prints advice for a name that it does not find
+            return recursive_find_trainer_class_by_name(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"nnU-Net does not find the trainer {name}, which builds the model's network; install the package that has "
+            "it, or name its folder in nnUNet_extTrainer"
+        ) from error
+
+
+@dataclass(frozen=True)
+class PlannedConfiguration:
+    """One configuration of a plan, with the dataset that it was planned for.
+
+    Attributes:
+        plans: content of the plan file.
+        dataset_json: content of ``dataset.json``.
+        name: of the configuration, such as ``3d_fullres``.
+    """
+
+    plans: Mapping[str, Any]
+    dataset_json: Mapping[str, Any]
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in self.plans["configurations"]:
+            known = ", ".join(self.plans["configurations"])
+            raise ValueError(f"{self.plans['plans_name']} has no {self.name}; it has {known}")
+
+    @classmethod
+    def load(cls, dataset: str, plans_name: str, name: str) -> PlannedConfiguration:
+        """Read a configuration from nnU-Net's preprocessed folder.
+
+        Args:
+            dataset: nnU-Net's number or name of a planned dataset.
+            plans_name: of the plan.
+            name: of the configuration.
+
+        Raises:
+            ValueError: if there is no such dataset or configuration.
+            FileNotFoundError: if there is no such plan.
+        """
+        folder = dataset_folder(dataset)
+        plans = load_plans(folder, plans_name)
+        return cls(plans, json.loads((folder / "dataset.json").read_text()), name)
+
+    @cached_property
+    def manager(self) -> PlansManager:
+        """The plan as nnU-Net reads it; a copy, so that nnU-Net's changes do not reach ``plans``."""
+        return PlansManager(deepcopy(dict(self.plans)))
+
+    @cached_property
+    def configuration(self) -> ConfigurationManager:
+        """The configuration as nnU-Net reads it, what it inherits included."""
+        return self.manager.get_configuration(self.name)
+
+    @property
+    def patch_size(self) -> tuple[int, ...]:
+        """Voxels per axis."""
+        return tuple(int(p) for p in self.configuration.patch_size)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels that the network takes: those of the image, and in a cascade the previous segmentation's."""
+        return determine_num_input_channels(self.manager, self.configuration, dict(self.dataset_json))
+
+    @property
+    def num_classes(self) -> int:
+        """Segmentation heads: labels with the background, or regions."""
+        return self.manager.get_label_manager(dict(self.dataset_json)).num_segmentation_heads
+
+    @property
+    def planner(self) -> str | None:
+        """Name of the planner that made the plan, where the plan says it."""
+        return self.plans.get("experiment_planner_used")
+
+    def build_network(self, trainer: str = "nnUNetTrainer", deep_supervision: bool = False) -> nn.Module:
+        """Build the network as nnU-Net does.
+
+        Args:
+            trainer: name of the trainer that builds it; most build what the plan describes, some, such as nnU-Net's
+                for Primus, a network of their own.
+            deep_supervision: whether the network returns a list of logits.
+
+        Raises:
+            ValueError: if nnU-Net does not find the trainer, or the network cannot take the plan's patch.
+        """
+        build = find_trainer(trainer).build_network_architecture
+        try:
+            return build(self.manager, self.configuration, self.input_channels, self.num_classes, deep_supervision)
+        except AssertionError as error:  # nnU-Net's trainers for Primus, whose tokens have to divide the patch
+            raise ValueError(
+                f"{trainer} cannot build its network for the patch of {self.manager.plans_name}, "
+                f"{list(self.patch_size)}; Primus needs multiples of 8"
+            ) from error

@@ -1,0 +1,58 @@
+"""A planned configuration: channels, heads, network and planner from dataset and plan."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
+from torch.nn import Conv3d
+
+from nnunet_transformers.plans.planned import PlannedConfiguration, channel_names, find_trainer
+
+from ..conftest import write_dataset
+
+
+@pytest.fixture
+def planned(nnunet_folders):
+    write_dataset(nnunet_folders / "raw", channels=2)
+    extract_fingerprints([900], num_processes=1)
+    plan_experiments([900], "nnUNetPlannerResEncM", 8, overwrite_plans_name="nnUNetPlans_other")
+    return nnunet_folders / "preprocessed" / "Dataset900_Balls"
+
+
+def test_channels_in_the_order_of_their_numbers():
+    names = {str(number): f"channel {number}" for number in (10, 2, 0, 1, 3, 4, 5, 6, 7, 8, 9)}
+    assert channel_names({"channel_names": names}) == [f"channel {number}" for number in range(11)]
+    assert channel_names({"modality": {"0": "CT"}}) == ["CT"]
+    with pytest.raises(KeyError):
+        channel_names({"labels": {}})
+
+
+def test_network_and_planner_are_the_plans(planned):
+    configuration = PlannedConfiguration.load("900", "nnUNetPlans_other", "3d_fullres")
+    # the plan's own word, not a guess from its name
+    assert configuration.planner == "nnUNetPlannerResEncM"
+    assert (configuration.input_channels, configuration.num_classes) == (2, 3)
+    network = configuration.build_network()
+    assert next(m for m in network.modules() if isinstance(m, Conv3d)).in_channels == 2
+    assert network.decoder.seg_layers[-1].out_channels == 3
+
+
+def test_nnunet_does_not_change_the_plan(planned):
+    configuration = PlannedConfiguration.load("900", "nnUNetPlans_other", "3d_fullres")
+    before = json.dumps(configuration.plans)
+    configuration.manager.plans["dataset_name"] = "another"
+    configuration.configuration.configuration["batch_size"] = 99
+    assert json.dumps(configuration.plans) == before
+
+
+def test_what_is_missing_is_named(planned):
+    with pytest.raises(ValueError, match="nnUNetPlans_other has no 3d_lowres; it has 2d, 3d_fullres"):
+        PlannedConfiguration.load("900", "nnUNetPlans_other", "3d_lowres")
+    with pytest.raises(FileNotFoundError, match=r"Plans of Dataset900_Balls: nnUNetPlans_other$"):
+        PlannedConfiguration.load("900", "nnUNetQTUNetTPlans_other", "3d_fullres")
+    with pytest.raises(FileNotFoundError, match="nnUNetv2_plan_experiment -d 900 -pl nnUNetPlannerQTUNetT`"):
+        PlannedConfiguration.load("900", "nnUNetQTUNetTPlans", "3d_fullres")
+    with pytest.raises(ValueError, match="does not find the trainer nnUNetTrainerOfNobody"):
+        find_trainer("nnUNetTrainerOfNobody")
