@@ -132,18 +132,18 @@ class MGCA(LightningModule):
         if ita or cpa:
             if len(features) < 2 and self.training:
                 raise ValueError("MGCA tells the images of a batch apart: batch_size must be at least 2")
-            wholes = self.image_head(features).float(), self.report_head(gather(report.report)).float()
+            wholes = _full(self.image_head(features)), _full(self.report_head(gather(report.report)))
         if cta:
-            patches = on_rows(self.patch_head, image.patches).float()
-            words = on_rows(self.word_head, report.words, report.padding).float()
+            patches = _full(on_rows(self.patch_head, image.patches))
+            words = _full(on_rows(self.word_head, report.words, report.padding))
         losses = {}
         # in half precision what is divided by a temperature and exponentiated overflows
         with torch.autocast(self.device.type, enabled=False):
             if ita:
                 losses["ita"] = ita_loss(*wholes)
             if cta:
-                patch_weights = None if image.attention is None else token_weights(image.attention.float())
-                weights = patch_weights, token_weights(report.attention.float()), report.padding
+                patch_weights = None if image.attention is None else token_weights(_full(image.attention))
+                weights = patch_weights, token_weights(_full(report.attention)), report.padding
                 compat = self.hparams.reference_compat
                 losses["cta"] = cta_loss(patches, words, *weights, reference_compat=compat)
             if cpa:
@@ -223,6 +223,11 @@ class MGCA(LightningModule):
         own = {name: value for name, value in settings.items() if not name.startswith("_")}
         together = AlignmentCheckpoint(_plain(self), own, index["max_length"])
         return {"encoder.pth": encoder, "alignment.pth": together}
+
+
+def _full(x: Tensor) -> Tensor:
+    """In single precision, or double where it is double already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _plain(module: nn.Module) -> dict[str, Tensor]:
