@@ -7,20 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-
-class Batches(LightningDataModule):
-    """An epoch is these batches, one after another."""
-
-    def __init__(self, batches: Sequence[Any], batch_size: int) -> None:
-        super().__init__()
-        self.batches, self.batch_size = list(batches), batch_size
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.batches, batch_size=None)
+from nnunet_transformers.testing.method import Batches
 
 
 class Recorder(Callback):

@@ -15,8 +15,10 @@ from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.encoders.encoder import create_encoder
 from nnunet_transformers.pretraining.encoders.masked import MaskedEncoder, create_masked_encoder, random_mask
 from nnunet_transformers.pretraining.fit import fit
+from nnunet_transformers.pretraining.losses import SIMILARITIES, masked_reconstruction_loss
 from nnunet_transformers.pretraining.matching.cache import CachedMatcher
-from nnunet_transformers.pretraining.methods.alice import LOSSES, SIMILARITIES, Alice
+from nnunet_transformers.pretraining.methods.alice import LOSSES, Alice
+from nnunet_transformers.pretraining.patchify import patchify, unpatchify
 from nnunet_transformers.weights import create_primus, load_encoder, load_encoder_weights
 from nnunet_transformers.weights.primus import SIZES
 from tests.architectures.test_networks import SMALLEST, forms
@@ -26,6 +28,7 @@ from .steps import check_target_follows, cosine, cosines, separate, train, warmu
 
 SIZE = (16, 16, 16)
 PATCHES = {"3d": (32, 64, 64), "2d": (64, 64)}
+TARGETS = {"target.encoder.": "encoder.", "target.head.": "head."}
 SMALL = {"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}
 
 
@@ -171,14 +174,13 @@ class TestMethod:
 
     def test_reconstruction_is_in_place(self):
         """A decoder that knew the image would have no error: cells go back to where they were cut out."""
-        from nnunet_transformers.pretraining.losses import masked_reconstruction_loss
-        from nnunet_transformers.pretraining.losses.semantic_alignment import _cells
-
-        module = method()
-        image, grid = torch.randn(2, 1, *SIZE), module.encoder.grid
-        assert torch.equal(module._image(_cells(image, grid)), image)
+        image, grid = torch.randn(2, 2, 8, 12, 16), (2, 4, 2)
+        cells = patchify(image, grid)
+        assert torch.equal(cells[1, 4 * 2 + 2 * 2 + 1], image[1, :, 4:, 6:9, 8:].flatten())
+        back = unpatchify(cells, grid, image.shape[2:])
+        assert torch.equal(back, image)
         everywhere = torch.ones(2, *grid, dtype=torch.bool)
-        assert masked_reconstruction_loss(module._image(_cells(image, grid)), image, everywhere, normalise=False) == 0
+        assert masked_reconstruction_loss(back, image, everywhere, normalise=False) == 0
 
     def test_mistakes(self):
         with pytest.raises(ValueError, match="losses must be some of"):
@@ -204,14 +206,14 @@ class TestFormula:
     def reconstruction(self, module, side, given):
         """l_r: the squared error of masked cells, whose target has mean 0 and variance 1 over voxels and channels."""
         image, mask = given[f"{side}_masked"], given[f"{side}_mask"]
-        _, voxels = module.decoder(module.encoder(image, mask))
+        _, reconstruction = module.decoder(module.encoder(image, mask))
         edge, errors = SIZE[0] // mask.shape[1], []
         for row, *cell in mask.nonzero().tolist():
             place = tuple(slice(i * edge, (i + 1) * edge) for i in cell)
             target = image[(row, slice(None), *place)].flatten()
             target = (target - target.mean()) / (target.var() + 1e-6).sqrt()
-            number = int(np.ravel_multi_index(cell, mask.shape[1:]))
-            errors.append((voxels[row, number] - target).square().mean())
+            voxels = reconstruction[(row, slice(None), *place)].flatten()
+            errors.append((voxels - target).square().mean())
         return torch.stack(errors).mean()
 
     def attend(self, casa, queries, tokens):
@@ -261,12 +263,10 @@ class TestFormula:
 
 
 class TestSteps:
-    PAIRS = {"target.encoder.": "encoder.", "target.head.": "head."}
-
     def test_target_follows_once_a_step(self):
         module = still(lr=1e-2, warmup_epochs=0, tau=0.9)
         recorder = train(module, [three_pairs(module) for _ in range(3)])
-        check_target_follows(recorder, self.PAIRS, [cosine(step, 3, 0.9, 1.0) for step in range(3)])
+        check_target_follows(recorder, TARGETS, [cosine(step, 3, 0.9, 1.0) for step in range(3)])
 
     def test_rate_and_decay(self):
         module = still(lr=1e-3, warmup_epochs=1, weight_decay=100.0)

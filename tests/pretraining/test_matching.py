@@ -189,10 +189,12 @@ class TestParts:
             MatcherCheckpoint.load(tmp_path / "damaged.pth")
 
 
+EMBEDDING = {"channels": (4, 6, 8), "dim": 8, "points": 12, "negative_radius": 5.0, "negatives": 40}
+
+
 class TestAnatomicalEmbedding:
     """SAM, section 3: a point's embedding against the hardest of those far from it, fine and coarse."""
 
-    SETTINGS = {"channels": (4, 6, 8), "dim": 8, "points": 12, "negative_radius": 5.0, "negatives": 40}
     SIZE = (16, 24, 16)
 
     def batch(self, number=3):
@@ -218,7 +220,7 @@ class TestAnatomicalEmbedding:
 
     def test_training_step(self):
         torch.manual_seed(0)
-        module = AnatomyMatching(**self.SETTINGS, temperature=0.3).double()
+        module = AnatomyMatching(**EMBEDDING, temperature=0.3).double()
         module.log_dict = lambda values, **kwargs: setattr(module, "logged", values)
         batch = [(image.double(), frame.double()) for image, frame in self.batch()]
         torch.manual_seed(1)
@@ -262,7 +264,7 @@ class TestAnatomicalEmbedding:
     def test_steps(self):
         """SGD with momentum and decay, its rate falling along a polynomial."""
         torch.manual_seed(0)
-        module = AnatomyMatching(**self.SETTINGS, lr=0.1, weight_decay=0.5)
+        module = AnatomyMatching(**EMBEDDING, lr=0.1, weight_decay=0.5)
         recorder = train(module, [self.batch() for _ in range(3)])
         rates = recorder.settings("lr")
         assert rates == pytest.approx([0.1 * (1 - step / 3) ** 0.9 for step in range(3)])
@@ -274,7 +276,7 @@ class TestAnatomicalEmbedding:
                 torch.testing.assert_close(after[name], before[name] - rates[step] * velocity[name], msg=name)
 
     def test_nothing_in_common_still_has_gradients(self):
-        module = AnatomyMatching(**self.SETTINGS)
+        module = AnatomyMatching(**EMBEDDING)
         module.log_dict = lambda *args, **kwargs: None
         (image, frame), (other, _) = self.batch(2)
         module.training_step([(image, frame), (other, frame + 1000)], 0).backward()

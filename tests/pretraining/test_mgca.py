@@ -15,7 +15,8 @@ from nnunet_transformers.pretraining.alignment import AlignmentCheckpoint
 from nnunet_transformers.pretraining.encoders.image import create_image_encoder
 from nnunet_transformers.pretraining.encoders.text import load_tokenizer, tokenize
 from nnunet_transformers.pretraining.fit import fit
-from nnunet_transformers.pretraining.methods.mgca import MGCA, on_rows, projection_head
+from nnunet_transformers.pretraining.heads import alignment_head, apply_to_tokens
+from nnunet_transformers.pretraining.methods.mgca import MGCA
 from nnunet_transformers.weights import (
     TimmCheckpoint,
     load_checkpoint,
@@ -55,7 +56,7 @@ class TestImageEncoders:
         with torch.no_grad():
             features = encoder(image)
             tokens = encoder.network.forward_features(image)
-        torch.testing.assert_close(features.whole, tokens[:, 0])
+        torch.testing.assert_close(features.instance, tokens[:, 0])
         torch.testing.assert_close(features.patches, tokens[:, 1:])
         assert features.attention.shape == (2, 6)
         block = encoder.network.blocks[-1]
@@ -71,20 +72,22 @@ class TestImageEncoders:
         encoder = create_image_encoder("resnet18", 3, (224, 224))
         with torch.device("meta"):
             features = encoder.to("meta")(torch.empty(2, 3, 224, 224))
-        assert features.whole.shape == (2, encoder.dim) == (2, 512)
+        assert features.instance.shape == (2, encoder.dim) == (2, 512)
         assert features.patches.shape == (2, 361, encoder.local_dim) == (2, 361, 256)
         assert features.attention is None
 
     @pytest.mark.parametrize("name", ["resnet18", *SMALLEST])
-    @pytest.mark.parametrize("used", ["whole", "patches"])
+    @pytest.mark.parametrize("used", ["instance", "patches"])
     def test_what_is_not_used_rests(self, name, used):
-        encoder = create_image_encoder(name, 1, (64, 96), **{"whole": used == "whole", "patches": used == "patches"})
+        encoder = create_image_encoder(
+            name, 1, (64, 96), **{"instance": used == "instance", "patches": used == "patches"}
+        )
         getattr(encoder(torch.rand(2, 1, 64, 96)), used).square().mean().backward()
         trained = {n for n, p in encoder.named_parameters() if p.requires_grad}
         assert trained == {n for n, p in encoder.named_parameters() if p.grad is not None}
         resting = {n for n, p in encoder.named_parameters() if not p.requires_grad}
         # a ViT's patches are of its last layer
-        is_last = used == "whole" or name.startswith("setr_pup")
+        is_last = used == "instance" or name.startswith("setr_pup")
         assert is_last or any("layer4" in n or "stages.3" in n or "norm" in n for n in resting)
 
     def test_errors(self):
@@ -130,15 +133,16 @@ class TestLosses:
         weights = {f"{name}_weight": float(name == kept) for name in ("ita", "cta", "cpa")}
         module = method(bert, network, 64, **weights)
         losses, _ = module.losses(batch(bert, 64))
-        assert list(losses) == [kept, "loss"]
-        losses["loss"].backward()
+        assert list(losses) == [kept]
+        losses[kept].backward()
         assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
 
     def test_weights(self, bert):
         module = method(bert, ita_weight=2.0, cpa_weight=0.5).eval()
-        losses, _ = module.losses(batch(bert))
+        data = batch(bert)
+        losses, _ = module.losses(data)
         expected = 2 * losses["ita"] + losses["cta"] + 0.5 * losses["cpa"]
-        torch.testing.assert_close(losses["loss"], expected)
+        torch.testing.assert_close(module.training_step(data, 0), expected)
         with pytest.raises(ValueError, match="one at least not 0"):
             method(bert, ita_weight=0, cta_weight=0, cpa_weight=0)
         with pytest.raises(ValueError, match="must not be negative"):
@@ -162,13 +166,13 @@ class TestLosses:
             torch.testing.assert_close(module.losses(longer)[0][name], value, rtol=1e-3, atol=1e-4)
 
     def test_head_sees_no_padding(self):
-        head, tokens = projection_head(6, 16, 4), torch.randn(2, 5, 6)
+        head, tokens = alignment_head(6, 16, 4), torch.randn(2, 5, 6)
         padding = torch.tensor([[False] * 5, [False, False, True, True, True]])
         tokens[1, 2:] = 100
-        rows = on_rows(head, tokens, padding)
+        rows = apply_to_tokens(head, tokens, padding)
         torch.testing.assert_close(rows[~padding], head(torch.cat([tokens[0], tokens[1, :2]])))
         assert (rows[padding] == 0).all()
-        assert on_rows(head, tokens).shape == (2, 5, 4)
+        assert apply_to_tokens(head, tokens).shape == (2, 5, 4)
 
     def test_half_precision(self, bert):
         module = method(bert)
@@ -247,7 +251,7 @@ class TestFormula:
         loss = module.training_step(data, 0)
         seen = module.image_encoder(data["image"])
         read = module.text_encoder(data["input_ids"], data["attention_mask"], data["word_ids"])
-        image, report = module.image_head(seen.whole), module.report_head(read.report)
+        image, report = module.image_head(seen.instance), module.report_head(read.report)
         patches = module.patch_head(seen.patches.flatten(0, 1)).unflatten(0, seen.patches.shape[:2])
         lengths = [len(text.split()) for text in REPORTS]
         assert len(set(lengths)) > 1
@@ -354,7 +358,7 @@ class TestRuns:
         assert len(pairs["cases"]) == checkpoint.num_cases
 
     def test_resumes(self, bert, tmp_path, monkeypatch):
-        whole = self.run(bert, tmp_path / "whole", "resnet18").lightning_module
+        whole = self.run(bert, tmp_path / "instance", "resnet18").lightning_module
 
         def stop(module):
             if module.current_epoch == 1:
@@ -370,7 +374,7 @@ class TestRuns:
     def test_an_epoch_cut_short_is_not_written(self, bert, tmp_path):
         """Unless nothing was validated before."""
         settings = {"model.init_args.lr": 1e-3, "trainer.max_epochs": 1}
-        steps = self.run(bert, tmp_path / "whole", "resnet18", **settings).global_step
+        steps = self.run(bert, tmp_path / "instance", "resnet18", **settings).global_step
         for given, written in ((1, 1), (steps + 1, steps)):
             changes = settings | {"trainer.max_epochs": -1, "trainer.max_steps": given}
             self.run(bert, tmp_path / str(given), "resnet18", **changes)

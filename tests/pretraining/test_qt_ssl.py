@@ -94,6 +94,9 @@ def test_any_network(name, patch_size):
     assert all(p.grad is None for p in module.target.parameters())
 
 
+TARGETS = {"target.encoder.": "encoder.", "target.projection.": "projection."}
+
+
 def different_views(channels=2, batch=3):
     """Two views, each with an image, a target and turns of its own."""
     return [
@@ -113,7 +116,7 @@ def still(**kwargs):
 
 
 def test_formula():
-    """Thesis, section 3.3.12: reconstruction, rotation and BYOL (its eq. 2, symmetrised), each the mean of two views."""
+    """Thesis, section 3.3.12: reconstruction, rotation and BYOL (its eq. 2, both ways), the mean of two views."""
     module = still()
     batch = [(view.double(), target.double(), turns) for view, target, turns in different_views()]
     loss = module.training_step(batch, 0)
@@ -134,18 +137,16 @@ def test_formula():
 
 
 class TestSteps:
-    PAIRS = {"target.encoder.": "encoder.", "target.projection.": "projection."}
-
     def test_target_follows_once_a_step(self):
         module = still(lr=1e-2, warmup_epochs=0, tau=0.9)
         recorder = train(module, [different_views() for _ in range(3)])
-        check_target_follows(recorder, self.PAIRS, [cosine(step, 3, 0.9, 1.0) for step in range(3)])
+        check_target_follows(recorder, TARGETS, [cosine(step, 3, 0.9, 1.0) for step in range(3)])
 
     def test_target_waits_for_accumulated_batches(self):
         module = still(lr=1e-2, warmup_epochs=0, tau=0.9)
         recorder = train(module, [different_views() for _ in range(4)], accumulate_grad_batches=2)
         recorder.weights = recorder.weights[::2]
-        check_target_follows(recorder, self.PAIRS, [0.9, 1.0])
+        check_target_follows(recorder, TARGETS, [0.9, 1.0])
 
     def test_rate_and_decay(self):
         module = still(heads=["rotation"], lr=1e-2, warmup_epochs=1, weight_decay=0.5)

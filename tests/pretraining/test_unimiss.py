@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.pretraining.data import TwoViews, ViewData
 from nnunet_transformers.pretraining.data.prepare import prepare
+from nnunet_transformers.pretraining.encoders.slices import slice_logits
 from nnunet_transformers.pretraining.fit import fit
-from nnunet_transformers.pretraining.methods.unimiss import CrossDimensionLoss, UniMiSS
+from nnunet_transformers.pretraining.losses import CrossDimensionLoss
+from nnunet_transformers.pretraining.methods.unimiss import UniMiSS
 from nnunet_transformers.weights import load_encoder, load_encoder_weights
 from tests.architectures.test_networks import IN_3D
 from tests.conftest import write_dataset
@@ -59,13 +61,13 @@ class TestLoss:
         torch.testing.assert_close(loss.center[0, 0], 0.9 * center[0, 0] + 0.1 * mean)
 
     def test_slices_averaged_before_the_last_layer(self, method):
-        branch = method.student.eval()
+        pair, head = method.encoder.eval(), method.head.eval()
         volume = torch.randn(1, 1, *SIZES["patch_size_3d"])
         with torch.no_grad():
             images = volume[0].transpose(0, 1).expand(-1, 3, -1, -1)
             images = F.interpolate(images, size=SIZES["patch_size_2d"], mode="bilinear", align_corners=False)
-            expected = torch.stack([branch(image[None])[0] for image in images]).mean(0)
-            torch.testing.assert_close(branch.slices(volume)[0], expected, rtol=1e-4, atol=1e-5)
+            expected = torch.stack([head(pair(image[None]))[0] for image in images]).mean(0)
+            torch.testing.assert_close(slice_logits(pair, head, volume)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def still(**kwargs):
@@ -74,14 +76,14 @@ def still(**kwargs):
     overrides = {"drop_path_rate": 0, "embed_dims": (8, 16, 24, 32)}
     module = UniMiSS("mit_7", **SIZES, network_overrides=overrides, output_dim=8, **kwargs).double()
     module.log_dict = lambda values, **kwargs: setattr(module, "logged", values)
-    separate(module.teacher)
+    separate(module.target)
     module.loss.center.normal_()
     return module
 
 
 def networks(module):
     """Pair and head of the online and of the target network."""
-    return ((module.student.pair, module.student.head), (module.teacher.pair, module.teacher.head))
+    return (module.encoder, module.head), (module.target["encoder"], module.target["head"])
 
 
 class TestFormula:
@@ -121,7 +123,7 @@ class TestFormula:
         torch.testing.assert_close(module.logged[f"loss_{ndim}d"].detach(), expected)
         torch.testing.assert_close(module.loss.center[0, 0], center)
         loss.backward()
-        assert all(p.grad is None for p in module.teacher.parameters())
+        assert all(p.grad is None for p in module.target.parameters())
 
 
 class TestSteps:
@@ -129,7 +131,7 @@ class TestSteps:
         module = still(lr=1.0, warmup_epochs=0, tau=0.9)
         recorder = train(module, [views(2, batch=3) for _ in range(3)])
         taus = [cosine(step, 3, 0.9, 1.0) for step in range(3)]
-        check_target_follows(recorder, {"teacher.": "student."}, taus)
+        check_target_follows(recorder, {"target.encoder.": "encoder.", "target.head.": "head."}, taus)
 
     def test_rate_and_decay(self):
         module = still(lr=1e-3 * 256 / 6, min_lr=1e-5, warmup_epochs=1, weight_decay=(100.0, 400.0))
@@ -161,7 +163,7 @@ class TestSteps:
     def test_last_layer_is_frozen_in_the_first_epoch(self):
         recorder = train(still(lr=1.0, warmup_epochs=0), [views(2, batch=3) for _ in range(2)], epochs=2)
         first, *_, epoch, step, _ = recorder.weights
-        (name,) = (n for n in first if n.endswith("last_layer.weight_v") and "student" in n)
+        (name,) = (n for n in first if n == "head.last_layer.weight_v")
         assert torch.equal(epoch[name], first[name])
         assert not torch.equal(step[name], epoch[name])
         other = name.replace("last_layer.weight_v", "layers.0.weight")
@@ -176,10 +178,10 @@ def test_any_network(name):
     module = UniMiSS(name, output_dim=32, **sizes)
     module.log_dict = lambda *args, **kwargs: None
     module.training_step([torch.randn(2, 1, 32, 64, 64) for _ in range(2)], 0).backward()
-    missing = [n for n, p in module.student.named_parameters() if p.requires_grad and p.grad is None]
+    missing = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
-    twin = dict(module.student.pair.form_3d.named_parameters(remove_duplicate=False))
-    shared = [n for n, p in module.student.pair.form_2d.named_parameters() if twin.get(n) is p]
+    twin = dict(module.encoder.form_3d.named_parameters(remove_duplicate=False))
+    shared = [n for n, p in module.encoder.form_2d.named_parameters() if twin.get(n) is p]
     assert len(shared) > 10
     index = {"spacing": [1, 1, 1], "normalization": ["ZScoreNormalization"], "cases": []}
     for ndim, size in zip((2, 3), sizes.values(), strict=True):
@@ -202,12 +204,12 @@ class TestGradients:
 
     def test_volumes_reach_both_forms(self, method):
         method.training_step(views(3), 0).backward()
-        for name, parameter in method.student.named_parameters():
+        for name, parameter in method.named_parameters():
             if parameter.requires_grad and "weight_v" not in name:
                 assert parameter.grad is not None, name
 
     def check(self, method, untouched):
-        pair = method.student.pair
+        pair = method.encoder
         own, others = ({id(p) for p in pair.form(ndim).parameters()} for ndim in (untouched, 5 - untouched))
         shared = own & others
         assert shared
@@ -217,7 +219,7 @@ class TestGradients:
                 assert not touched, name
             elif "decoder.seg" not in name and not name.endswith("bias"):
                 assert touched, name
-        assert all(p.grad is None for p in method.teacher.parameters())
+        assert all(p.grad is None for p in method.target.parameters())
 
 
 class TestData:

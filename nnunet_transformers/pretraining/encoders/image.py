@@ -30,21 +30,21 @@ class ImageFeatures:
     """What an image encoder makes of a batch.
 
     Attributes:
-        whole: (batch, dim).
+        instance: (batch, dim).
         patches: (batch, patches, local_dim).
         grid: rows and columns of the patches.
         attention: (batch, patches), what [CLS] pays to each patch in the last layer, the mean over the heads; None for
             networks without one.
     """
 
-    whole: Tensor
+    instance: Tensor
     patches: Tensor
     grid: tuple[int, int]
     attention: Tensor | None = None
 
 
 class ImageEncoder(nn.Module, ABC):
-    """An image as a whole and in patches.
+    """An image as a instance and in patches.
 
     Attributes:
         network: without anything of MGCA's.
@@ -109,8 +109,8 @@ class TimmCNN(ImageEncoder):
         size = [round(n * CNN_SCALE) for n in image.shape[2:]]
         image = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
         last, (local,) = self.network.forward_intermediates(image, indices=[self.stage])
-        whole = self.network.forward_head(last, pre_logits=True)
-        return ImageFeatures(whole, local.flatten(2).transpose(1, 2), tuple(local.shape[2:]))
+        instance = self.network.forward_head(last, pre_logits=True)
+        return ImageFeatures(instance, local.flatten(2).transpose(1, 2), tuple(local.shape[2:]))
 
 
 class OwnEncoder(ImageEncoder):
@@ -139,7 +139,7 @@ def create_image_encoder(
     patch_size: Sequence[int],
     overrides: Mapping[str, Any] | None = None,
     pretrained: bool | str = False,
-    whole: bool = True,
+    instance: bool = True,
     patches: bool = True,
 ) -> ImageEncoder:
     """An image encoder by name, that trains what the embeddings in use depend on.
@@ -150,7 +150,7 @@ def create_image_encoder(
         patch_size: height and width.
         overrides: arguments of a network of this package.
         pretrained: timm's weights, downloaded, or a file with them.
-        whole, patches: which embeddings are in use.
+        instance, patches: which embeddings are in use.
 
     Raises:
         ValueError: if neither has the network, or it cannot have these arguments.
@@ -167,15 +167,15 @@ def create_image_encoder(
     else:
         network = create_timm(name, input_channels, patch_size, pretrained)
         encoder = TimmViT(network) if isinstance(network, VisionTransformer) else TimmCNN(network)
-    _rest_unused(encoder, (2, input_channels, *patch_size), whole, patches)
+    _rest_unused(encoder, (2, input_channels, *patch_size), instance, patches)
     return encoder
 
 
-def _rest_unused(encoder: ImageEncoder, shape: Sequence[int], whole: bool, patches: bool) -> None:
+def _rest_unused(encoder: ImageEncoder, shape: Sequence[int], instance: bool, patches: bool) -> None:
     """Let parameters rest that the embeddings in use do not depend on: DDP wants a gradient for all that train."""
     twin = deepcopy(encoder).to("meta")
     features = twin(torch.empty(*shape, device="meta"))
-    used = [features.whole.sum()] * whole + [features.patches.sum()] * patches
+    used = [features.instance.sum()] * instance + [features.patches.sum()] * patches
     own, others = ([p for p in e.parameters() if p.requires_grad] for e in (encoder, twin))
     gradients = torch.autograd.grad(sum(used), others, allow_unused=True)
     for parameter, gradient in zip(own, gradients, strict=True):

@@ -1,0 +1,1 @@
+"""Checks that networks and pretraining methods of other packages can run on themselves."""
