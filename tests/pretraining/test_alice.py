@@ -1,4 +1,4 @@
-"""Alice: hidden cells, matched views, every network, each loss by itself, whole runs."""
+"""Alice: masked cells, matched views, every network, each loss by itself, whole runs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TestMasking:
         assert (mask.shape, mask.sum()) == ((3, 4, 5), 45)
 
     @pytest.mark.parametrize("name,patch_size", forms(SMALLEST, patches=PATCHES))
-    def test_hidden_voxels_are_not_seen(self, name, patch_size):
+    def test_masked_voxels_are_not_seen(self, name, patch_size):
         encoder = MaskedEncoder(create_encoder(name, 1, patch_size), 1).eval()
         mask = torch.zeros(1, *encoder.grid, dtype=torch.bool)
         mask[(0, *[0] * len(patch_size))] = True
@@ -81,7 +81,7 @@ class TestPrimus:
     PATCH = (16, 24, 32)
 
     def test_visible_tokens_alone_are_computed(self):
-        """The same as its own blocks with attention that hidden tokens are masked from."""
+        """The same as its own blocks with attention that excludes masked tokens."""
         encoder = create_masked_encoder("primus_s", 1, self.PATCH).double().eval()
         eva, image = encoder.network.eva, torch.randn(2, 1, *self.PATCH, dtype=torch.float64)
         mask = torch.stack(
@@ -101,7 +101,7 @@ class TestPrimus:
         torch.testing.assert_close(tokens[visible], expected[visible])
         assert (tokens[~visible] == encoder.mask_token).all()
 
-    def test_nothing_hidden_is_nnunets_own_encoder(self):
+    def test_without_a_mask_it_is_nnunets_own_encoder(self):
         encoder = create_masked_encoder("primus_s", 2, self.PATCH).eval()
         image = torch.randn(1, 2, *self.PATCH)
         with torch.no_grad():
@@ -109,7 +109,7 @@ class TestPrimus:
             torch.testing.assert_close(encoder(image), own)
 
     @pytest.mark.parametrize("name", ["primus_s", "primus_v3_s"])
-    def test_hidden_voxels_are_not_seen(self, name):
+    def test_masked_voxels_are_not_seen(self, name):
         encoder = create_masked_encoder(name, 1, self.PATCH).eval()
         mask = torch.zeros(1, *encoder.grid, dtype=torch.bool)
         mask[0, 0, 0, 0] = True

@@ -78,17 +78,17 @@ class TestImageEncoders:
 
     @pytest.mark.parametrize("name", ["resnet18", *SMALLEST])
     @pytest.mark.parametrize("used", ["instance", "patches"])
-    def test_what_is_not_used_rests(self, name, used):
+    def test_unused_parameters_are_frozen(self, name, used):
         encoder = create_image_encoder(
             name, 1, (64, 96), **{"instance": used == "instance", "patches": used == "patches"}
         )
         getattr(encoder(torch.rand(2, 1, 64, 96)), used).square().mean().backward()
         trained = {n for n, p in encoder.named_parameters() if p.requires_grad}
         assert trained == {n for n, p in encoder.named_parameters() if p.grad is not None}
-        resting = {n for n, p in encoder.named_parameters() if not p.requires_grad}
+        frozen = {n for n, p in encoder.named_parameters() if not p.requires_grad}
         # a ViT's patches are of its last layer
         is_last = used == "instance" or name.startswith("setr_pup")
-        assert is_last or any("layer4" in n or "stages.3" in n or "norm" in n for n in resting)
+        assert is_last or any("layer4" in n or "stages.3" in n or "norm" in n for n in frozen)
 
     def test_errors(self):
         with pytest.raises(ValueError, match="unknown network 'resnet5'; did you mean resnet50"):

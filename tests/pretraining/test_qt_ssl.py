@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from lightning import Trainer
+from timm.layers import DropPath
 
 from nnunet_transformers.pretraining.data import MaskedViewData
 from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.data.transforms import cut_out, rotate, rotations_of
 from nnunet_transformers.pretraining.fit import fit, list_recipes
 from nnunet_transformers.pretraining.methods.qt_ssl import QTSSL
-from nnunet_transformers.runs.callbacks import CollapseMonitor, EncoderWriter, SeedEveryBatch, feature_spread
+from nnunet_transformers.runs.callbacks import CheckpointWriter, CollapseMonitor, SeedEveryBatch, feature_spread
 from nnunet_transformers.weights import load_encoder
 from tests.architectures.test_networks import SMALLEST, forms
 from tests.conftest import write_dataset
@@ -35,7 +36,7 @@ def method(**kwargs):
 
 
 def trainer(folder, epochs=2, **kwargs):
-    callbacks = [SeedEveryBatch(), EncoderWriter(), *kwargs.pop("callbacks", [])]
+    callbacks = [SeedEveryBatch(), CheckpointWriter(), *kwargs.pop("callbacks", [])]
     return Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -136,6 +137,18 @@ def test_formula():
     assert all(p.grad is None for p in module.target.parameters())
 
 
+def test_target_is_a_copy_without_drop_path():
+    module = QTSSL("qt_unet_tiny", SIZE, network_overrides={**SMALL, "drop_path_rate": 0.5})
+    rates = {
+        part: {m.drop_prob for m in network.modules() if isinstance(m, DropPath)}
+        for part, network in {"online": module.encoder, "target": module.target["encoder"]}.items()
+    }
+    assert max(rates["online"]) == 0.5
+    assert rates["target"] == {0.0}
+    for name, value in module.target["encoder"].state_dict().items():
+        assert torch.equal(value, module.encoder.state_dict()[name])
+
+
 class TestSteps:
     def test_target_follows_once_a_step(self):
         module = still(lr=1e-2, warmup_epochs=0, tau=0.9)
@@ -210,7 +223,7 @@ class TestRuns:
             trainer(tmp_path, epochs=1).fit(method(), data(prepared, batch_size=1))
 
 
-class _StopAfter(EncoderWriter):
+class _StopAfter(CheckpointWriter):
     def __init__(self, epochs):
         super().__init__()
         self.epochs = epochs
