@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from ._arguments import check_dimensions, check_image_size
+from ._backbone import Backbone
+from ._pair import NetworkPair
 
 AUXILIARY_HEADS = "decoder.seg_layers."
 
@@ -29,6 +31,11 @@ class SegmentationNetwork(nn.Module, ABC):
         feature_channels: channels of each of these maps.
         stem_channels_last: whether the stem gives (batch, *grid, channels) or (batch, length, channels), rather than
             (batch, channels, *grid).
+        pair_class: builds the 2D and the 3D form at once for cross-dimensional pretraining, from (patch_size_2d,
+            patch_size_3d, input_channels_2d, input_channels_3d, **arguments); None for a pair of the encoders alone.
+        classifier_class: the network's own classifier, whose features take in the token of pretraining, built from
+            (input_channels, num_classes, patch_size, **arguments), for num_classes 0 without a head; None for a
+            network without such a token.
         key_to_encoder, key_to_stem, keys_to_in_proj, key_to_lpe: where weights are found, the contract of
             dynamic_network_architectures' ``AbstractDynamicNetworkArchitectures``.
     """
@@ -39,6 +46,8 @@ class SegmentationNetwork(nn.Module, ABC):
     key_to_stem = "stem"
     keys_to_in_proj: Sequence[str] = ("stem.proj",)
     key_to_lpe: str | None = None
+    pair_class: ClassVar[Callable[..., NetworkPair] | None] = None
+    classifier_class: ClassVar[Callable[..., Backbone] | None] = None
 
     def __init__(self, patch_size: Sequence[int]) -> None:
         super().__init__()
@@ -72,6 +81,11 @@ class SegmentationNetwork(nn.Module, ABC):
 
         This is all that pretraining and probing know of a network.
         """
+
+    def encoder_state_dict(self) -> dict[str, Tensor]:
+        """Weights of stem and encoder, statistics of batch norms included, detached."""
+        parts = (f"{self.key_to_stem}.", f"{self.key_to_encoder}.")
+        return {name: value.detach() for name, value in self.state_dict().items() if name.startswith(parts)}
 
     def check_input(self, image: Tensor) -> None:
         """Check that an image has the size that the network was built for.

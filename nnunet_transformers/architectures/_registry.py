@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
+
+from ._network import SegmentationNetwork
 
 _networks: dict[str, NetworkEntry] = {}
 _released: dict[str, ReleasedFamily] = {}
@@ -20,12 +22,14 @@ class NetworkEntry:
     """A registered network.
 
     Attributes:
+        name: under which it is registered.
         network_class: builds it, in 2D or 3D or whichever of them it has.
         arguments: what sets it apart from the defaults of its class.
         arguments_3d: what it has in 3D instead or besides.
     """
 
-    network_class: type[nn.Module]
+    name: str
+    network_class: type[SegmentationNetwork]
     arguments: dict[str, Any]
     arguments_3d: dict[str, Any]
 
@@ -54,6 +58,16 @@ class NetworkEntry:
         parameters = inspect.signature(self.network_class).parameters
         own = self.arguments_for(ndim)
         return {name: own.get(name, parameters[name].default) for name in self.override_names}
+
+    def check_overrides(self, overrides: Iterable[str]) -> None:
+        """Check the names of overrides.
+
+        Raises:
+            ValueError: if the network's class does not take one of them; lists those that it takes.
+        """
+        unknown = [name for name in overrides if name not in self.override_names]
+        if unknown:
+            raise ValueError(f"{self.name} has no {', '.join(unknown)}; overrides: {', '.join(self.override_names)}")
 
 
 @dataclass(frozen=True)
@@ -95,7 +109,7 @@ class TimmFamily:
 
 
 def register_network(
-    name: str, network_class: type[nn.Module], arguments_3d: dict[str, Any] | None = None, **arguments: Any
+    name: str, network_class: type[SegmentationNetwork], arguments_3d: dict[str, Any] | None = None, **arguments: Any
 ) -> None:
     """Add a network under ``name``.
 
@@ -105,7 +119,7 @@ def register_network(
         arguments_3d: what it has in 3D instead of ``arguments`` or besides.
         arguments: what sets it apart from its class's defaults.
     """
-    _networks[name] = NetworkEntry(network_class, arguments, arguments_3d or {})
+    _networks[name] = NetworkEntry(name, network_class, arguments, arguments_3d or {})
 
 
 def register_checkpoint_filter(
@@ -188,7 +202,7 @@ def create_network(
     patch_size: Sequence[int],
     deep_supervision: bool = False,
     **overrides: Any,
-) -> nn.Module:
+) -> SegmentationNetwork:
     """Build a network by name; 2D or 3D follows from the length of ``patch_size``.
 
     >>> network = create_network("qt_unet_tiny", 1, 3, (64, 64, 64))
@@ -207,9 +221,7 @@ def create_network(
         ValueError: on an unknown name or override, a size that cannot work, or a 3D one for a 2D network.
     """
     entry = get_network(name)
-    unknown = [o for o in overrides if o not in entry.override_names]
-    if unknown:
-        raise ValueError(f"{name} has no {', '.join(unknown)}; overrides: {', '.join(entry.override_names)}")
+    entry.check_overrides(overrides)
     return entry.network_class(
         input_channels=input_channels,
         num_classes=num_classes,
