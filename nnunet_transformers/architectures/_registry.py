@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor, nn
 
-from ._network import SegmentationNetwork
+from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
 
 _networks: dict[str, NetworkEntry] = {}
 _released: dict[str, ReleasedFamily] = {}
@@ -39,8 +41,8 @@ class NetworkEntry:
 
     @property
     def class_path(self) -> str:
-        """Import path, as nnU-Net's plans want it."""
-        return f"{self.network_class.__module__}.{self.network_class.__qualname__}"
+        """Import path of the class for nnU-Net's plans, see ``class_path``."""
+        return class_path(self.network_class)
 
     @property
     def dimensions(self) -> tuple[int, ...]:
@@ -108,6 +110,20 @@ class TimmFamily:
     checkpoint_filter: Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor]]
 
 
+def class_path(network_class: type) -> str:
+    """Import path of a class from the outermost package that exports it.
+
+    A class can move inside that package and plans with this path remain valid.
+
+    >>> class_path(get_network("mit_7").network_class)  # defined in mit/segmentation.py
+    'nnunet_transformers.architectures.mit.MiT'
+    """
+    name = network_class.__name__
+    packages = accumulate(network_class.__module__.split("."), "{}.{}".format)
+    exporting = (package for package in packages if getattr(sys.modules.get(package), name, None) is network_class)
+    return f"{next(exporting, network_class.__module__)}.{network_class.__qualname__}"
+
+
 def register_network(
     name: str, network_class: type[SegmentationNetwork], arguments_3d: dict[str, Any] | None = None, **arguments: Any
 ) -> None:
@@ -118,7 +134,24 @@ def register_network(
         network_class: a ``SegmentationNetwork``.
         arguments_3d: what it has in 3D instead of ``arguments`` or besides.
         arguments: what sets it apart from its class's defaults.
+
+    Raises:
+        ValueError: if the class states ``token_arguments`` that a planner does not know or its constructor does not
+            take.
     """
+    taken = inspect.signature(network_class).parameters
+    unknown = [a for a in network_class.token_arguments if a not in TOKEN_ARGUMENTS]
+    missing = [a for a in network_class.token_arguments if a not in taken]
+    if unknown:
+        raise ValueError(
+            f"{network_class.__name__} states the token arguments {', '.join(unknown)}, but a planner sets only "
+            f"{', '.join(TOKEN_ARGUMENTS)}"
+        )
+    if missing:
+        raise ValueError(
+            f"{network_class.__name__} states the token arguments {', '.join(missing)}, which its constructor does not "
+            "take"
+        )
     _networks[name] = NetworkEntry(name, network_class, arguments, arguments_3d or {})
 
 

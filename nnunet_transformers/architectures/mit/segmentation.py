@@ -101,6 +101,7 @@ class MiT(SegmentationNetwork):
 
     stem_channels_last = False
     keys_to_in_proj = ("stem.conv",)
+    token_arguments = ("patch_embed_stride", "num_stages", "merge_strides")
     pair_class = MiTPair
     classifier_class = MiTClassifier
 
