@@ -14,7 +14,8 @@ from lightly.models.modules.heads import VICRegProjectionHead
 from lightning import LightningModule
 from torch import Tensor
 
-from nnunet_transformers.pretraining.encoders.encoder import create_encoder, encoder_checkpoint
+from nnunet_transformers.architectures import create_encoder
+from nnunet_transformers.pretraining.encoders.encoder import encoder_checkpoint
 from nnunet_transformers.runs.callbacks import feature_spread
 from nnunet_transformers.runs.schedules import cosine_with_warmup
 from nnunet_transformers.weights import EncoderCheckpoint

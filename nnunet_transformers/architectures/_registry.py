@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor, nn
+
+from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
 
 _networks: dict[str, NetworkEntry] = {}
 _released: dict[str, ReleasedFamily] = {}
@@ -20,12 +24,14 @@ class NetworkEntry:
     """A registered network.
 
     Attributes:
+        name: under which it is registered.
         network_class: builds it, in 2D or 3D or whichever of them it has.
         arguments: what sets it apart from the defaults of its class.
         arguments_3d: what it has in 3D instead or besides.
     """
 
-    network_class: type[nn.Module]
+    name: str
+    network_class: type[SegmentationNetwork]
     arguments: dict[str, Any]
     arguments_3d: dict[str, Any]
 
@@ -35,8 +41,8 @@ class NetworkEntry:
 
     @property
     def class_path(self) -> str:
-        """Import path, as nnU-Net's plans want it."""
-        return f"{self.network_class.__module__}.{self.network_class.__qualname__}"
+        """Import path of the class for nnU-Net's plans, see ``class_path``."""
+        return class_path(self.network_class)
 
     @property
     def dimensions(self) -> tuple[int, ...]:
@@ -54,6 +60,16 @@ class NetworkEntry:
         parameters = inspect.signature(self.network_class).parameters
         own = self.arguments_for(ndim)
         return {name: own.get(name, parameters[name].default) for name in self.override_names}
+
+    def check_overrides(self, overrides: Iterable[str]) -> None:
+        """Check the names of overrides.
+
+        Raises:
+            ValueError: if the network's class does not take one of them; lists those that it takes.
+        """
+        unknown = [name for name in overrides if name not in self.override_names]
+        if unknown:
+            raise ValueError(f"{self.name} has no {', '.join(unknown)}; overrides: {', '.join(self.override_names)}")
 
 
 @dataclass(frozen=True)
@@ -94,8 +110,22 @@ class TimmFamily:
     checkpoint_filter: Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor]]
 
 
+def class_path(network_class: type) -> str:
+    """Import path of a class from the outermost package that exports it.
+
+    A class can move inside that package and plans with this path remain valid.
+
+    >>> class_path(get_network("mit_7").network_class)  # defined in mit/segmentation.py
+    'nnunet_transformers.architectures.mit.MiT'
+    """
+    name = network_class.__name__
+    packages = accumulate(network_class.__module__.split("."), "{}.{}".format)
+    exporting = (package for package in packages if getattr(sys.modules.get(package), name, None) is network_class)
+    return f"{next(exporting, network_class.__module__)}.{network_class.__qualname__}"
+
+
 def register_network(
-    name: str, network_class: type[nn.Module], arguments_3d: dict[str, Any] | None = None, **arguments: Any
+    name: str, network_class: type[SegmentationNetwork], arguments_3d: dict[str, Any] | None = None, **arguments: Any
 ) -> None:
     """Add a network under ``name``.
 
@@ -104,8 +134,25 @@ def register_network(
         network_class: a ``SegmentationNetwork``.
         arguments_3d: what it has in 3D instead of ``arguments`` or besides.
         arguments: what sets it apart from its class's defaults.
+
+    Raises:
+        ValueError: if the class states ``token_arguments`` that a planner does not know or its constructor does not
+            take.
     """
-    _networks[name] = NetworkEntry(network_class, arguments, arguments_3d or {})
+    taken = inspect.signature(network_class).parameters
+    unknown = [a for a in network_class.token_arguments if a not in TOKEN_ARGUMENTS]
+    missing = [a for a in network_class.token_arguments if a not in taken]
+    if unknown:
+        raise ValueError(
+            f"{network_class.__name__} states the token arguments {', '.join(unknown)}, but a planner sets only "
+            f"{', '.join(TOKEN_ARGUMENTS)}"
+        )
+    if missing:
+        raise ValueError(
+            f"{network_class.__name__} states the token arguments {', '.join(missing)}, which its constructor does not "
+            "take"
+        )
+    _networks[name] = NetworkEntry(name, network_class, arguments, arguments_3d or {})
 
 
 def register_checkpoint_filter(
@@ -188,7 +235,7 @@ def create_network(
     patch_size: Sequence[int],
     deep_supervision: bool = False,
     **overrides: Any,
-) -> nn.Module:
+) -> SegmentationNetwork:
     """Build a network by name; 2D or 3D follows from the length of ``patch_size``.
 
     >>> network = create_network("qt_unet_tiny", 1, 3, (64, 64, 64))
@@ -207,9 +254,7 @@ def create_network(
         ValueError: on an unknown name or override, a size that cannot work, or a 3D one for a 2D network.
     """
     entry = get_network(name)
-    unknown = [o for o in overrides if o not in entry.override_names]
-    if unknown:
-        raise ValueError(f"{name} has no {', '.join(unknown)}; overrides: {', '.join(entry.override_names)}")
+    entry.check_overrides(overrides)
     return entry.network_class(
         input_channels=input_channels,
         num_classes=num_classes,

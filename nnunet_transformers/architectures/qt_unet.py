@@ -24,7 +24,7 @@ from ._arguments import (
     per_stage,
     token_grids,
 )
-from ._network import SegmentationNetwork
+from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
 from ._registry import register_checkpoint_filter, register_network
 from .layers import (
     Linear,
@@ -235,6 +235,8 @@ class QTUNet(SegmentationNetwork):
     Raises:
         ValueError: on a patch size that the strides do not divide or arguments that contradict each other.
     """
+
+    token_arguments = TOKEN_ARGUMENTS
 
     def __init__(
         self,

@@ -42,6 +42,10 @@ class ViTEncoder(nn.Module):
         self.norm = vit.norm
         self.activation_checkpointing = activation_checkpointing
 
+    def no_weight_decay(self) -> set[str]:
+        """The class token; the position embeddings are a layer's."""
+        return {"cls_token"}
+
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, length, dim) to the patches' tokens as a map, (batch, dim, *grid)."""
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), self.position(tokens)], dim=1)
@@ -113,6 +117,7 @@ class SETRPUP(SegmentationNetwork):
     """
 
     dimensions = (2,)
+    token_arguments = ("patch_embed_stride",)
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from ._arguments import (
     per_stage,
     token_grids,
 )
-from ._network import SegmentationNetwork
+from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
 from ._registry import register_checkpoint_filter, register_network
 from .layers import (
     Mlp,
@@ -263,6 +263,7 @@ class UNet2022(SegmentationNetwork):
     """
 
     keys_to_in_proj = ("stem.blocks.0.0",)
+    token_arguments = TOKEN_ARGUMENTS
 
     def __init__(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,12 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..architectures import MiTClassifier, get_network, list_networks
-from ..architectures.mit.pair import TOKEN_PREFIX
-from ..architectures.mit.segmentation import MiT
-from ..architectures.mit.trunk import MiTTrunk
-from ..pretraining.encoders.encoder import create_encoder
-from ..pretraining.encoders.pair import Pooled
+from ..architectures import TOKEN_PREFIX, create_backbone, get_network, list_networks
 from ..weights import (
     EncoderCheckpoint,
     TimmCheckpoint,
@@ -38,7 +32,7 @@ class BackboneDescription:
         patch_size: voxels per axis.
         input_channels: image channels.
         overrides: arguments of a registered network.
-        has_token: of MiT: judge the token of pretraining as well, as UniMiSS does.
+        has_token: classify by the token of pretraining as well, as UniMiSS does with MiT.
     """
 
     name: str
@@ -50,31 +44,23 @@ class BackboneDescription:
     def build(self) -> nn.Module:
         """The backbone, (batch, input_channels, *patch_size) to (batch, dim), freshly initialised.
 
-        A registered network's deepest feature map is averaged, of MiT with its token as ``MiTClassifier`` does; one of
-        timm's pools as timm has it.
+        A registered network's deepest feature map is averaged, or with a token its own classifier's features are
+        taken; timm's networks pool as timm has it.
 
         Raises:
             ValueError: if there is no such network, or it cannot have these arguments.
         """
         if self.name not in list_networks():
             return create_timm(self.name, self.input_channels, self.patch_size)
-        if not self.has_token:
-            encoder = create_encoder(self.name, self.input_channels, self.patch_size, **self.overrides)
-            return Pooled(encoder, self.input_channels)
-        arguments = {**get_network(self.name).all_arguments(len(self.patch_size)), **self.overrides}
-        # what is for the decoder, or said apart, is none of the trunk's
-        known = inspect.signature(MiTTrunk).parameters.keys() - {"input_channels", "patch_size", "ssl_token"}
-        arguments = {name: arguments[name] for name in known if arguments.get(name) is not None}
-        network = MiTClassifier(self.input_channels, 1, self.patch_size, **arguments)
-        network.head = nn.Identity()
-        return network
+        return create_backbone(self.name, self.input_channels, self.patch_size, self.has_token, **self.overrides)
 
 
 class ImageClassifier(nn.Module):
     """A backbone and one linear layer.
 
     Args:
-        backbone: (batch, channels, *patch_size) to (batch, dim).
+        backbone: a ``Backbone`` or one of timm's networks, (batch, channels, *patch_size) to (batch,
+            head_hidden_size).
         num_classes: outputs.
         is_frozen: train the linear layer alone; the backbone stays as it is used, its batch norm and dropout too.
     """
@@ -82,7 +68,7 @@ class ImageClassifier(nn.Module):
     def __init__(self, backbone: nn.Module, num_classes: int, is_frozen: bool = False) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False) if is_frozen else backbone
-        self.head = nn.Linear(feature_dim(backbone), num_classes)
+        self.head = nn.Linear(backbone.head_hidden_size, num_classes)
         self.is_frozen = is_frozen
         self.train()
 
@@ -123,15 +109,6 @@ def mean_probabilities(network: nn.Module, parts: Iterable[Tensor], multi_label:
     return summed / number
 
 
-def feature_dim(backbone: nn.Module) -> int:
-    """Channels of what a backbone gives."""
-    if isinstance(backbone, Pooled):
-        return backbone.encoder.feature_channels[-1]
-    if isinstance(backbone, MiTClassifier):
-        return backbone.norm.normalized_shape[0]
-    return backbone.head_hidden_size
-
-
 def load_pretrained(path: Path) -> EncoderCheckpoint | TimmCheckpoint:
     """Read an encoder checkpoint, of this package's networks or of timm's.
 
@@ -145,9 +122,9 @@ def load_pretrained(path: Path) -> EncoderCheckpoint | TimmCheckpoint:
         return load_encoder(path)
 
 
-def is_mit(name: str) -> bool:
-    """Whether a network is MiT, which UniMiSS classifies with a token."""
-    return name in list_networks() and issubclass(get_network(name).network_class, MiT)
+def has_own_classifier(name: str) -> bool:
+    """Whether a network is a registered one whose classifier takes in the token of pretraining."""
+    return name in list_networks() and get_network(name).network_class.classifier_class is not None
 
 
 def pretrained_backbone(

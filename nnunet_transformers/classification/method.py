@@ -21,7 +21,7 @@ from .checkpoint import ClassifierCheckpoint
 from .classifier import (
     BackboneDescription,
     ImageClassifier,
-    is_mit,
+    has_own_classifier,
     load_pretrained,
     mean_probabilities,
     pretrained_backbone,
@@ -78,7 +78,13 @@ class Classification(LightningModule):
         if encoder is None:
             if patch_size is None:
                 raise ValueError("there is no encoder to take the patch from: set --model.init_args.patch_size")
-            arguments = (network, tuple(patch_size), input_channels, network_overrides or {}, is_mit(network))
+            arguments = (
+                network,
+                tuple(patch_size),
+                input_channels,
+                network_overrides or {},
+                has_own_classifier(network),
+            )
             self.description = BackboneDescription(*arguments)
             backbone = self.description.build()
         else:

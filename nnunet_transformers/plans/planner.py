@@ -57,7 +57,14 @@ class TransformerPlanner(ExperimentPlanner):
             overwrite_target_spacing,
             suppress_transpose,
         )
-        self._dimensions = get_network(self.network_name).dimensions
+        entry = get_network(self.network_name)
+        unknown = [name for name in self.network_overrides if name not in entry.override_names]
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__}.network_overrides: {entry.network_class.__name__} has no {', '.join(unknown)}; "
+                f"it takes {', '.join(entry.override_names)}"
+            )
+        self._dimensions = entry.dimensions
         if 3 not in self._dimensions:
             self.lowres_creation_threshold = 0  # saves the search for a spacing of 3d_lowres
         self._shares_stock_data = (
@@ -136,22 +143,36 @@ class TransformerPlanner(ExperimentPlanner):
         Args:
             tokens: patch, strides and windows.
             options: further arguments of the network, chosen for this configuration.
+
+        Raises:
+            ValueError: if the network's class does not take an argument of the plan, or has other token grids than
+                planned.
         """
         entry = get_network(self.network_name)
+        network_class = entry.network_class
+        if tokens.window_sizes is not None and "window_sizes" not in network_class.token_arguments:
+            raise ValueError(
+                f"{type(self).__name__} plans window_sizes, which {network_class.__name__} does not state among its "
+                "token_arguments; give the planner token_rules with windows=no_windows"
+            )
         arguments = {
             **entry.all_arguments(len(tokens.patch_size)),
             **self.network_overrides,
             **options,
-            "patch_embed_stride": tokens.patch_embed_stride,
-            "num_stages": tokens.num_stages,
-            "merge_strides": tokens.merge_strides,
-            "window_sizes": tokens.window_sizes,
+            **{name: getattr(tokens, name) for name in network_class.token_arguments},
             # inference builds the network without deep supervision and loads strictly
             "auxiliary_heads": True,
         }
-        arguments = {n: v for n, v in arguments.items() if n in entry.override_names and v is not None}
+        arguments = {name: value for name, value in arguments.items() if value is not None}
         with torch.device("meta"):
             network = create_network(self.network_name, 1, 2, tokens.patch_size, **arguments)
+        if tuple(network.grid_sizes[-1]) != tokens.grid_sizes[-1]:
+            raise ValueError(
+                f"{type(self).__name__} plans a deepest grid of {tokens.grid_sizes[-1]} for a patch of "
+                f"{tokens.patch_size}, but {network_class.__name__} has {tuple(network.grid_sizes[-1])}; its "
+                f"token_arguments are {', '.join(network_class.token_arguments) or 'none'}. Add those that it takes, or "
+                "give the planner token_rules with the network's strides and stages"
+            )
         own = {"patch_size": tokens.patch_size, "strides": network.strides}
         return {**arguments, **network.resolved_arguments, **own}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import pydoc
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from .._atomic import replacing
+from ..architectures import SegmentationNetwork, class_path
 from ..cpu.allocator import keep_freed_memory
 from ..weights import initialise
 from .precision import default_autocast_dtype, planned_autocast_dtype
@@ -32,7 +34,7 @@ class TransformerTrainer(nnUNetTrainer):
     ``"autocast_dtype": "bfloat16"`` is trained in that type.
 
     Attributes:
-        network_class_name: import path of the network that a plan must hold, or of the package of several.
+        network_class: class of the network that a plan must specify, or a base of several.
         default_epochs, default_iterations: length of the schedule and of an epoch.
         default_lr, default_weight_decay, default_deep_supervision: what nnU-Net's attributes of these names start as.
         dice_weight, ce_weight: of the two parts of nnU-Net's loss.
@@ -42,13 +44,14 @@ class TransformerTrainer(nnUNetTrainer):
         lr_power: exponent of the polynomial decay; 0 keeps the rate.
         clip_grad_norm: largest norm of the gradient in a step.
         layer_decay: factor of the learning rate from one stage of a pretrained encoder to the one before it, where the
-            plan names weights to start from; the decoder has the full rate.
-        frozen_fraction: part of the schedule in which a pretrained encoder rests, statistics of its batch norms
-            included, while the decoder adapts to it; with 1 it never moves, and the plan has to name weights.
+            plan specifies initial weights; the decoder has the full rate.
+        frozen_fraction: part of the schedule in which stem and encoder are frozen where they are pretrained, statistics
+            of batch norms included, while the decoder adapts to them; with 1 they are frozen throughout, and the plan
+            has to specify initial weights.
         planners: names to suggest where a plan does not fit.
     """
 
-    network_class_name: str
+    network_class: type[SegmentationNetwork]
     planners: tuple[str, ...] = ()
     default_epochs = 1000
     default_iterations = 250
@@ -94,12 +97,13 @@ class TransformerTrainer(nnUNetTrainer):
     def _check_plan(self, plans: PlansManager, configuration: str) -> None:
         planned_configuration = plans.get_configuration(configuration)
         planned = planned_configuration.network_arch_class_name
-        if not f"{planned}.".startswith(f"{self.network_class_name}."):
+        planned_class = pydoc.locate(planned)
+        if not (isinstance(planned_class, type) and issubclass(planned_class, self.network_class)):
             planner, *others = self.planners
             alternatives = f" (or {', '.join(others)})" if others else ""
             raise RuntimeError(
-                f"{type(self).__name__} trains {self.network_class_name}, but {plans.plans_name} plans {planned}. Plan "
-                f"with `nnUNetv2_plan_and_preprocess -d {plans.dataset_name} -pl {planner}`{alternatives} "
+                f"{type(self).__name__} trains {class_path(self.network_class)}, but {plans.plans_name} plans "
+                f"{planned}. Plan with `nnUNetv2_plan_and_preprocess -d {plans.dataset_name} -pl {planner}`{alternatives} "
                 f"and train with `-p {planner.replace('Planner', '')}Plans`."
             )
         if self.frozen_fraction >= 1 and "initialisation" not in planned_configuration.configuration:
@@ -140,8 +144,7 @@ class TransformerTrainer(nnUNetTrainer):
 
     def _parameter_groups(self) -> list[dict]:
         network = self.plain_network
-        names = [name for name, _ in network.named_parameters()]
-        tables = [name for name in names if name.endswith(("bias.table", "position.weight", "cls_token"))]
+        tables = network.no_weight_decay()
         if self._initialisation is None:
             return param_groups_weight_decay(network, self.weight_decay, no_weight_decay_list=tables)
         return param_groups_layer_decay(
@@ -154,7 +157,7 @@ class TransformerTrainer(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self._iteration = 0
-        if self._encoder_rests(self.current_epoch):
+        if self._encoder_is_frozen(self.current_epoch):
             for module in (m for part in self._encoder_parts() for m in part.modules()):
                 if isinstance(module, _BatchNorm):
                     module.eval()
@@ -163,7 +166,7 @@ class TransformerTrainer(nnUNetTrainer):
         self._check_labels(batch)
         progress = self.current_epoch + self._iteration / self.num_iterations_per_epoch
         self.lr_scheduler.step(progress)
-        self._rest_encoder(progress)
+        self._freeze_encoder(progress)
         self._iteration += 1
         with default_autocast_dtype(self.autocast_dtype):
             result = super().train_step(batch)
@@ -176,16 +179,25 @@ class TransformerTrainer(nnUNetTrainer):
         network = self.plain_network
         return network.get_submodule(network.key_to_stem), network.get_submodule(network.key_to_encoder)
 
-    def _encoder_rests(self, progress: float) -> bool:
+    def _encoder_is_frozen(self, progress: float) -> bool:
         """Whether at this epoch, with the part of it that is done, only the decoder learns."""
         return self._initialisation is not None and progress < self.frozen_fraction * self.num_epochs
 
-    def _rest_encoder(self, progress: float) -> None:
+    def _freeze_encoder(self, progress: float) -> None:
         # by its rate rather than by requires_grad, whose change DDP would not notice
-        if self._encoder_rests(progress):
-            for group in self.optimizer.param_groups:
-                if group.get("lr_scale", 1.0) < 1:
-                    group["lr"] = 0.0
+        if not self._encoder_is_frozen(progress):
+            return
+        encoder = {id(parameter) for part in self._encoder_parts() for parameter in part.parameters()}
+        for group in self.optimizer.param_groups:
+            members = {id(parameter) in encoder for parameter in group["params"]}
+            if len(members) > 1:
+                raise RuntimeError(
+                    f"{type(self).__name__} cannot freeze the encoder for the first {self.frozen_fraction:.0%} of the "
+                    "schedule: the optimiser has a group with parameters of encoder and decoder. Separate them in "
+                    "configure_optimizers or the network's group_matcher, or set frozen_fraction to 0."
+                )
+            if members == {True}:
+                group["lr"] = 0.0
 
     def validation_step(self, batch: dict) -> dict:
         self._check_labels(batch)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_transformers.architectures import MiTClassifier, MiTPair, create_network
-from nnunet_transformers.architectures.mit.pair import TOKEN_PREFIX
+from nnunet_transformers.architectures import TOKEN_PREFIX, MiTClassifier, MiTPair, create_network
 from nnunet_transformers.classification.checkpoint import ClassifierCheckpoint, preparation
 from nnunet_transformers.classification.classifier import (
     BackboneDescription,

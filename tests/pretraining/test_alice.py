@@ -9,10 +9,9 @@ import pytest
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunet_transformers.architectures import create_network, get_network
+from nnunet_transformers.architectures import create_encoder, create_network, get_network
 from nnunet_transformers.pretraining.data import MatchedViews, PreparedImages
 from nnunet_transformers.pretraining.data.prepare import prepare
-from nnunet_transformers.pretraining.encoders.encoder import create_encoder
 from nnunet_transformers.pretraining.encoders.masked import MaskedEncoder, create_masked_encoder, random_mask
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.matching.cache import CachedMatcher

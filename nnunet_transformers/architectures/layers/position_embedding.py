@@ -33,6 +33,10 @@ class PositionEmbedding(nn.Module):
         """Tokens per axis."""
         return tuple(self.weight.shape[1:-1])
 
+    def no_weight_decay(self) -> set[str]:
+        """The embeddings."""
+        return {"weight"}
+
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, prod(grid_size), dim) to the same, the embeddings added."""
         return tokens + self.weight.flatten(1, -2)

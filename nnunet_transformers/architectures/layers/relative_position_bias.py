@@ -47,6 +47,10 @@ class RelativePositionBias(nn.Module):
         self._cached: Tensor | None = None
         self._cached_for: tuple | None = None
 
+    def no_weight_decay(self) -> set[str]:
+        """The table."""
+        return {"table"}
+
     def forward(self, mask: Tensor | None = None) -> Tensor:
         """Additive attention bias.
 

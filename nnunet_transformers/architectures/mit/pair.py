@@ -12,10 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from .._arguments import PerAxis, in_plane
-from .._pair import NetworkPair
+from .._pair import TOKEN_PREFIX, NetworkPair
 from .trunk import MiTTrunk
-
-TOKEN_PREFIX = "ssl_token."
 
 
 class MiTPair(NetworkPair):
@@ -51,9 +49,9 @@ class MiTPair(NetworkPair):
     ) -> None:
         arguments = {**trunk_arguments, "patch_embed_stride": patch_embed_stride, "ssl_token": True}
         form_2d = MiTTrunk(input_channels_2d, patch_size_2d, **in_plane(arguments))
-        super().__init__(form_2d, MiTTrunk(input_channels_3d, patch_size_3d, **arguments))
-        self.form_3d.encoder.token = form_2d.encoder.token
-        self.dim = form_2d.norm_dim
+        form_3d = MiTTrunk(input_channels_3d, patch_size_3d, **arguments)
+        super().__init__(form_2d, form_3d, form_2d.norm_dim)
+        form_3d.encoder.token = form_2d.encoder.token
 
     def form_weights(self, ndim: int, ssl_token: bool = False) -> dict[str, Tensor]:
         """The weights of one form, by the names of ``MiT``.
@@ -70,10 +68,7 @@ class MiTPair(NetworkPair):
         return {name: value for name, value in weights.items() if ssl_token or ".token" not in name}
 
     def token_weights(self, ndim: int) -> dict[str, Tensor]:
-        """What belongs to the encoder's token, by ``MiTClassifier``'s names after ``TOKEN_PREFIX``.
-
-        A ``MiT`` has no token: under names of their own they are not in the way of who loads ``encoder`` as a whole.
-        """
+        """The weights of the encoder's token, by ``MiTClassifier``'s names after ``TOKEN_PREFIX``."""
         weights = self.form_weights(ndim, ssl_token=True)
         return {
             f"{TOKEN_PREFIX}{name}": value

@@ -17,6 +17,8 @@ from .._arguments import PerAxis, check_strides
 from .._network import SegmentationNetwork
 from .._registry import register_checkpoint_filter, register_network
 from ..layers import ConvNormAct, patch_transpose
+from .classifier import MiTClassifier
+from .pair import MiTPair
 from .trunk import STEM_DIM, MiTDecoder, MiTTrunk, init_weights
 
 DIMENSION = re.compile(r"[23]D(?=\d*(\.|$))")
@@ -99,6 +101,9 @@ class MiT(SegmentationNetwork):
 
     stem_channels_last = False
     keys_to_in_proj = ("stem.conv",)
+    token_arguments = ("patch_embed_stride", "num_stages", "merge_strides")
+    pair_class = MiTPair
+    classifier_class = MiTClassifier
 
     def __init__(
         self,

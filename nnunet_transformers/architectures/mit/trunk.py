@@ -81,6 +81,10 @@ class MiTStage(nn.Module):
             self.token_position = nn.Parameter(trunc_normal_(torch.zeros(1, 1, dim), std=0.02))
         self.blocks = nn.ModuleList(blocks)
 
+    def no_weight_decay(self) -> set[str]:
+        """The token's position; the grid's positions are a layer's."""
+        return {"token_position"}
+
     def forward(
         self, image: Tensor, token: Tensor | None = None, skip: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -121,6 +125,10 @@ class MiTEncoder(nn.Module):
         if token_dim is not None:
             self.token = nn.Parameter(trunc_normal_(torch.zeros(1, 1, token_dim), std=0.02))
         self.stages = nn.ModuleList(stages)
+
+    def no_weight_decay(self) -> set[str]:
+        """The SSL token."""
+        return {"token"}
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """The stem's output to the feature maps of every stage, finest first, and the last stage's SSL token."""

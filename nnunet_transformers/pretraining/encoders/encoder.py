@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from dynamic_network_architectures.architectures.primus import Primus
 from timm.layers import DropPath
 from torch import nn
 
-from ...architectures import SegmentationNetwork, create_network
+from ...architectures import SegmentationNetwork
 from ...weights import EncoderCheckpoint, PrimusCheckpoint, encoder_weights, primus_weights
-
-
-def create_encoder(name: str, input_channels: int, patch_size: Sequence[int], **overrides: Any) -> SegmentationNetwork:
-    """A network whose ``encode`` works and that trains what its deepest feature map depends on.
-
-    The decoder is gone, and what only serves the finer maps (norms of the skip connections) rests: DDP wants a gradient
-    for every parameter that is trained.
-
-    Raises:
-        ValueError: as ``create_network``.
-    """
-
-    def build() -> SegmentationNetwork:
-        network = create_network(name, input_channels, 2, patch_size, **overrides)
-        network.decoder = nn.Identity()
-        return network
-
-    network = build()
-    with torch.device("meta"), torch.enable_grad():
-        # in evaluation, for batch norm cannot train on one image of one cell
-        twin = build().eval()
-        deepest = twin.encode(torch.empty(1, input_channels, *patch_size))[-1]
-        gradients = torch.autograd.grad(deepest.sum(), list(twin.parameters()), allow_unused=True)
-    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
-        parameter.requires_grad_(gradient is not None)
-    return network
 
 
 def rest_drop_path(network: nn.Module) -> None:

@@ -21,12 +21,13 @@ from lightly.utils.scheduler import cosine_schedule
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from ...architectures import create_encoder
 from ...runs.callbacks import feature_spread
 from ...runs.distributed import gather
 from ...runs.schedules import cosine_with_warmup, total_steps
 from ...weights import EncoderCheckpoint
 from ..data.transforms import rotations_of
-from ..encoders.encoder import create_encoder, encoder_checkpoint, rest_drop_path
+from ..encoders.encoder import encoder_checkpoint, rest_drop_path
 
 HEADS = ("reconstruction", "rotation", "byol")
 

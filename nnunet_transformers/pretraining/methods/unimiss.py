@@ -21,13 +21,12 @@ from lightning import LightningModule
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from ...architectures import NetworkPair
+from ...architectures import NetworkPair, create_pair, form_overrides
 from ...architectures._arguments import in_plane
 from ...runs.callbacks import feature_spread
 from ...runs.schedules import cosine_with_warmup, total_steps
 from ...weights import EncoderCheckpoint
 from ..encoders.encoder import rest_drop_path
-from ..encoders.pair import create_pair, form_overrides
 
 
 class CrossDimensionLoss(DINOLoss):
