@@ -15,7 +15,8 @@ from lightning import LightningModule
 from torch import Tensor
 
 from nnunet_transformers.architectures import create_encoder
-from nnunet_transformers.pretraining.encoders.encoder import encoder_checkpoint
+from nnunet_transformers.pretraining.data import PreparedIndex
+from nnunet_transformers.pretraining.encoder_checkpoint import encoder_checkpoint
 from nnunet_transformers.runs.callbacks import feature_spread
 from nnunet_transformers.runs.schedules import cosine_with_warmup
 from nnunet_transformers.weights import EncoderCheckpoint
@@ -64,7 +65,7 @@ class VICReg(LightningModule):
         optimizer = torch.optim.AdamW(parameters, lr=self.hparams.lr, weight_decay=self.hparams.weight_decay)
         return cosine_with_warmup(optimizer, self.trainer, self.hparams.warmup_epochs)
 
-    def checkpoints(self, index: dict[str, Any], recipe: dict[str, Any]) -> dict[str, EncoderCheckpoint]:
+    def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> dict[str, EncoderCheckpoint]:
         """The encoder, by file name; ``index`` is the prepared data's, ``recipe`` the settings of the run."""
         checkpoint = encoder_checkpoint(self.encoder, type(self).__name__, self.hparams, index, recipe)
         return {"encoder.pth": checkpoint}

@@ -56,13 +56,13 @@ class BackboneDescription:
 
 
 class ImageClassifier(nn.Module):
-    """A backbone and one linear layer.
+    """Backbone and one linear layer.
 
     Args:
         backbone: a ``Backbone`` or one of timm's networks, (batch, channels, *patch_size) to (batch,
             head_hidden_size).
         num_classes: outputs.
-        is_frozen: train the linear layer alone; the backbone stays as it is used, its batch norm and dropout too.
+        is_frozen: freeze the backbone, which stays in evaluation mode with its batch norm and dropout.
     """
 
     def __init__(self, backbone: nn.Module, num_classes: int, is_frozen: bool = False) -> None:
@@ -73,12 +73,12 @@ class ImageClassifier(nn.Module):
         self.train()
 
     def reset_head(self, num_classes: int) -> None:
-        """A fresh linear layer, if the one that is there has another number of outputs."""
+        """Replace the linear layer by a freshly initialised one, unless it has ``num_classes`` outputs."""
         if self.head.out_features != num_classes:
             self.head = nn.Linear(self.head.in_features, num_classes)
 
     def train(self, mode: bool = True) -> ImageClassifier:
-        """As of any module, but a frozen backbone stays as it is used."""
+        """Set the training mode; a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if self.is_frozen:
             self.backbone.eval()
@@ -89,23 +89,23 @@ class ImageClassifier(nn.Module):
         return self.head(self.backbone(image))
 
 
-def mean_probabilities(network: nn.Module, parts: Iterable[Tensor], multi_label: bool, batch_size: int) -> Tensor:
-    """Probabilities of an image, the mean over its parts.
+def mean_probabilities(network: nn.Module, crops: Iterable[Tensor], multi_label: bool, batch_size: int) -> Tensor:
+    """Compute the class probabilities of an image, the mean over its crops.
 
     Args:
-        network: to logits, (batch, classes).
-        parts: each (channels, *patch_size), on the network's device.
-        multi_label: sigmoid rather than softmax.
-        batch_size: parts at a time.
+        network: classifier that returns logits, (batch, classes).
+        crops: at least one, each (channels, *patch_size) on the network's device.
+        multi_label: apply a sigmoid rather than a softmax.
+        batch_size: crops per batch.
 
     Returns:
         (classes,).
     """
-    summed, number, parts = 0, 0, iter(parts)
-    while chunk := list(islice(parts, batch_size)):
-        logits = network(torch.stack(chunk)).float()
+    summed, number, remaining = torch.zeros(()), 0, iter(crops)
+    while batch := list(islice(remaining, batch_size)):
+        logits = network(torch.stack(batch)).float()
         summed = summed + (logits.sigmoid() if multi_label else logits.softmax(1)).sum(0)
-        number += len(chunk)
+        number += len(batch)
     return summed / number
 
 

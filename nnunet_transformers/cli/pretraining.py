@@ -72,9 +72,8 @@ def draw(
     points: int,
 ) -> None:
     """Write the picture of a matcher's matches."""
-    from ..pretraining.data import PreparedImages
+    from ..pretraining.data import CachedMatcher, PreparedImages
     from ..pretraining.figures.matches import draw_matches
-    from ..pretraining.matching.cache import CachedMatcher
 
     wanted = {"embedding": ("--weights", weights), "hybrid": ("--weights", weights)}
     wanted["precomputed"] = ("--landmarks", landmarks)
@@ -90,10 +89,13 @@ def draw_attention_to(
     alignment: Path, image: Path, report: str, output: Path, words: int, text_encoder: str | None
 ) -> None:
     """Look at an image and its report, draw what MGCA attends to and print the weightiest words."""
-    from ..pretraining.alignment import AlignmentCheckpoint, attend, draw_attention
+    from ..pretraining.alignment import AlignmentCheckpoint
+    from ..pretraining.figures.attention_maps import draw_attention
+    from ..pretraining.methods.mgca import MGCA
+    from ..pretraining.report_attention import attend
 
     checkpoint = AlignmentCheckpoint.load(alignment)
-    attention = attend(checkpoint.build_method(text_encoder), checkpoint.max_length, image, report)
+    attention = attend(MGCA.from_checkpoint(checkpoint, text_encoder), checkpoint.max_length, image, report)
     draw_attention(attention, output, words)
     order = (-attention.word_weights).argsort(kind="stable")[:words]
     print(", ".join(f"{attention.words[i]} {attention.word_weights[i]:.3f}" for i in order))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,17 @@ class RecipeCLI(LightningCLI, ABC):
 
     Attributes:
         shared: what method and data both take, said once, of the method.
+        from_method: arguments of the data that are taken from the built method, and the functions that take them.
     """
 
     shared: Sequence[str] = ()
+    from_method: Mapping[str, Callable[[LightningModule], Any]] = {}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name in self.shared:
             parser.link_arguments(f"model.init_args.{name}", f"data.init_args.{name}")
+        for name, function in self.from_method.items():
+            parser.link_arguments("model", f"data.init_args.{name}", function, apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     @abstractmethod
@@ -66,7 +70,9 @@ def run_recipe(
         ValueError: on settings that cannot work.
         FileExistsError: if the folder holds another run.
     """
-    shared = [name for name in recipe.parameters("model") if name in recipe.parameters("data")]
+    taken = recipe.parameters("data")
+    from_method = {name: function for name, function in cli_class.from_method.items() if name in taken}
+    shared = [name for name in recipe.parameters("model") if name in taken and name not in from_method]
     callbacks = [
         ModelCheckpoint(save_last=True, save_top_k=0, every_n_epochs=1, enable_version_counter=False),
         SeedEveryBatch(),
@@ -74,7 +80,7 @@ def run_recipe(
         EncoderWriter(),
     ]
     try:
-        cli = type("CLI", (cli_class,), {"shared": shared})(
+        cli = type("CLI", (cli_class,), {"shared": shared, "from_method": from_method})(
             LightningModule,
             LightningDataModule,
             subclass_mode_model=True,

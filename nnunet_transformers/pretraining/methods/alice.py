@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from ...runs.callbacks import feature_spread
 from ...runs.schedules import cosine_with_warmup, total_steps
 from ...weights import EncoderCheckpoint, PrimusCheckpoint
-from ..encoders.encoder import encoder_checkpoint, rest_drop_path
+from ..data.index import PreparedIndex
+from ..encoder_checkpoint import encoder_checkpoint
+from ..encoders.encoder import rest_drop_path
 from ..encoders.masked import MaskedEncoder, VisibleEncoder, create_masked_encoder
 from ..losses import CASA, CentredCrossEntropy, cosine_loss, info_nce_loss, masked_reconstruction_loss
 
@@ -201,7 +203,7 @@ class Alice(LightningModule):
         return cosine_with_warmup(optimizer, self.trainer, self.hparams.warmup_epochs)
 
     def checkpoints(
-        self, index: dict[str, Any], recipe: dict[str, Any]
+        self, index: PreparedIndex, recipe: dict[str, Any]
     ) -> dict[str, EncoderCheckpoint | PrimusCheckpoint]:
         """The encoder, see ``methods.qt_ssl``."""
         checkpoint = encoder_checkpoint(self.encoder.network, type(self).__name__, self.hparams, index, recipe)

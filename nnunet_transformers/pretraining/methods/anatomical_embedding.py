@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import PolynomialLR
 
 from ...runs.callbacks import feature_spread
 from ...runs.schedules import total_steps
+from ..data.index import PreparedIndex
 from ..matching import MatcherCheckpoint
 from ..matching.embedding_network import AnatomyEmbedding, cell_positions, sample
 
@@ -110,8 +111,8 @@ class AnatomyMatching(LightningModule):
         scheduler = PolynomialLR(optimizer, total_steps(self.trainer), power=0.9)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def checkpoints(self, index: dict[str, Any], recipe: dict[str, Any]) -> dict[str, MatcherCheckpoint]:
+    def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> dict[str, MatcherCheckpoint]:
         """The embedding, see ``methods.qt_ssl``."""
         weights = {n: v.detach().cpu() for n, v in self.embedding.state_dict().items()}
         settings = {"channels": list(self.hparams.channels), "dim": self.hparams.dim}
-        return {"matcher.pth": MatcherCheckpoint(weights, settings, tuple(index["spacing"]), recipe)}
+        return {"matcher.pth": MatcherCheckpoint(weights, settings, index.spacing_of(3), recipe)}

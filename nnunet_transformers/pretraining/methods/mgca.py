@@ -22,6 +22,7 @@ from ...runs.distributed import gather
 from ...runs.schedules import total_steps
 from ...weights import EncoderCheckpoint, TimmCheckpoint, encoder_weights
 from ..alignment import AlignmentCheckpoint
+from ..data.index import PreparedIndex
 from ..encoders.image import create_image_encoder
 from ..encoders.text import TextEncoder
 from ..losses import cpa_loss, cta_loss, ita_loss, token_weights
@@ -119,6 +120,22 @@ class MGCA(LightningModule):
         self.register_buffer("lowest_val_loss", torch.tensor(torch.inf))
         self.is_best = True
 
+    @classmethod
+    def from_checkpoint(cls, checkpoint: AlignmentCheckpoint, text_encoder: str | None = None) -> MGCA:
+        """Rebuild a trained method, in evaluation mode.
+
+        Args:
+            checkpoint: weights and settings.
+            text_encoder: local folder or hub name, if it has moved since training.
+
+        Raises:
+            OSError: if there is no such text encoder.
+        """
+        changes = {"pretrained": False} | ({"text_encoder": text_encoder} if text_encoder else {})
+        method = cls(**{**checkpoint.settings, **changes})
+        method.load_state_dict(checkpoint.weights)
+        return method.eval()
+
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """The losses that are not left out, by name, and the features of whole images.
 
@@ -191,7 +208,7 @@ class MGCA(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def checkpoints(
-        self, index: dict[str, Any], recipe: dict[str, Any]
+        self, index: PreparedIndex, recipe: dict[str, Any]
     ) -> dict[str, EncoderCheckpoint | TimmCheckpoint | AlignmentCheckpoint]:
         """The image encoder, and with the text encoder beside it, if the validation loss has never been lower.
 
@@ -209,10 +226,10 @@ class MGCA(LightningModule):
             "name": settings.network,
             "patch_size": tuple(settings.patch_size),
             "input_channels": settings.input_channels,
-            "normalization": tuple(index["normalization"]),
+            "normalization": index.normalization,
             "method": type(self).__name__,
             "recipe": recipe,
-            "num_cases": len(index["cases"]),
+            "num_cases": len(index.cases),
         }
         if settings.network in list_networks():
             overrides = settings.network_overrides or {}
@@ -221,7 +238,7 @@ class MGCA(LightningModule):
             encoder = TimmCheckpoint(_plain(network), **known)
         # LightningCLI adds how it found the class
         own = {name: value for name, value in settings.items() if not name.startswith("_")}
-        together = AlignmentCheckpoint(_plain(self), own, index["max_length"])
+        together = AlignmentCheckpoint(_plain(self), own, self.trainer.datamodule.max_length)
         return {"encoder.pth": encoder, "alignment.pth": together}
 
 

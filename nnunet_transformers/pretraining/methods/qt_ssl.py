@@ -26,8 +26,10 @@ from ...runs.callbacks import feature_spread
 from ...runs.distributed import gather
 from ...runs.schedules import cosine_with_warmup, total_steps
 from ...weights import EncoderCheckpoint
+from ..data.index import PreparedIndex
 from ..data.transforms import rotations_of
-from ..encoders.encoder import encoder_checkpoint, rest_drop_path
+from ..encoder_checkpoint import encoder_checkpoint
+from ..encoders.encoder import rest_drop_path
 
 HEADS = ("reconstruction", "rotation", "byol")
 
@@ -125,7 +127,7 @@ class QTSSL(LightningModule):
         optimizer = torch.optim.Adam(parameters, lr=self.hparams.lr, weight_decay=self.hparams.weight_decay)
         return cosine_with_warmup(optimizer, self.trainer, self.hparams.warmup_epochs)
 
-    def checkpoints(self, index: dict[str, Any], recipe: dict[str, Any]) -> dict[str, EncoderCheckpoint]:
+    def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> dict[str, EncoderCheckpoint]:
         """The encoder.
 
         Args:

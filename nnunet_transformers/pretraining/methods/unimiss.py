@@ -26,6 +26,7 @@ from ...architectures._arguments import in_plane
 from ...runs.callbacks import feature_spread
 from ...runs.schedules import cosine_with_warmup, total_steps
 from ...weights import EncoderCheckpoint
+from ..data.index import PreparedIndex
 from ..encoders.encoder import rest_drop_path
 
 
@@ -180,10 +181,10 @@ class UniMiSS(LightningModule):
         optimizer = torch.optim.AdamW(groups, lr=lr)
         return cosine_with_warmup(optimizer, self.trainer, self.hparams.warmup_epochs, self.hparams.min_lr / lr)
 
-    def checkpoints(self, index: dict[str, Any], recipe: dict[str, Any]) -> dict[str, EncoderCheckpoint]:
+    def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> dict[str, EncoderCheckpoint]:
         """The student's 2D and 3D form."""
         sizes = {2: self.hparams.patch_size_2d, 3: self.hparams.patch_size_3d}
-        indices = {2: index.get("images", index), 3: index}
+        indices = {2: index.images or index, 3: index}
         overrides = form_overrides(self.hparams.network, self.hparams.network_overrides)
         pair = self.student.pair
         return {
@@ -196,11 +197,11 @@ class UniMiSS(LightningModule):
                 patch_size=tuple(size),
                 input_channels=pair.form(ndim).input_channels,
                 overrides=overrides if ndim == 3 else in_plane(overrides),
-                spacing=tuple(indices[ndim]["spacing"])[-ndim:],
-                normalization=tuple(indices[ndim]["normalization"][:1]) * pair.form(ndim).input_channels,
+                spacing=indices[ndim].spacing_of(ndim),
+                normalization=indices[ndim].normalization[:1] * pair.form(ndim).input_channels,
                 method=type(self).__name__,
                 recipe=recipe,
-                num_cases=len(indices[ndim]["cases"]),
+                num_cases=len(indices[ndim].cases),
             )
             for ndim, size in sizes.items()
         }

@@ -1,4 +1,4 @@
-"""QT-UNet's views: turned, parts of them noise."""
+"""QT-UNet's views: rotated, with boxes of noise."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import numpy as np
 from torch import Tensor
 
 from .epoch import Epoch, EpochData
-from .prepared_images import PreparedImages, read_index
+from .index import read_index
+from .prepared_images import PreparedImages
 from .transforms import cut_out, rotate, rotations_of
 
 
 class MaskedViews(Epoch):
-    """Two views of a random crop, turned by right angles, parts of them noise (QT-UNet thesis, section 3.3.12).
+    """Two views of a random crop, rotated by right angles and with boxes of noise (QT-UNet thesis, section 3.3.12).
 
-    A sample is a pair of (view, what it should be reconstructed to, index of its turn in ``rotations_of``), the first
-    two (channels, *patch_size).
+    A sample is a pair of (view, reconstruction target, index of its rotation in ``rotations_of``); view and target are
+    (channels, *patch_size).
 
     Args:
         folder: prepared images.
-        patch_size: voxels per axis; two of them take a random slice.
+        patch_size: voxels per axis; two axes crop a random slice.
         samples, seed: as for ``Epoch``.
     """
 
@@ -44,11 +45,11 @@ class MaskedViewData(EpochData):
 
     Args:
         folder: prepared images.
-        patch_size: voxels per axis; two of them make 2D crops.
-        batch_size: crops in a batch, on each device.
-        samples_per_epoch: crops in an epoch, on all devices; as many as there are images by default.
-        num_workers: processes that read.
-        seed: of the crops and views.
+        patch_size: voxels per axis; two axes crop a random slice.
+        batch_size: crops per batch and device.
+        samples_per_epoch: crops per epoch over all devices; by default one per image.
+        num_workers: worker processes that read.
+        seed: seed of crops and views.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class MaskedViewData(EpochData):
         super().__init__()
         self.batch_size, self.num_workers = batch_size, num_workers
         self.index = read_index(Path(folder))
-        self.views = MaskedViews(Path(folder), patch_size, samples_per_epoch or len(self.index["cases"]), seed)
+        self.views = MaskedViews(Path(folder), patch_size, samples_per_epoch or len(self.index.cases), seed)
 
     def epoch(self) -> MaskedViews:
         return self.views

@@ -1,4 +1,4 @@
-"""Pairs of crops that know where they lie, for the anatomical embedding."""
+"""Overlapping crops with known positions, for the anatomical embedding."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .epoch import Epoch, EpochData
-from .prepared_images import PreparedImages, read_index
+from .index import read_index
+from .prepared_images import PreparedImages
 from .transforms import intensity_transforms
 
 SCALE = (0.8, 1.2)
 
 
-class PlacedViews(Epoch):
-    """Two views of a random volume that overlap, each scaled and changed in intensity by itself.
+class OverlappingViews(Epoch):
+    """Two overlapping views of a random volume, scaled and changed in intensity independently (SAM).
 
-    A sample is a pair of (view, frame): (1, *patch_size), and (2, 3), the first voxel and the step from one to the next
-    on each axis, in voxels of the volume.
+    A sample is a pair of (view, frame). A view is (1, *patch_size), the mean over the channels. A frame is (2, 3): the
+    view's first voxel and its step between voxels on each axis, in voxels of the volume.
 
     Args:
-        folder: prepared images, of which the channels' mean is taken.
+        folder: prepared images.
         patch_size: voxels per axis of a view.
         samples, seed: as for ``Epoch``.
     """
@@ -41,7 +42,7 @@ class PlacedViews(Epoch):
         return tuple(self._view(name, size, centre, rng) for _ in range(2))
 
     def _view(self, name: str, size: np.ndarray, centre: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """A view whose middle is within a quarter of its size of ``centre``, moved into the volume where it can be."""
+        """Cut a view whose centre is within a quarter of its size of ``centre``, inside the volume if possible."""
         patch = np.array(self.patch_size)
         scale = rng.uniform(*SCALE, 3)
         length = np.maximum(np.round(patch * scale).astype(int), 2)
@@ -49,7 +50,7 @@ class PlacedViews(Epoch):
         start = np.clip(start, np.minimum(0, size - length), np.maximum(0, size - length))
         inner = np.maximum(start, 0)
         crop = self.images.read(name, inner.tolist(), np.minimum(length, size - inner).tolist()).mean(0, keepdim=True)
-        # what the volume does not have is its smallest value, as in PreparedImages.read
+        # outside the volume the minimum, as in PreparedImages.read
         before = inner - start
         after = length - before - np.array(crop.shape[1:])
         padding = [int(n) for axis in (2, 1, 0) for n in (before[axis], after[axis])]
@@ -59,16 +60,16 @@ class PlacedViews(Epoch):
         return self.intensity(image=view)["image"], torch.from_numpy(frame).float()
 
 
-class PlacedViewData(EpochData):
+class OverlappingViewData(EpochData):
     """Batches of overlapping views.
 
     Args:
         folder: prepared images.
-        patch_size: of a view.
-        batch_size: pairs in a batch, on each device.
-        samples_per_epoch: pairs in an epoch, on all devices; as many as there are images by default.
-        num_workers: processes that read.
-        seed: of the views.
+        patch_size: voxels per axis of a view.
+        batch_size: pairs per batch and device.
+        samples_per_epoch: pairs per epoch over all devices; by default one per image.
+        num_workers: worker processes that read.
+        seed: seed of the views.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class PlacedViewData(EpochData):
         super().__init__()
         self.batch_size, self.num_workers = batch_size, num_workers
         self.index = read_index(Path(folder))
-        self.views = PlacedViews(Path(folder), patch_size, samples_per_epoch or len(self.index["cases"]), seed)
+        self.views = OverlappingViews(Path(folder), patch_size, samples_per_epoch or len(self.index.cases), seed)
 
-    def epoch(self) -> PlacedViews:
+    def epoch(self) -> OverlappingViews:
         return self.views

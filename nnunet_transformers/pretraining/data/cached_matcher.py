@@ -1,4 +1,4 @@
-"""What a matcher keeps of each volume, computed once and kept on disk."""
+"""Matcher over a folder of prepared images; its features are computed once and cached on disk."""
 
 from __future__ import annotations
 
@@ -11,23 +11,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.prepared_images import PreparedImages
-from . import MATCHERS
-from .matcher import AffineMapMatcher, Match, Volume, write_array
+from ..matching import MATCHERS
+from ..matching.matcher import AffineMapMatcher, Match, Volume, write_array
+from .prepared_images import PreparedImages
 
 SEPARATOR = "/"
 
 
 class CachedMatcher:
-    """A matcher over a folder of prepared images.
+    """Matcher over a folder of prepared images.
+
+    Features are cached in ``matching/`` of the folder, apart for each matcher and its arguments.
 
     Args:
         images: prepared images.
         matcher: one of ``MATCHERS``.
-        arguments: of the matcher; files in them count by their content.
+        arguments: arguments of the matcher; files among them are identified by their content.
+
+    Attributes:
+        images: the images.
+        matcher: the matcher.
+        spacing: mm per voxel and axis.
+        folder: the cache.
 
     Raises:
-        ValueError: if there is no such matcher.
+        ValueError: if there is no such matcher, or the images have no spacing.
+
+    Examples:
+        >>> matcher = CachedMatcher(PreparedImages(Path("prepared")), "affine")
+        >>> match = matcher.match("case_0", "case_1", np.array([[30.0, 40.0, 50.0]]))
+        >>> match.points.shape, match.valid.shape
+        ((1, 3), (1,))
     """
 
     def __init__(self, images: PreparedImages, matcher: str, arguments: Mapping[str, Any] | None = None) -> None:
@@ -35,14 +49,14 @@ class CachedMatcher:
             raise ValueError(f"matcher must be one of {', '.join(MATCHERS)}, got {matcher!r}")
         arguments = dict(arguments or {})
         self.images, self.matcher = images, MATCHERS[matcher](**arguments)
-        self.spacing = tuple(images.index["spacing"])
+        self.spacing = images.index.spacing_of(3)
         self.folder = images.folder / "matching" / f"{matcher}_{_fingerprint(arguments)}"
         self.folder.mkdir(parents=True, exist_ok=True)
         if isinstance(self.matcher, AffineMapMatcher):
             self.matcher.folder = self.folder
 
     def features(self, name: str) -> dict[str, Any]:
-        """What ``prepare`` gives for an image."""
+        """Return the matcher's features of an image, from the cache if possible."""
         file = self.folder / f"{name}.npz"
         if not file.is_file():
             shape = self.images.shapes[name][1:]
@@ -52,7 +66,7 @@ class CachedMatcher:
             return _nest(dict(content))
 
     def match(self, query: str, key: str, points: NDArray) -> Match:
-        """Find points, (points, 3) in mm, of one image in another."""
+        """Find points of the query image, (points, 3) in mm, in the key image."""
         return self.matcher.match(self.features(query), self.features(key), points)
 
 

@@ -1,12 +1,15 @@
-"""What a classifier sees of images of any size."""
+"""Crops and augmentation of images of any size."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from nnunet_transformers.classification.image_views import Augmentation, ImageViews
+from nnunet_transformers.classification.augmentation import Augmentation
+from nnunet_transformers.classification.crops import ImageCrops
 from nnunet_transformers.pretraining.data import PreparedImages
 from nnunet_transformers.pretraining.data.transforms import fit_canvas, resize
 from tests.classification.shapes import write_shapes
@@ -28,38 +31,38 @@ class TestTiles:
         "patch_size,number", [((16, 16, 16), 4), ((16, 16), 40), ((20, 24, 12), 1)], ids=["3d", "2d", "whole"]
     )
     def test_cover_an_image(self, images, patch_size, number):
-        parts = list(ImageViews(patch_size, 3).parts(images, "case_0"))
+        parts = list(ImageCrops(patch_size, 3).evaluation_crops(images, "case_0"))
         assert [part.shape for part in parts] == [(3, *patch_size)] * number
         whole = images.read("case_0", (0, 0, 0), (20, 24, 12))
         assert max(float(part.max()) for part in parts) == float(whole.max())
 
     def test_centre(self, images):
-        (part,) = ImageViews((16, 16, 8), tiles=False).parts(images, "case_0")
+        (part,) = ImageCrops((16, 16, 8), tiles=False).evaluation_crops(images, "case_0")
         assert torch.equal(part, images.read("case_0", (2, 4, 2), (16, 16, 8)))
 
 
 class TestCanvas:
     def test_stretched(self, images):
-        views = ImageViews((8, 8, 8), canvas=(8, 8, 8), keep_aspect=False)
-        (part,) = views.parts(images, "case_0")
+        crops = ImageCrops((8, 8, 8), canvas=(8, 8, 8), keep_aspect=False)
+        (part,) = crops.evaluation_crops(images, "case_0")
         whole = images.read("case_0", (0, 0, 0), (20, 24, 12))
         assert torch.equal(part, resize(whole, (8, 8, 8)))
-        assert torch.equal(part, views.crop(images, "case_0", np.random.default_rng(0)))
+        assert torch.equal(part, crops.random_crop(images, "case_0", np.random.default_rng(0)))
 
     def test_fitted_and_cropped(self, images):
-        views = ImageViews((16, 16), canvas=(20, 20))
-        parts = list(views.parts(images, "case_0"))
+        crops = ImageCrops((16, 16), canvas=(20, 20))
+        parts = list(crops.evaluation_crops(images, "case_0"))
         assert len(parts) == 20 * 4
         slice_0 = images.read("case_0", (0, 0, 0), (24, 12))
         whole = fit_canvas(slice_0, (20, 20), float(slice_0.min()))
         assert (whole[:, :, 0] == slice_0.min()).all()
         assert torch.equal(parts[3], whole[:, 4:, 4:])
-        (centre, *others) = ImageViews((16, 16), canvas=(20, 20), tiles=False).parts(images, "case_0")
+        (centre, *others) = ImageCrops((16, 16), canvas=(20, 20), tiles=False).evaluation_crops(images, "case_0")
         assert len(others) == 19
         assert torch.equal(centre, whole[:, 2:18, 2:18])
-        crops = [views.crop(images, "case_0", np.random.default_rng(s)) for s in (0, 0, 1)]
-        assert torch.equal(crops[0], crops[1])
-        assert not torch.equal(crops[0], crops[2])
+        found = [crops.random_crop(images, "case_0", np.random.default_rng(s)) for s in (0, 0, 1)]
+        assert torch.equal(found[0], found[1])
+        assert not torch.equal(found[0], found[2])
 
     def test_resize_keeps_a_ramp_and_the_mean(self):
         ramp = torch.linspace(0, 1, 32)[None, :, None, None].expand(2, 32, 16, 24)
@@ -72,9 +75,9 @@ class TestCanvas:
 
 class TestIntensities:
     def test_range(self, raw):
-        views = ImageViews((16, 16, 8), intensity_range=(0.5, 1.5))
-        views.check(raw.index)
-        part = next(views.parts(raw, "case_0"))
+        crops = ImageCrops((16, 16, 8), intensity_range=(0.5, 1.5))
+        crops.check(raw.index)
+        part = next(crops.evaluation_crops(raw, "case_0"))
         start = (0, 0, 0)
         assert torch.equal(part, (raw.read("case_0", start, (16, 16, 8)) - 0.5).clamp(0, 1))
         assert (float(part.min()), float(part.max())) == (0, 1)
@@ -86,11 +89,11 @@ class TestIntensities:
             ({"intensity_range": (1.0, 1.0)}, "two rising numbers"),
         ):
             with pytest.raises(ValueError, match=message):
-                ImageViews((16, 16), **arguments)
+                ImageCrops((16, 16), **arguments)
         with pytest.raises(ValueError, match=r"prepared with ZScoreNormalization: prepare them with .*nonorm"):
-            ImageViews((16, 16), intensity_range=(0, 1)).check(images.index)
+            ImageCrops((16, 16), intensity_range=(0, 1)).check(images.index)
         with pytest.raises(ValueError, match="have 2 channels, the network takes 3"):
-            ImageViews((16, 16), 3).check({**images.index, "channels": ["a", "b"]})
+            ImageCrops((16, 16), 3).check(replace(images.index, channels=("a", "b")))
 
 
 class TestAugmentation:
