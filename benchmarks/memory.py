@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.plans.memory import training_peak_bytes
 
-CASES = [
+CASES: list[tuple[str, int, int, tuple[int, ...], dict[str, Any]]] = [
     ("qt_unet_tiny", 1, 14, (96, 96, 96), {}),
     ("qt_unet_tiny", 1, 14, (96, 96, 96), {"window_sizes": 6, "norm_placement": "pre"}),
     ("qt_unet_base", 1, 14, (96, 96, 96), {"window_sizes": 6, "norm_placement": "pre"}),

@@ -17,7 +17,7 @@ from math import ceil, prod
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 try:
     import resource
 except ImportError:  # Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 STATUS = Path("/proc/self/status")
 PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -90,7 +90,7 @@ class Settings:
 
 def time_actions(actions: Sequence[Callable[[], Any]], device: torch.device, seconds: float) -> list[float]:
     """Median seconds of each of some actions that follow each other, after one round that does not count."""
-    rounds = []
+    rounds: list[list[float]] = []
     for action in actions:
         action()
     end = time.perf_counter() + seconds
@@ -234,7 +234,7 @@ def measure(name: str, settings: Settings, rates: Rates | None = None) -> dict[s
         figures["multiply_adds"] = count_multiply_adds(network.eval(), image) // settings.batch_size
     plain = network
     if settings.compile:
-        network = torch.compile(network)
+        network = cast(nn.Module, torch.compile(network))
     figures["forward_s"] = time_forward(network, image, settings)
     figures["forward_bytes"] = memory.bytes()
     figures["forward_backward_s"], figures["optimiser_step_s"] = time_training(network, image, settings)

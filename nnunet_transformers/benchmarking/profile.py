@@ -8,7 +8,7 @@ Each operation is timed on its own, forward and backward, and counts for its lay
 from __future__ import annotations
 
 import argparse
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -126,12 +126,13 @@ def profile_layers(network: nn.Module, image: Tensor, backward: bool, rates: Rat
 
 
 def _layer_time(layer: str, records: list[_Record]) -> LayerTime:
-    operations: Counter[str] = Counter()
+    operations: dict[str, float] = defaultdict(float)
     for record in records:
         operations[record.operation] += record.seconds
     cost = sum((record.cost for record in records), Cost())
     floor_s = sum(record.floor_s for record in records)
-    return LayerTime(layer, sum(operations.values()), floor_s, cost, dict(operations.most_common()))
+    longest_first = dict(sorted(operations.items(), key=lambda item: -item[1]))
+    return LayerTime(layer, sum(operations.values()), floor_s, cost, longest_first)
 
 
 def format_profile(rows: list[LayerTime], measured_s: float) -> str:

@@ -6,6 +6,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
         function: of a module, as it is pickled.
         arguments: pickled as well; so is what the function gives.
     """
+    context: BaseContext
     if "forkserver" in multiprocessing.get_all_start_methods():
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOAD)
