@@ -26,7 +26,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_transformers.benchmarking.networks import REFERENCE, build_network
+from nnunet_transformers.benchmarking.networks import REFERENCE, build_on
 from nnunet_transformers.benchmarking.profile import run_pass
 
 NETWORKS = ("qt_unet_tiny", "unet2022_tiny", "mit_7", REFERENCE)
@@ -58,7 +58,7 @@ def loopback_bytes() -> int | None:
 
 def build(name: str, patch_size: Sequence[int]) -> nn.Module:
     """A network of which every parameter gets a gradient, as DDP wants it."""
-    network = build_network(name, patch_size, CHANNELS, CLASSES)
+    network = build_on(torch.device("cpu"), name, patch_size, CHANNELS, CLASSES)
     if name == REFERENCE:  # has the heads of deep supervision in any case
         decoder: Any = network.get_submodule("decoder")
         decoder.deep_supervision = True

@@ -12,7 +12,7 @@ from math import prod
 
 import numpy as np
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from ._arguments import (
@@ -27,8 +27,6 @@ from ._arguments import (
 from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
 from ._registry import register_checkpoint_filter, register_network
 from .layers import (
-    Linear,
-    Mlp,
     PatchEmbed,
     PatchExpand,
     PatchMerging,
@@ -141,7 +139,7 @@ class QTDecoderLevel(nn.Module):
     def __init__(self, expand: PatchExpand, blocks: Sequence[QTBlock], dim: int) -> None:
         super().__init__()
         self.expand = expand
-        self.fuse = Linear(2 * dim, dim, bias=False)
+        self.fuse = nn.Linear(2 * dim, dim, bias=False)
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -178,11 +176,11 @@ class QTDecoder(nn.Module):
         # at stride 1 the finest tokens are voxels already, and its output is the full-resolution one
         self.auxiliary_levels = range(int(prod(self.patch_embed_stride) == 1), len(levels))
         self.norm = nn.LayerNorm(dims[0])
-        self.expand = Linear(dims[0], prod(self.patch_embed_stride) * dims[0], bias=False)
+        self.expand = nn.Linear(dims[0], prod(self.patch_embed_stride) * dims[0], bias=False)
         self.expand_norm = nn.LayerNorm(dims[0])
-        self.seg_layers = nn.ModuleList([Linear(dims[0], num_classes, bias=False)])
+        self.seg_layers = nn.ModuleList([nn.Linear(dims[0], num_classes, bias=False)])
         for level in self.auxiliary_levels if auxiliary_heads else ():
-            self.seg_layers.append(nn.Sequential(nn.LayerNorm(dims[level]), Linear(dims[level], num_classes)))
+            self.seg_layers.append(nn.Sequential(nn.LayerNorm(dims[level]), nn.Linear(dims[level], num_classes)))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
         """Encoder features, finest first, to logits (a list of them under deep supervision)."""

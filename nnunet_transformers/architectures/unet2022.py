@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from ._arguments import (
@@ -28,7 +28,6 @@ from ._arguments import (
 from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
 from ._registry import register_checkpoint_filter, register_network
 from .layers import (
-    Mlp,
     RelativePositionBias,
     WindowAttention,
     WindowPartition,

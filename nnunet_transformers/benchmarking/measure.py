@@ -26,7 +26,7 @@ from .._atomic import write_json
 from .costs import CostCounter
 from .environment import describe_environment
 from .machine import Rates, mark, measure_rates, seconds_between, synchronise
-from .networks import build_network
+from .networks import build_on
 from .roofline import summarise as summarise_roofline
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def measure(name: str, settings: Settings, rates: Rates | None = None) -> dict[s
     """All figures of a network; call in a fresh process, as peak memory is the process's.
 
     Args:
-        name: of ``build_network``.
+        name: of ``build_on``.
         settings: shared by all networks.
         rates: the device's, to have ``roofline`` as well.
 
@@ -226,7 +226,7 @@ def measure(name: str, settings: Settings, rates: Rates | None = None) -> dict[s
     device = torch.device(settings.device)
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True  # as nnU-Net trains
-    network = build_network(name, settings.patch_size, settings.input_channels, settings.num_classes).to(device)
+    network = build_on(device, name, settings.patch_size, settings.input_channels, settings.num_classes)
     image = torch.randn(settings.batch_size, settings.input_channels, *settings.patch_size, device=device)
     figures: dict[str, Any] = {"parameters": sum(p.numel() for p in network.parameters())}
     memory = PeakMemory(device, bytes_of(network, image))

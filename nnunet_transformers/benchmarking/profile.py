@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..architectures import create_network
+from ..cpu import use_kernels
 from .attribution import LayerTracker
 from .costs import Cost, operation_cost
 from .machine import Rates, fastest, mark, measure_rates, seconds_between, synchronise
@@ -166,6 +167,8 @@ def main() -> None:
     patch_size = tuple(map(int, arguments.patch_size.split(",")))
     device = torch.device(arguments.device)
     network = create_network(arguments.network, arguments.channels, arguments.classes, patch_size).to(device)
+    if device.type == "cpu":
+        use_kernels(network)
     image = torch.randn(arguments.batch_size, arguments.channels, *patch_size, device=device)
     rates = measure_rates(device)
     print(f"{rates.multiply_adds_per_second / 1e9:.0f} G multiply-adds/s, {rates.bytes_per_second / 1e9:.1f} GB/s")

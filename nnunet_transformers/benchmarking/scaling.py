@@ -15,7 +15,7 @@ from torch import nn
 
 from .machine import synchronise
 from .measure import PeakMemory, Settings, bytes_of, make_predictor, time_training
-from .networks import build_network
+from .networks import build_on
 
 # what a child has imported before it starts: this module
 _PRELOAD = [__name__]
@@ -69,7 +69,7 @@ def training_step(name: str, settings: Settings) -> dict[str, float]:
     """A step of training, forward, backward and AdamW; see ``in_child``.
 
     Args:
-        name: of ``build_network``.
+        name: of ``build_on``.
         settings: patch, batch and all else.
 
     Returns:
@@ -89,7 +89,7 @@ def prediction(name: str, settings: Settings, images: int) -> dict[str, float]:
     number of steps, does not depend on the number of images.
 
     Args:
-        name: of ``build_network``.
+        name: of ``build_on``.
         settings: its volume is the size of an image.
         images: how many.
 
@@ -113,5 +113,5 @@ def prediction(name: str, settings: Settings, images: int) -> dict[str, float]:
 def _build(name: str, settings: Settings) -> nn.Module:
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    network = build_network(name, settings.patch_size, settings.input_channels, settings.num_classes)
-    return network.to(settings.device)
+    device = torch.device(settings.device)
+    return build_on(device, name, settings.patch_size, settings.input_channels, settings.num_classes)

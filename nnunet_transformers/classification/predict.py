@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..cpu import optimize
 from ..pretraining.data import PreparedImages
 from .checkpoint import ClassifierCheckpoint
 from .classifier import mean_probabilities
@@ -31,6 +32,8 @@ class Predictor:
     def __init__(self, checkpoint: ClassifierCheckpoint, device: torch.device | str = "cpu") -> None:
         self.checkpoint, self.device = checkpoint, torch.device(device)
         self.network = checkpoint.build_network().to(self.device).eval()
+        if self.device.type == "cpu":
+            optimize(self.network)
 
     @torch.inference_mode()
     def probabilities(self, images: PreparedImages, name: str) -> NDArray:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..classification.classifier import BackboneDescription
+from ..cpu import optimize
 from ..pretraining.data import PreparedImages
 from ..weights import EncoderCheckpoint, TimmCheckpoint, load_encoder_weights
 
@@ -31,6 +32,8 @@ class FrozenEncoder:
             network = BackboneDescription(*arguments).build()
             load_encoder_weights(network.encoder, checkpoint)
         self.network = network.to(device).eval()
+        if torch.device(device).type == "cpu":
+            optimize(self.network)
 
     @torch.inference_mode()
     def features(self, images: PreparedImages, name: str) -> NDArray:

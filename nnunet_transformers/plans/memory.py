@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..cpu import use_kernels
+
 # CUDA context, cuDNN and cuBLAS workspaces
 CUDA_OVERHEAD = 0.6e9
 # beside it: gradient and two moments of the optimiser, float32
@@ -122,7 +124,7 @@ def training_peak_bytes(
         input_channels: image channels.
         patch_size: voxels per axis.
         batch_size: samples in the step.
-        mixed_precision: as nnU-Net trains on CUDA; False for float32, as it trains on CPU.
+        mixed_precision: as nnU-Net trains on CUDA; False for float32 with CPU kernels, as on CPU.
 
     Returns:
         bytes of the network, gradients and optimiser, and CUDA's own under mixed precision; and the peak of everything
@@ -131,6 +133,8 @@ def training_peak_bytes(
     with FakeTensorMode(allow_non_fake_inputs=True):
         with _LiveBytes() as built:
             network = build_network().train()
+        if not mixed_precision:
+            use_kernels(network)
         for parameter in network.parameters():
             # gradients are counted with the parameters, so each is dropped here as it comes
             parameter.register_post_accumulate_grad_hook(_drop_gradient)

@@ -9,10 +9,12 @@ from typing import Any
 
 import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from ..cpu import optimize
 from .callbacks import EncoderWriter, SeedEveryBatch
 from .recipe import Recipe
 
@@ -41,6 +43,8 @@ class RecipeCLI(LightningCLI, ABC):
 
     def before_fit(self) -> None:
         self.check()
+        if isinstance(self.trainer.accelerator, CPUAccelerator):
+            optimize(self.model)
         # --ckpt_path last looks there; each run has a logger's folder of its own
         root = Path(self.trainer.default_root_dir)
         if self.trainer.checkpoint_callback is not None:

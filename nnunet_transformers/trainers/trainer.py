@@ -21,7 +21,7 @@ from torch.optim import AdamW, Optimizer
 
 from .._atomic import replacing
 from ..architectures import SegmentationNetwork, class_path
-from ..cpu.allocator import keep_freed_memory
+from ..cpu import optimize
 from ..weights import initialise
 from .precision import default_autocast_dtype, planned_autocast_dtype
 
@@ -76,8 +76,6 @@ class TransformerTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
     ) -> None:
         self._check_plan(PlansManager(plans), configuration)
-        if device.type == "cpu":
-            keep_freed_memory()
         self.autocast_dtype = planned_autocast_dtype(
             PlansManager(plans).get_configuration(configuration).configuration, device
         )
@@ -112,6 +110,12 @@ class TransformerTrainer(nnUNetTrainer):
                 f"for {configuration}. Write a plan that does with `nnunet-transformers attach encoder.pth "
                 f"-d {plans.dataset_name} -p {plans.plans_name} -o {plans.plans_name}_pretrained` and train with it."
             )
+
+    def initialize(self) -> None:
+        super().initialize()
+        if self.device.type == "cpu":
+            # after nnU-Net's whole method, which has no hook behind the network: the parameters stay the same objects
+            optimize(self.plain_network)
 
     # ---- recipe ----
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linear import linear
 from .patch_expand import blocks_to_grid
 
 
@@ -23,9 +23,13 @@ class _PatchTranspose:
         x = x if self.channels_last else x.movedim(1, -1)
         weight = self.weight.movedim((0, 1), (-1, -2)).flatten(0, -2)
         bias = self.bias.repeat(len(weight) // len(self.bias))
-        blocks = linear(x.flatten(1, -2), weight, bias)
+        blocks = self._multiply(x.flatten(1, -2), weight, bias)
         image = blocks_to_grid(blocks, x.shape[1:-1], self.stride)
         return image if self.channels_last else image.movedim(-1, 1)
+
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Multiply by a kernel that is laid out as a matrix: ``F.linear``."""
+        return F.linear(x, weight, bias)
 
 
 class PatchTranspose2d(_PatchTranspose, nn.ConvTranspose2d):

@@ -13,11 +13,11 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from .._arguments import AXIS_NAMES, PerAxis, check_dimensions, check_image_size, per_axis, per_stage, token_grids
-from ..layers import ConvNormAct, Mlp, PositionEmbedding, SpatialReductionAttention, patch_transpose, recomputed
+from ..layers import ConvNormAct, PositionEmbedding, SpatialReductionAttention, patch_transpose, recomputed
 
 STEM_DIM = 32
 ENCODER_NORM_EPS, DECODER_NORM_EPS = 1e-6, 1e-5

@@ -1,31 +1,37 @@
-"""``nnunet-transformers preset``."""
+"""Command ``preset``: a paper's experiment as a plan."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from ..plans.presets import ITERATIONS_PER_EPOCH, AppliedPreset, Preset, apply_preset, get_preset, load_presets
+from ._options import Force
 
+if TYPE_CHECKING:
+    from ..plans.presets import AppliedPreset, Preset
 
-def _size(values: Sequence[float] | None) -> str:
-    return "as planned" if values is None else "x".join(f"{v:g}" for v in values)
-
-
-def _windows(preset: Preset) -> str:
-    windows = preset.overrides.get("window_sizes")
-    return "" if windows is None else ", ".join(map(str, windows)) if isinstance(windows, list) else str(windows)
+commands = typer.Typer()
 
 
-def _published(preset: Preset) -> str:
-    """Metrics by start, "scratch" said where the network started without pretrained weights."""
-    return "; ".join(
-        ("scratch: " if start == "scratch" else "")
-        + ", ".join(f"{metric} {value:g}" for metric, value in values.items())
-        for start, values in preset.published.items()
-    )
+@commands.command()
+def preset(
+    name: Annotated[str, typer.Argument(help="Preset, or with --list a part of names.")] = "",
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="nnU-Net's number or name of the dataset.")] = "",
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Name of the new plan; PLANS_PRESET by default.")
+    ] = None,
+    force: Force = False,
+    show: Annotated[bool, typer.Option("--list", help="Table of the presets.")] = False,
+) -> None:
+    """Write a paper's experiment (patch, spacing, batch, windows) into a dataset's plan."""
+    if show:
+        list_presets(name)
+    elif name and dataset:
+        apply_and_explain(name, dataset, output, force)
+    else:
+        raise ValueError("say which preset for which dataset: `preset NAME -d DATASET`; `preset --list` has the names")
 
 
 def list_presets(contains: str = "") -> None:
@@ -34,6 +40,11 @@ def list_presets(contains: str = "") -> None:
     Raises:
         ValueError: if there is none.
     """
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..plans.presets import load_presets
+
     presets = [preset for name, preset in load_presets().items() if contains in name]
     if not presets:
         raise ValueError(f"no preset's name contains {contains!r}; `nnunet-transformers preset --list` has them all")
@@ -52,7 +63,9 @@ def list_presets(contains: str = "") -> None:
 
 
 def apply_and_explain(name: str, dataset: str, plans_name: str | None, force: bool) -> None:
-    """Write the plan and print what was set, what to know and which commands come next."""
+    """Write the plan; print its settings, notes and the next commands."""
+    from ..plans.presets import apply_preset, get_preset
+
     applied = apply_preset(get_preset(name), dataset, plans_name, force)
     preset = applied.preset
     print(f"written: {applied.path}")
@@ -65,7 +78,27 @@ def apply_and_explain(name: str, dataset: str, plans_name: str | None, force: bo
         print(f"  {command}")
 
 
+def _size(values: Sequence[float] | None) -> str:
+    return "as planned" if values is None else "x".join(f"{v:g}" for v in values)
+
+
+def _windows(preset: Preset) -> str:
+    windows = preset.overrides.get("window_sizes")
+    return "" if windows is None else ", ".join(map(str, windows)) if isinstance(windows, list) else str(windows)
+
+
+def _published(preset: Preset) -> str:
+    """Metrics by initial weights; "scratch" stands where the network started without pretrained ones."""
+    return "; ".join(
+        ("scratch: " if start == "scratch" else "")
+        + ", ".join(f"{metric} {value:g}" for metric, value in values.items())
+        for start, values in preset.published.items()
+    )
+
+
 def _summary(applied: AppliedPreset) -> list[tuple[str, str]]:
+    from ..plans.presets import ITERATIONS_PER_EPOCH
+
     preset, configuration, planned = applied.preset, applied.configuration, applied.planned
     architecture = configuration["architecture"]["arch_kwargs"]
     batch = preset.batch_size

@@ -1,4 +1,4 @@
-"""``nnunet-transformers doctor``."""
+"""Commands ``doctor`` and ``trainers-path``: is this installation well?"""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ import typer
 
 from .. import __version__, discovery
 
+commands = typer.Typer()
+
+# for installs where the hook is switched off
+TRAINER_FOLDER = Path(__file__).parent.parent / "ext_trainers"
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 COLOURS = {OK: typer.colors.GREEN, WARNING: typer.colors.YELLOW, PROBLEM: typer.colors.RED}
 
@@ -95,12 +99,11 @@ def check_shadowing() -> Iterator[Finding]:
 
 def check_trainer_folders() -> Iterator[Finding]:
     """nnU-Net imports every file of the folders in nnUNet_extTrainer, and forgets the modules again."""
-    shim = Path(__file__).parent.parent / "ext_trainers"
     for entry in filter(None, os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)):
         folder = Path(entry)
         if not folder.is_dir():
             yield Finding(PROBLEM, f"nnUNet_extTrainer names {entry}, which is no folder", "correct or unset it")
-        elif folder.resolve() != shim and (folder / "__init__.py").is_file():
+        elif folder.resolve() != TRAINER_FOLDER and (folder / "__init__.py").is_file():
             yield Finding(
                 WARNING,
                 f"nnUNet_extTrainer names the package folder {entry}; its modules cannot be pickled from there",
@@ -150,12 +153,9 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 )
 
 
-def run_checks() -> int:
-    """Print every finding.
-
-    Returns:
-        exit code: 1 if there is a problem, else 0.
-    """
+@commands.command()
+def doctor() -> None:
+    """Check versions, discovery, folders and device; report problems and their remedies."""
     findings = [finding for check in CHECKS for finding in check()]
     for finding in findings:
         typer.secho(f"{finding.state:8}", fg=COLOURS[finding.state], nl=False)
@@ -164,4 +164,10 @@ def run_checks() -> int:
             print(f"{'':8}-> {finding.remedy}")
     problems = sum(finding.state == PROBLEM for finding in findings)
     print("all is well" if not problems else f"{problems} to mend")
-    return int(problems > 0)
+    raise typer.Exit(int(problems > 0))
+
+
+@commands.command("trainers-path")
+def trainers_path() -> None:
+    """Print the folder for nnUNet_extTrainer, for installs where the hook is switched off."""
+    print(TRAINER_FOLDER)
