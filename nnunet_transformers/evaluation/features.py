@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import cast
 
 import torch
 from numpy.typing import NDArray
 
+from ..architectures import SegmentationNetwork
 from ..classification.classifier import BackboneDescription
 from ..pretraining.data import PreparedImages
 from ..weights import EncoderCheckpoint, TimmCheckpoint, load_encoder_weights
@@ -29,7 +31,7 @@ class FrozenEncoder:
         else:
             arguments = (checkpoint.name, self.patch_size, self.input_channels, checkpoint.overrides)
             network = BackboneDescription(*arguments).build()
-            load_encoder_weights(network.encoder, checkpoint)
+            load_encoder_weights(cast(SegmentationNetwork, network.encoder), checkpoint)
         self.network = network.to(device).eval()
 
     @torch.inference_mode()
