@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import cast
 
 import torch
 from numpy.typing import NDArray
 
+from ..architectures import SegmentationNetwork
 from ..classification.classifier import BackboneDescription
 from ..cpu import optimize
 from ..pretraining.data import PreparedImages
@@ -30,7 +32,7 @@ class FrozenEncoder:
         else:
             arguments = (checkpoint.name, self.patch_size, self.input_channels, checkpoint.overrides)
             network = BackboneDescription(*arguments).build()
-            load_encoder_weights(network.encoder, checkpoint)
+            load_encoder_weights(cast(SegmentationNetwork, network.encoder), checkpoint)
         self.network = network.to(device).eval()
         if torch.device(device).type == "cpu":
             optimize(self.network)

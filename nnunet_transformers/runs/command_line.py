@@ -28,7 +28,7 @@ class RecipeCLI(LightningCLI, ABC):
     """
 
     shared: Sequence[str] = ()
-    from_method: Mapping[str, Callable[[LightningModule], Any]] = {}
+    from_method: Mapping[str, Callable[[Any], Any]] = {}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name in self.shared:

@@ -79,7 +79,7 @@ def _fingerprint(arguments: Mapping[str, Any]) -> str:
 
 
 def _flatten(features: Mapping[str, Any], prefix: str = "") -> dict[str, NDArray]:
-    flat = {}
+    flat: dict[str, NDArray] = {}
     for name, value in features.items():
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{prefix}{name}{SEPARATOR}")

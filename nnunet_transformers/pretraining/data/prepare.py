@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -70,14 +70,14 @@ def _check_complete(file: str) -> None:
             while stream.read(2**20):
                 pass
     elif file.endswith(".nii"):
-        np.asanyarray(nibabel.load(file).dataobj)
+        np.asanyarray(nibabel.load(file).dataobj)  # type: ignore[attr-defined]
 
 
 def _ending(file: str) -> str:
     return next((e for e in FILE_ENDINGS if file.lower().endswith(e)), Path(file).suffix)
 
 
-def _intensity_properties(samples: Sequence[np.ndarray]) -> dict[str, dict[str, float]]:
+def _intensity_properties(samples: NDArray) -> dict[str, dict[str, float]]:
     """Return the statistics of each channel that nnU-Net's CT normalisation needs."""
     properties = {}
     for channel, values in enumerate(samples):
@@ -264,5 +264,5 @@ def _own_plans(
     return _plans(channels, spacing or median, _intensity_properties(intensities), patch_size, reader)
 
 
-def _progress(results: Iterator[Any], total: int) -> Iterator[Any]:
+def _progress(results: Iterable[Any], total: int) -> Iterable[Any]:
     return track(results, description="preparing", total=total)

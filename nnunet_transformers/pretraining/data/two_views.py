@@ -39,6 +39,9 @@ class TwoViews(Epoch):
         name = self.images.names[rng.integers(len(self.images.names))]
         shape = self.images.shapes[name][1:]
         *depth, height, width = self.patch_size
+        boxes: list[tuple[float, float]] | None = None
+        axes: tuple[int, ...] = (2,)
+        p = 0.5
         if depth:
             scale = rng.uniform(1.4, 1.8)
             wanted = (2 * depth[0], round(scale * height), round(scale * width))
@@ -48,8 +51,11 @@ class TwoViews(Epoch):
             boxes, axes, p = [(1.0, 1.0), (0.8, 1.2), (0.8, 1.2)], (1, 2, 3), 0.8
         else:
             crop = self.images.crop(shape[1:], rng, name)
-            boxes, axes, p = None, (2,), 0.5
-        return tuple(self._view(crop, boxes or self._part(shape[1:], rng), axes, p) for _ in range(2))
+
+        def view() -> Tensor:
+            return self._view(crop, boxes or self._part(shape[1:], rng), axes, p)
+
+        return view(), view()
 
     def _part(self, shape: Sequence[int], rng: np.random.Generator) -> list[tuple[float, float]]:
         """Return the edges of a random part of an image, equal shares of both axes, in units of the view."""

@@ -35,7 +35,7 @@ def draw_attention(attention: ReportAttention, output: Path, words: int = 6) -> 
     lines = -(-len(attention.words) // WORDS_PER_LINE)
     text_height = 0.3 * lines + 0.2
     figure = Figure(figsize=(2.6 * columns, 2.8 * rows + text_height), layout="constrained")
-    upper, lower = np.ravel(figure.subfigures(2, 1, height_ratios=[2.8 * rows, text_height]))
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.8 * rows, text_height]).ravel()
     axes = upper.subplots(rows, columns, squeeze=False).ravel()
     image = attention.image.mean(0)
     extent = (0, image.shape[1], image.shape[0], 0)

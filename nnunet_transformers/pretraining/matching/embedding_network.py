@@ -7,6 +7,7 @@ https://arxiv.org/abs/2012.02383. This network is smaller and accepts volumes of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +67,8 @@ class AnatomyEmbedding(nn.Module):
 
 def _within(grid: Tensor, size: Sequence[int], stride: int) -> Tensor:
     """Crop a grid to the cells that are centred in an image of ``size``."""
-    return grid[(..., *(slice(-(-n // stride)) for n in size))]
+    cells: list[Any] = [slice(-(-n // stride)) for n in size]
+    return grid[(..., *cells)]
 
 
 def resample(grid: Tensor, points: Tensor, stride: int) -> Tensor:

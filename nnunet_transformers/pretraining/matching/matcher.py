@@ -114,12 +114,15 @@ class AffineMapMatcher(AnatomicalMatcher):
 def write_array(array: NDArray | dict[str, NDArray], file: Path) -> None:
     """Write one or several arrays atomically, even if several processes write the same file."""
     with replacing(file, is_shared=True) as partial, open(partial, "wb") as stream:
-        np.savez(stream, **array) if isinstance(array, dict) else np.save(stream, array)
+        if isinstance(array, dict):
+            np.savez(stream, **array)  # type: ignore[arg-type]  # no array is named allow_pickle
+        else:
+            np.save(stream, array)
 
 
 def inside(points: NDArray, extent: NDArray) -> NDArray:
     """Return which points lie in a volume's field of view, (points,)."""
-    return ((points >= 0) & (points <= np.asarray(extent))).all(axis=1)
+    return np.asarray(((points >= 0) & (points <= np.asarray(extent))).all(axis=1))
 
 
 def apply_affine(matrix: NDArray, points: NDArray) -> NDArray:
