@@ -76,7 +76,7 @@ def probe_auc(encoder: ImageEncoder, table: Path) -> float:
     with open(table) as file:
         rows = list(csv.DictReader(file))
     images = [centre_crop(read_radiograph(table.parent / row["image"], 1), PATCH_SIZE) for row in rows]
-    features = torch.cat([encoder.eval()(torch.stack(images[i : i + 50])).whole for i in range(0, len(images), 50)])
+    features = torch.cat([encoder.eval()(torch.stack(images[i : i + 50])).instance for i in range(0, len(images), 50)])
     scores = [
         probe_classification(features.numpy(), [row[shape] for row in rows], shares=(1.0,))[0].auc for shape in SHAPES
     ]

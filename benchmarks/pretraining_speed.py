@@ -53,7 +53,7 @@ def measure(name: str, plans: str, prepared: Path, workers: int, kind: str) -> d
     waiting = loads[len(loads) * (1 - EPOCHS) // trainer.max_epochs :]
     # the end of an epoch writes the state and the encoder
     saving = durations["save_checkpoint"][1 - EPOCHS :]
-    saving += durations["[Callback]EncoderWriter.on_train_epoch_end"][1 - EPOCHS :]
+    saving += durations["[Callback]CheckpointWriter.on_train_epoch_end"][1 - EPOCHS :]
     seconds = sum(epochs) - sum(saving)
     peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {

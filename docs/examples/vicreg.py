@@ -11,28 +11,23 @@ from typing import Any
 import torch
 from lightly.loss import VICRegLoss
 from lightly.models.modules.heads import VICRegProjectionHead
-from lightning import LightningModule
 from torch import Tensor
 
 from nnunet_transformers.architectures import create_encoder
-from nnunet_transformers.pretraining.data import PreparedIndex
-from nnunet_transformers.pretraining.encoder_checkpoint import encoder_checkpoint
-from nnunet_transformers.runs.callbacks import feature_spread
-from nnunet_transformers.runs.schedules import cosine_with_warmup
-from nnunet_transformers.weights import EncoderCheckpoint
+from nnunet_transformers.pretraining.encoder_pretraining import EncoderPretraining
 
 
-class VICReg(LightningModule):
-    """Two views of a crop agree, while features keep their variance and stay uncorrelated.
+class VICReg(EncoderPretraining):
+    """Align two views of a crop; variance and covariance terms prevent representation collapse.
 
     Args:
         network: registered name.
         patch_size: voxels per axis.
         input_channels: image channels.
         network_overrides: arguments of the network.
-        hidden_dim: of the projection head.
-        lr, weight_decay: AdamW's.
-        warmup_epochs: with a linearly rising rate, before the cosine decay.
+        hidden_dim: width of the projection head.
+        lr, weight_decay: of AdamW.
+        warmup_epochs: epochs of linear warm-up before the cosine decay.
     """
 
     def __init__(
@@ -52,20 +47,11 @@ class VICReg(LightningModule):
         self.projection = VICRegProjectionHead(self.encoder.feature_channels[-1], hidden_dim, hidden_dim)
         self.criterion = VICRegLoss(gather_distributed=True)
 
-    def training_step(self, batch: Sequence[tuple[Tensor, Tensor, Tensor]], batch_index: int) -> Tensor:
-        """Loss of a batch of ``MaskedViews``: the two views alone, which are turned and have boxes of noise."""
+    def losses(self, batch: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute the loss of a batch of ``MaskedViews``: of the rotated views with boxes of noise alone."""
         pooled = [self.encoder.encode(view)[-1].flatten(2).mean(2) for view, _, _ in batch]
-        loss = self.criterion(*map(self.projection, pooled))
-        logged = {"loss": loss, "feature_spread": feature_spread(pooled[0])}
-        self.log_dict(logged, prog_bar=True, sync_dist=True, batch_size=len(pooled[0]))
-        return loss
+        return {"vicreg": self.criterion(*map(self.projection, pooled))}, pooled[0]
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=self.hparams.lr, weight_decay=self.hparams.weight_decay)
-        return cosine_with_warmup(optimizer, self.trainer, self.hparams.warmup_epochs)
-
-    def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> dict[str, EncoderCheckpoint]:
-        """The encoder, by file name; ``index`` is the prepared data's, ``recipe`` the settings of the run."""
-        checkpoint = encoder_checkpoint(self.encoder, type(self).__name__, self.hparams, index, recipe)
-        return {"encoder.pth": checkpoint}
+    def create_optimizer(self) -> torch.optim.Optimizer:
+        settings = self.hparams
+        return torch.optim.AdamW(self.trainable_parameters(), lr=settings.lr, weight_decay=settings.weight_decay)

@@ -12,6 +12,21 @@ from ..weights import EncoderCheckpoint, PrimusCheckpoint, encoder_weights, prim
 from .data.index import PreparedIndex
 
 
+def data_settings(index: PreparedIndex, axes: int | None = None) -> dict[str, Any]:
+    """Return the fields of a checkpoint that describe the images it was trained on.
+
+    Args:
+        index: index of the prepared images; that of the accompanying 2D images, if any, describes two axes.
+        axes: number of the last axes whose spacing is stated; None for images without spacing.
+
+    Raises:
+        ValueError: if the images have no spacing although ``axes`` are given.
+    """
+    own = index.images if axes == 2 and index.images is not None else index
+    settings = {"normalization": own.normalization, "num_cases": len(own.cases)}
+    return settings if axes is None else {**settings, "spacing": own.spacing_of(axes)}
+
+
 def encoder_checkpoint(
     network: SegmentationNetwork | Primus,
     method: str,
@@ -35,11 +50,9 @@ def encoder_checkpoint(
         "name": settings["network"],
         "patch_size": tuple(settings["patch_size"]),
         "input_channels": settings["input_channels"],
-        "spacing": index.spacing_of(len(settings["patch_size"])),
-        "normalization": index.normalization,
         "method": method,
         "recipe": recipe,
-        "num_cases": len(index.cases),
+        **data_settings(index, len(settings["patch_size"])),
     }
     if isinstance(network, Primus):
         return PrimusCheckpoint(primus_weights(network), **known)

@@ -1,4 +1,4 @@
-"""What every pretraining run does besides training: stop when it has collapsed, write the encoder."""
+"""Callbacks of a run: reproducible random numbers, a stop on representation collapse, checkpoints to keep."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 
 
 class SeedEveryBatch(Callback):
-    """Make the random numbers of a batch depend on seed, epoch, batch and rank alone.
+    """Seed torch's generator before every batch from the run's seed, epoch, batch index and rank.
 
-    A resumed run then draws what an uninterrupted one would have drawn.
+    A resumed run then draws the same random numbers as an uninterrupted one.
 
     Args:
         seed: of the run; that of ``seed_everything`` by default.
@@ -31,11 +31,14 @@ class SeedEveryBatch(Callback):
 
 
 class CollapseMonitor(Callback):
-    """Stop a run that diverges, or whose features have become the same for every image.
+    """Stop a run on divergence or representation collapse, by the logged metric ``feature_spread``.
 
     Args:
         threshold: smallest ``feature_spread`` of a healthy run.
-        patience: batches below it that are still let pass; while there are any, no encoder is written.
+        patience: number of consecutive batches below it that are tolerated; meanwhile ``CheckpointWriter`` pauses.
+
+    Raises:
+        RuntimeError: on divergence or collapse, from the hook.
     """
 
     def __init__(self, threshold: float = 0.02, patience: int = 100) -> None:
@@ -56,7 +59,7 @@ class CollapseMonitor(Callback):
         self.below = self.below + 1 if spread < self.threshold else 0
         if self.below > self.patience:
             raise RuntimeError(
-                f"collapsed: the features of different images have been alike for {self.below} batches (spread "
+                f"collapsed: the features of different images were nearly equal for {self.below} batches (spread "
                 f"{float(spread):.3f}, {where}). Lower the learning rate, enlarge the batch or accumulate more of "
                 f"them, or use pre-norm; the last encoder from before is in {trainer.default_root_dir}"
             )
@@ -68,11 +71,11 @@ class CollapseMonitor(Callback):
         self.below = state_dict["below"]
 
 
-class EncoderWriter(Callback):
-    """Write the method's checkpoints after every epoch.
+class CheckpointWriter(Callback):
+    """Write the files of the module's ``checkpoints(index, recipe)`` after every training epoch.
 
     Args:
-        folder: for the files; the run's by default.
+        folder: to write to; the Trainer's ``default_root_dir`` by default.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -97,10 +100,17 @@ class EncoderWriter(Callback):
 
 
 def feature_spread(features: Tensor) -> Tensor:
-    """Standard deviation over the batch of the normalised features, 1 when they fill the sphere, 0 when all are alike.
+    """Compute the standard deviation of normalised features over the batch, averaged over dim, times sqrt(dim).
+
+    It is 1 for features spread over the sphere and 0 for equal ones (SimSiam, https://arxiv.org/abs/2011.10566, section
+    4.1).
 
     Args:
         features: (batch, dim).
+
+    Examples:
+        >>> feature_spread(torch.ones(8, 16))
+        tensor(0.)
     """
     features = F.normalize(features.detach().float(), dim=1)
     return features.std(dim=0).mean() * features.shape[1] ** 0.5

@@ -1,4 +1,4 @@
-"""Recipes run with LightningCLI: what pretraining and classification have in common."""
+"""LightningCLI for recipes, shared by pretraining and classification."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ..cpu import optimize
-from .callbacks import EncoderWriter, SeedEveryBatch
+from .callbacks import CheckpointWriter, SeedEveryBatch
 from .recipe import Recipe
 
 
 class RecipeCLI(LightningCLI, ABC):
-    """LightningCLI that checks, before it trains, that method, data and folder go together.
+    """LightningCLI that checks module, data and output folder before training.
 
     Attributes:
-        shared: what method and data both take, said once, of the method.
-        from_method: arguments of the data that are taken from the built method, and the functions that take them.
+        shared: names of arguments of both module and data, given once, to the module.
+        from_method: arguments of the data that are taken from the built module, and the functions that take them.
     """
 
     shared: Sequence[str] = ()
@@ -45,13 +45,13 @@ class RecipeCLI(LightningCLI, ABC):
         self.check()
         if isinstance(self.trainer.accelerator, CPUAccelerator):
             optimize(self.model)
-        # --ckpt_path last looks there; each run has a logger's folder of its own
+        # --ckpt_path last looks in dirpath, which by default is the folder of a logger version
         root = Path(self.trainer.default_root_dir)
         if self.trainer.checkpoint_callback is not None:
             self.trainer.checkpoint_callback.dirpath = str(root)
         if (root / "last.ckpt").exists() and not self.config.fit.ckpt_path:
             raise FileExistsError(
-                f"{root} holds a run already: continue it with --ckpt_path last, or choose another folder with "
+                f"{root} already holds a run: resume it with --ckpt_path last, or choose another folder with "
                 "--trainer.default_root_dir"
             )
 
@@ -59,19 +59,20 @@ class RecipeCLI(LightningCLI, ABC):
 def run_recipe(
     recipe: Recipe, cli_class: type[RecipeCLI], arguments: Sequence[str], trainer_defaults: Mapping[str, Any]
 ) -> Trainer:
-    """Run a recipe.
+    """Train by a recipe.
 
     Args:
-        recipe: of ``read_recipe``.
-        cli_class: what to check before.
-        arguments: of LightningCLI; they count before the recipe.
-        trainer_defaults: of the trainer, where recipe and arguments say nothing; callbacks besides those of all runs.
+        recipe: result of ``read_recipe``.
+        cli_class: command line with its checks.
+        arguments: of LightningCLI; they take precedence over the recipe.
+        trainer_defaults: arguments of the Trainer that recipe and arguments do not give; its callbacks are added to
+            those of all runs.
 
     Returns:
-        the trainer, with metrics, callbacks and profiler.
+        the Trainer, with metrics, callbacks and profiler.
 
     Raises:
-        ValueError: on settings that cannot work.
+        ValueError: on invalid settings.
         FileExistsError: if the folder holds another run.
     """
     taken = recipe.parameters("data")
@@ -81,7 +82,7 @@ def run_recipe(
         ModelCheckpoint(save_last=True, save_top_k=0, every_n_epochs=1, enable_version_counter=False),
         SeedEveryBatch(),
         *trainer_defaults.get("callbacks", ()),
-        EncoderWriter(),
+        CheckpointWriter(),
     ]
     try:
         cli = type("CLI", (cli_class,), {"shared": shared, "from_method": from_method})(
@@ -91,7 +92,7 @@ def run_recipe(
             subclass_mode_data=True,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
-                # a data loader of an epoch knows which epoch it is
+                # the data draw their samples by epoch
                 "reload_dataloaders_every_n_epochs": 1,
                 **trainer_defaults,
                 "callbacks": callbacks,
@@ -101,7 +102,7 @@ def run_recipe(
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     except ValueError as error:
-        # jsonargparse puts what method or data say into an essay on the types that it tried
+        # jsonargparse wraps errors of module and data into a long message on the types that it tried
         if str(error).startswith("Does not validate") and isinstance(error.__cause__, (ValueError, OSError)):
             raise error.__cause__ from None
         raise

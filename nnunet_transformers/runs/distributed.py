@@ -1,4 +1,4 @@
-"""Losses over the batches of all processes."""
+"""Batches of all processes, for losses and heads that need them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch.distributed.nn.functional import all_gather
 
 
 def gather(features: Tensor) -> Tensor:
-    """The rows of all processes, with gradients: (batch, ...) to (processes * batch, ...).
+    """Gather the rows of all processes with gradients: (batch, ...) to (processes * batch, ...).
 
-    A head that normalises over the batch, or a loss that contrasts its rows, then gives on each of n processes what it
-    gives one with an n times larger batch, and after DDP's averaging so do all gradients.
+    A head with batch norm, or a contrastive loss, then gives on each of n processes the result of one process with an n
+    times larger batch; so do all gradients after DDP has averaged them.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return features

@@ -1,9 +1,8 @@
-"""Schedules by optimiser step, for however long the trainer was told to train."""
+"""Schedules by optimiser step that follow the length of the Trainer's run."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from lightly.utils.scheduler import CosineWarmupScheduler
 from lightning import Trainer
@@ -11,31 +10,33 @@ from torch.optim import Optimizer
 
 
 def total_steps(trainer: Trainer) -> int:
-    """Optimiser steps in the whole run.
+    """Count the optimiser steps of the whole run.
 
     Raises:
         ValueError: if the run has no end, which schedules need.
     """
     steps = trainer.estimated_stepping_batches
     if not math.isfinite(steps):
-        raise ValueError("the schedules need to know where a run ends: set --trainer.max_epochs or --trainer.max_steps")
+        raise ValueError("the schedules need the end of the run: set --trainer.max_epochs or --trainer.max_steps")
     return max(1, int(steps))
 
 
 def cosine_with_warmup(
     optimizer: Optimizer, trainer: Trainer, warmup_epochs: float, end_value: float = 0.0
-) -> dict[str, Any]:
-    """A rate that rises linearly for some epochs and falls along a cosine, as ``configure_optimizers`` returns it.
+) -> CosineWarmupScheduler:
+    """Build a schedule that raises the learning rate linearly, then lowers it along a cosine; step it every step.
 
     Args:
-        optimizer: with the highest rate.
+        optimizer: with the peak learning rate.
         trainer: of the run.
-        warmup_epochs: with a rising rate.
-        end_value: part of the highest rate that is left at the end.
+        warmup_epochs: epochs of the linear rise.
+        end_value: learning rate at the end, as a fraction of the peak.
+
+    Raises:
+        ValueError: if the run has no end.
     """
     steps = total_steps(trainer)
-    trainer.fit_loop.setup_data()  # as estimated_stepping_batches does, but not where max_steps says all
+    trainer.fit_loop.setup_data()  # estimated_stepping_batches does this as well, unless max_steps is given
     steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     warmup = min(steps, round(warmup_epochs * steps_per_epoch))
-    scheduler = CosineWarmupScheduler(optimizer, warmup, steps, end_value=end_value)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    return CosineWarmupScheduler(optimizer, warmup, steps, end_value=end_value)

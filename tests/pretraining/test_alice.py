@@ -1,4 +1,4 @@
-"""Alice: hidden cells, matched views, every network, each loss by itself, whole runs."""
+"""Alice: masked cells, matched views, every network, each loss by itself, whole runs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from nnunet_transformers.pretraining.data import CachedMatcher, MatchedViews, Pr
 from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.encoders.masked import MaskedEncoder, create_masked_encoder, random_mask
 from nnunet_transformers.pretraining.fit import fit
-from nnunet_transformers.pretraining.methods.alice import LOSSES, SIMILARITIES, Alice
+from nnunet_transformers.pretraining.losses import SIMILARITIES, masked_reconstruction_loss
+from nnunet_transformers.pretraining.methods.alice import LOSSES, Alice
+from nnunet_transformers.pretraining.patchify import patchify, unpatchify
 from nnunet_transformers.weights import create_primus, load_encoder, load_encoder_weights
 from nnunet_transformers.weights.primus import SIZES
 from tests.architectures.test_networks import SMALLEST, forms
 
 from .phantoms import write_volumes
+from .steps import check_target_follows, cosine, cosines, separate, train, warmup_cosine
 
 SIZE = (16, 16, 16)
 PATCHES = {"3d": (32, 64, 64), "2d": (64, 64)}
+TARGETS = {"target.encoder.": "encoder.", "target.head.": "head."}
 SMALL = {"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}
 
 
@@ -33,14 +37,14 @@ def prepared(tmp_path_factory):
     return folder / "prepared"
 
 
-def batch(grid, patch_size, size=2, matched=(True, False)):
+def batch(grid, patch_size, size=2, matched=(True, False), channels=1):
     sides = {}
-    for side in ("query", "key"):
-        sides[f"{side}_masked"] = torch.randn(size, 1, *patch_size)
-        sides[f"{side}_intact"] = torch.randn(size, 1, *patch_size)
-        masks = [torch.from_numpy(random_mask(grid, 0.75, np.random.default_rng(i))) for i in range(size)]
-        sides[f"{side}_mask"] = torch.stack(masks)
-    return {**sides, "is_matched": torch.tensor(matched), "redraws": torch.tensor([0, 4])}
+    for first, side in enumerate(("query", "key")):
+        sides[f"{side}_masked"] = torch.randn(size, channels, *patch_size)
+        sides[f"{side}_intact"] = torch.randn(size, channels, *patch_size)
+        rngs = [np.random.default_rng(2 * i + first) for i in range(size)]
+        sides[f"{side}_mask"] = torch.stack([torch.from_numpy(random_mask(grid, 0.75, rng)) for rng in rngs])
+    return {**sides, "is_matched": torch.tensor(matched), "redraws": torch.arange(size)}
 
 
 def method(network="qt_unet_tiny", patch_size=SIZE, overrides=SMALL, **kwargs):
@@ -56,7 +60,7 @@ class TestMasking:
         assert (mask.shape, mask.sum()) == ((3, 4, 5), 45)
 
     @pytest.mark.parametrize("name,patch_size", forms(SMALLEST, patches=PATCHES))
-    def test_hidden_voxels_are_not_seen(self, name, patch_size):
+    def test_masked_voxels_are_not_seen(self, name, patch_size):
         encoder = MaskedEncoder(create_encoder(name, 1, patch_size), 1).eval()
         mask = torch.zeros(1, *encoder.grid, dtype=torch.bool)
         mask[(0, *[0] * len(patch_size))] = True
@@ -75,7 +79,7 @@ class TestPrimus:
     PATCH = (16, 24, 32)
 
     def test_visible_tokens_alone_are_computed(self):
-        """The same as its own blocks with attention that hidden tokens are masked from."""
+        """The same as its own blocks with attention that excludes masked tokens."""
         encoder = create_masked_encoder("primus_s", 1, self.PATCH).double().eval()
         eva, image = encoder.network.eva, torch.randn(2, 1, *self.PATCH, dtype=torch.float64)
         mask = torch.stack(
@@ -95,7 +99,7 @@ class TestPrimus:
         torch.testing.assert_close(tokens[visible], expected[visible])
         assert (tokens[~visible] == encoder.mask_token).all()
 
-    def test_nothing_hidden_is_nnunets_own_encoder(self):
+    def test_without_a_mask_it_is_nnunets_own_encoder(self):
         encoder = create_masked_encoder("primus_s", 2, self.PATCH).eval()
         image = torch.randn(1, 2, *self.PATCH)
         with torch.no_grad():
@@ -103,7 +107,7 @@ class TestPrimus:
             torch.testing.assert_close(encoder(image), own)
 
     @pytest.mark.parametrize("name", ["primus_s", "primus_v3_s"])
-    def test_hidden_voxels_are_not_seen(self, name):
+    def test_masked_voxels_are_not_seen(self, name):
         encoder = create_masked_encoder(name, 1, self.PATCH).eval()
         mask = torch.zeros(1, *encoder.grid, dtype=torch.bool)
         mask[0, 0, 0, 0] = True
@@ -168,20 +172,111 @@ class TestMethod:
 
     def test_reconstruction_is_in_place(self):
         """A decoder that knew the image would have no error: cells go back to where they were cut out."""
-        from nnunet_transformers.pretraining.losses import masked_reconstruction_loss
-        from nnunet_transformers.pretraining.losses.semantic_alignment import _cells
-
-        module = method()
-        image, grid = torch.randn(2, 1, *SIZE), module.encoder.grid
-        assert torch.equal(module._image(_cells(image, grid)), image)
+        image, grid = torch.randn(2, 2, 8, 12, 16), (2, 4, 2)
+        cells = patchify(image, grid)
+        assert torch.equal(cells[1, 4 * 2 + 2 * 2 + 1], image[1, :, 4:, 6:9, 8:].flatten())
+        back = unpatchify(cells, grid, image.shape[2:])
+        assert torch.equal(back, image)
         everywhere = torch.ones(2, *grid, dtype=torch.bool)
-        assert masked_reconstruction_loss(module._image(_cells(image, grid)), image, everywhere, normalise=False) == 0
+        assert masked_reconstruction_loss(back, image, everywhere, normalise=False) == 0
 
     def test_mistakes(self):
         with pytest.raises(ValueError, match="losses must be some of"):
             method(losses=["jigsaw"])
         with pytest.raises(ValueError, match="similarity must be one of"):
             method(similarity="euclid")
+
+
+def still(**kwargs):
+    """The method of two channels without drop path, its target network another one than its online network."""
+    module = method(overrides={**SMALL, "drop_path_rate": 0}, input_channels=2, decoder_depth=1, **kwargs).double()
+    separate(module.target)
+    return module
+
+
+def three_pairs(module, **kwargs):
+    return batch(module.encoder.grid, SIZE, 3, channels=2, **{"matched": (True, False, True), **kwargs})
+
+
+class TestFormula:
+    """Section 3: the loss is l_r + l_dv + l_st; l_s of two vectors is 2 - 2 cos."""
+
+    def reconstruction(self, module, side, given):
+        """l_r: the squared error of masked cells, whose target has mean 0 and variance 1 over voxels and channels."""
+        image, mask = given[f"{side}_masked"], given[f"{side}_mask"]
+        _, reconstruction = module.decoder(module.encoder(image, mask))
+        edge, errors = SIZE[0] // mask.shape[1], []
+        for row, *cell in mask.nonzero().tolist():
+            place = tuple(slice(i * edge, (i + 1) * edge) for i in cell)
+            target = image[(row, slice(None), *place)].flatten()
+            target = (target - target.mean()) / (target.var() + 1e-6).sqrt()
+            voxels = reconstruction[(row, slice(None), *place)].flatten()
+            errors.append((voxels - target).square().mean())
+        return torch.stack(errors).mean()
+
+    def attend(self, casa, queries, tokens):
+        """Softmax(q k^T / sqrt(C)) v of normed tokens."""
+        q, kv = casa.norm_q(queries), casa.norm_kv(tokens)
+        q, k, v = q @ casa.q.weight.T, kv @ casa.k.weight.T, kv @ casa.v.weight.T
+        scores = (q @ k.transpose(1, 2) / q.shape[2] ** 0.5).exp()
+        return scores / scores.sum(2, keepdim=True) @ v
+
+    def test_training_step(self):
+        module = still()
+        given = {n: v.double() if v.is_floating_point() else v for n, v in three_pairs(module).items()}
+        loss = module.training_step(given, 0)
+        tokens, projected, target = {}, {}, {}
+        for side in ("query", "key"):
+            tokens[side] = module.encoder(given[f"{side}_masked"], given[f"{side}_mask"])
+            projected[side] = module.head(module.decoder(tokens[side])[0])
+            target[side] = module.target["head"](module.target["encoder"](given[f"{side}_intact"]))
+        reconstruction = sum(self.reconstruction(module, side, given) for side in tokens)
+        views = alignment = 0.0
+        for side, other in (("query", "key"), ("key", "query")):
+            classes, others = (x.mean(1)[[0, 2]] for x in (projected[side], target[other]))
+            views += (2 - 2 * cosines(classes, others)).mean()
+            online, wanted = (self.attend(module.casa, tokens[side], x[side]) for x in (projected, target))
+            alignment += (2 - 2 * cosines(online, wanted)).mean()
+        for name, value in {"reconstruction": reconstruction, "views": views, "alignment": alignment}.items():
+            torch.testing.assert_close(module.logged[name], value, msg=name)
+        torch.testing.assert_close(loss, reconstruction + views + alignment)
+        loss.backward()
+        assert all(p.grad is None for p in module.target.parameters())
+
+    def test_gradient_of_the_alignment_is_the_online_sides(self):
+        """What the queries find in the target's tokens is a target as well: no gradient goes through it."""
+        module = still(losses=["alignment"])
+        given = {n: v.double() if v.is_floating_point() else v for n, v in three_pairs(module).items()}
+        module.training_step(given, 0).backward()
+        expected = 0.0
+        for side in ("query", "key"):
+            tokens = module.encoder(given[f"{side}_masked"], given[f"{side}_mask"])
+            with torch.no_grad():
+                target = module.target["head"](module.target["encoder"](given[f"{side}_intact"]))
+                wanted = self.attend(module.casa, tokens, target)
+            online = self.attend(module.casa, tokens, module.head(module.decoder(tokens)[0]))
+            expected += (2 - 2 * cosines(online, wanted)).mean()
+        (gradient,) = torch.autograd.grad(expected, [module.casa.v.weight])
+        torch.testing.assert_close(module.casa.v.weight.grad, gradient)
+
+
+class TestSteps:
+    def test_target_follows_once_a_step(self):
+        module = still(lr=1e-2, warmup_epochs=0, tau=0.9)
+        recorder = train(module, [three_pairs(module) for _ in range(3)])
+        check_target_follows(recorder, TARGETS, [cosine(step, 3, 0.9, 1.0) for step in range(3)])
+
+    def test_rate_and_decay(self):
+        module = still(lr=1e-3, warmup_epochs=1, weight_decay=100.0)
+        recorder = train(module, [three_pairs(module) for _ in range(2)], epochs=2)
+        assert recorder.settings("lr") == pytest.approx(warmup_cosine(4, 2, 1e-3))
+        assert recorder.groups[0][0]["betas"] == (0.9, 0.95)
+        # AdamW's first step moves a weight by at most the rate besides its decay, which vectors and biases do not have
+        before, after = recorder.weights[:2]
+        for name in recorder.gradients[0]:
+            decay = 100.0 if before[name].dim() > 1 and not name.endswith(".bias") else 0.0
+            expected = before[name] * (1 - 5e-4 * decay)
+            torch.testing.assert_close(after[name], expected, rtol=0, atol=5e-4 + 1e-9, msg=name)
 
 
 class TestData:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -33,6 +35,23 @@ def mgca():
 @pytest.fixture(scope="module")
 def alice():
     return torch.load(DATA / "alice_losses.pt", weights_only=True)
+
+
+EXAMPLES = (
+    "losses.cross_dimension",
+    "losses.cross_modal",
+    "losses.point_contrast",
+    "losses.semantic_alignment",
+    "patchify",
+)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples(name):
+    module = import_module(f"nnunet_transformers.pretraining.{name}")
+    results = doctest.testmod(module, extraglobs={"torch": torch})
+    assert results.attempted
+    assert not results.failed
 
 
 class TestMGCA:

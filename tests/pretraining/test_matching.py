@@ -17,8 +17,10 @@ from nnunet_transformers.pretraining.matching import MATCHERS, IdentityMatcher, 
 from nnunet_transformers.pretraining.matching.embedding_network import AnatomyEmbedding, cell_positions, sample
 from nnunet_transformers.pretraining.matching.hybrid import robust_affine
 from nnunet_transformers.pretraining.matching.matcher import apply_affine, random_points
+from nnunet_transformers.pretraining.methods.anatomical_embedding import AnatomyMatching
 
 from .phantoms import SPACING, make_volume, random_map, true_match, write_volumes
+from .steps import cross_entropy, train
 
 STRIDE = 2 * max(SPACING)
 
@@ -185,3 +187,97 @@ class TestParts:
         (tmp_path / "damaged.pth").write_bytes(damaged)
         with pytest.raises(ValueError, match=r"altered|truncated"):
             MatcherCheckpoint.load(tmp_path / "damaged.pth")
+
+
+EMBEDDING = {"channels": (4, 6, 8), "dim": 8, "points": 12, "negative_radius": 5.0, "negatives": 40}
+
+
+class TestAnatomicalEmbedding:
+    """SAM, section 3: a point's embedding against the hardest of those far from it, fine and coarse."""
+
+    SIZE = (16, 24, 16)
+
+    def batch(self, number=3):
+        """Pairs of crops, and where they lie in their volume: first voxel and step, in voxels."""
+        start = torch.tensor([[4.0, 5, 6], [0, 8, 2], [3, 3, 9]])[:number]
+        key = (
+            start + torch.tensor([[3.0, -2, 4], [1, 4, -3], [100, 100, 100]])[:number]
+        )  # the last have nothing in common
+        steps = (torch.tensor([1.0, 1.1, 0.9]), torch.tensor([0.9, 1.0, 1.2]))
+        frames = [torch.stack([s, step.expand_as(s)], dim=1) for s, step in zip((start, key), steps, strict=True)]
+        return [(torch.randn(number, 1, *self.SIZE), frame) for frame in frames]
+
+    def at(self, grid, point, stride):
+        """Of eight neighbours, the nearest cells at the border; of length 1."""
+        shape = grid.shape[1:]
+        place = [min(max(float(x) / stride, 0.0), n - 1.0) for x, n in zip(point, shape, strict=True)]
+        value = 0.0
+        for corner in np.ndindex(2, 2, 2):
+            cell = [min(int(x) + c, n - 1) for x, c, n in zip(place, corner, shape, strict=True)]
+            weight = np.prod([(x - int(x)) if c else 1 - (x - int(x)) for x, c in zip(place, corner, strict=True)])
+            value = value + float(weight) * grid[(slice(None), *cell)]
+        return value / value.square().sum().sqrt()
+
+    def test_training_step(self):
+        torch.manual_seed(0)
+        module = AnatomyMatching(**EMBEDDING, temperature=0.3).double()
+        module.log_dict = lambda values, **kwargs: setattr(module, "logged", values)
+        batch = [(image.double(), frame.double()) for image, frame in self.batch()]
+        torch.manual_seed(1)
+        loss = module.training_step(batch, 0)
+        images, frames = zip(*batch, strict=True)
+        embeddings = module.embedding(torch.cat(images))
+        number, losses = len(images[0]), {"fine": [], "coarse": []}
+        torch.manual_seed(1)
+        for i in range(number):
+            for query, key in ((0, 1), (1, 0)):
+                points = torch.rand(12, 3) * (torch.tensor(self.SIZE) - 1)
+                rows = {"fine": [], "coarse": []}
+                for point in points.double():
+                    place = frames[query][i, 0] + frames[query][i, 1] * point
+                    found = (place - frames[key][i, 0]) / frames[key][i, 1]
+                    if (found < 0).any() or (found > torch.tensor(self.SIZE) - 1).any():
+                        continue
+                    for level, stride, grids in zip(rows, (2, 8), embeddings, strict=True):
+                        own, other = grids[query * number + i], grids[key * number + i]
+                        wanted = self.at(own, point, stride)
+                        negatives = []
+                        for cell in np.ndindex(*other.shape[1:]):
+                            where = frames[key][i, 0] + frames[key][i, 1] * stride * torch.tensor(cell)
+                            if (where - place).square().sum().sqrt() >= 5.0:
+                                negatives.append(wanted @ other[(slice(None), *cell)])
+                        if level == "coarse":
+                            others = [j for j in range(2 * number) if j % number != i]
+                            negatives += [wanted @ v for j in others for v in grids[j].flatten(1).T]
+                        hardest = sorted(negatives, key=float)[-40:]
+                        rows[level].append(torch.stack([wanted @ self.at(other, found, stride), *hardest]) / 0.3)
+                for level, logits in rows.items():
+                    if logits:
+                        first = torch.zeros(1, dtype=torch.long)
+                        losses[level].append(torch.stack([cross_entropy(row[None], first) for row in logits]).mean())
+        assert 0 < len(losses["fine"]) < 2 * number
+        expected = {level: torch.stack(values).mean() for level, values in losses.items()}
+        for level, value in expected.items():
+            torch.testing.assert_close(module.logged[level], value, msg=level)
+        torch.testing.assert_close(loss, sum(expected.values()))
+
+    def test_steps(self):
+        """SGD with momentum and decay, its rate falling along a polynomial."""
+        torch.manual_seed(0)
+        module = AnatomyMatching(**EMBEDDING, lr=0.1, weight_decay=0.5)
+        recorder = train(module, [self.batch() for _ in range(3)])
+        rates = recorder.settings("lr")
+        assert rates == pytest.approx([0.1 * (1 - step / 3) ** 0.9 for step in range(3)])
+        velocity = {}
+        for step, gradients in enumerate(recorder.gradients):
+            before, after = recorder.weights[step : step + 2]
+            for name, gradient in gradients.items():
+                velocity[name] = 0.9 * velocity.get(name, 0.0) + gradient + 0.5 * before[name]
+                torch.testing.assert_close(after[name], before[name] - rates[step] * velocity[name], msg=name)
+
+    def test_nothing_in_common_still_has_gradients(self):
+        module = AnatomyMatching(**EMBEDDING)
+        module.log_dict = lambda *args, **kwargs: None
+        (image, frame), (other, _) = self.batch(2)
+        module.training_step([(image, frame), (other, frame + 1000)], 0).backward()
+        assert [n for n, p in module.named_parameters() if p.grad is None] == []

@@ -17,7 +17,8 @@ from nnunet_transformers.pretraining.data import PreparedCase, PreparedIndex
 from nnunet_transformers.pretraining.encoders.image import create_image_encoder
 from nnunet_transformers.pretraining.encoders.text import load_tokenizer, tokenize
 from nnunet_transformers.pretraining.fit import fit
-from nnunet_transformers.pretraining.methods.mgca import MGCA, on_rows, projection_head
+from nnunet_transformers.pretraining.heads import alignment_head, apply_to_tokens
+from nnunet_transformers.pretraining.methods.mgca import MGCA
 from nnunet_transformers.weights import (
     TimmCheckpoint,
     load_checkpoint,
@@ -25,6 +26,8 @@ from nnunet_transformers.weights import (
     load_encoder_weights,
 )
 from tests.architectures.test_networks import SMALLEST
+
+from .steps import cross_entropy, train, warmup_cosine
 
 VIT = "vit_tiny_patch16_224"
 REPORTS = (
@@ -62,7 +65,7 @@ class TestImageEncoders:
         with torch.no_grad():
             features = encoder(image)
             tokens = encoder.network.forward_features(image)
-        torch.testing.assert_close(features.whole, tokens[:, 0])
+        torch.testing.assert_close(features.instance, tokens[:, 0])
         torch.testing.assert_close(features.patches, tokens[:, 1:])
         assert features.attention.shape == (2, 6)
         block = encoder.network.blocks[-1]
@@ -78,21 +81,23 @@ class TestImageEncoders:
         encoder = create_image_encoder("resnet18", 3, (224, 224))
         with torch.device("meta"):
             features = encoder.to("meta")(torch.empty(2, 3, 224, 224))
-        assert features.whole.shape == (2, encoder.dim) == (2, 512)
+        assert features.instance.shape == (2, encoder.dim) == (2, 512)
         assert features.patches.shape == (2, 361, encoder.local_dim) == (2, 361, 256)
         assert features.attention is None
 
     @pytest.mark.parametrize("name", ["resnet18", *SMALLEST])
-    @pytest.mark.parametrize("used", ["whole", "patches"])
-    def test_what_is_not_used_rests(self, name, used):
-        encoder = create_image_encoder(name, 1, (64, 96), **{"whole": used == "whole", "patches": used == "patches"})
+    @pytest.mark.parametrize("used", ["instance", "patches"])
+    def test_unused_parameters_are_frozen(self, name, used):
+        encoder = create_image_encoder(
+            name, 1, (64, 96), **{"instance": used == "instance", "patches": used == "patches"}
+        )
         getattr(encoder(torch.rand(2, 1, 64, 96)), used).square().mean().backward()
         trained = {n for n, p in encoder.named_parameters() if p.requires_grad}
         assert trained == {n for n, p in encoder.named_parameters() if p.grad is not None}
-        resting = {n for n, p in encoder.named_parameters() if not p.requires_grad}
+        frozen = {n for n, p in encoder.named_parameters() if not p.requires_grad}
         # a ViT's patches are of its last layer
-        is_last = used == "whole" or name.startswith("setr_pup")
-        assert is_last or any("layer4" in n or "stages.3" in n or "norm" in n for n in resting)
+        is_last = used == "instance" or name.startswith("setr_pup")
+        assert is_last or any("layer4" in n or "stages.3" in n or "norm" in n for n in frozen)
 
     def test_errors(self):
         with pytest.raises(ValueError, match="unknown network 'resnet5'; did you mean resnet50"):
@@ -137,15 +142,16 @@ class TestLosses:
         weights = {f"{name}_weight": float(name == kept) for name in ("ita", "cta", "cpa")}
         module = method(bert, network, 64, **weights)
         losses, _ = module.losses(batch(bert, 64))
-        assert list(losses) == [kept, "loss"]
-        losses["loss"].backward()
+        assert list(losses) == [kept]
+        losses[kept].backward()
         assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
 
     def test_weights(self, bert):
         module = method(bert, ita_weight=2.0, cpa_weight=0.5).eval()
-        losses, _ = module.losses(batch(bert))
+        data = batch(bert)
+        losses, _ = module.losses(data)
         expected = 2 * losses["ita"] + losses["cta"] + 0.5 * losses["cpa"]
-        torch.testing.assert_close(losses["loss"], expected)
+        torch.testing.assert_close(module.training_step(data, 0), expected)
         with pytest.raises(ValueError, match="one at least not 0"):
             method(bert, ita_weight=0, cta_weight=0, cpa_weight=0)
         with pytest.raises(ValueError, match="must not be negative"):
@@ -169,13 +175,13 @@ class TestLosses:
             torch.testing.assert_close(module.losses(longer)[0][name], value, rtol=1e-3, atol=1e-4)
 
     def test_head_sees_no_padding(self):
-        head, tokens = projection_head(6, 16, 4), torch.randn(2, 5, 6)
+        head, tokens = alignment_head(6, 16, 4), torch.randn(2, 5, 6)
         padding = torch.tensor([[False] * 5, [False, False, True, True, True]])
         tokens[1, 2:] = 100
-        rows = on_rows(head, tokens, padding)
+        rows = apply_to_tokens(head, tokens, padding)
         torch.testing.assert_close(rows[~padding], head(torch.cat([tokens[0], tokens[1, :2]])))
         assert (rows[padding] == 0).all()
-        assert on_rows(head, tokens).shape == (2, 5, 4)
+        assert apply_to_tokens(head, tokens).shape == (2, 5, 4)
 
     def test_half_precision(self, bert):
         module = method(bert)
@@ -186,6 +192,114 @@ class TestLosses:
     def test_one_pair_alone(self, bert):
         with pytest.raises(ValueError, match="batch_size must be at least 2"):
             method(bert).losses({name: value[:1] for name, value in batch(bert).items()})
+
+
+def still(bert, network=VIT, **settings):
+    """The method without dropout, its losses of three different weights."""
+    weights = {"ita_weight": 2.0, "cta_weight": 3.0, "cpa_weight": 0.5}
+    module = method(bert, network, **{**weights, **settings}).double()
+    for dropout in (m for m in module.modules() if isinstance(m, torch.nn.Dropout)):
+        dropout.p = 0.0
+    module.log_dict = lambda values, **kwargs: setattr(module, "logged", values)
+    return module
+
+
+class TestFormula:
+    """Section 3 and the supplement's A: weights times ITA, CTA and CPA, each in both directions."""
+
+    def unit(self, x):
+        return x / x.square().sum(-1, keepdim=True).sqrt()
+
+    def clipped(self, attention):
+        """Within the quantiles of 10 and 90 % of what is not zero, with a sum of 1."""
+        low, high = attention.quantile(0.1), attention.quantile(0.9)
+        weights = attention.detach().clamp(low, high)
+        return weights / weights.sum()
+
+    def ita(self, image, report):
+        similarity = self.unit(image) @ self.unit(report).T / 0.07
+        own = torch.arange(len(image))
+        return cross_entropy(similarity, own) + cross_entropy(similarity.T, own)
+
+    def direction(self, tokens, others, weights):
+        """Each token of a sample against what it, and what its neighbours attend to in the other modality."""
+        attention = (tokens @ others.T / 0.1).exp()
+        context = self.unit(attention / attention.sum(1, keepdim=True) @ others)
+        similarity = tokens @ context.T / 0.1
+        loss = 0.0
+        for logits in (similarity, similarity.T):
+            own = logits.diagonal() - logits.exp().sum(1).log()
+            loss -= (own * weights).sum() / 2
+        return loss
+
+    def cta(self, patches, words, patch_weights, word_weights):
+        """Of lists with one entry a sample, words without padding."""
+        losses = []
+        for p, w, own_p, own_w in zip(patches, words, patch_weights, word_weights, strict=True):
+            p, w = self.unit(p), self.unit(w)
+            losses.append(self.direction(w, p, own_w) + self.direction(p, w, own_p))
+        return sum(losses) / len(losses)
+
+    def codes(self, scores):
+        """Sinkhorn: in turns every prototype as often as another, and every sample once."""
+        q = (scores.detach() / 0.05).exp().T
+        for _ in range(3):
+            q = q / q.sum(1, keepdim=True)
+            q = q / q.sum(0, keepdim=True)
+        return q.T
+
+    def cpa(self, image, report, prototypes):
+        image, report = (self.unit(x) @ prototypes.T for x in (image, report))
+        return (cross_entropy(image / 0.2, self.codes(report)) + cross_entropy(report / 0.2, self.codes(image))) / 2
+
+    @pytest.mark.parametrize("network", [VIT, "resnet18"])
+    def test_training_step(self, bert, network):
+        module, data = still(bert, network, size=64), batch(bert, 64)
+        data["image"] = data["image"].double()
+        prototypes = self.unit(module.prototypes.weight.detach().clone())
+        loss = module.training_step(data, 0)
+        seen = module.image_encoder(data["image"])
+        read = module.text_encoder(data["input_ids"], data["attention_mask"], data["word_ids"])
+        image, report = module.image_head(seen.instance), module.report_head(read.report)
+        patches = module.patch_head(seen.patches.flatten(0, 1)).unflatten(0, seen.patches.shape[:2])
+        lengths = [len(text.split()) for text in REPORTS]
+        assert len(set(lengths)) > 1
+        present = [row[:n] for row, n in zip(read.words, lengths, strict=True)]
+        words = module.word_head(torch.cat(present)).split(lengths)
+        word_weights = [self.clipped(row[:n]) for row, n in zip(read.attention, lengths, strict=True)]
+        if seen.attention is None:
+            patch_weights = torch.full(patches.shape[:2], 1 / patches.shape[1])
+        else:
+            patch_weights = [self.clipped(row) for row in seen.attention]
+        expected = {
+            "ita": self.ita(image, report),
+            "cta": self.cta(patches, words, patch_weights, word_weights),
+            "cpa": self.cpa(image, report, prototypes),
+        }
+        for name, value in expected.items():
+            torch.testing.assert_close(module.logged[name], value, msg=name)
+        torch.testing.assert_close(loss, 2.0 * expected["ita"] + 3.0 * expected["cta"] + 0.5 * expected["cpa"])
+        torch.testing.assert_close(module.prototypes.weight.detach(), prototypes)
+
+
+class TestSteps:
+    def test_rate_and_decay(self, bert):
+        module = still(bert, lr=1e-3, min_lr=1e-5, weight_decay=100.0, warmup_share=0.5, frozen_epochs=0)
+        recorder = train(module, [batch(bert) for _ in range(2)], epochs=2)
+        assert recorder.settings("lr") == pytest.approx(warmup_cosine(4, 2, 1e-3, 1e-5))
+        before, after = recorder.weights[:2]
+        for name in recorder.gradients[0]:
+            # AdamW moves a weight by at most the rate besides its decay, which is every parameter's
+            value = before[name]
+            value = torch.nn.functional.normalize(value) if name == "prototypes.weight" else value
+            torch.testing.assert_close(after[name], value * (1 - 0.05), rtol=0, atol=5e-4 + 1e-9, msg=name)
+
+    def test_prototypes_are_frozen_in_the_first_epoch(self, bert):
+        recorder = train(still(bert, lr=1e-2, warmup_share=0), [batch(bert) for _ in range(2)], epochs=2)
+        first, *steps = (weights["prototypes.weight"] for weights in recorder.weights)
+        unit = torch.nn.functional.normalize(first)
+        torch.testing.assert_close(steps[1], unit)
+        assert (steps[2] - unit).abs().max() > 1e-3
 
 
 class TestRuns:
@@ -252,18 +366,8 @@ class TestRuns:
         pairs = json.loads((tmp_path / "pairs.json").read_text())
         assert len(pairs["cases"]) == checkpoint.num_cases
 
-    def test_prototypes_rest_in_the_first_epoch(self, bert, tmp_path):
-        settings = {"model.init_args.lr": 1e-2, "model.init_args.warmup_share": 0}
-        first, second, third = (
-            self.run(bert, tmp_path / f"{epochs}_{frozen}", VIT, **settings, **changes).lightning_module.prototypes
-            for epochs, frozen in ((1, 1), (2, 2), (2, 1))
-            for changes in [{"trainer.max_epochs": epochs, "model.init_args.frozen_epochs": frozen}]
-        )
-        torch.testing.assert_close(first.weight, second.weight)
-        assert not torch.allclose(first.weight, third.weight, atol=1e-3)
-
     def test_resumes(self, bert, tmp_path, monkeypatch):
-        whole = self.run(bert, tmp_path / "whole", "resnet18").lightning_module
+        whole = self.run(bert, tmp_path / "instance", "resnet18").lightning_module
 
         def stop(module):
             if module.current_epoch == 1:
@@ -279,7 +383,7 @@ class TestRuns:
     def test_an_epoch_cut_short_is_not_written(self, bert, tmp_path):
         """Unless nothing was validated before."""
         settings = {"model.init_args.lr": 1e-3, "trainer.max_epochs": 1}
-        steps = self.run(bert, tmp_path / "whole", "resnet18", **settings).global_step
+        steps = self.run(bert, tmp_path / "instance", "resnet18", **settings).global_step
         for given, written in ((1, 1), (steps + 1, steps)):
             changes = settings | {"trainer.max_epochs": -1, "trainer.max_steps": given}
             self.run(bert, tmp_path / str(given), "resnet18", **changes)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 from lightning import Trainer
+from timm.layers import DropPath
 
 from nnunet_transformers.pretraining.data import MaskedViewData
 from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.data.transforms import cut_out, rotate, rotations_of
 from nnunet_transformers.pretraining.fit import fit, list_recipes
 from nnunet_transformers.pretraining.methods.qt_ssl import QTSSL
-from nnunet_transformers.runs.callbacks import CollapseMonitor, EncoderWriter, SeedEveryBatch, feature_spread
+from nnunet_transformers.runs.callbacks import CheckpointWriter, CollapseMonitor, SeedEveryBatch, feature_spread
 from nnunet_transformers.weights import load_encoder
 from tests.architectures.test_networks import SMALLEST, forms
 from tests.conftest import write_dataset
+
+from .steps import check_target_follows, cosine, cosines, cross_entropy, separate, train, warmup_cosine
 
 SIZE = (16, 16, 16)
 SMALL = {"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}
@@ -33,7 +36,7 @@ def method(**kwargs):
 
 
 def trainer(folder, epochs=2, **kwargs):
-    callbacks = [SeedEveryBatch(), EncoderWriter(), *kwargs.pop("callbacks", [])]
+    callbacks = [SeedEveryBatch(), CheckpointWriter(), *kwargs.pop("callbacks", [])]
     return Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -92,6 +95,84 @@ def test_any_network(name, patch_size):
     assert all(p.grad is None for p in module.target.parameters())
 
 
+TARGETS = {"target.encoder.": "encoder.", "target.projection.": "projection."}
+
+
+def different_views(channels=2, batch=3):
+    """Two views, each with an image, a target and turns of its own."""
+    return [
+        (torch.randn(batch, channels, *SIZE), torch.randn(batch, channels, *SIZE), torch.tensor(turns))
+        for turns in ([0, 1, 2], [3, 1, 0])
+    ]
+
+
+def still(**kwargs):
+    """The method without drop path, its target network another one than its online network."""
+    torch.manual_seed(0)
+    module = QTSSL("qt_unet_tiny", SIZE, 2, network_overrides={**SMALL, "drop_path_rate": 0}, **kwargs).double()
+    module.log_dict = lambda values, **kwargs: setattr(module, "logged", values)
+    if "byol" in module.hparams.heads:
+        separate(module.target)
+    return module
+
+
+def test_formula():
+    """Thesis, section 3.3.12: reconstruction, rotation and BYOL (its eq. 2, both ways), the mean of two views."""
+    module = still()
+    batch = [(view.double(), target.double(), turns) for view, target, turns in different_views()]
+    loss = module.training_step(batch, 0)
+    reconstruction = rotation = byol = 0.0
+    for (view, target, turns), (other, _, _) in (batch, batch[::-1]):
+        features = module.encoder.encode(view)[-1]
+        pooled = features.mean((2, 3, 4))
+        reconstruction += (module.reconstruction(features) - target).abs().mean() / 2
+        rotation += cross_entropy(module.rotation(pooled), turns) / 2
+        predicted = module.prediction(module.projection(pooled))
+        projected = module.target["projection"](module.target["encoder"].encode(other)[-1].mean((2, 3, 4)))
+        byol -= cosines(predicted, projected).mean() / 2
+    for name, value in {"reconstruction": reconstruction, "rotation": rotation, "byol": byol}.items():
+        torch.testing.assert_close(module.logged[name], value)
+    torch.testing.assert_close(loss, reconstruction + rotation + byol)
+    loss.backward()
+    assert all(p.grad is None for p in module.target.parameters())
+
+
+def test_target_is_a_copy_without_drop_path():
+    module = QTSSL("qt_unet_tiny", SIZE, network_overrides={**SMALL, "drop_path_rate": 0.5})
+    rates = {
+        part: {m.drop_prob for m in network.modules() if isinstance(m, DropPath)}
+        for part, network in {"online": module.encoder, "target": module.target["encoder"]}.items()
+    }
+    assert max(rates["online"]) == 0.5
+    assert rates["target"] == {0.0}
+    for name, value in module.target["encoder"].state_dict().items():
+        assert torch.equal(value, module.encoder.state_dict()[name])
+
+
+class TestSteps:
+    def test_target_follows_once_a_step(self):
+        module = still(lr=1e-2, warmup_epochs=0, tau=0.9)
+        recorder = train(module, [different_views() for _ in range(3)])
+        check_target_follows(recorder, TARGETS, [cosine(step, 3, 0.9, 1.0) for step in range(3)])
+
+    def test_target_waits_for_accumulated_batches(self):
+        module = still(lr=1e-2, warmup_epochs=0, tau=0.9)
+        recorder = train(module, [different_views() for _ in range(4)], accumulate_grad_batches=2)
+        recorder.weights = recorder.weights[::2]
+        check_target_follows(recorder, TARGETS, [0.9, 1.0])
+
+    def test_rate_and_decay(self):
+        module = still(heads=["rotation"], lr=1e-2, warmup_epochs=1, weight_decay=0.5)
+        recorder = train(module, [different_views() for _ in range(2)], epochs=3)
+        assert recorder.settings("lr") == pytest.approx(warmup_cosine(6, 2, 1e-2))
+        # Adam's first step, whose decay is part of the gradient, of weights and biases alike
+        before, after = recorder.weights[:2]
+        for name, gradient in recorder.gradients[0].items():
+            gradient = gradient + 0.5 * before[name]
+            expected = before[name] - 1e-2 / 2 * gradient / (gradient.abs() + 1e-8)
+            torch.testing.assert_close(after[name], expected)
+
+
 class TestRuns:
     def test_writes_an_encoder(self, prepared, tmp_path):
         module = method()
@@ -118,18 +199,6 @@ class TestRuns:
         for name, value in whole.state_dict().items():
             torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
 
-    def test_slow_copy_moves_once_a_step(self, prepared, tmp_path, monkeypatch):
-        from nnunet_transformers.pretraining.methods import qt_ssl
-
-        moves = []
-        real = qt_ssl.update_momentum
-        monkeypatch.setattr(qt_ssl, "update_momentum", lambda *args: (moves.append(args[2]), real(*args)))
-        trainer(tmp_path, accumulate_grad_batches=2).fit(method(), data(prepared))
-        # two epochs of one step, encoder and projection each
-        assert len(moves) == 4
-        assert moves[0] >= 0.996
-        assert moves[-1] == pytest.approx(1.0)
-
     @pytest.mark.parametrize("head", ["reconstruction", "rotation", "byol"])
     def test_one_head_alone(self, prepared, tmp_path, head):
         module = method(heads=[head])
@@ -154,7 +223,7 @@ class TestRuns:
             trainer(tmp_path, epochs=1).fit(method(), data(prepared, batch_size=1))
 
 
-class _StopAfter(EncoderWriter):
+class _StopAfter(CheckpointWriter):
     def __init__(self, epochs):
         super().__init__()
         self.epochs = epochs

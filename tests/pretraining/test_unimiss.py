@@ -9,11 +9,15 @@ import torch.nn.functional as F
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.pretraining.data import TwoViewData, TwoViews
 from nnunet_transformers.pretraining.data.prepare import prepare
+from nnunet_transformers.pretraining.encoders.slices import slice_logits
 from nnunet_transformers.pretraining.fit import fit
-from nnunet_transformers.pretraining.methods.unimiss import CrossDimensionLoss, UniMiSS
+from nnunet_transformers.pretraining.losses import CrossDimensionLoss
+from nnunet_transformers.pretraining.methods.unimiss import UniMiSS
 from nnunet_transformers.weights import load_encoder, load_encoder_weights
 from tests.architectures.test_networks import IN_3D
 from tests.conftest import write_dataset
+
+from .steps import check_target_follows, cosine, cross_entropy, separate, train, warmup_cosine
 
 SIZES = {"patch_size_2d": (64, 64), "patch_size_3d": (16, 32, 64)}
 
@@ -57,13 +61,115 @@ class TestLoss:
         torch.testing.assert_close(loss.center[0, 0], 0.9 * center[0, 0] + 0.1 * mean)
 
     def test_slices_averaged_before_the_last_layer(self, method):
-        branch = method.student.eval()
+        pair, head = method.encoder.eval(), method.head.eval()
         volume = torch.randn(1, 1, *SIZES["patch_size_3d"])
         with torch.no_grad():
             images = volume[0].transpose(0, 1).expand(-1, 3, -1, -1)
             images = F.interpolate(images, size=SIZES["patch_size_2d"], mode="bilinear", align_corners=False)
-            expected = torch.stack([branch(image[None])[0] for image in images]).mean(0)
-            torch.testing.assert_close(branch.slices(volume)[0], expected, rtol=1e-4, atol=1e-5)
+            expected = torch.stack([head(pair(image[None]))[0] for image in images]).mean(0)
+            torch.testing.assert_close(slice_logits(pair, head, volume)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def still(**kwargs):
+    """The method without drop path, its target network another one than its online network, its centre not zero."""
+    torch.manual_seed(0)
+    overrides = {"drop_path_rate": 0, "embed_dims": (8, 16, 24, 32)}
+    module = UniMiSS("mit_7", **SIZES, network_overrides=overrides, output_dim=8, **kwargs).double()
+    module.log_dict = lambda values, **kwargs: setattr(module, "logged", values)
+    separate(module.target)
+    module.loss.center.normal_()
+    return module
+
+
+def networks(module):
+    """Pair and head of the online and of the target network."""
+    return (module.encoder, module.head), (module.target["encoder"], module.target["head"])
+
+
+class TestFormula:
+    """Appendix and release: DINO's cross-entropy between different views, over every pair of dimensionalities."""
+
+    @torch.no_grad()
+    def slices(self, pair, head, volumes):
+        """Every slice an image of three channels by itself, the mean of their logits."""
+        rows = []
+        for volume in volumes:
+            images = [image[None, None].repeat(1, 3, 1, 1) for image in volume[0]]
+            images = [F.interpolate(i, size=SIZES["patch_size_2d"], mode="bilinear") for i in images]
+            rows.append(sum(head(pair.form_2d(image)) for image in images) / len(images))
+        return torch.cat(rows)
+
+    @torch.no_grad()
+    def expected(self, module, batch):
+        forms = [lambda pair, head, view: head(pair.form_2d(view))]
+        if batch[0].dim() == 5:
+            forms = [lambda pair, head, view: head(pair.form_3d(view)), self.slices]
+        online, target = ([[form(*own, view) for view in batch] for form in forms] for own in networks(module))
+        center, loss = module.loss.center[0, 0].clone(), 0.0
+        for theirs in target:
+            for ours in online:
+                for a, b in ((0, 1), (1, 0)):
+                    sharp = ((theirs[a] - center) / 0.05).exp()
+                    loss += cross_entropy(ours[b] / 0.2, sharp / sharp.sum(1, keepdim=True)) / 2
+        return loss, 0.8 * center + 0.2 * torch.cat([view for views in target for view in views]).mean(0)
+
+    @pytest.mark.parametrize("ndim", [2, 3])
+    def test_training_step(self, ndim):
+        module = still(teacher_temperature=0.05, student_temperature=0.2, center_momentum=0.8)
+        batch = [view.double() for view in views(ndim, batch=3)]
+        expected, center = self.expected(module, batch)
+        loss = module.training_step(batch, 0)
+        torch.testing.assert_close(loss.detach(), expected)
+        torch.testing.assert_close(module.logged[f"loss_{ndim}d"].detach(), expected)
+        torch.testing.assert_close(module.loss.center[0, 0], center)
+        loss.backward()
+        assert all(p.grad is None for p in module.target.parameters())
+
+
+class TestSteps:
+    def test_target_follows_once_a_step(self):
+        module = still(lr=1.0, warmup_epochs=0, tau=0.9)
+        recorder = train(module, [views(2, batch=3) for _ in range(3)])
+        taus = [cosine(step, 3, 0.9, 1.0) for step in range(3)]
+        check_target_follows(recorder, {"target.encoder.": "encoder.", "target.head.": "head."}, taus)
+
+    def test_rate_and_decay(self):
+        module = still(lr=1e-3 * 256 / 6, min_lr=1e-5, warmup_epochs=1, weight_decay=(100.0, 400.0))
+        # two batches of three are one step
+        recorder = train(module, [views(2, batch=3) for _ in range(4)], epochs=2, accumulate_grad_batches=2)
+        assert recorder.settings("lr") == pytest.approx(warmup_cosine(4, 2, 1e-3, 1e-5))
+        decays = [sorted(group["weight_decay"] for group in groups) for groups in recorder.groups]
+        assert decays == [[0.0, pytest.approx(cosine(step, 4, 100.0, 400.0))] for step in range(4)]
+        before, after = recorder.weights[0], recorder.weights[2]
+        assert any(before[name].dim() == 1 for name in recorder.gradients[0])
+        for name in recorder.gradients[0]:
+            if "last_layer" not in name:
+                decay = 100.0 if before[name].dim() > 1 and not name.endswith(".bias") else 0.0
+                expected = before[name] * (1 - 5e-4 * decay)
+                torch.testing.assert_close(after[name], expected, rtol=0, atol=5e-4 + 1e-9, msg=name)
+
+    def test_gradients_are_clipped_one_by_one(self):
+        module = still(lr=1.0, warmup_epochs=0, clip_grad_norm=1e-3)
+        recorder = train(module, [views(2, batch=3)])
+        clipped = 0
+        for name, moment in recorder.moments[0].items():
+            gradient = recorder.gradients[0][name]
+            norm = gradient.square().sum().sqrt()
+            expected = gradient * min(1.0, 1e-3 / (norm + 1e-6))
+            torch.testing.assert_close(moment / 0.1, expected, msg=name)
+            clipped += int(norm > 1e-3)
+        assert 0 < clipped < len(recorder.moments[0])
+
+    def test_last_layer_is_frozen_in_the_first_epoch(self):
+        recorder = train(still(lr=1.0, warmup_epochs=0), [views(2, batch=3) for _ in range(2)], epochs=2)
+        first, *_, epoch, step, _ = recorder.weights
+        (name,) = (n for n in first if n == "head.last_layer.weight_v")
+        assert torch.equal(epoch[name], first[name])
+        assert not torch.equal(step[name], epoch[name])
+        other = name.replace("last_layer.weight_v", "layers.0.weight")
+        assert not torch.equal(epoch[other], first[other])
+        length = name.replace("weight_v", "weight_g")
+        assert (recorder.weights[-1][length] == 1).all()
 
 
 @pytest.mark.parametrize("name", IN_3D)
@@ -72,10 +178,10 @@ def test_any_network(name):
     module = UniMiSS(name, output_dim=32, **sizes)
     module.log_dict = lambda *args, **kwargs: None
     module.training_step([torch.randn(2, 1, 32, 64, 64) for _ in range(2)], 0).backward()
-    missing = [n for n, p in module.student.named_parameters() if p.requires_grad and p.grad is None]
+    missing = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
-    twin = dict(module.student.pair.form_3d.named_parameters(remove_duplicate=False))
-    shared = [n for n, p in module.student.pair.form_2d.named_parameters() if twin.get(n) is p]
+    twin = dict(module.encoder.form_3d.named_parameters(remove_duplicate=False))
+    shared = [n for n, p in module.encoder.form_2d.named_parameters() if twin.get(n) is p]
     assert len(shared) > 10
     index = {"spacing": [1, 1, 1], "normalization": ["ZScoreNormalization"], "cases": []}
     for ndim, size in zip((2, 3), sizes.values(), strict=True):
@@ -98,12 +204,12 @@ class TestGradients:
 
     def test_volumes_reach_both_forms(self, method):
         method.training_step(views(3), 0).backward()
-        for name, parameter in method.student.named_parameters():
+        for name, parameter in method.named_parameters():
             if parameter.requires_grad and "weight_v" not in name:
                 assert parameter.grad is not None, name
 
     def check(self, method, untouched):
-        pair = method.student.pair
+        pair = method.encoder
         own, others = ({id(p) for p in pair.form(ndim).parameters()} for ndim in (untouched, 5 - untouched))
         shared = own & others
         assert shared
@@ -113,7 +219,7 @@ class TestGradients:
                 assert not touched, name
             elif "decoder.seg" not in name and not name.endswith("bias"):
                 assert touched, name
-        assert all(p.grad is None for p in method.teacher.parameters())
+        assert all(p.grad is None for p in method.target.parameters())
 
 
 class TestData:

@@ -1,1 +1,1 @@
-"""The encoders that pretraining methods train."""
+"""Encoders of the pretraining methods: of images, masked images, slices and reports."""

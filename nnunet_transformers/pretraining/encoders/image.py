@@ -1,4 +1,4 @@
-"""What MGCA needs of an image encoder, of timm's ViTs and CNNs and of this package's 2D networks."""
+"""Image encoders of MGCA: timm's ViTs and CNNs, and this package's 2D networks."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ CNN_SCALE = 299 / 224
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What an image encoder makes of a batch.
+    """Global and local features of a batch of images.
 
     Attributes:
-        whole: (batch, dim).
-        patches: (batch, patches, local_dim).
+        instance: global features, one vector per image, (batch, dim).
+        patches: local features, (batch, patches, local_dim).
         grid: rows and columns of the patches.
-        attention: (batch, patches), what [CLS] pays to each patch in the last layer, the mean over the heads; None for
-            networks without one.
+        attention: (batch, patches), attention of [CLS] to each patch in the last layer, averaged over the heads; None
+            for networks without [CLS].
     """
 
-    whole: Tensor
+    instance: Tensor
     patches: Tensor
     grid: tuple[int, int]
     attention: Tensor | None = None
 
 
 class ImageEncoder(nn.Module, ABC):
-    """An image as a whole and in patches.
+    """A network that gives global and local features of an image.
 
     Attributes:
-        network: without anything of MGCA's.
-        dim, local_dim: of the two embeddings.
+        network: backbone without MGCA's heads.
+        dim, local_dim: channels of the global and the local features.
     """
 
     network: nn.Module
@@ -56,11 +56,11 @@ class ImageEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, image: Tensor) -> ImageFeatures:
-        """Features of images, (batch, channels, height, width)."""
+        """Encode images, (batch, channels, height, width)."""
 
 
 class TimmViT(ImageEncoder):
-    """A ViT of timm's: [CLS] and the patches' tokens of the last layer.
+    """timm's ViT: [CLS] and the patch tokens of the last layer.
 
     Args:
         network: the ViT.
@@ -72,10 +72,10 @@ class TimmViT(ImageEncoder):
     def __init__(self, network: VisionTransformer) -> None:
         super().__init__()
         if not network.has_class_token:
-            raise ValueError("MGCA weighs patches by the attention of the class token, and this ViT has none")
+            raise ValueError("MGCA weights patches by the attention of the class token, and this ViT has none")
         self.network = network
         self.dim = self.local_dim = network.num_features
-        # fused attention has no map
+        # fused attention does not return its attention map
         network.blocks[-1].attn.fused_attn = False
 
     def forward(self, image: Tensor) -> ImageFeatures:
@@ -92,7 +92,7 @@ class TimmViT(ImageEncoder):
 
 
 class TimmCNN(ImageEncoder):
-    """A CNN of timm's: its pooled features and the map whose stride is nearest to 16.
+    """timm's CNN: its pooled features and the feature map whose stride is nearest to 16.
 
     Args:
         network: with timm's ``forward_intermediates``, such as a ResNet.
@@ -108,20 +108,20 @@ class TimmCNN(ImageEncoder):
         size = [round(n * CNN_SCALE) for n in image.shape[2:]]
         image = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
         last, (local,) = self.network.forward_intermediates(image, indices=[self.stage])
-        whole = self.network.forward_head(last, pre_logits=True)
-        return ImageFeatures(whole, local.flatten(2).transpose(1, 2), tuple(local.shape[2:]))
+        instance = self.network.forward_head(last, pre_logits=True)
+        return ImageFeatures(instance, local.flatten(2).transpose(1, 2), tuple(local.shape[2:]))
 
 
 class OwnEncoder(ImageEncoder):
-    """A registered 2D network: the mean of its deepest map, and the map whose stride is nearest to 16.
+    """A registered 2D network: the mean of its deepest feature map, and the map whose stride is nearest to 16.
 
     Args:
-        network: of ``create_encoder``.
+        network: result of ``create_encoder``.
     """
 
     def __init__(self, network: SegmentationNetwork) -> None:
         super().__init__()
-        # of the norms that create_encoder lets rest, the one of the second map is needed
+        # create_encoder freezes the norms of the finer maps, one of which is used here
         self.network = network.requires_grad_()
         self.stage = _nearest([math.prod(stride) ** (1 / len(stride)) for stride in network.feature_strides])
         self.dim, self.local_dim = network.feature_channels[-1], network.feature_channels[self.stage]
@@ -138,21 +138,21 @@ def create_image_encoder(
     patch_size: Sequence[int],
     overrides: Mapping[str, Any] | None = None,
     pretrained: bool | str = False,
-    whole: bool = True,
+    instance: bool = True,
     patches: bool = True,
 ) -> ImageEncoder:
-    """An image encoder by name, that trains what the embeddings in use depend on.
+    """Build an image encoder; parameters that the features in use do not depend on are frozen.
 
     Args:
-        name: registered network of this package, or one of timm's.
+        name: registered network of this package, or a timm model.
         input_channels: image channels.
         patch_size: height and width.
         overrides: arguments of a network of this package.
         pretrained: timm's weights, downloaded, or a file with them.
-        whole, patches: which embeddings are in use.
+        instance, patches: which features are in use.
 
     Raises:
-        ValueError: if neither has the network, or it cannot have these arguments.
+        ValueError: if there is no such network, or its arguments are invalid.
     """
     if name in list_networks():
         if pretrained:
@@ -166,15 +166,15 @@ def create_image_encoder(
     else:
         network = create_timm(name, input_channels, patch_size, pretrained)
         encoder = TimmViT(network) if isinstance(network, VisionTransformer) else TimmCNN(network)
-    _rest_unused(encoder, (2, input_channels, *patch_size), whole, patches)
+    _freeze_unused(encoder, (2, input_channels, *patch_size), instance, patches)
     return encoder
 
 
-def _rest_unused(encoder: ImageEncoder, shape: Sequence[int], whole: bool, patches: bool) -> None:
-    """Let parameters rest that the embeddings in use do not depend on: DDP wants a gradient for all that train."""
+def _freeze_unused(encoder: ImageEncoder, shape: Sequence[int], instance: bool, patches: bool) -> None:
+    """Freeze unused parameters: DDP requires a gradient for every trainable parameter."""
     twin = deepcopy(encoder).to("meta")
     features = twin(torch.empty(*shape, device="meta"))
-    used = [features.whole.sum()] * whole + [features.patches.sum()] * patches
+    used = [features.instance.sum()] * instance + [features.patches.sum()] * patches
     own, others = ([p for p in e.parameters() if p.requires_grad] for e in (encoder, twin))
     gradients = torch.autograd.grad(sum(used), others, allow_unused=True)
     for parameter, gradient in zip(own, gradients, strict=True):
@@ -182,5 +182,5 @@ def _rest_unused(encoder: ImageEncoder, shape: Sequence[int], whole: bool, patch
 
 
 def _nearest(strides: Sequence[float]) -> int:
-    """Index of the stride that is nearest to 16."""
+    """Index of the stride that is nearest to 16 on a logarithmic scale."""
     return min(range(len(strides)), key=lambda i: abs(math.log2(strides[i] / LOCAL_STRIDE)))

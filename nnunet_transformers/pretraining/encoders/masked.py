@@ -1,7 +1,8 @@
-"""Encoders of which parts are hidden.
+"""Encoders of masked images.
 
-In networks with windows and convolutions, which need a whole grid, mask tokens take the place of embedded patches
-(SimMIM, https://arxiv.org/abs/2111.09886); a ViT sees the visible ones alone (MAE, https://arxiv.org/abs/2111.06377).
+Networks with windows and convolutions need a whole grid: mask tokens replace the embedded patches of masked cells
+(SimMIM, https://arxiv.org/abs/2111.09886). A ViT processes the visible tokens only (MAE,
+https://arxiv.org/abs/2111.06377).
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from ...weights.primus import SIZES, TOKEN, create_primus
 
 
 def random_mask(grid: tuple[int, ...], ratio: float, rng: np.random.Generator) -> NDArray:
-    """Cells to hide, boolean of shape ``grid``, exactly their share rounded."""
+    """Draw a mask, boolean of shape ``grid``; ``ratio`` of its cells, rounded to whole cells, are true."""
     mask = np.zeros(np.prod(grid), dtype=bool)
     mask[rng.permutation(mask.size)[: round(ratio * mask.size)]] = True
     return mask.reshape(grid)
 
 
 class MaskedEncoder(nn.Module):
-    """A network's encoder with a learned token for hidden cells, which are those of its deepest feature map.
+    """A network's encoder with a learned token for masked cells; cells are those of its deepest feature map.
 
     Args:
-        network: of ``create_encoder``.
+        network: result of ``create_encoder``.
         input_channels: image channels.
     """
 
@@ -43,7 +44,7 @@ class MaskedEncoder(nn.Module):
         self.grid = tuple(network.grid_sizes[-1])
         self.dim = network.feature_channels[-1]
         with torch.no_grad():
-            # in evaluation, or a batch norm would count the zeros
+            # in evaluation mode, so that the zeros do not enter the running statistics of a batch norm
             embedded = network.stem.eval()(torch.zeros(1, input_channels, *network.patch_size))
         network.stem.train()
         self.mask_token = nn.Parameter(trunc_normal_(torch.zeros(embedded.shape[self._channel_axis]), std=0.02))
@@ -53,17 +54,17 @@ class MaskedEncoder(nn.Module):
         return -1 if self.network.stem_channels_last else 1
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(batch, channels, *patch_size) to tokens (batch, cells, dim) of the deepest map.
+        """Encode images to tokens (batch, cells, dim) of the deepest map.
 
         Args:
-            image: not changed.
-            mask: (batch, *grid), true where a cell is hidden; nothing is hidden without it.
+            image: (batch, channels, *patch_size).
+            mask: (batch, *grid), true for masked cells; no cell is masked by default.
         """
         if mask is None:
             return self._tokens(image)
-        # kernels of a stem reach beyond a cell and norms beyond that, so that the voxels have to go too
+        # the voxels are masked too: kernels of a stem reach beyond a cell, and norms further
         image = image.masked_fill(_enlarge(mask, image.shape[2:])[:, None], 0.0)
-        handle = self.network.stem.register_forward_hook(lambda _, inputs, output: self._hide(output, mask))
+        handle = self.network.stem.register_forward_hook(lambda _, inputs, output: self._replace(output, mask))
         try:
             return self._tokens(image)
         finally:
@@ -72,7 +73,7 @@ class MaskedEncoder(nn.Module):
     def _tokens(self, image: Tensor) -> Tensor:
         return self.network.encode(image)[-1].flatten(2).transpose(1, 2)
 
-    def _hide(self, embedded: Tensor, mask: Tensor) -> Tensor:
+    def _replace(self, embedded: Tensor, mask: Tensor) -> Tensor:
         if embedded.dim() == 3:  # tokens without a grid
             grid = self.network.grid_sizes[0]
             return torch.where(_enlarge(mask, grid).flatten(1)[..., None], self.mask_token, embedded)
@@ -83,11 +84,11 @@ class MaskedEncoder(nn.Module):
 
 
 class VisibleEncoder(nn.Module):
-    """Primus's encoder, which computes no hidden token; a learned one takes its place in the output.
+    """The encoder of nnU-Net's Primus, which processes visible tokens only; its output has a learned token elsewhere.
 
     Args:
-        network: of ``create_primus``; its decoder is dropped.
-        patch_size: that it was built for.
+        network: result of ``create_primus``; its decoder is removed.
+        patch_size: voxels per axis that it was built for.
     """
 
     def __init__(self, network: Primus, patch_size: Sequence[int]) -> None:
@@ -99,7 +100,7 @@ class VisibleEncoder(nn.Module):
         self.mask_token = nn.Parameter(trunc_normal_(torch.zeros(self.dim), std=0.02))
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
-        """As ``MaskedEncoder``; of each image of a batch the same number of cells must be hidden."""
+        """Encode as ``MaskedEncoder`` does; the same number of cells must be masked in each image of a batch."""
         eva = self.network.eva
         if mask is not None:
             # the stems of Primus's later versions reach beyond a cell
@@ -110,7 +111,7 @@ class VisibleEncoder(nn.Module):
             return self._blocks(tokens, rope)
         visible = ~mask.flatten(1)
         kept = visible.nonzero()[:, 1].view(len(mask), -1)
-        # (batch, heads, tokens, dim), the heads alike
+        # (batch, heads, tokens, dim), broadcast over the heads
         seen = self._blocks(tokens[visible].view(*kept.shape, -1), rope[kept][:, None])
         everywhere = self.mask_token.to(seen.dtype).expand(*visible.shape, -1)
         return everywhere.masked_scatter(visible[..., None], seen)
@@ -124,7 +125,7 @@ class VisibleEncoder(nn.Module):
 def create_masked_encoder(
     name: str, input_channels: int, patch_size: Sequence[int], overrides: Mapping[str, Any] | None = None
 ) -> MaskedEncoder | VisibleEncoder:
-    """An encoder of which parts can be hidden, by name.
+    """Build the encoder of masked images of a network.
 
     Args:
         name: registered network, or one of nnU-Net's Primus.

@@ -1,4 +1,4 @@
-"""Reports to embeddings: a BERT's first layers, its sub-words summed into words."""
+"""Text encoder of MGCA: the first layers of a BERT, whose sub-word tokens are summed into words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _transformers() -> Any:
 
 
 def _load(auto_class: str, what: str, name: str, **options: Any) -> Any:
-    """What transformers has under a name, by one of its Auto classes."""
+    """Load by one of transformers' Auto classes."""
     transformers = _transformers()
     try:
         return getattr(transformers, auto_class).from_pretrained(name, **options)
@@ -33,14 +33,14 @@ def _load(auto_class: str, what: str, name: str, **options: Any) -> Any:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a text encoder.
+    """Load the tokenizer of a text encoder.
 
     Args:
         name: local folder or hub name.
 
     Raises:
         OSError: if there is none of that name.
-        ValueError: if it cannot tell which word a token is of, or has no padding.
+        ValueError: if it does not map tokens to words, or has no padding token.
         ModuleNotFoundError: without the extra ``[reports]``.
     """
     tokenizer = _load("AutoTokenizer", "tokenizer", name)
@@ -50,16 +50,16 @@ def load_tokenizer(name: str) -> Any:
 
 
 def tokenize(tokenizer: Any, reports: Sequence[str], max_length: int) -> dict[str, Tensor]:
-    """Tokens of reports and the words that they are of.
+    """Tokenize reports.
 
     Args:
-        tokenizer: of ``load_tokenizer``.
-        reports: words with spaces between them.
-        max_length: tokens, [CLS] and [SEP] among them; the rest is cut off.
+        tokenizer: result of ``load_tokenizer``.
+        reports: words separated by spaces.
+        max_length: maximum number of tokens including [CLS] and [SEP]; longer reports are truncated.
 
     Returns:
-        each (reports, max_length): ``input_ids``; ``attention_mask``, 0 for padding; ``word_ids``, the number of the
-        word in its report, -1 for [CLS], [SEP] and padding.
+        each (reports, max_length): ``input_ids``; ``attention_mask``, 0 for padding; ``word_ids``, the index of each
+        token's word in its report, -1 for [CLS], [SEP] and padding.
     """
     words = [report.split() for report in reports]
     options = {"is_split_into_words": True, "truncation": True, "padding": "max_length", "max_length": max_length}
@@ -71,14 +71,14 @@ def tokenize(tokenizer: Any, reports: Sequence[str], max_length: int) -> dict[st
 
 @dataclass(frozen=True)
 class ReportFeatures:
-    """What a text encoder makes of a batch.
+    """Global and local features of a batch of reports.
 
     Attributes:
-        report: (batch, dim), of [CLS].
-        words: (batch, words, dim), each the sum of its tokens'; 0 for padding.
-        padding: (batch, words), true where there is no word.
-        attention: (batch, words), what [CLS] pays to each word in the last layer: the mean over the heads, summed over
-            the word's tokens; 0 for padding.
+        report: global features, those of [CLS], (batch, dim).
+        words: local features, each the sum over the word's tokens, (batch, words, dim); 0 for padding.
+        padding: (batch, words), true for padding.
+        attention: (batch, words), attention of [CLS] to each word in the last layer, averaged over the heads and summed
+            over the word's tokens; 0 for padding.
     """
 
     report: Tensor
@@ -92,9 +92,9 @@ class TextEncoder(nn.Module):
 
     Args:
         name: local folder or hub name.
-        num_layers: of them.
-        reference_compat: as MGCA's release: blind to the words' order, as every token has position 0; a token's
-            attention is that of the one after it; a report that fills its length loses its last word.
+        num_layers: number of layers to keep.
+        reference_compat: reproduce MGCA's release: every token has position 0, so that word order is lost; a token has
+            the attention of the next one; a report without padding loses its last word.
 
     Raises:
         OSError: if there is none of that name.
@@ -108,22 +108,22 @@ class TextEncoder(nn.Module):
         if not 1 <= num_layers <= config.num_hidden_layers:
             raise ValueError(f"num_layers must be 1 to {config.num_hidden_layers}, those of {name}; got {num_layers}")
         config.num_hidden_layers = num_layers
-        # eager: the other implementations of attention do not return its map
+        # eager: the other attention implementations do not return attention maps
         options = {"config": config, "attn_implementation": "eager", "add_pooling_layer": False}
         self.model = _load("AutoModel", "text encoder", name, **options)
-        # Lightning leaves modules in the mode that it finds them in
+        # from_pretrained gives evaluation mode, and Lightning keeps the mode of each module
         self.model.train()
         self.dim, self.max_length = config.hidden_size, config.max_position_embeddings
         self.reference_compat = reference_compat
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, word_ids: Tensor) -> ReportFeatures:
-        """Features of reports.
+        """Encode reports.
 
         Args:
-            input_ids, attention_mask, word_ids: (batch, length), of ``tokenize``.
+            input_ids, attention_mask, word_ids: (batch, length), results of ``tokenize``.
 
         Raises:
-            ValueError: if they are longer than the model has positions.
+            ValueError: if they are longer than the model's position embeddings.
         """
         if input_ids.shape[1] > self.max_length:
             raise ValueError(f"max_length is {input_ids.shape[1]}, the text encoder has {self.max_length} positions")
@@ -131,7 +131,7 @@ class TextEncoder(nn.Module):
             word_ids = _without_last_word(word_ids, attention_mask)
         length = int(attention_mask.sum(1).max())
         input_ids, attention_mask, word_ids = (x[:, :length] for x in (input_ids, attention_mask, word_ids))
-        # without them the model counts
+        # by default the model numbers the positions
         positions = {"position_ids": torch.zeros_like(input_ids)} if self.reference_compat else {}
         output = self.model(input_ids, attention_mask, output_attentions=True, **positions)
         tokens, attention = output.last_hidden_state, output.attentions[-1][:, :, 0].mean(1)
@@ -147,14 +147,14 @@ class TextEncoder(nn.Module):
 
 
 def sum_into_words(tokens: Tensor, word_ids: Tensor) -> Tensor:
-    """Sum what belongs to the tokens of a word.
+    """Sum the features of the tokens of each word.
 
     Args:
         tokens: (batch, length, dim).
-        word_ids: (batch, length), -1 for tokens of no word.
+        word_ids: (batch, length), index of the word; -1 for tokens outside words.
 
     Returns:
-        (batch, words, dim), as many words as the longest report has; 0 where a report has fewer.
+        (batch, words, dim) with the number of words of the longest report; 0 beyond the words of a report.
     """
     words = int(word_ids.max()) + 1
     index = word_ids.masked_fill(word_ids == NO_WORD, words)[..., None].expand_as(tokens)
@@ -163,6 +163,6 @@ def sum_into_words(tokens: Tensor, word_ids: Tensor) -> Tensor:
 
 
 def _without_last_word(word_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Forget the last word of each report that has no padding."""
+    """Remove the last word of each report without padding."""
     is_last = word_ids == word_ids.max(dim=1, keepdim=True).values
     return word_ids.masked_fill(is_last & attention_mask.bool().all(1, keepdim=True), NO_WORD)

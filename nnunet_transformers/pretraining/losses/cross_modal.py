@@ -1,8 +1,7 @@
 """MGCA's losses between images and reports (https://arxiv.org/abs/2210.06044, section 3).
 
-Embeddings need not be normalised: every function does it itself, for all but prototypes. With several processes give
-``ita_loss`` and ``cpa_loss`` the embeddings of all of them (``distributed.gather``); ``cta_loss`` contrasts within each
-sample.
+The functions normalise embeddings, but not prototypes. With several processes pass ``ita_loss`` and ``cpa_loss`` the
+embeddings of all of them (``distributed.gather``); ``cta_loss`` contrasts within each sample.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch import Tensor
 
 
 def ita_loss(image: Tensor, report: Tensor, temperature: float = 0.07) -> Tensor:
-    """Instance-wise alignment: tell the report of an image among those of the batch, and the other way round.
+    """Compute instance-wise alignment (ITA): contrast image and report with the others of the batch, both ways.
 
     Args:
         image, report: (batch, dim).
@@ -22,6 +21,10 @@ def ita_loss(image: Tensor, report: Tensor, temperature: float = 0.07) -> Tensor
 
     Returns:
         the sum of both cross-entropies; 2 ln(batch) by chance.
+
+    Examples:
+        >>> ita_loss(torch.ones(4, 8), torch.ones(4, 8))
+        tensor(2.7726)
     """
     similarities = F.normalize(image, dim=-1) @ F.normalize(report, dim=-1).T / temperature
     targets = torch.arange(len(image), device=image.device)
@@ -29,14 +32,19 @@ def ita_loss(image: Tensor, report: Tensor, temperature: float = 0.07) -> Tensor
 
 
 def token_weights(attention: Tensor) -> Tensor:
-    """Weights of tokens that no single one dominates.
+    """Compute token weights for CTA from attention; clipping keeps a single token from dominating.
 
     Args:
-        attention: (batch, tokens), what the [CLS] token of the last layer pays to each, averaged over the heads; 0 for
+        attention: (batch, tokens), attention of the [CLS] token in the last layer, averaged over the heads; 0 for
             padding.
 
     Returns:
-        (batch, tokens): clipped to the 10 % and 90 % quantiles of what is not 0, and with a sum of 1 for each sample.
+        (batch, tokens): attention clipped to the 10 % and 90 % quantiles of its non-zero entries, with sum 1 per
+        sample.
+
+    Examples:
+        >>> token_weights(torch.tensor([[1.0, 1.0, 1.0, 0.0]]))
+        tensor([[0.3333, 0.3333, 0.3333, 0.0000]])
     """
     present = attention.detach().masked_fill(attention == 0, torch.nan)
     low, high = (present.nanquantile(q, dim=1, keepdim=True) for q in (0.1, 0.9))
@@ -53,20 +61,26 @@ def cta_loss(
     temperature: float = 0.1,
     reference_compat: bool = False,
 ) -> Tensor:
-    """Token-wise alignment: each word with what it attends to in its image, each patch with that in its report.
+    """Compute token-wise alignment (CTA): contrast words with attended patches, and patches with attended words.
 
     Args:
         patches: (batch, patches, dim).
         words: (batch, words, dim).
-        patch_weights: (batch, patches) with a sum of 1, of a ViT; the same for all if None.
-        word_weights: (batch, words) with a sum of 1; 0 for padding.
-        padding: (batch, words), true where there is no word.
+        patch_weights: (batch, patches) with sum 1, of a ViT; uniform if None.
+        word_weights: (batch, words) with sum 1; 0 for padding.
+        padding: (batch, words), true for padding.
         temperature: of attention and of similarities.
-        reference_compat: as the release: padding stays among the words that a word is told from, and what a ViT's
-            patch attends to is not normalised.
+        reference_compat: reproduce the release: padding counts among the negatives of a word, and the attended words
+            of a ViT's patch are not normalised.
 
     Returns:
         the sum of both directions, each the mean of its two cross-entropies.
+
+    Examples:
+        >>> patches, words = torch.ones(2, 9, 8), torch.ones(2, 3, 8)
+        >>> word_weights, padding = torch.full((2, 3), 1 / 3), torch.zeros(2, 3, dtype=torch.bool)
+        >>> cta_loss(patches, words, None, word_weights, padding)  # ln(9) + ln(3)
+        tensor(3.2958)
     """
     patches, words = F.normalize(patches, dim=-1), F.normalize(words, dim=-1)
     word_context = F.normalize(_attention(words, patches, None, temperature) @ patches, dim=-1)
@@ -75,57 +89,62 @@ def cta_loss(
         patch_context = F.normalize(patch_context, dim=-1)
     if patch_weights is None:
         patch_weights = torch.full_like(patches[..., 0], 1 / patches.shape[1])
-    left_out = None if reference_compat else padding
-    return _contrast(words, word_context, word_weights, left_out, temperature) + _contrast(
+    ignored = None if reference_compat else padding
+    return _contrast(words, word_context, word_weights, ignored, temperature) + _contrast(
         patches, patch_context, patch_weights, None, temperature
     )
 
 
 def word_attention(words: Tensor, patches: Tensor, temperature: float = 0.1) -> Tensor:
-    """Where each word finds itself in the image.
+    """Compute CTA's attention of words to patches.
 
     Args:
         words: (batch, words, dim).
         patches: (batch, patches, dim).
-        temperature: as ``cta_loss`` has it.
+        temperature: as in ``cta_loss``.
 
     Returns:
-        (batch, words, patches), each word's with a sum of 1.
+        (batch, words, patches), with sum 1 over the patches.
     """
     return _attention(F.normalize(words, dim=-1), F.normalize(patches, dim=-1), None, temperature)
 
 
 def _attention(queries: Tensor, keys: Tensor, padding: Tensor | None, temperature: float) -> Tensor:
-    """What each query pays to each key, (batch, queries, keys)."""
+    """Attention of each query to each key, (batch, queries, keys)."""
     scores = queries @ keys.transpose(1, 2) / temperature
     if padding is not None:
         scores = scores.masked_fill(padding[:, None], -torch.inf)
     return scores.softmax(dim=-1)
 
 
-def _contrast(tokens: Tensor, context: Tensor, weights: Tensor, left_out: Tensor | None, temperature: float) -> Tensor:
-    """Weighted cross-entropies of telling a token's own context among those of its sample, and the other way round."""
+def _contrast(tokens: Tensor, context: Tensor, weights: Tensor, padding: Tensor | None, temperature: float) -> Tensor:
+    """Weighted cross-entropies between each token and its own context, among the contexts of its sample, both ways."""
     similarities = tokens @ context.transpose(1, 2) / temperature
     targets = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
     losses = []
     for logits in (similarities, similarities.transpose(1, 2)):
-        if left_out is not None:
-            # finite, so that a row of padding, whose weight is 0, has no gradient of NaN
-            logits = logits.masked_fill(left_out[:, None], torch.finfo(logits.dtype).min)
+        if padding is not None:
+            # finite, so that a row of padding, whose weight is 0, does not get a NaN gradient
+            logits = logits.masked_fill(padding[:, None], torch.finfo(logits.dtype).min)
         losses.append((F.cross_entropy(logits.transpose(1, 2), targets, reduction="none") * weights).sum(1).mean())
     return sum(losses) / 2
 
 
 def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
-    """Soft assignment of samples to prototypes of equal use (SwAV, https://arxiv.org/abs/2006.09882; lightly's).
+    """Assign samples softly to equally used prototypes (SwAV, https://arxiv.org/abs/2006.09882) by lightly's function.
 
     Args:
         scores: (batch, prototypes), similarities.
-        epsilon: softness.
-        iterations: of normalising by turns.
+        epsilon: entropy regularisation.
+        iterations: of alternating normalisation.
 
     Returns:
-        (batch, prototypes), rows with a sum of 1, without gradient.
+        (batch, prototypes), rows with sum 1, without gradient.
+
+    Examples:
+        >>> sinkhorn(torch.zeros(2, 4))
+        tensor([[0.2500, 0.2500, 0.2500, 0.2500],
+                [0.2500, 0.2500, 0.2500, 0.2500]])
     """
     return lightly_sinkhorn(scores, iterations, epsilon)
 
@@ -138,13 +157,17 @@ def cpa_loss(
     epsilon: float = 0.05,
     iterations: int = 3,
 ) -> Tensor:
-    """Disease-level alignment: predict the prototypes of a report from its image, and the other way round.
+    """Compute prototype alignment (CPA): predict the prototypes of a report from its image, and vice versa.
 
     Args:
         image, report: (batch, dim).
-        prototypes: (prototypes, dim), normalised (lightly's ``SwaVPrototypes.normalize``), which is not done here.
+        prototypes: (prototypes, dim), normalised by the caller.
         temperature: of the predictions.
         epsilon, iterations: of ``sinkhorn``.
+
+    Examples:
+        >>> cpa_loss(torch.ones(2, 8), torch.ones(2, 8), torch.zeros(4, 8))  # ln(4)
+        tensor(1.3863)
     """
     scores = [F.normalize(x, dim=-1) @ prototypes.T for x in (image, report)]
     codes = [sinkhorn(s.detach(), epsilon, iterations) for s in scores]

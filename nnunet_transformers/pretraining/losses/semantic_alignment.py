@@ -1,29 +1,45 @@
-"""Alice's losses and its conditional semantic alignment (Jiang et al., ICCV 2023; section 3 and its release)."""
+"""Alice's losses: masked reconstruction, and cross-subject feature alignment with its attention block CASA.
+
+Jiang et al., "Anatomical Invariance Modeling and Semantic Alignment for Self-supervised Learning in 3D Medical Image
+Analysis", ICCV 2023, section 3, and the authors' release.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from lightly.models.modules.center import Center
 from torch import Tensor, nn
 
+from ..patchify import patchify
+
 
 def cosine_loss(online: Tensor, target: Tensor) -> Tensor:
-    """BYOL's loss, 2 - 2 cos, averaged (https://arxiv.org/abs/2006.07733, eq. 2).
+    """Compute BYOL's loss, the mean of 2 - 2 cos (https://arxiv.org/abs/2006.07733, eq. 2).
 
     Args:
         online, target: (..., dim); the target gets no gradient.
+
+    Examples:
+        >>> cosine_loss(torch.eye(3), 2 * torch.eye(3)), cosine_loss(torch.eye(3), -torch.eye(3))
+        (tensor(0.), tensor(4.))
     """
     return (2 - 2 * F.cosine_similarity(online, target.detach(), dim=-1)).mean()
 
 
 def info_nce_loss(online: Tensor, target: Tensor, temperature: float = 0.2) -> Tensor:
-    """Tell a row's target among those of its group (https://arxiv.org/abs/1807.03748), the paper's alternative.
+    """Compute InfoNCE (https://arxiv.org/abs/1807.03748), which contrasts each row's target with the other rows'.
 
     Args:
-        online, target: (batch, dim), the batch is the group, or (batch, tokens, dim), each sample is one; the target
-            gets no gradient.
+        online, target: (batch, dim), contrasted within the batch, or (batch, tokens, dim), contrasted within each
+            sample; the target gets no gradient.
         temperature: of the similarities.
+
+    Examples:
+        >>> info_nce_loss(torch.ones(4, 8), torch.ones(4, 8))  # ln(4)
+        tensor(1.3863)
     """
     online, target = F.normalize(online, dim=-1), F.normalize(target.detach(), dim=-1)
     similarities = online @ target.transpose(-1, -2) / temperature
@@ -33,12 +49,18 @@ def info_nce_loss(online: Tensor, target: Tensor, temperature: float = 0.2) -> T
 
 
 class CentredCrossEntropy(nn.Module):
-    """The release's loss: DINO's cross-entropy (https://arxiv.org/abs/2104.14294) between rows that belong together.
+    """The release's loss: DINO's cross-entropy (https://arxiv.org/abs/2104.14294) between corresponding rows.
 
     Args:
         dim: of a row.
-        student_temperature, teacher_temperature: of the softmaxes.
-        center_momentum: of the mean of the teacher's rows, which is taken off them; it moves after each call.
+        student_temperature, teacher_temperature: of the softmax of the online and of the target network's rows.
+        center_momentum: momentum of the centre, the running mean that is subtracted from the target's rows; it moves
+            after each call in training mode.
+
+    Examples:
+        >>> loss = CentredCrossEntropy(dim=4)
+        >>> loss(torch.zeros(2, 4), torch.randn(2, 4))  # ln(4)
+        tensor(1.3863)
     """
 
     def __init__(
@@ -53,26 +75,39 @@ class CentredCrossEntropy(nn.Module):
         self.center = Center((1, dim), momentum=center_momentum)
 
     def forward(self, online: Tensor, target: Tensor) -> Tensor:
-        """(..., dim) both; the target gets no gradient."""
+        """Compute the loss of rows (..., dim); the target gets no gradient."""
         target = target.detach().flatten(0, -2)
-        wanted = ((target - self.center.value) / self.teacher_temperature).softmax(dim=-1)
-        self.center.update(target)
-        return F.cross_entropy(online.flatten(0, -2) / self.student_temperature, wanted)
+        probabilities = ((target - self.center.value) / self.teacher_temperature).softmax(dim=-1)
+        if self.training:
+            self.center.update(target)
+        return F.cross_entropy(online.flatten(0, -2) / self.student_temperature, probabilities)
+
+
+SIMILARITIES: dict[str, Callable[[int], Callable[[Tensor, Tensor], Tensor]]] = {
+    "cosine": lambda dim: cosine_loss,
+    "info_nce": lambda dim: info_nce_loss,
+    "centred": CentredCrossEntropy,
+}
 
 
 def masked_reconstruction_loss(
     prediction: Tensor, image: Tensor, mask: Tensor, epsilon: float = 1e-6, normalise: bool = True
 ) -> Tensor:
-    """Mean squared error over masked cells (https://arxiv.org/abs/2111.06377, section 3).
+    """Compute the mean squared error over masked cells (MAE, https://arxiv.org/abs/2111.06377, section 3).
 
     Args:
         prediction, image: (batch, channels, *size).
-        mask: (batch, *grid) of cells that divide the image, true where it was masked.
-        epsilon: added to a cell's variance.
-        normalise: take off each cell's mean and divide by its standard deviation in the target.
+        mask: (batch, *grid) of cells that divide the image, true for masked cells.
+        epsilon: added to the variance of a cell.
+        normalise: normalise each cell of the target to mean 0 and standard deviation 1.
+
+    Examples:
+        >>> image, mask = torch.randn(2, 1, 8, 8), torch.ones(2, 2, 2, dtype=torch.bool)
+        >>> masked_reconstruction_loss(image + 2, image, mask, normalise=False).round(decimals=3)
+        tensor(4.)
     """
     grid = mask.shape[1:]
-    prediction, target = _cells(prediction, grid), _cells(image, grid)
+    prediction, target = patchify(prediction, grid), patchify(image, grid)
     if normalise:
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + epsilon).sqrt()
     error = (prediction - target).square().mean(-1)
@@ -80,25 +115,20 @@ def masked_reconstruction_loss(
     return (error * mask).sum() / mask.sum().clamp(min=1)
 
 
-def _cells(image: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """(batch, channels, *size) to (batch, cells, channels * voxels of a cell)."""
-    batch, channels, *size = image.shape
-    split = [n for g, s in zip(grid, size, strict=True) for n in (g, s // g)]
-    ndim = len(size)
-    image = image.reshape(batch, channels, *split)
-    cells, voxels = [2 + 2 * axis for axis in range(ndim)], [3 + 2 * axis for axis in range(ndim)]
-    return image.permute(0, *cells, 1, *voxels).flatten(1 + ndim).flatten(1, ndim)
-
-
 class CASA(nn.Module):
-    """Conditional anatomical semantic alignment: what the same queries find in the student's and teacher's tokens.
+    """Conditional anatomical semantic alignment (section 3.3): cross-attention of queries to projected tokens.
+
+    The same queries attend to the tokens of the online and of the target network; the loss aligns the two results.
 
     Args:
-        dim: of queries and keys.
-        released: the release's block, with heads, an output projection, the queries added and norms after, in place of
-            the paper's one head, whose result stands by itself.
-        num_heads, head_dim, mlp_dim: of the released block.
-        dropout: of the released block.
+        dim: channels of queries and tokens.
+        released: use the release's block, which has several heads, an output projection, a residual connection and
+            post-norm, instead of the paper's single head without residual connection.
+        num_heads, head_dim, mlp_dim, dropout: of the released block.
+
+    Examples:
+        >>> CASA(dim=16)(torch.randn(2, 8, 16), torch.randn(2, 27, 16)).shape
+        torch.Size([2, 8, 16])
     """
 
     def __init__(
@@ -123,7 +153,7 @@ class CASA(nn.Module):
             self.norm_q, self.norm_kv = nn.LayerNorm(dim), nn.LayerNorm(dim)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        """(batch, queries, dim) and (batch, tokens, dim) to (batch, queries, dim)."""
+        """Attend with queries (batch, queries, dim) to tokens (batch, tokens, dim); returns (batch, queries, dim)."""
         if not self.released:
             return self._attend(self.norm_q(queries), self.norm_kv(tokens))
         queries = self.norm1(queries + self.dropout(self.proj(self._attend(queries, tokens))))

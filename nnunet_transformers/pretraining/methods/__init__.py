@@ -1,1 +1,1 @@
-"""The pretraining methods, a file each."""
+"""Pretraining methods, one per file."""

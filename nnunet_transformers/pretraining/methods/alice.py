@@ -1,83 +1,64 @@
-"""Alice: hidden parts are reconstructed, and what two people have in the same place agrees.
+"""Alice: masked reconstruction plus cross-subject feature alignment with an EMA target network.
 
 Jiang et al., "Anatomical Invariance Modeling and Semantic Alignment for Self-supervised Learning in 3D Medical Image
-Analysis", ICCV 2023, section 3. With encoders of several resolutions hidden cells get mask tokens, and the tokens are
+Analysis", ICCV 2023, section 3. In encoders of several resolutions mask tokens replace masked cells, and the tokens are
 those of the deepest feature map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import prod
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from lightly.models.modules.heads import DINOProjectionHead
-from lightly.models.utils import deactivate_requires_grad, update_momentum
-from lightly.utils.scheduler import cosine_schedule
-from lightning import LightningModule
-from timm.layers import trunc_normal_
-from timm.models.vision_transformer import Block
 from timm.optim import param_groups_weight_decay
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...runs.callbacks import feature_spread
-from ...runs.schedules import cosine_with_warmup, total_steps
-from ...weights import EncoderCheckpoint, PrimusCheckpoint
+from ...weights.sealed import SealedCheckpoint
 from ..data.index import PreparedIndex
 from ..encoder_checkpoint import encoder_checkpoint
-from ..encoders.encoder import rest_drop_path
-from ..encoders.masked import MaskedEncoder, VisibleEncoder, create_masked_encoder
-from ..losses import CASA, CentredCrossEntropy, cosine_loss, info_nce_loss, masked_reconstruction_loss
+from ..encoder_pretraining import EncoderPretraining
+from ..encoders.masked import create_masked_encoder
+from ..encoders.masked_decoder import MaskedDecoder
+from ..losses import CASA, SIMILARITIES, masked_reconstruction_loss
 
 LOSSES = ("reconstruction", "views", "alignment")
-SIMILARITIES: dict[str, Callable[[int], Callable[[Tensor, Tensor], Tensor]]] = {
-    "cosine": lambda dim: cosine_loss,
-    "info_nce": lambda dim: info_nce_loss,
-    "centred": CentredCrossEntropy,
-}
+SIDES = ("query", "key")
 
 
-class LightDecoder(nn.Module):
-    """A few transformer blocks over all tokens, and the voxels of each cell from its token.
+class OnlineOutput(NamedTuple):
+    """Output of the online network for the masked views of one side.
 
-    Args:
-        grid: cells per axis.
-        dim: of the tokens.
-        depth, num_heads: of the blocks.
-        voxels: of a cell, over all channels.
+    Attributes:
+        tokens: of the encoder, (batch, cells, dim).
+        image: reconstruction, (batch, channels, *patch_size).
+        projected: of the projection head, (batch, cells, dim).
     """
 
-    def __init__(self, grid: Sequence[int], dim: int, depth: int, num_heads: int, voxels: int) -> None:
-        super().__init__()
-        self.position = nn.Parameter(trunc_normal_(torch.zeros(1, prod(grid), dim), std=0.02))
-        self.blocks = nn.Sequential(*(Block(dim, num_heads, qkv_bias=True) for _ in range(depth)))
-        self.norm = nn.LayerNorm(dim)
-        self.voxels = nn.Linear(dim, voxels)
-
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, cells, dim) to the same, and (batch, cells, voxels)."""
-        tokens = self.norm(self.blocks(tokens + self.position))
-        return tokens, self.voxels(tokens)
+    tokens: Tensor
+    image: Tensor
+    projected: Tensor
 
 
-class Alice(LightningModule):
-    """Pretrain the encoder of any network on matched crops of two people.
+class Alice(EncoderPretraining):
+    """Pretrain the encoder of any network on matched crops of two subjects.
 
     Args:
-        network: registered name, or one of nnU-Net's Primus (``primus_s``), of which visible tokens alone are computed.
+        network: registered name, or one of nnU-Net's Primus (``primus_s``), which processes visible tokens only.
         patch_size: voxels per axis.
         input_channels: image channels.
         network_overrides: arguments of a registered network.
-        losses: which of "reconstruction", "views" (two people's class tokens) and "alignment" (CASA) to train; each has
-            weight 1.
-        similarity: of the last two: "cosine" (the paper's), "info_nce" or "centred" (the release's).
-        released_casa: the release's attention block in place of the paper's.
-        decoder_depth, decoder_heads: of the light decoder.
+        losses: which of "reconstruction" (l_r), "views" (l_dv, class tokens of two subjects) and "alignment" (l_st,
+            CASA) to train; each has weight 1.
+        similarity: loss of "views" and "alignment": "cosine" (the paper's), "info_nce" or "centred" (the release's).
+        released_casa: use the release's attention block instead of the paper's.
+        decoder_depth, decoder_heads: blocks of the light decoder, and their attention heads.
         hidden_dim, bottleneck_dim: of the projection head.
-        lr, weight_decay: AdamW's.
-        warmup_epochs: with a linearly rising rate, before the cosine decay.
-        tau: momentum of the target at the start; rises to 1 along a cosine.
+        lr: peak learning rate of AdamW.
+        weight_decay: of AdamW; none on biases and vectors.
+        warmup_epochs: epochs of linear warm-up before the cosine decay.
+        tau: momentum of the target network at the start; rises to 1 along a cosine.
 
     Raises:
         ValueError: if there is no loss, or an unknown one.
@@ -108,19 +89,17 @@ class Alice(LightningModule):
         if similarity not in SIMILARITIES:
             raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {similarity!r}")
         self.save_hyperparameters()
-        self.encoder = self._new_encoder()
-        grid, dim = self.encoder.grid, self.encoder.dim
-        voxels = input_channels * prod(p // g for p, g in zip(patch_size, grid, strict=True))
-        self.decoder = LightDecoder(grid, dim, decoder_depth, decoder_heads, voxels)
-        self.head = self._new_head()
+        self.terms = tuple(losses)
+        encoders = [create_masked_encoder(network, input_channels, patch_size, network_overrides) for _ in range(2)]
+        grid, dim = encoders[0].grid, encoders[0].dim
+        heads = [DINOProjectionHead(dim, hidden_dim, bottleneck_dim, dim) for _ in range(2)]
+        self.encoder, self.head = encoders[0], heads[0]
+        self.decoder = MaskedDecoder(grid, dim, decoder_depth, decoder_heads, patch_size, input_channels)
+        # parameters without a gradient are frozen, which DDP asks for
         if "reconstruction" not in losses:
             self.decoder.voxels.requires_grad_(False)
         if "views" in losses or "alignment" in losses:
-            self.target = nn.ModuleDict({"encoder": self._new_encoder(), "head": self._new_head()})
-            for name, part in self.target.items():
-                part.load_state_dict(getattr(self, name).state_dict())
-            deactivate_requires_grad(self.target)
-            rest_drop_path(self.target)
+            self.create_target(tau, encoder=encoders[1], head=heads[1])
         else:
             self.head.requires_grad_(False)
         if "views" in losses:
@@ -129,82 +108,52 @@ class Alice(LightningModule):
             self.casa = CASA(dim, released_casa)
             self.token_similarity = SIMILARITIES[similarity](dim)
 
-    def _new_encoder(self) -> MaskedEncoder | VisibleEncoder:
-        s = self.hparams
-        return create_masked_encoder(s.network, s.input_channels, s.patch_size, s.network_overrides)
-
-    def _new_head(self) -> DINOProjectionHead:
-        dim = self.encoder.dim
-        return DINOProjectionHead(dim, self.hparams.hidden_dim, self.hparams.bottleneck_dim, dim)
-
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """Loss of a batch of ``MatchedViews``."""
-        online = {side: self._online(batch[f"{side}_masked"], batch[f"{side}_mask"]) for side in ("query", "key")}
+    def losses(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute the losses of a batch of ``MatchedViews``; each is the sum over query and key."""
+        online = {side: self._online(batch[f"{side}_masked"], batch[f"{side}_mask"]) for side in SIDES}
         losses = {}
-        if "reconstruction" in self.hparams.losses:
+        if "reconstruction" in self.terms:
             losses["reconstruction"] = sum(
-                masked_reconstruction_loss(o["voxels"], batch[f"{side}_masked"], batch[f"{side}_mask"])
-                for side, o in online.items()
+                masked_reconstruction_loss(online[side].image, batch[f"{side}_masked"], batch[f"{side}_mask"])
+                for side in SIDES
             )
-        if hasattr(self, "target"):
+        if self.target is not None:
             with torch.no_grad():
-                target = {side: self.target["head"](self.target["encoder"](batch[f"{side}_intact"])) for side in online}
-        if "views" in self.hparams.losses:
+                target = {side: self.target["head"](self.target["encoder"](batch[f"{side}_intact"])) for side in SIDES}
+        if "views" in self.terms:
             losses["views"] = self._views(online, target, batch["is_matched"])
-        if "alignment" in self.hparams.losses:
+        if "alignment" in self.terms:
             losses["alignment"] = sum(
                 self.token_similarity(
-                    self.casa(o["tokens"], o["projected"]), self.casa(o["tokens"], target[side]).detach()
+                    self.casa(online[side].tokens, online[side].projected),
+                    self.casa(online[side].tokens, target[side]).detach(),
                 )
-                for side, o in online.items()
+                for side in SIDES
             )
-        loss = sum(losses.values())
-        pooled = online["query"]["tokens"].mean(1)
-        logged = {**losses, "loss": loss, "matched": batch["is_matched"].float().mean()}
-        logged["redraws"] = batch["redraws"].float().mean()
-        logged["feature_spread"] = feature_spread(pooled)
-        self.log_dict(logged, prog_bar=True, sync_dist=True, batch_size=len(pooled))
-        return loss
+        return losses, online["query"].tokens.mean(1)
 
-    def _online(self, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def _online(self, image: Tensor, mask: Tensor) -> OnlineOutput:
         tokens = self.encoder(image, mask)
-        decoded, voxels = self.decoder(tokens)
-        return {"tokens": tokens, "voxels": self._image(voxels), "projected": self.head(decoded)}
+        decoded, reconstruction = self.decoder(tokens)
+        return OnlineOutput(tokens, reconstruction, self.head(decoded))
 
-    def _image(self, voxels: Tensor) -> Tensor:
-        """(batch, cells, channels * voxels of a cell) to (batch, channels, *patch_size)."""
-        grid, channels = self.encoder.grid, self.hparams.input_channels
-        cell = [p // g for p, g in zip(self.hparams.patch_size, grid, strict=True)]
-        ndim = len(grid)
-        image = voxels.reshape(len(voxels), *grid, channels, *cell)
-        axes = [axis for i in range(ndim) for axis in (1 + i, 2 + ndim + i)]
-        return image.permute(0, 1 + ndim, *axes).reshape(len(voxels), channels, *self.hparams.patch_size)
-
-    def _views(self, online: dict[str, dict[str, Tensor]], target: dict[str, Tensor], is_matched: Tensor) -> Tensor:
-        """Class tokens of each person against the other's; pairs that are one person's are left out."""
+    def _views(self, online: Mapping[str, OnlineOutput], target: Mapping[str, Tensor], is_matched: Tensor) -> Tensor:
+        """Align the class tokens of each subject with the other's (l_dv); pairs within one subject do not count."""
         if not is_matched.any():
-            return 0.0 * online["query"]["projected"].sum()
-        cls = {side: o["projected"].mean(1)[is_matched] for side, o in online.items()}
-        others = {side: tokens.mean(1)[is_matched] for side, tokens in target.items()}
-        return self.view_similarity(cls["query"], others["key"]) + self.view_similarity(cls["key"], others["query"])
+            return 0.0 * online["query"].projected.sum()
+        query, key = (online[side].projected.mean(1)[is_matched] for side in SIDES)
+        query_target, key_target = (target[side].mean(1)[is_matched] for side in SIDES)
+        return self.view_similarity(query, key_target) + self.view_similarity(key, query_target)
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Lightning calls this once an optimiser step, however many batches were accumulated."""
-        super().optimizer_step(*args, **kwargs)
-        if hasattr(self, "target"):
-            total = max(total_steps(self.trainer), self.global_step)
-            tau = cosine_schedule(self.global_step, total, self.hparams.tau, 1.0)
-            update_momentum(self.encoder, self.target["encoder"], tau)
-            update_momentum(self.head, self.target["head"], tau)
+    def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:
+        matching = {"matched": batch["is_matched"].float().mean(), "redraws": batch["redraws"].float().mean()}
+        self.log_dict(matching, prog_bar=True, sync_dist=True, batch_size=len(batch["redraws"]))
+        return super().training_step(batch, batch_index)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def create_optimizer(self) -> torch.optim.Optimizer:
         groups = param_groups_weight_decay(self, self.hparams.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.hparams.lr, betas=(0.9, 0.95))
-        return cosine_with_warmup(optimizer, self.trainer, self.hparams.warmup_epochs)
+        return torch.optim.AdamW(groups, lr=self.hparams.lr, betas=(0.9, 0.95))
 
-    def checkpoints(
-        self, index: PreparedIndex, recipe: dict[str, Any]
-    ) -> dict[str, EncoderCheckpoint | PrimusCheckpoint]:
-        """The encoder, see ``methods.qt_ssl``."""
-        checkpoint = encoder_checkpoint(self.encoder.network, type(self).__name__, self.hparams, index, recipe)
-        return {"encoder.pth": checkpoint}
+    def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> Mapping[str, SealedCheckpoint]:
+        network = self.encoder.network
+        return {"encoder.pth": encoder_checkpoint(network, type(self).__name__, self.hparams, index, recipe)}

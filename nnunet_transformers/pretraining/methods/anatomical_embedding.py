@@ -1,37 +1,53 @@
-"""Train the anatomical embedding that matches volumes: two crops of one volume, the same places alike.
+"""Training of the anatomical embedding: contrastive learning of points in two overlapping crops of one volume.
 
-SAM (https://arxiv.org/abs/2012.02383, section 3), with distances in voxels of the prepared images in place of 2 mm
-ones, so that they follow the data.
+Yan et al., "SAM: Self-supervised learning of pixel-wise anatomical embeddings in radiological images",
+https://arxiv.org/abs/2012.02383, section 3. Distances are in voxels of the prepared images, where the paper resamples
+to 2 mm, so that they scale with the data.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from lightning import LightningModule
 from torch import Tensor
-from torch.optim.lr_scheduler import PolynomialLR
+from torch.optim.lr_scheduler import LRScheduler, PolynomialLR
 
-from ...runs.callbacks import feature_spread
 from ...runs.schedules import total_steps
 from ..data.index import PreparedIndex
+from ..encoder_pretraining import EncoderPretraining
+from ..losses import point_contrast
 from ..matching import MatcherCheckpoint
 from ..matching.embedding_network import AnatomyEmbedding, cell_positions, sample
 
+LEVELS = ("fine", "coarse")
 
-class AnatomyMatching(LightningModule):
-    """Contrast of places: a point of one crop against its own and distant ones of the other.
+
+class Crop(NamedTuple):
+    """A crop of a volume.
+
+    Attributes:
+        grids: its fine and coarse embeddings, (dim, *cells) each.
+        first, step: its first voxel, and the step from one voxel to the next, in voxels of the volume, (3,) each.
+    """
+
+    grids: Sequence[Tensor]
+    first: Tensor
+    step: Tensor
+
+
+class AnatomyMatching(EncoderPretraining):
+    """Train the embedding network of the anatomical matcher.
 
     Args:
         channels, dim: of the network.
-        points: drawn in each crop; those that the other one holds are used.
-        negative_radius: voxels; a place so far from a point is its negative.
-        negatives: the hardest of them, for each point.
+        points: random points of each crop; those inside the other crop are used.
+        negative_radius: voxels from a point to its negatives.
+        negatives: number of the hardest negatives of each point.
         temperature: of the similarities.
-        lr: SGD's, with momentum 0.9, falling to 0 along a polynomial.
-        weight_decay: SGD's.
+        lr: initial learning rate of SGD with momentum 0.9; falls to 0 along a polynomial.
+        weight_decay: of SGD.
     """
 
     def __init__(
@@ -49,70 +65,64 @@ class AnatomyMatching(LightningModule):
         self.save_hyperparameters()
         self.embedding = AnatomyEmbedding(channels, dim)
 
-    def training_step(self, batch: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]], batch_index: int) -> Tensor:
-        """Loss of pairs of crops.
+    def losses(self, batch: Sequence[tuple[Tensor, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute the fine and coarse loss of a batch of ``PlacedViews``.
 
         Args:
-            batch: two views, each (batch, 1, *size) and where its voxels lie, (batch, 2, 3): the first voxel and the
-                step from one to the next, in voxels of the volume.
+            batch: two views; each has crops (batch, 1, *size) and their first voxel and step in voxels of the volume,
+                (batch, 2, 3).
         """
         images, frames = zip(*batch, strict=True)
-        views = [side.chunk(2) for side in self.embedding(torch.cat(images))]
+        number = len(images[0])
+        grids = [level.unflatten(0, (2, number)) for level in self.embedding(torch.cat(images))]
         size = torch.tensor(images[0].shape[2:], device=images[0].device)
         losses = []
-        for i in range(len(images[0])):
-            # coarse cells of other volumes are negatives too, as in the paper: they tell the organs apart
-            elsewhere = [views[1][side][j].flatten(1).T for side in (0, 1) for j in range(len(images[0])) if j != i]
-            for query, key in ((0, 1), (1, 0)):
+        for i in range(number):
+            crops = [Crop([level[view, i] for level in grids], *frames[view][i]) for view in range(2)]
+            # coarse cells of other volumes are negatives too, as in the paper: they separate the organs
+            others = [grids[1][view, j].flatten(1).T for view in range(2) for j in range(number) if j != i]
+            for query, key in (crops, crops[::-1]):
                 points = torch.rand(self.hparams.points, 3, device=size.device) * (size - 1)
-                places = frames[query][i, 0] + frames[query][i, 1] * points
-                found = (places - frames[key][i, 0]) / frames[key][i, 1]
-                inside = ((found >= 0) & (found <= size - 1)).all(dim=1)
+                matches = (query.first + query.step * points - key.first) / key.step
+                inside = ((matches >= 0) & (matches <= size - 1)).all(dim=1)
                 if inside.any():
-                    sides = [([level[side][i] for level in views], frames[side][i]) for side in (query, key)]
-                    losses.append(self._contrast(*sides, points[inside], found[inside], places[inside], elsewhere))
-        # a batch without a common place still has to give every process a gradient
-        fine, coarse = map(sum, zip(*losses, strict=True)) if losses else [0.0 * level[0].sum() for level in views]
-        logged = {"fine": fine / max(1, len(losses)), "coarse": coarse / max(1, len(losses))}
-        loss = logged["fine"] + logged["coarse"]
-        logged |= {"loss": loss, "feature_spread": feature_spread(views[0][0].flatten(2).mT.flatten(0, 1))}
-        self.log_dict(logged, prog_bar=True, sync_dist=True, batch_size=len(images[0]))
-        return loss
+                    losses.append(self._contrast(query, key, points[inside], matches[inside], others))
+        # a batch without a common point still has to give a gradient to every process
+        terms = map(sum, zip(*losses, strict=True)) if losses else (0.0 * level.sum() for level in grids)
+        features = grids[0][0].flatten(2).mT.flatten(0, 1)
+        return {name: term / max(1, len(losses)) for name, term in zip(LEVELS, terms, strict=True)}, features
 
     def _contrast(
-        self,
-        query: tuple[list[Tensor], Tensor],
-        key: tuple[list[Tensor], Tensor],
-        points: Tensor,
-        found: Tensor,
-        places: Tensor,
-        elsewhere: list[Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """Fine and coarse loss of points, given in voxels of the query, of the key and of the volume."""
-        levels, frame = key
-        losses = []
-        for level, stride in enumerate(self.embedding.strides):
-            wanted = sample(query[0][level], points, stride)
-            positive = (wanted * sample(levels[level], found, stride)).sum(1, keepdim=True)
-            cells = cell_positions(levels[level].shape[1:], stride).to(frame)
-            distance = torch.cdist(places, frame[0] + frame[1] * cells)
-            similarity = wanted @ levels[level].flatten(1)
-            similarity = similarity.masked_fill(distance < self.hparams.negative_radius, -torch.inf)
-            if level and elsewhere:
-                similarity = torch.cat([similarity, wanted @ torch.cat(elsewhere).T], dim=1)
-            hardest = similarity.topk(min(self.hparams.negatives, similarity.shape[1]), dim=1).values
-            logits = torch.cat([positive, hardest], dim=1) / self.hparams.temperature
-            losses.append(F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device)))
-        return losses[0], losses[1]
+        self, query: Crop, key: Crop, points: Tensor, matches: Tensor, others: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Fine and coarse loss of points (points, 3) in voxels of the query and their matches in those of the key."""
+        settings, losses = self.hparams, []
+        places = query.first + query.step * points
+        for level, (own, grid, stride) in enumerate(zip(query.grids, key.grids, self.embedding.strides, strict=True)):
+            cells = key.first + key.step * cell_positions(grid.shape[1:], stride).to(key.first)
+            losses.append(
+                point_contrast(
+                    sample(own, points, stride),
+                    sample(grid, matches, stride),
+                    grid.flatten(1).T,
+                    torch.cdist(places, cells),
+                    settings.negative_radius,
+                    settings.negatives,
+                    settings.temperature,
+                    torch.cat(list(others)) if level and others else None,
+                )
+            )
+        return losses
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def create_optimizer(self) -> torch.optim.Optimizer:
         settings = self.hparams
-        optimizer = torch.optim.SGD(self.parameters(), settings.lr, momentum=0.9, weight_decay=settings.weight_decay)
-        scheduler = PolynomialLR(optimizer, total_steps(self.trainer), power=0.9)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return torch.optim.SGD(self.parameters(), settings.lr, momentum=0.9, weight_decay=settings.weight_decay)
+
+    def create_schedule(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        return PolynomialLR(optimizer, total_steps(self.trainer), power=0.9)
 
     def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> dict[str, MatcherCheckpoint]:
-        """The embedding, see ``methods.qt_ssl``."""
-        weights = {n: v.detach().cpu() for n, v in self.embedding.state_dict().items()}
+        """Build ``matcher.pth``, which the matchers "embedding" and "hybrid" read."""
+        weights = {name: value.detach().cpu() for name, value in self.embedding.state_dict().items()}
         settings = {"channels": list(self.hparams.channels), "dim": self.hparams.dim}
         return {"matcher.pth": MatcherCheckpoint(weights, settings, index.spacing_of(3), recipe)}

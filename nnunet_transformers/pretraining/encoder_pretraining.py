@@ -1,0 +1,138 @@
+"""Base class of the pretraining methods: one Lightning step, the EMA target network, optimiser and checkpoints."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from lightly.models.utils import deactivate_requires_grad, update_momentum
+from lightly.utils.scheduler import cosine_schedule
+from lightning import LightningModule
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..runs.callbacks import feature_spread
+from ..runs.schedules import cosine_with_warmup, total_steps
+from ..weights.sealed import SealedCheckpoint
+from .data.index import PreparedIndex
+from .encoder_checkpoint import encoder_checkpoint
+
+
+class EncoderPretraining(LightningModule, ABC):
+    """A pretraining method: a subclass has hyper-parameters, modules, ``losses`` and ``create_optimizer``.
+
+    ``__init__`` of a subclass calls ``super().__init__()``, then ``save_hyperparameters()``, and assigns the trained
+    network to ``encoder``. By default the learning rate rises linearly for ``hparams.warmup_epochs`` epochs and falls
+    along a cosine, and the checkpoint is that of ``encoder``.
+
+    Attributes:
+        encoder: network that is trained, of ``create_encoder`` unless the subclass overrides ``checkpoints``.
+        target: EMA target network, see ``create_target``; None for methods without one.
+        loss_weights: weights of the loss terms; 1 for terms without an entry.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.target: nn.ModuleDict | None = None
+        self.loss_weights: dict[str, float] = {}
+
+    @abstractmethod
+    def losses(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute the loss terms of a batch.
+
+        Returns:
+            scalar terms by name, before weighting; features (batch, dim), by which representation collapse is
+            monitored.
+        """
+
+    @abstractmethod
+    def create_optimizer(self) -> Optimizer:
+        """Build the optimiser with its peak learning rate; ``self.trainer`` is available."""
+
+    def create_schedule(self, optimizer: Optimizer) -> LRScheduler:
+        """Build the learning-rate schedule, which is stepped after every optimiser step."""
+        return cosine_with_warmup(optimizer, self.trainer, self.hparams["warmup_epochs"])
+
+    def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> Mapping[str, SealedCheckpoint]:
+        """Build the files to write after an epoch.
+
+        Args:
+            index: index of the prepared images.
+            recipe: settings of the run, plain types.
+
+        Returns:
+            checkpoints by file name; none if the current weights are not to be kept.
+        """
+        return {"encoder.pth": encoder_checkpoint(self.encoder, type(self).__name__, self.hparams, index, recipe)}
+
+    def create_target(self, tau: float, **networks: nn.Module) -> None:
+        """Create the EMA target network (BYOL, https://arxiv.org/abs/2006.07733, section 3.1).
+
+        It starts with the weights of the online network, gets no gradient and no drop path, and moves after every
+        optimiser step: target = tau * target + (1 - tau) * online, where tau rises to 1 along a cosine.
+
+        Args:
+            tau: momentum at the start.
+            networks: target networks by the attribute names of the online networks that they follow, of the same
+                classes; their weights are overwritten.
+        """
+        for name, network in networks.items():
+            network.load_state_dict(self.get_submodule(name).state_dict())
+        self.target, self._tau = nn.ModuleDict(networks), tau
+        deactivate_requires_grad(self.target)
+        _disable_drop_path(self.target)
+
+    def cosine_at_step(self, start: float, end: float) -> float:
+        """Return the value at the current optimiser step of a cosine from the first to the last step of the run."""
+        total = max(total_steps(self.trainer), self.global_step)
+        return cosine_schedule(self.global_step, total, start, end)
+
+    def training_step(self, batch: Any, batch_index: int) -> Tensor:
+        """Return the weighted sum of the loss terms; log it, the terms and ``feature_spread``."""
+        losses, features = self.losses(batch)
+        logged = self._with_sum(losses)
+        self._log(logged | {"feature_spread": feature_spread(features)}, len(features))
+        return logged["loss"]
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        """Log the same as ``val_...``, without ``feature_spread``."""
+        losses, features = self.losses(batch)
+        self._log({f"val_{name}": value for name, value in self._with_sum(losses).items()}, len(features))
+
+    def _with_sum(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**losses, "loss": sum(self.loss_weights.get(name, 1.0) * value for name, value in losses.items())}
+
+    def _log(self, values: Mapping[str, Tensor], batch_size: int) -> None:
+        self.log_dict(dict(values), prog_bar=True, sync_dist=True, batch_size=batch_size)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take an optimiser step, then move the target network.
+
+        Lightning calls this once per optimiser step, however many batches were accumulated.
+        """
+        super().optimizer_step(*args, **kwargs)
+        if self.target is not None:
+            tau = self.cosine_at_step(self._tau, 1.0)
+            for name, network in self.target.items():
+                update_momentum(self.get_submodule(name), network, tau)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.create_optimizer()
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.create_schedule(optimizer), "interval": "step"},
+        }
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that are not frozen."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+
+def _disable_drop_path(network: nn.Module) -> None:
+    """Set the rate of drop path to 0: outputs of the target network are regression targets and must not be noisy."""
+    for module in network.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0

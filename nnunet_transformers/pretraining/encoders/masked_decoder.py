@@ -1,0 +1,40 @@
+"""The light decoder of masked reconstruction (MAE, https://arxiv.org/abs/2111.06377, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from timm.layers import trunc_normal_
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from ..patchify import unpatchify
+
+
+class MaskedDecoder(nn.Module):
+    """A few transformer blocks over all tokens, and a linear layer from each token to the voxels of its cell.
+
+    Args:
+        grid: cells per axis.
+        dim: channels of the tokens.
+        depth, num_heads: number of blocks, and of their attention heads.
+        patch_size: voxels per axis of the image.
+        channels: image channels.
+    """
+
+    def __init__(
+        self, grid: Sequence[int], dim: int, depth: int, num_heads: int, patch_size: Sequence[int], channels: int
+    ) -> None:
+        super().__init__()
+        self.grid, self.patch_size = tuple(grid), tuple(patch_size)
+        self.position = nn.Parameter(trunc_normal_(torch.zeros(1, prod(grid), dim), std=0.02))
+        self.blocks = nn.Sequential(*(Block(dim, num_heads, qkv_bias=True) for _ in range(depth)))
+        self.norm = nn.LayerNorm(dim)
+        self.voxels = nn.Linear(dim, channels * prod(patch_size) // prod(grid))
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, cells, dim) to decoded tokens, (batch, cells, dim), and an image, (batch, channels, *patch_size)."""
+        tokens = self.norm(self.blocks(tokens + self.position))
+        return tokens, unpatchify(self.voxels(tokens), self.grid, self.patch_size)

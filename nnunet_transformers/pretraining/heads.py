@@ -1,0 +1,56 @@
+"""Heads that pretraining methods put on encoders, where lightly has none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightly.models.modules.heads import ProjectionHead
+from torch import Tensor, nn
+
+
+def reconstruction_head(dim: int, channels: int, stride: Sequence[int]) -> nn.Module:
+    """Build one transposed convolution from a feature map to an image (QT-UNet thesis, section 3.3.12).
+
+    Args:
+        dim: channels of the feature map.
+        channels: image channels.
+        stride: voxels per cell of the feature map and axis.
+    """
+    transposed = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[len(stride)]
+    return transposed(dim, channels, tuple(stride), tuple(stride))
+
+
+def rotation_head(dim: int, num_rotations: int) -> nn.Module:
+    """Build the classifier of rotations, an MLP of rows (batch, dim) with batch norm (QT-UNet thesis, 3.3.12)."""
+    return ProjectionHead([(dim, dim, nn.BatchNorm1d(dim), nn.ReLU()), (dim, num_rotations, None, None)])
+
+
+def alignment_head(dim: int, hidden_dim: int = 2048, output_dim: int = 128) -> nn.Sequential:
+    """Build MGCA's projection head (supplement, section A) of rows (rows, dim).
+
+    Applied to tokens it is the supplement's convolution of kernel size 1.
+    """
+    return nn.Sequential(
+        nn.Linear(dim, hidden_dim),
+        nn.BatchNorm1d(hidden_dim),
+        nn.ReLU(),
+        nn.Linear(hidden_dim, output_dim),
+        nn.BatchNorm1d(output_dim, affine=False),
+    )
+
+
+def apply_to_tokens(head: nn.Module, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
+    """Apply a head to non-padding tokens only; padding would shift the statistics of its batch norm.
+
+    Args:
+        head: network of rows (rows, dim).
+        tokens: (batch, tokens, dim).
+        padding: (batch, tokens), true for padding; no token is padding by default.
+
+    Returns:
+        (batch, tokens, output_dim), 0 for padding.
+    """
+    if padding is None:
+        return head(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+    rows = head(tokens[~padding])
+    return rows.new_zeros(*padding.shape, rows.shape[1]).masked_scatter(~padding[..., None], rows)

@@ -1,0 +1,39 @@
+"""UniMiSS's loss between slices and volumes (ECCV 2022, https://arxiv.org/abs/2112.09356, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+from lightly.loss import DINOLoss
+from torch import Tensor
+
+
+class CrossDimensionLoss(DINOLoss):
+    """DINO's loss between different views, summed over every pair of a target's and an online dimensionality.
+
+    With slices and volumes these are UniMiSS's four terms: volume to volume, slices to volume, slices to slices, volume
+    to slices. One centre serves all terms and moves once per training step.
+
+    Examples:
+        >>> loss = CrossDimensionLoss(output_dim=8)
+        >>> volumes, slices = [torch.zeros(2, 8)] * 2, [torch.zeros(2, 8)] * 2
+        >>> loss([volumes, slices], [volumes, slices])  # four times ln(8)
+        tensor(8.3178)
+    """
+
+    def forward(self, target: Sequence[Sequence[Tensor]], online: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Compute the loss of a batch.
+
+        Args:
+            target, online: logits of the target and the online network: for each dimensionality its views, each
+                (batch, output_dim).
+        """
+        terms = [super(CrossDimensionLoss, self).forward(list(t), list(o)) for t, o in product(target, online)]
+        if self.training:
+            super().update_center(torch.stack([view for views in target for view in views]))
+        return torch.stack(terms).sum()
+
+    def update_center(self, teacher_out: Tensor) -> None:
+        """Do nothing: ``forward`` moves the centre once, not with each term."""

@@ -1,0 +1,132 @@
+"""Real optimiser steps of a method on given batches, seen from outside: a Lightning Trainer with a callback."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from nnunet_transformers.testing.method import Batches
+
+
+class Recorder(Callback):
+    """Weights before and after each batch, and the optimiser's groups, gradients and moments at each step.
+
+    Attributes:
+        weights: state dicts, the first from before training, one more after each batch.
+        groups: for each optimiser step the settings of each parameter group.
+        gradients: for each optimiser step the gradients before clipping, by name.
+        moments: for each optimiser step the first moment of Adam, by name.
+    """
+
+    def __init__(self) -> None:
+        self.weights: list[dict[str, Tensor]] = []
+        self.groups: list[list[dict[str, Any]]] = []
+        self.gradients: list[dict[str, Tensor]] = []
+        self.moments: list[dict[str, Tensor]] = []
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.weights.append(_copy(module))
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.groups.append([{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups])
+        self.gradients.append({n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.weights.append(_copy(module))
+        state = trainer.optimizers[0].state
+        names = {p: n for n, p in module.named_parameters()}
+        self.moments.append({names[p]: s["exp_avg"].clone() for p, s in state.items() if "exp_avg" in s})
+
+    def settings(self, name: str) -> list[float]:
+        """A setting of the first parameter group at each step."""
+        return [groups[0][name] for groups in self.groups]
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def train(
+    module: LightningModule, batches: Sequence[Any], epochs: int = 1, batch_size: int = 3, **kwargs: Any
+) -> Recorder:
+    """Train in double precision on the CPU."""
+    recorder = Recorder()
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        precision="64-true",
+        callbacks=[recorder],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        limit_val_batches=0,
+        **kwargs,
+    )
+    trainer.fit(module, Batches(batches, batch_size))
+    return recorder
+
+
+def cosine(step: int, steps: int, start: float, end: float) -> float:
+    """From ``start`` at step 0 to ``end`` at the last of ``steps``."""
+    return end + (start - end) * (1 + math.cos(math.pi * step / (steps - 1))) / 2
+
+
+def warmup_cosine(steps: int, warmup: int, highest: float, end: float = 0.0) -> list[float]:
+    """Rates of a linear warm-up, whose last step has the highest one, and a cosine decay from there to ``end``."""
+    rising = [highest * (step + 1) / warmup for step in range(warmup)]
+    return rising + [cosine(step, steps - warmup, highest, end) for step in range(steps - warmup)]
+
+
+def check_target_follows(recorder: Recorder, pairs: dict[str, str], taus: Sequence[float]) -> None:
+    """After each step target = tau * target + (1 - tau) * online.
+
+    Args:
+        recorder: of a run with a batch a step.
+        pairs: prefix of the target's weights to that of the weights that they follow.
+        taus: momentum of each step.
+    """
+    assert len(recorder.weights) == len(taus) + 1
+    moved = 0
+    for before, after, tau in zip(recorder.weights, recorder.weights[1:], taus, strict=False):
+        for target, online in pairs.items():
+            names = [n for n in after if n.startswith(target) and not _is_buffer(n)]
+            assert names, target
+            for name in names:
+                twin = online + name.removeprefix(target)
+                torch.testing.assert_close(after[name], tau * before[name] + (1 - tau) * after[twin])
+                moved += int(not torch.equal(after[twin], before[twin]))
+    assert moved
+
+
+def _is_buffer(name: str) -> bool:
+    return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+
+
+def separate(target: nn.Module) -> None:
+    """Make a target network another one than the online network that it is a copy of."""
+    with torch.no_grad():
+        for parameter in target.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of classes (rows,) or probabilities (rows, classes), the mean over the rows; with no function of torch's."""
+    log_probabilities = logits - logits.exp().sum(1, keepdim=True).log()
+    if targets.dim() == 1:
+        return -log_probabilities[torch.arange(len(logits)), targets].mean()
+    return -(targets * log_probabilities).sum(1).mean()
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """Of the last axis."""
+    return (a * b).sum(-1) / (a.square().sum(-1).sqrt() * b.square().sum(-1).sqrt())
