@@ -22,11 +22,11 @@ from ..weights import (
     EncoderCheckpoint,
     TimmCheckpoint,
     create_timm,
-    encoder_weights,
-    load_encoder,
+    encoder_adapters,
+    load,
     load_encoder_weights,
+    transfer,
 )
-from ..weights.sealed import WrongKindError
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,7 @@ def load_pretrained(path: Path) -> EncoderCheckpoint | TimmCheckpoint:
         FileNotFoundError: if it is not there.
         ValueError: if it is truncated, altered, or neither.
     """
-    try:
-        return TimmCheckpoint.load(path)
-    except WrongKindError:
-        return load_encoder(path)
+    return load(path, (EncoderCheckpoint, TimmCheckpoint))
 
 
 def is_mit(name: str) -> bool:
@@ -153,14 +150,14 @@ def is_mit(name: str) -> bool:
 def pretrained_backbone(
     checkpoint: EncoderCheckpoint | TimmCheckpoint, patch_size: Sequence[int] | None = None
 ) -> tuple[nn.Module, BackboneDescription, str]:
-    """A backbone with the weights of a checkpoint.
+    """Build a backbone with the weights of a checkpoint.
 
     Args:
         checkpoint: of pretraining.
         patch_size: voxels per axis; the checkpoint's by default. What depends on it is interpolated.
 
     Returns:
-        the backbone, what it is, and what was loaded, for people.
+        the backbone, its description, and the load report, for people.
 
     Raises:
         ValueError: if the patch has other dimensions than the checkpoint's, or the network cannot take it.
@@ -174,16 +171,13 @@ def pretrained_backbone(
             network.set_input_size(img_size=size)
         description = BackboneDescription(checkpoint.name, size, checkpoint.input_channels)
         return network, description, f"weights from {checkpoint.method} of timm's {checkpoint.name}"
-    token = {n.removeprefix(TOKEN_PREFIX): v for n, v in checkpoint.weights.items() if n.startswith(TOKEN_PREFIX)}
     arguments = (checkpoint.name, size, checkpoint.input_channels, dict(checkpoint.overrides))
-    pooled = BackboneDescription(*arguments).build()
-    report = load_encoder_weights(pooled.encoder, checkpoint)
-    if not token:
-        return pooled, BackboneDescription(*arguments), str(report)
+    if not any(name.startswith(TOKEN_PREFIX) for name in checkpoint.weights):
+        description = BackboneDescription(*arguments)
+        pooled = description.build()
+        return pooled, description, str(load_encoder_weights(pooled.encoder, checkpoint))
     description = BackboneDescription(*arguments, has_token=True)
     network = description.build()
-    fresh, _ = network.load_state_dict({**encoder_weights(pooled.encoder), **token}, strict=False)
-    report.unused = [name for name in report.unused if not name.startswith(TOKEN_PREFIX)]
-    report.loaded += list(token)
-    report.fresh |= dict.fromkeys(fresh, "not in the source")
-    return network, description, str(report)
+    weights = {name.removeprefix(TOKEN_PREFIX): value for name, value in checkpoint.weights.items()}
+    adapters = encoder_adapters(network, checkpoint.build_network())
+    return network, description, str(transfer(network.state_dict(), weights, adapters, checkpoint.origin))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..weights import LoadReport, encoder_specification
+from ..weights import InitialWeights, LoadReport
 from ..weights.attach import attach, export_full
 from ..weights.imagenet import HUB
 
@@ -20,13 +20,14 @@ def attach_imagenet(
     spread: bool,
     force: bool,
 ) -> None:
-    """Write the plan and print for each configuration what is loaded and what is not."""
+    """Write the plan and print the load report of each configuration."""
 
     def source(value: str | None) -> str | None:
         return value if value in (None, HUB) else str(Path(value).resolve())
 
     arguments = {"convnext": source(convnext), "swin": source(swin), "spread": spread}
-    _print(*attach({"imagenet": arguments}, dataset, plans_name, output, configurations, force, min_coverage=0.0))
+    weights = InitialWeights({"imagenet": arguments})
+    _print(*attach(weights, dataset, plans_name, output, configurations, force, min_coverage=0.0))
 
 
 def attach_encoder(
@@ -39,14 +40,16 @@ def attach_encoder(
     force: bool,
 ) -> None:
     """The same for an encoder checkpoint."""
-    _print(*attach(encoder_specification(checkpoint), dataset, plans_name, output, configurations, force, min_coverage))
+    weights = InitialWeights.from_file(checkpoint)
+    _print(*attach(weights, dataset, plans_name, output, configurations, force, min_coverage))
 
 
 def export_encoder(
     checkpoint: Path, dataset: str, plans_name: str, configuration: str, output: Path, trainer: str
 ) -> None:
-    """Write a whole network's weights with the encoder's in them and print what came from it."""
-    print(export_full(encoder_specification(checkpoint), dataset, plans_name, configuration, output, trainer))
+    """Write a whole network's weights with the encoder's in them and print the load report."""
+    weights = InitialWeights.from_file(checkpoint)
+    print(export_full(weights, dataset, plans_name, configuration, output, trainer))
     print(f"written: {output}; nnUNetv2_train ... -tr {trainer} -p {plans_name} -pretrained_weights {output}")
 
 

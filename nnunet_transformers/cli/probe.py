@@ -12,7 +12,7 @@ from rich.progress import track
 from rich.table import Table
 
 from .._atomic import write_json
-from ..weights import encoder_specification
+from ..weights import InitialWeights
 
 
 def probe_classification(encoder: Path, prepared: Path, labels: Path, output: Path | None, device: str) -> None:
@@ -56,10 +56,10 @@ def probe_segmentation(
 
     from ..weights.attach import attach
 
-    specification = encoder_specification(encoder)
+    weights = InitialWeights.from_file(encoder)
     # a plan for each encoder, so that results of two of them stand side by side
-    probed = f"{plans}_probe_{specification['sha256'][:8]}"
-    _, reports, _ = attach(specification, dataset, plans, probed, [configuration], force=True)
+    probed = f"{plans}_probe_{weights.specification['sha256'][:8]}"
+    _, reports, _ = attach(weights, dataset, plans, probed, [configuration], force=True)
     print(reports[configuration])
     run_training(dataset, configuration, fold, trainer, probed, device=torch.device(device))
     folder = Path(get_output_folder(dataset, trainer, probed, configuration, fold))
