@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..architectures import MiTClassifier, get_network, list_networks
+from ..architectures import MiTClassifier, SegmentationNetwork, get_network, list_networks
 from ..architectures.mit.pair import TOKEN_PREFIX
 from ..architectures.mit.segmentation import MiT
 from ..architectures.mit.trunk import MiTTrunk
@@ -166,7 +166,7 @@ def pretrained_backbone(
     if len(size) != len(checkpoint.patch_size):
         raise ValueError(f"the encoder is of patches {tuple(checkpoint.patch_size)}, patch_size {size} has other axes")
     if isinstance(checkpoint, TimmCheckpoint):
-        network = checkpoint.build_network()
+        network: Any = checkpoint.build_network()
         if size != tuple(checkpoint.patch_size) and hasattr(network, "set_input_size"):
             network.set_input_size(img_size=size)
         description = BackboneDescription(checkpoint.name, size, checkpoint.input_channels)
@@ -175,7 +175,7 @@ def pretrained_backbone(
     if not any(name.startswith(TOKEN_PREFIX) for name in checkpoint.weights):
         description = BackboneDescription(*arguments)
         pooled = description.build()
-        return pooled, description, str(load_encoder_weights(pooled.encoder, checkpoint))
+        return pooled, description, str(load_encoder_weights(cast(SegmentationNetwork, pooled.encoder), checkpoint))
     description = BackboneDescription(*arguments, has_token=True)
     network = description.build()
     weights = {name.removeprefix(TOKEN_PREFIX): value for name, value in checkpoint.weights.items()}

@@ -94,9 +94,7 @@ def load_encoder(path: str | os.PathLike) -> EncoderCheckpoint:
             here.
     """
     checkpoint = load(path, (EncoderCheckpoint, TimmCheckpoint))
-    if isinstance(checkpoint, TimmCheckpoint):
-        return EncoderCheckpoint.from_timm(checkpoint)
-    return cast(EncoderCheckpoint, checkpoint)
+    return EncoderCheckpoint.from_timm(checkpoint) if isinstance(checkpoint, TimmCheckpoint) else checkpoint
 
 
 def encoder_adapters(network: nn.Module, origin: SegmentationNetwork) -> Sequence[Adapter]:

@@ -163,9 +163,9 @@ def _block_names(network: UNet2022, source: Mapping[str, Tensor], model: _Model,
         available = len({name[len(start) :].split(".")[0] for name in source if name.startswith(start)})
         if not available:
             continue
-        for index in range(len(blocks)):
-            last = len(blocks) - 1
-            position = round(index * (available - 1) / max(1, last)) if spread else min(index, available - 1)
+        depth = len(list(blocks.children()))
+        for index in range(depth):
+            position = round(index * (available - 1) / max(1, depth - 1)) if spread else min(index, available - 1)
             names[f"encoder.stages.{stage}.{index}.{model.part}."] = f"{start}{position}."
             if stage < levels:
                 names[f"decoder.levels.{levels - 1 - stage}.blocks.{index}.{model.part}."] = f"{start}{position}."

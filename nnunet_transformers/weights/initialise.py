@@ -40,6 +40,7 @@ class InitialWeights:
 
     def __init__(self, specification: Mapping[str, Any]) -> None:
         self._weights: ImageNetWeights | PretrainedWeights
+        self.specification: dict[str, Any]
         match dict(specification):
             case {"imagenet": arguments}:
                 self._weights = ImageNetWeights(**arguments)
@@ -49,8 +50,9 @@ class InitialWeights:
                 if more.get("sha256") not in (None, checkpoint.sha256):
                     raise ValueError(f"{path} is another file than when the plan was written; attach it again")
                 self.specification = {"checkpoint": str(path), "sha256": checkpoint.sha256}
-                is_timm = isinstance(checkpoint, TimmCheckpoint)
-                self._weights = EncoderCheckpoint.from_timm(checkpoint) if is_timm else checkpoint
+                if isinstance(checkpoint, TimmCheckpoint):
+                    checkpoint = EncoderCheckpoint.from_timm(checkpoint)
+                self._weights = checkpoint
             case _:
                 raise ValueError(
                     f"the plan's initialisation must be imagenet or checkpoint, got {', '.join(specification)}"

@@ -115,7 +115,9 @@ class SealedCheckpoint:
         return {}
 
 
-AnyCheckpoint = TypeVar("AnyCheckpoint", bound=SealedCheckpoint)
+First = TypeVar("First", bound=SealedCheckpoint)
+Second = TypeVar("Second", bound=SealedCheckpoint)
+Third = TypeVar("Third", bound=SealedCheckpoint)
 
 
 @overload
@@ -123,7 +125,17 @@ def load(path: str | os.PathLike) -> SealedCheckpoint: ...
 
 
 @overload
-def load(path: str | os.PathLike, expected: type[AnyCheckpoint] | tuple[type[AnyCheckpoint], ...]) -> AnyCheckpoint: ...
+def load(path: str | os.PathLike, expected: type[First]) -> First: ...
+
+
+@overload
+def load(path: str | os.PathLike, expected: tuple[type[First], type[Second]]) -> First | Second: ...
+
+
+@overload
+def load(
+    path: str | os.PathLike, expected: tuple[type[First], type[Second], type[Third]]
+) -> First | Second | Third: ...
 
 
 def load(
@@ -140,7 +152,8 @@ def load(
         ValueError: if it is truncated, altered, of another kind, or of a format that this version does not read.
     """
     content = load_checkpoint(path)
-    wanted = [kind for kind, kind_class in _kinds.items() if issubclass(kind_class, expected)]
+    classes = expected if isinstance(expected, tuple) else (expected,)
+    wanted = list(dict.fromkeys(kind for c in classes for kind, other in _kinds.items() if issubclass(other, c)))
     found = _kind_of(content, wanted)
     if found not in wanted:
         held = f"its kind is {found}" if found else f"it has {', '.join(map(str, list(content)[:6]))}"
