@@ -174,7 +174,7 @@ def load(
         restored = {n: tuple(description[n]) for n in kind_class.tuples if description[n] is not None}
         checkpoint = kind_class(dict(weights), **kind_class._restore({**description, **restored}))
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} does not describe a {found} checkpoint: {error}") from error
+        raise ValueError(f"the description in {path} is not that of kind {found}: {error}") from error
     vars(checkpoint)["sha256"] = stated  # verified just now; the property would hash it again
     return checkpoint
 

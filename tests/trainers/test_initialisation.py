@@ -88,6 +88,39 @@ def test_training_starts_from_a_pretrained_encoder(prepared, tmp_path):
         export_full(weights, "900", PLANS, "3d_fullres", tmp_path / "full.pth")
 
 
+def test_a_checkpoint_is_read_and_verified_once(prepared, tmp_path, file_reads):
+    """By attach for several configurations, of which one takes no 3D weights, and by the start of a training."""
+    from nnunet_transformers.architectures import create_network
+    from nnunet_transformers.cli.attachment import attach_encoder
+    from nnunet_transformers.weights import EncoderCheckpoint, encoder_weights
+
+    folder = prepared / "preprocessed" / "Dataset900_Balls"
+    plan = json.loads((folder / f"{PLANS}.json").read_text())
+    plan["plans_name"] = plans = "nnUNetSeveralPlans"
+    plan["configurations"]["3d_other"] = plan["configurations"]["3d_fullres"]
+    (folder / f"{plans}.json").write_text(json.dumps(plan))
+    source = create_network("qt_unet_tiny", 1, 2, (32, 32, 32), num_stages=3, window_sizes=4, patch_embed_stride=2)
+    overrides = {"num_stages": 3, "window_sizes": 4, "patch_embed_stride": 2}
+    checkpoint = EncoderCheckpoint(encoder_weights(source), "qt_unet_tiny", (32, 32, 32), 1, overrides=overrides)
+    sha256 = checkpoint.save(tmp_path / "encoder.pth")
+    file_reads.update(load=0, hash=0)
+    attach_encoder(tmp_path / "encoder.pth", "900", plans, "nnUNetReadOncePlans", (), 0.1, False)
+    assert file_reads == {"load": 1, "hash": 1}
+    attached = json.loads((folder / "nnUNetReadOncePlans.json").read_text())["configurations"]
+    specification = {"checkpoint": str((tmp_path / "encoder.pth").resolve()), "sha256": sha256}
+    assert {n: c.get("initialisation") for n, c in attached.items() if "architecture" in c} == {
+        "2d": None,
+        "3d_fullres": specification,
+        "3d_other": specification,
+    }
+    trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerQTUNet", "nnUNetReadOncePlans", device=CPU)
+    file_reads.update(load=0, hash=0)
+    trainer.on_train_start()
+    assert file_reads == {"load": 1, "hash": 1}
+    key = "encoder.stages.0.blocks.0.attn.qkv.weight"
+    assert torch.equal(trainer.network.state_dict()[key], checkpoint.weights[key])
+
+
 def test_stock_primus_starts_from_a_pretrained_one(prepared, tmp_path):
     """An encoder of another patch, for the network that nnU-Net's own trainer builds."""
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
@@ -120,7 +153,7 @@ def test_stock_primus_starts_from_a_pretrained_one(prepared, tmp_path):
     assert torch.equal(trainer.network.state_dict()[key], checkpoint.weights[key])
     with pytest.raises(ValueError, match=r"396 channels in 12 layers.*has 792 in 12"):
         export_full(weights, "900", plans, "3d_fullres", tmp_path / "b.pth", "nnUNet_Primus_B_Trainer")
-    with pytest.raises(RuntimeError, match="nnUNetTrainerNone"):
+    with pytest.raises(ValueError, match="nnUNetTrainerNone"):
         export_full(weights, "900", plans, "3d_fullres", tmp_path / "b.pth", "nnUNetTrainerNone")
 
 

@@ -26,36 +26,19 @@ CLASSES = [*(type(checkpoint) for checkpoint in CHECKPOINTS), ClassifierCheckpoi
 
 
 @pytest.fixture
-def calls(monkeypatch):
-    """Numbers of calls of torch.load and content_hash."""
-    counted = {"load": 0, "hash": 0}
-
-    def count(name, function):
-        def counting(*arguments, **keywords):
-            counted[name] += 1
-            return function(*arguments, **keywords)
-
-        return counting
-
-    monkeypatch.setattr(torch, "load", count("load", torch.load))
-    monkeypatch.setattr(sealed, "content_hash", count("hash", sealed.content_hash))
-    return counted
-
-
-@pytest.fixture
 def kinds(monkeypatch):
     """Kinds that a test defines are forgotten after it."""
     monkeypatch.setattr(sealed, "_kinds", dict(sealed._kinds))
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda c: c.kind)
-def test_kind_is_recognised(checkpoint, tmp_path, calls):
+def test_kind_is_recognised(checkpoint, tmp_path, file_reads):
     sha256 = checkpoint.save(tmp_path / "file.pth")
     assert checkpoint.sha256 == sha256
-    calls.update(load=0, hash=0)
+    file_reads.update(load=0, hash=0)
     loaded = weights.load(tmp_path / "file.pth")
     assert loaded.sha256 == sha256
-    assert calls == {"load": 1, "hash": 1}
+    assert file_reads == {"load": 1, "hash": 1}
     assert type(loaded) is type(checkpoint)
     fields = {f.name: getattr(loaded, f.name) for f in dataclasses.fields(loaded) if f.name != "weights"}
     assert fields == {name: getattr(checkpoint, name) for name in fields}
@@ -138,5 +121,5 @@ def test_description_of_another_layout(tmp_path):
     description = {"name": "qt_unet_tiny", "format": 1}
     entry = {**description, "sha256": sealed.content_hash({}, description)}
     torch.save({"network_weights": {}, "encoder": entry}, tmp_path / "file.pth")
-    with pytest.raises(ValueError, match="does not describe a encoder checkpoint: 'patch_size'"):
+    with pytest.raises(ValueError, match="is not that of kind encoder: 'patch_size'"):
         EncoderCheckpoint.load(tmp_path / "file.pth")
