@@ -6,21 +6,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..architectures import TOKEN_PREFIX, create_backbone, get_network, list_networks
+from ..architectures import TOKEN_PREFIX, SegmentationNetwork, create_backbone, get_network, list_networks
 from ..weights import (
     EncoderCheckpoint,
     TimmCheckpoint,
     create_timm,
-    encoder_weights,
-    load_encoder,
+    encoder_adapters,
+    load,
     load_encoder_weights,
+    transfer,
 )
-from ..weights.sealed import WrongKindError
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,7 @@ def load_pretrained(path: Path) -> EncoderCheckpoint | TimmCheckpoint:
         FileNotFoundError: if it is not there.
         ValueError: if it is truncated, altered, or neither.
     """
-    try:
-        return TimmCheckpoint.load(path)
-    except WrongKindError:
-        return load_encoder(path)
+    return load(path, (EncoderCheckpoint, TimmCheckpoint))
 
 
 def has_own_classifier(name: str) -> bool:
@@ -130,14 +127,14 @@ def has_own_classifier(name: str) -> bool:
 def pretrained_backbone(
     checkpoint: EncoderCheckpoint | TimmCheckpoint, patch_size: Sequence[int] | None = None
 ) -> tuple[nn.Module, BackboneDescription, str]:
-    """A backbone with the weights of a checkpoint.
+    """Build a backbone with the weights of a checkpoint.
 
     Args:
         checkpoint: of pretraining.
         patch_size: voxels per axis; the checkpoint's by default. What depends on it is interpolated.
 
     Returns:
-        the backbone, what it is, and what was loaded, for people.
+        the backbone, its description, and the load report, for people.
 
     Raises:
         ValueError: if the patch has other dimensions than the checkpoint's, or the network cannot take it.
@@ -146,21 +143,18 @@ def pretrained_backbone(
     if len(size) != len(checkpoint.patch_size):
         raise ValueError(f"the encoder is of patches {tuple(checkpoint.patch_size)}, patch_size {size} has other axes")
     if isinstance(checkpoint, TimmCheckpoint):
-        network = checkpoint.build_network()
+        network: Any = checkpoint.build_network()
         if size != tuple(checkpoint.patch_size) and hasattr(network, "set_input_size"):
             network.set_input_size(img_size=size)
         description = BackboneDescription(checkpoint.name, size, checkpoint.input_channels)
         return network, description, f"weights from {checkpoint.method} of timm's {checkpoint.name}"
-    token = {n.removeprefix(TOKEN_PREFIX): v for n, v in checkpoint.weights.items() if n.startswith(TOKEN_PREFIX)}
     arguments = (checkpoint.name, size, checkpoint.input_channels, dict(checkpoint.overrides))
-    pooled = BackboneDescription(*arguments).build()
-    report = load_encoder_weights(pooled.encoder, checkpoint)
-    if not token:
-        return pooled, BackboneDescription(*arguments), str(report)
+    if not any(name.startswith(TOKEN_PREFIX) for name in checkpoint.weights):
+        description = BackboneDescription(*arguments)
+        pooled = description.build()
+        return pooled, description, str(load_encoder_weights(cast(SegmentationNetwork, pooled.encoder), checkpoint))
     description = BackboneDescription(*arguments, has_token=True)
     network = description.build()
-    fresh, _ = network.load_state_dict({**encoder_weights(pooled.encoder), **token}, strict=False)
-    report.unused = [name for name in report.unused if not name.startswith(TOKEN_PREFIX)]
-    report.loaded += list(token)
-    report.fresh |= dict.fromkeys(fresh, "not in the source")
-    return network, description, str(report)
+    weights = {name.removeprefix(TOKEN_PREFIX): value for name, value in checkpoint.weights.items()}
+    adapters = encoder_adapters(network, checkpoint.build_network())
+    return network, description, str(transfer(network.state_dict(), weights, adapters, checkpoint.origin))

@@ -82,13 +82,13 @@ def segment(
     from nnunetv2.run.run_training import run_training
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
-    from ..weights import encoder_specification
+    from ..weights import InitialWeights
     from ..weights.attach import attach
 
-    specification = encoder_specification(encoder)
+    weights = InitialWeights.from_file(encoder)
     # a plan for each encoder, so that results of two of them stand side by side
-    probed = f"{plans}_probe_{specification['sha256'][:8]}"
-    _, reports, _ = attach(specification, dataset, plans, probed, [configuration], force=True)
+    probed = f"{plans}_probe_{weights.specification['sha256'][:8]}"
+    _, reports, _ = attach(weights, dataset, plans, probed, [configuration], force=True)
     print(reports[configuration])
     run_training(dataset, configuration, fold, trainer, probed, device=torch.device(device))
     folder = Path(get_output_folder(dataset, trainer, probed, configuration, fold))

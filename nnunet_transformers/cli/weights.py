@@ -29,12 +29,12 @@ def attach(
     force: Force = False,
 ) -> None:
     """Write a plan whose networks start from a pretrained encoder, and print the load report."""
-    from ..weights import encoder_specification
+    from ..weights import InitialWeights
     from ..weights.attach import attach as attach_weights
 
     _print_attached(
         *attach_weights(
-            encoder_specification(checkpoint),
+            InitialWeights.from_file(checkpoint),
             dataset,
             plans,
             output,
@@ -63,6 +63,7 @@ def attach_imagenet(
     force: Force = False,
 ) -> None:
     """Write a plan whose UNet-2022 starts from ImageNet weights, and print the load report."""
+    from ..weights import InitialWeights
     from ..weights.attach import attach as attach_weights
     from ..weights.imagenet import HUB
 
@@ -72,7 +73,7 @@ def attach_imagenet(
     }
     _print_attached(
         *attach_weights(
-            {"imagenet": {**sources, "spread": spread}},
+            InitialWeights({"imagenet": {**sources, "spread": spread}}),
             dataset,
             plans,
             output,
@@ -95,10 +96,10 @@ def export_full(
     ] = "nnUNetTrainer",
 ) -> None:
     """Write weights of a trainer's whole network, encoder loaded, for nnUNetv2_train -pretrained_weights."""
-    from ..weights import encoder_specification
+    from ..weights import InitialWeights
     from ..weights.attach import export_full as export_weights
 
-    print(export_weights(encoder_specification(checkpoint), dataset, plans, configuration, output, trainer=trainer))
+    print(export_weights(InitialWeights.from_file(checkpoint), dataset, plans, configuration, output, trainer=trainer))
     print(f"written: {output}; nnUNetv2_train ... -tr {trainer} -p {plans} -pretrained_weights {output}")
 
 

@@ -18,5 +18,7 @@ class AlignmentCheckpoint(SealedCheckpoint):
     """
 
     kind: ClassVar[str] = "alignment"
+    format: ClassVar[int] = 1
+    remedy: ClassVar[str] = "`nnunet-transformers pretrain fit --config mgca` writes alignment.pth beside the encoder"
     settings: dict[str, Any]
     max_length: int

@@ -142,7 +142,7 @@ class TestPretrained:
 
     def test_no_encoder(self, tmp_path):
         torch.save({"weights": {}}, tmp_path / "e.pth")
-        with pytest.raises(ValueError, match="is no encoder checkpoint"):
+        with pytest.raises(ValueError, match="is no encoder or timm_encoder checkpoint"):
             load_pretrained(tmp_path / "e.pth")
 
 
