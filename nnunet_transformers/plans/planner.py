@@ -170,8 +170,8 @@ class TransformerPlanner(ExperimentPlanner):
             raise ValueError(
                 f"{type(self).__name__} plans a deepest grid of {tokens.grid_sizes[-1]} for a patch of "
                 f"{tokens.patch_size}, but {network_class.__name__} has {tuple(network.grid_sizes[-1])}; its "
-                f"token_arguments are {', '.join(network_class.token_arguments) or 'none'}. Add those that it takes, or "
-                "give the planner token_rules with the network's strides and stages"
+                f"token_arguments are {', '.join(network_class.token_arguments) or 'none'}. Add those that it "
+                "takes, or give the planner token_rules with the network's strides and stages"
             )
         own = {"patch_size": tokens.patch_size, "strides": network.strides}
         return {**arguments, **network.resolved_arguments, **own}

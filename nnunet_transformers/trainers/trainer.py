@@ -103,8 +103,8 @@ class TransformerTrainer(nnUNetTrainer):
             alternatives = f" (or {', '.join(others)})" if others else ""
             raise RuntimeError(
                 f"{type(self).__name__} trains {class_path(self.network_class)}, but {plans.plans_name} plans "
-                f"{planned}. Plan with `nnUNetv2_plan_and_preprocess -d {plans.dataset_name} -pl {planner}`{alternatives} "
-                f"and train with `-p {planner.replace('Planner', '')}Plans`."
+                f"{planned}. Plan with `nnUNetv2_plan_and_preprocess -d {plans.dataset_name} -pl {planner}`"
+                f"{alternatives} and train with `-p {planner.replace('Planner', '')}Plans`."
             )
         if self.frozen_fraction >= 1 and "initialisation" not in planned_configuration.configuration:
             raise RuntimeError(
