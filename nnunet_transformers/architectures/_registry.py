@@ -61,6 +61,25 @@ class NetworkEntry:
         own = self.arguments_for(ndim)
         return {name: own.get(name, parameters[name].default) for name in self.override_names}
 
+    def build(
+        self,
+        input_channels: int,
+        num_classes: int,
+        patch_size: Sequence[int],
+        deep_supervision: bool = False,
+        **arguments: Any,
+    ) -> SegmentationNetwork:
+        """Build the class from arguments alone, without those that are registered with the name."""
+        # the base, whose constructor takes the patch alone, stands for all classes here
+        constructor: Callable[..., SegmentationNetwork] = self.network_class
+        return constructor(
+            input_channels=input_channels,
+            num_classes=num_classes,
+            patch_size=patch_size,
+            deep_supervision=deep_supervision,
+            **arguments,
+        )
+
     def check_overrides(self, overrides: Iterable[str]) -> None:
         """Check the names of overrides.
 
@@ -106,8 +125,8 @@ class TimmFamily:
     timm_class: type[nn.Module]
     network: str
     example: str
-    overrides: Callable[[nn.Module, str], dict[str, Any]]
-    checkpoint_filter: Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor]]
+    overrides: Callable[[Any, str], dict[str, Any]]
+    checkpoint_filter: Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]]
 
 
 def class_path(network_class: type) -> str:
@@ -171,8 +190,8 @@ def register_timm_encoder(
     timm_class: type[nn.Module],
     network: str,
     example: str,
-    overrides: Callable[[nn.Module, str], dict[str, Any]],
-    checkpoint_filter: Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor]],
+    overrides: Callable[[Any, str], dict[str, Any]],
+    checkpoint_filter: Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]],
 ) -> None:
     """Add the translation of timm's weights for a class of its networks, see ``TimmFamily``."""
     _timm.append(TimmFamily(timm_class, network, example, overrides, checkpoint_filter))
@@ -255,10 +274,5 @@ def create_network(
     """
     entry = get_network(name)
     entry.check_overrides(overrides)
-    return entry.network_class(
-        input_channels=input_channels,
-        num_classes=num_classes,
-        patch_size=patch_size,
-        deep_supervision=deep_supervision,
-        **{**entry.arguments_for(len(patch_size)), **overrides},
-    )
+    arguments = {**entry.arguments_for(len(patch_size)), **overrides}
+    return entry.build(input_channels, num_classes, patch_size, deep_supervision, **arguments)

@@ -7,7 +7,7 @@ the published results came from; where thesis and release differ, the arguments 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import numpy as np
@@ -39,6 +39,8 @@ from .layers import (
     recomputed,
     tokens_to_image,
 )
+
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 
 class QTBlock(nn.Module):
@@ -94,11 +96,11 @@ class QTBlock(nn.Module):
     def _forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         if self.post_norm:
             x = self.norm1(x + self.drop_path(self.attn(x)))
-            if self.cross_attn is not None:
+            if self.cross_attn is not None and self.norm2 is not None:
                 x = self.norm2(x + self.drop_path(self.cross_attn(x, context)))
             return self.norm3(x + self.drop_path(self.mlp(x)))
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        if self.cross_attn is not None:
+        if self.cross_attn is not None and self.norm2 is not None and self.norm_context is not None:
             x = x + self.drop_path(self.cross_attn(self.norm2(x), self.norm_context(context)))
         return x + self.drop_path(self.mlp(self.norm3(x)))
 
@@ -187,9 +189,9 @@ class QTDecoder(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
         """Encoder features, finest first, to logits (a list of them under deep supervision)."""
         x = features[-1]
-        tokens = []
-        for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
-            x = level(x, skip)
+        tokens: list[Tensor] = []
+        for block, skip in zip(self.levels, reversed(features[:-1]), strict=True):
+            x = block(x, skip)
             tokens.insert(0, x)
         logits = in_pieces(self._classify, x, self.expand.out_features, self.activation_checkpointing and self.training)
         outputs = [tokens_to_image(logits, self.grid_sizes[0], self.patch_embed_stride)]
@@ -364,10 +366,10 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         state_dict = {_from_2d_port(key): value for key, value in state_dict.items()}
     depth = sum(re.fullmatch(r"concat_back_dim\.\d+\.weight", key) is not None for key in state_dict)
 
-    def level(match: re.Match) -> str:
+    def level(match: re.Match[str]) -> str:
         return f"decoder.levels.{int(match[1]) - 1}."
 
-    rules = [
+    rules: list[Rule] = [
         (r"^(encoder\.)?patch_embed\.", "stem."),
         (r"^encoder\.layers\.", "encoder.stages."),
         (r"^concat_back_dim\.(\d+)\.", lambda m: level(m) + "fuse."),

@@ -96,7 +96,8 @@ class UNetDecoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
         """The encoder's maps, finest first, to logits, a list of them under deep supervision."""
-        x, maps = features[-1], []
+        x = features[-1]
+        maps: list[Tensor] = []
         for level, skip in zip(self.levels, [*features[-2::-1], None], strict=True):
             x = level(x, skip)
             maps.insert(0, x)

@@ -85,7 +85,8 @@ class SETRPUPDecoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor | list[Tensor]:
         """(batch, dim, *grid) to logits, a list of them under deep supervision."""
-        x, maps = self.proj(features.movedim(1, -1)).movedim(-1, 1), []
+        x = self.proj(features.movedim(1, -1)).movedim(-1, 1)
+        maps: list[Tensor] = []
         for level, step in zip(self.levels, self.steps, strict=True):
             x = level(x)
             x = F.interpolate(x, [n * s for n, s in zip(x.shape[2:], step, strict=True)], mode="bilinear")

@@ -8,7 +8,7 @@ do the defaults. The 3D form is this package's own: the same blocks with strides
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import numpy as np
@@ -39,6 +39,7 @@ from .layers import (
 )
 
 MAX_OUTPUTS = 3
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 
 class ConvNeXtBlock(nn.Module):
@@ -210,7 +211,8 @@ class UNet2022Decoder(nn.Module):
         self.seg_layers = nn.ModuleList(heads)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
-        x, maps = features[-1], []
+        x = features[-1]
+        maps: list[Tensor] = []
         for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
             x = level(x, skip)
             maps.insert(0, x)
@@ -376,7 +378,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     if not stem_blocks or not levels:
         raise ValueError("these are not the weights of a released UNet-2022: no convolution stem or no decoder level")
     in_block = {"conv1": 0, "norm1": 2, "conv2": 3, "norm2": 5}
-    rules = [
+    rules: list[Rule] = [
         (r"^model_down\.patch_embed\.project_block\.(\d+)\.(\w+)\.", lambda m: f"stem.blocks.{m[1]}.{in_block[m[2]]}."),
         (r"^model_down\.patch_embed\.norm\.", f"stem.blocks.{stem_blocks - 1}.4."),
         (r"^model_down\.layers\.(\d+)\.blocks\.", r"encoder.stages.\1."),

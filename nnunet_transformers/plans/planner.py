@@ -224,7 +224,7 @@ class TransformerPlanner(ExperimentPlanner):
         budget, batch_size = self.UNet_vram_target_GB * 1e9, self.UNet_min_batch_size
         plan = partial(plan_tokens, spacing=spacing, rules=self.token_rules, patch_embed_stride=stem)
 
-        options = {}
+        options: dict[str, bool] = {}
         can_checkpoint = "activation_checkpointing" in get_network(self.network_name).override_names
 
         def peak_bytes(tokens: TokenPlan, batch_size: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ and its appendix, section 3.2. Where the paper is silent the authors' release de
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch.nn.functional as F
@@ -213,10 +213,10 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 def _translate(key: str) -> str:
     """A name of the release, without its dimensionality, in terms of ``MiTTrunk``, ``MiT`` and ``MiTClassifier``."""
 
-    def encoder(rest: str) -> object:
+    def encoder(rest: str) -> Callable[[re.Match[str]], str]:
         return lambda m: f"encoder.stages.{int(m[1]) - 1}.{rest}"
 
-    rules = [
+    rules: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
         (r"^transformer\.patch_embed0\.", "stem."),
         (r"^transformer\.patch_embed(\d)\.proj\.", encoder("embed.")),
         (r"^transformer\.pos_embed(\d)$", encoder("position.weight")),

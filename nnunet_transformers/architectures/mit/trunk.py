@@ -151,7 +151,7 @@ class MiTDecoder(nn.Module):
     def decode(self, features: Sequence[Tensor], token: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
         """Encoder features, finest first, to decoder features, finest first and that one normalised, and the token."""
         image = features[-1]
-        decoded = []
+        decoded: list[Tensor] = []
         for stage, skip in zip(self.stages, reversed(features[:-1]), strict=True):
             image, token = stage(image, token, skip)
             decoded.insert(0, image)
@@ -160,7 +160,9 @@ class MiTDecoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor], token: Tensor) -> Tensor:
         """Encoder features, finest first, and the token of the last stage to the normalised SSL token, (batch, dim)."""
-        return self.decode(features, token)[1].squeeze(1)
+        _, normalised = self.decode(features, token)
+        assert normalised is not None
+        return normalised.squeeze(1)
 
 
 class MiTTrunk(nn.Module):
