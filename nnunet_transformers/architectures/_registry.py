@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
+
+# pattern and replacement that translate names of released weights
+RenamingRule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 _networks: dict[str, NetworkEntry] = {}
 _released: dict[str, ReleasedFamily] = {}
@@ -134,8 +138,10 @@ def class_path(network_class: type) -> str:
 
     A class can move inside that package and plans with this path remain valid.
 
-    >>> class_path(get_network("mit_7").network_class)  # defined in mit/segmentation.py
-    'nnunet_transformers.architectures.mit.MiT'
+    Examples:
+        >>> from nnunet_transformers.architectures import class_path, get_network
+        >>> class_path(get_network("mit_7").network_class)  # defined in mit/segmentation.py
+        'nnunet_transformers.architectures.mit.MiT'
     """
     name = network_class.__name__
     packages = accumulate(network_class.__module__.split("."), "{}.{}".format)
@@ -257,10 +263,6 @@ def create_network(
 ) -> SegmentationNetwork:
     """Build a network by name; 2D or 3D follows from the length of ``patch_size``.
 
-    >>> network = create_network("qt_unet_tiny", 1, 3, (64, 64, 64))
-    >>> network(torch.zeros(1, 1, 64, 64, 64)).shape
-    torch.Size([1, 3, 64, 64, 64])
-
     Args:
         name: one of ``list_networks()``.
         input_channels: image channels.
@@ -271,6 +273,16 @@ def create_network(
 
     Raises:
         ValueError: on an unknown name or override, a size that cannot work, or a 3D one for a 2D network.
+
+    Examples:
+        >>> import torch
+        >>> from nnunet_transformers.architectures import create_network
+        >>> network = create_network("qt_unet_tiny", 1, 3, (64, 64))
+        >>> network(torch.zeros(1, 1, 64, 64)).shape
+        torch.Size([1, 3, 64, 64])
+        >>> create_network("qt_unet_tyni", 1, 3, (64, 64))
+        Traceback (most recent call last):
+        ValueError: unknown network 'qt_unet_tyni'; did you mean qt_unet_tiny, qt_unet_a_tiny, qt_unet_base?
     """
     entry = get_network(name)
     entry.check_overrides(overrides)

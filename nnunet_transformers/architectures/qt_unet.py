@@ -7,7 +7,7 @@ the published results came from; where thesis and release differ, the arguments 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -25,7 +25,7 @@ from ._arguments import (
     token_grids,
 )
 from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
-from ._registry import register_checkpoint_filter, register_network
+from ._registry import RenamingRule, register_checkpoint_filter, register_network
 from .layers import (
     Linear,
     Mlp,
@@ -39,8 +39,6 @@ from .layers import (
     recomputed,
     tokens_to_image,
 )
-
-Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 
 class QTBlock(nn.Module):
@@ -236,6 +234,12 @@ class QTUNet(SegmentationNetwork):
 
     Raises:
         ValueError: on a patch size that the strides do not divide or arguments that contradict each other.
+
+    Examples:
+        >>> import torch
+        >>> network = QTUNet(input_channels=1, num_classes=3, patch_size=(32, 32, 32), num_stages=2)
+        >>> network(torch.zeros(1, 1, 32, 32, 32)).shape
+        torch.Size([1, 3, 32, 32, 32])
     """
 
     token_arguments = TOKEN_ARGUMENTS
@@ -369,7 +373,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     def level(match: re.Match[str]) -> str:
         return f"decoder.levels.{int(match[1]) - 1}."
 
-    rules: list[Rule] = [
+    rules: list[RenamingRule] = [
         (r"^(encoder\.)?patch_embed\.", "stem."),
         (r"^encoder\.layers\.", "encoder.stages."),
         (r"^concat_back_dim\.(\d+)\.", lambda m: level(m) + "fuse."),

@@ -34,7 +34,9 @@ class ResNetStem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(batch, input_channels, *size) to (batch, dim, *size / 2)."""
-        return self.act1(self.bn1(self.conv1(image)))
+        for name in STEM:
+            image = self.get_submodule(name)(image)
+        return image
 
 
 class ResNetEncoder(nn.Module):
@@ -47,7 +49,7 @@ class ResNetEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Output of the stem, (batch, dim, *size), to that of the stages, finest first."""
-        features, x = [], self.maxpool(x)
+        features, x = [], self.get_submodule("maxpool")(x)
         for name in STAGES:
             x = self.get_submodule(name)(x)
             features.append(x)
@@ -122,6 +124,12 @@ class ResNetUNet(SegmentationNetwork):
 
     Raises:
         ValueError: on a patch size that is not 2D or no multiple of 32, and on another network of timm's.
+
+    Examples:
+        >>> import torch
+        >>> network = ResNetUNet(input_channels=1, num_classes=3, patch_size=(64, 64), timm_name="resnet18")
+        >>> network(torch.zeros(1, 1, 64, 64)).shape
+        torch.Size([1, 3, 64, 64])
     """
 
     dimensions = (2,)
@@ -155,7 +163,7 @@ class ResNetUNet(SegmentationNetwork):
                 f"timm_name must be one of timm's ResNets whose stem is one convolution, such as resnet18, resnet50 or "
                 f"resnext50_32x4d, got {timm_name!r}"
             )
-        self.feature_channels = [info["num_chs"] for info in resnet.feature_info]
+        self.feature_channels = [int(str(info["num_chs"])) for info in resnet.feature_info]
         decoder_dims = one_per_stage(decoder_dims, len(steps), "decoder_dims")
         self.stem, self.encoder = ResNetStem(resnet), ResNetEncoder(resnet)
         if auxiliary_heads is None:

@@ -36,6 +36,7 @@ class ViTEncoder(nn.Module):
 
     def __init__(self, vit: VisionTransformer, activation_checkpointing: bool) -> None:
         super().__init__()
+        assert vit.cls_token is not None
         self.cls_token = vit.cls_token
         self.position = PositionEmbedding(vit.patch_embed.grid_size, vit.embed_dim)
         self.blocks = vit.blocks
@@ -115,6 +116,12 @@ class SETRPUP(SegmentationNetwork):
     Raises:
         ValueError: on a patch size that is not 2D or that the stride does not divide, and on arguments that contradict
             each other.
+
+    Examples:
+        >>> import torch
+        >>> network = SETRPUP(input_channels=1, num_classes=3, patch_size=(64, 64), embed_dim=192, num_heads=3)
+        >>> network(torch.zeros(1, 1, 64, 64)).shape
+        torch.Size([1, 3, 64, 64])
     """
 
     dimensions = (2,)
@@ -148,9 +155,10 @@ class SETRPUP(SegmentationNetwork):
         self.strides = [[1, 1], *steps]
         check_strides(strides, self.strides)
         self.grid_sizes, self.feature_channels = token_grids(self.patch_size, [stride]), [embed_dim]
+        height, width = self.patch_size
         vit = VisionTransformer(
-            img_size=self.patch_size,
-            patch_size=stride,
+            img_size=(height, width),
+            patch_size=(stride[0], stride[1]),
             in_chans=input_channels,
             num_classes=0,
             embed_dim=embed_dim,
@@ -160,6 +168,7 @@ class SETRPUP(SegmentationNetwork):
         rates = np.linspace(0, drop_path_rate, depth).tolist()
         vit.blocks.extend(Block(embed_dim, num_heads, qkv_bias=True, drop_path=rate) for rate in rates)
         vit.blocks.apply(vit._init_weights)
+        self.depth = depth
         self.stem = vit.patch_embed
         self.encoder = ViTEncoder(vit, activation_checkpointing)
         if auxiliary_heads is None:
@@ -170,7 +179,7 @@ class SETRPUP(SegmentationNetwork):
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """What timm's layer-wise learning rates count as a layer: the stem and embeddings, each block, the norm."""
-        blocks = [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm\.", (len(self.encoder.blocks),))]
+        blocks = [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm\.", (self.depth,))]
         return {"stem": r"^stem\.|^encoder\.(?:cls_token|position)", "blocks": blocks}
 
     def encode(self, image: Tensor) -> list[Tensor]:
@@ -201,7 +210,7 @@ def timm_overrides(vit: VisionTransformer, name: str) -> dict:
     return {
         "embed_dim": vit.embed_dim,
         "depth": len(vit.blocks),
-        "num_heads": vit.blocks[0].attn.num_heads,
+        "num_heads": vit.get_submodule("blocks.0.attn").num_heads,
         "patch_embed_stride": list(vit.patch_embed.patch_size),
     }
 

@@ -8,7 +8,7 @@ do the defaults. The 3D form is this package's own: the same blocks with strides
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -26,7 +26,7 @@ from ._arguments import (
     token_grids,
 )
 from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
-from ._registry import register_checkpoint_filter, register_network
+from ._registry import RenamingRule, register_checkpoint_filter, register_network
 from .layers import (
     Mlp,
     RelativePositionBias,
@@ -39,7 +39,6 @@ from .layers import (
 )
 
 MAX_OUTPUTS = 3
-Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 
 class ConvNeXtBlock(nn.Module):
@@ -262,6 +261,12 @@ class UNet2022(SegmentationNetwork):
 
     Raises:
         ValueError: on a patch size that the strides do not divide or arguments that contradict each other.
+
+    Examples:
+        >>> import torch
+        >>> network = UNet2022(input_channels=1, num_classes=3, patch_size=(64, 64), embed_dim=24)
+        >>> network(torch.zeros(1, 1, 64, 64)).shape
+        torch.Size([1, 3, 64, 64])
     """
 
     keys_to_in_proj = ("stem.blocks.0.0",)
@@ -315,15 +320,15 @@ class UNet2022(SegmentationNetwork):
 
         if window_sizes is None:
             window_sizes = published_windows(grid_sizes) or tiling_windows(grid_sizes)
-        window_sizes = per_stage(window_sizes, num_stages, ndim, "window_sizes")
-        self.resolved_arguments = {"depths": depths, "kernel_size": kernel_size, "window_sizes": window_sizes}
+        windows = per_stage(window_sizes, num_stages, ndim, "window_sizes")
+        self.resolved_arguments = {"depths": depths, "kernel_size": kernel_size, "window_sizes": windows}
         if reference_compat:
-            window_sizes = [(min(*g, *w),) * ndim for g, w in zip(grid_sizes, window_sizes, strict=True)]
+            windows = tuple((min(*g, *w),) * ndim for g, w in zip(grid_sizes, windows, strict=True))
         dims = [embed_dim * 2**stage for stage in range(num_stages)]
         self.grid_sizes, self.feature_channels = grid_sizes, dims
 
         def blocks(stage: int, rates: Sequence[float]) -> list[PIBlock]:
-            partitions = [WindowPartition(grid_sizes[stage], window_sizes[stage], shifted) for shifted in (False, True)]
+            partitions = [WindowPartition(grid_sizes[stage], windows[stage], shifted) for shifted in (False, True)]
             heads = num_heads * 2**stage
             return [
                 PIBlock(
@@ -378,7 +383,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     if not stem_blocks or not levels:
         raise ValueError("these are not the weights of a released UNet-2022: no convolution stem or no decoder level")
     in_block = {"conv1": 0, "norm1": 2, "conv2": 3, "norm2": 5}
-    rules: list[Rule] = [
+    rules: list[RenamingRule] = [
         (r"^model_down\.patch_embed\.project_block\.(\d+)\.(\w+)\.", lambda m: f"stem.blocks.{m[1]}.{in_block[m[2]]}."),
         (r"^model_down\.patch_embed\.norm\.", f"stem.blocks.{stem_blocks - 1}.4."),
         (r"^model_down\.layers\.(\d+)\.blocks\.", r"encoder.stages.\1."),

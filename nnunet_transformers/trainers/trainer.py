@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import pydoc
+from typing import Any
 
 import numpy as np
 import torch
@@ -211,8 +212,8 @@ class TransformerTrainer(nnUNetTrainer):
     # ---- weights to start from ----
 
     @property
-    def plain_network(self) -> nn.Module:
-        """The network without what DDP and torch.compile wrap around it."""
+    def plain_network(self) -> Any:
+        """The network, a ``network_class``, without its wrappers, DDP and torch.compile."""
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .._arguments import PerAxis, check_strides
 from .._network import SegmentationNetwork
-from .._registry import register_checkpoint_filter, register_network
+from .._registry import RenamingRule, register_checkpoint_filter, register_network
 from ..layers import ConvNormAct, patch_transpose
 from .classifier import MiTClassifier
 from .pair import MiTPair
@@ -97,6 +97,12 @@ class MiT(SegmentationNetwork):
     Raises:
         ValueError: on a patch size that the strides do not divide or that leaves one token in the bottleneck, and on
             arguments that contradict each other.
+
+    Examples:
+        >>> import torch
+        >>> network = MiT(input_channels=1, num_classes=3, patch_size=(32, 64, 64), patch_embed_stride=(2, 4, 4))
+        >>> network(torch.zeros(1, 1, 32, 64, 64)).shape
+        torch.Size([1, 3, 32, 64, 64])
     """
 
     stem_channels_last = False
@@ -150,7 +156,7 @@ class MiT(SegmentationNetwork):
         self.resolved_arguments = {"merge_strides": trunk.embed_strides[1:]}
         self.stem, self.encoder = trunk.stem, trunk.encoder
         self.feature_channels = list(embed_dims[:num_stages])
-        self.grid_sizes = [stage.grid_size for stage in self.encoder.stages]
+        self.grid_sizes = trunk.grid_sizes
         self.decoder = MiTSegmentationDecoder(
             trunk,
             embed_dims[:num_stages],
@@ -216,7 +222,7 @@ def _translate(key: str) -> str:
     def encoder(rest: str) -> Callable[[re.Match[str]], str]:
         return lambda m: f"encoder.stages.{int(m[1]) - 1}.{rest}"
 
-    rules: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    rules: list[RenamingRule] = [
         (r"^transformer\.patch_embed0\.", "stem."),
         (r"^transformer\.patch_embed(\d)\.proj\.", encoder("embed.")),
         (r"^transformer\.pos_embed(\d)$", encoder("position.weight")),
