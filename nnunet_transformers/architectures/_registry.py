@@ -55,7 +55,7 @@ class NetworkEntry:
 
     @property
     def override_names(self) -> list[str]:
-        """What ``create_network`` takes beyond its own arguments."""
+        """Names of the overrides that ``create_network`` takes."""
         own = set(inspect.signature(create_network).parameters)
         return [n for n in inspect.signature(self.network_class).parameters if n not in own]
 
@@ -97,7 +97,7 @@ class NetworkEntry:
 
 @dataclass(frozen=True)
 class ReleasedFamily:
-    """What a paper's release has to offer for a family of networks.
+    """Released weights of a paper for a family of networks.
 
     Attributes:
         checkpoint_filter: translates its weights to the names used here.
@@ -115,15 +115,15 @@ class ReleasedFamily:
 
 @dataclass(frozen=True)
 class TimmFamily:
-    """A class of timm's networks that are the stem and encoder of one of ours.
+    """A class of timm's networks that one of this package's networks has as stem and encoder.
 
     Attributes:
         timm_class: of timm.
         network: registered network.
-        example: name of one of timm's.
-        overrides: what the network has to be told to be like one of timm's, from that one and its name. Raises
-            ValueError for one that it cannot be like.
-        checkpoint_filter: translates weights to the names used here, given the network of timm's.
+        example: timm's name of one such network.
+        overrides: arguments with which the registered network has a timm network as encoder, from the timm network and
+            its name. Raises ValueError where there are none.
+        checkpoint_filter: translates weights to the names used here, given timm's network.
     """
 
     timm_class: type[nn.Module]
@@ -221,7 +221,7 @@ def get_network(name: str) -> NetworkEntry:
 
 
 def get_released_family(family: str) -> ReleasedFamily:
-    """What was released for a family.
+    """Released weights for a family.
 
     Raises:
         ValueError: if there is no such family.
@@ -230,14 +230,14 @@ def get_released_family(family: str) -> ReleasedFamily:
 
 
 def get_timm_family(network: nn.Module, name: str) -> TimmFamily:
-    """The family of a network of timm's.
+    """The family of timm's network.
 
     Args:
-        network: of timm's.
-        name: timm's for it.
+        network: timm's.
+        name: timm's name of it.
 
     Raises:
-        ValueError: if no network here has it as its encoder; says which of timm's are one.
+        ValueError: if no registered network has it as its encoder; lists timm's classes that are one.
     """
     for family in _timm:
         if isinstance(network, family.timm_class):

@@ -1,7 +1,7 @@
 """QT-UNet: an all-Swin U-Net whose decoder queries the encoder by cross-attention.
 
 Håversen, "QT-UNet", master's thesis, NTNU, chapter 3. The published defaults follow the author's release, which
-the published results came from; where thesis and release differ, the arguments say so.
+the published results came from; the arguments state where thesis and release differ.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ class QTUNet(SegmentationNetwork):
             inside them.
         deep_supervision: return a list of logits, full resolution first.
         auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
-        strides: nnU-Net's copy of the strides in a plan; must agree with the other arguments.
+        strides: nnU-Net's copy of the strides in a plan; must match the other arguments.
         reference_compat: reproduce the release where its windows are clamped, wrong offsets included.
 
     Raises:

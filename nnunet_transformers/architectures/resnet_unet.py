@@ -1,4 +1,4 @@
-"""A U-Net with a ResNet of timm's as its encoder, in 2D: MGCA's network for segmentation with ResNet-50.
+"""A 2D U-Net with timm's ResNet as its encoder: MGCA's network for segmentation with ResNet-50.
 
 Wang et al., "Multi-Granularity Cross-modal Alignment for Generalized Medical Visual Representation Learning",
 NeurIPS 2022, supplement B.3. The decoder is laid out as that of the library named there; dynamic_network_architectures'
@@ -25,7 +25,7 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 class ResNetStem(nn.Module):
-    """The strided convolution of a ResNet of timm's with its norm and activation."""
+    """The strided convolution of timm's ResNet with its norm and activation."""
 
     def __init__(self, resnet: ResNet) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class ResNetStem(nn.Module):
 
 
 class ResNetEncoder(nn.Module):
-    """Pooling and the four stages of a ResNet of timm's."""
+    """Pooling and the four stages of timm's ResNet."""
 
     def __init__(self, resnet: ResNet) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class UNetDecoder(nn.Module):
 
 
 class ResNetUNet(SegmentationNetwork):
-    """U-Net with a ResNet of timm's, in 2D.
+    """2D U-Net with timm's ResNet.
 
     Args:
         input_channels: image channels.
@@ -120,10 +120,10 @@ class ResNetUNet(SegmentationNetwork):
         drop_path_rate: stochastic depth of the last block.
         deep_supervision: return a list of logits, full resolution first.
         auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
-        strides: nnU-Net's copy of the strides in a plan; must agree with the other arguments.
+        strides: nnU-Net's copy of the strides in a plan; must match the other arguments.
 
     Raises:
-        ValueError: on a patch size that is not 2D or no multiple of 32, and on another network of timm's.
+        ValueError: on a patch size that is not 2D or no multiple of 32, and on a timm network that is no such ResNet.
 
     Examples:
         >>> import torch
@@ -171,7 +171,7 @@ class ResNetUNet(SegmentationNetwork):
         self.decoder = UNetDecoder(self.feature_channels, decoder_dims, num_classes, auxiliary_heads, deep_supervision)
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """What timm's layer-wise learning rates count as a layer: the stem and each stage."""
+        """Layers of timm's layer-wise learning rates: the stem and each stage."""
         return {"stem": r"^stem\.", "blocks": r"^encoder\.layer(\d+)"}
 
     def encode(self, image: Tensor) -> list[Tensor]:
@@ -189,12 +189,12 @@ class ResNetUNet(SegmentationNetwork):
 
 
 def timm_overrides(resnet: ResNet, name: str) -> dict:
-    """What makes a ``ResNetUNet`` of a ResNet of timm's; the network itself says which it cannot be made of."""
+    """Arguments of the ``ResNetUNet`` with timm's ResNet as encoder; its constructor refuses other networks."""
     return {"timm_name": name}
 
 
 def timm_filter_fn(state_dict: Mapping[str, Tensor], resnet: ResNet) -> dict[str, Tensor]:
-    """Translate the weights of a ResNet of timm's, without a classifier, to those of stem and encoder."""
+    """Translate the weights of timm's ResNet, without a classifier, to those of stem and encoder."""
     return {f"{'stem' if k.split('.')[0] in STEM else 'encoder'}.{k}": v for k, v in state_dict.items()}
 
 

@@ -1,4 +1,4 @@
-"""SETR-PUP: a ViT as timm has it, and a decoder that convolves and up-samples in turn; in 2D.
+"""SETR-PUP in 2D: timm's ViT and a decoder that alternates convolution and up-sampling.
 
 Zheng et al., "Rethinking Semantic Segmentation from a Sequence-to-Sequence Perspective with Transformers", CVPR 2021,
 as MGCA segments with it (Wang et al., "Multi-Granularity Cross-modal Alignment for Generalized Medical Visual
@@ -25,7 +25,7 @@ from .layers import PositionEmbedding, recomputed
 
 
 class ViTEncoder(nn.Module):
-    """Class token, position embeddings, blocks and norm of a ViT of timm's.
+    """Class token, position embeddings, blocks and norm of timm's ViT.
 
     The class token has no position embedding of its own: the sum of the two is one parameter.
 
@@ -111,7 +111,7 @@ class SETRPUP(SegmentationNetwork):
         activation_checkpointing: compute the blocks again in the backward pass: less memory, more time.
         deep_supervision: return a list of logits, full resolution first.
         auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
-        strides: nnU-Net's copy of the strides in a plan; must agree with the other arguments.
+        strides: nnU-Net's copy of the strides in a plan; must match the other arguments.
 
     Raises:
         ValueError: on a patch size that is not 2D or that the stride does not divide, and on arguments that contradict
@@ -178,7 +178,7 @@ class SETRPUP(SegmentationNetwork):
         )
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """What timm's layer-wise learning rates count as a layer: the stem and embeddings, each block, the norm."""
+        """Layers of timm's layer-wise learning rates: the stem and embeddings, each block, the norm."""
         blocks = [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm\.", (self.depth,))]
         return {"stem": r"^stem\.|^encoder\.(?:cls_token|position)", "blocks": blocks}
 
@@ -197,7 +197,7 @@ class SETRPUP(SegmentationNetwork):
 
 
 def timm_overrides(vit: VisionTransformer, name: str) -> dict:
-    """What makes a ``SETRPUP`` of a ViT of timm's.
+    """Arguments of the ``SETRPUP`` with timm's ViT as encoder.
 
     Raises:
         ValueError: if it has register tokens, no class token or other position embeddings than learned ones for all.
@@ -216,7 +216,7 @@ def timm_overrides(vit: VisionTransformer, name: str) -> dict:
 
 
 def timm_filter_fn(state_dict: Mapping[str, Tensor], vit: VisionTransformer) -> dict[str, Tensor]:
-    """Translate the weights of a ViT of timm's to those of ``SETRPUP``'s stem and encoder.
+    """Translate the weights of timm's ViT to those of ``SETRPUP``'s stem and encoder.
 
     Args:
         state_dict: by timm's names, without a classifier.

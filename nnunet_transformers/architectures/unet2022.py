@@ -255,7 +255,7 @@ class UNet2022(SegmentationNetwork):
         activation_checkpointing: compute blocks again in backward rather than keep what is inside them.
         deep_supervision: return a list of logits, full resolution first.
         auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
-        strides: nnU-Net's copy of the strides in a plan; must agree with the other arguments.
+        strides: nnU-Net's copy of the strides in a plan; must match the other arguments.
         reference_compat: reproduce the release: depth-wise convolutions beside the attention on padded and rolled
             maps, and one clamped window edge for all axes.
 

@@ -1,6 +1,6 @@
 """Choose patch size, token strides, stages and windows together, so that windows tile every token grid exactly.
 
-nnU-Net's rules for CNNs, said of tokens: down-sample an axis while its spacing is within a factor of two of the
+nnU-Net's rules for CNNs, applied to tokens: down-sample an axis while its spacing is within a factor of two of the
 finest, keep the patch as large as its CNN plan has it, stop when the deepest grid is small. On top of them comes what
 attention needs: a window that divides each grid, since a window that does not pads the grid with tokens that cost as
 much as real ones (1.3 to 5.4 times as many in the published network at a patch of 128^3).
@@ -37,7 +37,7 @@ def no_windows(grid_sizes: tuple[Size, ...], token_spacings: tuple[tuple[float, 
 
 @dataclass(frozen=True)
 class TokenRules:
-    """What a network asks of its token grids.
+    """Requirements of a network on its token grids.
 
     Attributes:
         patch_embed_strides_2d, patch_embed_strides_3d: voxels per token and axis that it can have, powers of two from

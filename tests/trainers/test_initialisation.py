@@ -177,7 +177,7 @@ class TestEncoderOfTimm:
         statistics = [n for n in weights if n.startswith("decoder.") and n.endswith("running_mean")]
         assert all(weights[name].abs().sum() > 0 for name in statistics)
         with pytest.raises(
-            RuntimeError, match=r"Paper keeps a pretrained encoder .* names no weights for 2d.* attach "
+            RuntimeError, match=r"Paper keeps a pretrained encoder .* specifies no initial weights for 2d.* attach "
         ):
             get_trainer_from_args("900", "2d", 0, f"{trainer}Paper", plans, device=CPU)
 

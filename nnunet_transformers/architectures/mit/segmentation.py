@@ -90,7 +90,7 @@ class MiT(SegmentationNetwork):
         drop_path_rate: stochastic depth of the last encoder block.
         deep_supervision: return a list of logits, full resolution first.
         auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
-        strides: nnU-Net's copy of the strides in a plan; must agree with the other arguments.
+        strides: nnU-Net's copy of the strides in a plan; must match the other arguments.
         reference_compat: drop tokens at the end of a grid that the reduction does not divide, as the release does.
         activation_checkpointing: recompute the transformer layers in the backward pass: less memory, more time.
 
@@ -185,7 +185,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Segmentation weights become those of ``MiT``, a classifier's those of ``MiTClassifier``, and pretraining's, 2D
     and 3D together, those of ``MiTPair``; heads of the pretraining method are left out. A position embedding stays
-    flattened, for a release does not tell its grid; it loads into a network of the patch size that it was trained on.
+    flattened, since a release does not state its grid; it loads into a network of the patch size of its training.
 
     Returns:
         A state dict that loads strictly into the same variant, built with ``reference_compat=True``.
