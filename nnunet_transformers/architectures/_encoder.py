@@ -120,7 +120,8 @@ class EncoderPair(NetworkPair):
 
     def form_weights(self, ndim: int) -> dict[str, Tensor]:
         """Stem and encoder of one form, by the names of the network."""
-        return self.form(ndim).encoder.encoder_state_dict()
+        form = self.form_2d if ndim == 2 else self.form_3d
+        return form.encoder.encoder_state_dict()
 
 
 def form_overrides(network: str, overrides: Mapping[str, Any] | None) -> dict[str, Any]:

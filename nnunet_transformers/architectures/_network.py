@@ -56,6 +56,10 @@ class SegmentationNetwork(nn.Module, ABC):
     pair_class: ClassVar[Callable[..., NetworkPair] | None] = None
     classifier_class: ClassVar[Callable[..., Backbone] | None] = None
 
+    stem: nn.Module
+    encoder: nn.Module
+    decoder: nn.Module
+
     def __init__(self, patch_size: Sequence[int]) -> None:
         super().__init__()
         self.patch_size = tuple(int(p) for p in patch_size)

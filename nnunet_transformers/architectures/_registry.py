@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
+
+# pattern and replacement that translate names of released weights
+RenamingRule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 _networks: dict[str, NetworkEntry] = {}
 _released: dict[str, ReleasedFamily] = {}
@@ -51,7 +55,7 @@ class NetworkEntry:
 
     @property
     def override_names(self) -> list[str]:
-        """What ``create_network`` takes beyond its own arguments."""
+        """Names of the overrides that ``create_network`` takes."""
         own = set(inspect.signature(create_network).parameters)
         return [n for n in inspect.signature(self.network_class).parameters if n not in own]
 
@@ -60,6 +64,25 @@ class NetworkEntry:
         parameters = inspect.signature(self.network_class).parameters
         own = self.arguments_for(ndim)
         return {name: own.get(name, parameters[name].default) for name in self.override_names}
+
+    def build(
+        self,
+        input_channels: int,
+        num_classes: int,
+        patch_size: Sequence[int],
+        deep_supervision: bool = False,
+        **arguments: Any,
+    ) -> SegmentationNetwork:
+        """Build the class from arguments alone, without those that are registered with the name."""
+        # the base, whose constructor takes the patch alone, stands for all classes here
+        constructor: Callable[..., SegmentationNetwork] = self.network_class
+        return constructor(
+            input_channels=input_channels,
+            num_classes=num_classes,
+            patch_size=patch_size,
+            deep_supervision=deep_supervision,
+            **arguments,
+        )
 
     def check_overrides(self, overrides: Iterable[str]) -> None:
         """Check the names of overrides.
@@ -74,7 +97,7 @@ class NetworkEntry:
 
 @dataclass(frozen=True)
 class ReleasedFamily:
-    """What a paper's release has to offer for a family of networks.
+    """Released weights of a paper for a family of networks.
 
     Attributes:
         checkpoint_filter: translates its weights to the names used here.
@@ -92,22 +115,22 @@ class ReleasedFamily:
 
 @dataclass(frozen=True)
 class TimmFamily:
-    """A class of timm's networks that are the stem and encoder of one of ours.
+    """A class of timm's networks that one of this package's networks has as stem and encoder.
 
     Attributes:
         timm_class: of timm.
         network: registered network.
-        example: name of one of timm's.
-        overrides: what the network has to be told to be like one of timm's, from that one and its name. Raises
-            ValueError for one that it cannot be like.
-        checkpoint_filter: translates weights to the names used here, given the network of timm's.
+        example: timm's name of one such network.
+        overrides: arguments with which the registered network has a timm network as encoder, from the timm network and
+            its name. Raises ValueError where there are none.
+        checkpoint_filter: translates weights to the names used here, given timm's network.
     """
 
     timm_class: type[nn.Module]
     network: str
     example: str
-    overrides: Callable[[nn.Module, str], dict[str, Any]]
-    checkpoint_filter: Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor]]
+    overrides: Callable[[Any, str], dict[str, Any]]
+    checkpoint_filter: Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]]
 
 
 def class_path(network_class: type) -> str:
@@ -115,8 +138,10 @@ def class_path(network_class: type) -> str:
 
     A class can move inside that package and plans with this path remain valid.
 
-    >>> class_path(get_network("mit_7").network_class)  # defined in mit/segmentation.py
-    'nnunet_transformers.architectures.mit.MiT'
+    Examples:
+        >>> from nnunet_transformers.architectures import class_path, get_network
+        >>> class_path(get_network("mit_7").network_class)  # defined in mit/segmentation.py
+        'nnunet_transformers.architectures.mit.MiT'
     """
     name = network_class.__name__
     packages = accumulate(network_class.__module__.split("."), "{}.{}".format)
@@ -171,8 +196,8 @@ def register_timm_encoder(
     timm_class: type[nn.Module],
     network: str,
     example: str,
-    overrides: Callable[[nn.Module, str], dict[str, Any]],
-    checkpoint_filter: Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor]],
+    overrides: Callable[[Any, str], dict[str, Any]],
+    checkpoint_filter: Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]],
 ) -> None:
     """Add the translation of timm's weights for a class of its networks, see ``TimmFamily``."""
     _timm.append(TimmFamily(timm_class, network, example, overrides, checkpoint_filter))
@@ -196,7 +221,7 @@ def get_network(name: str) -> NetworkEntry:
 
 
 def get_released_family(family: str) -> ReleasedFamily:
-    """What was released for a family.
+    """Released weights for a family.
 
     Raises:
         ValueError: if there is no such family.
@@ -205,14 +230,14 @@ def get_released_family(family: str) -> ReleasedFamily:
 
 
 def get_timm_family(network: nn.Module, name: str) -> TimmFamily:
-    """The family of a network of timm's.
+    """The family of timm's network.
 
     Args:
-        network: of timm's.
-        name: timm's for it.
+        network: timm's.
+        name: timm's name of it.
 
     Raises:
-        ValueError: if no network here has it as its encoder; says which of timm's are one.
+        ValueError: if no registered network has it as its encoder; lists timm's classes that are one.
     """
     for family in _timm:
         if isinstance(network, family.timm_class):
@@ -238,10 +263,6 @@ def create_network(
 ) -> SegmentationNetwork:
     """Build a network by name; 2D or 3D follows from the length of ``patch_size``.
 
-    >>> network = create_network("qt_unet_tiny", 1, 3, (64, 64, 64))
-    >>> network(torch.zeros(1, 1, 64, 64, 64)).shape
-    torch.Size([1, 3, 64, 64, 64])
-
     Args:
         name: one of ``list_networks()``.
         input_channels: image channels.
@@ -252,13 +273,18 @@ def create_network(
 
     Raises:
         ValueError: on an unknown name or override, a size that cannot work, or a 3D one for a 2D network.
+
+    Examples:
+        >>> import torch
+        >>> from nnunet_transformers.architectures import create_network
+        >>> network = create_network("qt_unet_tiny", 1, 3, (64, 64))
+        >>> network(torch.zeros(1, 1, 64, 64)).shape
+        torch.Size([1, 3, 64, 64])
+        >>> create_network("qt_unet_tyni", 1, 3, (64, 64))
+        Traceback (most recent call last):
+        ValueError: unknown network 'qt_unet_tyni'; did you mean qt_unet_tiny, qt_unet_a_tiny, qt_unet_base?
     """
     entry = get_network(name)
     entry.check_overrides(overrides)
-    return entry.network_class(
-        input_channels=input_channels,
-        num_classes=num_classes,
-        patch_size=patch_size,
-        deep_supervision=deep_supervision,
-        **{**entry.arguments_for(len(patch_size)), **overrides},
-    )
+    arguments = {**entry.arguments_for(len(patch_size)), **overrides}
+    return entry.build(input_channels, num_classes, patch_size, deep_supervision, **arguments)

@@ -1,7 +1,7 @@
 """Memory of a training step, read off the real network on tensors without data.
 
 The network runs forward and backward on fake tensors: every operation happens, with shapes, types and lifetimes but no
-numbers. What is alive is counted, so residuals kept for backward, gradients and temporaries are all in the peak, for
+data. All live storages are counted, so residuals kept for backward, gradients and temporaries are all in the peak, for
 any network and without a formula that someone has to keep up to date. On a CUDA device nnU-Net trains in mixed
 precision; autocast does not act on fake tensors, so ``_MixedPrecision`` applies its rules.
 """
@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 class _FusedAttention(torch.autograd.Function):
-    """What a fused attention kernel keeps and makes: no scores, but a gradient of the bias in full."""
+    """Memory of a fused attention kernel: no scores, but a gradient of the bias in full."""
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -79,7 +80,8 @@ class _FusedAttention(torch.autograd.Function):
 class _MixedPrecision(TorchFunctionMode):
     """The rules of CUDA autocast in float16, and fused attention."""
 
-    half = (F.linear, F.conv2d, F.conv3d, F.conv_transpose2d, F.conv_transpose3d, torch.matmul, Tensor.matmul)
+    half: tuple[Any, ...] = (F.linear, F.conv2d, F.conv3d, F.conv_transpose2d, F.conv_transpose3d)
+    half += (torch.matmul, Tensor.matmul)
     half += (Tensor.__matmul__, torch.einsum, F.scaled_dot_product_attention)
     # not group_norm: here it is what instance norm is on CPU, and autocast leaves instance norm in half precision
     single = (F.layer_norm, F.softmax, F.log_softmax, Tensor.softmax, torch.softmax, F.cross_entropy)
@@ -142,7 +144,7 @@ def training_peak_bytes(
         with _LiveBytes() as memory, _MixedPrecision() if mixed_precision else nullcontext():
             outputs = network(image)
             outputs = outputs if isinstance(outputs, list) else [outputs]
-            loss = sum(_segmentation_loss(output) for output in outputs)
+            loss = sum((_segmentation_loss(output) for output in outputs), start=image.new_zeros(()))
             del outputs
             # from an edge rather than from the tensor, which would switch _MixedPrecision off for what activation
             # checkpointing computes again

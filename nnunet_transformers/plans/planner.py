@@ -32,7 +32,7 @@ class TransformerPlanner(ExperimentPlanner):
     Attributes:
         network_name: the registered network, set by a subclass.
         network_overrides: its arguments that this planner sets the same for every dataset. With
-            ``activation_checkpointing`` among them it is on or off as they say, however much memory there is.
+            ``activation_checkpointing`` among them they decide on it, however much memory there is.
         token_rules: what the network asks of its token grids.
     """
 
@@ -123,7 +123,7 @@ class TransformerPlanner(ExperimentPlanner):
         return plan
 
     def save_plans(self, plans: dict) -> None:
-        """As nnU-Net, without the configurations that the network has no form for; says where memory was short."""
+        """As nnU-Net, without the configurations that the network has no form for; prints where memory was short."""
         if 3 not in self._dimensions:
             plans["configurations"].pop("3d_fullres", None)
             print(f"{self.network_name} is a 2D network: the plan has no 3D configuration")
@@ -224,7 +224,7 @@ class TransformerPlanner(ExperimentPlanner):
         budget, batch_size = self.UNet_vram_target_GB * 1e9, self.UNet_min_batch_size
         plan = partial(plan_tokens, spacing=spacing, rules=self.token_rules, patch_embed_stride=stem)
 
-        options = {}
+        options: dict[str, bool] = {}
         can_checkpoint = "activation_checkpointing" in get_network(self.network_name).override_names
 
         def peak_bytes(tokens: TokenPlan, batch_size: int) -> tuple[int, int]:
@@ -281,7 +281,7 @@ class TransformerPlanner(ExperimentPlanner):
         budget, smallest = self.UNet_vram_target_GB * 1e9, self.UNet_min_batch_size
         own, peak = peak_bytes(smallest)
         covers = round(dataset_voxels * self.max_dataset_covered / np.prod(tokens.patch_size, dtype=np.float64))
-        # the memory of the smallest batch says a fourth of it, but not all of that grows with the batch
+        # the memory of the smallest batch suggests a fourth of it, but not all of that grows with the batch
         largest = min(covers, int(4 * smallest * (budget - own) / peak))
         if largest <= smallest:
             return smallest

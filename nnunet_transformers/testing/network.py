@@ -107,7 +107,7 @@ def check_deep_supervision_switch(name: str, patch_size: Sequence[int]) -> None:
     image = torch.randn(1, 1, *patch_size)
     with torch.no_grad():
         full = network(image)[0]
-        network.decoder.deep_supervision = False
+        vars(network.decoder)["deep_supervision"] = False
         output = network(image)
     _require(isinstance(output, Tensor), "with decoder.deep_supervision = False the output is no tensor")
     _require_close(output, full, "the output differs with decoder.deep_supervision = False")
@@ -161,7 +161,7 @@ def check_encode(name: str, patch_size: Sequence[int]) -> None:
     for grid, stride in zip(network.grid_sizes, network.feature_strides, strict=True):
         covered = tuple(g * s for g, s in zip(grid, stride, strict=True))
         _require(covered == tuple(patch_size), f"the grid {tuple(grid)} does not divide the patch {tuple(patch_size)}")
-    sum(f.square().mean() for f in features).backward()
+    torch.stack([f.square().mean() for f in features]).sum().backward()
     parts = _encoder_prefixes(network)
     for parameter_name, parameter in network.named_parameters():
         if parameter_name.startswith(parts):
@@ -245,7 +245,7 @@ def check_plan_arguments(name: str, patch_size: Sequence[int]) -> None:
     arguments = json.loads(json.dumps({key: value for key, value in arguments.items() if value is not None}))
     missing = sorted(set(entry.override_names) - set(arguments))
     _require(not missing, f"{', '.join(missing)} are None by default; state the values in use in resolved_arguments")
-    twin = entry.network_class(input_channels=2, num_classes=3, **arguments)
+    twin = entry.build(2, 3, **arguments)
     twin.load_state_dict(network.state_dict(), strict=True)
 
 
@@ -359,7 +359,7 @@ NETWORK_CHECKS: tuple[Callable[[str, Sequence[int]], None], ...] = (
 
 def shallow(name: str, ndim: int) -> dict[str, Any]:
     """Arguments of a network with as few layers as still have every kind, by the names ``depths`` and ``depth``."""
-    fewest = {"depths": (2, 1, 1, 1), "depth": 2}
+    fewest: dict[str, Any] = {"depths": (2, 1, 1, 1), "depth": 2}
     own = get_network(name).all_arguments(ndim)
     # published depths can be fewer still; None is the network's own choice
     return {
@@ -383,8 +383,10 @@ def _require_shape(tensor: Tensor, shape: Sequence[int], what: str) -> None:
     _require(tuple(tensor.shape) == tuple(shape), f"{what} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
 
 
-def _require_close(actual: Tensor, expected: Tensor, message: str, **tolerances: float) -> None:
-    torch.testing.assert_close(actual, expected, **tolerances, msg=lambda detail: f"{message}: {detail}")
+def _require_close(
+    actual: Tensor, expected: Tensor, message: str, rtol: float | None = None, atol: float | None = None
+) -> None:
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, msg=lambda detail: f"{message}: {detail}")
 
 
 def _require_gradients(network: nn.Module, when: str = "") -> None:

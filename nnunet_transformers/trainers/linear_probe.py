@@ -14,9 +14,9 @@ from .trainer import TransformerTrainer
 
 
 class nnUNetTrainerLinearProbe(TransformerTrainer):
-    """Train linear heads on the frozen encoder that a plan names, any of this package's networks.
+    """Train linear heads on the frozen encoder of any ``SegmentationNetwork`` with the plan's initial weights.
 
-    A plan without an encoder gives the probe of random weights, to compare with.
+    A plan without initial weights gives the probe of random weights, to compare with.
     """
 
     network_class = SegmentationNetwork  # any of them

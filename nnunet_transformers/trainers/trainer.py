@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import pydoc
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,8 +37,8 @@ class TransformerTrainer(nnUNetTrainer):
     Attributes:
         network_class: class of the network that a plan must specify, or a base of several.
         default_epochs, default_iterations: length of the schedule and of an epoch.
-        default_lr, default_weight_decay, default_deep_supervision: what nnU-Net's attributes of these names start as.
-        dice_weight, ce_weight: of the two parts of nnU-Net's loss.
+        default_lr, default_weight_decay, default_deep_supervision: initial values of nnU-Net's attributes.
+        dice_weight, ce_weight: weights of the two terms of nnU-Net's loss.
         use_all_outputs: give weight to the coarsest output of deep supervision as well; nnU-Net has more outputs and
             leaves it out.
         warmup_fraction: part of the schedule with a rising learning rate.
@@ -106,8 +107,8 @@ class TransformerTrainer(nnUNetTrainer):
             )
         if self.frozen_fraction >= 1 and "initialisation" not in planned_configuration.configuration:
             raise RuntimeError(
-                f"{type(self).__name__} keeps a pretrained encoder as it is, but {plans.plans_name} names no weights "
-                f"for {configuration}. Write a plan that does with `nnunet-transformers attach encoder.pth "
+                f"{type(self).__name__} keeps a pretrained encoder as it is, but {plans.plans_name} specifies no "
+                f"initial weights for {configuration}. Write a plan that does with `nnunet-transformers attach encoder.pth "
                 f"-d {plans.dataset_name} -p {plans.plans_name} -o {plans.plans_name}_pretrained` and train with it."
             )
 
@@ -212,22 +213,22 @@ class TransformerTrainer(nnUNetTrainer):
         with default_autocast_dtype(self.autocast_dtype):
             super().perform_actual_validation(save_probabilities)
 
-    # ---- weights to start from ----
+    # ---- initial weights ----
 
     @property
-    def plain_network(self) -> nn.Module:
-        """The network without what DDP and torch.compile wrap around it."""
+    def plain_network(self) -> Any:
+        """The network, a ``network_class``, without its wrappers, DDP and torch.compile."""
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     @property
     def initialised_network(self) -> nn.Module:
-        """What the weights that a plan names are loaded into."""
+        """The part of the network that initial weights are loaded into."""
         return self.plain_network
 
     @property
     def _initialisation(self) -> dict | None:
-        """What the plan says of the weights to start from."""
+        """The plan's specification of initial weights, None without one."""
         return self.configuration_manager.configuration.get("initialisation")
 
     def on_train_start(self) -> None:

@@ -32,12 +32,12 @@ def test_training_starts_from_imagenet_weights(plan_with, tmp_path):
     trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerUNet2022", path.stem, device=CPU)
     trainer.on_train_start()
     assert (trainer.network.encoder.stages[0][0].convnext.gamma == 0.25).all()
-    # the stem learns slowest, the decoder at the full rate; at first the encoder rests
+    # the stem learns slowest, the decoder at the full rate; at first the encoder is frozen
     scales = {group["lr_scale"] for group in trainer.optimizer.param_groups}
     assert min(scales) == pytest.approx(0.75**5)
     assert max(scales) == 1
     trainer.lr_scheduler.step(20)
-    trainer._rest_encoder(20)
+    trainer._freeze_encoder(20)
     assert {group["lr"] > 0 for group in trainer.optimizer.param_groups if group["lr_scale"] < 1} == {False}
     assert {group["lr"] > 0 for group in trainer.optimizer.param_groups if group["lr_scale"] == 1} == {True}
     log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
@@ -213,19 +213,19 @@ class TestEncoderOfTimm:
         statistics = [n for n in weights if n.startswith("decoder.") and n.endswith("running_mean")]
         assert all(weights[name].abs().sum() > 0 for name in statistics)
         with pytest.raises(
-            RuntimeError, match=r"Paper keeps a pretrained encoder .* names no weights for 2d.* attach "
+            RuntimeError, match=r"Paper keeps a pretrained encoder .* specifies no initial weights for 2d.* attach "
         ):
             get_trainer_from_args("900", "2d", 0, f"{trainer}Paper", plans, device=CPU)
 
-    def test_it_rests_and_then_learns(self, prepared, timm_plans):
+    def test_it_is_frozen_and_then_learns(self, prepared, timm_plans):
         _, attached, trainer, checkpoint = timm_plans
         fine_tuned = get_trainer_from_args("900", "2d", 0, trainer, attached, device=CPU)
         fine_tuned.on_train_start()
         norms = [m for m in fine_tuned.network.encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-        for epoch, rests in ((0, True), (49, True), (50, False)):
+        for epoch, frozen in ((0, True), (49, True), (50, False)):
             fine_tuned.current_epoch = epoch
             fine_tuned.on_train_epoch_start()
-            assert all(norm.training is not rests for norm in norms)
+            assert all(norm.training is not frozen for norm in norms)
             assert fine_tuned.network.decoder.training
         scales = [group["lr_scale"] for group in fine_tuned.optimizer.param_groups]
         assert len(set(scales)) == (15 if "SETR" in trainer else 6)
@@ -281,5 +281,7 @@ def test_linear_probe(prepared, tmp_path, monkeypatch):
     assert weights["heads.0.0.running_mean"].abs().sum() > 0
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     plan_experiments([900])
-    with pytest.raises(RuntimeError, match=r"trains nnunet_transformers.architectures, but nnUNetPlans plans"):
+    with pytest.raises(
+        RuntimeError, match=r"trains nnunet_transformers.architectures.SegmentationNetwork, but nnUNetPlans plans"
+    ):
         get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerLinearProbe", "nnUNetPlans", device=CPU)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,9 +60,10 @@ class SpatialReductionAttention(nn.Module):
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        self.sr, self.norm = None, None
+        self.sr: Any = None
+        self.norm: Any = None
         if prod(reduction) > 1:
-            convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(self.grid_size)]
+            convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[len(self.grid_size)]
             self.sr = convolution(dim, dim, kernel_size=self.reduction, stride=self.reduction)
             self.norm = nn.LayerNorm(dim, eps=1e-5)
 

@@ -15,10 +15,6 @@ from .trunk import ENCODER_NORM_EPS, MiTTrunk, init_weights
 class MiTClassifier(Backbone):
     """Encoder and one linear head on the mean of the token and the average of the other tokens.
 
-    >>> network = MiTClassifier(1, 2, (64, 128, 128), patch_embed_stride=(2, 4, 4))
-    >>> network(torch.zeros(1, 1, 64, 128, 128)).shape
-    torch.Size([1, 2])
-
     Args:
         input_channels: image channels.
         num_classes: outputs; 0 for the features without a head.
@@ -27,11 +23,17 @@ class MiTClassifier(Backbone):
 
     Raises:
         ValueError: as ``MiTTrunk`` does.
+
+    Examples:
+        >>> import torch
+        >>> network = MiTClassifier(1, 2, (32, 64, 64), patch_embed_stride=(2, 4, 4))
+        >>> network(torch.zeros(1, 1, 32, 64, 64)).shape
+        torch.Size([1, 2])
     """
 
     def __init__(self, input_channels: int, num_classes: int, patch_size: Sequence[int], **trunk_arguments: Any):
         trunk = MiTTrunk(input_channels, patch_size, ssl_token=True, **trunk_arguments)
-        dim = trunk.encoder.stages[-1].position.weight.shape[-1]
+        dim = trunk.dims[-1]
         super().__init__(trunk.patch_size, input_channels, dim)
         self.stem, self.encoder = trunk.stem, trunk.encoder
         self.norm = nn.LayerNorm(dim, eps=ENCODER_NORM_EPS)

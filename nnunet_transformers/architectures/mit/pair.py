@@ -22,12 +22,6 @@ class MiTPair(NetworkPair):
     Convolutions (stem, patch embeddings, the attention's reduction), their norms and position embeddings are each
     form's own. Of MiT-22's 43.9 M parameters 16.9 M are shared.
 
-    >>> pair = MiTPair()
-    >>> pair(torch.zeros(2, 3, 224, 224)).shape, pair(torch.zeros(2, 1, 16, 96, 96)).shape
-    (torch.Size([2, 48]), torch.Size([2, 48]))
-    >>> network = create_network("mit_7", 1, 14, (16, 96, 96))
-    >>> network.load_state_dict(pair.form_weights(3), strict=False)
-
     Args:
         patch_size_2d, patch_size_3d: edge lengths in pixels and voxels.
         input_channels_2d, input_channels_3d: image channels.
@@ -36,6 +30,16 @@ class MiTPair(NetworkPair):
 
     Raises:
         ValueError: as ``MiTTrunk`` does.
+
+    Examples:
+        >>> import torch
+        >>> from nnunet_transformers.architectures import create_network
+        >>> pair = MiTPair(patch_size_2d=(64, 64), patch_size_3d=(16, 64, 64))
+        >>> pair(torch.zeros(2, 3, 64, 64)).shape, pair(torch.zeros(2, 1, 16, 64, 64)).shape
+        (torch.Size([2, 48]), torch.Size([2, 48]))
+        >>> network = create_network("mit_7", 1, 14, (16, 64, 64))
+        >>> network.load_state_dict(pair.form_weights(3), strict=False).unexpected_keys
+        []
     """
 
     def __init__(

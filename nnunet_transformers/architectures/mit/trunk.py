@@ -1,13 +1,13 @@
 """The trunk of MiT: stem, encoder and decoder, with or without the token of self-supervised pretraining.
 
 Xie et al., "UniMiSS: Universal Medical Self-Supervised Learning via Breaking Dimensionality Barrier", ECCV 2022,
-and its appendix, section 3.2. The networks are in ``mit`` (segmentation), ``mit_pair`` (pretraining in 2D and 3D at
-once) and ``mit_classifier``.
+and its appendix, section 3.2. The networks are in ``segmentation``, ``pair`` (pretraining in 2D and 3D at once) and
+``classifier``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import TypeVar
 
@@ -102,7 +102,7 @@ class MiTStage(nn.Module):
         if skip is not None:
             image = image + skip
         tokens = self.position(image.flatten(2).transpose(1, 2).contiguous())
-        if token is not None:
+        if token is not None and self.token_proj is not None:
             tokens = torch.cat([self.token_proj(token) + self.token_position, tokens], dim=1)
         for block in self.blocks:
             tokens = recomputed(block, tokens, active=self.activation_checkpointing and self.training)
@@ -141,9 +141,9 @@ class MiTEncoder(nn.Module):
 
 
 class MiTDecoder(nn.Module):
-    """The stages, deepest first, and the norm of what the last one gives."""
+    """The stages, deepest first, and the norm of the last one's output."""
 
-    def __init__(self, stages: Sequence[MiTStage], dim: int) -> None:
+    def __init__(self, stages: Iterable[nn.Module], dim: int) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(dim, eps=DECODER_NORM_EPS)
@@ -151,16 +151,22 @@ class MiTDecoder(nn.Module):
     def decode(self, features: Sequence[Tensor], token: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
         """Encoder features, finest first, to decoder features, finest first and that one normalised, and the token."""
         image = features[-1]
-        decoded = []
+        decoded: list[Tensor] = []
         for stage, skip in zip(self.stages, reversed(features[:-1]), strict=True):
             image, token = stage(image, token, skip)
             decoded.insert(0, image)
         decoded[0] = self.norm(image.movedim(1, -1)).movedim(-1, 1)
         return decoded, None if token is None else self.norm(token)
 
+
+class MiTTokenDecoder(MiTDecoder):
+    """The decoder of pretraining."""
+
     def forward(self, features: Sequence[Tensor], token: Tensor) -> Tensor:
         """Encoder features, finest first, and the token of the last stage to the normalised SSL token, (batch, dim)."""
-        return self.decode(features, token)[1].squeeze(1)
+        _, normalised = self.decode(features, token)
+        assert normalised is not None
+        return normalised.squeeze(1)
 
 
 class MiTTrunk(nn.Module):
@@ -191,6 +197,7 @@ class MiTTrunk(nn.Module):
             first stage have no entry, since the resolution stays.
         stem_stride: stride of the stem.
         embed_strides: stride of each encoder stage.
+        dims, grid_sizes: channels and tokens per axis of each encoder stage.
         norm_dim: channels of the normalised SSL token.
 
     Raises:
@@ -225,7 +232,7 @@ class MiTTrunk(nn.Module):
             raise ValueError(f"num_stages must be at least 2 (one stage and the bottleneck), got {num_stages}")
         dims = _first(embed_dims, num_stages, "embed_dims")
         decoder_dims = dims[-2::-1]
-        self.norm_dim = dims[0]
+        self.dims, self.norm_dim = dims, dims[0]
         self.stem_stride, first_stride = split_stride(per_axis(patch_embed_stride, ndim, "patch_embed_stride"))
         merge_strides = per_stage(merge_strides, num_stages - 1, ndim, "merge_strides")
         if any(s not in (1, 2) for stride in merge_strides for s in stride):
@@ -234,6 +241,7 @@ class MiTTrunk(nn.Module):
         resolutions = [list(s) for s in (self.stem_stride, first_stride) if prod(s) > 1]
         self.strides = [[1] * ndim, *resolutions, *(list(s) for s in merge_strides)]
         _, *grid_sizes = token_grids(self.patch_size, (self.stem_stride, *self.embed_strides))
+        self.grid_sizes = grid_sizes
         if prod(grid_sizes[-1]) == 1:
             axis = min(range(ndim), key=self.patch_size.__getitem__)
             raise ValueError(
@@ -310,7 +318,7 @@ class MiTTrunk(nn.Module):
             np.linspace(drop_path_rate, 0, sum(decoder_depths)).tolist(),
             is_encoder=False,
         )
-        self.decoder = MiTDecoder(decoder_stages, dims[0])
+        self.decoder = MiTTokenDecoder(decoder_stages, dims[0])
         self.apply(init_weights)
 
     def forward(self, image: Tensor) -> Tensor:
