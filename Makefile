@@ -6,7 +6,7 @@ DATA ?=
 DEMO_FLAGS := $(if $(DATA),--data $(DATA))
 BENCH_FLAGS ?= --device cpu --threads 2
 
-.PHONY: demo test bench
+.PHONY: demo test types docs bench
 
 demo: $(VENV)/installed
 	$(BIN)/nnunet-transformers demo $(DEMO_FLAGS)
@@ -16,6 +16,13 @@ test: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile
 	$(BIN)/python benchmarks/ratios.py
+
+types: $(VENV)/installed
+	$(BIN)/mypy
+
+docs: $(VENV)/installed
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e ".[docs]"
+	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/installed
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e ".[benchmark]"

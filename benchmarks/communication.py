@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,7 +26,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_transformers.benchmarking.networks import REFERENCE, build_network
+from nnunet_transformers.benchmarking.networks import REFERENCE, build_on
 from nnunet_transformers.benchmarking.profile import run_pass
 
 NETWORKS = ("qt_unet_tiny", "unet2022_tiny", "mit_7", REFERENCE)
@@ -57,9 +58,10 @@ def loopback_bytes() -> int | None:
 
 def build(name: str, patch_size: Sequence[int]) -> nn.Module:
     """A network of which every parameter gets a gradient, as DDP wants it."""
-    network = build_network(name, patch_size, CHANNELS, CLASSES)
+    network = build_on(torch.device("cpu"), name, patch_size, CHANNELS, CLASSES)
     if name == REFERENCE:  # has the heads of deep supervision in any case
-        network.decoder.deep_supervision = True
+        decoder: Any = network.get_submodule("decoder")
+        decoder.deep_supervision = True
     return network
 
 
@@ -79,7 +81,7 @@ def worker(rank: int, name: str, patch_size: Sequence[int], steps: int, folder: 
     network.register_comm_hook(dist.group.WORLD, count)
     run_pass(network, image, backward=True)  # the first step has buckets of its own
     sent.clear()
-    figures = {"parameters": sum(p.numel() for p in network.parameters())}
+    figures: dict[str, float] = {"parameters": sum(p.numel() for p in network.parameters())}
     before = loopback_bytes()
     for key, exchange in (("step_s", True), ("step_without_exchange_s", False)):
         seconds = []
@@ -93,8 +95,9 @@ def worker(rank: int, name: str, patch_size: Sequence[int], steps: int, folder: 
         if exchange:
             figures["buckets"], figures["gradient_bytes"] = len(sent) // steps, sum(sent) // steps
             dist.barrier()
-            if before is not None:
-                figures["loopback_bytes"] = round((loopback_bytes() - before) / steps / PROCESSES)
+            after = loopback_bytes()
+            if before is not None and after is not None:
+                figures["loopback_bytes"] = round((after - before) / steps / PROCESSES)
     figures["ring_bytes"] = round(ring_bytes(figures["gradient_bytes"], PROCESSES))
     if rank == 0:
         Path(folder, "figures.json").write_text(json.dumps(figures))

@@ -48,10 +48,10 @@ MODELS = {
 }
 
 
-def run(*command: object) -> float:
+def run(program: str, *arguments: object) -> float:
     """Run a command; returns its seconds."""
     start = time.perf_counter()
-    words = [str(SCRIPTS / command[0]), *map(str, command[1:])]
+    words = [str(SCRIPTS / program), *map(str, arguments)]
     result = subprocess.run(words, capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(result.stdout + result.stderr)

@@ -64,13 +64,15 @@ def main() -> None:
         print("| pairs | matcher | median error, mm | within 9 mm | valid | s per pair |\n|---|---|---|---|---|---|")
         for kind, shift in SHIFTS.items():
             for name, matcher in matchers.items():
-                rng, errors, valid, seconds = np.random.default_rng(5), [], [], 0.0
+                rng, seconds = np.random.default_rng(5), 0.0
+                errors: list[float] = []
+                valid: list[bool] = []
                 for pair in range(PAIRS):
                     maps = random_map(rng, shift), random_map(rng, shift)
                     query, key = (
                         make_volume(f"{kind}_{pair}_{side}", m, 100 + 2 * pair + side) for side, m in enumerate(maps)
                     )
-                    points = random_points(query.extent, POINTS, rng, 0.15)
+                    points = random_points(query.extent.tolist(), POINTS, rng, 0.15)
                     true = true_match(*maps, points)
                     shown = ((true >= 0) & (true <= key.extent)).all(axis=1)
                     begin = time.perf_counter()

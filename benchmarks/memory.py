@@ -13,14 +13,16 @@ import resource
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from nnunet_transformers.architectures import create_network
+from nnunet_transformers.cpu import use_kernels
 from nnunet_transformers.plans.memory import training_peak_bytes
 
-CASES = [
+CASES: list[tuple[str, int, int, tuple[int, ...], dict[str, Any]]] = [
     ("qt_unet_tiny", 1, 14, (96, 96, 96), {}),
     ("qt_unet_tiny", 1, 14, (96, 96, 96), {"window_sizes": 6, "norm_placement": "pre"}),
     ("qt_unet_base", 1, 14, (96, 96, 96), {"window_sizes": 6, "norm_placement": "pre"}),
@@ -39,7 +41,8 @@ def build(name, channels, classes, patch_size, overrides):
 
 
 def measure(name, channels, classes, patch_size, overrides):
-    network, image = build(name, channels, classes, patch_size, overrides), torch.randn(1, channels, *patch_size)
+    network = use_kernels(build(name, channels, classes, patch_size, overrides))
+    image = torch.randn(1, channels, *patch_size)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     outputs = network(image)
     loss = sum(

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.loggers import CSVLogger
 from synthetic_reports import SHAPES, write_dataset, write_text_encoder
 
 from nnunet_transformers.evaluation.classification_probe import probe_classification
@@ -62,9 +63,11 @@ def pretrain(work: Path, network: str, steps: int) -> tuple[MGCA, list[float]]:
         "trainer.enable_progress_bar": "false",
     }
     trainer = fit("mgca", [f"--{name}={value}" for name, value in settings.items()])
-    with open(Path(trainer.logger.log_dir) / "metrics.csv") as file:
+    logger, method = trainer.logger, trainer.lightning_module
+    assert isinstance(logger, CSVLogger) and isinstance(method, MGCA)
+    with open(Path(logger.log_dir) / "metrics.csv") as file:
         ita = [float(row["ita"]) for row in csv.DictReader(file) if row.get("ita")]
-    return trainer.lightning_module.eval(), ita[-max(1, steps // 10) :]
+    return method.eval(), ita[-max(1, steps // 10) :]
 
 
 @torch.inference_mode()

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from pretraining import CONFIGURATION, DATASET, FOLD, METHODS, fit_arguments, plan
 
@@ -45,7 +46,7 @@ def measure(name: str, plans: str, prepared: Path, workers: int, kind: str) -> d
         changes |= {"data.init_args.period": EPOCHS, "trainer.max_epochs": EPOCHS * (1 + (kind == "volumes"))}
     with tempfile.TemporaryDirectory() as folder:
         arguments = fit_arguments(method.settings, method.folder_argument, prepared, Path(folder), **changes)
-        trainer = fit(method.recipe, arguments, PlannedConfiguration.load(DATASET, plans, CONFIGURATION))
+        trainer: Any = fit(method.recipe, arguments, PlannedConfiguration.load(DATASET, plans, CONFIGURATION))
     durations = trainer.profiler.recorded_durations
     epochs = durations["run_training_epoch"][1 - EPOCHS :]
     loads = durations["[_TrainingEpochLoop].train_dataloader_next"]

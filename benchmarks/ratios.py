@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from nnunet_transformers.benchmarking.measure import Settings, time_forward, time_training
-from nnunet_transformers.benchmarking.networks import REFERENCE, build_network
+from nnunet_transformers.benchmarking.networks import REFERENCE, build_on
 
 NETWORKS = ("qt_unet_tiny", "qt_unet_tiny/tiling", "unet2022_tiny", "mit_7")
 PATCH_SIZES = ((64, 64, 64), (160, 160))
@@ -21,7 +21,7 @@ SECONDS = 0.3
 def measure(name: str, settings: Settings) -> tuple[float, float]:
     """Seconds forward, and forward and backward."""
     torch.manual_seed(0)
-    network = build_network(name, settings.patch_size, settings.input_channels, settings.num_classes)
+    network = build_on(torch.device("cpu"), name, settings.patch_size, settings.input_channels, settings.num_classes)
     image = torch.randn(1, settings.input_channels, *settings.patch_size)
     return time_forward(network, image, settings), time_training(network, image, settings)[0]
 

@@ -54,7 +54,7 @@ def write_heads(raw: Path) -> np.ndarray:
 def partitions(configuration: Mapping[str, Any]) -> list[WindowPartition]:
     """How each stage of a plan's encoder is cut into windows, finest first."""
     network = QTUNet(input_channels=1, num_classes=2, **configuration["architecture"]["arch_kwargs"])
-    stages = {}
+    stages: dict[tuple[int, ...], WindowPartition] = {}
     for module in network.encoder.modules():
         if isinstance(module, WindowPartition):
             stages.setdefault(module.grid_size, module)

@@ -12,7 +12,7 @@ from typing import Any
 
 
 @contextmanager
-def replacing(path: str | os.PathLike, is_shared: bool = False) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], is_shared: bool = False) -> Iterator[Path]:
     """A file beside ``path`` to write to, which takes its place at the end; an error removes it and leaves ``path``.
 
     Args:

@@ -8,8 +8,17 @@ Standard library only, and nothing of torch or nnU-Net is imported before nnU-Ne
 Set ``NNUNET_TRANSFORMERS_HOOK=0`` to switch it off.
 """
 
+from __future__ import annotations
+
 import os
 import sys
+
+TYPE_CHECKING = False  # as typing's, which is not imported at every start of Python
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 SWITCH = "NNUNET_TRANSFORMERS_HOOK"
 TARGET = "nnunetv2.utilities.find_class_by_name"
@@ -71,23 +80,27 @@ CLASSES = {
 class _Finder:
     """Finds ``TARGET`` as the other finders do and wraps it once it is executed."""
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname != TARGET:
             return None
         for finder in sys.meta_path:
             find_spec = getattr(finder, "find_spec", None)
-            spec = find_spec(fullname, path, target) if find_spec and not isinstance(finder, _Finder) else None
+            spec: ModuleSpec | None = None
+            if find_spec and not isinstance(finder, _Finder):
+                spec = find_spec(fullname, path, target)
             if spec is not None:
                 _wrap_on_execution(spec.loader)
                 return spec
         return None
 
 
-def _wrap_on_execution(loader) -> None:
+def _wrap_on_execution(loader: Any) -> None:
     try:
         execute = loader.exec_module
 
-        def exec_module(module) -> None:
+        def exec_module(module: ModuleType) -> None:
             execute(module)
             _wrap(module)
 
@@ -96,23 +109,24 @@ def _wrap_on_execution(loader) -> None:
         pass
 
 
-def _wrap(module) -> None:
+def _wrap(module: ModuleType) -> None:
     try:
         original = getattr(module, FUNCTION)
         if getattr(original, "nnunet_transformers", False):
             return
 
-        def recursive_find_python_class(folder, class_name, *args, **kwargs):
+        def recursive_find_python_class(folder: str, class_name: str, *args: Any, **kwargs: Any) -> Any:
             if class_name not in CLASSES:
                 return original(folder, class_name, *args, **kwargs)
             from importlib import import_module
 
             return getattr(import_module(CLASSES[class_name]), class_name)
 
-        recursive_find_python_class.__doc__ = original.__doc__
-        recursive_find_python_class.__wrapped__ = original
-        recursive_find_python_class.nnunet_transformers = True
-        setattr(module, FUNCTION, recursive_find_python_class)
+        wrapper: Any = recursive_find_python_class
+        wrapper.__doc__ = original.__doc__
+        wrapper.__wrapped__ = original
+        wrapper.nnunet_transformers = True
+        setattr(module, FUNCTION, wrapper)
     except Exception:  # as above
         pass
 

@@ -25,6 +25,7 @@ from nnunetv2.utilities import utils
 
 from nnunet_transformers.architectures import _registry
 from nnunet_transformers.pretraining.data import prepare
+from nnunet_transformers.weights import sealed
 
 EXAMPLES = Path(__file__).parents[1] / "docs/examples"
 
@@ -117,6 +118,23 @@ def examples(monkeypatch):
     yield
     for file in EXAMPLES.glob("*.py"):
         sys.modules.pop(file.stem, None)
+
+
+@pytest.fixture
+def file_reads(monkeypatch):
+    """Numbers of calls of torch.load and of the hash over a checkpoint's content, counted as they happen."""
+    counted = {"load": 0, "hash": 0}
+
+    def counting(name, function):
+        def count(*arguments, **keywords):
+            counted[name] += 1
+            return function(*arguments, **keywords)
+
+        return count
+
+    monkeypatch.setattr(torch, "load", counting("load", torch.load))
+    monkeypatch.setattr(sealed, "content_hash", counting("hash", sealed.content_hash))
+    return counted
 
 
 def write_dataset(

@@ -172,7 +172,9 @@ def test_install_and_uninstall(kind, environment, wheel):
         result = run(python, "-I", "-c", FIND)
         assert FOUND in result.stdout, result.stderr
         assert "nnunet_transformers.plans.qt_unet.nnUNetPlannerQTUNetT" in result.stdout
-        shim = run(python, "-c", "from nnunet_transformers.cli import trainers_path; trainers_path()").stdout.strip()
+        shim = run(
+            python, "-c", "from nnunet_transformers.cli.doctor import trainers_path; trainers_path()"
+        ).stdout.strip()
         assert (Path(shim) / "nnunet_transformers_trainers.py").is_file()
     finally:
         uninstall(python)

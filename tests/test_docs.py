@@ -27,7 +27,8 @@ from nnunet_transformers.weights import EncoderCheckpoint, encoder_weights
 from tests.conftest import EXAMPLES, write_dataset
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks/results").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
+PAGES += [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks/results").glob("*.md"))]
 BLOCK = re.compile(r"^<!-- run -->\n\n((?:    .*\n)+)", flags=re.MULTILINE)
 RUN = [page for page in PAGES if BLOCK.search(page.read_text())]
 DATASET = "Dataset004_Hippocampus"

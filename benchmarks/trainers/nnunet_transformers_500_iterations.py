@@ -8,7 +8,7 @@ from nnunet_transformers.trainers.qt_unet import nnUNetTrainerQTUNet
 from nnunet_transformers.trainers.unet2022 import nnUNetTrainerUNet2022
 
 
-class FiveHundredIterations:
+class FiveHundredIterations(nnUNetTrainer):
     def __init__(
         self,
         plans: dict,
@@ -21,7 +21,7 @@ class FiveHundredIterations:
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 10, 50, 5
 
 
-class nnUNetTrainer_500iterations(FiveHundredIterations, nnUNetTrainer):
+class nnUNetTrainer_500iterations(FiveHundredIterations):
     pass
 
 

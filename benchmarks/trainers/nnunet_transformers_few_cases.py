@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_transformers.trainers.mit import nnUNetTrainerMiT
 from nnunet_transformers.trainers.qt_unet import nnUNetTrainerQTUNet
@@ -15,7 +16,7 @@ from nnunet_transformers.trainers.qt_unet import nnUNetTrainerQTUNet
 CASES = 10
 
 
-class TenCases:
+class TenCases(nnUNetTrainer):
     def __init__(
         self,
         plans: dict,

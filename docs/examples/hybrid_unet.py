@@ -101,6 +101,7 @@ class HybridUNet(SegmentationNetwork):
     """
 
     stem_channels_last = False
+    token_arguments = ("patch_embed_stride", "merge_strides")
     keys_to_in_proj = ("stem.conv",)
 
     def __init__(
@@ -154,5 +155,5 @@ class nnUNetPlannerHybrid(TransformerPlanner):
 class nnUNetTrainerHybrid(TransformerTrainer):
     """This package's recipe for the network."""
 
-    network_class_name = f"{HybridUNet.__module__}.{HybridUNet.__qualname__}"
+    network_class = HybridUNet
     planners = ("nnUNetPlannerHybrid",)

@@ -13,8 +13,8 @@ from lightly.loss import VICRegLoss
 from lightly.models.modules.heads import VICRegProjectionHead
 from torch import Tensor
 
+from nnunet_transformers.architectures import create_encoder
 from nnunet_transformers.pretraining.encoder_pretraining import EncoderPretraining
-from nnunet_transformers.pretraining.encoders.encoder import create_encoder
 
 
 class VICReg(EncoderPretraining):

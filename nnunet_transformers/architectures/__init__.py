@@ -8,12 +8,15 @@ from . import resnet_unet as _resnet_unet  # noqa: F401
 from . import setr_pup as _setr_pup  # noqa: F401
 from . import unet2022 as _unet2022  # noqa: F401
 from ._arguments import PerAxis, check_strides, per_axis, per_stage, token_grids
-from ._network import SegmentationNetwork
-from ._pair import NetworkPair
+from ._backbone import Backbone
+from ._encoder import EncoderPair, Pooled, create_backbone, create_encoder, create_pair, form_overrides
+from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
+from ._pair import TOKEN_PREFIX, NetworkPair
 from ._registry import (
     NetworkEntry,
     ReleasedFamily,
     TimmFamily,
+    class_path,
     create_network,
     get_network,
     get_released_family,
@@ -27,16 +30,26 @@ from .mit.classifier import MiTClassifier
 from .mit.pair import MiTPair
 
 __all__ = [
+    "TOKEN_ARGUMENTS",
+    "TOKEN_PREFIX",
+    "Backbone",
+    "EncoderPair",
     "MiTClassifier",
     "MiTPair",
     "NetworkEntry",
     "NetworkPair",
     "PerAxis",
+    "Pooled",
     "ReleasedFamily",
     "SegmentationNetwork",
     "TimmFamily",
     "check_strides",
+    "class_path",
+    "create_backbone",
+    "create_encoder",
     "create_network",
+    "create_pair",
+    "form_overrides",
     "get_network",
     "get_released_family",
     "get_timm_family",

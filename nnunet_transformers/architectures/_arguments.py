@@ -12,6 +12,8 @@ PerAxis = int | Sequence[int]
 # networks' arguments of types PerAxis and Sequence[PerAxis]
 PER_AXIS_ARGUMENTS = ("patch_embed_stride", "kernel_size")
 PER_STAGE_ARGUMENTS = ("merge_strides", "window_sizes", "sr_ratios", "decoder_sr_ratios")
+# networks' arguments that only a network with segmentation heads has
+HEAD_ARGUMENTS = ("deep_supervision", "auxiliary_heads", "strides")
 AXIS_NAMES = {2: ("height", "width"), 3: ("depth", "height", "width")}
 
 

@@ -1,16 +1,20 @@
-"""What nnU-Net and weight loading expect of every network here."""
+"""The contract of a segmentation network with nnU-Net, planners, trainers and weight loading."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from ._arguments import check_dimensions, check_image_size
+from ._backbone import Backbone
+from ._pair import NetworkPair
 
 AUXILIARY_HEADS = "decoder.seg_layers."
+# arguments that follow from a planner's choice of patch and token grids
+TOKEN_ARGUMENTS = ("patch_embed_stride", "num_stages", "merge_strides", "window_sizes")
 
 
 class SegmentationNetwork(nn.Module, ABC):
@@ -24,13 +28,22 @@ class SegmentationNetwork(nn.Module, ABC):
         patch_size: the only image size that the network takes.
         strides: down-sampling per stage and axis. As in nnU-Net's plans, output i of deep supervision has
             1 / cumprod(strides)[i] of the patch's resolution, and there are ``len(strides) - 1`` outputs.
-        resolved_arguments: arguments that depend on others where they are not given, with the values that they have.
+        resolved_arguments: values of the arguments whose default depends on other arguments.
         grid_sizes: elements per axis of each feature map that ``encode`` returns, finest first.
         feature_channels: channels of each of these maps.
-        stem_channels_last: whether the stem gives (batch, *grid, channels) or (batch, length, channels), rather than
+        stem_channels_last: whether the stem returns (batch, *grid, channels) or (batch, length, channels), rather than
             (batch, channels, *grid).
-        key_to_encoder, key_to_stem, keys_to_in_proj, key_to_lpe: where weights are found, the contract of
-            dynamic_network_architectures' ``AbstractDynamicNetworkArchitectures``.
+        token_arguments: those of ``TOKEN_ARGUMENTS`` that the class takes; a planner sets them.
+        pair_class: builds the 2D and the 3D form at once for cross-dimensional pretraining, from (patch_size_2d,
+            patch_size_3d, input_channels_2d, input_channels_3d, **arguments); None for a pair of the encoders alone.
+        classifier_class: the network's own classifier, whose features take in the token of pretraining, built from
+            (input_channels, num_classes, patch_size, **arguments), for num_classes 0 without a head; None for a
+            network without such a token.
+        key_to_encoder, key_to_stem, keys_to_in_proj, key_to_lpe: names of the modules whose weights are transferred,
+            the contract of dynamic_network_architectures' ``AbstractDynamicNetworkArchitectures``.
+
+    Raises:
+        ValueError: if the class has no form of the patch's number of axes.
     """
 
     dimensions: tuple[int, ...] = (2, 3)
@@ -39,6 +52,13 @@ class SegmentationNetwork(nn.Module, ABC):
     key_to_stem = "stem"
     keys_to_in_proj: Sequence[str] = ("stem.proj",)
     key_to_lpe: str | None = None
+    token_arguments: ClassVar[Sequence[str]] = ()
+    pair_class: ClassVar[Callable[..., NetworkPair] | None] = None
+    classifier_class: ClassVar[Callable[..., Backbone] | None] = None
+
+    stem: nn.Module
+    encoder: nn.Module
+    decoder: nn.Module
 
     def __init__(self, patch_size: Sequence[int]) -> None:
         super().__init__()
@@ -62,16 +82,29 @@ class SegmentationNetwork(nn.Module, ABC):
         return [tuple(p // g for p, g in zip(self.patch_size, grid, strict=True)) for grid in self.grid_sizes]
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """What timm's layer-wise learning rates count as a layer: the stem and each stage of the encoder."""
+        """Layers of timm's layer-wise learning rates: the stem and each stage of the encoder."""
         stages = [(r"^encoder\.(?:stages|downsamples|norms)\.(\d+)", None), (r"^encoder\.", (len(self.grid_sizes),))]
         return {"stem": r"^stem\.", "blocks": stages}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters without weight decay beside norms and biases, as in timm: tables and class tokens.
+
+        They are collected from the layers, each of which states its own parameters in a ``no_weight_decay`` of its
+        own. A network that has such a parameter itself adds its name.
+        """
+        return no_weight_decay(self)
 
     @abstractmethod
     def encode(self, image: Tensor) -> list[Tensor]:
         """Feature maps of stem and encoder, finest first, each (batch, feature_channels[i], *grid).
 
-        This is all that pretraining and probing know of a network.
+        Pretraining and probing need nothing else of a network.
         """
+
+    def encoder_state_dict(self) -> dict[str, Tensor]:
+        """Weights of stem and encoder, statistics of batch norms included, detached."""
+        parts = (f"{self.key_to_stem}.", f"{self.key_to_encoder}.")
+        return {name: value.detach() for name, value in self.state_dict().items() if name.startswith(parts)}
 
     def check_input(self, image: Tensor) -> None:
         """Check that an image has the size that the network was built for.
@@ -82,8 +115,22 @@ class SegmentationNetwork(nn.Module, ABC):
         check_image_size(image, self.patch_size)
 
 
+def no_weight_decay(module: nn.Module) -> set[str]:
+    """Names of the parameters that the layers of a module state in their ``no_weight_decay``.
+
+    Some of timm's layers state parameters that they do not have; those are left out.
+    """
+    stated = {
+        f"{path}.{name}"
+        for path, layer in module.named_modules(remove_duplicate=False)
+        if path and hasattr(layer, "no_weight_decay")
+        for name in layer.no_weight_decay()
+    }
+    return stated & {name for name, _ in module.named_parameters(remove_duplicate=False)}
+
+
 def _drop_absent_heads(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Let a network without auxiliary heads load what one with them saved: they serve training alone."""
+    """Let a network without auxiliary heads load a state dict with them: only training uses them."""
     start = f"{prefix}{AUXILIARY_HEADS}"
     kept = len(getattr(module.decoder, "seg_layers", ()))
     for key in [k for k in state_dict if k.startswith(start)]:

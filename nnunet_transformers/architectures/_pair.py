@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
+TOKEN_PREFIX = "ssl_token."
 
-class NetworkPair(nn.Module):
+
+class NetworkPair(nn.Module, ABC):
     """Two forms of a network whose linear layers and layer norms are the same objects where their shapes agree.
 
     A batch has one dimensionality, and the other form's own parameters then get no gradient.
 
     Args:
         form_2d, form_3d: the two forms; the second takes over layers of the first.
+        dim: output channels of both.
     """
 
-    def __init__(self, form_2d: nn.Module, form_3d: nn.Module) -> None:
+    def __init__(self, form_2d: nn.Module, form_3d: nn.Module, dim: int) -> None:
         super().__init__()
-        self.form_2d, self.form_3d = form_2d, form_3d
+        self.form_2d, self.form_3d, self.dim = form_2d, form_3d, dim
         layers = dict(form_3d.named_modules())
         for name, module in form_2d.named_modules():
             knows_no_dimension = isinstance(module, (nn.Linear, nn.LayerNorm))
@@ -34,12 +39,20 @@ class NetworkPair(nn.Module):
             raise ValueError(f"there is a 2D and a 3D form, none of {ndim} dimensions")
         return self.form_2d if ndim == 2 else self.form_3d
 
+    @abstractmethod
+    def form_weights(self, ndim: int) -> dict[str, Tensor]:
+        """The weights of one form that start a segmentation network, by its names."""
+
     def token_weights(self, ndim: int) -> dict[str, Tensor]:
-        """What only a classifier has, see ``MiTPair``; nothing for networks without a token."""
+        """The weights that only a classifier with a token has, by its names after ``TOKEN_PREFIX``; none by default.
+
+        A segmentation network has no token: under names of their own these weights do not interfere with loading an
+        encoder as a whole.
+        """
         return {}
 
     def forward(self, image: Tensor) -> Tensor:
-        """(batch, channels, *patch size of either form) to what that form makes of it."""
+        """(batch, channels, *patch size of either form) to the output of that form, (batch, dim)."""
         return self.form(image.dim() - 2)(image)
 
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor, nn
+
+from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
+
+# pattern and replacement that translate names of released weights
+RenamingRule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 _networks: dict[str, NetworkEntry] = {}
 _released: dict[str, ReleasedFamily] = {}
@@ -20,12 +28,14 @@ class NetworkEntry:
     """A registered network.
 
     Attributes:
+        name: under which it is registered.
         network_class: builds it, in 2D or 3D or whichever of them it has.
         arguments: what sets it apart from the defaults of its class.
         arguments_3d: what it has in 3D instead or besides.
     """
 
-    network_class: type[nn.Module]
+    name: str
+    network_class: type[SegmentationNetwork]
     arguments: dict[str, Any]
     arguments_3d: dict[str, Any]
 
@@ -35,8 +45,8 @@ class NetworkEntry:
 
     @property
     def class_path(self) -> str:
-        """Import path, as nnU-Net's plans want it."""
-        return f"{self.network_class.__module__}.{self.network_class.__qualname__}"
+        """Import path of the class for nnU-Net's plans, see ``class_path``."""
+        return class_path(self.network_class)
 
     @property
     def dimensions(self) -> tuple[int, ...]:
@@ -45,7 +55,7 @@ class NetworkEntry:
 
     @property
     def override_names(self) -> list[str]:
-        """What ``create_network`` takes beyond its own arguments."""
+        """Names of the overrides that ``create_network`` takes."""
         own = set(inspect.signature(create_network).parameters)
         return [n for n in inspect.signature(self.network_class).parameters if n not in own]
 
@@ -55,10 +65,39 @@ class NetworkEntry:
         own = self.arguments_for(ndim)
         return {name: own.get(name, parameters[name].default) for name in self.override_names}
 
+    def build(
+        self,
+        input_channels: int,
+        num_classes: int,
+        patch_size: Sequence[int],
+        deep_supervision: bool = False,
+        **arguments: Any,
+    ) -> SegmentationNetwork:
+        """Build the class from arguments alone, without those that are registered with the name."""
+        # the base, whose constructor takes the patch alone, stands for all classes here
+        constructor: Callable[..., SegmentationNetwork] = self.network_class
+        return constructor(
+            input_channels=input_channels,
+            num_classes=num_classes,
+            patch_size=patch_size,
+            deep_supervision=deep_supervision,
+            **arguments,
+        )
+
+    def check_overrides(self, overrides: Iterable[str]) -> None:
+        """Check the names of overrides.
+
+        Raises:
+            ValueError: if the network's class does not take one of them; lists those that it takes.
+        """
+        unknown = [name for name in overrides if name not in self.override_names]
+        if unknown:
+            raise ValueError(f"{self.name} has no {', '.join(unknown)}; overrides: {', '.join(self.override_names)}")
+
 
 @dataclass(frozen=True)
 class ReleasedFamily:
-    """What a paper's release has to offer for a family of networks.
+    """Released weights of a paper for a family of networks.
 
     Attributes:
         checkpoint_filter: translates its weights to the names used here.
@@ -76,26 +115,42 @@ class ReleasedFamily:
 
 @dataclass(frozen=True)
 class TimmFamily:
-    """A class of timm's networks that are the stem and encoder of one of ours.
+    """A class of timm's networks that one of this package's networks has as stem and encoder.
 
     Attributes:
         timm_class: of timm.
         network: registered network.
-        example: name of one of timm's.
-        overrides: what the network has to be told to be like one of timm's, from that one and its name. Raises
-            ValueError for one that it cannot be like.
-        checkpoint_filter: translates weights to the names used here, given the network of timm's.
+        example: timm's name of one such network.
+        overrides: arguments with which the registered network has a timm network as encoder, from the timm network and
+            its name. Raises ValueError where there are none.
+        checkpoint_filter: translates weights to the names used here, given timm's network.
     """
 
     timm_class: type[nn.Module]
     network: str
     example: str
-    overrides: Callable[[nn.Module, str], dict[str, Any]]
-    checkpoint_filter: Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor]]
+    overrides: Callable[[Any, str], dict[str, Any]]
+    checkpoint_filter: Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]]
+
+
+def class_path(network_class: type) -> str:
+    """Import path of a class from the outermost package that exports it.
+
+    A class can move inside that package and plans with this path remain valid.
+
+    Examples:
+        >>> from nnunet_transformers.architectures import class_path, get_network
+        >>> class_path(get_network("mit_7").network_class)  # defined in mit/segmentation.py
+        'nnunet_transformers.architectures.mit.MiT'
+    """
+    name = network_class.__name__
+    packages = accumulate(network_class.__module__.split("."), "{}.{}".format)
+    exporting = (package for package in packages if getattr(sys.modules.get(package), name, None) is network_class)
+    return f"{next(exporting, network_class.__module__)}.{network_class.__qualname__}"
 
 
 def register_network(
-    name: str, network_class: type[nn.Module], arguments_3d: dict[str, Any] | None = None, **arguments: Any
+    name: str, network_class: type[SegmentationNetwork], arguments_3d: dict[str, Any] | None = None, **arguments: Any
 ) -> None:
     """Add a network under ``name``.
 
@@ -104,8 +159,25 @@ def register_network(
         network_class: a ``SegmentationNetwork``.
         arguments_3d: what it has in 3D instead of ``arguments`` or besides.
         arguments: what sets it apart from its class's defaults.
+
+    Raises:
+        ValueError: if the class states ``token_arguments`` that a planner does not know or its constructor does not
+            take.
     """
-    _networks[name] = NetworkEntry(network_class, arguments, arguments_3d or {})
+    taken = inspect.signature(network_class).parameters
+    unknown = [a for a in network_class.token_arguments if a not in TOKEN_ARGUMENTS]
+    missing = [a for a in network_class.token_arguments if a not in taken]
+    if unknown:
+        raise ValueError(
+            f"{network_class.__name__} states the token arguments {', '.join(unknown)}, but a planner sets only "
+            f"{', '.join(TOKEN_ARGUMENTS)}"
+        )
+    if missing:
+        raise ValueError(
+            f"{network_class.__name__} states the token arguments {', '.join(missing)}, which its constructor does not "
+            "take"
+        )
+    _networks[name] = NetworkEntry(name, network_class, arguments, arguments_3d or {})
 
 
 def register_checkpoint_filter(
@@ -124,8 +196,8 @@ def register_timm_encoder(
     timm_class: type[nn.Module],
     network: str,
     example: str,
-    overrides: Callable[[nn.Module, str], dict[str, Any]],
-    checkpoint_filter: Callable[[Mapping[str, Tensor], nn.Module], dict[str, Tensor]],
+    overrides: Callable[[Any, str], dict[str, Any]],
+    checkpoint_filter: Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]],
 ) -> None:
     """Add the translation of timm's weights for a class of its networks, see ``TimmFamily``."""
     _timm.append(TimmFamily(timm_class, network, example, overrides, checkpoint_filter))
@@ -149,7 +221,7 @@ def get_network(name: str) -> NetworkEntry:
 
 
 def get_released_family(family: str) -> ReleasedFamily:
-    """What was released for a family.
+    """Released weights for a family.
 
     Raises:
         ValueError: if there is no such family.
@@ -158,14 +230,14 @@ def get_released_family(family: str) -> ReleasedFamily:
 
 
 def get_timm_family(network: nn.Module, name: str) -> TimmFamily:
-    """The family of a network of timm's.
+    """The family of timm's network.
 
     Args:
-        network: of timm's.
-        name: timm's for it.
+        network: timm's.
+        name: timm's name of it.
 
     Raises:
-        ValueError: if no network here has it as its encoder; says which of timm's are one.
+        ValueError: if no registered network has it as its encoder; lists timm's classes that are one.
     """
     for family in _timm:
         if isinstance(network, family.timm_class):
@@ -188,12 +260,8 @@ def create_network(
     patch_size: Sequence[int],
     deep_supervision: bool = False,
     **overrides: Any,
-) -> nn.Module:
+) -> SegmentationNetwork:
     """Build a network by name; 2D or 3D follows from the length of ``patch_size``.
-
-    >>> network = create_network("qt_unet_tiny", 1, 3, (64, 64, 64))
-    >>> network(torch.zeros(1, 1, 64, 64, 64)).shape
-    torch.Size([1, 3, 64, 64, 64])
 
     Args:
         name: one of ``list_networks()``.
@@ -205,15 +273,18 @@ def create_network(
 
     Raises:
         ValueError: on an unknown name or override, a size that cannot work, or a 3D one for a 2D network.
+
+    Examples:
+        >>> import torch
+        >>> from nnunet_transformers.architectures import create_network
+        >>> network = create_network("qt_unet_tiny", 1, 3, (64, 64))
+        >>> network(torch.zeros(1, 1, 64, 64)).shape
+        torch.Size([1, 3, 64, 64])
+        >>> create_network("qt_unet_tyni", 1, 3, (64, 64))
+        Traceback (most recent call last):
+        ValueError: unknown network 'qt_unet_tyni'; did you mean qt_unet_tiny, qt_unet_a_tiny, qt_unet_base?
     """
     entry = get_network(name)
-    unknown = [o for o in overrides if o not in entry.override_names]
-    if unknown:
-        raise ValueError(f"{name} has no {', '.join(unknown)}; overrides: {', '.join(entry.override_names)}")
-    return entry.network_class(
-        input_channels=input_channels,
-        num_classes=num_classes,
-        patch_size=patch_size,
-        deep_supervision=deep_supervision,
-        **{**entry.arguments_for(len(patch_size)), **overrides},
-    )
+    entry.check_overrides(overrides)
+    arguments = {**entry.arguments_for(len(patch_size)), **overrides}
+    return entry.build(input_channels, num_classes, patch_size, deep_supervision, **arguments)

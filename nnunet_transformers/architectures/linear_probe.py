@@ -43,4 +43,5 @@ class LinearProbe(nn.Module):
             features = self.network.encode(image)
         mode = {4: "bilinear", 5: "trilinear"}[image.dim()]
         logits = [head(f) for head, f in zip(self.heads, features, strict=True)]
-        return sum(F.interpolate(x, size=image.shape[2:], mode=mode, align_corners=False) for x in logits)
+        resized = [F.interpolate(x, size=image.shape[2:], mode=mode, align_corners=False) for x in logits]
+        return sum(resized[1:], start=resized[0])

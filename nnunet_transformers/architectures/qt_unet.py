@@ -1,7 +1,7 @@
 """QT-UNet: an all-Swin U-Net whose decoder queries the encoder by cross-attention.
 
 Håversen, "QT-UNet", master's thesis, NTNU, chapter 3. The published defaults follow the author's release, which
-the published results came from; where thesis and release differ, the arguments say so.
+the published results came from; the arguments state where thesis and release differ.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from math import prod
 
 import numpy as np
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from ._arguments import (
@@ -24,11 +24,9 @@ from ._arguments import (
     per_stage,
     token_grids,
 )
-from ._network import SegmentationNetwork
-from ._registry import register_checkpoint_filter, register_network
+from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
+from ._registry import RenamingRule, register_checkpoint_filter, register_network
 from .layers import (
-    Linear,
-    Mlp,
     PatchEmbed,
     PatchExpand,
     PatchMerging,
@@ -94,11 +92,11 @@ class QTBlock(nn.Module):
     def _forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         if self.post_norm:
             x = self.norm1(x + self.drop_path(self.attn(x)))
-            if self.cross_attn is not None:
+            if self.cross_attn is not None and self.norm2 is not None:
                 x = self.norm2(x + self.drop_path(self.cross_attn(x, context)))
             return self.norm3(x + self.drop_path(self.mlp(x)))
         x = x + self.drop_path(self.attn(self.norm1(x)))
-        if self.cross_attn is not None:
+        if self.cross_attn is not None and self.norm2 is not None and self.norm_context is not None:
             x = x + self.drop_path(self.cross_attn(self.norm2(x), self.norm_context(context)))
         return x + self.drop_path(self.mlp(self.norm3(x)))
 
@@ -141,7 +139,7 @@ class QTDecoderLevel(nn.Module):
     def __init__(self, expand: PatchExpand, blocks: Sequence[QTBlock], dim: int) -> None:
         super().__init__()
         self.expand = expand
-        self.fuse = Linear(2 * dim, dim, bias=False)
+        self.fuse = nn.Linear(2 * dim, dim, bias=False)
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -178,18 +176,18 @@ class QTDecoder(nn.Module):
         # at stride 1 the finest tokens are voxels already, and its output is the full-resolution one
         self.auxiliary_levels = range(int(prod(self.patch_embed_stride) == 1), len(levels))
         self.norm = nn.LayerNorm(dims[0])
-        self.expand = Linear(dims[0], prod(self.patch_embed_stride) * dims[0], bias=False)
+        self.expand = nn.Linear(dims[0], prod(self.patch_embed_stride) * dims[0], bias=False)
         self.expand_norm = nn.LayerNorm(dims[0])
-        self.seg_layers = nn.ModuleList([Linear(dims[0], num_classes, bias=False)])
+        self.seg_layers = nn.ModuleList([nn.Linear(dims[0], num_classes, bias=False)])
         for level in self.auxiliary_levels if auxiliary_heads else ():
-            self.seg_layers.append(nn.Sequential(nn.LayerNorm(dims[level]), Linear(dims[level], num_classes)))
+            self.seg_layers.append(nn.Sequential(nn.LayerNorm(dims[level]), nn.Linear(dims[level], num_classes)))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
         """Encoder features, finest first, to logits (a list of them under deep supervision)."""
         x = features[-1]
-        tokens = []
-        for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
-            x = level(x, skip)
+        tokens: list[Tensor] = []
+        for block, skip in zip(self.levels, reversed(features[:-1]), strict=True):
+            x = block(x, skip)
             tokens.insert(0, x)
         logits = in_pieces(self._classify, x, self.expand.out_features, self.activation_checkpointing and self.training)
         outputs = [tokens_to_image(logits, self.grid_sizes[0], self.patch_embed_stride)]
@@ -229,12 +227,20 @@ class QTUNet(SegmentationNetwork):
             inside them.
         deep_supervision: return a list of logits, full resolution first.
         auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
-        strides: nnU-Net's copy of the strides in a plan; must agree with the other arguments.
+        strides: nnU-Net's copy of the strides in a plan; must match the other arguments.
         reference_compat: reproduce the release where its windows are clamped, wrong offsets included.
 
     Raises:
         ValueError: on a patch size that the strides do not divide or arguments that contradict each other.
+
+    Examples:
+        >>> import torch
+        >>> network = QTUNet(input_channels=1, num_classes=3, patch_size=(32, 32, 32), num_stages=2)
+        >>> network(torch.zeros(1, 1, 32, 32, 32)).shape
+        torch.Size([1, 3, 32, 32, 32])
     """
+
+    token_arguments = TOKEN_ARGUMENTS
 
     def __init__(
         self,
@@ -362,10 +368,10 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         state_dict = {_from_2d_port(key): value for key, value in state_dict.items()}
     depth = sum(re.fullmatch(r"concat_back_dim\.\d+\.weight", key) is not None for key in state_dict)
 
-    def level(match: re.Match) -> str:
+    def level(match: re.Match[str]) -> str:
         return f"decoder.levels.{int(match[1]) - 1}."
 
-    rules = [
+    rules: list[RenamingRule] = [
         (r"^(encoder\.)?patch_embed\.", "stem."),
         (r"^encoder\.layers\.", "encoder.stages."),
         (r"^concat_back_dim\.(\d+)\.", lambda m: level(m) + "fuse."),

@@ -1,4 +1,4 @@
-"""A U-Net with a ResNet of timm's as its encoder, in 2D: MGCA's network for segmentation with ResNet-50.
+"""A 2D U-Net with timm's ResNet as its encoder: MGCA's network for segmentation with ResNet-50.
 
 Wang et al., "Multi-Granularity Cross-modal Alignment for Generalized Medical Visual Representation Learning",
 NeurIPS 2022, supplement B.3. The decoder is laid out as that of the library named there; dynamic_network_architectures'
@@ -25,7 +25,7 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 class ResNetStem(nn.Module):
-    """The strided convolution of a ResNet of timm's with its norm and activation."""
+    """The strided convolution of timm's ResNet with its norm and activation."""
 
     def __init__(self, resnet: ResNet) -> None:
         super().__init__()
@@ -34,11 +34,13 @@ class ResNetStem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(batch, input_channels, *size) to (batch, dim, *size / 2)."""
-        return self.act1(self.bn1(self.conv1(image)))
+        for name in STEM:
+            image = self.get_submodule(name)(image)
+        return image
 
 
 class ResNetEncoder(nn.Module):
-    """Pooling and the four stages of a ResNet of timm's."""
+    """Pooling and the four stages of timm's ResNet."""
 
     def __init__(self, resnet: ResNet) -> None:
         super().__init__()
@@ -47,7 +49,7 @@ class ResNetEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Output of the stem, (batch, dim, *size), to that of the stages, finest first."""
-        features, x = [], self.maxpool(x)
+        features, x = [], self.get_submodule("maxpool")(x)
         for name in STAGES:
             x = self.get_submodule(name)(x)
             features.append(x)
@@ -96,7 +98,8 @@ class UNetDecoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
         """The encoder's maps, finest first, to logits, a list of them under deep supervision."""
-        x, maps = features[-1], []
+        x = features[-1]
+        maps: list[Tensor] = []
         for level, skip in zip(self.levels, [*features[-2::-1], None], strict=True):
             x = level(x, skip)
             maps.insert(0, x)
@@ -106,7 +109,7 @@ class UNetDecoder(nn.Module):
 
 
 class ResNetUNet(SegmentationNetwork):
-    """U-Net with a ResNet of timm's, in 2D.
+    """2D U-Net with timm's ResNet.
 
     Args:
         input_channels: image channels.
@@ -117,10 +120,16 @@ class ResNetUNet(SegmentationNetwork):
         drop_path_rate: stochastic depth of the last block.
         deep_supervision: return a list of logits, full resolution first.
         auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
-        strides: nnU-Net's copy of the strides in a plan; must agree with the other arguments.
+        strides: nnU-Net's copy of the strides in a plan; must match the other arguments.
 
     Raises:
-        ValueError: on a patch size that is not 2D or no multiple of 32, and on another network of timm's.
+        ValueError: on a patch size that is not 2D or no multiple of 32, and on a timm network that is no such ResNet.
+
+    Examples:
+        >>> import torch
+        >>> network = ResNetUNet(input_channels=1, num_classes=3, patch_size=(64, 64), timm_name="resnet18")
+        >>> network(torch.zeros(1, 1, 64, 64)).shape
+        torch.Size([1, 3, 64, 64])
     """
 
     dimensions = (2,)
@@ -154,7 +163,7 @@ class ResNetUNet(SegmentationNetwork):
                 f"timm_name must be one of timm's ResNets whose stem is one convolution, such as resnet18, resnet50 or "
                 f"resnext50_32x4d, got {timm_name!r}"
             )
-        self.feature_channels = [info["num_chs"] for info in resnet.feature_info]
+        self.feature_channels = [int(str(info["num_chs"])) for info in resnet.feature_info]
         decoder_dims = one_per_stage(decoder_dims, len(steps), "decoder_dims")
         self.stem, self.encoder = ResNetStem(resnet), ResNetEncoder(resnet)
         if auxiliary_heads is None:
@@ -162,7 +171,7 @@ class ResNetUNet(SegmentationNetwork):
         self.decoder = UNetDecoder(self.feature_channels, decoder_dims, num_classes, auxiliary_heads, deep_supervision)
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """What timm's layer-wise learning rates count as a layer: the stem and each stage."""
+        """Layers of timm's layer-wise learning rates: the stem and each stage."""
         return {"stem": r"^stem\.", "blocks": r"^encoder\.layer(\d+)"}
 
     def encode(self, image: Tensor) -> list[Tensor]:
@@ -180,12 +189,12 @@ class ResNetUNet(SegmentationNetwork):
 
 
 def timm_overrides(resnet: ResNet, name: str) -> dict:
-    """What makes a ``ResNetUNet`` of a ResNet of timm's; the network itself says which it cannot be made of."""
+    """Arguments of the ``ResNetUNet`` with timm's ResNet as encoder; its constructor refuses other networks."""
     return {"timm_name": name}
 
 
 def timm_filter_fn(state_dict: Mapping[str, Tensor], resnet: ResNet) -> dict[str, Tensor]:
-    """Translate the weights of a ResNet of timm's, without a classifier, to those of stem and encoder."""
+    """Translate the weights of timm's ResNet, without a classifier, to those of stem and encoder."""
     return {f"{'stem' if k.split('.')[0] in STEM else 'encoder'}.{k}": v for k, v in state_dict.items()}
 
 

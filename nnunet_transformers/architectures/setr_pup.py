@@ -1,4 +1,4 @@
-"""SETR-PUP: a ViT as timm has it, and a decoder that convolves and up-samples in turn; in 2D.
+"""SETR-PUP in 2D: timm's ViT and a decoder that alternates convolution and up-sampling.
 
 Zheng et al., "Rethinking Semantic Segmentation from a Sequence-to-Sequence Perspective with Transformers", CVPR 2021,
 as MGCA segments with it (Wang et al., "Multi-Granularity Cross-modal Alignment for Generalized Medical Visual
@@ -25,7 +25,7 @@ from .layers import PositionEmbedding, recomputed
 
 
 class ViTEncoder(nn.Module):
-    """Class token, position embeddings, blocks and norm of a ViT of timm's.
+    """Class token, position embeddings, blocks and norm of timm's ViT.
 
     The class token has no position embedding of its own: the sum of the two is one parameter.
 
@@ -36,11 +36,16 @@ class ViTEncoder(nn.Module):
 
     def __init__(self, vit: VisionTransformer, activation_checkpointing: bool) -> None:
         super().__init__()
+        assert vit.cls_token is not None
         self.cls_token = vit.cls_token
         self.position = PositionEmbedding(vit.patch_embed.grid_size, vit.embed_dim)
         self.blocks = vit.blocks
         self.norm = vit.norm
         self.activation_checkpointing = activation_checkpointing
+
+    def no_weight_decay(self) -> set[str]:
+        """The class token; the position embeddings are a layer's."""
+        return {"cls_token"}
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, length, dim) to the patches' tokens as a map, (batch, dim, *grid)."""
@@ -81,7 +86,8 @@ class SETRPUPDecoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor | list[Tensor]:
         """(batch, dim, *grid) to logits, a list of them under deep supervision."""
-        x, maps = self.proj(features.movedim(1, -1)).movedim(-1, 1), []
+        x = self.proj(features.movedim(1, -1)).movedim(-1, 1)
+        maps: list[Tensor] = []
         for level, step in zip(self.levels, self.steps, strict=True):
             x = level(x)
             x = F.interpolate(x, [n * s for n, s in zip(x.shape[2:], step, strict=True)], mode="bilinear")
@@ -105,14 +111,21 @@ class SETRPUP(SegmentationNetwork):
         activation_checkpointing: compute the blocks again in the backward pass: less memory, more time.
         deep_supervision: return a list of logits, full resolution first.
         auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
-        strides: nnU-Net's copy of the strides in a plan; must agree with the other arguments.
+        strides: nnU-Net's copy of the strides in a plan; must match the other arguments.
 
     Raises:
         ValueError: on a patch size that is not 2D or that the stride does not divide, and on arguments that contradict
             each other.
+
+    Examples:
+        >>> import torch
+        >>> network = SETRPUP(input_channels=1, num_classes=3, patch_size=(64, 64), embed_dim=192, num_heads=3)
+        >>> network(torch.zeros(1, 1, 64, 64)).shape
+        torch.Size([1, 3, 64, 64])
     """
 
     dimensions = (2,)
+    token_arguments = ("patch_embed_stride",)
 
     def __init__(
         self,
@@ -142,9 +155,10 @@ class SETRPUP(SegmentationNetwork):
         self.strides = [[1, 1], *steps]
         check_strides(strides, self.strides)
         self.grid_sizes, self.feature_channels = token_grids(self.patch_size, [stride]), [embed_dim]
+        height, width = self.patch_size
         vit = VisionTransformer(
-            img_size=self.patch_size,
-            patch_size=stride,
+            img_size=(height, width),
+            patch_size=(stride[0], stride[1]),
             in_chans=input_channels,
             num_classes=0,
             embed_dim=embed_dim,
@@ -154,6 +168,7 @@ class SETRPUP(SegmentationNetwork):
         rates = np.linspace(0, drop_path_rate, depth).tolist()
         vit.blocks.extend(Block(embed_dim, num_heads, qkv_bias=True, drop_path=rate) for rate in rates)
         vit.blocks.apply(vit._init_weights)
+        self.depth = depth
         self.stem = vit.patch_embed
         self.encoder = ViTEncoder(vit, activation_checkpointing)
         if auxiliary_heads is None:
@@ -163,8 +178,8 @@ class SETRPUP(SegmentationNetwork):
         )
 
     def group_matcher(self, coarse: bool = False) -> dict:
-        """What timm's layer-wise learning rates count as a layer: the stem and embeddings, each block, the norm."""
-        blocks = [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm\.", (len(self.encoder.blocks),))]
+        """Layers of timm's layer-wise learning rates: the stem and embeddings, each block, the norm."""
+        blocks = [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm\.", (self.depth,))]
         return {"stem": r"^stem\.|^encoder\.(?:cls_token|position)", "blocks": blocks}
 
     def encode(self, image: Tensor) -> list[Tensor]:
@@ -182,7 +197,7 @@ class SETRPUP(SegmentationNetwork):
 
 
 def timm_overrides(vit: VisionTransformer, name: str) -> dict:
-    """What makes a ``SETRPUP`` of a ViT of timm's.
+    """Arguments of the ``SETRPUP`` with timm's ViT as encoder.
 
     Raises:
         ValueError: if it has register tokens, no class token or other position embeddings than learned ones for all.
@@ -195,13 +210,13 @@ def timm_overrides(vit: VisionTransformer, name: str) -> dict:
     return {
         "embed_dim": vit.embed_dim,
         "depth": len(vit.blocks),
-        "num_heads": vit.blocks[0].attn.num_heads,
+        "num_heads": vit.get_submodule("blocks.0.attn").num_heads,
         "patch_embed_stride": list(vit.patch_embed.patch_size),
     }
 
 
 def timm_filter_fn(state_dict: Mapping[str, Tensor], vit: VisionTransformer) -> dict[str, Tensor]:
-    """Translate the weights of a ViT of timm's to those of ``SETRPUP``'s stem and encoder.
+    """Translate the weights of timm's ViT to those of ``SETRPUP``'s stem and encoder.
 
     Args:
         state_dict: by timm's names, without a classifier.

@@ -13,7 +13,7 @@ from math import prod
 
 import numpy as np
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from ._arguments import (
@@ -25,10 +25,9 @@ from ._arguments import (
     per_stage,
     token_grids,
 )
-from ._network import SegmentationNetwork
-from ._registry import register_checkpoint_filter, register_network
+from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
+from ._registry import RenamingRule, register_checkpoint_filter, register_network
 from .layers import (
-    Mlp,
     RelativePositionBias,
     WindowAttention,
     WindowPartition,
@@ -210,7 +209,8 @@ class UNet2022Decoder(nn.Module):
         self.seg_layers = nn.ModuleList(heads)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
-        x, maps = features[-1], []
+        x = features[-1]
+        maps: list[Tensor] = []
         for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
             x = level(x, skip)
             maps.insert(0, x)
@@ -254,15 +254,22 @@ class UNet2022(SegmentationNetwork):
         activation_checkpointing: compute blocks again in backward rather than keep what is inside them.
         deep_supervision: return a list of logits, full resolution first.
         auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
-        strides: nnU-Net's copy of the strides in a plan; must agree with the other arguments.
+        strides: nnU-Net's copy of the strides in a plan; must match the other arguments.
         reference_compat: reproduce the release: depth-wise convolutions beside the attention on padded and rolled
             maps, and one clamped window edge for all axes.
 
     Raises:
         ValueError: on a patch size that the strides do not divide or arguments that contradict each other.
+
+    Examples:
+        >>> import torch
+        >>> network = UNet2022(input_channels=1, num_classes=3, patch_size=(64, 64), embed_dim=24)
+        >>> network(torch.zeros(1, 1, 64, 64)).shape
+        torch.Size([1, 3, 64, 64])
     """
 
     keys_to_in_proj = ("stem.blocks.0.0",)
+    token_arguments = TOKEN_ARGUMENTS
 
     def __init__(
         self,
@@ -312,15 +319,15 @@ class UNet2022(SegmentationNetwork):
 
         if window_sizes is None:
             window_sizes = published_windows(grid_sizes) or tiling_windows(grid_sizes)
-        window_sizes = per_stage(window_sizes, num_stages, ndim, "window_sizes")
-        self.resolved_arguments = {"depths": depths, "kernel_size": kernel_size, "window_sizes": window_sizes}
+        windows = per_stage(window_sizes, num_stages, ndim, "window_sizes")
+        self.resolved_arguments = {"depths": depths, "kernel_size": kernel_size, "window_sizes": windows}
         if reference_compat:
-            window_sizes = [(min(*g, *w),) * ndim for g, w in zip(grid_sizes, window_sizes, strict=True)]
+            windows = tuple((min(*g, *w),) * ndim for g, w in zip(grid_sizes, windows, strict=True))
         dims = [embed_dim * 2**stage for stage in range(num_stages)]
         self.grid_sizes, self.feature_channels = grid_sizes, dims
 
         def blocks(stage: int, rates: Sequence[float]) -> list[PIBlock]:
-            partitions = [WindowPartition(grid_sizes[stage], window_sizes[stage], shifted) for shifted in (False, True)]
+            partitions = [WindowPartition(grid_sizes[stage], windows[stage], shifted) for shifted in (False, True)]
             heads = num_heads * 2**stage
             return [
                 PIBlock(
@@ -375,7 +382,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     if not stem_blocks or not levels:
         raise ValueError("these are not the weights of a released UNet-2022: no convolution stem or no decoder level")
     in_block = {"conv1": 0, "norm1": 2, "conv2": 3, "norm2": 5}
-    rules = [
+    rules: list[RenamingRule] = [
         (r"^model_down\.patch_embed\.project_block\.(\d+)\.(\w+)\.", lambda m: f"stem.blocks.{m[1]}.{in_block[m[2]]}."),
         (r"^model_down\.patch_embed\.norm\.", f"stem.blocks.{stem_blocks - 1}.4."),
         (r"^model_down\.layers\.(\d+)\.blocks\.", r"encoder.stages.\1."),

@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from ..cpu import plain_class
+
 OUTSIDE = "outside of the network"
 # the node that adds a gradient to a parameter; it has no number
 ACCUMULATE = "torch::autograd::AccumulateGrad"
@@ -38,13 +40,13 @@ def layer_names(network: nn.Module) -> dict[str, str]:
 
 def _layer_name(modules: dict[str, nn.Module], path: str) -> str:
     if not path:
-        return type(modules[path]).__name__
+        return plain_class(modules[path]).__name__
     parts = path.split(".")
     level = next((i + 1 for i, part in enumerate(parts) if part.isdigit()), 1)
     # a part may be missing here where the module has another name too
     around = (modules.get(".".join(parts[:end])) for end in range(level, len(parts)))
     layer = next((module for module in around if module is not None and _is_layer(module)), modules[path])
-    return f"{'.'.join(parts[:level])} {type(layer).__name__}"
+    return f"{'.'.join(parts[:level])} {plain_class(layer).__name__}"
 
 
 def _is_layer(module: nn.Module) -> bool:

@@ -6,7 +6,7 @@ of the operation before or after it, so it adds nothing to a floor; and views do
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -54,6 +54,7 @@ def operation_cost(
         result: what it gave.
     """
     packet = operation._overloadpacket
+    formula: Callable[..., int] | None
     if packet is aten.convolution_backward:
         formula = _convolution_backward
     else:
@@ -91,7 +92,8 @@ class CostCounter(TorchDispatchMode):
 def _convolution_backward(grad_out: Tensor, image: Tensor, weight: Tensor, *args: Any, out_val: Any) -> int:
     """As much as forward for the image's gradient and as much for the weight's; PyTorch's formula overlooks groups."""
     transposed, needed = args[4], args[-1]
-    return sum(needed[:2]) * conv_flop_count(image.shape, weight.shape, grad_out.shape, transposed)
+    image_shape, weight_shape, out_shape = (list(tensor.shape) for tensor in (image, weight, grad_out))
+    return sum(needed[:2]) * conv_flop_count(image_shape, weight_shape, out_shape, transposed)
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -31,5 +31,5 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     described: dict[str, Any] = {"processor": processor_name(), "threads": torch.get_num_threads()}
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)
-        versions |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
+        versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return {**described, "versions": versions}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,7 @@ def measure_rates(device: torch.device | str, dtype: torch.dtype = torch.float32
     for size in MATRIX_SIZES[device.type]:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
-        products.append(size**3 / fastest(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device))
+        products.append(size**3 / fastest(partial(torch.mm, a, b, out=out), device))
     channels, edge = CONVOLUTION[device.type]
     sizes = ((1, channels, edge, edge, edge), (channels, channels, 3, 3, 3))
     image, weight = (torch.randn(size, device=device).to(dtype, memory_format=torch.channels_last_3d) for size in sizes)
@@ -106,8 +107,14 @@ def mark(device: torch.device) -> float | torch.cuda.Event:
 
 
 def seconds_between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
-    """From one ``mark`` to another; waits until the device is there."""
-    if isinstance(start, float):
+    """From one ``mark`` to another; waits until the device is there.
+
+    Raises:
+        TypeError: if the marks are of two kinds of device.
+    """
+    if isinstance(start, float) and isinstance(end, float):
         return end - start
+    if isinstance(start, float) or isinstance(end, float):
+        raise TypeError("one mark is of the CPU, the other of a CUDA device")
     end.synchronize()
     return start.elapsed_time(end) / 1000

@@ -17,7 +17,7 @@ from math import ceil, prod
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from .._atomic import write_json
 from .costs import CostCounter
 from .environment import describe_environment
 from .machine import Rates, mark, measure_rates, seconds_between, synchronise
-from .networks import build_network
+from .networks import build_on
 from .roofline import summarise as summarise_roofline
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 try:
     import resource
 except ImportError:  # Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 STATUS = Path("/proc/self/status")
 PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -90,7 +90,7 @@ class Settings:
 
 def time_actions(actions: Sequence[Callable[[], Any]], device: torch.device, seconds: float) -> list[float]:
     """Median seconds of each of some actions that follow each other, after one round that does not count."""
-    rounds = []
+    rounds: list[list[float]] = []
     for action in actions:
         action()
     end = time.perf_counter() + seconds
@@ -213,7 +213,7 @@ def measure(name: str, settings: Settings, rates: Rates | None = None) -> dict[s
     """All figures of a network; call in a fresh process, as peak memory is the process's.
 
     Args:
-        name: of ``build_network``.
+        name: of ``build_on``.
         settings: shared by all networks.
         rates: the device's, to have ``roofline`` as well.
 
@@ -226,7 +226,7 @@ def measure(name: str, settings: Settings, rates: Rates | None = None) -> dict[s
     device = torch.device(settings.device)
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True  # as nnU-Net trains
-    network = build_network(name, settings.patch_size, settings.input_channels, settings.num_classes).to(device)
+    network = build_on(device, name, settings.patch_size, settings.input_channels, settings.num_classes)
     image = torch.randn(settings.batch_size, settings.input_channels, *settings.patch_size, device=device)
     figures: dict[str, Any] = {"parameters": sum(p.numel() for p in network.parameters())}
     memory = PeakMemory(device, bytes_of(network, image))
@@ -234,7 +234,7 @@ def measure(name: str, settings: Settings, rates: Rates | None = None) -> dict[s
         figures["multiply_adds"] = count_multiply_adds(network.eval(), image) // settings.batch_size
     plain = network
     if settings.compile:
-        network = torch.compile(network)
+        network = cast(nn.Module, torch.compile(network))
     figures["forward_s"] = time_forward(network, image, settings)
     figures["forward_bytes"] = memory.bytes()
     figures["forward_backward_s"], figures["optimiser_step_s"] = time_training(network, image, settings)

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..architectures import create_network, get_network, list_networks
 from ..architectures.layers.window_choice import tiling_windows
+from ..cpu import use_kernels
 from .peers import PEERS
 
 # ratios are to this one; it is always measured
@@ -79,3 +80,19 @@ def build_network(name: str, patch_size: Sequence[int], input_channels: int, num
         grid_sizes = create_network(registered, input_channels, num_classes, patch_size).grid_sizes
     windows = tiling_windows(tuple(tuple(grid) for grid in grid_sizes))
     return create_network(registered, input_channels, num_classes, patch_size, window_sizes=windows)
+
+
+def build_on(
+    device: torch.device, name: str, patch_size: Sequence[int], input_channels: int, num_classes: int
+) -> nn.Module:
+    """Build a network as it is used on a device: on CPU ours have their kernels, since trainer and predictor use them.
+
+    Args:
+        device: to move the network to.
+        name, patch_size, input_channels, num_classes: of ``build_network``.
+
+    Raises:
+        ValueError, ModuleNotFoundError: as ``build_network``.
+    """
+    network = build_network(name, patch_size, input_channels, num_classes).to(device)
+    return use_kernels(network) if device.type == "cpu" and is_ours(name) else network

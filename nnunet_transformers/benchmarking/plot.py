@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import LogLocator
 from matplotlib.transforms import Bbox
 
@@ -57,9 +58,10 @@ def draw_pareto(content: Mapping[str, Any], path: Path) -> None:
     for label, own, marker in (("nnunet-transformers", True, "o"), ("others", False, "s")):
         chosen = [point for name, point in points.items() if is_ours(name) == own]
         if chosen:
-            axes.scatter(*zip(*chosen, strict=True), c=OURS if own else PEERS, marker=marker, label=label, zorder=3)
+            x, y = zip(*chosen, strict=True)
+            axes.scatter(x, y, c=OURS if own else PEERS, marker=marker, label=label, zorder=3)
     front = [points[name] for name in pareto_front(points)]
-    ring = {"marker": "o", "markersize": 13, "fillstyle": "none"}
+    ring: dict[str, Any] = {"marker": "o", "markersize": 13, "fillstyle": "none"}
     axes.plot(*zip(*front, strict=True), color=FRONT, linestyle="--", label="none has less of both", zorder=1, **ring)
     axes.set(xscale="log", yscale="log", xlabel="training step, ms", ylabel="peak memory of a training step, GB")
     for axis in (axes.xaxis, axes.yaxis):
@@ -68,18 +70,18 @@ def draw_pareto(content: Mapping[str, Any], path: Path) -> None:
         axis.set_minor_formatter("{x:g}")
     axes.margins(0.15)
     axes.grid(which="both", alpha=0.25)
-    axes.legend(loc="upper left", fontsize=8)
+    legend = axes.legend(loc="upper left", fontsize=8)
     axes.set_title(fill(describe(content), 110), fontsize=7)
     figure.draw_without_rendering()
-    _label(axes, points, canvas.get_renderer())
+    _label(axes, legend, points, canvas.get_renderer())
     with replacing(path) as partial:
         figure.savefig(partial, format="png")
 
 
-def _label(axes: Axes, points: Mapping[str, tuple[float, float]], renderer: RendererAgg) -> None:
+def _label(axes: Axes, legend: Legend, points: Mapping[str, tuple[float, float]], renderer: RendererAgg) -> None:
     """Write each point's name beside it, where it is over no other name, no point and not the legend."""
     dots = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in axes.transData.transform(list(points.values()))]
-    taken = [*dots, axes.get_legend().get_window_extent(renderer)]
+    taken = [*dots, legend.get_window_extent(renderer)]
     inside = axes.get_window_extent(renderer)
     for index, (name, point) in enumerate(points.items()):
         best = None
@@ -98,6 +100,7 @@ def _label(axes: Axes, points: Mapping[str, tuple[float, float]], renderer: Rend
                 text.remove()
             if not overlaps:
                 break
+        assert best is not None  # there are places
         taken.append(best[2])
         if max(map(abs, best[3])) > NEAR:
             leader = {"arrowstyle": "-", "color": FRONT, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}

@@ -8,7 +8,7 @@ Each operation is timed on its own, forward and backward, and counts for its lay
 from __future__ import annotations
 
 import argparse
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..architectures import create_network
+from ..cpu import use_kernels
 from .attribution import LayerTracker
 from .costs import Cost, operation_cost
 from .machine import Rates, fastest, mark, measure_rates, seconds_between, synchronise
@@ -126,12 +127,13 @@ def profile_layers(network: nn.Module, image: Tensor, backward: bool, rates: Rat
 
 
 def _layer_time(layer: str, records: list[_Record]) -> LayerTime:
-    operations: Counter[str] = Counter()
+    operations: dict[str, float] = defaultdict(float)
     for record in records:
         operations[record.operation] += record.seconds
     cost = sum((record.cost for record in records), Cost())
     floor_s = sum(record.floor_s for record in records)
-    return LayerTime(layer, sum(operations.values()), floor_s, cost, dict(operations.most_common()))
+    longest_first = dict(sorted(operations.items(), key=lambda item: -item[1]))
+    return LayerTime(layer, sum(operations.values()), floor_s, cost, longest_first)
 
 
 def format_profile(rows: list[LayerTime], measured_s: float) -> str:
@@ -165,6 +167,8 @@ def main() -> None:
     patch_size = tuple(map(int, arguments.patch_size.split(",")))
     device = torch.device(arguments.device)
     network = create_network(arguments.network, arguments.channels, arguments.classes, patch_size).to(device)
+    if device.type == "cpu":
+        use_kernels(network)
     image = torch.randn(arguments.batch_size, arguments.channels, *patch_size, device=device)
     rates = measure_rates(device)
     print(f"{rates.multiply_adds_per_second / 1e9:.0f} G multiply-adds/s, {rates.bytes_per_second / 1e9:.1f} GB/s")

@@ -6,6 +6,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from .machine import synchronise
 from .measure import PeakMemory, Settings, bytes_of, make_predictor, time_training
-from .networks import build_network
+from .networks import build_on
 
 # what a child has imported before it starts: this module
 _PRELOAD = [__name__]
@@ -54,6 +55,7 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
         function: of a module, as it is pickled.
         arguments: pickled as well; so is what the function gives.
     """
+    context: BaseContext
     if "forkserver" in multiprocessing.get_all_start_methods():
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOAD)
@@ -67,7 +69,7 @@ def training_step(name: str, settings: Settings) -> dict[str, float]:
     """A step of training, forward, backward and AdamW; see ``in_child``.
 
     Args:
-        name: of ``build_network``.
+        name: of ``build_on``.
         settings: patch, batch and all else.
 
     Returns:
@@ -87,7 +89,7 @@ def prediction(name: str, settings: Settings, images: int) -> dict[str, float]:
     number of steps, does not depend on the number of images.
 
     Args:
-        name: of ``build_network``.
+        name: of ``build_on``.
         settings: its volume is the size of an image.
         images: how many.
 
@@ -111,5 +113,5 @@ def prediction(name: str, settings: Settings, images: int) -> dict[str, float]:
 def _build(name: str, settings: Settings) -> nn.Module:
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    network = build_network(name, settings.patch_size, settings.input_channels, settings.num_classes)
-    return network.to(settings.device)
+    device = torch.device(settings.device)
+    return build_on(device, name, settings.patch_size, settings.input_channels, settings.num_classes)

@@ -12,24 +12,25 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 from ..pretraining.data import EpochData, PreparedImages, ShuffledEpoch
-from .image_views import Augmentation, ImageViews
+from .augmentation import Augmentation
+from .crops import ImageCrops
 from .labels import LabelledImages, read_labels
 
 
 class LabelledCrops(ShuffledEpoch):
-    """A random crop of each image, once an epoch.
+    """Random augmented crops for training, one of each image per epoch.
 
-    A sample is the crop, (channels, *patch_size), and its targets, (classes,).
+    A sample is a crop, (channels, *patch_size), and its targets, (classes,).
 
     Args:
         images: prepared images.
-        names: of those to take.
-        targets: of each, (images, classes), 0 or 1, NaN where unknown.
-        views: how an image is seen.
-        augmentation: random changes.
+        names: names of the images to use.
+        targets: (images, classes), 0 or 1, NaN where unknown.
+        crops: settings of the crops.
+        augmentation: settings of the augmentation.
         seed: as for ``Epoch``.
     """
 
@@ -38,32 +39,38 @@ class LabelledCrops(ShuffledEpoch):
         images: PreparedImages,
         names: Sequence[str],
         targets: NDArray,
-        views: ImageViews,
+        crops: ImageCrops,
         augmentation: Augmentation,
         seed: int = 0,
     ) -> None:
         super().__init__(len(names), seed)
         self.images, self.names, self.targets = images, list(names), torch.from_numpy(targets)
-        self.views, self.augmentation = views, augmentation
-        self.transform = augmentation.transform(views.patch_size)
+        self.crops, self.augmentation = crops, augmentation
+        self.transform = augmentation.transform(crops.patch_size)
 
     def sample(self, rng: np.random.Generator, number: int | None = None) -> tuple[Tensor, Tensor]:
         number = int(rng.integers(len(self.names))) if number is None else number
-        crop = self.views.crop(self.images, self.names[number], rng)
+        crop = self.crops.random_crop(self.images, self.names[number], rng)
         return self.augmentation.apply(crop, self.transform), self.targets[number]
 
 
-class LabelledParts(Dataset):
-    """What is seen of each image after training: its number and its parts, (parts, channels, *patch_size)."""
+class EvaluationCrops(Dataset):
+    """Evaluation crops of each image; a sample is the image's number and its (crops, channels, *patch_size).
 
-    def __init__(self, images: PreparedImages, names: Sequence[str], views: ImageViews) -> None:
-        self.images, self.names, self.views = images, list(names), views
+    Args:
+        images: prepared images.
+        names: names of the images to use.
+        crops: settings of the crops.
+    """
+
+    def __init__(self, images: PreparedImages, names: Sequence[str], crops: ImageCrops) -> None:
+        self.images, self.names, self.crops = images, list(names), crops
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor]:
-        return index, torch.stack(list(self.views.parts(self.images, self.names[index])))
+        return index, torch.stack(list(self.crops.evaluation_crops(self.images, self.names[index])))
 
 
 class ClassificationData(EpochData):
@@ -72,23 +79,27 @@ class ClassificationData(EpochData):
     Args:
         folder: prepared images.
         table: CSV file, see ``read_labels``.
-        labels: columns of labels; several say each whether an image has it.
-        train_share: of the images to train on, drawn evenly from the classes; validation keeps all of its own.
-        val_share: of the images that are not to test on, to validate on, where the table has no ``val``.
-        canvas, keep_aspect, intensity_range, tiles: see ``ImageViews``.
+        patch_size: voxels per axis of the network's input; a recipe takes it from the method.
+        input_channels: channels of the network's input; a recipe takes them from the method.
+        labels: label columns; each of several columns states whether an image has that label.
+        train_share: share of the training images to use, stratified by class; validation keeps all of its images.
+        val_share: share of the images outside the test split to validate on, if the table has no ``val``.
+        canvas, keep_aspect, intensity_range, tiles: see ``ImageCrops``.
         intensity, flips, rotation, zoom: see ``Augmentation``.
-        batch_size: crops in a batch, on each device.
-        num_workers: processes that read.
-        seed: of splits, crops and augmentation.
+        batch_size: crops per batch and device.
+        num_workers: worker processes that read.
+        seed: seed of splits, crops and augmentation.
 
     Attributes:
-        columns: of labels.
-        classes: names, in the order of the network's outputs.
-        multi_label: whether an image can have several at once.
+        columns: label columns.
+        classes: class names, in the order of the network's outputs.
+        multi_label: whether an image can have several labels at once.
         train_targets, val_targets: (images, classes).
+        crops: settings of the crops.
 
     Raises:
-        ValueError: if the table cannot be used, a class is missing in training, or settings contradict each other.
+        ValueError: if the table cannot be used, a class is missing in training, or the settings contradict each other
+            or the images.
         FileNotFoundError: if the folder was not prepared or there is no table.
     """
 
@@ -96,6 +107,8 @@ class ClassificationData(EpochData):
         self,
         folder: str,
         table: str,
+        patch_size: Sequence[int],
+        input_channels: int = 1,
         labels: Sequence[str] = ("label",),
         train_share: float = 1.0,
         val_share: float = 0.2,
@@ -124,49 +137,43 @@ class ClassificationData(EpochData):
         training, self.val_numbers = split_numbers(labelled, self.targets, val_share, seed)
         self.train_numbers = _share(training, self.targets, self.multi_label, train_share, seed)
         self._check_classes(table)
-        self.shown = {
-            "canvas": None if canvas is None else tuple(canvas),
-            "keep_aspect": keep_aspect,
-            "intensity_range": None if intensity_range is None else tuple(intensity_range),
-            "tiles": tiles,
-        }
-        self.augmentation = Augmentation(intensity, tuple(flips), rotation, tuple(zoom))
+        self.crops = ImageCrops(
+            tuple(patch_size),
+            input_channels,
+            canvas=None if canvas is None else tuple(canvas),
+            keep_aspect=keep_aspect,
+            # a configuration file has lists
+            intensity_range=None if intensity_range is None else (intensity_range[0], intensity_range[1]),
+            tiles=tiles,
+        )
+        self.crops.check(self.index)
+        self.augmentation = Augmentation(intensity, tuple(flips), rotation, (zoom[0], zoom[1]))
 
     @property
     def train_targets(self) -> NDArray:
+        """Targets of the training images, (images, classes)."""
         return self.targets[self.train_numbers]
 
     @property
     def val_targets(self) -> NDArray:
+        """Targets of the validation images, (images, classes)."""
         return self.targets[self.val_numbers]
 
     def _check_classes(self, table: str) -> None:
-        """A class without examples cannot be learnt, and says so now."""
+        """Raise ValueError if the training images hold no example, or no counterexample, of a class."""
         for name, target in zip(self.classes, self.train_targets.T, strict=True):
             if not (target == 1).any() or not (target == 0).any():
                 kinds = f"only images {'with' if (target == 1).any() else 'without'} it"
                 raise ValueError(f"training images of {table} cannot teach {name!r}: there are {kinds}")
 
-    def views(self, patch_size: Sequence[int], input_channels: int) -> ImageViews:
-        """How a network sees the images.
-
-        Raises:
-            ValueError: if it cannot.
-        """
-        views = ImageViews(tuple(patch_size), input_channels, **self.shown)
-        views.check(self.index)
-        return views
-
     def setup(self, stage: str) -> None:
-        module = self.trainer.lightning_module
-        views = self.views(module.description.patch_size, module.description.input_channels)
         names = self.names[self.train_numbers]
-        self.training = LabelledCrops(self.images, names, self.train_targets, views, self.augmentation, self.seed)
-        self.validation = LabelledParts(self.images, self.names[self.val_numbers], views)
+        self.training = LabelledCrops(self.images, names, self.train_targets, self.crops, self.augmentation, self.seed)
+        self.validation = EvaluationCrops(self.images, self.names[self.val_numbers], self.crops)
         rank_zero_info(self.summary())
 
     def summary(self) -> str:
-        """Numbers of images, of each class."""
+        """Count the images of each split and class, and the images of the table that were not prepared."""
         counts = ", ".join(
             f"{name} {int((t == 1).sum())} and {int((v == 1).sum())}"
             for name, t, v in zip(self.classes, self.train_targets.T, self.val_targets.T, strict=True)
@@ -181,27 +188,30 @@ class ClassificationData(EpochData):
         return self.training
 
     def val_dataloader(self) -> DataLoader[Any]:
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        sampler = DistributedSampler(self.validation, world, rank, shuffle=False)
+        sampler = self.sampler(self.validation)
         return DataLoader(self.validation, batch_size=None, sampler=sampler, num_workers=self.num_workers)
 
 
 def split_numbers(labelled: LabelledImages, targets: NDArray, val_share: float, seed: int) -> tuple[NDArray, NDArray]:
-    """Which images to train and which to validate on.
+    """Split the images into training and validation.
 
     Args:
         labelled: the table.
         targets: (images, classes).
-        val_share: of those that are not to test on, where the table has no ``val``; of each class alike.
-        seed: of the draw.
+        val_share: share of the images outside the test split to validate on, if the table has no ``val``; stratified by
+            class.
+        seed: seed of the split.
+
+    Returns:
+        numbers of the training and of the validation images.
 
     Raises:
-        ValueError: if nothing is left for either, or a class has fewer than two images to draw from.
+        ValueError: if a split would be empty, or a class has fewer than two images to draw from.
     """
     split = np.full(len(targets), "train") if labelled.split is None else labelled.split
     training, validation = np.flatnonzero(split == "train"), np.flatnonzero(split == "val")
     if not len(training):
-        raise ValueError("column split says train of no image that was prepared")
+        raise ValueError("column split has train for no prepared image")
     if len(validation):
         return training, validation
     if not 0 < val_share < 1:
@@ -216,13 +226,13 @@ def _share(numbers: NDArray, targets: NDArray, multi_label: bool, share: float, 
 
 
 def _draw(numbers: NDArray, targets: NDArray, multi_label: bool, share: float, seed: int) -> tuple[NDArray, NDArray]:
-    """The rest and a share, each with all classes; several labels at once have no classes to draw from evenly."""
+    """Draw a share and return the rest and the share, stratified by class unless images have several labels."""
     strata = None if multi_label else targets[numbers].argmax(1)
     try:
         rest, drawn = train_test_split(numbers, test_size=share, random_state=seed, stratify=strata)
     except ValueError as error:
         raise ValueError(
-            f"cannot draw a share of {share:g} from {len(numbers)} images evenly ({error}); take another one, or say "
-            "it in a column split (train, val, test)"
+            f"cannot draw a share of {share:g} from {len(numbers)} images evenly ({error}); choose another share, or "
+            "add a column split (train, val, test)"
         ) from error
     return np.sort(rest), np.sort(drawn)

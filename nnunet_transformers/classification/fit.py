@@ -1,4 +1,4 @@
-"""``nnunet-transformers classify fit``: recipes of classification on the machinery of pretraining."""
+"""``nnunet-transformers classify fit``: LightningCLI with the classification recipes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from ..runs.recipe import read_recipe
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes of classification."""
+    """Return the names of the classification recipes."""
     return recipe_names(__package__)
 
 
-class _CLI(run.RecipeCLI):
-    """Checks images and encoder."""
+class ClassificationCLI(run.RecipeCLI):
+    """LightningCLI of the classification recipes; compares images and encoder."""
+
+    from_method = {  # noqa: RUF012
+        "patch_size": lambda method: method.description.patch_size,
+        "input_channels": lambda method: method.description.input_channels,
+    }
 
     def check(self) -> None:
-        data, description = self.datamodule, self.model.description
-        data.views(description.patch_size, description.input_channels)
-        prepared, wanted = data.index["normalization"], self.model.normalization
+        prepared, wanted = self.datamodule.index.normalization, self.model.normalization
         if wanted and set(prepared) != set(wanted):
             print(
-                f"note: the images were prepared with normalization {', '.join(prepared)}, those of the encoder with "
+                f"note: the images were prepared with normalization {', '.join(prepared)}, the encoder's images with "
                 f"{', '.join(wanted)}"
             )
         if self.config.fit.trainer.logger in (None, True):
@@ -45,22 +48,23 @@ def fit(
 ) -> Trainer:
     """Train a classifier by a recipe.
 
-    A run writes ``classifier.pth`` when its validation score is better than ever before, its state ``last.ckpt`` after
-    every epoch, which ``--ckpt_path last`` continues, and its metrics as CSV.
+    A run writes ``classifier.pth`` whenever its validation score improves, its state ``last.ckpt`` after every epoch,
+    which ``--ckpt_path last`` resumes, and its metrics as CSV.
 
     Args:
         recipe: name or file.
         folder: prepared images.
         table: CSV file of their labels.
-        encoder: checkpoint to start from; random weights of the recipe's network without.
-        labels: columns of labels.
-        arguments: of LightningCLI, such as ``--trainer.max_epochs`` or ``--ckpt_path``; they count before all else.
+        encoder: checkpoint to start from; by default random weights of the recipe's network.
+        labels: label columns.
+        arguments: LightningCLI's arguments, such as ``--trainer.max_epochs`` or ``--ckpt_path``; they override the
+            recipe.
 
     Returns:
         the trainer, with metrics and callbacks.
 
     Raises:
-        ValueError: on an unknown recipe, a table that cannot be used, or settings that cannot work.
+        ValueError: if the recipe is unknown, the table cannot be used, or settings contradict each other.
         FileNotFoundError: if the data were not prepared, or there is no such table or encoder.
         FileExistsError: if the folder of the run holds another one.
         RuntimeError: if training diverges.
@@ -73,4 +77,4 @@ def fit(
     if encoder is not None:
         given.append(f"--model.init_args.encoder={encoder}")
     defaults = {"limit_val_batches": 1.0, "num_sanity_val_steps": 0}
-    return run.run_recipe(read_recipe(recipe, __package__), _CLI, [*given, *arguments], defaults)
+    return run.run_recipe(read_recipe(recipe, __package__), ClassificationCLI, [*given, *arguments], defaults)

@@ -19,15 +19,15 @@ PRESENCE = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "": np.nan}
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """What a table says of images.
+    """Labels of prepared images.
 
     Attributes:
-        names: of the images.
-        values: of each, a text for each column of labels.
-        columns: of labels. One holds the class of an image; of several each says whether an image has it: 1, 0 or,
-            where that is unknown, nothing.
-        split: of each one of ``SPLITS``, or None where the table has no ``split``.
-        unknown: names in the table that are no image.
+        names: image names.
+        values: text of each label column for each image.
+        columns: label columns. A single column holds an image's class. Each of several columns states whether an image
+            has that label: 1, 0, or empty where unknown.
+        split: one of ``SPLITS`` for each image, or None if the table has no ``split``.
+        unknown: names in the table without a prepared image.
     """
 
     names: list[str]
@@ -43,26 +43,26 @@ class LabelledImages:
 
     @property
     def labels(self) -> list[str]:
-        """Of the first column."""
+        """Labels in the first column."""
         return [value[0] for value in self.values]
 
     @property
     def is_test(self) -> NDArray | None:
-        """Whether an image is to test on, or None where the table has no ``split``."""
+        """Whether each image is in the test split, or None if the table has no ``split``."""
         return None if self.split is None else self.split == "test"
 
     def classes(self) -> list[str]:
-        """The labels of one column, sorted, or the names of several."""
+        """Return the sorted labels of a single column, or the names of several columns."""
         return list(self.columns) if self.multi_label else sorted(set(self.labels))
 
     def targets(self, classes: Sequence[str]) -> NDArray:
-        """Which classes each image has.
+        """Encode the labels as targets.
 
         Returns:
             (images, classes), 0 or 1, NaN where unknown.
 
         Raises:
-            ValueError: if an image has none of ``classes``.
+            ValueError: if the label of an image is not among ``classes``.
         """
         if self.multi_label:
             return np.array([[PRESENCE[v] for v in value] for value in self.values], dtype=np.float32)
@@ -73,17 +73,17 @@ class LabelledImages:
 
 
 def read_labels(table: Path, known: Collection[str], columns: Sequence[str] = ("label",)) -> LabelledImages:
-    """Read a CSV file with a column ``image``, those of labels and, if there is a fixed one, ``split``.
+    """Read a CSV file with the columns ``image``, the label columns and, for a fixed split, ``split``.
 
     Args:
-        table: the file; an image is named as in the prepared folder, or by its file: with its folder and ending, or
-            without either where that is clear.
+        table: the file. It names an image as the prepared folder does, or by its file, with or without folder and
+            ending.
         known: names of the prepared images.
-        columns: of labels, see ``LabelledImages``.
+        columns: label columns, see ``LabelledImages``.
 
     Raises:
-        ValueError: if a column is missing, an image is there twice or has no label, a label or split is none that there
-            can be, or no image is known.
+        ValueError: if a column is missing, an image is repeated or has no label, a label or split is invalid, or no
+            image was prepared.
     """
     with open(table, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
@@ -92,7 +92,7 @@ def read_labels(table: Path, known: Collection[str], columns: Sequence[str] = ("
     if missing:
         raise ValueError(f"{table} has no column {', '.join(missing)}; it has {', '.join(found) or 'none'}")
     _check_rows(table, rows, columns)
-    known = set(known)
+    known = frozenset(known)
     names = [_known_name(row["image"], known) for row in rows]
     twice = [name for name, number in Counter(names).items() if name and number > 1]
     if twice:
@@ -133,7 +133,7 @@ def _check_rows(table: Path, rows: Sequence[dict[str, str | None]], columns: Seq
 
 
 def _known_name(file: str, known: Collection[str]) -> str | None:
-    """What ``prepare`` calls an image: by its path, by the file alone, and without nnU-Net's channel."""
+    """Return the prepared name of a file: tried with its path, without folder, and without nnU-Net's channel number."""
     path = strip_ending(file.replace("\\", "/"))
     short = path.rpartition("/")[2]
     candidates = (file, path.replace("/", "__"), short, short.removesuffix("_0000"))

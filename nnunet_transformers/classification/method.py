@@ -1,4 +1,4 @@
-"""Training of a classifier, as pretraining's methods are Lightning modules."""
+"""Lightning module that trains a classifier."""
 
 from __future__ import annotations
 
@@ -13,49 +13,56 @@ import torch.nn.functional as F
 from lightly.utils.scheduler import CosineWarmupScheduler
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..pretraining.data.index import PreparedIndex
 from ..runs.schedules import total_steps
 from .checkpoint import ClassifierCheckpoint
 from .classifier import (
     BackboneDescription,
     ImageClassifier,
-    is_mit,
+    has_own_classifier,
     load_pretrained,
     mean_probabilities,
     pretrained_backbone,
 )
+from .data import ClassificationData
 from .scores import accuracy, auc
 
 
 class Classification(LightningModule):
-    """Train an encoder and a linear layer on it, or the layer alone.
-
-    The classifier with the best validation score is kept.
+    """Train an encoder with a linear layer, or the layer alone, and keep the weights with the best validation score.
 
     Args:
-        encoder: checkpoint to start from; random weights without.
-        network: registered network, or one of timm's, that random weights are of; with ``encoder`` it says it.
+        encoder: checkpoint to start from; random weights by default.
+        network: registered network, or timm's, for random weights; ignored with ``encoder``.
         patch_size: voxels per axis; with ``encoder`` the checkpoint's by default.
-        input_channels: of a network with random weights.
+        input_channels: input channels of a network with random weights.
         network_overrides: arguments of a registered network with random weights.
-        frozen: train the linear layer alone.
+        frozen: freeze the encoder and train the linear layer alone.
         lr: AdamW's learning rate.
-        weight_decay: AdamW's.
-        warmup_steps: with a linearly rising rate.
-        final_lr_share: part of the rate that is left at the end of a cosine; 1 keeps it all.
-        class_weights: weigh classes in the loss against how frequent they are.
-        select_by: validation score that says which weights are best: ``auc``, which falls back to the loss where a
-            class is missing in validation, or ``loss``.
+        weight_decay: AdamW's weight decay.
+        warmup_steps: steps of linear warm-up.
+        final_lr_share: share of the learning rate that remains at the end of the cosine decay; 1 disables the decay.
+        class_weights: weight classes in the loss inversely to their frequency.
+        select_by: validation score that selects the best weights: ``auc``, which falls back to the loss if a class is
+            missing in validation, or ``loss``.
 
     Attributes:
-        description: of the backbone.
+        description: description of the backbone.
+        normalization: normalisation of the encoder's training images; empty for random weights.
+        multi_label: whether an image can have several labels at once; known once a trainer is attached.
 
     Raises:
-        ValueError: if neither ``encoder`` nor a ``patch_size`` says what to build, or it cannot be built.
+        ValueError: if neither ``encoder`` nor ``patch_size`` is given, or the network cannot be built.
         FileNotFoundError: if there is no such checkpoint.
     """
+
+    multi_label: bool
+    loss_weights: Tensor | None
+    best: Tensor
 
     def __init__(
         self,
@@ -74,11 +81,18 @@ class Classification(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.source, self.normalization = "random weights", ()
+        self.source = "random weights"
+        self.normalization: tuple[str, ...] = ()
         if encoder is None:
             if patch_size is None:
                 raise ValueError("there is no encoder to take the patch from: set --model.init_args.patch_size")
-            arguments = (network, tuple(patch_size), input_channels, network_overrides or {}, is_mit(network))
+            arguments = (
+                network,
+                tuple(patch_size),
+                input_channels,
+                network_overrides or {},
+                has_own_classifier(network),
+            )
             self.description = BackboneDescription(*arguments)
             backbone = self.description.build()
         else:
@@ -88,23 +102,29 @@ class Classification(LightningModule):
             self.normalization = checkpoint.normalization
             rank_zero_info(report)
         self.network = ImageClassifier(backbone, 1, frozen)
-        # AUC and loss, the best so far
+        # best AUC and loss so far
         self.register_buffer("best", torch.tensor([-math.inf, math.inf]))
-        self.is_best, self.scores = False, {}
+        self.is_best = False
+        self.scores: dict[str, float] = {}
+
+    @property
+    def data(self) -> ClassificationData:
+        """The data of the run."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def configure_model(self) -> None:
-        """As many outputs as the data have classes."""
-        data = self.trainer.datamodule
+        """Create as many outputs as the data have classes."""
+        data = self.data
         with torch.random.fork_rng(devices=[]):
-            # the same layer however many random numbers the start of the processes has drawn
+            # the same initial layer, however many random numbers the processes have drawn before
             torch.manual_seed(data.seed)
             self.network.reset_head(len(data.classes))
         self.multi_label = data.multi_label
         weights = balanced_weights(data.train_targets, self.multi_label)
-        self.loss_weights = torch.from_numpy(weights) if self.hparams.class_weights else None
+        self.loss_weights = torch.from_numpy(weights) if self.hparams["class_weights"] else None
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy, of several labels at once the mean of what is known.
+        """Compute the cross-entropy, or, with several labels per image, the mean binary cross-entropy of known labels.
 
         Args:
             logits, targets: (batch, classes); targets 0 or 1, NaN where unknown.
@@ -119,7 +139,7 @@ class Classification(LightningModule):
         return (wrong * known).sum() / known.sum().clamp_min(1)
 
     def training_step(self, batch: Sequence[Tensor], batch_index: int) -> Tensor:
-        """Loss of a batch of ``LabelledCrops``."""
+        """Compute the loss of a batch of ``LabelledCrops``."""
         image, targets = batch
         loss = self.loss(self.network(image), targets)
         if not loss.isfinite():
@@ -128,7 +148,7 @@ class Classification(LightningModule):
                 f"learning rate or train in float32; the state of the epoch before is in "
                 f"{self.trainer.default_root_dir}"
             )
-        # a mean over the epoch: small data have few steps in one
+        # mean over the epoch: small data sets have few steps per epoch
         self.log("loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(image))
         return loss
 
@@ -145,20 +165,20 @@ class Classification(LightningModule):
         self.is_best = False
 
     def on_validation_epoch_start(self) -> None:
-        shape = self.trainer.datamodule.val_targets.shape
-        # the last column counts: with several processes an image can come twice
+        shape = self.data.val_targets.shape
+        # the last column counts: with several processes an image can occur twice
         self.collected = torch.zeros(shape[0], shape[1] + 1, device=self.device)
 
     def validation_step(self, batch: tuple[int, Tensor], batch_index: int) -> None:
-        """Probabilities of an image, the mean over its parts."""
-        number, parts = batch
-        mean = mean_probabilities(self.network, parts, self.multi_label, self.trainer.datamodule.batch_size)
+        """Collect the probabilities of an image, the mean over its crops."""
+        number, crops = batch
+        mean = mean_probabilities(self.network, crops, self.multi_label, self.data.batch_size)
         self.collected[int(number), :-1] += mean
         self.collected[int(number), -1] += 1
 
     def on_validation_epoch_end(self) -> None:
         collected = self.trainer.strategy.reduce(self.collected, reduce_op="sum").cpu()
-        probabilities, targets = collected[:, :-1] / collected[:, -1:], self.trainer.datamodule.val_targets
+        probabilities, targets = collected[:, :-1] / collected[:, -1:], self.data.val_targets
         if self.trainer.sanity_checking:
             return
         area = auc(probabilities.numpy(), targets)
@@ -166,8 +186,8 @@ class Classification(LightningModule):
         scores = {"val_auc": area, "val_accuracy": accuracy(probabilities.numpy(), targets, self.multi_label)}
         self.scores = {name: float(s) for name, s in {**scores, "val_loss": loss}.items() if not math.isnan(s)}
         self.log_dict(self.scores, prog_bar=True)
-        # of weights with the same AUC, such as 1, those with the lower loss
-        area = area if self.hparams.select_by == "auc" and not math.isnan(area) else -math.inf
+        # equal AUC, such as 1: the lower loss decides
+        area = area if self.hparams["select_by"] == "auc" and not math.isnan(area) else -math.inf
         self.is_best = (-area, loss) < (-float(self.best[0]), float(self.best[1]))
         if self.is_best:
             self.best.copy_(torch.tensor([area, loss]))
@@ -179,8 +199,8 @@ class Classification(LightningModule):
         known = ~targets.isnan()
         return float(F.binary_cross_entropy(probabilities[known], targets[known]))
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        settings = self.hparams
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        settings: Any = self.hparams
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         total = total_steps(self.trainer)
@@ -188,31 +208,28 @@ class Classification(LightningModule):
         scheduler = CosineWarmupScheduler(optimizer, warmup, total, end_value=settings.final_lr_share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def checkpoints(self, index: dict[str, Any], recipe: dict[str, Any]) -> dict[str, ClassifierCheckpoint]:
-        """The classifier, if its validation score has never been better.
+    def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> dict[str, ClassifierCheckpoint]:
+        """Return the classifier by file name, if its validation score is the best so far.
 
         Args:
-            index: of the prepared data.
+            index: index of the prepared images.
             recipe: settings of the run, plain types.
-
-        Returns:
-            by file name.
         """
         if not self.is_best:
             return {}
-        data = self.trainer.datamodule
+        data = self.data
         checkpoint = ClassifierCheckpoint(
             weights={name: v.detach().cpu().contiguous() for name, v in self.network.state_dict().items()},
             backbone=self.description,
             columns=data.columns,
             classes=tuple(data.classes),
             multi_label=data.multi_label,
-            views=data.views(self.description.patch_size, self.description.input_channels),
-            spacing=tuple(index["spacing"]),
-            normalization=tuple(index["normalization"]),
-            channels=tuple(index["channels"]),
-            plans=index.get("plans"),
-            configuration=index.get("configuration"),
+            views=data.crops,
+            spacing=index.spacing_of(3),
+            normalization=index.normalization,
+            channels=index.channels,
+            plans=index.plans,
+            configuration=index.configuration,
             scores=self.scores,
             encoder=self.source,
             recipe=recipe,
@@ -222,10 +239,16 @@ class Classification(LightningModule):
 
 
 def balanced_weights(targets: NDArray, multi_label: bool) -> NDArray:
-    """What makes classes count alike: images / (classes * images of a class), or of labels images without / with.
+    """Return weights that balance the classes: images / (classes * images of the class).
+
+    With several labels per image the weight of a label is images without it / images with it.
 
     Args:
-        targets: (images, classes), each with images that have it and that do not.
+        targets: (images, classes); each class has images with and without it.
+        multi_label: whether an image can have several labels at once.
+
+    Returns:
+        (classes,), float32.
     """
     positive = (targets == 1).sum(0)
     weights = (targets == 0).sum(0) / positive if multi_label else len(targets) / (len(positive) * positive)

@@ -1,4 +1,4 @@
-"""AUC and accuracy of probabilities, and how sure they are."""
+"""AUC and accuracy with bootstrap confidence intervals."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from sklearn.metrics import roc_auc_score
 
 RESAMPLES = 2000
 LEVEL = 0.95
-# of the largest array, so that many images fit into memory
-NUMBERS_AT_ONCE = 10_000_000
+# elements of the largest array, which bounds the memory for many images
+ELEMENTS_AT_ONCE = 10_000_000
 
 
 @dataclass(frozen=True)
 class Score:
-    """A score and its bootstrap interval.
+    """Score with its bootstrap confidence interval.
 
     Attributes:
-        value: of all images; None where it is not defined.
-        low, high: ends of the 95 % interval.
+        value: score of all images; None if undefined.
+        low, high: bounds of the 95 % interval.
     """
 
     value: float | None
@@ -31,13 +31,19 @@ class Score:
 
 
 def auc(probabilities: NDArray, targets: NDArray) -> float:
-    """Area under the ROC curve, the mean of each class against the rest over classes of which there are both.
+    """Compute the area under the ROC curve, the mean over one-versus-rest AUCs of the classes.
+
+    Classes without positive or without negative images are left out.
 
     Args:
         probabilities, targets: (images, classes); targets 0 or 1, NaN where unknown.
 
     Returns:
-        NaN if it is defined for no class.
+        the mean; NaN if no class is left.
+
+    Examples:
+        >>> auc(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([[1, 0], [0, 1]]))
+        1.0
     """
     areas = []
     for p, t in zip(probabilities.T, targets.T, strict=True):
@@ -48,13 +54,19 @@ def auc(probabilities: NDArray, targets: NDArray) -> float:
 
 
 def accuracy(probabilities: NDArray, targets: NDArray, multi_label: bool) -> float:
-    """Share of images whose likeliest class is theirs; of several labels at once, the mean over labels at 0.5.
+    """Compute the share of images whose most likely class is correct.
+
+    With several labels per image this is the mean accuracy over labels at threshold 0.5.
+
+    Args:
+        probabilities, targets: (images, classes); targets 0 or 1, NaN where unknown.
+        multi_label: whether an image can have several labels at once.
 
     Returns:
-        NaN if no target is known.
+        the share; NaN if no target is known.
     """
     right, known = _right(probabilities, targets, multi_label)
-    return _accuracy(right, known, np.arange(len(targets))[None])[0]
+    return float(_accuracy(right, known, np.arange(len(targets))[None])[0])
 
 
 def score_with_intervals(
@@ -65,20 +77,20 @@ def score_with_intervals(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Score]:
-    """AUC and accuracy with percentile intervals of the bootstrap over images.
+    """Compute AUC and accuracy with percentile bootstrap intervals over images.
 
-    Of images with one class each as many are drawn of each class as there are, so that every resample has all; with
-    several labels at once images are drawn, and a label counts in the resamples that have it and lack it.
+    With one class per image the bootstrap is stratified by class, so that every resample has all classes. With several
+    labels per image it is not, and a resample contributes to a label's interval if it has positive and negative images.
 
     Args:
-        probabilities, targets: (images, classes).
-        classes: their names.
-        multi_label: whether an image can have several at once.
-        resamples: of the bootstrap.
-        seed: of the resamples.
+        probabilities, targets: (images, classes); targets 0 or 1, NaN where unknown.
+        classes: class names.
+        multi_label: whether an image can have several labels at once.
+        resamples: number of bootstrap resamples.
+        seed: seed of the resamples.
 
     Returns:
-        ``AUC``, ``accuracy`` and, where there are more than two classes or several labels, ``AUC of CLASS``.
+        scores by name: ``AUC``, ``accuracy`` and, for more than two classes or several labels, ``AUC of CLASS``.
     """
     right, known = _right(probabilities, targets, multi_label)
     areas, accuracies = [], []
@@ -97,7 +109,7 @@ def score_with_intervals(
 
 
 def as_text(scores: Mapping[str, Score]) -> dict[str, str]:
-    """Each score as ``0.912 (0.854 to 0.961)``."""
+    """Format each score as ``0.912 (0.854 to 0.961)``."""
     return {
         name: "not defined" if s.value is None else f"{s.value:.3f} ({s.low:.3f} to {s.high:.3f})"
         for name, s in scores.items()
@@ -105,21 +117,21 @@ def as_text(scores: Mapping[str, Score]) -> dict[str, str]:
 
 
 def _resample(targets: NDArray, multi_label: bool, resamples: int, seed: int) -> Iterator[NDArray]:
-    """Numbers of images, (some resamples, images) at a time."""
+    """Yield numbers of drawn images, (resamples, images), for some resamples at a time."""
     rng = np.random.default_rng(seed)
-    everyone = np.arange(len(targets))
-    groups = [everyone] if multi_label else [np.flatnonzero(t == 1) for t in targets.T]
+    all_images = np.arange(len(targets))
+    groups = [all_images] if multi_label else [np.flatnonzero(t == 1) for t in targets.T]
     groups = [group for group in groups if len(group)]
-    step = max(1, NUMBERS_AT_ONCE // targets.size)
+    step = max(1, ELEMENTS_AT_ONCE // targets.size)
     for first in range(0, resamples, step):
         number = min(step, resamples - first)
         yield np.concatenate([rng.choice(group, (number, len(group))) for group in groups], axis=1)
 
 
 def _areas(scores: NDArray, positive: NDArray) -> NDArray:
-    """AUC of each row by the ranks of its positives (Mann-Whitney); NaN where a row has only one kind."""
+    """Compute the AUC of each row from the ranks of its positives (Mann-Whitney); NaN for a row with one class only."""
     unknown = np.isnan(positive)
-    # the unknown take the lowest ranks, which are subtracted
+    # unknown targets take the lowest ranks, which are subtracted
     ranks = rankdata(np.where(unknown, -np.inf, scores), axis=1) - unknown.sum(1, keepdims=True)
     is_positive = positive == 1
     number, others = is_positive.sum(1), (positive == 0).sum(1)
@@ -128,7 +140,7 @@ def _areas(scores: NDArray, positive: NDArray) -> NDArray:
 
 
 def _right(probabilities: NDArray, targets: NDArray, multi_label: bool) -> tuple[NDArray, NDArray]:
-    """What was right and what is known, (images, labels)."""
+    """Return which predictions are correct and which targets are known, both (images, labels)."""
     if multi_label:
         return (probabilities > 0.5) == (targets == 1), ~np.isnan(targets)
     right = probabilities.argmax(1) == targets.argmax(1)
@@ -136,14 +148,14 @@ def _right(probabilities: NDArray, targets: NDArray, multi_label: bool) -> tuple
 
 
 def _accuracy(right: NDArray, known: NDArray, drawn: NDArray) -> NDArray:
-    """Of each row of ``drawn``, the mean over labels."""
+    """Compute the accuracy of each row of ``drawn``, the mean over labels."""
     numbers = known[drawn].sum(1)
     with np.errstate(invalid="ignore"):
         return _mean((right & known)[drawn].sum(1) / numbers)
 
 
 def _mean(values: NDArray) -> NDArray:
-    """Over the last axis, of what is defined."""
+    """Compute the mean over the last axis without NaN."""
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(defined, values, 0).sum(-1) / defined.sum(-1)

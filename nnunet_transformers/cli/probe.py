@@ -1,37 +1,56 @@
-"""``nnunet-transformers probe``."""
+"""Group ``probe``: the quality of a frozen encoder's features."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
-import numpy as np
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+import typer
 
 from .._atomic import write_json
-from ..weights import encoder_specification
+from ._options import Configuration, Dataset, EncoderFile, PreparedFolder, TorchDevice
+
+PROBE_TRAINER = "nnUNetTrainerLinearProbe"
+
+commands = typer.Typer(help="Linear probes of a frozen encoder: classification and segmentation.", no_args_is_help=True)
 
 
-def probe_classification(encoder: Path, prepared: Path, labels: Path, output: Path | None, device: str) -> None:
-    """Print the scores of both classifiers; write them to ``output`` if given."""
+@commands.command()
+def classify(
+    encoder: EncoderFile,
+    images: PreparedFolder,
+    labels: Annotated[
+        Path, typer.Argument(help="CSV with columns image, label and, for a fixed split, split (train or test).")
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
+    device: TorchDevice = "cpu",
+) -> None:
+    """Logistic regression and nearest neighbours on frozen features, at 1, 10 and 100 % of the training labels."""
+    import numpy as np
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
     from ..classification.classifier import load_pretrained
     from ..classification.labels import read_labels
     from ..evaluation.classification_probe import probe_classification
     from ..evaluation.features import FrozenEncoder
     from ..pretraining.data import PreparedImages
 
-    images = PreparedImages(prepared)
-    table = read_labels(labels, images.names)
-    if table.is_test is not None and (table.is_test.all() or not table.is_test.any()):
-        raise ValueError(f"column split of {labels} must hold test and train or val, and both, got {table.split[0]!r}")
+    prepared = PreparedImages(images)
+    labelled = read_labels(labels, prepared.names)
+    is_test = labelled.is_test
+    if is_test is not None and (is_test.all() or not is_test.any()):
+        raise ValueError(
+            f"column split of {labels} must hold test and train or val, and both, got {labelled.split[0]!r}"
+        )
     frozen = FrozenEncoder(load_pretrained(encoder), device)
-    features = np.stack([frozen.features(images, name) for name in track(table.names, description="features")])
-    scores = probe_classification(features, table.labels, table.is_test)
-    how = "cross-validated" if table.is_test is None else f"{int(table.is_test.sum())} of them to test on"
-    print(f"{encoder}: {len(table.names)} images, {len(set(table.labels))} labels, {how}")
+    features = np.stack([frozen.features(prepared, name) for name in track(labelled.names, description="features")])
+    scores = probe_classification(features, labelled.labels, is_test)
+    how = "cross-validated" if is_test is None else f"{int(is_test.sum())} of them to test on"
+    print(f"{encoder}: {len(labelled.names)} images, {len(set(labelled.labels))} labels, {how}")
     columns = Table()
     for column in ("classifier", "labels", "cases", "AUC", "accuracy"):
         columns.add_column(column, justify="left" if column == "classifier" else "right")
@@ -39,27 +58,37 @@ def probe_classification(encoder: Path, prepared: Path, labels: Path, output: Pa
         auc, accuracy = f"{s.auc:.3f} ± {s.auc_std:.3f}", f"{s.accuracy:.3f} ± {s.accuracy_std:.3f}"
         columns.add_row(s.classifier, f"{s.share:.0%}", f"{s.cases:.0f}", auc, accuracy)
     Console().print(columns)
-    if table.unknown:
-        print(f"{len(table.unknown)} images of {labels} are not in {prepared}, {table.unknown[0]} first")
+    if labelled.unknown:
+        print(f"{len(labelled.unknown)} images of {labels} are not in {images}, {labelled.unknown[0]} first")
     if output is not None:
         write_json({"encoder": str(encoder), "scores": [asdict(s) for s in scores]}, output)
         print(f"written: {output}")
 
 
-def probe_segmentation(
-    encoder: Path, dataset: str, plans: str, configuration: str, fold: int, trainer: str, device: str
+@commands.command()
+def segment(
+    encoder: EncoderFile,
+    dataset: Dataset,
+    plans: Annotated[str, typer.Option("--plans", "-p", help="Plan of one of this package's networks.")],
+    configuration: Configuration = "3d_fullres",
+    fold: Annotated[int, typer.Option("--fold", "-f", help="Fold to train and validate on.")] = 0,
+    trainer: Annotated[
+        str, typer.Option("--trainer", "-tr", help="The probe's trainer, or one with another schedule.")
+    ] = PROBE_TRAINER,
+    device: Annotated[str, typer.Option("--device", "-device", help="cuda, cpu or mps, as for nnU-Net.")] = "cuda",
 ) -> None:
-    """Attach the encoder to a plan of the probe's own, train the heads with nnU-Net and print Dice."""
+    """Train 1x1 heads on the frozen encoder with nnU-Net, and print the validation cases' Dice."""
     import torch
     from nnunetv2.run.run_training import run_training
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
+    from ..weights import InitialWeights
     from ..weights.attach import attach
 
-    specification = encoder_specification(encoder)
+    weights = InitialWeights.from_file(encoder)
     # a plan for each encoder, so that results of two of them stand side by side
-    probed = f"{plans}_probe_{specification['sha256'][:8]}"
-    _, reports, _ = attach(specification, dataset, plans, probed, [configuration], force=True)
+    probed = f"{plans}_probe_{weights.specification['sha256'][:8]}"
+    _, reports, _ = attach(weights, dataset, plans, probed, [configuration], force=True)
     print(reports[configuration])
     run_training(dataset, configuration, fold, trainer, probed, device=torch.device(device))
     folder = Path(get_output_folder(dataset, trainer, probed, configuration, fold))

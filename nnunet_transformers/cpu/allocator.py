@@ -11,14 +11,14 @@ NEVER = -1
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep the memory of freed arrays for the next ones, for as long as the process lives.
+    """Make glibc keep the memory of freed arrays for later ones, until the process ends.
 
-    As it is, each array above 32 MiB is mapped anew, and the system fills every page of it with zeros at first touch:
-    a tenth to a third of the time of a training step on CPU (benchmarks/NOTES.md). The process then keeps the most
-    memory that it has had, a tenth more than before.
+    By default glibc maps each array above 32 MiB anew, and the system zeroes every page of it at first touch: a tenth
+    to a third of the time of a training step on CPU (benchmarks/NOTES.md). The process then holds its peak memory,
+    which is a tenth higher than before.
 
     Returns:
-        whether there is such an allocator; where there is none nothing changes.
+        whether the C library has such an allocator; without one nothing changes.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,22 +1,35 @@
-"""Attention on CPU with a gradient for the bias.
+"""Attention on CPU: a gradient for the bias of windows, and all threads for the backward pass of few heads.
 
-PyTorch's fused CPU kernel has none, so in training ``scaled_dot_product_attention`` falls back to whole matrices of
-scores, several of which go through main memory. Here the fused kernel runs forward, and backward recomputes the
-scores of a few windows at a time, which stay in cache: about half the time of a training step's attention, and no
-scores kept in between (FlashAttention's recomputation, https://arxiv.org/abs/2205.14135, section 3.1).
+PyTorch's fused CPU kernel has no gradient for the bias, so in training ``scaled_dot_product_attention`` falls back to
+whole matrices of scores, several of which go through main memory. Here the fused kernel runs forward, and backward
+recomputes the scores of a few windows at a time, which stay in cache: about half the time of a training step's
+attention, and no scores kept in between (FlashAttention's recomputation, https://arxiv.org/abs/2205.14135,
+section 3.1).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..architectures.layers.spatial_reduction_attention import SpatialReductionAttention
+from ..architectures.layers.window_attention import WindowAttention
+from .linear import linear
+
 CHUNK_ELEMENTS = 2**20
+# queries in a chunk; below this, more threads cost more than they save
+MIN_CHUNK = 1024
 
 
 def is_applicable(q: Tensor, bias: Tensor) -> bool:
-    """Whether the library's kernel does not serve this case; also of fake tensors, as it is about memory."""
+    """Whether PyTorch's fused kernel lacks the gradient that is wanted.
+
+    A fake tensor counts as what it stands for, since the kernel saves memory as well.
+    """
     return (
         q.device.type == "cpu"
         and q.dtype in (torch.float32, torch.float64)
@@ -24,6 +37,7 @@ def is_applicable(q: Tensor, bias: Tensor) -> bool:
         and torch.is_grad_enabled()
         and bias.requires_grad
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
     )
 
 
@@ -31,7 +45,7 @@ class WindowAttentionFunction(torch.autograd.Function):
     """softmax(scale q k^T + bias + mask) v in each window."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         """Attend.
 
         Args:
@@ -53,7 +67,7 @@ class WindowAttentionFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, out, logsumexp = ctx.saved_tensors
         batch, windows, heads, length, _ = q.shape
         grad_q, grad_k, grad_v = (torch.empty(q.shape, dtype=q.dtype) for _ in range(3))
@@ -81,3 +95,41 @@ class WindowAttentionFunction(torch.autograd.Function):
                 torch.bmm(grad_scores, keys, out=rows(grad_q))
                 torch.bmm(grad_scores.transpose(1, 2), scaled_q, out=rows(grad_k))
         return grad_q.mul_(ctx.scale), grad_k, grad_v, grad_bias, None, None
+
+
+class CPUWindowAttention(WindowAttention):
+    """``WindowAttention`` by ``WindowAttentionFunction`` where its bias is trained."""
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.fused_attn and is_applicable(q, self.bias.table):
+            return WindowAttentionFunction.apply(q, k, v, self.bias(), self.partition.mask, self.scale)
+        return super()._mix(q, k, v)
+
+
+class CPUSpatialReductionAttention(SpatialReductionAttention):
+    """``SpatialReductionAttention`` by ``linear``, with a backward pass on all threads.
+
+    PyTorch's fused kernel gives each head of each sample to one thread in its backward pass, which leaves the others
+    idle in the stages of one or two heads, those of most tokens. Chunks of the queries join the batch there.
+    """
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        chunks = self._count_chunks(q)
+        if chunks == 1:
+            return super()._mix(q, k, v)
+        q = q.unflatten(2, (chunks, -1)).transpose(1, 2).flatten(0, 1)
+        k, v = (t.unsqueeze(1).expand(-1, chunks, -1, -1, -1).flatten(0, 1) for t in (k, v))
+        out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return out.unflatten(0, (-1, chunks)).transpose(1, 2).flatten(2, 3)
+
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return linear(x, weight, bias)
+
+    def _count_chunks(self, q: Tensor) -> int:
+        """Chunks of the queries (batch, heads, length, head_dim) for one a thread; 1 where they do not help."""
+        is_eager = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+        if not (self.fused_attn and q.device.type == "cpu" and torch.is_grad_enabled() and is_eager):
+            return 1
+        batch, heads, length, _ = q.shape
+        chunks = -(-torch.get_num_threads() // (batch * heads))
+        return 1 if length % chunks or length // chunks < MIN_CHUNK else chunks

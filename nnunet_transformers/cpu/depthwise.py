@@ -1,28 +1,42 @@
-"""Depth-wise convolution on CPU with gradients from its forward kernel.
+"""Gradients of depth-wise convolutions by PyTorch's forward kernel.
 
-PyTorch's backward kernels for depth-wise convolutions reach a tenth of what the forward one does. Both gradients are
-convolutions themselves: that of the input is one of the output's gradient with the flipped kernel, that of the kernel
-one of the input with the output's gradient as its kernel. Computed as such, and the bias's as a plain sum, a backward
-pass takes a quarter of the time (benchmarks/NOTES.md).
+On CPU, PyTorch's backward kernels for depth-wise convolutions reach a tenth of the forward kernel's rate. Both
+gradients are convolutions themselves: the input's is one of the output's gradient with the flipped kernel, the
+kernel's is one of the input with the output's gradient as its kernel. Computed in this way, and the bias's gradient as
+a plain sum, a backward pass takes a quarter of the time (benchmarks/NOTES.md).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..architectures.layers.channels_last import Conv2d, Conv3d
 from .dispatch import may_choose_kernel, wants_gradient
 
 
+def is_depthwise(layer: nn.Conv2d | nn.Conv3d) -> bool:
+    """Whether ``DepthwiseConvolutionFunction`` computes a layer: each channel by itself, to a map of the same size."""
+    return (
+        layer.groups == layer.in_channels == layer.out_channels > 1
+        and set(layer.stride) == set(layer.dilation) == {1}
+        and layer.padding_mode == "zeros"
+        and all(k % 2 for k in layer.kernel_size)
+        and layer.padding == tuple(k // 2 for k in layer.kernel_size)
+    )
+
+
 def is_applicable(x: Tensor, weight: Tensor) -> bool:
-    """Whether a gradient will be wanted of a convolution on CPU."""
+    """Whether a convolution runs on CPU and a backward pass may reach it."""
     return x.dtype in (torch.float32, torch.float64) and may_choose_kernel(x, weight) and wants_gradient(x, weight)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...]) -> Tensor:
-    convolution = {2: F.conv2d, 3: F.conv3d}[len(padding)]
+    convolution = F.conv2d if len(padding) == 2 else F.conv3d
     return convolution(x, weight, bias, padding=padding, groups=weight.shape[0])
 
 
@@ -30,7 +44,7 @@ class DepthwiseConvolutionFunction(torch.autograd.Function):
     """A depth-wise convolution of stride 1 with an odd kernel, padded by half of it."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...]) -> Tensor:
         """Convolve.
 
         Args:
@@ -45,12 +59,35 @@ class DepthwiseConvolutionFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         axes = list(range(2, x.dim()))
         grad_x = _convolve(grad_out, weight.flip(axes), None, ctx.padding) if ctx.needs_input_grad[0] else None
         # a sample's maps are the kernels of that sample, hence one at a time
         samples = zip(x.split(1), grad_out.split(1), strict=True)
-        grad_weight = sum(_convolve(sample, grad.transpose(0, 1), None, ctx.padding) for sample, grad in samples)
+        gradients = [_convolve(sample, grad.transpose(0, 1), None, ctx.padding) for sample, grad in samples]
         grad_bias = grad_out.sum([0, *axes]) if ctx.needs_input_grad[2] else None
-        return grad_x, grad_weight.transpose(0, 1), grad_bias, None
+        return grad_x, sum(gradients[1:], gradients[0]).transpose(0, 1), grad_bias, None
+
+
+class CPUConv2d(Conv2d):
+    """A depth-wise ``Conv2d`` with these gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not is_applicable(x, self.weight):
+            return super().forward(x)
+        return _channels_last(x, self)
+
+
+class CPUConv3d(Conv3d):
+    """A depth-wise ``Conv3d`` with these gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not is_applicable(x, self.weight):
+            return super().forward(x)
+        return _channels_last(x, self)
+
+
+def _channels_last(x: Tensor, layer: Conv2d | Conv3d) -> Tensor:
+    convolve = DepthwiseConvolutionFunction.apply
+    return convolve(x.movedim(-1, 1), layer.weight, layer.bias, layer.padding).movedim(1, -1)

@@ -1,4 +1,4 @@
-"""When the networks may choose a CPU kernel by themselves."""
+"""The cases in which a layer may choose a CPU kernel."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def may_choose_kernel(x: Tensor, weight: Tensor) -> bool:
-    """Whether an operation runs right now, on CPU and in the precision of its tensors.
+    """Whether an operation runs eagerly on CPU in the precision of its tensors.
 
-    A compiler or exporter chooses its own kernels, autocast a precision; a fake tensor stands for another device's.
+    A compiler or exporter chooses its own kernels, and autocast a precision; a fake tensor stands for another device's.
     """
     return (
         type(x) is Tensor
@@ -22,5 +22,5 @@ def may_choose_kernel(x: Tensor, weight: Tensor) -> bool:
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
-    """Whether a backward pass may come through one of these."""
+    """Whether a backward pass may reach one of these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

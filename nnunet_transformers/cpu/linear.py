@@ -1,33 +1,37 @@
-"""Matrix products of linear layers through oneDNN, which PyTorch has beside MKL.
+"""Matrix products through oneDNN, which PyTorch has beside MKL.
 
-PyTorch gives float32 products to MKL, which on a processor that is not Intel's leaves AVX-512 unused. oneDNN, which it
-has for convolutions, does not: on an AMD EPYC of 2025 it multiplies 2.2 times as fast (benchmarks/NOTES.md). The
-operation is the one that torch.compile puts in the place of linear layers in inference; where it is missing or the
-processor lacks AVX-512 nothing changes. On an Intel processor it was not measured.
+PyTorch gives float32 products to MKL, which leaves AVX-512 unused on processors that are not Intel's. oneDNN, which
+PyTorch has for convolutions, uses it: on an AMD EPYC of 2025 it multiplies 2.2 times as fast (benchmarks/NOTES.md).
+torch.compile replaces linear layers by the same operation in inference. Where PyTorch lacks it or the processor lacks
+AVX-512, ``linear`` is ``F.linear``. It was not measured on Intel processors.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from .dispatch import may_choose_kernel
+from ..architectures.layers.patch_transpose import PatchTranspose2d, PatchTranspose3d
+from .dispatch import may_choose_kernel, wants_gradient
 
 # a product of two narrow matrices is a sum over a long axis, which MKL splits over the threads and oneDNN does not
 WIDE = 128
 
 
-def _find_kernel() -> torch._ops.OpOverload | None:
-    """The operation, or None; private to PyTorch, so that it is tried before it is used."""
+def _find_kernel() -> Any:
+    """The operation, or None; it is private to PyTorch, so it is tried before it is used."""
     if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
         return None
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
     try:
         kernel = torch.ops.mkldnn._linear_pointwise.default
-        _multiply(kernel, torch.ones(2, 2), torch.ones(2, 2), None)
+        _call(kernel, torch.ones(2, 2), torch.ones(2, 2), None)
     except (AttributeError, RuntimeError, TypeError):
         return None
     if kernel.overloadpacket not in flop_registry:
@@ -35,7 +39,7 @@ def _find_kernel() -> torch._ops.OpOverload | None:
     return kernel
 
 
-def _multiply(kernel: torch._ops.OpOverload, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _call(kernel: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return kernel(x, weight, bias, "none", [], "")
 
 
@@ -47,23 +51,32 @@ KERNEL = _find_kernel()
 
 
 def is_applicable(x: Tensor, weight: Tensor) -> bool:
-    """Whether there is the kernel and it serves these."""
+    """Whether the kernel exists and takes these operands."""
     return KERNEL is not None and x.dtype == torch.float32 and may_choose_kernel(x, weight)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear`` through the faster kernel: (..., in_features) to (..., out_features)."""
+    if not is_applicable(x, weight):
+        return F.linear(x, weight, bias)
+    if wants_gradient(x, weight, bias):
+        return LinearFunction.apply(x, weight, bias)
+    return multiply(x, weight, bias)
+
+
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear`` without a gradient."""
+    """``F.linear`` by the kernel, without a gradient."""
     if not (weight.is_contiguous() or weight.T.is_contiguous()):
         # with gaps between its rows the kernel takes a thousand times as long
         weight = weight.contiguous()
-    return _multiply(KERNEL, x, weight, bias)
+    return _call(KERNEL, x, weight, bias)
 
 
 class LinearFunction(torch.autograd.Function):
-    """A linear layer, its products forward and backward."""
+    """``F.linear`` with the kernel's products in forward and backward."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Multiply.
 
         Args:
@@ -76,7 +89,7 @@ class LinearFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         rows, grad_rows = x.flatten(0, -2), grad_out.flatten(0, -2)
@@ -91,3 +104,24 @@ def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
         return grad.T @ x
     # the kernel copies its second operand into the layout that it wants, best in long rows
     return multiply(x.T, grad.T).T if grad.shape[1] > x.shape[1] else multiply(grad.T, x.T)
+
+
+class CPULinear(nn.Linear):
+    """``nn.Linear`` by ``linear``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class CPUPatchTranspose2d(PatchTranspose2d):
+    """``PatchTranspose2d`` by ``linear``."""
+
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return linear(x, weight, bias)
+
+
+class CPUPatchTranspose3d(PatchTranspose3d):
+    """``PatchTranspose3d`` by ``linear``."""
+
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return linear(x, weight, bias)

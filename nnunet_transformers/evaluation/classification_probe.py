@@ -29,10 +29,10 @@ class ProbeScore:
 
     Attributes:
         classifier: one of ``CLASSIFIERS``.
-        share: of the training labels.
-        cases: that it was trained on, on average.
-        auc, accuracy: mean over the repeats; the AUC of several classes is the mean of each against the rest.
-        auc_std, accuracy_std: their standard deviation.
+        share: share of the training labels.
+        cases: mean number of training images.
+        auc, accuracy: means over the repeats; the AUC of several classes is the mean of one-versus-rest AUCs.
+        auc_std, accuracy_std: standard deviations over the repeats.
     """
 
     classifier: str

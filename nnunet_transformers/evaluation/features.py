@@ -1,13 +1,16 @@
-"""Features of a frozen encoder, one vector for each prepared image."""
+"""Features of a frozen encoder, one vector per prepared image."""
 
 from __future__ import annotations
 
 from itertools import islice
+from typing import cast
 
 import torch
 from numpy.typing import NDArray
 
+from ..architectures import SegmentationNetwork
 from ..classification.classifier import BackboneDescription
+from ..cpu import optimize
 from ..pretraining.data import PreparedImages
 from ..weights import EncoderCheckpoint, TimmCheckpoint, load_encoder_weights
 
@@ -15,11 +18,11 @@ TILES = 8
 
 
 class FrozenEncoder:
-    """A checkpoint's encoder, to be looked at: its deepest feature map averaged, of timm's networks as timm pools.
+    """Frozen encoder of a checkpoint: its deepest feature map is averaged; timm's networks use their own pooling.
 
     Args:
-        checkpoint: of pretraining.
-        device: to compute on.
+        checkpoint: checkpoint of pretraining.
+        device: device to compute on.
     """
 
     def __init__(self, checkpoint: EncoderCheckpoint | TimmCheckpoint, device: torch.device | str = "cpu") -> None:
@@ -29,22 +32,24 @@ class FrozenEncoder:
         else:
             arguments = (checkpoint.name, self.patch_size, self.input_channels, checkpoint.overrides)
             network = BackboneDescription(*arguments).build()
-            load_encoder_weights(network.encoder, checkpoint)
+            load_encoder_weights(cast(SegmentationNetwork, network.encoder), checkpoint)
         self.network = network.to(device).eval()
+        if torch.device(device).type == "cpu":
+            optimize(self.network)
 
     @torch.inference_mode()
     def features(self, images: PreparedImages, name: str) -> NDArray:
-        """The mean of the features over an image, in tiles of the patch side by side; in 2D over its slices.
+        """Compute the features of an image, the mean over tiles that cover it; a 2D encoder covers all slices.
 
         Args:
-            images: prepared images; of one channel they are repeated to as many as the network takes.
-            name: of the image.
+            images: prepared images; an image of one channel is repeated to the network's channels.
+            name: image name.
 
         Returns:
             (dim,), float32.
 
         Raises:
-            ValueError: if the image has another number of channels than the network takes.
+            ValueError: if the number of channels of image and network differ.
         """
         channels = images.shapes[name][0]
         if channels not in (1, self.input_channels):

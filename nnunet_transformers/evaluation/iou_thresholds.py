@@ -30,19 +30,23 @@ def iou_at_thresholds(
     thresholds: Sequence[float] = THRESHOLDS,
     ignore: NDArray | None = None,
 ) -> list[float]:
-    """IoU of ``probabilities >= threshold`` and a mask, at each threshold.
+    """Compute the IoU of ``probabilities >= threshold`` and a mask at each threshold.
 
     Args:
-        probabilities: of one label, any shape.
+        probabilities: probabilities of one label, any shape.
         reference: boolean, the same shape.
-        thresholds: each gives one IoU.
-        ignore: boolean, the same shape: voxels that do not count.
+        thresholds: thresholds of the probabilities.
+        ignore: boolean, the same shape: voxels to leave out.
 
     Returns:
-        IoUs between 0 and 1; NaN where prediction and reference are both empty, as in nnU-Net.
+        IoUs between 0 and 1; NaN if prediction and reference are both empty, as in nnU-Net.
 
     Raises:
         ValueError: if the shapes differ.
+
+    Examples:
+        >>> iou_at_thresholds(np.array([0.9, 0.6, 0.2]), np.array([True, False, False]), (0.5, 0.7))
+        [0.5, 1.0]
     """
     if probabilities.shape != reference.shape:
         raise ValueError(f"probabilities of shape {probabilities.shape}, but a reference of {reference.shape}")
@@ -59,9 +63,9 @@ class IoUSummary:
     """IoUs of a folder of predictions.
 
     Attributes:
-        label: the label evaluated.
-        per_case: case to its IoU at each of ``THRESHOLDS``; NaN where prediction and reference are both empty.
-        without_prediction: cases that have a label file and no prediction.
+        label: evaluated label.
+        per_case: IoUs of each case at ``THRESHOLDS``; NaN if prediction and reference are both empty.
+        without_prediction: cases with a label file but no prediction.
     """
 
     label: int
@@ -70,7 +74,7 @@ class IoUSummary:
 
     @property
     def per_threshold(self) -> list[float]:
-        """Mean over the images at each threshold, NaN left out as nnU-Net does (all NaN: NaN)."""
+        """Mean over the images at each threshold without NaN, as in nnU-Net; NaN if all are."""
         return [_mean(ious) for ious in zip(*self.per_case.values(), strict=True)]
 
     @property
@@ -80,11 +84,11 @@ class IoUSummary:
 
     @property
     def empty(self) -> int:
-        """Pairs of image and threshold that were left out because prediction and reference are both empty."""
+        """Number of pairs of image and threshold left out because prediction and reference are both empty."""
         return sum(math.isnan(iou) for ious in self.per_case.values() for iou in ious)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain types; what is not defined is null."""
+        """Return plain types; undefined values are null."""
 
         def plain(value: float) -> float | None:
             return None if math.isnan(value) else value
@@ -106,13 +110,13 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def evaluate_predictions(predictions: Path, labels: Path, label: int = 1) -> IoUSummary:
-    """IoU at each threshold for every case that was predicted.
+    """Compute the IoU at each threshold for every predicted case.
 
     Args:
-        predictions: made by ``nnUNetv2_predict --save_probabilities``: an .npz with ``probabilities`` of shape
-            (classes, *image) for each case, in the geometry of the original image, and ``dataset.json``.
-        labels: segmentations, one for each prediction, of its name.
-        label: the label to evaluate.
+        predictions: folder written by ``nnUNetv2_predict --save_probabilities``: for each case an .npz file with
+            ``probabilities``, (classes, *image), in the geometry of the original image, and ``dataset.json``.
+        labels: folder of segmentations with the names of the predictions.
+        label: label to evaluate.
 
     Raises:
         FileNotFoundError: if probabilities or a label file are missing.
@@ -146,7 +150,7 @@ def evaluate_predictions(predictions: Path, labels: Path, label: int = 1) -> IoU
 
 
 def _load_dataset_json(predictions: Path) -> dict[str, Any] | None:
-    """``nnUNetv2_predict`` puts a copy beside its predictions; elsewhere the labels' file ending has to do."""
+    """Read the copy of dataset.json that ``nnUNetv2_predict`` writes beside its predictions, if there is one."""
     path = predictions / "dataset.json"
     if not path.is_file():
         return None
@@ -158,7 +162,7 @@ def _load_dataset_json(predictions: Path) -> dict[str, Any] | None:
 
 
 def _file_ending(labels: Path) -> str:
-    """The ending of the label files; ``.nii.gz`` counts as one."""
+    """Return the common ending of the label files; ``.nii.gz`` is one ending."""
     endings = {"".join(p.suffixes[-2:] if p.suffix == ".gz" else p.suffixes[-1:]) for p in labels.iterdir()}
     endings = {e for e in endings if e not in ("", ".json")}
     if len(endings) != 1:
@@ -179,7 +183,7 @@ def _predicted_cases(predictions: Path, file_ending: str) -> list[str]:
 
 
 def _channel(label: int, manager: LabelManager | None) -> int:
-    """Which channel of the probabilities is this label's."""
+    """Return the channel of the probabilities that belongs to a label."""
     if manager is None:
         return label
     outputs = manager.foreground_regions if manager.has_regions else manager.all_labels
@@ -190,7 +194,7 @@ def _channel(label: int, manager: LabelManager | None) -> int:
 
 
 def _reader(dataset: dict[str, Any] | None, file_ending: str, example: Path) -> BaseReaderWriter:
-    # nnU-Net prints the traceback of every reader that fails on the example, then raises one line that says so
+    # nnU-Net prints the traceback of every reader that fails on the example and then raises a one-line error
     with redirect_stderr(StringIO()):
         if dataset is not None:
             return determine_reader_writer_from_dataset_json(dataset, str(example), verbose=False)()
@@ -200,7 +204,7 @@ def _reader(dataset: dict[str, Any] | None, file_ending: str, example: Path) -> 
 def _read_segmentation(reader: BaseReaderWriter, path: Path, manager: LabelManager | None) -> NDArray:
     try:
         segmentation, _ = reader.read_seg(str(path))
-    except Exception as error:  # each reader has its own
+    except Exception as error:  # each reader raises its own errors
         raise ValueError(f"{path} cannot be read as a segmentation: {str(error).splitlines()[-1:]}") from error
     if len(segmentation) != 1:
         raise ValueError(f"{path} has {len(segmentation)} channels; a segmentation has one")
@@ -214,7 +218,7 @@ def _read_segmentation(reader: BaseReaderWriter, path: Path, manager: LabelManag
 
 def _load_probabilities(path: Path, channel: int, label: int) -> NDArray:
     probabilities = None
-    # whatever numpy or zipfile has to say, it comes to the same: not a file that nnU-Net wrote whole
+    # any error of numpy or zipfile means that the file is damaged
     with suppress(Exception), np.load(path, allow_pickle=False) as content:
         probabilities = content["probabilities"]
     if probabilities is None:

@@ -1,70 +1,164 @@
-"""nnU-Net's own prediction commands, argument parser included, with a predictor of ours in the place of nnU-Net's."""
+"""Command ``predict``: the options of nnU-Net's two prediction commands, and ``BatchedPredictor`` behind them.
+
+nnU-Net builds its parsers inside its entry points, so the options are declared here again; a test compares them with
+nnU-Net's own.
+"""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NoReturn
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
-from nnunetv2.inference import predict_from_raw_data
+import torch
+from nnunetv2.utilities.file_path_utilities import get_output_folder
 
+from ..weights.nnunet_checkpoint import FINAL
 from .predictor import BatchedPredictor
 
 PROGRAM = "nnunet-transformers predict"
+DEVICES = ("cpu", "mps", "cuda")
+FOLDS = (0, 1, 2, 3, 4)
+PROCESSES = 3
+CITATION = (
+    "When you use nnU-Net, please cite: Isensee, Jaeger, Kohl, Petersen, Maier-Hein. nnU-Net: a self-configuring "
+    "method for deep learning-based biomedical image segmentation. Nature Methods 18, 203-211 (2021)."
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Argument parser that raises ValueError where argparse prints the usage and exits."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see `{PROGRAM} --help`")
 
 
 def predict(
     arguments: Sequence[str], batch_size: int | None = None, use_compile: bool = False, trust: bool = False
 ) -> None:
-    """Run nnUNetv2_predict, or with -m nnUNetv2_predict_from_modelfolder.
+    """Predict a folder as nnUNetv2_predict does, or with -m as nnUNetv2_predict_from_modelfolder does.
 
     Args:
         arguments: of that command; -h prints its help.
         batch_size, use_compile, trust: of ``BatchedPredictor``.
 
     Raises:
-        ValueError: if nnU-Net does not know an argument, or the device is not there.
-        RuntimeError: if it does not accept what the arguments say.
+        ValueError: if an argument is unknown or out of range, or the device is not available.
+        FileNotFoundError: if the model or its checkpoint is missing.
+        RuntimeError: if nnU-Net refuses the model or the images.
     """
-
-    class ConfiguredPredictor(BatchedPredictor):
-        """What nnU-Net's command makes without knowing of these options."""
-
-        def __init__(self, **options: Any) -> None:
-            super().__init__(batch_size=batch_size, use_compile=use_compile, trust=trust, **options)
-
-    with (
-        _replaced(predict_from_raw_data, "nnUNetPredictor", ConfiguredPredictor),
-        _replaced(argparse.ArgumentParser, "error", _refuse),
-        _replaced(sys, "argv", [PROGRAM, *arguments]),
-    ):
-        entry_point = "predict_entry_point_modelfolder" if _names_folder(arguments) else "predict_entry_point"
-        try:
-            getattr(predict_from_raw_data, entry_point)()
-        except (AssertionError, RuntimeError) as error:  # how nnU-Net says, in several lines, what is wrong
-            if not str(error):
-                raise
-            raise RuntimeError(" ".join(str(error).split())) from error
+    options = build_parser(_is_model_folder_given(arguments)).parse_args(arguments)
+    print(CITATION)
+    try:
+        _predict(options, batch_size, use_compile, trust)
+    except (AssertionError, RuntimeError) as error:  # nnU-Net's own checks, whose messages span several lines
+        if not str(error):
+            raise
+        raise RuntimeError(" ".join(str(error).split())) from error
 
 
-def _names_folder(arguments: Sequence[str]) -> bool:
+def build_parser(from_model_folder: bool) -> argparse.ArgumentParser:
+    """Parser with nnU-Net's options.
+
+    Args:
+        from_model_folder: the model is a folder (-m), as for nnUNetv2_predict_from_modelfolder; otherwise dataset,
+            plan, trainer and configuration name it, as for nnUNetv2_predict.
+    """
+    parser = _Parser(prog=PROGRAM, description="Options of nnU-Net's command.")
+    add = parser.add_argument
+    add("-i", required=True, type=str, help="Folder of images, CASE_0000.ending and so on, as in training.")
+    add("-o", required=True, type=str, help="Folder for the segmentations, made if it is missing.")
+    if from_model_folder:
+        add("-m", required=True, type=str, help="Folder of the trained model, with subfolders fold_X.")
+    else:
+        add("-d", required=True, type=str, help="Number or name of the dataset that the model was trained on.")
+        add("-p", default="nnUNetPlans", type=str, help="Name of the plan. Default: %(default)s.")
+        add("-tr", default="nnUNetTrainer", type=str, help="Class of the trainer. Default: %(default)s.")
+        add("-c", required=True, type=str, help="Configuration of the plan.")
+    add("-f", nargs="+", default=FOLDS, type=str, help="Folds whose models to average. Default: 0 1 2 3 4.")
+    add("-step_size", default=0.5, type=float, help="Step of the sliding window, in patches. Default: %(default)s.")
+    add("--disable_tta", action="store_true", help="Predict without flips: faster, less accurate.")
+    add("--verbose", action="store_true", help="Print what is done.")
+    add("--save_probabilities", action="store_true", help="Write CASE.npz as well, for ensembles.")
+    aliases = ("--continue_prediction", "--c") if from_model_folder else ("--continue_prediction",)
+    add(*aliases, action="store_true", help="Keep segmentations that are there already.")
+    add("-chk", default=FINAL, type=str, help="Name of the checkpoint. Default: %(default)s.")
+    for name, purpose in (("npp", "preprocessing"), ("nps", "segmentation export")):
+        default = PROCESSES if from_model_folder else _processes(f"nnUNet_{name}")
+        add(f"-{name}", default=default, type=int, help=f"Processes for {purpose}. Default: %(default)s.")
+    add("-prev_stage_predictions", type=str, help="Folder of the previous stage's segmentations, for a cascade.")
+    if not from_model_folder:
+        add("-num_parts", default=1, type=int, help="Commands that share the images among them. Default: %(default)s.")
+        add("-part_id", default=0, type=int, help="Part of this command, 0 to num_parts - 1. Default: %(default)s.")
+    add("-device", default="cuda", type=str, help="cuda, cpu or mps; CUDA_VISIBLE_DEVICES chooses the GPU.")
+    add("--disable_progress_bar", action="store_true", help="Show no progress bar.")
+    add("--not_on_device", action="store_true", help="Keep images and logits in main memory, for large images.")
+    return parser
+
+
+def _processes(variable: str) -> int:
+    """Number of processes that an environment variable gives; nnU-Net's own number without it."""
+    try:
+        return int(os.environ.get(variable, PROCESSES))
+    except ValueError:
+        return PROCESSES
+
+
+def _is_model_folder_given(arguments: Sequence[str]) -> bool:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-m")
     return parser.parse_known_args(arguments)[0].m is not None
 
 
-def _refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    raise ValueError(f"{message}; see `{PROGRAM} --help`")
+def _predict(options: argparse.Namespace, batch_size: int | None, use_compile: bool, trust: bool) -> None:
+    parts, part = getattr(options, "num_parts", 1), getattr(options, "part_id", 0)
+    if part >= parts:
+        raise ValueError(f"-part_id {part} must be below -num_parts {parts}; see `{PROGRAM} --help`")
+    if options.device not in DEVICES:
+        raise ValueError(f"-device must be either cpu, mps or cuda, got {options.device}")
+    folds = tuple(fold if fold == "all" else _fold_number(fold) for fold in options.f)
+    model = getattr(options, "m", None) or get_output_folder(options.d, options.tr, options.p, options.c)
+    predictor = BatchedPredictor(
+        batch_size=batch_size,
+        use_compile=use_compile,
+        trust=trust,
+        tile_step_size=options.step_size,
+        use_mirroring=not options.disable_tta,
+        perform_everything_on_device=not options.not_on_device,
+        device=torch.device(options.device),
+        verbose=options.verbose,
+        verbose_preprocessing=options.verbose,
+        allow_tqdm=not options.disable_progress_bar,
+    )
+    _set_threads(options.device)
+    Path(options.o).mkdir(parents=True, exist_ok=True)
+    predictor.initialize_from_trained_model_folder(model, folds, options.chk)
+    predictor.predict_from_files(
+        options.i,
+        options.o,
+        save_probabilities=options.save_probabilities,
+        overwrite=not options.continue_prediction,
+        num_processes_preprocessing=options.npp,
+        num_processes_segmentation_export=options.nps,
+        folder_with_segs_from_prev_stage=options.prev_stage_predictions,
+        num_parts=parts,
+        part_id=part,
+    )
 
 
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute that is another in here."""
-    before = getattr(owner, name)
-    setattr(owner, name, value)
+def _fold_number(fold: str | int) -> int:
     try:
-        yield
-    finally:
-        setattr(owner, name, before)
+        return int(fold)
+    except ValueError as error:
+        raise ValueError(f"-f {fold!r} is neither a number nor 'all'; see `{PROGRAM} --help`") from error
+
+
+def _set_threads(device: str) -> None:
+    """Use all cores on a CPU and one on a GPU, as nnU-Net's commands do."""
+    if device == "cpu":
+        torch.set_num_threads(os.cpu_count() or 1)
+    elif device == "cuda":
+        torch.set_num_threads(1)
+        torch.set_num_interop_threads(1)

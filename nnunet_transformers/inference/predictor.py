@@ -22,7 +22,7 @@ from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from torch import Tensor
 from torch._dynamo import OptimizedModule
 
-from ..cpu.allocator import keep_freed_memory
+from ..cpu import keep_freed_memory, use_kernels
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint, reading_plain_types
 from .batch_size import bytes_of_pass, cpu_batch_size, fitting_batch_size, free_bytes
 
@@ -84,12 +84,12 @@ class BatchedPredictor(nnUNetPredictor):
             for fold in self._folds(model_training_output_dir, use_folds, checkpoint_name):
                 read_checkpoint(Path(model_training_output_dir) / f"fold_{fold}" / checkpoint_name, self.trust)
             raise
-        self._compile()
+        self._prepare()
 
     def manual_initialization(self, *args: Any, **kwargs: Any) -> None:
         """As nnU-Net."""
         super().manual_initialization(*args, **kwargs)
-        self._compile()
+        self._prepare()
 
     def _folds(self, folder: str, use_folds: Sequence[int | str] | str | None, checkpoint_name: str) -> Sequence:
         """The folds of ``initialize_from_trained_model_folder``, as nnU-Net reads them."""
@@ -97,8 +97,11 @@ class BatchedPredictor(nnUNetPredictor):
             return self.auto_detect_available_folds(folder, checkpoint_name)
         return [use_folds] if isinstance(use_folds, str) else use_folds
 
-    def _compile(self) -> None:
+    def _prepare(self) -> None:
         self._bytes_of_pass = self._limit = None  # of another network
+        if self.device.type == "cpu" and self.batch_size != 1:
+            # not where a pass of one patch is to be nnU-Net's to the last bit
+            use_kernels(self.network)
         if self.use_compile and not isinstance(self.network, OptimizedModule):
             self.network = torch.compile(self.network, dynamic=False)
 

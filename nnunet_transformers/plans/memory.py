@@ -1,7 +1,7 @@
 """Memory of a training step, read off the real network on tensors without data.
 
 The network runs forward and backward on fake tensors: every operation happens, with shapes, types and lifetimes but no
-numbers. What is alive is counted, so residuals kept for backward, gradients and temporaries are all in the peak, for
+data. All live storages are counted, so residuals kept for backward, gradients and temporaries are all in the peak, for
 any network and without a formula that someone has to keep up to date. On a CUDA device nnU-Net trains in mixed
 precision; autocast does not act on fake tensors, so ``_MixedPrecision`` applies its rules.
 """
@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from ..cpu import use_kernels
 
 # CUDA context, cuDNN and cuBLAS workspaces
 CUDA_OVERHEAD = 0.6e9
@@ -59,7 +62,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 class _FusedAttention(torch.autograd.Function):
-    """What a fused attention kernel keeps and makes: no scores, but a gradient of the bias in full."""
+    """Memory of a fused attention kernel: no scores, but a gradient of the bias in full."""
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -77,7 +80,8 @@ class _FusedAttention(torch.autograd.Function):
 class _MixedPrecision(TorchFunctionMode):
     """The rules of CUDA autocast in float16, and fused attention."""
 
-    half = (F.linear, F.conv2d, F.conv3d, F.conv_transpose2d, F.conv_transpose3d, torch.matmul, Tensor.matmul)
+    half: tuple[Any, ...] = (F.linear, F.conv2d, F.conv3d, F.conv_transpose2d, F.conv_transpose3d)
+    half += (torch.matmul, Tensor.matmul)
     half += (Tensor.__matmul__, torch.einsum, F.scaled_dot_product_attention)
     # not group_norm: here it is what instance norm is on CPU, and autocast leaves instance norm in half precision
     single = (F.layer_norm, F.softmax, F.log_softmax, Tensor.softmax, torch.softmax, F.cross_entropy)
@@ -122,7 +126,7 @@ def training_peak_bytes(
         input_channels: image channels.
         patch_size: voxels per axis.
         batch_size: samples in the step.
-        mixed_precision: as nnU-Net trains on CUDA; False for float32, as it trains on CPU.
+        mixed_precision: as nnU-Net trains on CUDA; False for float32 with CPU kernels, as on CPU.
 
     Returns:
         bytes of the network, gradients and optimiser, and CUDA's own under mixed precision; and the peak of everything
@@ -131,6 +135,8 @@ def training_peak_bytes(
     with FakeTensorMode(allow_non_fake_inputs=True):
         with _LiveBytes() as built:
             network = build_network().train()
+        if not mixed_precision:
+            use_kernels(network)
         for parameter in network.parameters():
             # gradients are counted with the parameters, so each is dropped here as it comes
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
@@ -138,7 +144,7 @@ def training_peak_bytes(
         with _LiveBytes() as memory, _MixedPrecision() if mixed_precision else nullcontext():
             outputs = network(image)
             outputs = outputs if isinstance(outputs, list) else [outputs]
-            loss = sum(_segmentation_loss(output) for output in outputs)
+            loss = sum((_segmentation_loss(output) for output in outputs), start=image.new_zeros(()))
             del outputs
             # from an edge rather than from the tensor, which would switch _MixedPrecision off for what activation
             # checkpointing computes again

@@ -109,7 +109,7 @@ class PlannedConfiguration:
 
     @property
     def planner(self) -> str | None:
-        """Name of the planner that made the plan, where the plan says it."""
+        """Name of the planner that made the plan, where the plan states it."""
         return self.plans.get("experiment_planner_used")
 
     def build_network(self, trainer: str = "nnUNetTrainer", deep_supervision: bool = False) -> nn.Module:

@@ -32,7 +32,7 @@ class TransformerPlanner(ExperimentPlanner):
     Attributes:
         network_name: the registered network, set by a subclass.
         network_overrides: its arguments that this planner sets the same for every dataset. With
-            ``activation_checkpointing`` among them it is on or off as they say, however much memory there is.
+            ``activation_checkpointing`` among them they decide on it, however much memory there is.
         token_rules: what the network asks of its token grids.
     """
 
@@ -57,7 +57,14 @@ class TransformerPlanner(ExperimentPlanner):
             overwrite_target_spacing,
             suppress_transpose,
         )
-        self._dimensions = get_network(self.network_name).dimensions
+        entry = get_network(self.network_name)
+        unknown = [name for name in self.network_overrides if name not in entry.override_names]
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__}.network_overrides: {entry.network_class.__name__} has no {', '.join(unknown)}; "
+                f"it takes {', '.join(entry.override_names)}"
+            )
+        self._dimensions = entry.dimensions
         if 3 not in self._dimensions:
             self.lowres_creation_threshold = 0  # saves the search for a spacing of 3d_lowres
         self._shares_stock_data = (
@@ -116,7 +123,7 @@ class TransformerPlanner(ExperimentPlanner):
         return plan
 
     def save_plans(self, plans: dict) -> None:
-        """As nnU-Net, without the configurations that the network has no form for; says where memory was short."""
+        """As nnU-Net, without the configurations that the network has no form for; prints where memory was short."""
         if 3 not in self._dimensions:
             plans["configurations"].pop("3d_fullres", None)
             print(f"{self.network_name} is a 2D network: the plan has no 3D configuration")
@@ -136,22 +143,36 @@ class TransformerPlanner(ExperimentPlanner):
         Args:
             tokens: patch, strides and windows.
             options: further arguments of the network, chosen for this configuration.
+
+        Raises:
+            ValueError: if the network's class does not take an argument of the plan, or has other token grids than
+                planned.
         """
         entry = get_network(self.network_name)
+        network_class = entry.network_class
+        if tokens.window_sizes is not None and "window_sizes" not in network_class.token_arguments:
+            raise ValueError(
+                f"{type(self).__name__} plans window_sizes, which {network_class.__name__} does not state among its "
+                "token_arguments; give the planner token_rules with windows=no_windows"
+            )
         arguments = {
             **entry.all_arguments(len(tokens.patch_size)),
             **self.network_overrides,
             **options,
-            "patch_embed_stride": tokens.patch_embed_stride,
-            "num_stages": tokens.num_stages,
-            "merge_strides": tokens.merge_strides,
-            "window_sizes": tokens.window_sizes,
+            **{name: getattr(tokens, name) for name in network_class.token_arguments},
             # inference builds the network without deep supervision and loads strictly
             "auxiliary_heads": True,
         }
-        arguments = {n: v for n, v in arguments.items() if n in entry.override_names and v is not None}
+        arguments = {name: value for name, value in arguments.items() if value is not None}
         with torch.device("meta"):
             network = create_network(self.network_name, 1, 2, tokens.patch_size, **arguments)
+        if tuple(network.grid_sizes[-1]) != tokens.grid_sizes[-1]:
+            raise ValueError(
+                f"{type(self).__name__} plans a deepest grid of {tokens.grid_sizes[-1]} for a patch of "
+                f"{tokens.patch_size}, but {network_class.__name__} has {tuple(network.grid_sizes[-1])}; its "
+                f"token_arguments are {', '.join(network_class.token_arguments) or 'none'}. Add those that it takes, "
+                "or give the planner token_rules with the network's strides and stages"
+            )
         own = {"patch_size": tokens.patch_size, "strides": network.strides}
         return {**arguments, **network.resolved_arguments, **own}
 
@@ -203,7 +224,7 @@ class TransformerPlanner(ExperimentPlanner):
         budget, batch_size = self.UNet_vram_target_GB * 1e9, self.UNet_min_batch_size
         plan = partial(plan_tokens, spacing=spacing, rules=self.token_rules, patch_embed_stride=stem)
 
-        options = {}
+        options: dict[str, bool] = {}
         can_checkpoint = "activation_checkpointing" in get_network(self.network_name).override_names
 
         def peak_bytes(tokens: TokenPlan, batch_size: int) -> tuple[int, int]:
@@ -260,7 +281,7 @@ class TransformerPlanner(ExperimentPlanner):
         budget, smallest = self.UNet_vram_target_GB * 1e9, self.UNet_min_batch_size
         own, peak = peak_bytes(smallest)
         covers = round(dataset_voxels * self.max_dataset_covered / np.prod(tokens.patch_size, dtype=np.float64))
-        # the memory of the smallest batch says a fourth of it, but not all of that grows with the batch
+        # the memory of the smallest batch suggests a fourth of it, but not all of that grows with the batch
         largest = min(covers, int(4 * smallest * (budget - own) / peak))
         if largest <= smallest:
             return smallest

@@ -32,7 +32,7 @@ ITERATIONS_PER_EPOCH = 250  # nnU-Net's
 
 @dataclass(frozen=True)
 class Preset:
-    """A published segmentation experiment, as far as a plan and nnU-Net's commands can say it.
+    """A published segmentation experiment, as far as a plan and nnU-Net's commands can specify it.
 
     Attributes:
         name: how the command calls it.

@@ -8,7 +8,7 @@ from .planner import TransformerPlanner
 
 
 class QTUNetPlanner(TransformerPlanner):
-    """What the sizes share. Pre-norm and tiling windows: benchmarks/results/hippocampus.md has the comparison."""
+    """Base of the sizes: pre-norm and tiling windows: benchmarks/results/hippocampus.md has the comparison."""
 
     network_overrides: ClassVar[dict[str, Any]] = {"norm_placement": "pre"}
 

@@ -1,6 +1,6 @@
 """Choose patch size, token strides, stages and windows together, so that windows tile every token grid exactly.
 
-nnU-Net's rules for CNNs, said of tokens: down-sample an axis while its spacing is within a factor of two of the
+nnU-Net's rules for CNNs, applied to tokens: down-sample an axis while its spacing is within a factor of two of the
 finest, keep the patch as large as its CNN plan has it, stop when the deepest grid is small. On top of them comes what
 attention needs: a window that divides each grid, since a window that does not pads the grid with tokens that cost as
 much as real ones (1.3 to 5.4 times as many in the published network at a patch of 128^3).
@@ -37,7 +37,7 @@ def no_windows(grid_sizes: tuple[Size, ...], token_spacings: tuple[tuple[float, 
 
 @dataclass(frozen=True)
 class TokenRules:
-    """What a network asks of its token grids.
+    """Requirements of a network on its token grids.
 
     Attributes:
         patch_embed_strides_2d, patch_embed_strides_3d: voxels per token and axis that it can have, powers of two from
@@ -132,7 +132,8 @@ def choose_merge_strides(
     grid_size: Sequence[float], token_spacing: Sequence[float], max_merges: int = MAX_MERGES
 ) -> tuple[tuple[int, ...], ...]:
     """Merge the axes whose token spacing is within a factor of two of the finest, as nnU-Net pools."""
-    grid, spacing, merges = list(grid_size), list(token_spacing), []
+    grid, spacing = list(grid_size), list(token_spacing)
+    merges: list[tuple[int, ...]] = []
     while len(merges) < max_merges:
         able = [a for a in range(len(grid)) if grid[a] >= 2 * MIN_GRID]
         if not able:
@@ -175,6 +176,7 @@ def plan_tokens(
 def _merge_options(target: Size, stem: Size, token_spacing: tuple[float, ...], rules: TokenRules) -> list:
     """The sequences of merges that the network may have, fewest first."""
     if rules.isotropic:
+        assert rules.num_stages is not None, "isotropic token rules need num_stages"
         return [((2,) * len(target),) * (rules.num_stages - 1)]
     most = MAX_MERGES if rules.num_stages is None else rules.num_stages - 1
     merges = choose_merge_strides([n / p for n, p in zip(target, stem, strict=True)], token_spacing, most)
@@ -207,6 +209,7 @@ def _plan_tokens(
             penalty += 0.2 * max(0.0, log(deepest / MAX_WINDOW_TOKENS[len(target)])) + 0.1 * max(0.0, log(27 / deepest))
             if best is None or penalty < best[0] - 1e-9:
                 best = penalty, TokenPlan(size, stem, merges, windows)
+    assert best is not None, "no patch near the target has enough tokens"
     return best[1]
 
 

@@ -16,7 +16,7 @@ def published_or_tiling_windows(
 
 
 class UNet2022Planner(TransformerPlanner):
-    """What the sizes share: four stages; in 2D strides of 8, or 4 up to patches of about 384 (the published rule)."""
+    """Base of the sizes: four stages; in 2D strides of 8, or 4 up to patches of about 384 (the published rule)."""
 
     token_rules = TokenRules(
         patch_embed_strides_2d=(8, 4, 2),

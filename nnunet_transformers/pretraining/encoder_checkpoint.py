@@ -9,25 +9,29 @@ from dynamic_network_architectures.architectures.primus import Primus
 
 from ..architectures import SegmentationNetwork
 from ..weights import EncoderCheckpoint, PrimusCheckpoint, encoder_weights, primus_weights
+from .data.index import PreparedIndex
 
 
-def data_settings(index: Mapping[str, Any], axes: int | None = None) -> dict[str, Any]:
+def data_settings(index: PreparedIndex, axes: int | None = None) -> dict[str, Any]:
     """Return the fields of a checkpoint that describe the images it was trained on.
 
     Args:
         index: index of the prepared images; that of the accompanying 2D images, if any, describes two axes.
         axes: number of the last axes whose spacing is stated; None for images without spacing.
+
+    Raises:
+        ValueError: if the images have no spacing although ``axes`` are given.
     """
-    own = index.get("images") or index if axes == 2 else index
-    settings = {"normalization": tuple(own["normalization"]), "num_cases": len(own["cases"])}
-    return settings if axes is None else {**settings, "spacing": tuple(own["spacing"])[-axes:]}
+    own = index.images if axes == 2 and index.images is not None else index
+    settings = {"normalization": own.normalization, "num_cases": len(own.cases)}
+    return settings if axes is None else {**settings, "spacing": own.spacing_of(axes)}
 
 
 def encoder_checkpoint(
     network: SegmentationNetwork | Primus,
     method: str,
     settings: Mapping[str, Any],
-    index: Mapping[str, Any],
+    index: PreparedIndex,
     recipe: dict[str, Any],
 ) -> EncoderCheckpoint | PrimusCheckpoint:
     """Build the checkpoint of a method that trains one encoder.
@@ -38,6 +42,9 @@ def encoder_checkpoint(
         settings: hyper-parameters of the method: network, patch_size, input_channels and network_overrides.
         index: index of the prepared images.
         recipe: settings of the run, plain types.
+
+    Raises:
+        ValueError: if the images have no spacing.
     """
     known = {
         "name": settings["network"],

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..runs.callbacks import feature_spread
 from ..runs.schedules import cosine_with_warmup, total_steps
 from ..weights.sealed import SealedCheckpoint
+from .data.index import PreparedIndex
 from .encoder_checkpoint import encoder_checkpoint
 
 
@@ -67,7 +68,7 @@ class EncoderPretraining(LightningModule, ABC):
         """Build the learning-rate schedule, which is stepped after every optimiser step."""
         return cosine_with_warmup(optimizer, self.trainer, self.hparams.warmup_epochs)
 
-    def checkpoints(self, index: Mapping[str, Any], recipe: dict[str, Any]) -> Mapping[str, SealedCheckpoint]:
+    def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> Mapping[str, SealedCheckpoint]:
         """Build the files to write after an epoch.
 
         Args:
@@ -98,7 +99,7 @@ class EncoderPretraining(LightningModule, ABC):
 
     def cosine_at_step(self, start: float, end: float) -> float:
         """Return the value at the current optimiser step of a cosine from the first to the last step of the run."""
-        total = max(total_steps(self.trainer), self.global_step + 1)
+        total = max(total_steps(self.trainer), self.global_step)
         return cosine_schedule(self.global_step, total, start, end)
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:

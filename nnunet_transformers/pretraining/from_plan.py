@@ -1,4 +1,4 @@
-"""What a recipe need not be told where there is a plan: the network, its arguments, patch and channels."""
+"""Arguments of a method that a plan specifies: network, overrides, patch size and channels."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 from ..architectures import get_network, list_networks
 from ..plans.planned import PlannedConfiguration
 
-# a plan holds them apart from what a method calls the network's overrides
-APART = ("patch_size", "strides")
+# arguments in a plan that are not among a method's network overrides
+NOT_OVERRIDES = ("patch_size", "strides")
 
 
 def model_arguments(planned: PlannedConfiguration, known: Sequence[str]) -> dict[str, Any]:
-    """Arguments for a method, so that its checkpoint fits a planned network as it is.
+    """Return arguments of a method whose checkpoint fits a planned network without adaptation.
 
     Args:
-        planned: of one of this package's networks.
-        known: parameters of the method; of the result only these.
+        planned: configuration of one of this package's networks.
+        known: parameters of the method, to which the result is restricted.
 
     Returns:
-        network, network_overrides, patch_size, input_channels, and, for methods of images and volumes, patch_size_2d
-        and patch_size_3d.
+        network, network_overrides, patch_size, input_channels, and patch_size_2d and patch_size_3d for methods that
+        train on images and volumes.
 
     Raises:
-        ValueError: if the plan is of another network, or in 2D for a method of volumes.
+        ValueError: if the network is not this package's, or the configuration is 2D and the method needs volumes.
     """
     configuration = planned.configuration
     patch_size = list(planned.patch_size)
-    overrides = {k: v for k, v in configuration.network_arch_init_kwargs.items() if k not in APART}
+    overrides = {k: v for k, v in configuration.network_arch_init_kwargs.items() if k not in NOT_OVERRIDES}
     arguments = {
         "network": _registered_name(configuration.network_arch_class_name, overrides, len(patch_size)),
         "network_overrides": overrides,
@@ -44,7 +44,7 @@ def model_arguments(planned: PlannedConfiguration, known: Sequence[str]) -> dict
 
 
 def _registered_name(class_path: str, arguments: dict[str, Any], ndim: int) -> str:
-    """The network of a class that has most of its own arguments in common with a plan's."""
+    """Return the registered network of a class that shares most arguments with the plan."""
     own = [name for name in list_networks() if get_network(name).class_path == class_path]
     if not own:
         raise ValueError(f"the plan's network {class_path} is none of this package's; see `nnunet-transformers models`")

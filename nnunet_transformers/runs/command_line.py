@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from ..cpu import optimize
 from .callbacks import CheckpointWriter, SeedEveryBatch
 from .recipe import Recipe
 
@@ -22,13 +24,17 @@ class RecipeCLI(LightningCLI, ABC):
 
     Attributes:
         shared: names of arguments of both module and data, given once, to the module.
+        from_method: arguments of the data that are taken from the built module, and the functions that take them.
     """
 
     shared: Sequence[str] = ()
+    from_method: Mapping[str, Callable[[Any], Any]] = {}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name in self.shared:
             parser.link_arguments(f"model.init_args.{name}", f"data.init_args.{name}")
+        for name, function in self.from_method.items():
+            parser.link_arguments("model", f"data.init_args.{name}", function, apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     @abstractmethod
@@ -37,6 +43,8 @@ class RecipeCLI(LightningCLI, ABC):
 
     def before_fit(self) -> None:
         self.check()
+        if isinstance(self.trainer.accelerator, CPUAccelerator):
+            optimize(self.model)
         # --ckpt_path last looks in dirpath, which by default is the folder of a logger version
         root = Path(self.trainer.default_root_dir)
         if isinstance(self.trainer.checkpoint_callback, ModelCheckpoint):
@@ -67,7 +75,9 @@ def run_recipe(
         ValueError: on invalid settings.
         FileExistsError: if the folder holds another run.
     """
-    shared = [name for name in recipe.parameters("model") if name in recipe.parameters("data")]
+    taken = recipe.parameters("data")
+    from_method = {name: function for name, function in cli_class.from_method.items() if name in taken}
+    shared = [name for name in recipe.parameters("model") if name in taken and name not in from_method]
     callbacks = [
         ModelCheckpoint(save_last=True, save_top_k=0, every_n_epochs=1, enable_version_counter=False),
         SeedEveryBatch(),
@@ -75,7 +85,7 @@ def run_recipe(
         CheckpointWriter(),
     ]
     try:
-        cli = type("CLI", (cli_class,), {"shared": shared})(
+        cli = type("CLI", (cli_class,), {"shared": shared, "from_method": from_method})(
             LightningModule,
             LightningDataModule,
             subclass_mode_model=True,

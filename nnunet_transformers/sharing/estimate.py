@@ -20,7 +20,7 @@ from .load import LoadedModel
 try:
     import resource
 except ImportError:  # Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 # of Python, torch and nnU-Net before they load anything, where the system does not say
 BASE_BYTES = 0.6e9

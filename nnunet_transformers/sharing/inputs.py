@@ -8,10 +8,11 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel
 import numpy as np
+from nibabel.dataobj_images import DataobjImage
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 
 from ..plans.planned import channel_names
@@ -155,7 +156,7 @@ def _count_non_finite(path: Path) -> int:
     """Voxels of a NIfTI file that are NaN or infinite; ITK reads them as 0, and what a truncated file lacks as well."""
     if not path.name.endswith((".nii", ".nii.gz")):
         return 0
-    voxels = np.asanyarray(nibabel.load(path).dataobj)
+    voxels = np.asanyarray(cast(DataobjImage, nibabel.load(path)).dataobj)
     return int(voxels.size - np.isfinite(voxels).sum())
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..architectures import SegmentationNetwork, create_network
+from ..pretraining.data.index import PreparedCase, PreparedIndex
 from ..pretraining.encoder_pretraining import EncoderPretraining
 from ..weights import EncoderCheckpoint, load_encoder_weights
 
@@ -31,7 +32,7 @@ class Batches(LightningDataModule):
         self,
         batches: Sequence[Any],
         batch_size: int = 2,
-        index: Any = None,
+        index: PreparedIndex | None = None,
         attributes: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -43,15 +44,15 @@ class Batches(LightningDataModule):
         return DataLoader(cast("Dataset[Any]", self.batches), batch_size=None)
 
 
-def synthetic_index(axes: int = 3, channels: int = 1) -> dict[str, Any]:
+def synthetic_index(axes: int = 3, channels: int = 1) -> PreparedIndex:
     """Build the index of one prepared image of 1 mm."""
-    return {
-        "cases": [{"name": "case", "shape": [channels, *[1] * axes]}],
-        "skipped": [],
-        "channels": ["image"] * channels,
-        "spacing": [1.0] * axes,
-        "normalization": ["ZScoreNormalization"] * channels,
-    }
+    return PreparedIndex(
+        cases=(PreparedCase("case", (channels, *[1] * axes)),),
+        skipped=(),
+        channels=("image",) * channels,
+        spacing=(1.0,) * axes,
+        normalization=("ZScoreNormalization",) * channels,
+    )
 
 
 def check_method(
@@ -59,7 +60,7 @@ def check_method(
     batches: Sequence[Any],
     arguments: Mapping[str, Any] | None = None,
     batch_size: int = 2,
-    index: Any = None,
+    index: PreparedIndex | None = None,
     data: Mapping[str, Any] | None = None,
     steps: int = 3,
 ) -> None:
@@ -174,7 +175,7 @@ class _TargetCheck(Callback):
         return {name: value.detach().double() for name, value in named if name.startswith("target.")}
 
 
-def _check_checkpoints(method: EncoderPretraining, index: Any, folder: Path) -> None:
+def _check_checkpoints(method: EncoderPretraining, index: PreparedIndex, folder: Path) -> None:
     checkpoints = method.checkpoints(index, {"epochs": 1})
     assert checkpoints, "checkpoints() must give a file after training without validation"
     for name, checkpoint in checkpoints.items():

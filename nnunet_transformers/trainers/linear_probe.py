@@ -6,6 +6,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from ..architectures import SegmentationNetwork
 from ..architectures.linear_probe import LinearProbe
 from ..discovery import PLANNERS
 from .lengths import with_schedules
@@ -13,12 +14,12 @@ from .trainer import TransformerTrainer
 
 
 class nnUNetTrainerLinearProbe(TransformerTrainer):
-    """Train linear heads on the frozen encoder that a plan names, any of this package's networks.
+    """Train linear heads on the frozen encoder of any ``SegmentationNetwork`` with the plan's initial weights.
 
-    A plan without an encoder gives the probe of random weights, to compare with.
+    A plan without initial weights gives the probe of random weights, to compare with.
     """
 
-    network_class_name = "nnunet_transformers.architectures"  # any of them
+    network_class = SegmentationNetwork  # any of them
     planners = tuple(PLANNERS)
     default_epochs = 20
     default_iterations = 50

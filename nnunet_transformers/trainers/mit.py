@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..architectures.mit import MiT
 from .lengths import with_schedules
 from .trainer import TransformerTrainer
 
@@ -9,7 +10,7 @@ from .trainer import TransformerTrainer
 class nnUNetTrainerMiT(TransformerTrainer):
     """MiT with nnU-Net's augmentation, loss and deep supervision."""
 
-    network_class_name = "nnunet_transformers.architectures.mit"
+    network_class = MiT
     planners = ("nnUNetPlannerMiT7", "nnUNetPlannerMiT22")
 
 

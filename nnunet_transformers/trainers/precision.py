@@ -1,4 +1,4 @@
-"""Half precision of training on CUDA: nnU-Net's float16, or bfloat16 where a plan says so."""
+"""Half precision of training on CUDA: nnU-Net's float16, or bfloat16 where a plan specifies it."""
 
 from __future__ import annotations
 

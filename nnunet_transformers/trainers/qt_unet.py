@@ -10,6 +10,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Adam, Optimizer
 
+from ..architectures.qt_unet import QTUNet
 from .lengths import with_schedules
 from .trainer import TransformerTrainer
 
@@ -17,7 +18,7 @@ from .trainer import TransformerTrainer
 class nnUNetTrainerQTUNet(TransformerTrainer):
     """QT-UNet with nnU-Net's augmentation, loss and deep supervision."""
 
-    network_class_name = "nnunet_transformers.architectures.qt_unet.QTUNet"
+    network_class = QTUNet
     planners = ("nnUNetPlannerQTUNetT", "nnUNetPlannerQTUNetS", "nnUNetPlannerQTUNetB")
 
 
@@ -41,6 +42,7 @@ class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
     default_weight_decay = 0.0
     default_deep_supervision = False
     ce_weight = 0.0
+    frozen_fraction = 0.0
 
     @staticmethod
     def build_network_architecture(

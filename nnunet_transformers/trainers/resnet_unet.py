@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..architectures.resnet_unet import ResNetUNet
 from .lengths import with_schedules
 from .mgca import MGCARecipe
 from .trainer import TransformerTrainer
@@ -10,7 +11,7 @@ from .trainer import TransformerTrainer
 class nnUNetTrainerResNet50UNet(TransformerTrainer):
     """U-Net with ResNet-50 and nnU-Net's augmentation, loss and deep supervision; all of it is trained."""
 
-    network_class_name = "nnunet_transformers.architectures.resnet_unet.ResNetUNet"
+    network_class = ResNetUNet
     planners = ("nnUNetPlannerResNet50UNet",)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..architectures.setr_pup import SETRPUP
 from .lengths import with_schedules
 from .mgca import MGCARecipe
 from .trainer import TransformerTrainer
@@ -10,7 +11,7 @@ from .trainer import TransformerTrainer
 class nnUNetTrainerSETRPUP(TransformerTrainer):
     """SETR-PUP with nnU-Net's augmentation, loss and deep supervision; all of it is trained."""
 
-    network_class_name = "nnunet_transformers.architectures.setr_pup.SETRPUP"
+    network_class = SETRPUP
     planners = ("nnUNetPlannerSETRPUP",)
 
 

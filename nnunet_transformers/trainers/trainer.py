@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import pydoc
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from .._atomic import replacing
-from ..cpu.allocator import keep_freed_memory
+from ..architectures import SegmentationNetwork, class_path
+from ..cpu import optimize
 from ..weights import initialise
 from .precision import default_autocast_dtype, planned_autocast_dtype
 
@@ -32,23 +35,24 @@ class TransformerTrainer(nnUNetTrainer):
     ``"autocast_dtype": "bfloat16"`` is trained in that type.
 
     Attributes:
-        network_class_name: import path of the network that a plan must hold, or of the package of several.
+        network_class: class of the network that a plan must specify, or a base of several.
         default_epochs, default_iterations: length of the schedule and of an epoch.
-        default_lr, default_weight_decay, default_deep_supervision: what nnU-Net's attributes of these names start as.
-        dice_weight, ce_weight: of the two parts of nnU-Net's loss.
+        default_lr, default_weight_decay, default_deep_supervision: initial values of nnU-Net's attributes.
+        dice_weight, ce_weight: weights of the two terms of nnU-Net's loss.
         use_all_outputs: give weight to the coarsest output of deep supervision as well; nnU-Net has more outputs and
             leaves it out.
         warmup_fraction: part of the schedule with a rising learning rate.
         lr_power: exponent of the polynomial decay; 0 keeps the rate.
         clip_grad_norm: largest norm of the gradient in a step.
         layer_decay: factor of the learning rate from one stage of a pretrained encoder to the one before it, where the
-            plan names weights to start from; the decoder has the full rate.
-        frozen_fraction: part of the schedule in which a pretrained encoder rests, statistics of its batch norms
-            included, while the decoder adapts to it; with 1 it never moves, and the plan has to name weights.
+            plan specifies initial weights; the decoder has the full rate.
+        frozen_fraction: part of the schedule in which stem and encoder are frozen where they are pretrained, statistics
+            of batch norms included, while the decoder adapts to them; with 1 they are frozen throughout, and the plan
+            has to specify initial weights.
         planners: names to suggest where a plan does not fit.
     """
 
-    network_class_name: str
+    network_class: type[SegmentationNetwork]
     planners: tuple[str, ...] = ()
     default_epochs = 1000
     default_iterations = 250
@@ -73,8 +77,6 @@ class TransformerTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
     ) -> None:
         self._check_plan(PlansManager(plans), configuration)
-        if device.type == "cpu":
-            keep_freed_memory()
         self.autocast_dtype = planned_autocast_dtype(
             PlansManager(plans).get_configuration(configuration).configuration, device
         )
@@ -94,20 +96,27 @@ class TransformerTrainer(nnUNetTrainer):
     def _check_plan(self, plans: PlansManager, configuration: str) -> None:
         planned_configuration = plans.get_configuration(configuration)
         planned = planned_configuration.network_arch_class_name
-        if not f"{planned}.".startswith(f"{self.network_class_name}."):
+        planned_class = pydoc.locate(planned)
+        if not (isinstance(planned_class, type) and issubclass(planned_class, self.network_class)):
             planner, *others = self.planners
             alternatives = f" (or {', '.join(others)})" if others else ""
             raise RuntimeError(
-                f"{type(self).__name__} trains {self.network_class_name}, but {plans.plans_name} plans {planned}. Plan "
-                f"with `nnUNetv2_plan_and_preprocess -d {plans.dataset_name} -pl {planner}`{alternatives} "
-                f"and train with `-p {planner.replace('Planner', '')}Plans`."
+                f"{type(self).__name__} trains {class_path(self.network_class)}, but {plans.plans_name} plans "
+                f"{planned}. Plan with `nnUNetv2_plan_and_preprocess -d {plans.dataset_name} -pl {planner}`"
+                f"{alternatives} and train with `-p {planner.replace('Planner', '')}Plans`."
             )
         if self.frozen_fraction >= 1 and "initialisation" not in planned_configuration.configuration:
             raise RuntimeError(
-                f"{type(self).__name__} keeps a pretrained encoder as it is, but {plans.plans_name} names no weights "
-                f"for {configuration}. Write a plan that does with `nnunet-transformers attach encoder.pth "
-                f"-d {plans.dataset_name} -p {plans.plans_name} -o {plans.plans_name}_pretrained` and train with it."
+                f"{type(self).__name__} keeps a pretrained encoder as it is, but {plans.plans_name} specifies no "
+                f"initial weights for {configuration}. Write a plan that does with `nnunet-transformers attach "
+                f"encoder.pth -d {plans.dataset_name} -p {plans.plans_name} -o {plans.plans_name}_pretrained` and train with it."
             )
+
+    def initialize(self) -> None:
+        super().initialize()
+        if self.device.type == "cpu":
+            # after nnU-Net's whole method, which has no hook behind the network: the parameters stay the same objects
+            optimize(self.plain_network)
 
     # ---- recipe ----
 
@@ -140,8 +149,7 @@ class TransformerTrainer(nnUNetTrainer):
 
     def _parameter_groups(self) -> list[dict]:
         network = self.plain_network
-        names = [name for name, _ in network.named_parameters()]
-        tables = [name for name in names if name.endswith(("bias.table", "position.weight", "cls_token"))]
+        tables = network.no_weight_decay()
         if self._initialisation is None:
             return param_groups_weight_decay(network, self.weight_decay, no_weight_decay_list=tables)
         return param_groups_layer_decay(
@@ -154,7 +162,7 @@ class TransformerTrainer(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self._iteration = 0
-        if self._encoder_rests(self.current_epoch):
+        if self._encoder_is_frozen(self.current_epoch):
             for module in (m for part in self._encoder_parts() for m in part.modules()):
                 if isinstance(module, _BatchNorm):
                     module.eval()
@@ -163,7 +171,7 @@ class TransformerTrainer(nnUNetTrainer):
         self._check_labels(batch)
         progress = self.current_epoch + self._iteration / self.num_iterations_per_epoch
         self.lr_scheduler.step(progress)
-        self._rest_encoder(progress)
+        self._freeze_encoder(progress)
         self._iteration += 1
         with default_autocast_dtype(self.autocast_dtype):
             result = super().train_step(batch)
@@ -176,16 +184,25 @@ class TransformerTrainer(nnUNetTrainer):
         network = self.plain_network
         return network.get_submodule(network.key_to_stem), network.get_submodule(network.key_to_encoder)
 
-    def _encoder_rests(self, progress: float) -> bool:
+    def _encoder_is_frozen(self, progress: float) -> bool:
         """Whether at this epoch, with the part of it that is done, only the decoder learns."""
         return self._initialisation is not None and progress < self.frozen_fraction * self.num_epochs
 
-    def _rest_encoder(self, progress: float) -> None:
+    def _freeze_encoder(self, progress: float) -> None:
         # by its rate rather than by requires_grad, whose change DDP would not notice
-        if self._encoder_rests(progress):
-            for group in self.optimizer.param_groups:
-                if group.get("lr_scale", 1.0) < 1:
-                    group["lr"] = 0.0
+        if not self._encoder_is_frozen(progress):
+            return
+        encoder = {id(parameter) for part in self._encoder_parts() for parameter in part.parameters()}
+        for group in self.optimizer.param_groups:
+            members = {id(parameter) in encoder for parameter in group["params"]}
+            if len(members) > 1:
+                raise RuntimeError(
+                    f"{type(self).__name__} cannot freeze the encoder for the first {self.frozen_fraction:.0%} of the "
+                    "schedule: the optimiser has a group with parameters of encoder and decoder. Separate them in "
+                    "configure_optimizers or the network's group_matcher, or set frozen_fraction to 0."
+                )
+            if members == {True}:
+                group["lr"] = 0.0
 
     def validation_step(self, batch: dict) -> dict:
         self._check_labels(batch)
@@ -196,22 +213,22 @@ class TransformerTrainer(nnUNetTrainer):
         with default_autocast_dtype(self.autocast_dtype):
             super().perform_actual_validation(save_probabilities)
 
-    # ---- weights to start from ----
+    # ---- initial weights ----
 
     @property
-    def plain_network(self) -> nn.Module:
-        """The network without what DDP and torch.compile wrap around it."""
+    def plain_network(self) -> Any:
+        """The network, a ``network_class``, without its wrappers, DDP and torch.compile."""
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     @property
     def initialised_network(self) -> nn.Module:
-        """What the weights that a plan names are loaded into."""
+        """The part of the network that initial weights are loaded into."""
         return self.plain_network
 
     @property
     def _initialisation(self) -> dict | None:
-        """What the plan says of the weights to start from."""
+        """The plan's specification of initial weights, None without one."""
         return self.configuration_manager.configuration.get("initialisation")
 
     def on_train_start(self) -> None:

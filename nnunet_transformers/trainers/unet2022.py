@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..architectures.unet2022 import UNet2022
 from .lengths import with_schedules
 from .trainer import TransformerTrainer
 
@@ -9,7 +10,7 @@ from .trainer import TransformerTrainer
 class nnUNetTrainerUNet2022(TransformerTrainer):
     """UNet-2022 with nnU-Net's augmentation and loss, on all of its three outputs."""
 
-    network_class_name = "nnunet_transformers.architectures.unet2022.UNet2022"
+    network_class = UNet2022
     planners = ("nnUNetPlannerUNet2022T", "nnUNetPlannerUNet2022B", "nnUNetPlannerUNet2022L")
     use_all_outputs = True
 

@@ -1,24 +1,25 @@
-"""A plan whose networks start from other weights; training from it loads them and logs the same report."""
+"""Plans that specify initial weights; training by them loads the weights and logs the same report."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from .._atomic import write_json
 from ..plans.plan_files import check_new_plans, dataset_folder, load_plans
 from ..plans.planned import PlannedConfiguration
-from . import LoadReport, initialise, save_checkpoint
+from .file import save_checkpoint
+from .initialise import InitialWeights
+from .load_report import LoadReport
 
 MARKER = "attached"
 
 
 def attach(
-    specification: Mapping[str, Any],
+    weights: InitialWeights,
     dataset: str,
     plans_name: str,
     output: str,
@@ -26,26 +27,26 @@ def attach(
     force: bool = False,
     min_coverage: float = 0.5,
 ) -> tuple[Path, dict[str, LoadReport], dict[str, str]]:
-    """Write a copy of a plan that names the weights to start from.
+    """Write a copy of a plan that specifies initial weights.
 
     Every network is built and the weights are loaded into it first, so that a plan is written only if training can
     start from it.
 
     Args:
-        specification: of the weights, as ``initialise`` takes it.
+        weights: for its networks.
         dataset: nnU-Net's number or name of a planned dataset.
-        plans_name: plan to start from.
+        plans_name: of the plan to copy.
         output: name of the new plan.
         configurations: of the plan to attach to; by default those that the weights fit.
         force: replace a plan of that name, if this function wrote it.
-        min_coverage: share of the encoder's numbers that the weights must cover.
+        min_coverage: share of the encoder's parameters that the weights must cover.
 
     Returns:
-        the plan file, for each configuration what would be loaded, and why others were left as they are.
+        the plan file, each configuration's load report, and why others were left as they are.
 
     Raises:
         ValueError: if the weights do not fit or cover too little, or there is no such dataset or configuration.
-        FileNotFoundError: if the plan or the weights are missing.
+        FileNotFoundError: if the plan, or a file of ImageNet weights, is missing.
         FileExistsError: if there is a plan of the new name.
     """
     folder = dataset_folder(dataset)
@@ -59,23 +60,22 @@ def attach(
     reports, left = {}, {}
     for name in configurations or own:
         try:
-            reports[name] = _try(
-                PlannedConfiguration(plans, dataset_json, name).build_network(), specification, min_coverage
-            )
+            network = PlannedConfiguration(plans, dataset_json, name).build_network()
+            reports[name] = _load_enough(weights, network, min_coverage)
         except ValueError as error:
             if configurations:
                 raise ValueError(f"{name}: {error}") from error
             left[name] = str(error)
             continue
-        plans["configurations"][name]["initialisation"] = dict(specification)
+        plans["configurations"][name]["initialisation"] = weights.specification
     if not reports:
         raise ValueError("; ".join(f"{name}: {reason}" for name, reason in left.items()))
-    write_json({**plans, "plans_name": output, MARKER: dict(specification)}, path)
+    write_json({**plans, "plans_name": output, MARKER: weights.specification}, path)
     return path, reports, left
 
 
-def _try(network: nn.Module, specification: Mapping[str, Any], min_coverage: float) -> LoadReport:
-    report = initialise(network, specification)
+def _load_enough(weights: InitialWeights, network: nn.Module, min_coverage: float) -> LoadReport:
+    report = weights.load_into(network)
     coverage = report.coverage(dict(network.named_parameters()), f"{network.key_to_encoder}.")
     if coverage < min_coverage:
         raise ValueError(
@@ -87,7 +87,7 @@ def _try(network: nn.Module, specification: Mapping[str, Any], min_coverage: flo
 
 
 def export_full(
-    specification: Mapping[str, Any],
+    weights: InitialWeights,
     dataset: str,
     plans_name: str,
     configuration: str,
@@ -97,7 +97,7 @@ def export_full(
     """Write weights that stock ``nnUNetv2_train -pretrained_weights`` takes: a whole network, the encoder loaded.
 
     Args:
-        specification: of the weights, as ``initialise`` takes it.
+        weights: for the network.
         dataset: nnU-Net's number or name of a planned dataset.
         plans_name: plan to train with.
         configuration: of the plan.
@@ -105,7 +105,7 @@ def export_full(
         trainer: that will take them; most build the plan's network, some, such as nnU-Net's for Primus, their own.
 
     Returns:
-        what of the network came from the weights; the rest is as initialised.
+        the load report; tensors that are not loaded are as initialised.
 
     Raises:
         ValueError, FileNotFoundError: as ``attach``.
@@ -115,6 +115,6 @@ def export_full(
         raise FileExistsError(f"{output} exists; remove it or choose another name")
     planned = PlannedConfiguration.load(dataset, plans_name, configuration)
     network = planned.build_network(trainer)
-    report = initialise(network, specification, planned.patch_size)
+    report = weights.load_into(network, planned.patch_size)
     save_checkpoint({"network_weights": network.state_dict()}, output)
     return report

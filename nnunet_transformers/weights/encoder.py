@@ -1,61 +1,63 @@
-"""Encoder checkpoints: what pretraining writes and every trainer here, and nnssl's readers, can start from.
+"""Encoder checkpoints: pretraining writes them, and every trainer here and nnssl's readers can start from them.
 
 One file of tensors and plain types, read without unpickling. It is an nnssl checkpoint (``network_weights`` and
-``nnssl_adaptation_plan``) with an entry ``encoder`` that says what the weights are of, and their hash.
+``nnssl_adaptation_plan``) with an entry ``encoder`` that describes the network of the weights, and their hash.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..architectures import SegmentationNetwork, create_network, get_network, get_timm_family
-from .file import load_checkpoint
+from ..architectures.layers import RelativePositionBias
+from .adapters import bias_tables, first_layers, position_embeddings
+from .load_report import LoadReport
 from .pretrained import PretrainedWeights
-from .sealed import WrongKindError
+from .sealed import load
 from .timm_encoder import TimmCheckpoint, create_timm
-
-KIND = "encoder"
+from .transfer import Adapter, transfer
 
 
 @dataclass(frozen=True)
 class EncoderCheckpoint(PretrainedWeights):
-    """Weights of stem and encoder of a registered network and all that is known of them.
+    """Weights of stem and encoder of a registered network and their description.
 
     Attributes:
         overrides: the network's arguments beyond the registered ones.
     """
 
-    kind: ClassVar[str] = KIND
+    kind: ClassVar[str] = "encoder"
+    format: ClassVar[int] = 1
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def build_network(self) -> SegmentationNetwork:
-        """The network that the weights are of, without memory, to ask for its grids and windows."""
+        """Build the network that the weights belong to, on the meta device, to ask for its grids and windows."""
         with torch.device("meta"):
-            return create_network(self.name, self.input_channels, 2, self.patch_size, **self.overrides)
+            network = create_network(self.name, self.input_channels, 2, self.patch_size, **self.overrides)
+        return cast(SegmentationNetwork, network)
 
-    def _more(self) -> dict[str, Any]:
+    def _other_entries(self) -> dict[str, Any]:
         return {"nnssl_adaptation_plan": _adaptation_plan(self)}
 
     @classmethod
     def from_timm(cls, checkpoint: TimmCheckpoint) -> EncoderCheckpoint:
-        """The registered network that has a network of timm's as stem and encoder, with its weights.
+        """Translate weights of timm's network to those of the registered network that has it as stem and encoder.
 
         Raises:
-            ValueError: if there is none; says of which of timm's there is one.
+            ValueError: if there is none; names timm's families that have one.
         """
         with torch.device("meta"):
             network = create_timm(checkpoint.name, checkpoint.input_channels, checkpoint.patch_size)
         family = get_timm_family(network, checkpoint.name)
-        # timm's leave out what remains of an image behind the last whole cell, ours want none to remain
-        stride = network.feature_info[-1]["reduction"]
+        # timm's networks ignore what remains of an image behind the last whole cell, ours refuse such sizes
+        stride: int = cast(Any, network).feature_info[-1]["reduction"]
         changed = {
             "name": family.network,
             "overrides": family.overrides(network, checkpoint.name),
@@ -84,27 +86,69 @@ def _encoder_state(network: SegmentationNetwork) -> dict[str, Tensor]:
 
 
 def load_encoder(path: str | os.PathLike) -> EncoderCheckpoint:
-    """Read a checkpoint, of a registered network or of one of timm's that is a registered network's encoder.
+    """Read a checkpoint, of a registered network or of timm's network that is a registered network's encoder.
 
     Raises:
         FileNotFoundError: if it is not there.
-        ValueError: if it is truncated, altered, no encoder checkpoint of this package, or of one of timm's networks
-            that is the encoder of none here.
+        ValueError: if it is truncated, altered, no such checkpoint, or of timm's network that is the encoder of none
+            here.
     """
-    try:
-        return EncoderCheckpoint.load(path)
-    except WrongKindError as error:
-        with suppress(WrongKindError):
-            return EncoderCheckpoint.from_timm(TimmCheckpoint.load(path))
+    checkpoint = load(path, (EncoderCheckpoint, TimmCheckpoint))
+    return EncoderCheckpoint.from_timm(checkpoint) if isinstance(checkpoint, TimmCheckpoint) else checkpoint
+
+
+def encoder_adapters(network: nn.Module, origin: SegmentationNetwork) -> Sequence[Adapter]:
+    """Adapters of ``transfer`` between forms of a network for different patches and channels.
+
+    Bias tables and position embeddings are interpolated to the network's windows and grids, the kernel of a patch
+    embedding to its stride, and the first layer is fitted to its number of channels.
+
+    Args:
+        network: that is loaded into, with the names of ``origin``'s tensors.
+        origin: network of the weights.
+    """
+
+    def table_shape(name: str, _: Tensor) -> Sequence[int]:
+        return cast(RelativePositionBias, origin.get_submodule(name.rpartition(".")[0])).table_shape
+
+    first = [f"{key}.weight" for key in origin.keys_to_in_proj]
+    return bias_tables(network, table_shape), position_embeddings(network), first_layers(first)
+
+
+def load_encoder_weights(network: SegmentationNetwork, checkpoint: EncoderCheckpoint, source: str = "") -> LoadReport:
+    """Start a network from an encoder's checkpoint, in place.
+
+    What fits in no way, see ``encoder_adapters``, is left at its initialisation.
+
+    Args:
+        network: to start; its decoder as well where the method trained one.
+        checkpoint: the weights.
+        source: their origin in words, for the report.
+
+    Returns:
+        what was loaded, adapted, left fresh and unused.
+
+    Raises:
+        ValueError: if the weights are of another family of networks or of other dimensions.
+    """
+    origin = checkpoint.build_network()
+    if type(origin) is not type(network):
         raise ValueError(
-            f"{error}. Released weights of a paper become an encoder checkpoint with `nnunet-transformers convert`"
-        ) from error
+            f"the weights are of {type(origin).__name__} ({checkpoint.name}), the network is {type(network).__name__}"
+        )
+    if len(origin.patch_size) != len(network.patch_size):
+        raise ValueError(
+            f"the weights are of a {len(origin.patch_size)}D network, this one is {len(network.patch_size)}D"
+        )
+    # parameters and the statistics of batch norms, which share their memory with the network
+    adapters = encoder_adapters(network, origin)
+    return transfer(network.state_dict(), checkpoint.weights, adapters, source or checkpoint.origin)
 
 
 def _adaptation_plan(checkpoint: EncoderCheckpoint) -> dict[str, Any]:
-    """nnssl's description of how to adapt the weights, for other readers than ours."""
+    """Describe in nnssl's terms how to adapt the weights, for other readers than ours."""
     entry = get_network(checkpoint.name)
-    network_class = entry.network_class
+    network_class = cast("type[SegmentationNetwork]", entry.network_class)
     ndim = len(checkpoint.patch_size)
     arguments = {**entry.all_arguments(ndim), **checkpoint.overrides, "patch_size": checkpoint.patch_size}
     arguments = {name: value for name, value in arguments.items() if value is not None}
@@ -146,11 +190,3 @@ def _adaptation_plan(checkpoint: EncoderCheckpoint) -> dict[str, Any]:
         "key_to_lpe": network_class.key_to_lpe,
     }
     return json.loads(json.dumps(plan))
-
-
-def is_encoder_checkpoint(path: str | os.PathLike) -> bool:
-    """Whether a file looks like one, without checking its hash."""
-    try:
-        return KIND in load_checkpoint(Path(path))
-    except (OSError, ValueError):
-        return False

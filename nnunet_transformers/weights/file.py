@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,72 @@ from .._atomic import replacing
 
 # where training frameworks keep the state dict; "" is the file itself
 STATE_DICT_KEYS = ("network_weights", "state_dict", "model", "model_state_dict", "student", "")
+# PyTorch refuses to load anything where both are set
+FORCE, FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+class HoldsObjectsError(ValueError):
+    """Raised for a file with Python objects, which only unpickling, and so running their code, would read."""
+
+
+@contextmanager
+def plain_types_only(allowed: Sequence[Any] = ()) -> Iterator[None]:
+    """Make ``torch.load`` refuse all but tensors, plain types and ``allowed``, also where its caller wants more.
+
+    PyTorch's environment variables of this purpose have no effect inside.
+
+    Args:
+        allowed: classes and functions, as ``torch.serialization.safe_globals`` takes them.
+    """
+    before = {name: os.environ.pop(name, None) for name in (FORCE, FORCE_NOT)}
+    os.environ[FORCE] = "1"
+    try:
+        with torch.serialization.safe_globals(list(allowed)):
+            yield
+    finally:
+        del os.environ[FORCE]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+@contextmanager
+def readable_errors(path: Path) -> Iterator[None]:
+    """Translate what ``torch.load`` raises.
+
+    Raises:
+        ValueError: if the file is truncated or not a checkpoint.
+    """
+    try:
+        yield
+    except (PermissionError, HoldsObjectsError):
+        raise
+    except Exception as error:  # a damaged file can make the unpickler raise anything
+        raise ValueError(f"{path} is truncated or not a checkpoint: {error}") from error
+
+
+def read_plain_types(path: Path, allowed: Sequence[Any] = ()) -> Any:
+    """Read what ``torch.save`` wrote; everything in this package that does so without unpickling calls it.
+
+    Args:
+        path: of the file.
+        allowed: as ``plain_types_only`` takes it.
+
+    Raises:
+        HoldsObjectsError: if it holds more than tensors, plain types and ``allowed``.
+        ValueError: if it is truncated or not a checkpoint.
+    """
+    with readable_errors(path), plain_types_only(allowed):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if "unsupported" not in str(error).lower():
+                raise
+            raise HoldsObjectsError(
+                f"{path} holds Python objects besides weights, which could run code when they are loaded"
+            ) from error
 
 
 def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a checkpoint.
+    """Read a checkpoint, of ``torch.save`` or safetensors.
 
     Raises:
         FileNotFoundError: if it is not there.
@@ -35,16 +98,11 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
         except SafetensorError as error:
             raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error) and "unsupported" in str(error).lower():
-            raise ValueError(
-                f"{path} holds Python objects besides weights, which could run code when they are loaded; refused. "
-                "Where you trust its origin, save its state dict alone with torch.save and use that file"
-            ) from error
-        raise ValueError(f"{path} is truncated or not a checkpoint: {error}") from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is truncated or not a checkpoint: {error}") from error
+        content = read_plain_types(path)
+    except HoldsObjectsError as error:
+        raise ValueError(
+            f"{error}; refused. Where you trust its origin, save its state dict alone with torch.save and use that file"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     return content

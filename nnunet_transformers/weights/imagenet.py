@@ -7,28 +7,128 @@ copies the same ConvNeXt blocks into the decoder stages of equal width, and so d
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from math import isqrt
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from timm.models import convnext as timm_convnext
 from timm.models import swin_transformer as timm_swin
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..architectures.layers import resize_bias_table
 from ..architectures.unet2022 import UNet2022
+from .adapters import bias_tables, depthwise_kernels, pointwise_convolutions
 from .file import load_state_dict
 from .load_report import LoadReport
+from .transfer import transfer
 
-# channels of the first stage to timm's model of that width; the ones below 96 suit the 3D networks
-CONVNEXT = {48: "convnext_femto", 64: "convnext_pico", 96: "convnext_tiny", 128: "convnext_base", 192: "convnext_large"}
-SWIN = {
-    96: "swin_tiny_patch4_window7_224",
-    128: "swin_base_patch4_window7_224",
-    192: "swin_large_patch4_window7_224",
-}
 HUB = "hub"
+
+
+@dataclass(frozen=True)
+class _Model:
+    """One of timm's families and its place in UNet-2022.
+
+    Attributes:
+        title: of the family.
+        names: timm's model by the channels of its first stage.
+        checkpoint_filter: timm's, from other libraries' names to its own.
+        stages: name of its list of stages.
+        part: of a UNet-2022's block that is made as its blocks.
+        renamed: parts of a block's names, timm's to ours.
+    """
+
+    title: str
+    names: Mapping[int, str]
+    checkpoint_filter: Callable[[dict[str, Tensor], Any], dict[str, Tensor]]
+    stages: str
+    part: str
+    renamed: Mapping[str, str]
+
+
+CONVNEXT = _Model(
+    "ConvNeXt",
+    # those below 96 channels suit the 3D networks
+    {48: "convnext_femto", 64: "convnext_pico", 96: "convnext_tiny", 128: "convnext_base", 192: "convnext_large"},
+    timm_convnext.checkpoint_filter_fn,
+    "stages",
+    "convnext",
+    {},
+)
+SWIN = _Model(
+    "Swin",
+    {96: "swin_tiny_patch4_window7_224", 128: "swin_base_patch4_window7_224", 192: "swin_large_patch4_window7_224"},
+    timm_swin.checkpoint_filter_fn,
+    "layers",
+    "parallel",
+    {"norm1.": "norm.", "relative_position_bias_table": "bias.table"},
+)
+
+
+class ImageNetWeights:
+    """ImageNet weights for any number of UNet-2022s; files are read once.
+
+    Args:
+        convnext: "hub" for timm's download of the ConvNeXt of the network's width, or a file: safetensors, or a
+            checkpoint in timm's or the authors' format.
+        swin: the same for the attention half; None leaves it at its initialisation.
+        spread: where a stage of the source has more blocks than the network's, take blocks spread over it rather than
+            the first ones.
+    """
+
+    def __init__(
+        self, convnext: str | os.PathLike = HUB, swin: str | os.PathLike | None = None, spread: bool = False
+    ) -> None:
+        self.sources = [(CONVNEXT, convnext)] if swin is None else [(CONVNEXT, convnext), (SWIN, swin)]
+        self.spread = spread
+        self._read = cache(load_state_dict)
+
+    def load_into(self, network: UNet2022) -> LoadReport:
+        """Start a network, in place; arguments and errors as ``load_imagenet``."""
+        width = network.feature_channels[0]
+        weights: dict[str, Tensor] = {}
+        origins = []
+        for model, source in self.sources:
+            weights |= _renamed(self._weights(model, source, width), network, model, self.spread)
+            origins.append(f"{model.title} ({model.names[width]}, {source})")
+
+        def table_shape(_: str, value: Tensor) -> tuple[int, int]:
+            return (isqrt(len(value)),) * 2  # Swin's windows are square
+
+        adapters = (bias_tables(network, table_shape), pointwise_convolutions, depthwise_kernels("conv_dw.weight"))
+        return transfer(dict(network.named_parameters()), weights, adapters, " and ".join(origins))
+
+    def _weights(self, model: _Model, source: str | os.PathLike, width: int) -> dict[str, Tensor]:
+        """Weights of a model by timm's names."""
+        if width not in model.names:
+            known = ", ".join(f"{channels} ({name})" for channels, name in model.names.items())
+            raise ValueError(f"no {model.title} with {width} channels in its first stage; there are {known}")
+        name = model.names[width]
+        if source == HUB:
+            try:
+                return timm.create_model(name, pretrained=True).state_dict()
+            except Exception as error:  # whatever the hub's client raises without a connection
+                raise ValueError(
+                    f"cannot download {name}: {error}. Download it where there is a connection and give the file"
+                ) from error
+        with torch.device("meta"):
+            expected_model = timm.create_model(name, num_classes=0)
+        weights = self._read(Path(source))
+        try:
+            weights = model.checkpoint_filter(dict(weights), expected_model)
+        except (KeyError, RuntimeError, AttributeError) as error:
+            raise ValueError(f"{source} holds no weights of {name}: {error}") from error
+        expected = expected_model.state_dict()
+        right = [key for key, value in expected.items() if key in weights and weights[key].shape == value.shape]
+        if len(right) < len(expected) // 2:
+            raise ValueError(
+                f"{source} holds no weights of {name}: {len(right)} of its {len(expected)} tensors are there"
+            )
+        return weights
 
 
 def load_imagenet(
@@ -41,10 +141,7 @@ def load_imagenet(
 
     Args:
         network: in 2D or 3D.
-        convnext: "hub" for timm's download of the ConvNeXt of the network's width, or a file: safetensors, or a
-            checkpoint in timm's or the authors' format.
-        swin: the same for the attention half; None leaves it as it is.
-        spread: where a stage of the source has more blocks than ours, take them spread over it rather than the first.
+        convnext, swin, spread: as ``ImageNetWeights`` takes them.
 
     Returns:
         what was loaded, what was not and why.
@@ -52,133 +149,39 @@ def load_imagenet(
     Raises:
         ValueError: if timm has no model of the network's width, the file is not one of that model, or the hub
             cannot be reached.
+        FileNotFoundError: if there is no such file.
     """
-    width = network.encoder.norms[0].normalized_shape[0]
-    source = _weights("ConvNeXt", CONVNEXT, width, convnext, timm_convnext.checkpoint_filter_fn)
-    report = LoadReport(f"ConvNeXt ({CONVNEXT[width]}, {convnext})")
-    parameters = dict(network.named_parameters())
-    used: set[str] = set()
-    _copy(parameters, _block_names(network, source, "stages", "convnext", spread), source, used, report, _fit)
-    report.unused += [f"convnext: {name}" for name in source if name not in used]
-    if swin is not None:
-        weights = _weights("Swin", SWIN, width, swin, timm_swin.checkpoint_filter_fn)
-        source = {_swin_name(name): value for name, value in weights.items()}
-        report.source += f" and Swin ({SWIN[width]}, {swin})"
-        used = set()
-        fit = _fit_swin(network)
-        _copy(parameters, _block_names(network, source, "layers", "parallel", spread), source, used, report, fit)
-        report.unused += [f"swin: {name}" for name in source if name not in used]
-    came = {*report.loaded, *report.adapted}
-    reasons = {name: reason for name, reason in report.fresh.items() if name not in came}
-    report.fresh = {name: reasons.get(name, "not in the source") for name in parameters if name not in came}
-    return report
+    return ImageNetWeights(convnext, swin, spread).load_into(network)
 
 
-def _weights(title: str, models: Mapping[int, str], width: int, source: str | os.PathLike, filter_fn) -> dict:
-    if width not in models:
-        known = ", ".join(f"{w} ({n})" for w, n in models.items())
-        raise ValueError(f"no {title} with {width} channels in its first stage; there are {known}")
-    if source == HUB:
-        try:
-            return timm.create_model(models[width], pretrained=True).state_dict()
-        except Exception as error:  # whatever the hub's client raises without a connection
-            raise ValueError(
-                f"cannot download {models[width]}: {error}. Download it where there is a connection and give the file"
-            ) from error
-    with torch.device("meta"):
-        model = timm.create_model(models[width], num_classes=0)
-    weights = load_state_dict(Path(source))
-    try:
-        weights = filter_fn(weights, model)
-    except (KeyError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"{source} holds no weights of {models[width]}: {error}") from error
-    expected = model.state_dict()
-    right = [name for name, value in expected.items() if name in weights and weights[name].shape == value.shape]
-    if len(right) < len(expected) // 2:
-        raise ValueError(
-            f"{source} holds no weights of {models[width]}: {len(right)} of its {len(expected)} tensors are there"
-        )
-    return weights
-
-
-def _swin_name(name: str) -> str:
-    """timm's names of a Swin block in terms of ours."""
-    return name.replace(".norm1.", ".norm.").replace(".relative_position_bias_table", ".bias.table")
-
-
-def _block_names(network: UNet2022, source: Mapping[str, Tensor], stages: str, half: str, spread: bool) -> dict:
-    """Prefix of each of our half-blocks to that of the source's block, decoder stages included."""
+def _block_names(network: UNet2022, source: Mapping[str, Tensor], model: _Model, spread: bool) -> dict[str, str]:
+    """Prefix of each part of the network's blocks to that of the source's block, decoder stages included."""
     names = {}
     levels = len(network.decoder.levels)
     for stage, blocks in enumerate(network.encoder.stages):
-        start = f"{stages}.{stage}.blocks."
+        start = f"{model.stages}.{stage}.blocks."
         available = len({name[len(start) :].split(".")[0] for name in source if name.startswith(start)})
         if not available:
             continue
-        for index in range(len(blocks)):
-            last = len(blocks) - 1
-            position = round(index * (available - 1) / max(1, last)) if spread else min(index, available - 1)
-            names[f"encoder.stages.{stage}.{index}.{half}."] = f"{start}{position}."
+        depth = len(list(blocks.children()))
+        for index in range(depth):
+            position = round(index * (available - 1) / max(1, depth - 1)) if spread else min(index, available - 1)
+            names[f"encoder.stages.{stage}.{index}.{model.part}."] = f"{start}{position}."
             if stage < levels:
-                names[f"decoder.levels.{levels - 1 - stage}.blocks.{index}.{half}."] = f"{start}{position}."
+                names[f"decoder.levels.{levels - 1 - stage}.blocks.{index}.{model.part}."] = f"{start}{position}."
     return names
 
 
-def _copy(
-    parameters: Mapping[str, nn.Parameter],
-    blocks: Mapping[str, str],
-    source: Mapping[str, Tensor],
-    used: set[str],
-    report: LoadReport,
-    fit,
-) -> None:
-    for ours, theirs in blocks.items():
-        for name in [n for n in parameters if n.startswith(ours)]:
-            origin = theirs + name.removeprefix(ours)
-            if origin not in source:
-                continue
-            value, how = fit(name, source[origin], parameters[name])
-            if value is None:
-                report.fresh[name] = how
-                continue
-            with torch.no_grad():
-                parameters[name].copy_(value)
-            used.add(origin)
-            if how:
-                report.adapted[name] = how
-            else:
-                report.loaded.append(name)
-
-
-def _fit(name: str, value: Tensor, parameter: Tensor) -> tuple[Tensor | None, str]:
-    """``value`` in the shape of ``parameter`` and how it was changed, or None and why it does not fit."""
-    if value.shape == parameter.shape:
-        return value, ""
-    if value.numel() == parameter.numel():
-        return value.reshape(parameter.shape), ""  # 1x1 convolutions in the place of linear layers
-    is_kernel = name.endswith("conv_dw.weight") and value.dim() == 4 and parameter.shape[:2] == value.shape[:2]
-    in_plane = parameter.shape[-2:]
-    if is_kernel and all(n <= m for n, m in zip(in_plane, value.shape[2:], strict=True)):
-        start = [(m - n) // 2 for n, m in zip(in_plane, value.shape[2:], strict=True)]
-        value = value[:, :, start[0] : start[0] + in_plane[0], start[1] : start[1] + in_plane[1]]
-        how = f"kernel of 7x7 to {'x'.join(map(str, parameter.shape[2:]))}"
-        if parameter.dim() == 5:
-            depth = parameter.shape[2]
-            value = value.unsqueeze(2).expand_as(parameter) / depth
-        return value, how
-    return None, f"shape {tuple(value.shape)} in the source, {tuple(parameter.shape)} here"
-
-
-def _fit_swin(network: UNet2022):
-    def fit(name: str, value: Tensor, parameter: Tensor) -> tuple[Tensor | None, str]:
-        if not name.endswith("bias.table"):
-            return _fit(name, value, parameter)
-        if value.shape[1] != parameter.shape[1]:
-            return None, f"{value.shape[1]} heads in the source, {parameter.shape[1]} here"
-        shape = network.get_submodule(name.removesuffix(".table")).table_shape
-        edge = round(value.shape[0] ** 0.5)
-        resized = resize_bias_table(value, (edge, edge), shape)
-        how = f"offsets {edge}x{edge} to {'x'.join(map(str, shape))}" if shape != (edge, edge) else ""
-        return resized, how
-
-    return fit
+def _renamed(weights: Mapping[str, Tensor], network: UNet2022, model: _Model, spread: bool) -> dict[str, Tensor]:
+    """Weights of a model by the network's names; those without a place there as "swin: patch_embed.proj.weight"."""
+    parameters = {name for name, _ in network.named_parameters()}
+    renamed, used = {}, set()
+    for ours, theirs in _block_names(network, weights, model, spread).items():
+        for name in (name for name in weights if name.startswith(theirs)):
+            part = name.removeprefix(theirs)
+            for old, new in model.renamed.items():
+                part = part.replace(old, new)
+            if ours + part in parameters:
+                renamed[ours + part] = weights[name]
+                used.add(name)
+    return renamed | {f"{model.title.lower()}: {name}": value for name, value in weights.items() if name not in used}

@@ -1,9 +1,9 @@
-"""Start a network from the weights that a plan names."""
+"""The initial weights that a plan specifies, loaded into a fresh network."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,59 +12,96 @@ from torch import nn
 
 from ..architectures import SegmentationNetwork
 from ..architectures.unet2022 import UNet2022
-from .encoder import EncoderCheckpoint, load_encoder
-from .imagenet import load_imagenet
+from .encoder import EncoderCheckpoint, load_encoder_weights
+from .imagenet import ImageNetWeights
 from .load_report import LoadReport
+from .pretrained import PretrainedWeights
 from .primus import PrimusCheckpoint, load_primus_weights
-from .sealed import WrongKindError, sealed_hash
-from .transfer import load_encoder_weights
+from .sealed import load
+from .timm_encoder import TimmCheckpoint
+
+
+class InitialWeights:
+    """Weights that a plan specifies, read once for any number of networks.
+
+    Args:
+        specification: the entry ``initialisation`` of a plan's configuration: ``{"imagenet": {arguments of
+            load_imagenet}}`` or ``{"checkpoint": file, "sha256": its hash}``, an encoder checkpoint of this package's
+            networks, of timm's or of Primus.
+
+    Attributes:
+        specification: the same, with the hash of the file.
+
+    Raises:
+        ValueError: if the specification is another, or the file is truncated, altered, of another kind, or has
+            another hash.
+        FileNotFoundError: if there is no such file.
+    """
+
+    def __init__(self, specification: Mapping[str, Any]) -> None:
+        self._weights: ImageNetWeights | PretrainedWeights
+        self.specification: dict[str, Any]
+        match dict(specification):
+            case {"imagenet": arguments}:
+                self._weights = ImageNetWeights(**arguments)
+                self.specification = {"imagenet": dict(arguments)}
+            case {"checkpoint": path, **more}:
+                checkpoint = load(path, (EncoderCheckpoint, TimmCheckpoint, PrimusCheckpoint))
+                if more.get("sha256") not in (None, checkpoint.sha256):
+                    raise ValueError(f"{path} is another file than when the plan was written; attach it again")
+                self.specification = {"checkpoint": str(path), "sha256": checkpoint.sha256}
+                if isinstance(checkpoint, TimmCheckpoint):
+                    checkpoint = EncoderCheckpoint.from_timm(checkpoint)
+                self._weights = checkpoint
+            case _:
+                raise ValueError(
+                    f"the plan's initialisation must be imagenet or checkpoint, got {', '.join(specification)}"
+                )
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike) -> InitialWeights:
+        """Read an encoder checkpoint that no plan specifies yet; errors as those of the class."""
+        return cls({"checkpoint": str(Path(path).resolve())})
+
+    def load_into(self, network: nn.Module, patch_size: Sequence[int] | None = None) -> LoadReport:
+        """Load the weights into a fresh network, in place; arguments as ``initialise`` takes them.
+
+        Raises:
+            ValueError: if they do not fit.
+        """
+        if isinstance(self._weights, ImageNetWeights):
+            if not isinstance(network, UNet2022):
+                raise ValueError(f"ImageNet weights are for UNet-2022, not {type(network).__name__}")
+            return self._weights.load_into(network)
+        source = f"{self.specification['checkpoint']} ({self._weights.origin})"
+        match network, self._weights:
+            case SegmentationNetwork(), EncoderCheckpoint() as checkpoint:
+                return load_encoder_weights(network, checkpoint, source)
+            case Primus(), PrimusCheckpoint() as checkpoint if patch_size is not None:
+                return load_primus_weights(network, patch_size, checkpoint, source)
+        raise ValueError(f"the weights are of {self._weights.name}, the network is {type(network).__name__}")
 
 
 def initialise(
     network: nn.Module, specification: Mapping[str, Any], patch_size: Sequence[int] | None = None
 ) -> LoadReport:
-    """Load the weights of ``specification``, an entry of a plan's configuration, into a fresh network.
+    """Load the weights that a plan specifies into a fresh network, in place.
 
     Args:
-        network: as the plan has it.
-        specification: ``{"imagenet": {arguments of load_imagenet}}`` or ``{"checkpoint": file, "sha256": its hash}``,
-            an encoder checkpoint of ours, timm's or Primus, see ``encoder_specification``.
+        network: as the plan describes it.
+        specification: as ``InitialWeights`` takes it.
         patch_size: that the network was built for, where it does not know it itself (Primus).
 
     Raises:
-        ValueError: if the specification is another, or its weights do not fit.
-        FileNotFoundError: if there is no such file.
+        ValueError, FileNotFoundError: as ``InitialWeights``; ValueError also if the weights do not fit.
     """
-    match dict(specification):
-        case {"imagenet": arguments}:
-            if not isinstance(network, UNet2022):
-                raise ValueError(f"ImageNet weights are for UNet-2022, not {type(network).__name__}")
-            return load_imagenet(network, **arguments)
-        case {"checkpoint": path, **rest}:
-            checkpoint = _load(path)
-            if rest.get("sha256") not in (None, sealed_hash(path)):
-                raise ValueError(f"{path} is another file than when the plan was written; attach it again")
-            source = f"{path} ({checkpoint.method} of {checkpoint.name}, {checkpoint.num_cases} images)"
-            match network, checkpoint:
-                case SegmentationNetwork(), EncoderCheckpoint():
-                    return load_encoder_weights(network, checkpoint, source)
-                case Primus(), PrimusCheckpoint():
-                    return load_primus_weights(network, patch_size, checkpoint, source)
-            raise ValueError(f"the weights are of {checkpoint.name}, the network is {type(network).__name__}")
-    raise ValueError(f"the plan's initialisation must be imagenet or checkpoint, got {', '.join(specification)}")
+    return InitialWeights(specification).load_into(network, patch_size)
 
 
-def encoder_specification(path: Path) -> dict[str, str]:
-    """What a plan says of an encoder checkpoint: where it is, and its hash, so that another file is noticed.
+def encoder_specification(path: str | os.PathLike) -> dict[str, Any]:
+    """Specify an encoder checkpoint in a plan: its path, and its hash, so that another file is noticed.
 
     Raises:
-        FileNotFoundError, ValueError: as ``load_encoder``.
+        FileNotFoundError, ValueError: as ``InitialWeights``.
     """
-    _load(path)
-    return {"checkpoint": str(path.resolve()), "sha256": sealed_hash(path)}
-
-
-def _load(path: str | Path) -> EncoderCheckpoint | PrimusCheckpoint:
-    with suppress(WrongKindError):
-        return PrimusCheckpoint.load(path)
-    return load_encoder(path)
+    return InitialWeights.from_file(path).specification

@@ -1,4 +1,4 @@
-"""What became of every weight when one network starts from another's."""
+"""The report of what became of every tensor when one network starts from another's weights."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass
 class LoadReport:
-    """Names of a network's parameters by what happened to them.
+    """Names of a network's tensors by what happened to them.
 
     Attributes:
-        source: where the weights came from, for people.
-        loaded: as they were.
-        adapted: with a change of shape; the value says which.
-        fresh: left at their initialisation; the value says why.
-        unused: of the source, with no place in the network.
+        source: origin of the weights, for people.
+        loaded: unchanged.
+        adapted: changed in shape; the value describes the change.
+        fresh: left at their initialisation; the value gives the reason.
+        unused: tensors of the source that have no place in the network.
     """
 
     source: str
@@ -27,7 +27,7 @@ class LoadReport:
     unused: list[str] = field(default_factory=list)
 
     def coverage(self, parameters: Mapping[str, Tensor], prefix: str = "") -> float:
-        """Share of the numbers under ``prefix`` that came from the source."""
+        """Share of the parameters under ``prefix`` that came from the source."""
         sizes = {name: value.numel() for name, value in parameters.items() if name.startswith(prefix)}
         covered = sum(sizes.get(name, 0) for name in (*self.loaded, *self.adapted))
         return covered / max(1, sum(sizes.values()))
@@ -42,7 +42,7 @@ class LoadReport:
 
     @staticmethod
     def _lines(title: str, names: Mapping[str, str]) -> list[str]:
-        """One line a group of names with the same beginning and the same reason."""
+        """One line for each group of names with the same beginning and the same reason."""
         groups: dict[tuple[str, str], int] = {}
         for name, reason in names.items():
             key = ".".join(name.split(".")[:3]), reason

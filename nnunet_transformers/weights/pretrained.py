@@ -1,4 +1,4 @@
-"""What is known of every pretrained encoder, whichever library its network is of."""
+"""Fields that every pretrained encoder's checkpoint has, whichever library its network comes from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .sealed import SealedCheckpoint, package_versions
 
 @dataclass(frozen=True)
 class PretrainedWeights(SealedCheckpoint):
-    """Weights of an encoder and all that is known of them.
+    """Weights of an encoder and their description.
 
     Attributes:
         weights: by the names of the network.
@@ -25,6 +25,10 @@ class PretrainedWeights(SealedCheckpoint):
         versions: of the packages involved.
     """
 
+    remedy: ClassVar[str] = (
+        "`nnunet-transformers pretrain fit` writes encoder checkpoints; a paper's released weights are translated by "
+        "`nnunet-transformers convert`, for create_network in Python"
+    )
     tuples: ClassVar[tuple[str, ...]] = ("patch_size", "spacing", "normalization")
     name: str
     patch_size: tuple[int, ...]
@@ -35,3 +39,8 @@ class PretrainedWeights(SealedCheckpoint):
     recipe: dict[str, Any] = field(default_factory=dict)
     num_cases: int = 0
     versions: dict[str, str] = field(default_factory=package_versions)
+
+    @property
+    def origin(self) -> str:
+        """Method, network and number of images in words, for load reports."""
+        return f"{self.method} of {self.name}, {self.num_cases} images"

@@ -1,4 +1,4 @@
-"""nnU-Net's own ViT, Primus, pretrained: a safe file whose weights its stock trainers can start from.
+"""Checkpoints of nnU-Net's own ViT, Primus, pretrained; its stock trainers can start from them.
 
 Wald et al., "Primus: Enforcing Attention Usage for 3D Medical Image Segmentation", https://arxiv.org/abs/2503.01835.
 """
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ..architectures._arguments import check_divisible, token_grids
 from ..architectures.layers import resize_position_embedding
+from .adapters import first_layers, sizes_changed
 from .load_report import LoadReport
 from .pretrained import PretrainedWeights
-from .transfer import fit_first_layer, sizes_changed
+from .transfer import Adapter, transfer
 
 TOKEN = (8, 8, 8)
 SIZES = {
@@ -26,7 +27,7 @@ SIZES = {
     for version in ("", "v2_", "v3_")
     for size in "SBML"
 }
-# what nnU-Net's Primus trainers set, of that version which pyproject.toml names
+# settings of nnU-Net's Primus trainers, in the version that pyproject.toml names
 STOCK = {"drop_path_rate": 0.2, "init_values": 0.1, "scale_attn_inner": True}
 
 
@@ -35,10 +36,11 @@ class PrimusCheckpoint(PretrainedWeights):
     """Weights of a Primus (one of ``SIZES``) without its decoder, by the names of dynamic-network-architectures."""
 
     kind: ClassVar[str] = "primus"
+    format: ClassVar[int] = 1
 
 
 def create_primus(name: str, input_channels: int, patch_size: Sequence[int], num_classes: int = 2) -> Primus:
-    """A Primus as nnU-Net's trainers build it.
+    """Build a Primus as nnU-Net's trainers do.
 
     Args:
         name: one of ``SIZES``.
@@ -67,13 +69,13 @@ def primus_weights(network: Primus) -> dict[str, Tensor]:
 def load_primus_weights(
     network: Primus, patch_size: Sequence[int], checkpoint: PrimusCheckpoint, source: str = ""
 ) -> LoadReport:
-    """Start a Primus from a checkpoint, in place; position embeddings and channels are fitted to it.
+    """Start a Primus from a checkpoint, in place; position embeddings and the first layers are adapted.
 
     Args:
-        network: to start, such as of nnU-Net's own trainer.
+        network: to start, such as that of nnU-Net's own trainer.
         patch_size: that it was built for.
         checkpoint: the weights.
-        source: where they came from, for the report.
+        source: their origin in words, for the report.
 
     Returns:
         what was loaded, adapted, left fresh and unused.
@@ -89,24 +91,21 @@ def load_primus_weights(
             f"the weights are of {checkpoint.name}, {sizes[0][0]} channels in {sizes[0][1]} layers after a "
             f"{sizes[0][2]}; the network has {sizes[1][0]} in {sizes[1][1]} after a {sizes[1][2]}"
         )
-    report = LoadReport(source or f"{checkpoint.method} of {checkpoint.name}, {checkpoint.num_cases} images")
-    for name, parameter in network.named_parameters():
-        if name not in checkpoint.weights:
-            report.fresh[name] = "not in the source"
-            continue
-        value, how = checkpoint.weights[name], ""
-        if name == network.key_to_lpe:
-            before, after = (token_grids(size, [TOKEN])[0] for size in (checkpoint.patch_size, patch_size))
-            value = resize_position_embedding(value, before, after).flatten(1, -2)
-            how = "" if before == after else sizes_changed("grid", before, after)
-        elif value.shape != parameter.shape:
-            value, how = fit_first_layer(value, parameter)
-        with torch.no_grad():
-            parameter.copy_(value)
-        if how:
-            report.adapted[name] = how
-        else:
-            report.loaded.append(name)
-    known = network.state_dict()
-    report.unused = [name for name in checkpoint.weights if name not in known]
-    return report
+    parameters, aliases = dict(network.named_parameters()), network.state_dict().keys()
+    # later versions have the layers of their stem under several names, of which one is a parameter's
+    weights = {n: v for n, v in checkpoint.weights.items() if n in parameters or n not in aliases}
+    # and see the image in two layers of it
+    stem = [name for name in parameters if name.startswith(f"{network.key_to_stem}.")]
+    before, after = (token_grids(size, [TOKEN])[0] for size in (checkpoint.patch_size, patch_size))
+    adapters = (_flat_position_embeddings(network.key_to_lpe, before, after), first_layers(stem))
+    return transfer(parameters, weights, adapters, source or checkpoint.origin)
+
+
+def _flat_position_embeddings(name: str, before: Sequence[int], after: Sequence[int]) -> Adapter:
+    """Interpolate Primus' position embeddings, which are flat: grids of as many tokens have them in one shape."""
+    change = "" if before == after else sizes_changed("grid", before, after)
+
+    def adapt(other: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
+        return (resize_position_embedding(value, before, after).flatten(1, -2), change) if other == name else None
+
+    return adapt

@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..architectures import create_network, get_network, get_released_family, list_networks
+from ..architectures import SegmentationNetwork, create_network, get_network, get_released_family, list_networks
 
 
 def from_reference(family: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -65,7 +65,8 @@ def identify(family: str, state_dict: Mapping[str, Tensor], patch_size: Sequence
     """
     released = get_released_family(family)
     names = [name for name in list_networks() if name.startswith(f"{family}_")]
-    stem_key = f"{get_network(names[0]).network_class.keys_to_in_proj[0]}.weight"
+    network_class = cast("type[SegmentationNetwork]", get_network(names[0]).network_class)
+    stem_key = f"{network_class.keys_to_in_proj[0]}.weight"
     try:
         stem, head = state_dict[stem_key], state_dict[released.head]
     except KeyError as error:

@@ -1,14 +1,18 @@
-"""Files of weights and their description, with a hash over both, that are read without unpickling."""
+"""Checkpoints that one file holds: weights, their description and a hash over both, read without unpickling.
+
+A kind of checkpoint is a subclass of ``SealedCheckpoint``, wherever it is defined; ``load`` finds the kind of a file.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cached_property
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from torch import Tensor, uint8
 
@@ -18,17 +22,14 @@ if TYPE_CHECKING:
     from typing import Self  # Python 3.10 has none
 
 PACKAGES = ("nnunet-transformers", "nnunetv2", "torch", "timm")
-FORMAT = 1
 WEIGHTS = "network_weights"
+
+_kinds: dict[str, type[SealedCheckpoint]] = {}
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what made a checkpoint."""
+    """Versions of the packages that a checkpoint depends on."""
     return {name: version(name) for name in PACKAGES}
-
-
-class WrongKindError(ValueError):
-    """The file is whole, but of another kind."""
 
 
 def content_hash(weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
@@ -41,80 +42,41 @@ def content_hash(weights: Mapping[str, Tensor], description: Mapping[str, Any]) 
     return digest.hexdigest()
 
 
-def save_sealed(
-    kind: str,
-    weights: Mapping[str, Tensor],
-    description: Mapping[str, Any],
-    path: str | os.PathLike,
-    more: Mapping[str, Any] | None = None,
-) -> str:
-    """Write a file whole or not at all.
-
-    Args:
-        kind: of the file, the entry that its description has.
-        weights: by name.
-        description: plain types.
-        path: file to write.
-        more: entries for other readers, not part of the hash.
-
-    Returns:
-        the content hash.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    # through JSON: tuples become lists and anything that is no plain type is an error here, not at loading
-    description = json.loads(json.dumps({**description, "format": FORMAT}))
-    sha256 = content_hash(weights, description)
-    save_checkpoint({WEIGHTS: dict(weights), **(more or {}), kind: {**description, "sha256": sha256}}, path)
-    return sha256
-
-
-def load_sealed(kind: str, path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file.
-
-    Returns:
-        weights and description.
-
-    Raises:
-        FileNotFoundError: if it is not there.
-        WrongKindError: if it is a file of another kind.
-        ValueError: if it is truncated, altered, or of another version.
-    """
-    content = load_checkpoint(path)
-    description, weights = content.get(kind), content.get(WEIGHTS)
-    if not isinstance(description, Mapping) or not isinstance(weights, Mapping) or "sha256" not in description:
-        raise WrongKindError(f"{path} is no {kind} checkpoint (it has {', '.join(map(str, list(content)[:6]))})")
-    description = dict(description)
-    expected = description.pop("sha256")
-    if description.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has format {description.get('format')}, this version reads {FORMAT}; update nnunet-transformers"
-        )
-    if content_hash(weights, description) != expected:
-        raise ValueError(f"{path} was altered after it was written: its hash differs; get it again from its source")
-    del description["format"]
-    return dict(weights), description
-
-
-def sealed_hash(path: str | os.PathLike) -> str:
-    """The content hash that a file of ``load_sealed`` states."""
-    return next(d["sha256"] for d in load_checkpoint(path).values() if isinstance(d, Mapping) and "sha256" in d)
-
-
 @dataclass(frozen=True)
 class SealedCheckpoint:
-    """Weights and what is known of them, as a file of ``load_sealed``. A subclass adds fields of plain types.
+    """Weights and their description. A subclass adds fields of plain types.
+
+    A subclass that states ``kind`` is registered under it and has to state ``format`` as well.
 
     Attributes:
-        kind: of the file, said by a subclass.
+        kind: name of the file's entry that holds the description.
+        format: number of the layout of this kind, raised when older versions could not read a file.
+        remedy: a sentence for users who give another file.
         tuples: fields that are tuples, which a file has as lists.
         weights: by name.
     """
 
     kind: ClassVar[str]
+    format: ClassVar[int]
+    remedy: ClassVar[str] = ""
     tuples: ClassVar[tuple[str, ...]] = ()
     weights: Mapping[str, Tensor]
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "kind" not in vars(cls):
+            return
+        if "format" not in vars(cls):
+            raise TypeError(f"{cls.__qualname__} states kind {cls.kind!r} but no format")
+        other = _kinds.setdefault(cls.kind, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(f"kind {cls.kind!r} of {cls.__qualname__} is that of {other.__qualname__}")
+        _kinds[cls.kind] = cls
+
+    @cached_property
+    def sha256(self) -> str:
+        """The content hash that its file states."""
+        return content_hash(self.weights, self._description())
 
     def save(self, path: str | os.PathLike) -> str:
         """Write it whole or not at all.
@@ -124,28 +86,119 @@ class SealedCheckpoint:
 
         Raises:
             OSError: if it cannot be written.
+            TypeError: if a field holds more than plain types.
         """
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "weights"}
-        description = {name: asdict(value) if is_dataclass(value) else value for name, value in values.items()}
-        return save_sealed(self.kind, self.weights, description, path, self._more())
+        description = self._description()
+        sha256 = content_hash(self.weights, description)
+        entry = {**description, "sha256": sha256}
+        save_checkpoint({WEIGHTS: dict(self.weights), **self._other_entries(), self.kind: entry}, path)
+        return sha256
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Self:
-        """Read it.
+        """Read a checkpoint of this kind; errors as ``load``."""
+        return load(path, cls)
 
-        Raises:
-            FileNotFoundError: if it is not there.
-            ValueError: if it is truncated, altered, or of another kind.
-        """
-        weights, description = load_sealed(cls.kind, path)
-        restored = {name: tuple(description[name]) for name in cls.tuples if description[name] is not None}
-        return cls(weights, **cls._restore({**description, **restored}))
+    def _description(self) -> dict[str, Any]:
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "weights"}
+        plain = {n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for n, v in values.items()}
+        # through JSON: tuples become lists, and anything but plain types is an error here, not at loading
+        return json.loads(json.dumps({**plain, "format": self.format}))
 
     @classmethod
     def _restore(cls, description: dict[str, Any]) -> dict[str, Any]:
-        """For a subclass: make of plain types what its fields are."""
+        """For a subclass: turn plain types into those of its fields."""
         return description
 
-    def _more(self) -> dict[str, Any] | None:
-        """For a subclass: entries of the file for other readers."""
+    def _other_entries(self) -> dict[str, Any]:
+        """For a subclass: entries of the file for other readers, not part of the hash."""
+        return {}
+
+
+First = TypeVar("First", bound=SealedCheckpoint)
+Second = TypeVar("Second", bound=SealedCheckpoint)
+Third = TypeVar("Third", bound=SealedCheckpoint)
+
+
+@overload
+def load(path: str | os.PathLike) -> SealedCheckpoint: ...
+
+
+@overload
+def load(path: str | os.PathLike, expected: type[First]) -> First: ...
+
+
+@overload
+def load(path: str | os.PathLike, expected: tuple[type[First], type[Second]]) -> First | Second: ...
+
+
+@overload
+def load(
+    path: str | os.PathLike, expected: tuple[type[First], type[Second], type[Third]]
+) -> First | Second | Third: ...
+
+
+def load(
+    path: str | os.PathLike, expected: type[SealedCheckpoint] | tuple[type[SealedCheckpoint], ...] = SealedCheckpoint
+) -> SealedCheckpoint:
+    """Read a checkpoint, whose kind its content tells, and verify its hash.
+
+    Args:
+        path: of the file, which is read once.
+        expected: class or classes that the caller takes; by default every kind that is defined by what was imported.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is truncated, altered, of another kind, or of a format that this version does not read.
+    """
+    content = load_checkpoint(path)
+    classes = expected if isinstance(expected, tuple) else (expected,)
+    wanted = list(dict.fromkeys(kind for c in classes for kind, other in _kinds.items() if issubclass(other, c)))
+    found = _kind_of(content, wanted)
+    if found not in wanted:
+        held = f"its kind is {found}" if found else f"it has {', '.join(map(str, list(content)[:6]))}"
+        remedies = {_kinds[kind].remedy: None for kind in wanted if _kinds[kind].remedy}
+        raise ValueError(". ".join([f"{path} is no {_alternatives(wanted)} checkpoint ({held})", *remedies]))
+    weights, description = content[WEIGHTS], dict(content[found])
+    stated, kind_class = description.pop("sha256"), _kinds[found]
+    if description["format"] != kind_class.format:
+        is_newer = isinstance(description["format"], int) and description["format"] > kind_class.format
+        raise ValueError(
+            f"{path} has format {description['format']} of {found} checkpoints, this version reads "
+            f"{kind_class.format}; {'update nnunet-transformers' if is_newer else 'write it again'}"
+        )
+    if not _is_intact(weights, description, stated):
+        raise ValueError(f"{path} was altered after it was written: its hash differs; get it again from its source")
+    del description["format"]
+    try:
+        restored = {n: tuple(description[n]) for n in kind_class.tuples if description[n] is not None}
+        checkpoint = kind_class(dict(weights), **kind_class._restore({**description, **restored}))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the description in {path} is not that of kind {found}: {error}") from error
+    vars(checkpoint)["sha256"] = stated  # verified just now; the property would hash it again
+    return checkpoint
+
+
+def _kind_of(content: Mapping[str, Any], wanted: Sequence[str]) -> str | None:
+    """The kind that a file's content tells, of several a wanted one; None if it is of no kind."""
+    weights = content.get(WEIGHTS)
+    if not isinstance(weights, Mapping):
         return None
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()):
+        return None
+    kinds = [k for k, v in content.items() if isinstance(v, Mapping) and {"sha256", "format"} <= v.keys()]
+    return next((kind for kind in kinds if kind in wanted), next(iter(kinds), None))
+
+
+def _is_intact(weights: Mapping[str, Tensor], description: Mapping[str, Any], stated: str) -> bool:
+    """Whether the hash is the stated one; of what this module does not write there may be none."""
+    try:
+        return content_hash(weights, description) == stated
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
+def _alternatives(names: Sequence[str]) -> str:
+    """Join names: "a, b or c"."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last

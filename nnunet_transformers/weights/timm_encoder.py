@@ -1,4 +1,4 @@
-"""Pretrained encoders that are timm's networks: the same safe file as ours have, without what only ours can say."""
+"""Pretrained encoders that are timm's networks, in the same safe file as ours."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from .pretrained import PretrainedWeights
 
 @dataclass(frozen=True)
 class TimmCheckpoint(PretrainedWeights):
-    """Weights of one of timm's networks without its classifier, by timm's names, and all that is known of them."""
+    """Weights of timm's network without its classifier, by timm's names, and their description."""
 
     kind: ClassVar[str] = "timm_encoder"
+    format: ClassVar[int] = 1
 
     def build_network(self) -> nn.Module:
-        """The network with its weights."""
+        """Build the network with its weights."""
         network = create_timm(self.name, self.input_channels, self.patch_size)
         network.load_state_dict(self.weights)
         return network
 
 
 def create_timm(name: str, input_channels: int, patch_size: Sequence[int], pretrained: bool | str = False) -> nn.Module:
-    """One of timm's networks without its classifier.
+    """Build timm's network without its classifier.
 
     Args:
-        name: timm's.
+        name: as timm lists it.
         input_channels: image channels; pretrained kernels of RGB are summed for one.
         patch_size: height and width of images; a ViT takes no others.
         pretrained: timm's weights, downloaded, or a file with them. A ViT's position embeddings are interpolated.
@@ -45,6 +46,6 @@ def create_timm(name: str, input_channels: int, patch_size: Sequence[int], pretr
     options: dict[str, Any] = {"img_size": tuple(patch_size)} if known and known.fixed_input_size else {}
     if isinstance(pretrained, str):
         options["pretrained_cfg_overlay"] = {"state_dict": load_state_dict(pretrained)}
-    network = timm.create_model(name, bool(pretrained), in_chans=input_channels, num_classes=0, **options)
+    network: Any = timm.create_model(name, bool(pretrained), in_chans=input_channels, num_classes=0, **options)
     network.pretrained_cfg.pop("state_dict", None)
     return network

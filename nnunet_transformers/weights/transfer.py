@@ -1,116 +1,51 @@
-"""Fit an encoder's weights into a network of another patch, window, stride or number of channels."""
+"""The transfer of weights into a network that may differ in patch, windows, stride, channels or axes."""
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Callable, Mapping, Sequence
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from ..architectures import SegmentationNetwork
-from ..architectures.layers import (
-    PositionEmbedding,
-    RelativePositionBias,
-    resize_bias_table,
-    resize_position_embedding,
-)
-from .encoder import EncoderCheckpoint
 from .load_report import LoadReport
 
-Fitted = tuple[Tensor | None, str]
+# (name, value of the source, tensor of the network) to the value in that tensor's shape and the change in words, ""
+# for none; None where the adapter does not apply
+Adapter = Callable[[str, Tensor, Tensor], tuple[Tensor, str] | None]
 
 
-def load_encoder_weights(network: SegmentationNetwork, checkpoint: EncoderCheckpoint, source: str = "") -> LoadReport:
-    """Start a network from an encoder's checkpoint, in place.
+def transfer(
+    target: Mapping[str, Tensor], source: Mapping[str, Tensor], adapters: Sequence[Adapter] = (), origin: str = ""
+) -> LoadReport:
+    """Load weights into a network's tensors, in place.
 
-    Bias tables and position embeddings are interpolated to the network's windows and grids, the kernel of a patch
-    embedding to its stride, and the first layer is fitted to its number of channels. What fits in no way is left at
-    its initialisation, and the report says why.
+    The first adapter that applies to a tensor decides about it; where none does, a tensor of the same shape is copied.
+    What fits in no way is left at its initialisation.
 
     Args:
-        network: to start; its decoder as well where the method trained one.
-        checkpoint: the weights.
-        source: where they came from, for the report.
+        target: parameters and buffers of the network by name, such as its ``state_dict``.
+        source: weights by the target's names; those of other names are reported as unused.
+        adapters: tried in this order.
+        origin: of the weights in words, for the report.
 
     Returns:
-        what was loaded, adapted, left fresh and unused.
-
-    Raises:
-        ValueError: if the weights are of another family of networks or of other dimensions.
+        what was loaded, adapted, left fresh and unused, in the order of ``target`` and ``source``.
     """
-    origin = checkpoint.build_network()
-    if type(origin) is not type(network):
-        raise ValueError(
-            f"the weights are of {type(origin).__name__} ({checkpoint.name}), the network is {type(network).__name__}"
-        )
-    if len(origin.patch_size) != len(network.patch_size):
-        raise ValueError(
-            f"the weights are of a {len(origin.patch_size)}D network, this one is {len(network.patch_size)}D"
-        )
-    report = LoadReport(source or f"{checkpoint.method} of {checkpoint.name}, {checkpoint.num_cases} images")
-    in_proj = f"{network.keys_to_in_proj[0]}.weight"
-    remaining = dict(checkpoint.weights)
-    # parameters and the statistics of batch norms, which share their memory with the network
-    for name, parameter in network.state_dict().items():
-        if name not in remaining:
+    report = LoadReport(origin, unused=[name for name in source if name not in target])
+    for name, tensor in target.items():
+        if name not in source:
             report.fresh[name] = "not in the source"
             continue
-        value, how = _fit(remaining.pop(name), parameter, name, network, origin, in_proj)
-        if value is None:
-            report.fresh[name] = how
+        value = source[name]
+        adapted = next((a for adapt in adapters if (a := adapt(name, value, tensor)) is not None), None)
+        if adapted is None and value.shape != tensor.shape:
+            report.fresh[name] = f"shape {tuple(value.shape)} in the source, {tuple(tensor.shape)} here"
             continue
-        parameter.copy_(value)
-        if how:
-            report.adapted[name] = how
+        value, change = adapted or (value, "")
+        with torch.no_grad():
+            tensor.copy_(value)
+        if change:
+            report.adapted[name] = change
         else:
             report.loaded.append(name)
-    report.unused = list(remaining)
     return report
-
-
-def _fit(value: Tensor, parameter: Tensor, name: str, network: nn.Module, origin: nn.Module, in_proj: str) -> Fitted:
-    owner = name.rpartition(".")[0]
-    module = network.get_submodule(owner)
-    if isinstance(module, RelativePositionBias) and value.shape[1] == parameter.shape[1]:
-        # tables of different windows may have as many rows
-        before = origin.get_submodule(owner).table_shape
-        if before != module.table_shape:
-            return resize_bias_table(value, before, module.table_shape), sizes_changed(
-                "offsets", before, module.table_shape
-            )
-    if value.shape == parameter.shape:
-        return value, ""
-    if isinstance(module, PositionEmbedding) and value.shape[-1] == parameter.shape[-1]:
-        grid = tuple(value.shape[1:-1])
-        return resize_position_embedding(value, grid, module.grid_size), sizes_changed("grid", grid, module.grid_size)
-    if name == in_proj and value.shape[0] == parameter.shape[0] and value.dim() == parameter.dim():
-        return fit_first_layer(value, parameter)
-    return None, f"shape {tuple(value.shape)} in the source, {tuple(parameter.shape)} here"
-
-
-def fit_first_layer(value: Tensor, parameter: Tensor) -> Fitted:
-    """Kernel and channels of a layer that sees the image, so that it answers to a flat image as before.
-
-    Args:
-        value: (out, channels, *kernel), of the source.
-        parameter: the layer's, with as many outputs.
-
-    Returns:
-        the values fitted, and what was changed, for people.
-    """
-    changes = []
-    kernel, wanted = value.shape[2:], parameter.shape[2:]
-    if kernel != wanted:
-        mode = {2: "bilinear", 3: "trilinear"}[len(kernel)]
-        value = F.interpolate(value.float(), size=tuple(wanted), mode=mode) * (prod(kernel) / prod(wanted))
-        changes.append(sizes_changed("kernel", kernel, wanted))
-    channels, wanted_channels = value.shape[1], parameter.shape[1]
-    if channels != wanted_channels:
-        value = value.sum(1, keepdim=True).expand(-1, wanted_channels, *wanted) / wanted_channels
-        changes.append(f"channels {channels} to {wanted_channels}")
-    return value.to(parameter.dtype), ", ".join(changes)
-
-
-def sizes_changed(what: str, before: tuple[int, ...], after: tuple[int, ...]) -> str:
-    """ "grid 4x4 to 8x8", for reports."""
-    return f"{what} {'x'.join(map(str, before))} to {'x'.join(map(str, after))}"

@@ -69,28 +69,6 @@ class TestSpatialReductionAttention:
         assert SpatialReductionAttention(8, 1, (4, 24, 24), (6, 6, 6)).sr.weight.shape == (8, 8, 4, 6, 6)
         assert SpatialReductionAttention(8, 1, (4, 4), (1, 1)).sr is None
 
-    @pytest.mark.parametrize("threads,chunks", [(1, 1), (8, 2), (20, 1)])
-    def test_gradients_of_fused_and_plain(self, monkeypatch, threads, chunks):
-        """Chunks of queries join the batch where heads are fewer than threads and the chunks large and even."""
-        attention = SpatialReductionAttention(6, 2, (64, 40), (16, 10)).double()
-        tokens = torch.randn(2, 64 * 40, 6, dtype=torch.float64)
-        batches = []
-
-        def attend(q, k, v, scale):
-            batches.append(len(q))
-            return fused_attention(q, k, v, scale=scale)
-
-        fused_attention = F.scaled_dot_product_attention
-        monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
-        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-        gradients = []
-        for fused in (True, False):
-            attention.fused_attn = fused
-            gradients.append(torch.autograd.grad(attention(tokens).square().sum(), list(attention.parameters())))
-        assert batches == [2 * chunks]
-        for one, other in zip(*gradients, strict=True):
-            torch.testing.assert_close(one, other)
-
 
 class TestPositionEmbedding:
     def test_adds_in_raster_order(self):

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.benchmarking import peers
 from nnunet_transformers.benchmarking.measure import count_multiply_adds
-from nnunet_transformers.benchmarking.networks import REFERENCE, build_network, choose_networks, is_ours
+from nnunet_transformers.benchmarking.networks import REFERENCE, build_network, build_on, choose_networks, is_ours
+from nnunet_transformers.cpu import plain_class, use_kernels
 
 # SwinUNETR's deepest map must have more than one element
 PATCHES = {2: (64, 64), 3: (64, 32, 32)}
@@ -80,7 +81,8 @@ def test_multiply_adds_are_the_published_ones(name, giga):
 
 
 def test_fused_attention_and_that_of_training_are_counted():
-    network, image = create_network("qt_unet_tiny", 1, 2, (32, 32, 32)).eval(), torch.randn(1, 1, 32, 32, 32)
+    network = use_kernels(create_network("qt_unet_tiny", 1, 2, (32, 32, 32)).eval())
+    image = torch.randn(1, 1, 32, 32, 32)
     fused = count_multiply_adds(network, image)
     with FlopCounterMode(display=False) as counter:
         network(image)  # with gradients: cpu/attention.py
@@ -89,3 +91,14 @@ def test_fused_attention_and_that_of_training_are_counted():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
     assert count_multiply_adds(network, image) == fused
+
+
+@pytest.mark.parametrize(
+    "device,name,changes", [("cpu", "mit_7", True), ("meta", "mit_7", False), ("cpu", "UNETR", False)]
+)
+def test_kernels_are_for_our_networks_on_cpu(device, name, changes):
+    """What trainer and predictor give their users; other people's networks run as they come."""
+    if name == "UNETR":
+        pytest.importorskip("monai")
+    network = build_on(torch.device(device), name, PATCHES[3], 1, 2)
+    assert any(type(module) is not plain_class(module) for module in network.modules()) == changes

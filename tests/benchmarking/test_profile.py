@@ -12,11 +12,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_transformers.architectures import create_network
-from nnunet_transformers.architectures.layers import checkpointing
+from nnunet_transformers.architectures.layers import WindowAttention, checkpointing
 from nnunet_transformers.benchmarking import profile
 from nnunet_transformers.benchmarking.attribution import OUTSIDE, LayerTracker, layer_names
 from nnunet_transformers.benchmarking.machine import Rates
 from nnunet_transformers.benchmarking.profile import MAX_ROWS, OperationRecorder, profile_layers, run_pass
+from nnunet_transformers.cpu import use_kernels
 
 RATES = Rates(1e11, 2e10)
 CUBE = (64, 64, 64)
@@ -35,7 +36,7 @@ def record(network: nn.Module, image: torch.Tensor) -> list:
 @pytest.mark.parametrize("name", ["qt_unet_tiny", "unet2022_tiny", "mit_7", "PlainConvUNet"])
 def test_rows_of_networks(name):
     size = (16, 16, 16) if name == "PlainConvUNet" else CUBE
-    network = plain_conv_unet() if name == "PlainConvUNet" else create_network(name, 1, 3, size)
+    network = plain_conv_unet() if name == "PlainConvUNet" else use_kernels(create_network(name, 1, 3, size))
     rows = profile_layers(network, torch.zeros(1, 1, *size), backward=True, rates=RATES, runs=1)
     assert 10 <= len(rows) <= MAX_ROWS
     assert [row.seconds for row in rows] == sorted((row.seconds for row in rows), reverse=True) or "short" in rows[
@@ -47,7 +48,8 @@ def test_rows_of_networks(name):
 
 
 def test_names():
-    names = layer_names(create_network("qt_unet_tiny", 1, 3, CUBE))
+    network = create_network("qt_unet_tiny", 1, 3, CUBE)
+    names = layer_names(network)
     assert names["encoder.stages.0.blocks.1.attn.qkv"] == "encoder.stages.0 WindowAttention"
     assert names["encoder.stages.0.blocks.1.mlp.fc1"] == "encoder.stages.0 Mlp"
     assert names["encoder.stages.0.blocks.1.norm1"] == "encoder.stages.0 LayerNorm"
@@ -55,6 +57,7 @@ def test_names():
     assert names["stem.proj"] == "stem PatchEmbed"
     assert names["decoder.expand"] == "decoder Linear"
     assert names[""] == "QTUNet"
+    assert layer_names(use_kernels(network)) == names
     assert layer_names(plain_conv_unet())["encoder.stages.1.0.convs.0.conv"] == "encoder.stages.1 Conv3d"
 
 
@@ -72,7 +75,7 @@ class TestAttribution:
     def test_backward_has_the_layers_of_forward(self, monkeypatch):
         """Every weight's gradient comes from the layer that has the weight, in a function of our own too."""
         monkeypatch.setattr(checkpointing, "CACHED", checkpointing.BUSY)  # nothing is computed twice
-        network = create_network("qt_unet_tiny", 1, 3, CUBE)
+        network = use_kernels(create_network("qt_unet_tiny", 1, 3, CUBE))
         records = record(network, torch.randn(1, 1, *CUBE))
         scores = {r.layer for r in records if r.operation == "exp_"}
         assert scores == {f"{level} WindowAttention" for level in self.levels(network)}
@@ -84,7 +87,7 @@ class TestAttribution:
 
     @staticmethod
     def levels(network):
-        return {n.partition(".blocks")[0] for n, m in network.named_modules() if type(m).__name__ == "WindowAttention"}
+        return {n.partition(".blocks")[0] for n, m in network.named_modules() if isinstance(m, WindowAttention)}
 
     def test_module_used_twice_and_checkpointing(self):
         class Network(nn.Module):

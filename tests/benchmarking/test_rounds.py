@@ -147,9 +147,9 @@ def test_labels_do_not_overlap():
     points = {f"network_number_{n}": (1 + 0.01 * n, 1 + 0.008 * (n % 4)) for n in range(8)}
     points |= {"far": (3, 2), "farther": (4, 2), "right": (5, 1)}
     axes.scatter(*zip(*points.values(), strict=True), label="networks")
-    axes.legend()
+    legend = axes.legend()
     figure.draw_without_rendering()
-    plot._label(axes, points, canvas.get_renderer())
+    plot._label(axes, legend, points, canvas.get_renderer())
     boxes = [text.get_window_extent(canvas.get_renderer()) for text in axes.texts if text.get_text()]
     assert len(boxes) == len(points)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

@@ -79,7 +79,7 @@ class TestSplit:
         assert sorted(training + validation) == list(range(2, 10))
 
     def test_mistakes(self, tmp_path):
-        with pytest.raises(ValueError, match="says train of no image"):
+        with pytest.raises(ValueError, match="has train for no prepared image"):
             self.numbers(self.read(tmp_path, ["test"] * 10))
         with pytest.raises(ValueError, match="val_share must lie between 0 and 1"):
             self.numbers(self.read(tmp_path, [""] * 10), 0)

@@ -92,20 +92,20 @@ class TestData:
 
     def test_share_of_the_training_images(self, data):
         folder, table = map(str, data)
-        whole, half, again = (ClassificationData(folder, table, train_share=s, seed=1) for s in (1.0, 0.5, 0.5))
+        whole, half, again = (
+            ClassificationData(folder, table, (16, 16, 16), train_share=s, seed=1) for s in (1.0, 0.5, 0.5)
+        )
         assert (len(whole.train_numbers), len(half.train_numbers)) == (8, 4)
         assert half.train_numbers.tolist() == again.train_numbers.tolist()
         assert half.train_targets.sum(0).tolist() == [2, 2]
         assert half.val_numbers.tolist() == whole.val_numbers.tolist()
         assert "8 images to train on, 4 to validate on (ball 4 and 2, cube 4 and 2)" in whole.summary()
         with pytest.raises(ValueError, match="train_share must be above 0 and at most 1"):
-            ClassificationData(folder, table, train_share=0)
+            ClassificationData(folder, table, (16, 16, 16), train_share=0)
 
     def test_each_image_once_an_epoch(self, data):
         folder, table = map(str, data)
-        source = ClassificationData(folder, table, intensity=False)
-        module = SimpleNamespace(description=SimpleNamespace(patch_size=(16, 16, 16), input_channels=2))
-        source.trainer = SimpleNamespace(lightning_module=module)
+        source = ClassificationData(folder, table, (16, 16, 16), 2, intensity=False)
         source.setup("fit")
         samples = source.epoch()
         orders = []
@@ -118,6 +118,19 @@ class TestData:
         assert orders[0] != orders[1]
         number, parts = source.validation[1]
         assert (number, parts.shape) == (1, (1, 2, 16, 16, 16))
+
+    def test_seed_draws_the_same_crops_as_ever(self, data):
+        """Pinned numbers: of when published classifiers were trained."""
+        source = ClassificationData(*map(str, data), (12, 12, 12), 2, seed=3)
+        source.setup("fit")
+        samples = source.epoch()
+        samples.epoch = 1
+        crop, targets = samples[2]
+        values = crop.double().flatten()
+        placed = values @ torch.linspace(0, 1, len(values), dtype=torch.float64)
+        assert (float(values.sum()), float(placed)) == pytest.approx((1328.8256, 462.4452), rel=1e-5)
+        assert targets.tolist() == [0, 1]
+        assert source.val_numbers.tolist() == [4, 5, 12, 13]
 
 
 def test_diverged(monkeypatch):

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_transformers.architectures import MiTClassifier, MiTPair, create_network
-from nnunet_transformers.architectures.mit.pair import TOKEN_PREFIX
+from nnunet_transformers.architectures import TOKEN_PREFIX, MiTClassifier, MiTPair, create_network
 from nnunet_transformers.classification.checkpoint import ClassifierCheckpoint, preparation
 from nnunet_transformers.classification.classifier import (
     BackboneDescription,
@@ -18,7 +17,8 @@ from nnunet_transformers.classification.classifier import (
     mean_probabilities,
     pretrained_backbone,
 )
-from nnunet_transformers.classification.image_views import ImageViews
+from nnunet_transformers.classification.crops import ImageCrops
+from nnunet_transformers.pretraining.data import PreparedIndex
 from nnunet_transformers.weights import (
     EncoderCheckpoint,
     TimmCheckpoint,
@@ -34,7 +34,7 @@ TIMM = {"vit_tiny_patch16_224": (32, 32), "resnet10t": (32, 48)}
 def checkpoint_of(network, description, **more):
     settings = {"columns": ("label",), "classes": ("a", "b", "c"), "multi_label": False, "spacing": (1.0, 1.0, 1.0)}
     settings |= {"normalization": ("ZScoreNormalization",), "channels": ("image",), **more}
-    views = ImageViews(description.patch_size, description.input_channels)
+    views = ImageCrops(description.patch_size, description.input_channels)
     weights = {name: value.detach() for name, value in network.state_dict().items()}
     return ClassifierCheckpoint(weights, description, views=views, **settings)
 
@@ -142,7 +142,7 @@ class TestPretrained:
 
     def test_no_encoder(self, tmp_path):
         torch.save({"weights": {}}, tmp_path / "e.pth")
-        with pytest.raises(ValueError, match="is no encoder checkpoint"):
+        with pytest.raises(ValueError, match="is no encoder or timm_encoder checkpoint"):
             load_pretrained(tmp_path / "e.pth")
 
 
@@ -179,32 +179,27 @@ class TestFile:
             ClassifierCheckpoint.load(tmp_path / "other.pth")
 
     def test_images_that_were_prepared_otherwise(self, checkpoint, tmp_path):
-        index = {
-            "channels": ["CT"],
-            "normalization": ["CTNormalization"],
-            "spacing": [3.0, 1.0, 1.0],
-            "plans": checkpoint.plans,
-        }
+        index = PreparedIndex((), (), ("CT",), (3.0, 1.0, 1.0), ("CTNormalization",), checkpoint.plans, "2d")
         checkpoint.check_images(index, tmp_path)
         other = {"foreground_intensity_properties_per_channel": {"0": {"mean": 2.0}}}
         for change, message in (
-            ({"channels": ["a", "b"]}, r"have 2 channels, the classifier was trained on 1 \(image\)"),
-            ({"normalization": ["ZScoreNormalization"]}, "has normalization ZScoreNormalization, .* on CTNorm"),
-            ({"spacing": [3.0, 2.0, 1.0]}, r"has spacing 2, 1 mm, the classifier was trained on 1, 1 mm; prepare"),
+            ({"channels": ("a", "b")}, r"have 2 channels, the classifier was trained on 1 \(image\)"),
+            ({"normalization": ("ZScoreNormalization",)}, "has normalization ZScoreNormalization, .* on CTNorm"),
+            ({"spacing": (3.0, 2.0, 1.0)}, r"has spacing 2, 1 mm, the classifier was trained on 1, 1 mm; prepare"),
             ({"plans": other}, "was normalised by other CT intensities"),
         ):
             with pytest.raises(ValueError, match=message):
-                checkpoint.check_images({**index, **change}, tmp_path)
+                checkpoint.check_images(dataclasses.replace(index, **change), tmp_path)
         with pytest.raises(ValueError, match=r"has spacing 2, 1, 1 mm"):
             dataclasses.replace(
                 checkpoint, backbone=dataclasses.replace(checkpoint.backbone, patch_size=(8, 8, 8))
-            ).check_images({**index, "spacing": [2.0, 1.0, 1.0]}, tmp_path)
+            ).check_images(dataclasses.replace(index, spacing=(2.0, 1.0, 1.0)), tmp_path)
         canvas = dataclasses.replace(checkpoint, views=dataclasses.replace(checkpoint.views, canvas=(32, 32)))
-        canvas.check_images({**index, "spacing": [3.0, 2.0, 1.0]}, tmp_path)
+        canvas.check_images(dataclasses.replace(index, spacing=(3.0, 2.0, 1.0)), tmp_path)
 
     def test_preparation(self, checkpoint, tmp_path):
         checkpoint.save(tmp_path / "classifier.pth")
         assert preparation(tmp_path / "classifier.pth") == (checkpoint.plans, "2d")
         dataclasses.replace(checkpoint, plans=None).save(tmp_path / "old.pth")
-        with pytest.raises(ValueError, match="does not say how its images were prepared"):
+        with pytest.raises(ValueError, match="does not state how its images were prepared"):
             preparation(tmp_path / "old.pth")

@@ -100,7 +100,7 @@ class TestFit:
 
         for content, message in (
             ("image,label\ncase_0,cone\n", "label 'cone' is none of the classes ball, cube"),
-            ("image,label,split\ncase_0,cube,train\n", "says test of no image"),
+            ("image,label,split\ncase_0,cube,train\n", "has test for no prepared image"),
         ):
             (tmp_path / "bad.csv").write_text(content)
             words = ["predict", file, folder, "-o", predictions, "--labels", tmp_path / "bad.csv"]

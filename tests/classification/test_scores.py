@@ -100,7 +100,7 @@ class TestIntervals:
     def test_many_images_at_once(self, monkeypatch):
         p, t = binary(50, 1.0)
         whole = score_with_intervals(p, t, ["a", "b"], resamples=20)
-        monkeypatch.setattr("nnunet_transformers.classification.scores.NUMBERS_AT_ONCE", 300)
+        monkeypatch.setattr("nnunet_transformers.classification.scores.ELEMENTS_AT_ONCE", 300)
         parts = score_with_intervals(p, t, ["a", "b"], resamples=20)
         assert parts["AUC"].value == whole["AUC"].value
         assert parts["AUC"].low == pytest.approx(whole["AUC"].low, abs=0.05)

@@ -11,17 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 from nnunet_transformers import cli
-from nnunet_transformers.cli import checks
+from nnunet_transformers.cli import doctor
 from nnunet_transformers.demo.dataset import LABELS, TEST_CASES, TRAIN_CASES, make_dataset
 from nnunet_transformers.discovery import PLANNERS
 
 from ..released import released_keys
 
-COMMANDS = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
-COMMANDS += [group.name for group in cli.app.registered_groups]
+ROOT = typer.main.get_command(cli.app)
+COMMANDS = [
+    (name, *more)
+    for name, command in ROOT.commands.items()
+    for more in [(), *((sub,) for sub in getattr(command, "commands", ()))]
+]
 
 
 def invoke(*arguments):
@@ -37,9 +42,9 @@ def run_main(monkeypatch, capsys, *arguments):
     return stop.value.code, capsys.readouterr()
 
 
-@pytest.mark.parametrize("command", [None, *COMMANDS])
+@pytest.mark.parametrize("command", [(), *COMMANDS], ids=" ".join)
 def test_help(command):
-    result = invoke(*([command] if command else []), "--help")
+    result = invoke(*command, "--help")
     assert result.exit_code == 0
     assert "Usage" in result.output
 
@@ -128,7 +133,7 @@ class TestDoctor:
         assert "all is well" in result.output
 
     def test_forks_and_folders_of_trainers(self, nnunet_folders, monkeypatch, tmp_path):
-        monkeypatch.setattr(checks, "packages_distributions", lambda: {"nnunetv2": ["nnunetv2", "nnunetv2-fork"]})
+        monkeypatch.setattr(doctor, "packages_distributions", lambda: {"nnunetv2": ["nnunetv2", "nnunetv2-fork"]})
         package = tmp_path / "package"
         package.mkdir()
         (package / "__init__.py").touch()
@@ -136,7 +141,7 @@ class TestDoctor:
         (site / "nnunet_transformers").mkdir(parents=True)
         folders = [tmp_path / "missing", package, site, Path(cli.__file__).parent.parent / "ext_trainers"]
         monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join(map(str, folders)))
-        findings = [*checks.check_shadowing(), *checks.check_trainer_folders()]
+        findings = [*doctor.check_shadowing(), *doctor.check_trainer_folders()]
         assert len(findings) == 4
         for finding, text in zip(
             findings, ("nnunetv2-fork", "is no folder", "cannot be pickled", "whole packages"), strict=True
@@ -155,9 +160,9 @@ class TestDoctor:
         assert "switched off by NNUNET_TRANSFORMERS_HOOK=off" in result.output
 
     def test_missing_hook(self, monkeypatch):
-        monkeypatch.setattr(checks.discovery, "is_installed", lambda: False)
-        (finding,) = checks.check_discovery()
-        assert finding.state == checks.PROBLEM
+        monkeypatch.setattr(doctor.discovery, "is_installed", lambda: False)
+        (finding,) = doctor.check_discovery()
+        assert finding.state == doctor.PROBLEM
 
 
 def test_demo_dataset_is_real_and_reproducible(tmp_path):

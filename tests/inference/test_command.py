@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment
 from nnunetv2.inference import predict_from_raw_data
 
 from nnunet_transformers import cli
+from nnunet_transformers.inference.command import build_parser
 from tests.conftest import write_dataset
 from tests.sharing.conftest import environment, initialise, invoke, some_images
 from tests.trainers.conftest import PLANNER, PLANS, TRAINER
@@ -103,9 +105,6 @@ def test_a_folder_and_worker_processes(folders, models, tmp_path, monkeypatch):
         assert (got / name).read_bytes() == (expected / name).read_bytes()
     without = ours(tmp_path / "without", images, f"-m{models['3d_fullres']}", "-f", 1, *SEQUENTIAL)
     assert_same(without, expected)
-    # nnU-Net's module and the arguments of this process are as they were
-    assert predict_from_raw_data.nnUNetPredictor.__name__ == "nnUNetPredictor"
-    assert sys.argv[0] == "nnUNetv2_predict"
 
 
 def test_cascade(folders, models, tmp_path, monkeypatch):
@@ -196,7 +195,10 @@ class TestMistakes:
         )
         assert "unrecognized arguments: -no_such 1" in said(no_such=1)
         assert "-device must be either cpu, mps or cuda" in said(device="tpu")
-        assert "nnUNetv2_predict -h" in said(part_id=1, num_parts=1)
+        assert "-part_id 1 must be below -num_parts 1; see `nnunet-transformers predict --help`" in said(
+            part_id=1, num_parts=1
+        )
+        assert "-f 'zero' is neither a number nor 'all'" in said(f="zero")
         assert "-npp 0 -nps 1: both are 0, without -num_parts, or neither" in said(nps=1)
         if not torch.cuda.is_available():
             assert said(device="cuda") == "error: -device cuda is not there; give -device cpu"
@@ -232,3 +234,39 @@ def test_help_has_both_commands_options():
     for option in ("--batch-size", "--compile", "-prev_stage_predictions", "--not_on_device"):
         assert option in result.output
     assert "[-h] -i I -o O -m M" in " ".join(invoke("predict", "-m", "MODEL", "-h").output.split())
+
+
+class Parsed(Exception):
+    """Raised where nnU-Net's entry points parse, to stop them there."""
+
+
+def options_of(parser: argparse.ArgumentParser) -> dict:
+    """Everything about a parser's options but their help."""
+    properties = ("option_strings", "default", "type", "nargs", "required", "choices", "const")
+    return {
+        action.dest: {"class": type(action), **{name: getattr(action, name) for name in properties}}
+        for action in parser._actions
+    }
+
+
+@pytest.mark.parametrize("processes", [None, "7", "many"])
+@pytest.mark.parametrize("entry_point", ["predict_entry_point", "predict_entry_point_modelfolder"])
+def test_options_are_nnunets(monkeypatch, entry_point, processes):
+    """A new option of nnU-Net's, another default or another alias is noticed here."""
+    for variable in ("nnUNet_npp", "nnUNet_nps"):
+        monkeypatch.delenv(variable, raising=False)
+        if processes is not None:
+            monkeypatch.setenv(variable, processes)
+    captured: list[argparse.ArgumentParser] = []
+
+    def parse_args(parser: argparse.ArgumentParser) -> None:
+        captured.append(parser)
+        raise Parsed
+
+    with monkeypatch.context() as patched, pytest.raises(Parsed):
+        patched.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        getattr(predict_from_raw_data, entry_point)()
+    (stock,) = captured
+    own = options_of(build_parser(entry_point.endswith("modelfolder")))
+    assert own == options_of(stock)
+    assert len(own) > 15

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from nnunet_transformers.architectures import create_network, get_network
+from nnunet_transformers.cpu import use_kernels
 from nnunet_transformers.plans.memory import training_peak_bytes, training_step_bytes
 from tests.architectures.test_networks import CHECKPOINTED, SMALLEST
 
@@ -69,7 +70,7 @@ def test_checkpointing_takes_less(name):
 
 
 def test_counts_at_least_what_backward_keeps():
-    network, image = build().train(), torch.randn(1, 1, *PATCH)
+    network, image = use_kernels(build()).train(), torch.randn(1, 1, *PATCH)
     parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept = {}
 

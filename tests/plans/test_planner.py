@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from dataclasses import replace
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -15,13 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunet_transformers.architectures import get_network
+from nnunet_transformers.architectures import get_network, list_networks
 from nnunet_transformers.architectures.layers import WindowPartition
 from nnunet_transformers.discovery import PLANNERS
 from nnunet_transformers.plans.memory import training_peak_bytes
+from nnunet_transformers.plans.mit import nnUNetPlannerMiT7
 from nnunet_transformers.plans.qt_unet import nnUNetPlannerQTUNetB, nnUNetPlannerQTUNetT
 from nnunet_transformers.plans.resnet_unet import nnUNetPlannerResNet50UNet
 from nnunet_transformers.plans.setr_pup import nnUNetPlannerSETRPUP
+from nnunet_transformers.plans.tiling import TokenRules
 
 CLASSES = [getattr(import_module(module), name) for name, module in PLANNERS.items()]
 
@@ -228,6 +231,39 @@ def test_own_data_where_stock_planned_other_data(folder):
     plan(folder, ExperimentPlanner, (1, 1, 1), (40, 40, 40), overwrite_target_spacing=[2.0, 2.0, 2.0])
     other = plan(folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40))
     assert other["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetQTUNetTPlans_3d_fullres"
+
+
+class TestArgumentsThatTheNetworkDoesNotTake:
+    """They are errors with the class and the argument, never silently dropped."""
+
+    def assert_error(self, folder, base, message, **attributes):
+        planner = type("nnUNetPlannerWrong", (base,), attributes)
+        with pytest.raises(ValueError, match=message):
+            plan(folder, planner, (1, 1, 1), (100, 100, 100))
+
+    def test_override(self, folder):
+        message = r"nnUNetPlannerWrong.network_overrides: QTUNet has no window_size; it takes .*window_sizes"
+        self.assert_error(folder, nnUNetPlannerQTUNetT, message, network_overrides={"window_size": 7})
+
+    def test_windows(self, folder):
+        message = "plans window_sizes, which MiT does not state .* windows=no_windows"
+        self.assert_error(folder, nnUNetPlannerMiT7, message, token_rules=TokenRules(num_stages=4))
+
+    def test_stages(self, folder):
+        rules = replace(nnUNetPlannerSETRPUP.token_rules, num_stages=2)
+        message = "plans a deepest grid of .* but SETRPUP has .*; its token_arguments are patch_embed_stride"
+        self.assert_error(folder, nnUNetPlannerSETRPUP, message, token_rules=rules)
+
+
+def test_plans_hold_the_paths_of_before(folder):
+    """Where a class stands inside its package is not a plan's affair."""
+    modules = {"mit": "MiT", "qt_unet": "QTUNet", "resnet_unet": "ResNetUNet", "setr_pup": "SETRPUP"}
+    modules["unet2022"] = "UNet2022"
+    paths = {f"nnunet_transformers.architectures.{module}.{name}" for module, name in modules.items()}
+    assert {get_network(name).class_path for name in list_networks()} == paths
+    plans = plan(folder, nnUNetPlannerMiT7, (1, 1, 1), (100, 100, 100))
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]
+    assert architecture["network_class_name"] == "nnunet_transformers.architectures.mit.MiT"
 
 
 def test_names():

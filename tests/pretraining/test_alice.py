@@ -9,14 +9,12 @@ import pytest
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunet_transformers.architectures import create_network, get_network
-from nnunet_transformers.pretraining.data import MatchedViews, PreparedImages
+from nnunet_transformers.architectures import create_encoder, create_network, get_network
+from nnunet_transformers.pretraining.data import CachedMatcher, MatchedViews, PreparedImages
 from nnunet_transformers.pretraining.data.prepare import prepare
-from nnunet_transformers.pretraining.encoders.encoder import create_encoder
 from nnunet_transformers.pretraining.encoders.masked import MaskedEncoder, create_masked_encoder, random_mask
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.losses import SIMILARITIES, masked_reconstruction_loss
-from nnunet_transformers.pretraining.matching.cache import CachedMatcher
 from nnunet_transformers.pretraining.methods.alice import LOSSES, Alice
 from nnunet_transformers.pretraining.patchify import patchify, unpatchify
 from nnunet_transformers.weights import create_primus, load_encoder, load_encoder_weights

@@ -10,10 +10,13 @@ from typer.testing import CliRunner
 
 from benchmarks.synthetic_reports import write_dataset
 from nnunet_transformers import cli
-from nnunet_transformers.pretraining.alignment import AlignmentCheckpoint, attend, draw_attention
+from nnunet_transformers.pretraining.alignment import AlignmentCheckpoint
+from nnunet_transformers.pretraining.figures.attention_maps import draw_attention
 from nnunet_transformers.pretraining.losses import word_attention
+from nnunet_transformers.pretraining.methods.mgca import MGCA
+from nnunet_transformers.pretraining.report_attention import attend
 
-from .test_mgca import INDEX, VIT, method
+from .test_mgca import VIT, checkpoints, method
 
 REPORT = "There is a large nodule in the left lung, 2.5 cm."
 NETWORKS = {VIT: (3, 2), "resnet18": (4, 3), "unet2022_tiny": (4, 4)}
@@ -28,7 +31,7 @@ def image(tmp_path_factory):
 
 def saved(bert, folder, network=VIT, size=(48, 32), **settings):
     module = method(bert, network, **{"patch_size": size, **settings}).eval()
-    module.checkpoints(INDEX, {})["alignment.pth"].save(folder / "alignment.pth")
+    checkpoints(module)["alignment.pth"].save(folder / "alignment.pth")
     return module
 
 
@@ -37,7 +40,7 @@ def test_maps_of_every_kind_of_encoder(network, bert, image, tmp_path):
     size = (64, 64) if network == "unet2022_tiny" else (48, 32)
     module = saved(bert, tmp_path, network, size)
     checkpoint = AlignmentCheckpoint.load(tmp_path / "alignment.pth")
-    loaded = checkpoint.build_method()
+    loaded = MGCA.from_checkpoint(checkpoint)
     assert not loaded.training
     assert all(torch.equal(value, module.state_dict()[name]) for name, value in loaded.state_dict().items())
     attention = attend(loaded, checkpoint.max_length, image, REPORT)
@@ -82,7 +85,7 @@ def test_command(bert, image, tmp_path):
     assert "no words" in mistake(4, "...")
     assert "none.pth" in mistake(2, tmp_path / "none.pth")
     assert "none.png" in mistake(3, tmp_path / "none.png")
-    method(bert).checkpoints(INDEX, {})["encoder.pth"].save(tmp_path / "encoder.pth")
+    checkpoints(method(bert))["encoder.pth"].save(tmp_path / "encoder.pth")
     assert "is no alignment checkpoint" in mistake(2, tmp_path / "encoder.pth")
     saved(bert, tmp_path, cta_weight=0)
     assert "without CTA" in mistake(4, REPORT)

@@ -47,11 +47,11 @@ def test_prepared_and_trained_as_planned(planned, tmp_path):
     assert "8 images, 0 skipped, 2 left out for validation" in result.output
     configuration = PlannedConfiguration.load("900", PLANS, "3d_fullres").configuration
     index = read_index(prepared)
-    assert index["spacing"] == configuration.spacing == [3.0, 1.0, 1.0]
+    assert list(index.spacing) == configuration.spacing == [3.0, 1.0, 1.0]
     # 20x24x20 voxels with the last axis thick
-    assert {tuple(case["shape"]) for case in index["cases"]} == {(1, 20, 20, 24)}
+    assert {case.shape for case in index.cases} == {(1, 20, 20, 24)}
     left_out = set(validation_cases(planned, 1))
-    assert left_out.isdisjoint(case["name"] for case in index["cases"])
+    assert left_out.isdisjoint(case.name for case in index.cases)
 
     arguments = {
         "data.init_args.folder": prepared,

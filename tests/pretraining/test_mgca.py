@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -12,6 +13,7 @@ import torch
 from benchmarks.synthetic_reports import write_dataset
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.pretraining.alignment import AlignmentCheckpoint
+from nnunet_transformers.pretraining.data import PreparedCase, PreparedIndex
 from nnunet_transformers.pretraining.encoders.image import create_image_encoder
 from nnunet_transformers.pretraining.encoders.text import load_tokenizer, tokenize
 from nnunet_transformers.pretraining.fit import fit
@@ -34,7 +36,8 @@ REPORTS = (
     "normal chest both lungs clear",
     "large right opacity and small left nodule",
 )
-INDEX = {"cases": [{"name": "a"}], "normalization": ["RescaleTo01Normalization"], "max_length": 24}
+INDEX = PreparedIndex((PreparedCase("a"),), (), ("image",), None, ("RescaleTo01Normalization",))
+DATA = SimpleNamespace(max_length=24)
 
 
 def method(bert, network=VIT, size=32, **settings):
@@ -43,6 +46,12 @@ def method(bert, network=VIT, size=32, **settings):
     module = MGCA(bert, network, **{**arguments, **settings})
     module.log_dict = lambda *args, **kwargs: None
     return module
+
+
+def checkpoints(module):
+    """What a run on these data would write."""
+    module.trainer = SimpleNamespace(datamodule=DATA)
+    return module.checkpoints(INDEX, {})
 
 
 def batch(bert, size=32, length=24):
@@ -119,7 +128,7 @@ def test_every_encoder_trains(name, bert):
 @pytest.mark.parametrize("name", SMALLEST)
 def test_own_network_goes_downstream(name, bert, tmp_path):
     module = method(bert, name, 64)
-    module.checkpoints(INDEX, {})["encoder.pth"].save(tmp_path / "encoder.pth")
+    checkpoints(module)["encoder.pth"].save(tmp_path / "encoder.pth")
     checkpoint = load_encoder(tmp_path / "encoder.pth")
     network = create_network(name, 1, 2, (64, 64), **checkpoint.overrides)
     report = load_encoder_weights(network, checkpoint)
@@ -333,7 +342,7 @@ class TestRuns:
         assert float(module.lowest_val_loss) < math.inf
         alignment = AlignmentCheckpoint.load(tmp_path / "alignment.pth")
         assert alignment.max_length == 40
-        twin = alignment.build_method().image_encoder.network
+        twin = MGCA.from_checkpoint(alignment).image_encoder.network
         assert torch.equal(twin.patch_embed.proj.weight, network.patch_embed.proj.weight)
         # nothing in it has to be unpickled, and what was altered is refused
         content = load_checkpoint(tmp_path / "encoder.pth")
@@ -382,11 +391,11 @@ class TestRuns:
 
     def test_only_the_best_is_written(self, bert):
         module = method(bert)
-        assert list(module.checkpoints(INDEX, {})) == ["encoder.pth", "alignment.pth"]
+        assert list(checkpoints(module)) == ["encoder.pth", "alignment.pth"]
         written = []
         for loss in (3.0, 2.0, 2.5, 1.0):
-            module.trainer = type("Trainer", (), {"sanity_checking": False, "callback_metrics": {"val_loss": loss}})()
+            module.trainer = SimpleNamespace(sanity_checking=False, callback_metrics={"val_loss": loss})
             module.on_validation_end()
-            written.append(bool(module.checkpoints(INDEX, {})))
+            written.append(bool(checkpoints(module)))
         assert written == [True, True, False, True]
         assert module.lowest_val_loss == 1.0

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 
-from nnunet_transformers.pretraining.data import MaskedViews, PreparedImages, read_index
+from nnunet_transformers.pretraining.data import MaskedViews, PreparedCase, PreparedImages, Skipped, read_index
 from nnunet_transformers.pretraining.data import prepare as module
 from nnunet_transformers.pretraining.data.prepare import prepare
 from tests.conftest import worker_processes, write_dataset
@@ -32,7 +34,7 @@ def test_raw_layout_without_labels(source, tmp_path):
     assert stored[0].shape == (2, 20, 24, 20)
     assert not skipped
     index = read_index(tmp_path / "prepared")
-    assert index["normalization"] == ["ZScoreNormalization"] * 2
+    assert index.normalization == ("ZScoreNormalization",) * 2
     samples = MaskedViews(tmp_path / "prepared", (16, 16, 16), samples=5)
     (view, target, _), (_, other, _) = samples[0]
     assert view.shape == target.shape == other.shape == (2, 16, 16, 16)
@@ -81,7 +83,7 @@ def test_broken_images_are_skipped_by_name(source, tmp_path):
     reasons = {case.name: case.reason for case in skipped}
     assert "cannot be read" in reasons["ball_0"]
     assert reasons["ball_1"] == "channel 1 is constant (0)"
-    assert [case["name"] for case in read_index(tmp_path / "prepared")["skipped"]] == ["ball_0", "ball_1"]
+    assert [case.name for case in read_index(tmp_path / "prepared").skipped] == ["ball_0", "ball_1"]
 
 
 def test_folder_of_images(tmp_path):
@@ -100,12 +102,53 @@ def test_folder_of_images(tmp_path):
     part = crop(tmp_path / "scaled", (40, 50))
     assert (float(part.min()), float(part.max())) == (0, 1)
     index = read_index(tmp_path / "scaled")
-    assert index["normalization"] == ["RescaleTo01Normalization"]
+    assert index.normalization == ("RescaleTo01Normalization",)
     # what the index says prepares other images alike
-    prepare(folder, tmp_path / "like", planned=(index["plans"], index["configuration"]))
-    assert read_index(tmp_path / "like")["normalization"] == index["normalization"]
+    prepare(folder, tmp_path / "like", planned=(index.plans, index.configuration))
+    assert read_index(tmp_path / "like").normalization == index.normalization
     with pytest.raises(ValueError, match="no normalization 'minmax'; it has ct, nonorm"):
         prepare(folder, tmp_path / "other", normalization="minmax")
+
+
+class TestIndex:
+    """The file as it has been since the first release."""
+
+    CONTENT = {  # noqa: RUF012
+        "cases": [{"name": "a", "shape": [1, 4, 5, 6]}],
+        "skipped": [{"name": "b", "reason": "holds NaN or infinity"}],
+        "channels": ["CT"],
+        "spacing": [3.0, 1.0, 1.0],
+        "normalization": ["CTNormalization"],
+        "plans": {"dataset_name": "pretraining"},
+        "configuration": "pretraining",
+    }
+
+    def test_layout_is_kept(self, tmp_path):
+        (tmp_path / "index.json").write_text(json.dumps(self.CONTENT))
+        index = read_index(tmp_path)
+        assert index.cases == (PreparedCase("a", (1, 4, 5, 6)),)
+        assert index.skipped == (Skipped("b", "holds NaN or infinity"),)
+        assert (index.channels, index.spacing, index.normalization) == (("CT",), (3.0, 1.0, 1.0), ("CTNormalization",))
+        assert index.spacing_of(2) == (1.0, 1.0)
+        index.save(tmp_path / "again.json")
+        assert json.loads((tmp_path / "again.json").read_text()) == self.CONTENT
+
+    def test_what_a_file_may_lack(self, tmp_path):
+        old = {key: value for key, value in self.CONTENT.items() if key not in ("plans", "configuration")}
+        (tmp_path / "index.json").write_text(json.dumps(old))
+        index = read_index(tmp_path)
+        assert (index.plans, index.configuration, index.images) == (None, None, None)
+        both = replace(index, images=replace(index, spacing=None, cases=(PreparedCase("photo"),)))
+        both.save(tmp_path / "index.json")
+        assert read_index(tmp_path) == both
+        with pytest.raises(ValueError, match="the images have no spacing"):
+            both.images.spacing_of(2)
+
+    @pytest.mark.parametrize("content", ["{", "[]", '{"cases": []}', '{"cases": [1]}'])
+    def test_damaged(self, content, tmp_path):
+        (tmp_path / "index.json").write_text(content)
+        with pytest.raises(ValueError, match="is no index of prepared images"):
+            read_index(tmp_path)
 
 
 def test_mistakes(source, tmp_path):

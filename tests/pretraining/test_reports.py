@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import torch
 
 from benchmarks.synthetic_reports import write_dataset, write_text_encoder
-from nnunet_transformers.pretraining.data.report_pairs import ReportData, ReportPairs, read_radiograph
+from nnunet_transformers.pretraining.data.report_pairs import ReportPairData, ReportPairs, read_radiograph
 from nnunet_transformers.pretraining.data.report_table import clean_report, read_reports, split_of
 from nnunet_transformers.pretraining.data.transforms import fit_canvas
 from nnunet_transformers.pretraining.encoders.text import TextEncoder, load_tokenizer, sum_into_words, tokenize
@@ -217,7 +217,7 @@ class TestSamples:
         write_images(tmp_path, ["a.png"])
         (tmp_path / "table.csv").write_text("image,report,split\na.png,one two three,train")
         with pytest.raises(ValueError, match="nothing to train or to validate on: 1 pairs to train on, 0"):
-            ReportData(str(tmp_path / "table.csv"), bert)
+            ReportPairData(str(tmp_path / "table.csv"), bert)
 
 
 class TestText:

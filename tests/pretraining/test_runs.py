@@ -20,7 +20,7 @@ from tests.conftest import write_dataset
 
 ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).with_name("nnunet-transformers")
-IMPORTED = ["nnunet_transformers.cli.pretraining", "nnunet_transformers.pretraining.fit", "tests.pretraining.killer"]
+IMPORTED = ["nnunet_transformers.cli", "nnunet_transformers.pretraining.fit", "tests.pretraining.killer"]
 EPOCHS, STEPS = 3, 4
 # without drop path, whose random numbers are each process's own
 QT_UNET = '{"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4, "drop_path_rate": 0}'

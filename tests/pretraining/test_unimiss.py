@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from nnunet_transformers.architectures import create_network
-from nnunet_transformers.pretraining.data import TwoViews, ViewData
+from nnunet_transformers.pretraining.data import TwoViewData, TwoViews
 from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.encoders.slices import slice_logits
 from nnunet_transformers.pretraining.fit import fit
@@ -235,7 +235,7 @@ class TestData:
             assert torch.equal(first, again)
 
     def test_epochs_of_images_and_of_volumes(self, prepared):
-        data = ViewData(str(prepared), **SIZES, period=2)
+        data = TwoViewData(str(prepared), **SIZES, period=2)
 
         class At:
             current_epoch = 0

@@ -18,14 +18,14 @@ from .conftest import CPU, predict, train
 
 def families_to_train():
     """For each network and configuration the first planner and the trainer; QT-UNet is what the other tests train."""
-    trainers = {getattr(import_module(m), n).network_class_name: n for n, m in reversed(TRAINERS.items())}
+    trainers = {getattr(import_module(m), n).network_class: n for n, m in reversed(TRAINERS.items())}
     families = {}
     for name, module in PLANNERS.items():
         entry = get_network(getattr(import_module(module), name).network_name)
         for ndim in entry.dimensions:
             configuration = {2: "2d", 3: "3d_fullres"}[ndim]
             family = entry.class_path.rpartition(".")[2]
-            families.setdefault((family, configuration), (name, trainers[entry.class_path], configuration))
+            families.setdefault((family, configuration), (name, trainers[entry.network_class], configuration))
     return [pytest.param(*names, id="-".join(key)) for key, names in families.items() if key[0] != "QTUNet"]
 
 

@@ -10,11 +10,13 @@ import timm
 import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiments
 from nnunetv2.run.run_training import get_trainer_from_args
+from typer.testing import CliRunner
 
 from .conftest import CPU, PLANS, model_folder, train
 
 
 def test_training_starts_from_imagenet_weights(plan_with, tmp_path):
+    from nnunet_transformers.weights import InitialWeights
     from nnunet_transformers.weights.attach import attach
 
     plans = plan_with("nnUNetPlannerUNet2022T")
@@ -22,31 +24,31 @@ def test_training_starts_from_imagenet_weights(plan_with, tmp_path):
     with torch.no_grad():
         source.stages[0].blocks[0].gamma.fill_(0.25)
     torch.save(source.state_dict(), tmp_path / "femto.pth")
-    specification = {"imagenet": {"convnext": str(tmp_path / "femto.pth")}}
+    weights = InitialWeights({"imagenet": {"convnext": str(tmp_path / "femto.pth")}})
     with pytest.raises(ValueError, match=r"2d: .*femto.pth holds no weights of convnext_tiny"):
-        attach(specification, "900", plans, "nnUNetUNet2022TPlans_imagenet", ["2d"])
-    path, reports, _ = attach(specification, "900", plans, "nnUNetUNet2022TPlans_imagenet", min_coverage=0.4)
+        attach(weights, "900", plans, "nnUNetUNet2022TPlans_imagenet", ["2d"])
+    path, reports, _ = attach(weights, "900", plans, "nnUNetUNet2022TPlans_imagenet", min_coverage=0.4)
     assert "encoder.stages.0.0.convnext.gamma" in reports["3d_fullres"].loaded
     trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerUNet2022", path.stem, device=CPU)
     trainer.on_train_start()
     assert (trainer.network.encoder.stages[0][0].convnext.gamma == 0.25).all()
-    # the stem learns slowest, the decoder at the full rate; at first the encoder rests
+    # the stem learns slowest, the decoder at the full rate; at first the encoder is frozen
     scales = {group["lr_scale"] for group in trainer.optimizer.param_groups}
     assert min(scales) == pytest.approx(0.75**5)
     assert max(scales) == 1
     trainer.lr_scheduler.step(20)
-    trainer._rest_encoder(20)
+    trainer._freeze_encoder(20)
     assert {group["lr"] > 0 for group in trainer.optimizer.param_groups if group["lr_scale"] < 1} == {False}
     assert {group["lr"] > 0 for group in trainer.optimizer.param_groups if group["lr_scale"] == 1} == {True}
     log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
     assert "weights from ConvNeXt (convnext_femto" in log
     assert "stem.blocks.0 (8): not in the source" in log
     with pytest.raises(ValueError, match="cover 49% of the encoder, less than the 90%"):
-        attach(specification, "900", plans, "nnUNetOtherPlans", ["3d_fullres"], min_coverage=0.9)
+        attach(weights, "900", plans, "nnUNetOtherPlans", ["3d_fullres"], min_coverage=0.9)
     with pytest.raises(FileExistsError, match="--force"):
-        attach(specification, "900", plans, path.stem, ["3d_fullres"])
+        attach(weights, "900", plans, path.stem, ["3d_fullres"])
     with pytest.raises(ValueError, match="no network in 3d_lowres"):
-        attach(specification, "900", plans, "nnUNetOtherPlans", ["3d_lowres"])
+        attach(weights, "900", plans, "nnUNetOtherPlans", ["3d_lowres"])
 
 
 def test_training_starts_from_a_pretrained_encoder(prepared, tmp_path):
@@ -54,7 +56,7 @@ def test_training_starts_from_a_pretrained_encoder(prepared, tmp_path):
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
     from nnunet_transformers.architectures import create_network
-    from nnunet_transformers.weights import EncoderCheckpoint, encoder_weights
+    from nnunet_transformers.weights import EncoderCheckpoint, InitialWeights, encoder_weights
     from nnunet_transformers.weights.attach import attach, export_full
 
     overrides = {"norm_placement": "pre", "num_stages": 3, "window_sizes": 4, "patch_embed_stride": 2}
@@ -63,10 +65,10 @@ def test_training_starts_from_a_pretrained_encoder(prepared, tmp_path):
         encoder_weights(source), "qt_unet_tiny", (32, 32, 32), 1, overrides=overrides, method="QTSSL"
     )
     checkpoint.save(tmp_path / "encoder.pth")
-    specification = {"checkpoint": str(tmp_path / "encoder.pth")}
+    weights = InitialWeights.from_file(tmp_path / "encoder.pth")
     with pytest.raises(ValueError, match="2d: the weights are of a 3D network"):
-        attach(specification, "900", PLANS, "nnUNetQTUNetTPlans_ssl", ["2d"])
-    path, reports, left = attach(specification, "900", PLANS, "nnUNetQTUNetTPlans_ssl")
+        attach(weights, "900", PLANS, "nnUNetQTUNetTPlans_ssl", ["2d"])
+    path, reports, left = attach(weights, "900", PLANS, "nnUNetQTUNetTPlans_ssl")
     assert list(reports) == ["3d_fullres"]
     assert "3D network" in left["2d"]
     assert "initialisation" not in json.loads(path.read_text())["configurations"]["2d"]
@@ -78,37 +80,71 @@ def test_training_starts_from_a_pretrained_encoder(prepared, tmp_path):
     log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
     assert "QTSSL of qt_unet_tiny" in log
 
-    export_full(specification, "900", PLANS, "3d_fullres", tmp_path / "full.pth")
+    export_full(weights, "900", PLANS, "3d_fullres", tmp_path / "full.pth")
     trainer = get_trainer_from_args("900", "3d_fullres", 1, "nnUNetTrainerQTUNet", PLANS, device=CPU)
     trainer.initialize()
     load_pretrained_weights(trainer.network, str(tmp_path / "full.pth"))
     assert torch.equal(trainer.network.state_dict()[key], checkpoint.weights[key])
     with pytest.raises(FileExistsError, match="exists"):
-        export_full(specification, "900", PLANS, "3d_fullres", tmp_path / "full.pth")
+        export_full(weights, "900", PLANS, "3d_fullres", tmp_path / "full.pth")
+
+
+def test_a_checkpoint_is_read_and_verified_once(prepared, tmp_path, file_reads):
+    """By attach for several configurations, of which one takes no 3D weights, and by the start of a training."""
+    from nnunet_transformers.architectures import create_network
+    from nnunet_transformers.cli import app
+    from nnunet_transformers.weights import EncoderCheckpoint, encoder_weights
+
+    folder = prepared / "preprocessed" / "Dataset900_Balls"
+    plan = json.loads((folder / f"{PLANS}.json").read_text())
+    plan["plans_name"] = plans = "nnUNetSeveralPlans"
+    plan["configurations"]["3d_other"] = plan["configurations"]["3d_fullres"]
+    (folder / f"{plans}.json").write_text(json.dumps(plan))
+    source = create_network("qt_unet_tiny", 1, 2, (32, 32, 32), num_stages=3, window_sizes=4, patch_embed_stride=2)
+    overrides = {"num_stages": 3, "window_sizes": 4, "patch_embed_stride": 2}
+    checkpoint = EncoderCheckpoint(encoder_weights(source), "qt_unet_tiny", (32, 32, 32), 1, overrides=overrides)
+    sha256 = checkpoint.save(tmp_path / "encoder.pth")
+    file_reads.update(load=0, hash=0)
+    command = f"attach {tmp_path}/encoder.pth -d 900 -p {plans} -o nnUNetReadOncePlans --min-coverage 0.1"
+    assert CliRunner().invoke(app, command.split()).exit_code == 0
+    assert file_reads == {"load": 1, "hash": 1}
+    attached = json.loads((folder / "nnUNetReadOncePlans.json").read_text())["configurations"]
+    specification = {"checkpoint": str((tmp_path / "encoder.pth").resolve()), "sha256": sha256}
+    assert {n: c.get("initialisation") for n, c in attached.items() if "architecture" in c} == {
+        "2d": None,
+        "3d_fullres": specification,
+        "3d_other": specification,
+    }
+    trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerQTUNet", "nnUNetReadOncePlans", device=CPU)
+    file_reads.update(load=0, hash=0)
+    trainer.on_train_start()
+    assert file_reads == {"load": 1, "hash": 1}
+    key = "encoder.stages.0.blocks.0.attn.qkv.weight"
+    assert torch.equal(trainer.network.state_dict()[key], checkpoint.weights[key])
 
 
 def test_stock_primus_starts_from_a_pretrained_one(prepared, tmp_path):
     """An encoder of another patch, for the network that nnU-Net's own trainer builds."""
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
-    from nnunet_transformers.weights import PrimusCheckpoint, create_primus, primus_weights
+    from nnunet_transformers.weights import InitialWeights, PrimusCheckpoint, create_primus, primus_weights
     from nnunet_transformers.weights.attach import attach, export_full
 
     stock = "nnUNet_Primus_S_Trainer"
     source = create_primus("primus_s", 2, (16, 16, 32))
     checkpoint = PrimusCheckpoint(primus_weights(source), "primus_s", (16, 16, 32), 2, method="Alice")
     checkpoint.save(tmp_path / "encoder.pth")
-    specification = {"checkpoint": str(tmp_path / "encoder.pth")}
+    weights = InitialWeights.from_file(tmp_path / "encoder.pth")
     with pytest.raises(ValueError, match="weights are of primus_s, the network is QTUNet"):
-        attach(specification, "900", PLANS, "nnUNetQTUNetTPlans_primus")
+        attach(weights, "900", PLANS, "nnUNetQTUNetTPlans_primus")
     with pytest.raises(ValueError, match="Primus needs multiples of 8"):
-        export_full(specification, "900", PLANS, "3d_fullres", tmp_path / "full.pth", stock)
+        export_full(weights, "900", PLANS, "3d_fullres", tmp_path / "full.pth", stock)
     folder = prepared / "preprocessed" / "Dataset900_Balls"
     plan = json.loads((folder / f"{PLANS}.json").read_text())
     plan["plans_name"] = plans = "nnUNetPrimusPlans"
     plan["configurations"]["3d_fullres"]["patch_size"] = [24, 24, 16]
     (folder / f"{plans}.json").write_text(json.dumps(plan))
-    report = export_full(specification, "900", plans, "3d_fullres", tmp_path / "full.pth", stock)
+    report = export_full(weights, "900", plans, "3d_fullres", tmp_path / "full.pth", stock)
     assert set(report.adapted) == {"down_projection.proj.weight", "eva.pos_embed"}
     assert all(name.startswith("up_projection") for name in report.fresh)
     assert not report.unused
@@ -118,9 +154,9 @@ def test_stock_primus_starts_from_a_pretrained_one(prepared, tmp_path):
     key = "eva.blocks.3.attn.q_proj.weight"
     assert torch.equal(trainer.network.state_dict()[key], checkpoint.weights[key])
     with pytest.raises(ValueError, match=r"396 channels in 12 layers.*has 792 in 12"):
-        export_full(specification, "900", plans, "3d_fullres", tmp_path / "b.pth", "nnUNet_Primus_B_Trainer")
-    with pytest.raises(RuntimeError, match="nnUNetTrainerNone"):
-        export_full(specification, "900", plans, "3d_fullres", tmp_path / "b.pth", "nnUNetTrainerNone")
+        export_full(weights, "900", plans, "3d_fullres", tmp_path / "b.pth", "nnUNet_Primus_B_Trainer")
+    with pytest.raises(ValueError, match="nnUNetTrainerNone"):
+        export_full(weights, "900", plans, "3d_fullres", tmp_path / "b.pth", "nnUNetTrainerNone")
 
 
 MGCA_NETWORKS = [
@@ -132,7 +168,7 @@ MGCA_NETWORKS = [
 @pytest.fixture
 def timm_plans(plan_with, tmp_path, request):
     """A plan, another that names a checkpoint of timm's network, the trainer, and the checkpoint as it is loaded."""
-    from nnunet_transformers.weights import TimmCheckpoint, create_timm, encoder_specification, load_encoder
+    from nnunet_transformers.weights import InitialWeights, TimmCheckpoint, create_timm, load_encoder
     from nnunet_transformers.weights.attach import attach
 
     planner, trainer, name = request.param
@@ -141,7 +177,7 @@ def timm_plans(plan_with, tmp_path, request):
     with torch.no_grad():
         source(torch.randn(2, 3, 64, 64))  # moves the statistics of batch norms
     TimmCheckpoint(source.state_dict(), name, (64, 64), 3, method="MGCA").save(path)
-    attached, reports, _ = attach(encoder_specification(path), "900", plans, f"{plans}_mgca", force=True)
+    attached, reports, _ = attach(InitialWeights.from_file(path), "900", plans, f"{plans}_mgca", force=True)
     assert list(reports) == ["2d"]
     assert "channels 3 to 1" in reports["2d"].adapted.values()
     return plans, attached.stem, trainer, load_encoder(path)
@@ -177,19 +213,19 @@ class TestEncoderOfTimm:
         statistics = [n for n in weights if n.startswith("decoder.") and n.endswith("running_mean")]
         assert all(weights[name].abs().sum() > 0 for name in statistics)
         with pytest.raises(
-            RuntimeError, match=r"Paper keeps a pretrained encoder .* names no weights for 2d.* attach "
+            RuntimeError, match=r"Paper keeps a pretrained encoder .* specifies no initial weights for 2d.* attach "
         ):
             get_trainer_from_args("900", "2d", 0, f"{trainer}Paper", plans, device=CPU)
 
-    def test_it_rests_and_then_learns(self, prepared, timm_plans):
+    def test_it_is_frozen_and_then_learns(self, prepared, timm_plans):
         _, attached, trainer, checkpoint = timm_plans
         fine_tuned = get_trainer_from_args("900", "2d", 0, trainer, attached, device=CPU)
         fine_tuned.on_train_start()
         norms = [m for m in fine_tuned.network.encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-        for epoch, rests in ((0, True), (49, True), (50, False)):
+        for epoch, frozen in ((0, True), (49, True), (50, False)):
             fine_tuned.current_epoch = epoch
             fine_tuned.on_train_epoch_start()
-            assert all(norm.training is not rests for norm in norms)
+            assert all(norm.training is not frozen for norm in norms)
             assert fine_tuned.network.decoder.training
         scales = [group["lr_scale"] for group in fine_tuned.optimizer.param_groups]
         assert len(set(scales)) == (15 if "SETR" in trainer else 6)
@@ -245,5 +281,7 @@ def test_linear_probe(prepared, tmp_path, monkeypatch):
     assert weights["heads.0.0.running_mean"].abs().sum() > 0
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     plan_experiments([900])
-    with pytest.raises(RuntimeError, match=r"trains nnunet_transformers.architectures, but nnUNetPlans plans"):
+    with pytest.raises(
+        RuntimeError, match=r"trains nnunet_transformers.architectures.SegmentationNetwork, but nnUNetPlans plans"
+    ):
         get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerLinearProbe", "nnUNetPlans", device=CPU)

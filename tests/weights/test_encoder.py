@@ -126,7 +126,7 @@ class TestRefused:
 
     def test_something_else(self, tmp_path):
         torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
-        with pytest.raises(ValueError, match="is no encoder checkpoint"):
+        with pytest.raises(ValueError, match="is no encoder or timm_encoder checkpoint"):
             load_encoder(tmp_path / "other.pth")
 
     def test_no_plain_types(self, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 import pytest
 import torch
@@ -21,6 +22,19 @@ def test_objects_are_refused(tmp_path):
     torch.save({"state_dict": {"a": torch.ones(1)}, "args": argparse.Namespace(lr=1)}, tmp_path / "file.pth")
     with pytest.raises(ValueError, match=r"holds Python objects besides weights.*refused"):
         load_checkpoint(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize("variables", [("FORCE_NO",), ("FORCE",), ("FORCE", "FORCE_NO")], ids=lambda v: "_and_".join(v))
+def test_pytorchs_variables_change_nothing(tmp_path, monkeypatch, variables):
+    names = [f"TORCH_{name}_WEIGHTS_ONLY_LOAD" for name in variables]
+    for name in names:
+        monkeypatch.setenv(name, "1")
+    torch.save({"a": torch.ones(1), "args": argparse.Namespace(lr=1)}, tmp_path / "objects.pth")
+    with pytest.raises(ValueError, match="holds Python objects"):
+        load_checkpoint(tmp_path / "objects.pth")
+    save_checkpoint({"a": torch.ones(1)}, tmp_path / "file.pth")
+    assert load_checkpoint(tmp_path / "file.pth")["a"] == 1
+    assert [os.environ[name] for name in names] == ["1"] * len(names)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", None], ids=["empty", "text", "truncated"])

@@ -3,7 +3,6 @@
 from .channels_last import convolution
 from .checkpointing import in_pieces, recomputed
 from .conv_norm_act import ConvNormAct
-from .linear import Linear, Mlp
 from .patch_embed import PatchEmbed
 from .patch_expand import PatchExpand, tokens_to_image
 from .patch_merging import PatchMerging
@@ -17,8 +16,6 @@ from .window_partition import WindowPartition
 
 __all__ = [
     "ConvNormAct",
-    "Linear",
-    "Mlp",
     "PatchEmbed",
     "PatchExpand",
     "PatchMerging",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ class ConvNormAct(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, kernel_size: int, stride: Sequence[int]) -> None:
         super().__init__()
         ndim = len(stride)
-        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[ndim]
+        convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[ndim]
         self.conv = convolution(in_dim, out_dim, kernel_size, tuple(stride), padding=kernel_size // 2, bias=False)
         # channels last, as the tokens around it are and as convolutions are fastest: half the time on CPU
         self.memory_format = {2: torch.channels_last, 3: torch.channels_last_3d}[ndim]

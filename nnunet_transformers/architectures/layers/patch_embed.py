@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, input_channels: int, dim: int, stride: Sequence[int]) -> None:
         super().__init__()
-        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(stride)]
+        convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[len(stride)]
         self.proj = convolution(input_channels, dim, kernel_size=tuple(stride), stride=tuple(stride))
         self.norm = nn.LayerNorm(dim)
 

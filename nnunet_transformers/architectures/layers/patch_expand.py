@@ -8,8 +8,6 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from .linear import Linear
-
 
 def blocks_to_grid(tokens: Tensor, grid_size: Sequence[int], stride: Sequence[int]) -> Tensor:
     """Lay out tokens that each hold a block of ``stride`` elements.
@@ -48,7 +46,7 @@ class PatchExpand(nn.Module):
     def __init__(self, grid_size: Sequence[int], stride: Sequence[int], dim: int, out_dim: int) -> None:
         super().__init__()
         self.grid_size, self.stride, self.out_dim = tuple(grid_size), tuple(stride), out_dim
-        self.expand = Linear(dim, prod(stride) * out_dim, bias=False)
+        self.expand = nn.Linear(dim, prod(stride) * out_dim, bias=False)
         self.norm = nn.LayerNorm(out_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -7,8 +7,6 @@ from math import prod
 
 from torch import Tensor, nn
 
-from .linear import Linear
-
 
 class PatchMerging(nn.Module):
     """Concatenate neighbouring tokens, normalise and project (https://arxiv.org/abs/2103.14030, section 3.1).
@@ -28,7 +26,7 @@ class PatchMerging(nn.Module):
         offset_axes = [*(2 + 2 * a for a in range(ndim - 2)), 2 * ndim, 2 * ndim - 2]
         self.order = (0, *grid_axes, *offset_axes, 2 * ndim + 1)
         self.norm = nn.LayerNorm(prod(stride) * dim)
-        self.reduction = Linear(prod(stride) * dim, out_dim, bias=False)
+        self.reduction = nn.Linear(prod(stride) * dim, out_dim, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, length, dim) to (batch, length / prod(stride), out_dim)."""

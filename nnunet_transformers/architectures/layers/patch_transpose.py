@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linear import linear
 from .patch_expand import blocks_to_grid
 
 
@@ -18,21 +19,28 @@ class _PatchTranspose:
     """
 
     channels_last = True
+    weight: Tensor
+    bias: Tensor
+    stride: tuple[int, ...]
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if self.channels_last else x.movedim(1, -1)
         weight = self.weight.movedim((0, 1), (-1, -2)).flatten(0, -2)
         bias = self.bias.repeat(len(weight) // len(self.bias))
-        blocks = linear(x.flatten(1, -2), weight, bias)
+        blocks = self._multiply(x.flatten(1, -2), weight, bias)
         image = blocks_to_grid(blocks, x.shape[1:-1], self.stride)
         return image if self.channels_last else image.movedim(-1, 1)
 
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Multiply by a kernel that is laid out as a matrix: ``F.linear``."""
+        return F.linear(x, weight, bias)
 
-class PatchTranspose2d(_PatchTranspose, nn.ConvTranspose2d):
+
+class PatchTranspose2d(_PatchTranspose, nn.ConvTranspose2d):  # type: ignore[misc]  # no output_size
     """``nn.ConvTranspose2d`` with a kernel of the size of its stride."""
 
 
-class PatchTranspose3d(_PatchTranspose, nn.ConvTranspose3d):
+class PatchTranspose3d(_PatchTranspose, nn.ConvTranspose3d):  # type: ignore[misc]
     """``nn.ConvTranspose3d`` with a kernel of the size of its stride."""
 
 
@@ -45,6 +53,7 @@ def patch_transpose(dim: int, out_dim: int, stride: Sequence[int], channels_last
         channels_last: from (batch, *grid, dim) to (batch, *(grid x stride), out_dim), rather than with the channels
             second.
     """
-    layer = {2: PatchTranspose2d, 3: PatchTranspose3d}[len(stride)](dim, out_dim, tuple(stride), tuple(stride))
+    layer_class: Any = {2: PatchTranspose2d, 3: PatchTranspose3d}[len(stride)]
+    layer = layer_class(dim, out_dim, tuple(stride), tuple(stride))
     layer.channels_last = channels_last
     return layer

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 class PositionEmbedding(nn.Module):
     """One learned vector for each token of a grid.
 
-    The parameter has the grid's shape, so a state dict tells which grid it was trained on and it can be resized along
-    the axes. What was saved flattened to (1, prod(grid_size), dim), as releases do, loads as well.
+    The parameter has the grid's shape, so that a state dict states the grid of training and the embeddings can be
+    resized along the axes. Embeddings flattened to (1, prod(grid_size), dim), as in releases, load as well.
 
     Args:
         grid_size: tokens per axis, two or three of them.
@@ -32,6 +32,10 @@ class PositionEmbedding(nn.Module):
     def grid_size(self) -> tuple[int, ...]:
         """Tokens per axis."""
         return tuple(self.weight.shape[1:-1])
+
+    def no_weight_decay(self) -> set[str]:
+        """The embeddings."""
+        return {"weight"}
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, prod(grid_size), dim) to the same, the embeddings added."""

@@ -47,6 +47,10 @@ class RelativePositionBias(nn.Module):
         self._cached: Tensor | None = None
         self._cached_for: tuple | None = None
 
+    def no_weight_decay(self) -> set[str]:
+        """The table."""
+        return {"table"}
+
     def forward(self, mask: Tensor | None = None) -> Tensor:
         """Additive attention bias.
 
@@ -60,7 +64,7 @@ class RelativePositionBias(nn.Module):
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
             return self._compute(mask)
         current = (self.table._version, self.table.data_ptr(), self.table.device, self.table.dtype, id(mask))
-        if self._cached_for != current:
+        if self._cached is None or self._cached_for != current:
             self._cached, self._cached_for = self._compute(mask), current
         return self._cached
 

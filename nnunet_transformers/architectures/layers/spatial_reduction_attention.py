@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,7 @@ from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
 from ._export import is_exporting
-from .linear import Linear, linear
 from .matrix_attention import matrix_attention
-
-# below this, more threads cost more than they save
-MIN_CHUNK = 1024
 
 
 class SpatialReductionAttention(nn.Module):
@@ -60,12 +57,13 @@ class SpatialReductionAttention(nn.Module):
         self.grid_size = tuple(grid_size)
         self.reduction = tuple(min(r, g) for r, g in zip(reduction, grid_size, strict=True))
         self.reference_compat = reference_compat
-        self.q = Linear(dim, dim, bias=qkv_bias)
-        self.kv = Linear(dim, 2 * dim, bias=qkv_bias)
-        self.proj = Linear(dim, dim)
-        self.sr, self.norm = None, None
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.sr: Any = None
+        self.norm: Any = None
         if prod(reduction) > 1:
-            convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(self.grid_size)]
+            convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[len(self.grid_size)]
             self.sr = convolution(dim, dim, kernel_size=self.reduction, stride=self.reduction)
             self.norm = nn.LayerNorm(dim, eps=1e-5)
 
@@ -80,7 +78,7 @@ class SpatialReductionAttention(nn.Module):
         """Attention of (batch, heads, length, head_dim)."""
         # an exporter decomposes the fused kernel, whose memory layout it then gets wrong
         if self.fused_attn and not is_exporting():
-            return _fused_attention(q, k, v, self.scale)
+            return F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         return matrix_attention(q, k, v, self.scale)
 
     def _reduce(self, tokens: Tensor) -> Tensor:
@@ -101,25 +99,12 @@ class SpatialReductionAttention(nn.Module):
         order = (0, *range(1, 2 * ndim, 2), *range(2, 2 * ndim + 1, 2), 2 * ndim + 1)
         blocks = grid.reshape(batch, *split, dim).permute(order).reshape(batch, -1, prod(self.reduction) * dim)
         # (out, in, *reduction) to (out, *reduction x in): a token's channels stay side by side
-        reduced = linear(blocks, self.sr.weight.movedim(1, -1).flatten(1), self.sr.bias)
+        reduced = self._multiply(blocks, self.sr.weight.movedim(1, -1).flatten(1), self.sr.bias)
         return self.norm(torch.cat([tokens[:, :extra], reduced], dim=1) if extra else reduced)
+
+    def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Multiply by a kernel that is laid out as a matrix: ``F.linear``."""
+        return F.linear(x, weight, bias)
 
     def extra_repr(self) -> str:
         return f"grid_size={self.grid_size}, reduction={self.reduction}, num_heads={self.num_heads}"
-
-
-def _fused_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attention of (batch, heads, length, head_dim).
-
-    On CPU the kernel's backward pass gives each head of each sample to one thread, which leaves the others idle in the
-    stages of one or two heads, those of most tokens. Chunks of the queries join the batch there.
-    """
-    chunks = 1
-    if q.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        chunks = -(-torch.get_num_threads() // (q.shape[0] * q.shape[1]))
-    if chunks == 1 or q.shape[2] % chunks or q.shape[2] // chunks < MIN_CHUNK:
-        return F.scaled_dot_product_attention(q, k, v, scale=scale)
-    q = q.unflatten(2, (chunks, -1)).transpose(1, 2).flatten(0, 1)
-    k, v = (t.unsqueeze(1).expand(-1, chunks, -1, -1, -1).flatten(0, 1) for t in (k, v))
-    out = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    return out.unflatten(0, (-1, chunks)).transpose(1, 2).flatten(2, 3)

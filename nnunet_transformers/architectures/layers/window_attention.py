@@ -6,9 +6,7 @@ import torch.nn.functional as F
 from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
-from ...cpu import attention as cpu_attention
 from ._export import is_exporting
-from .linear import Linear
 from .matrix_attention import matrix_attention
 from .relative_position_bias import RelativePositionBias
 from .window_partition import WindowPartition
@@ -47,11 +45,11 @@ class WindowAttention(nn.Module):
         self.partition = partition
         self.bias = bias
         if cross_attention:
-            self.q = Linear(dim, dim)
-            self.kv = Linear(dim, 2 * dim)
+            self.q = nn.Linear(dim, dim)
+            self.kv = nn.Linear(dim, 2 * dim)
         else:
-            self.qkv = Linear(dim, 3 * dim)
-        self.proj = Linear(dim, dim)
+            self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
 
     def _heads(self, windows: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(batch, windows, length, parts x channels) to ``parts`` of (batch, windows, heads, length, head_dim)."""
@@ -75,6 +73,8 @@ class WindowAttention(nn.Module):
         """(batch, length, channels) to (batch, windows, window_length, channels), heads side by side."""
         windows = self.partition.partition(tokens)
         if self.cross_attention:
+            if context is None:
+                raise ValueError("cross-attention needs a context for keys and values")
             (q,) = self._heads(self.q(windows), 1)
             k, v = self._heads(self.kv(self.partition.partition(context)), 2)
         else:
@@ -84,8 +84,6 @@ class WindowAttention(nn.Module):
     def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of (batch, windows, heads, length, head_dim)."""
         mask = self.partition.mask
-        if self.fused_attn and cpu_attention.is_applicable(q, self.bias.table):
-            return cpu_attention.WindowAttentionFunction.apply(q, k, v, self.bias(), mask, self.scale)
         bias = self.bias(mask)
         # Every kernel broadcasts the bias over the batch axis only, so windows that share a bias join the batch
         # and windows with a mask of their own join the heads.

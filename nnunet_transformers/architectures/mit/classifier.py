@@ -8,38 +8,43 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._arguments import check_image_size
+from .._backbone import Backbone
 from .trunk import ENCODER_NORM_EPS, MiTTrunk, init_weights
 
 
-class MiTClassifier(nn.Module):
-    """Encoder and one linear head, which judges the token and the average of the others.
-
-    >>> network = MiTClassifier(1, 2, (64, 128, 128), patch_embed_stride=(2, 4, 4))
-    >>> network(torch.zeros(1, 1, 64, 128, 128)).shape
-    torch.Size([1, 2])
+class MiTClassifier(Backbone):
+    """Encoder and one linear head on the mean of the token and the average of the other tokens.
 
     Args:
         input_channels: image channels.
-        num_classes: outputs.
+        num_classes: outputs; 0 for the features without a head.
         patch_size: edge lengths in voxels, two or three of them.
         trunk_arguments: of ``MiTTrunk``; what is for the decoder has no effect.
 
     Raises:
         ValueError: as ``MiTTrunk`` does.
+
+    Examples:
+        >>> import torch
+        >>> network = MiTClassifier(1, 2, (32, 64, 64), patch_embed_stride=(2, 4, 4))
+        >>> network(torch.zeros(1, 1, 32, 64, 64)).shape
+        torch.Size([1, 2])
     """
 
     def __init__(self, input_channels: int, num_classes: int, patch_size: Sequence[int], **trunk_arguments: Any):
-        super().__init__()
         trunk = MiTTrunk(input_channels, patch_size, ssl_token=True, **trunk_arguments)
-        self.patch_size = trunk.patch_size
+        dim = trunk.dims[-1]
+        super().__init__(trunk.patch_size, input_channels, dim)
         self.stem, self.encoder = trunk.stem, trunk.encoder
-        dim = self.encoder.stages[-1].position.weight.shape[-1]
         self.norm = nn.LayerNorm(dim, eps=ENCODER_NORM_EPS)
-        self.head = nn.Linear(dim, num_classes)
+        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         self.head.apply(init_weights)
 
     def features(self, image: Tensor) -> Tensor:
-        """Token and average of the others, (batch, dim): the head is linear, so that their mean is judged at once.
+        """Mean of the token and the average of the others, (batch, head_hidden_size).
+
+        UniMiSS classifies by both and averages the logits; the head is linear, so that the mean of the features has
+        the same logits.
 
         Raises:
             ValueError: on an image of another size.
@@ -50,7 +55,7 @@ class MiTClassifier(nn.Module):
         return (self.norm(token).squeeze(1) + average) / 2
 
     def forward(self, image: Tensor) -> Tensor:
-        """(batch, input_channels, *patch_size) to raw logits (batch, num_classes).
+        """(batch, input_channels, *patch_size) to raw logits (batch, num_classes), or without a head to the features.
 
         Raises:
             ValueError: on an image of another size.

@@ -12,10 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from .._arguments import PerAxis, in_plane
-from .._pair import NetworkPair
+from .._pair import TOKEN_PREFIX, NetworkPair
 from .trunk import MiTTrunk
-
-TOKEN_PREFIX = "ssl_token."
 
 
 class MiTPair(NetworkPair):
@@ -23,12 +21,6 @@ class MiTPair(NetworkPair):
 
     Convolutions (stem, patch embeddings, the attention's reduction), their norms and position embeddings are each
     form's own. Of MiT-22's 43.9 M parameters 16.9 M are shared.
-
-    >>> pair = MiTPair()
-    >>> pair(torch.zeros(2, 3, 224, 224)).shape, pair(torch.zeros(2, 1, 16, 96, 96)).shape
-    (torch.Size([2, 48]), torch.Size([2, 48]))
-    >>> network = create_network("mit_7", 1, 14, (16, 96, 96))
-    >>> network.load_state_dict(pair.form_weights(3), strict=False)
 
     Args:
         patch_size_2d, patch_size_3d: edge lengths in pixels and voxels.
@@ -38,6 +30,16 @@ class MiTPair(NetworkPair):
 
     Raises:
         ValueError: as ``MiTTrunk`` does.
+
+    Examples:
+        >>> import torch
+        >>> from nnunet_transformers.architectures import create_network
+        >>> pair = MiTPair(patch_size_2d=(64, 64), patch_size_3d=(16, 64, 64))
+        >>> pair(torch.zeros(2, 3, 64, 64)).shape, pair(torch.zeros(2, 1, 16, 64, 64)).shape
+        (torch.Size([2, 48]), torch.Size([2, 48]))
+        >>> network = create_network("mit_7", 1, 14, (16, 64, 64))
+        >>> network.load_state_dict(pair.form_weights(3), strict=False).unexpected_keys
+        []
     """
 
     def __init__(
@@ -51,9 +53,9 @@ class MiTPair(NetworkPair):
     ) -> None:
         arguments = {**trunk_arguments, "patch_embed_stride": patch_embed_stride, "ssl_token": True}
         form_2d = MiTTrunk(input_channels_2d, patch_size_2d, **in_plane(arguments))
-        super().__init__(form_2d, MiTTrunk(input_channels_3d, patch_size_3d, **arguments))
-        self.form_3d.encoder.token = form_2d.encoder.token
-        self.dim = form_2d.norm_dim
+        form_3d = MiTTrunk(input_channels_3d, patch_size_3d, **arguments)
+        super().__init__(form_2d, form_3d, form_2d.norm_dim)
+        form_3d.encoder.token = form_2d.encoder.token
 
     def form_weights(self, ndim: int, ssl_token: bool = False) -> dict[str, Tensor]:
         """The weights of one form, by the names of ``MiT``.
@@ -70,10 +72,7 @@ class MiTPair(NetworkPair):
         return {name: value for name, value in weights.items() if ssl_token or ".token" not in name}
 
     def token_weights(self, ndim: int) -> dict[str, Tensor]:
-        """What belongs to the encoder's token, by ``MiTClassifier``'s names after ``TOKEN_PREFIX``.
-
-        A ``MiT`` has no token: under names of their own they are not in the way of who loads ``encoder`` as a whole.
-        """
+        """The weights of the encoder's token, by ``MiTClassifier``'s names after ``TOKEN_PREFIX``."""
         weights = self.form_weights(ndim, ssl_token=True)
         return {
             f"{TOKEN_PREFIX}{name}": value

@@ -7,7 +7,7 @@ and its appendix, section 3.2. Where the paper is silent the authors' release de
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch.nn.functional as F
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from .._arguments import PerAxis, check_strides
 from .._network import SegmentationNetwork
-from .._registry import register_checkpoint_filter, register_network
+from .._registry import RenamingRule, register_checkpoint_filter, register_network
 from ..layers import ConvNormAct, patch_transpose
+from .classifier import MiTClassifier
+from .pair import MiTPair
 from .trunk import STEM_DIM, MiTDecoder, MiTTrunk, init_weights
 
 DIMENSION = re.compile(r"[23]D(?=\d*(\.|$))")
@@ -88,17 +90,26 @@ class MiT(SegmentationNetwork):
         drop_path_rate: stochastic depth of the last encoder block.
         deep_supervision: return a list of logits, full resolution first.
         auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
-        strides: nnU-Net's copy of the strides in a plan; must agree with the other arguments.
+        strides: nnU-Net's copy of the strides in a plan; must match the other arguments.
         reference_compat: drop tokens at the end of a grid that the reduction does not divide, as the release does.
         activation_checkpointing: recompute the transformer layers in the backward pass: less memory, more time.
 
     Raises:
         ValueError: on a patch size that the strides do not divide or that leaves one token in the bottleneck, and on
             arguments that contradict each other.
+
+    Examples:
+        >>> import torch
+        >>> network = MiT(input_channels=1, num_classes=3, patch_size=(32, 64, 64), patch_embed_stride=(2, 4, 4))
+        >>> network(torch.zeros(1, 1, 32, 64, 64)).shape
+        torch.Size([1, 3, 32, 64, 64])
     """
 
     stem_channels_last = False
     keys_to_in_proj = ("stem.conv",)
+    token_arguments = ("patch_embed_stride", "num_stages", "merge_strides")
+    pair_class = MiTPair
+    classifier_class = MiTClassifier
 
     def __init__(
         self,
@@ -145,7 +156,7 @@ class MiT(SegmentationNetwork):
         self.resolved_arguments = {"merge_strides": trunk.embed_strides[1:]}
         self.stem, self.encoder = trunk.stem, trunk.encoder
         self.feature_channels = list(embed_dims[:num_stages])
-        self.grid_sizes = [stage.grid_size for stage in self.encoder.stages]
+        self.grid_sizes = trunk.grid_sizes
         self.decoder = MiTSegmentationDecoder(
             trunk,
             embed_dims[:num_stages],
@@ -174,7 +185,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Segmentation weights become those of ``MiT``, a classifier's those of ``MiTClassifier``, and pretraining's, 2D
     and 3D together, those of ``MiTPair``; heads of the pretraining method are left out. A position embedding stays
-    flattened, for a release does not tell its grid; it loads into a network of the patch size that it was trained on.
+    flattened, since a release does not state its grid; it loads into a network of the patch size of its training.
 
     Returns:
         A state dict that loads strictly into the same variant, built with ``reference_compat=True``.
@@ -208,10 +219,10 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 def _translate(key: str) -> str:
     """A name of the release, without its dimensionality, in terms of ``MiTTrunk``, ``MiT`` and ``MiTClassifier``."""
 
-    def encoder(rest: str) -> object:
+    def encoder(rest: str) -> Callable[[re.Match[str]], str]:
         return lambda m: f"encoder.stages.{int(m[1]) - 1}.{rest}"
 
-    rules = [
+    rules: list[RenamingRule] = [
         (r"^transformer\.patch_embed0\.", "stem."),
         (r"^transformer\.patch_embed(\d)\.proj\.", encoder("embed.")),
         (r"^transformer\.pos_embed(\d)$", encoder("position.weight")),

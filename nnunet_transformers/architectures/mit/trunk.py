@@ -1,23 +1,23 @@
 """The trunk of MiT: stem, encoder and decoder, with or without the token of self-supervised pretraining.
 
 Xie et al., "UniMiSS: Universal Medical Self-Supervised Learning via Breaking Dimensionality Barrier", ECCV 2022,
-and its appendix, section 3.2. The networks are in ``mit`` (segmentation), ``mit_pair`` (pretraining in 2D and 3D at
-once) and ``mit_classifier``.
+and its appendix, section 3.2. The networks are in ``segmentation``, ``pair`` (pretraining in 2D and 3D at once) and
+``classifier``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import TypeVar
 
 import numpy as np
 import torch
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from .._arguments import AXIS_NAMES, PerAxis, check_dimensions, check_image_size, per_axis, per_stage, token_grids
-from ..layers import ConvNormAct, Mlp, PositionEmbedding, SpatialReductionAttention, patch_transpose, recomputed
+from ..layers import ConvNormAct, PositionEmbedding, SpatialReductionAttention, patch_transpose, recomputed
 
 STEM_DIM = 32
 ENCODER_NORM_EPS, DECODER_NORM_EPS = 1e-6, 1e-5
@@ -81,6 +81,10 @@ class MiTStage(nn.Module):
             self.token_position = nn.Parameter(trunc_normal_(torch.zeros(1, 1, dim), std=0.02))
         self.blocks = nn.ModuleList(blocks)
 
+    def no_weight_decay(self) -> set[str]:
+        """The token's position; the grid's positions are a layer's."""
+        return {"token_position"}
+
     def forward(
         self, image: Tensor, token: Tensor | None = None, skip: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -98,7 +102,7 @@ class MiTStage(nn.Module):
         if skip is not None:
             image = image + skip
         tokens = self.position(image.flatten(2).transpose(1, 2).contiguous())
-        if token is not None:
+        if token is not None and self.token_proj is not None:
             tokens = torch.cat([self.token_proj(token) + self.token_position, tokens], dim=1)
         for block in self.blocks:
             tokens = recomputed(block, tokens, active=self.activation_checkpointing and self.training)
@@ -122,6 +126,10 @@ class MiTEncoder(nn.Module):
             self.token = nn.Parameter(trunc_normal_(torch.zeros(1, 1, token_dim), std=0.02))
         self.stages = nn.ModuleList(stages)
 
+    def no_weight_decay(self) -> set[str]:
+        """The SSL token."""
+        return {"token"}
+
     def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor | None]:
         """The stem's output to the feature maps of every stage, finest first, and the last stage's SSL token."""
         token = None if self.token is None else self.token.expand(image.shape[0], -1, -1)
@@ -133,9 +141,9 @@ class MiTEncoder(nn.Module):
 
 
 class MiTDecoder(nn.Module):
-    """The stages, deepest first, and the norm of what the last one gives."""
+    """The stages, deepest first, and the norm of the last one's output."""
 
-    def __init__(self, stages: Sequence[MiTStage], dim: int) -> None:
+    def __init__(self, stages: Iterable[nn.Module], dim: int) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(dim, eps=DECODER_NORM_EPS)
@@ -143,16 +151,22 @@ class MiTDecoder(nn.Module):
     def decode(self, features: Sequence[Tensor], token: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
         """Encoder features, finest first, to decoder features, finest first and that one normalised, and the token."""
         image = features[-1]
-        decoded = []
+        decoded: list[Tensor] = []
         for stage, skip in zip(self.stages, reversed(features[:-1]), strict=True):
             image, token = stage(image, token, skip)
             decoded.insert(0, image)
         decoded[0] = self.norm(image.movedim(1, -1)).movedim(-1, 1)
         return decoded, None if token is None else self.norm(token)
 
+
+class MiTTokenDecoder(MiTDecoder):
+    """The decoder of pretraining."""
+
     def forward(self, features: Sequence[Tensor], token: Tensor) -> Tensor:
         """Encoder features, finest first, and the token of the last stage to the normalised SSL token, (batch, dim)."""
-        return self.decode(features, token)[1].squeeze(1)
+        _, normalised = self.decode(features, token)
+        assert normalised is not None
+        return normalised.squeeze(1)
 
 
 class MiTTrunk(nn.Module):
@@ -183,6 +197,7 @@ class MiTTrunk(nn.Module):
             first stage have no entry, since the resolution stays.
         stem_stride: stride of the stem.
         embed_strides: stride of each encoder stage.
+        dims, grid_sizes: channels and tokens per axis of each encoder stage.
         norm_dim: channels of the normalised SSL token.
 
     Raises:
@@ -217,7 +232,7 @@ class MiTTrunk(nn.Module):
             raise ValueError(f"num_stages must be at least 2 (one stage and the bottleneck), got {num_stages}")
         dims = _first(embed_dims, num_stages, "embed_dims")
         decoder_dims = dims[-2::-1]
-        self.norm_dim = dims[0]
+        self.dims, self.norm_dim = dims, dims[0]
         self.stem_stride, first_stride = split_stride(per_axis(patch_embed_stride, ndim, "patch_embed_stride"))
         merge_strides = per_stage(merge_strides, num_stages - 1, ndim, "merge_strides")
         if any(s not in (1, 2) for stride in merge_strides for s in stride):
@@ -226,6 +241,7 @@ class MiTTrunk(nn.Module):
         resolutions = [list(s) for s in (self.stem_stride, first_stride) if prod(s) > 1]
         self.strides = [[1] * ndim, *resolutions, *(list(s) for s in merge_strides)]
         _, *grid_sizes = token_grids(self.patch_size, (self.stem_stride, *self.embed_strides))
+        self.grid_sizes = grid_sizes
         if prod(grid_sizes[-1]) == 1:
             axis = min(range(ndim), key=self.patch_size.__getitem__)
             raise ValueError(
@@ -302,7 +318,7 @@ class MiTTrunk(nn.Module):
             np.linspace(drop_path_rate, 0, sum(decoder_depths)).tolist(),
             is_encoder=False,
         )
-        self.decoder = MiTDecoder(decoder_stages, dims[0])
+        self.decoder = MiTTokenDecoder(decoder_stages, dims[0])
         self.apply(init_weights)
 
     def forward(self, image: Tensor) -> Tensor:

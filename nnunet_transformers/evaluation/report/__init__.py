@@ -1,4 +1,4 @@
-"""A trained fold as one self-contained HTML file."""
+"""HTML report of a trained fold, in one self-contained file."""
 
 from .page import write_report
 

@@ -1,4 +1,4 @@
-"""The report's pictures, as PNG data."""
+"""Figures of the report, as PNG data URIs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from .training_log import Curves
 
-# label colours that stand apart on grey, also for the colour-blind (Okabe and Ito)
+# colours of Okabe and Ito, distinct on grey and for colour-blind readers
 COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7", "#0072b2"]
 
 
@@ -23,7 +23,7 @@ def _to_data_uri(figure: Figure) -> str:
 
 
 def draw_curves(curves: Curves, label_names: Sequence[str]) -> str:
-    """Loss on the left, Dice of the validation patches on the right."""
+    """Draw the loss on the left and the Dice of the validation patches on the right."""
     figure = Figure(figsize=(9.5, 3.2))
     loss, dice = figure.subplots(1, 2)
     epochs = np.arange(1, len(curves.train_loss) + 1)
@@ -45,12 +45,12 @@ def draw_curves(curves: Curves, label_names: Sequence[str]) -> str:
 
 
 def draw_overlay(image: np.ndarray, label: np.ndarray, prediction: np.ndarray, aspect: float = 1.0) -> str:
-    """One slice three times: alone, with its label, with the prediction.
+    """Draw a slice three times: plain, with its label and with the prediction.
 
     Args:
         image: (height, width).
-        label, prediction: (height, width), integers, 0 is background.
-        aspect: height of a pixel over its width.
+        label, prediction: (height, width), integers; 0 is background.
+        aspect: ratio of a pixel's height to its width.
     """
     figure = Figure(figsize=(9.5, 3.4))
     low, high = np.percentile(image, [0.5, 99.5])
@@ -77,6 +77,6 @@ def draw_overlay(image: np.ndarray, label: np.ndarray, prediction: np.ndarray, a
 
 
 def most_labelled_slice(label: np.ndarray) -> int:
-    """Index along the first axis of the slice with most foreground; the middle one if there is none."""
+    """Return the index of the slice with most foreground along the first axis; the middle slice if there is none."""
     foreground = (label > 0).sum(axis=(1, 2))
     return int(foreground.argmax()) if foreground.any() else label.shape[0] // 2

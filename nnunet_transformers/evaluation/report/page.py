@@ -1,4 +1,4 @@
-"""Gathers what nnU-Net left in a fold's folder and writes it as a page."""
+"""Page of the report: scores, overlays and curves from the files that nnU-Net writes into a fold's folder."""
 
 from __future__ import annotations
 
@@ -26,8 +26,14 @@ img { max-width: 100%; } .key span { display: inline-block; width: .9em; height:
 
 
 @dataclass(frozen=True)
-class Case:
-    """A case's scores (Dice per label, in the order of the report's labels) and files."""
+class CaseScores:
+    """Scores and files of a case.
+
+    Attributes:
+        name: name of the case.
+        dice: Dice per label, in the order of the report's labels; NaN where undefined.
+        prediction, reference: segmentation files.
+    """
 
     name: str
     dice: list[float]
@@ -36,6 +42,7 @@ class Case:
 
     @property
     def mean(self) -> float:
+        """Mean Dice over the labels without NaN; NaN if all are."""
         finite = [d for d in self.dice if not math.isnan(d)]
         return sum(finite) / len(finite) if finite else math.nan
 
@@ -46,16 +53,16 @@ def _read_json(path: Path, made_by: str) -> dict:
     return json.loads(path.read_text())
 
 
-def _read_cases(summary: dict, keys: list[str], file_ending: str) -> list[Case]:
+def _read_cases(summary: dict, keys: list[str], file_ending: str) -> list[CaseScores]:
     cases = []
     for entry in summary["metric_per_case"]:
         prediction, reference = Path(entry["prediction_file"]), Path(entry["reference_file"])
         dice = [float(entry["metrics"][key]["Dice"]) for key in keys]
-        cases.append(Case(prediction.name.removesuffix(file_ending), dice, prediction, reference))
+        cases.append(CaseScores(prediction.name.removesuffix(file_ending), dice, prediction, reference))
     return sorted(cases, key=lambda case: (math.isnan(case.mean), case.mean))
 
 
-def _table(cases: list[Case], label_names: list[str]) -> str:
+def _table(cases: list[CaseScores], label_names: list[str]) -> str:
     def cell(value: float) -> str:
         return "<td>-</td>" if math.isnan(value) else f"<td>{value:.3f}</td>"
 
@@ -80,17 +87,18 @@ def write_report(
 
     Args:
         fold_folder: nnU-Net's folder of a fold, ``.../TRAINER__PLANS__CONFIGURATION/fold_X``.
-        output: HTML file, ``report.html`` in the fold's folder by default.
+        output: HTML file; ``report.html`` in the fold's folder by default.
         predictions: folder with predictions and the ``summary.json`` of ``nnUNetv2_evaluate_folder``; the fold's own
             validation by default.
         images: folder of the images; ``imagesTr`` of the dataset by default.
-        num_overlays: cases to draw, spread from the worst to the best.
+        num_overlays: number of cases to draw, spread from the worst to the best.
 
     Returns:
-        the file written.
+        the written file.
 
     Raises:
-        FileNotFoundError: if the fold, its validation or an image is missing; says which command makes it.
+        FileNotFoundError: if the fold, its validation or an image is missing; the message names the command that writes
+            it.
     """
     fold_folder = Path(fold_folder)
     output = Path(output) if output else fold_folder / "report.html"

@@ -1,4 +1,4 @@
-"""Curves from the text logs that nnU-Net writes; its checkpoints hold them too, but only as a pickle."""
+"""Training curves from nnU-Net's text logs; its checkpoints hold them too, but only as a pickle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf)"
 
 @dataclass
 class Curves:
-    """Values per epoch; all lists have one entry for each epoch that was completed."""
+    """Values per completed epoch; all lists have the same length."""
 
     train_loss: list[float] = field(default_factory=list)
     val_loss: list[float] = field(default_factory=list)
@@ -20,7 +20,7 @@ class Curves:
 
 
 def read_curves(fold_folder: Path) -> Curves:
-    """Curves of all logs in a fold's folder; a training that was continued has several, and the later one holds."""
+    """Read the curves of a fold; a resumed training has several logs, of which later ones take precedence."""
     epochs: dict[int, dict] = {}
     for log in sorted(fold_folder.glob("training_log_*.txt"), key=lambda path: path.stat().st_mtime):
         epoch = -1

@@ -1,27 +1,34 @@
-"""Samples from prepared images, a file for each kind of them."""
+"""Prepared images and the samples that methods train on, one file for each kind of sample."""
 
+from .cached_matcher import CachedMatcher
 from .epoch import Epoch, EpochData, ShuffledEpoch
-from .masked import MaskedViewData, MaskedViews
-from .matched import MatchedViewData, MatchedViews
-from .overlapping import PlacedViewData, PlacedViews
-from .prepared_images import PreparedImages, read_index, tile_starts
-from .report_pairs import ReportData
-from .two_views import TwoViews, ViewData
+from .index import PreparedCase, PreparedIndex, Skipped, read_index
+from .masked_views import MaskedViewData, MaskedViews
+from .matched_views import MatchedViewData, MatchedViews
+from .overlapping_views import OverlappingViewData, OverlappingViews
+from .prepared_images import PreparedImages, tile_starts
+from .report_pairs import ReportPairData, ReportPairs
+from .two_views import TwoViewData, TwoViews
 
 __all__ = [
+    "CachedMatcher",
     "Epoch",
     "EpochData",
     "MaskedViewData",
     "MaskedViews",
     "MatchedViewData",
     "MatchedViews",
-    "PlacedViewData",
-    "PlacedViews",
+    "OverlappingViewData",
+    "OverlappingViews",
+    "PreparedCase",
     "PreparedImages",
-    "ReportData",
+    "PreparedIndex",
+    "ReportPairData",
+    "ReportPairs",
     "ShuffledEpoch",
+    "Skipped",
+    "TwoViewData",
     "TwoViews",
-    "ViewData",
     "read_index",
     "tile_starts",
 ]

@@ -1,4 +1,4 @@
-"""Which images there are: nnU-Net's raw layout or a plain folder of files, their names and folds."""
+"""Images of a source folder: nnU-Net's raw layout or plain files, their names and folds."""
 
 from __future__ import annotations
 
@@ -18,27 +18,31 @@ FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".png", ".bmp", ".t
 
 
 @dataclass(frozen=True)
-class Case:
-    """An image: one file, or one for each channel."""
+class ImageCase:
+    """An image to prepare: one file, or one per channel."""
 
     name: str
     files: tuple[str, ...]
 
 
 def strip_ending(name: str) -> str:
-    """A file's name without the ending of its format; other dots belong to it."""
+    """Remove the ending of the file format from a name; other dots belong to the name.
+
+    >>> strip_ending("patient.1.nii.gz")
+    'patient.1'
+    """
     ending = next((e for e in FILE_ENDINGS if name.lower().endswith(e)), "")
     return name[: len(name) - len(ending)]
 
 
-def find_cases(folder: Path) -> tuple[list[Case], list[str] | None]:
-    """The images of a folder in nnU-Net's raw layout (``imagesTr`` and ``imagesTs``), or of a plain folder of files.
+def find_cases(folder: Path) -> tuple[list[ImageCase], list[str] | None]:
+    """Find the images of a folder in nnU-Net's raw layout (``imagesTr`` and ``imagesTs``) or of plain files.
 
     Returns:
-        the images, and their channels' names where ``dataset.json`` has them.
+        the images, and the channel names if ``dataset.json`` has them.
 
     Raises:
-        ValueError: if there is no image, or two would have the same name.
+        ValueError: if there is no image, or two images would have the same name.
     """
     description = folder / "dataset.json"
     channels = None
@@ -48,7 +52,7 @@ def find_cases(folder: Path) -> tuple[list[Case], list[str] | None]:
         cases = _listed(folder, dataset["dataset"]) if "dataset" in dataset else _raw(folder, dataset["file_ending"])
     else:
         files = sorted(p for p in folder.rglob("*") if p.name.lower().endswith(FILE_ENDINGS))
-        cases = [Case(strip_ending(str(p.relative_to(folder)).replace("/", "__")), (str(p),)) for p in files]
+        cases = [ImageCase(strip_ending(str(p.relative_to(folder)).replace("/", "__")), (str(p),)) for p in files]
     if not cases:
         raise ValueError(
             f"no image in {folder}: it has neither imagesTr with the files that dataset.json describes nor files "
@@ -60,35 +64,36 @@ def find_cases(folder: Path) -> tuple[list[Case], list[str] | None]:
     return cases, channels
 
 
-def _raw(folder: Path, ending: str) -> list[Case]:
+def _raw(folder: Path, ending: str) -> list[ImageCase]:
     files = defaultdict(list)
     for images in (folder / "imagesTr", folder / "imagesTs"):
         for file in sorted(images.glob(f"*{ending}")):
             channel = re.search(rf"_\d{{4}}{re.escape(ending)}$", file.name)
             if channel:
                 files[(images, file.name[: channel.start()])].append(str(file))
-    return [Case(name, tuple(paths)) for (_, name), paths in files.items()]
+    return [ImageCase(name, tuple(paths)) for (_, name), paths in files.items()]
 
 
-def _listed(folder: Path, dataset: dict[str, dict]) -> list[Case]:
-    """Images that dataset.json lists by their paths, as nnU-Net allows."""
-    return [Case(name, tuple(str(folder / image) for image in entry["images"])) for name, entry in dataset.items()]
+def _listed(folder: Path, dataset: dict[str, dict]) -> list[ImageCase]:
+    """Return the images that dataset.json lists by path, as nnU-Net allows."""
+    return [ImageCase(name, tuple(str(folder / image) for image in entry["images"])) for name, entry in dataset.items()]
 
 
 def validation_cases(source: Path, fold: int) -> list[str]:
-    """The cases that a fold of nnU-Net's cross-validation validates on.
+    """Return the validation cases of a fold of nnU-Net's cross-validation.
 
     Args:
-        source: a dataset in nnU-Net's raw layout.
-        fold: of ``splits_final.json`` in the preprocessed folder, or, before that is written, of nnU-Net's default.
+        source: dataset in nnU-Net's raw layout.
+        fold: number in ``splits_final.json`` of the preprocessed folder, or in nnU-Net's default split before that
+            file is written.
 
     Raises:
-        ValueError: if there is no such fold, or ``source`` is no dataset with labels, or a case has no image.
+        ValueError: if there is no such fold, ``source`` has no labels, or a case has no image.
     """
     cases, _ = find_cases(source)
     names = {case.name for case in cases}
     if not (source / "labelsTr").is_dir():
-        raise ValueError(f"{source} has no labelsTr, so that there are no folds; leave --fold out")
+        raise ValueError(f"{source} has no labelsTr and therefore no folds; leave --fold out")
     labelled = sorted(names & {strip_ending(p.name) for p in (source / "labelsTr").iterdir()})
     folds: Sequence[dict] = generate_crossval_split(labelled, seed=12345, n_splits=5)
     if nnUNet_preprocessed.is_set():

@@ -1,4 +1,4 @@
-"""Samples that depend on seed, epoch and index alone, and their loader."""
+"""Samples that depend only on seed, epoch and index, and their loader."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from .index import PreparedIndex
 
 
 class Epoch(Dataset, ABC):
-    """``samples`` samples an epoch, drawn anew in each.
+    """Dataset of random samples, drawn anew in each epoch.
 
-    Sample i of epoch e depends on seed, e and i alone, so that a resumed run sees what an uninterrupted one would have
-    seen, whatever the number of workers.
+    Sample i of epoch e depends only on seed, e and i. A resumed run therefore sees the same samples as an uninterrupted
+    one, whatever the number of workers.
 
     Args:
-        samples: length of an epoch.
-        seed: of the samples.
+        samples: samples per epoch.
+        seed: seed of the samples.
+
+    Attributes:
+        epoch: current epoch, set by ``EpochData``.
     """
 
     def __init__(self, samples: int, seed: int = 0) -> None:
@@ -32,7 +37,7 @@ class Epoch(Dataset, ABC):
         return self.sample(self.generator(index))
 
     def generator(self, index: int) -> np.random.Generator:
-        """Random numbers of a sample; the global generators are seeded from them."""
+        """Return a sample's random generator and seed the global generators from it."""
         rng = np.random.default_rng((self.seed, self.epoch, index))
         # batchgeneratorsv2 draws from both global generators
         torch.manual_seed(int(rng.integers(2**62)))
@@ -41,14 +46,14 @@ class Epoch(Dataset, ABC):
 
     @abstractmethod
     def sample(self, rng: np.random.Generator) -> Any:
-        """Draw one."""
+        """Draw a sample."""
 
 
 class ShuffledEpoch(Epoch):
-    """Each of ``items`` once an epoch, in another order in each.
+    """Dataset that visits each item once per epoch, in a new order each time.
 
     Args:
-        items: number of them.
+        items: number of items.
         seed: as for ``Epoch``.
     """
 
@@ -64,43 +69,64 @@ class ShuffledEpoch(Epoch):
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, number: int | None = None) -> Any:
-        """Draw a sample of the item of a number, or of a random one."""
+        """Draw a sample of item ``number``, by default of a random item."""
 
 
 class EpochData(LightningDataModule, ABC):
-    """What the data of all methods share.
+    """Base of the data modules: a training loader over an ``Epoch``.
 
     Attributes:
-        index: of the prepared data.
-        batch_size: samples in a batch, on each device.
+        index: index of the prepared images.
+        batch_size: samples per batch and device.
+        num_workers: worker processes of a loader.
     """
 
-    index: dict[str, Any]
+    index: PreparedIndex
     batch_size: int
     num_workers: int
 
+    @property
+    def attached_trainer(self) -> Trainer:
+        """The trainer that runs this data.
+
+        Raises:
+            RuntimeError: if there is none yet.
+        """
+        if self.trainer is None:
+            raise RuntimeError(f"{type(self).__name__} has no trainer yet; call it through Trainer.fit")
+        return self.trainer
+
     @abstractmethod
     def epoch(self) -> Epoch:
-        """The samples of the current epoch."""
+        """Return the samples of the current epoch."""
 
     def train_dataloader(self) -> DataLoader:
-        # made anew in every epoch (reload_dataloaders_every_n_epochs=1), so that workers know which one it is
-        samples = self.epoch()
-        samples.epoch = self.trainer.current_epoch
-        wanted = self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        """Build the loader of the current epoch.
+
+        Raises:
+            ValueError: if an epoch has fewer samples than one optimiser step.
+        """
+        # rebuilt in every epoch (reload_dataloaders_every_n_epochs=1), so that workers know the epoch
+        trainer, samples = self.attached_trainer, self.epoch()
+        samples.epoch = trainer.current_epoch
+        wanted = self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         if len(samples) < wanted:
             raise ValueError(
                 f"an epoch of {len(samples)} samples is less than one step: batch_size {self.batch_size}, "
-                f"{self.trainer.world_size} processes and {self.trainer.accumulate_grad_batches} accumulated batches "
+                f"{trainer.world_size} processes and {trainer.accumulate_grad_batches} accumulated batches "
                 f"make {wanted}. Set --data.init_args.samples_per_epoch, or a smaller batch or accumulation"
             )
-        # unshuffled, so that n processes see in a step what one with an n times larger batch would see
-        sampler = DistributedSampler(samples, self.trainer.world_size, self.trainer.global_rank, shuffle=False)
+        # unshuffled: a step of n processes sees the same samples as a step of one process with an n times larger batch
         return DataLoader(
             samples,
             self.batch_size,
-            sampler=sampler,
+            sampler=self.sampler(samples),
             num_workers=self.num_workers,
             drop_last=True,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def sampler(self, samples: Dataset) -> DistributedSampler:
+        """Return a sampler of this process's share of the samples, in order."""
+        trainer = self.attached_trainer
+        return DistributedSampler(samples, trainer.world_size, trainer.global_rank, shuffle=False)

@@ -1,13 +1,13 @@
-"""Images resampled, normalised and stored as nnU-Net stores its own."""
+"""Preparation of images: resampled, normalised and stored by nnU-Net's own preprocessor."""
 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,45 +23,25 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
+from rich.progress import track
 
-from ..._atomic import new_folder, write_json
-from .cases import FILE_ENDINGS, Case, find_cases
+from ..._atomic import new_folder
+from .cases import FILE_ENDINGS, ImageCase, find_cases
+from .index import INDEX, PreparedCase, PreparedIndex, Skipped
 
-INDEX = "index.json"
 CONFIGURATION = "pretraining"
-# of intensities, over all images; nnU-Net's fingerprint takes as many
+# intensities over all images, as many as nnU-Net's fingerprint samples
 SAMPLES = 10_000_000
 
 
 @dataclass(frozen=True)
-class PreparedCase:
-    """An image in the prepared folder.
-
-    Attributes:
-        name: of its ``.b2nd`` file.
-        shape: (channels, *size).
-    """
-
-    name: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An image that could not be used, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class _Facts:
+class _Fingerprint:
     spacing: tuple[float, ...]
     intensities: NDArray
 
 
-def _inspect(case: Case, samples: int) -> _Facts | Skipped:
-    """Spacing and a sample of the foreground's intensities of each channel, (channels, samples)."""
+def _inspect(case: ImageCase, samples: int) -> _Fingerprint | Skipped:
+    """Return spacing and sampled foreground intensities, (channels, samples)."""
     try:
         for file in case.files:
             _check_complete(file)
@@ -74,8 +54,8 @@ def _inspect(case: Case, samples: int) -> _Facts | Skipped:
                 return Skipped(case.name, f"channel {index} is constant ({channel.min():g})")
         rng = np.random.default_rng(0)
         intensities = [rng.choice(channel[channel != channel.min()], samples) for channel in image]
-        return _Facts(tuple(float(s) for s in properties["spacing"]), np.array(intensities, dtype=np.float32))
-    except Exception as error:  # whatever a reader makes of a broken file
+        return _Fingerprint(tuple(float(s) for s in properties["spacing"]), np.array(intensities, dtype=np.float32))
+    except Exception as error:  # each reader raises its own errors for broken files
         return Skipped(case.name, f"cannot be read: {_first_line(error)}")
 
 
@@ -84,21 +64,21 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_complete(file: str) -> None:
-    """Read a file to its end: SimpleITK gives what there is of a truncated one, the rest zero."""
+    """Read a file to its end: SimpleITK fills the missing part of a truncated one with zeros."""
     if file.endswith(".gz"):
         with gzip.open(file) as stream:
             while stream.read(2**20):
                 pass
     elif file.endswith(".nii"):
-        np.asanyarray(nibabel.load(file).dataobj)
+        np.asanyarray(nibabel.load(file).dataobj)  # type: ignore[attr-defined]
 
 
 def _ending(file: str) -> str:
     return next((e for e in FILE_ENDINGS if file.lower().endswith(e)), Path(file).suffix)
 
 
-def _intensity_properties(samples: Sequence[np.ndarray]) -> dict[str, dict[str, float]]:
-    """What nnU-Net's CT normalisation wants to know of each channel."""
+def _intensity_properties(samples: NDArray) -> dict[str, dict[str, float]]:
+    """Return the statistics of each channel that nnU-Net's CT normalisation needs."""
     properties = {}
     for channel, values in enumerate(samples):
         low, high = np.percentile(values, (0.5, 99.5))
@@ -117,7 +97,7 @@ def _intensity_properties(samples: Sequence[np.ndarray]) -> dict[str, dict[str, 
 def _plans(
     channels: Sequence[str], spacing: Sequence[float], intensities: dict, patch_size: Sequence[int], reader: str
 ) -> dict[str, Any]:
-    """The part of a plan that nnU-Net's preprocessor reads."""
+    """Return the part of a plan that nnU-Net's preprocessor reads."""
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     schemes = [get_normalization_scheme(channel).__name__ for channel in channels]
     configuration = {
@@ -148,7 +128,7 @@ def _plans(
     }
 
 
-def _store(case: Case, plans: dict[str, Any], name: str, folder: Path) -> PreparedCase | Skipped:
+def _store(case: ImageCase, plans: dict[str, Any], name: str, folder: Path) -> PreparedCase | Skipped:
     manager = PlansManager(plans)
     configuration = manager.get_configuration(name)
     try:
@@ -174,28 +154,34 @@ def prepare(
 ) -> tuple[list[PreparedCase], list[Skipped]]:
     """Fingerprint, resample, normalise and store images.
 
-    The worker processes import the calling script: one of your own needs ``if __name__ == "__main__":``.
+    The worker processes import the calling script: a script of your own needs ``if __name__ == "__main__":``.
 
     Args:
-        source: a dataset in nnU-Net's raw layout, labels unused, or a folder of images.
+        source: dataset in nnU-Net's raw layout, whose labels are ignored, or folder of images.
         output: folder to write; must be new or empty.
         spacing: mm per voxel and axis to resample to; the median of the images by default.
-        patch_size: about the crops that will be read, for the layout of the files.
-        processes: images at a time.
-        left_out: names of images not to take, such as those that a fold validates on.
-        planned: a plan and its configuration, whose order of axes, spacing, normalisation and intensities are taken in
-            place of the images' own, so that they look as they will in training from it.
-        normalization: nnU-Net's name of one, such as ``rescale_to_0_1`` or ``nonorm``, for images whose channels
-            have no names.
+        patch_size: approximate size of the crops that will be read, which determines the layout of the files.
+        processes: worker processes.
+        left_out: names of images to leave out, such as the validation cases of a fold.
+        planned: plan and configuration that replace the images' own order of axes, spacing, normalisation and
+            intensity statistics. The images then look as they do in training from this plan.
+        normalization: nnU-Net's name of a normalisation, such as ``rescale_to_0_1`` or ``nonorm``, for images without
+            channel names.
 
     Returns:
-        what was stored, and what was not and why.
+        the stored images, and the skipped images with reasons.
 
     Raises:
-        ValueError: if there is no readable image, ``spacing`` has another number of axes than the images, or
-            ``normalization`` is unknown or said elsewhere.
+        ValueError: if there is no readable image, ``spacing`` and the images differ in their number of axes, or
+            ``normalization`` is unknown or also specified by ``source`` or ``planned``.
         FileExistsError: if ``output`` holds files.
-        RuntimeError: if a process was killed; nothing is then left of ``output``.
+        RuntimeError: if a worker process was killed; ``output`` is then not written.
+
+    Examples:
+        >>> stored, skipped = prepare(Path("Dataset004_Hippocampus"), Path("prepared"), spacing=(1, 1, 1))
+        >>> images = PreparedImages(Path("prepared"))
+        >>> images.crop((32, 32, 32), np.random.default_rng(0)).shape
+        torch.Size([1, 32, 32, 32])
     """
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty; remove it or choose another folder")
@@ -207,7 +193,7 @@ def prepare(
         samples = max(100, min(10_000, SAMPLES // len(cases)))
         facts = dict(zip(cases, pool.map(_inspect, cases, [samples] * len(cases)), strict=True))
         skipped = [fact for fact in facts.values() if isinstance(fact, Skipped)]
-        readable = {case: fact for case, fact in facts.items() if isinstance(fact, _Facts)}
+        readable = {case: fact for case, fact in facts.items() if isinstance(fact, _Fingerprint)}
         if not readable:
             raise ValueError(f"none of the {len(cases)} images in {source} can be used; the first: {skipped[0]}")
         numbers = [len(fact.intensities) for fact in readable.values()]
@@ -227,37 +213,35 @@ def prepare(
             if not stored:
                 raise ValueError(f"none of the images in {source} can be preprocessed; the first: {skipped[0]}")
             configuration = PlansManager(plans).get_configuration(name)
-            index = {
-                "cases": [asdict(case) for case in stored],
-                "skipped": [asdict(case) for case in skipped],
-                "channels": channels,
-                "spacing": list(configuration.spacing),
-                "normalization": list(configuration.normalization_schemes),
-                # with which other images can be prepared as these were
-                "plans": plans,
-                "configuration": name,
-            }
-            write_json(index, folder / INDEX)
+            PreparedIndex(
+                cases=tuple(stored),
+                skipped=tuple(skipped),
+                channels=tuple(channels),
+                spacing=tuple(configuration.spacing),
+                normalization=tuple(configuration.normalization_schemes),
+                plans=plans,
+                configuration=name,
+            ).save(folder / INDEX)
     return stored, skipped
 
 
 @contextmanager
 def _workers(processes: int) -> Iterator[Executor]:
-    """Processes that start afresh: a fork of one that runs threads, as blosc2 and torch do, can crash."""
+    """Spawn the worker processes: a forked one can crash, because blosc2 and torch run threads."""
     try:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             yield pool
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "a process that reads images was killed, most often as memory ran out: use fewer --processes. (In a script "
-            "of yours: call prepare under `if __name__ == '__main__':`.)"
+            "a worker process was killed, most often because memory ran out: use fewer --processes. (In a script of "
+            "your own, call prepare under `if __name__ == '__main__':`.)"
         ) from error
 
 
-def _check_normalization(name: str, source: Path, is_said: bool) -> None:
-    if is_said:
+def _check_normalization(name: str, source: Path, is_specified: bool) -> None:
+    if is_specified:
         raise ValueError(
-            f"--normalization contradicts {source}'s dataset.json or the plan, which say it of each channel"
+            f"--normalization contradicts {source}'s dataset.json or the plan, which specify it for each channel"
         )
     if name not in channel_name_to_normalization_mapping:
         known = ", ".join(channel_name_to_normalization_mapping)
@@ -265,7 +249,7 @@ def _check_normalization(name: str, source: Path, is_said: bool) -> None:
 
 
 def _own_plans(
-    readable: Mapping[Case, _Facts],
+    readable: Mapping[ImageCase, _Fingerprint],
     channels: Sequence[str],
     spacing: Sequence[float] | None,
     patch_size: Sequence[int],
@@ -280,7 +264,5 @@ def _own_plans(
     return _plans(channels, spacing or median, _intensity_properties(intensities), patch_size, reader)
 
 
-def _progress(results: Iterator[Any], total: int) -> Iterator[Any]:
-    from rich.progress import track
-
+def _progress(results: Iterable[Any], total: int) -> Iterable[Any]:
     return track(results, description="preparing", total=total)

@@ -1,10 +1,9 @@
-"""Batches of images with the tokens of their reports (MGCA)."""
+"""Radiographs with the tokens of their radiology reports (MGCA)."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,21 @@ from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import RescaleTo01Normalization
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from ..._atomic import write_json
 from ..encoders.text import load_tokenizer, tokenize
-from . import EpochData, ShuffledEpoch
 from .cases import FILE_ENDINGS
-from .report_table import Pair, read_reports
+from .epoch import EpochData, ShuffledEpoch
+from .index import PreparedCase, PreparedIndex
+from .report_table import ReportPair, read_reports
 from .transforms import fit_canvas
 
-# what was used and what was skipped, in the run's folder
+# list of used and skipped images in the run's folder
 PAIRS = "pairs.json"
 # supplement A.1: crops of 224 from images of 256
 CANVAS = 256 / 224
-# nnU-Net has no JPEG among its formats because of labels, of which there are none here
+# nnU-Net excludes JPEG because it damages labels; there are none here
 JPEG = (".jpg", ".jpeg")
 ATTEMPTS = 100
 
@@ -45,25 +45,25 @@ def read_radiograph(file: Path, channels: int) -> Tensor:
 
     Args:
         file: the image.
-        channels: wanted ones: a grey image is repeated, a colour image averaged for one channel.
+        channels: number of channels to return: a grey image is repeated, a colour image is averaged to one channel.
 
     Returns:
-        (channels, height, width), from 0 to 1: each image's own range.
+        (channels, height, width), scaled to the range 0 to 1 for each image.
 
     Raises:
         ValueError: if the image is not 2D, constant, or has another number of channels.
-        Exception: whatever nnU-Net's readers raise for a broken file.
+        Exception: any error that nnU-Net's readers raise for a broken file.
     """
     name = file.name.lower()
     ending = next((e for e in (*FILE_ENDINGS, *JPEG) if name.endswith(e)), file.suffix.lower())
     array, _ = _reader(ending).read_images((str(file),))
     if array.shape[1] != 1:
-        raise ValueError(f"has {array.shape[1]} slices, reports go with 2D images")
+        raise ValueError(f"has {array.shape[1]} slices, radiology reports describe 2D images")
     image = torch.from_numpy(np.ascontiguousarray(array[:, 0], dtype=np.float32))
     if not image.isfinite().all() or image.min() == image.max():
         raise ValueError("is constant or holds NaN or infinity")
     if len(image) == 4:
-        image = image[:3]  # without transparency
+        image = image[:3]  # drop transparency
     if channels == 1:
         image = image.mean(0, keepdim=True)
     elif len(image) == 1:
@@ -75,11 +75,11 @@ def read_radiograph(file: Path, channels: int) -> Tensor:
 
 
 def centre_crop(image: Tensor, patch_size: Sequence[int]) -> Tensor:
-    """The middle of an image on its canvas, as validation has it.
+    """Fit an image to its canvas and crop the centre, as in validation.
 
     Args:
         image: (channels, height, width).
-        patch_size: height and width.
+        patch_size: height and width of the crop.
 
     Returns:
         (channels, *patch_size).
@@ -90,32 +90,35 @@ def centre_crop(image: Tensor, patch_size: Sequence[int]) -> Tensor:
 
 
 def canvas_of(patch_size: Sequence[int]) -> list[int]:
-    """Height and width that an image is fitted to before it is cropped."""
+    """Return the height and width that an image is fitted to before it is cropped."""
     return [round(p * CANVAS) for p in patch_size]
 
 
 class ReportPairs(ShuffledEpoch):
-    """Pairs of an image and its report, each once an epoch, in validation too in random order.
+    """Pairs of an image and its radiology report, each once per epoch and in random order, in validation too.
 
-    A patient's images, neighbours in many a table, are hard to tell apart.
+    Random order separates the images of a patient, which are adjacent in many tables and hard to tell apart.
 
-    A sample has ``image`` (channels, *patch_size), from 0 to 1, and the tokens of the report, see ``tokenize``. The
-    place of an image that cannot be read is taken by another pair; a warning names it.
+    A sample has ``image``, (channels, *patch_size) in the range 0 to 1, and the tokens of the report, see ``tokenize``.
+    Another pair replaces one whose image cannot be read, and a warning names the image.
 
     Args:
-        pairs: to draw from.
-        image_folder: that their names are relative to.
+        pairs: pairs to draw from.
+        image_folder: folder that image names are relative to.
         patch_size: height and width.
-        channels: of the images.
-        tokenizer: of ``load_tokenizer``.
+        channels: image channels.
+        tokenizer: result of ``load_tokenizer``.
         max_length: tokens of a report.
-        is_training: crops and order are random, and not those of the centre.
+        is_training: crop at random rather than in the centre.
         seed: as for ``Epoch``.
+
+    Raises:
+        ValueError: on access, if many images in a row cannot be read.
     """
 
     def __init__(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence[ReportPair],
         image_folder: Path,
         patch_size: Sequence[int],
         channels: int,
@@ -131,7 +134,7 @@ class ReportPairs(ShuffledEpoch):
         self.unreadable: dict[str, str] = {}
 
     def sample(self, rng: np.random.Generator, number: int | None = None) -> dict[str, Tensor]:
-        """The pair of a number, or a random one."""
+        """Return pair ``number``, by default a random pair."""
         number = int(rng.integers(len(self.pairs))) if number is None else number
         for _ in range(ATTEMPTS):
             image = self._image(self.pairs[number].image)
@@ -146,7 +149,7 @@ class ReportPairs(ShuffledEpoch):
             return None
         try:
             return read_radiograph(self.image_folder / name, self.channels)
-        except Exception as error:  # whatever a reader makes of a broken file
+        except Exception as error:  # each reader raises its own errors for broken files
             self.unreadable[name] = str(error).strip().split("\n")[0] or repr(error)
             warnings.warn(f"skipped {name}: cannot be read: {self.unreadable[name]}", stacklevel=2)
             return None
@@ -163,24 +166,29 @@ class ReportPairs(ShuffledEpoch):
         return {name: value[0] for name, value in tokens.items()}
 
 
-class ReportData(EpochData):
-    """Batches of images and reports.
+class ReportPairData(EpochData):
+    """Batches of images and their radiology reports.
 
     Args:
         table: CSV or JSONL file, see ``read_reports``.
         text_encoder: local folder or hub name of the text encoder, whose tokenizer is used.
         patch_size: height and width.
-        input_channels: of the image encoder.
-        image_folder: that the table's images are relative to; the table's by default.
-        batch_size: pairs in a batch, on each device.
-        num_workers: processes that read.
-        max_length: tokens of a report; the rest is cut off.
-        val_share: of the patients, to validate on, if the table has no column ``split``.
+        input_channels: input channels of the image encoder.
+        image_folder: folder that the table's images are relative to; by default the table's.
+        batch_size: pairs per batch and device.
+        num_workers: worker processes that read.
+        max_length: tokens of a report; longer reports are truncated.
+        val_share: share of the patients to validate on, if the table has no column ``split``.
         keep_repeated_reports: use all images of a report.
-        seed: of order and crops.
+        seed: seed of order and crops.
+
+    Attributes:
+        max_length: tokens of a report.
+        reports: the table.
+        training, validation: the pairs of each split.
 
     Raises:
-        ValueError: if nothing is left to train or to validate on; as ``read_reports``.
+        ValueError: if no pair is left to train or to validate on; as ``read_reports``.
         FileNotFoundError, OSError, ModuleNotFoundError: as ``read_reports`` and ``load_tokenizer``.
     """
 
@@ -200,8 +208,10 @@ class ReportData(EpochData):
     ) -> None:
         super().__init__()
         if len(patch_size) != 2:
-            raise ValueError(f"reports go with 2D images: patch_size must have two numbers, got {tuple(patch_size)}")
-        self.batch_size, self.num_workers = batch_size, num_workers
+            raise ValueError(
+                f"radiology reports describe 2D images: patch_size must have two numbers, got {tuple(patch_size)}"
+            )
+        self.batch_size, self.num_workers, self.max_length = batch_size, num_workers, max_length
         folder = Path(image_folder) if image_folder else Path(table).parent
         self.reports = read_reports(Path(table), folder, val_share, keep_repeated_reports)
         shared = (folder, patch_size, input_channels, load_tokenizer(text_encoder), max_length)
@@ -210,18 +220,17 @@ class ReportData(EpochData):
         )
         if not self.training.pairs or not self.validation.pairs:
             raise ValueError(
-                f"{table} leaves nothing to train or to validate on: {self.reports.summary()}. Without a column split "
-                "a larger val_share helps"
+                f"{table} leaves nothing to train or to validate on: {self.reports.summary()}. If it has no column "
+                "split, increase val_share"
             )
-        self.index = {
-            # without the reports, which are a patient's
-            "cases": [{"name": pair.image} for pair in self.training.pairs],
-            "skipped": [asdict(skipped) for skipped in self.reports.skipped],
-            "channels": ["image"] * input_channels,
-            "spacing": None,
-            "normalization": [RescaleTo01Normalization.__name__] * input_channels,
-            "max_length": max_length,
-        }
+        self.index = PreparedIndex(
+            # without the reports, which are confidential
+            cases=tuple(PreparedCase(pair.image) for pair in self.training.pairs),
+            skipped=tuple(self.reports.skipped),
+            channels=("image",) * input_channels,
+            spacing=None,
+            normalization=(RescaleTo01Normalization.__name__,) * input_channels,
+        )
 
     def setup(self, stage: str) -> None:
         rank_zero_info(self.reports.summary())
@@ -229,14 +238,13 @@ class ReportData(EpochData):
 
     @rank_zero_only
     def _write_index(self) -> None:
-        folder = Path(self.trainer.default_root_dir)
+        folder = Path(self.attached_trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.index, folder / PAIRS)
+        write_json({**self.index.to_json(), "max_length": self.max_length}, folder / PAIRS)
 
     def epoch(self) -> ReportPairs:
         return self.training
 
     def val_dataloader(self) -> DataLoader:
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        sampler = DistributedSampler(self.validation, world, rank, shuffle=False)
+        sampler = self.sampler(self.validation)
         return DataLoader(self.validation, self.batch_size, sampler=sampler, num_workers=self.num_workers)

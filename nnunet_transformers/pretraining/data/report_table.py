@@ -1,4 +1,4 @@
-"""Tables of images and their reports: read, cleaned, split by patient; what cannot be used is named and left out."""
+"""Tables of images and their radiology reports: read, cleaned and split by patient, without unusable rows."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .prepare import Skipped
+from .index import Skipped
 
 SPLITS = ("train", "val")
 TEXT_COLUMNS = ("report", "impression", "findings")
 COLUMNS = ("image", *TEXT_COLUMNS, "split", "patient_id", "study_id")
 MIN_WORDS = 3
-# decimal numbers whole, ".5" among them, and runs of letters and digits
+# decimal numbers, such as 2.5 and .5, and runs of letters and digits
 WORD = re.compile(r"\d+(?:[.,]\d+)+|(?<![^\s(])\.\d+|[^\W_]+")
 
 
 @dataclass(frozen=True)
-class Pair:
-    """An image and its report.
+class ReportPair:
+    """An image and its radiology report.
 
     Attributes:
-        image: as the table names it.
-        report: cleaned.
+        image: name in the table.
+        report: cleaned text.
         split: one of ``SPLITS``.
-        patient_id, study_id: empty where the table has none.
+        patient_id, study_id: empty if the table has none.
     """
 
     image: str
@@ -43,22 +43,22 @@ class Pair:
 
 @dataclass(frozen=True)
 class ReportTable:
-    """What a table holds.
+    """Content of a table.
 
     Attributes:
-        pairs: that can be used.
-        skipped: the others, by image or line, with reasons.
+        pairs: usable pairs.
+        skipped: other rows, named by image or line, with reasons.
     """
 
-    pairs: list[Pair]
+    pairs: list[ReportPair]
     skipped: list[Skipped]
 
-    def of(self, split: str) -> list[Pair]:
-        """The pairs of a split."""
+    def of(self, split: str) -> list[ReportPair]:
+        """Return the pairs of a split."""
         return [pair for pair in self.pairs if pair.split == split]
 
     def summary(self) -> str:
-        """Numbers of pairs, and for each reason how many were skipped and the first of them."""
+        """Count the pairs, and the skipped rows by reason with their first names."""
         lines = [f"{len(self.of('train'))} pairs to train on, {len(self.of('val'))} to validate on"]
         reasons = Counter(skipped.reason for skipped in self.skipped)
         for reason, count in reasons.most_common():
@@ -68,20 +68,22 @@ class ReportTable:
 
 
 def clean_report(text: str) -> str:
-    """The words of a report: runs of letters and digits, and decimal numbers; other characters are dropped.
+    """Reduce a report to its words, runs of letters and digits, and decimal numbers.
 
-    >>> clean_report("Nodule (2.5 cm), RIGHT lower-lobe.")
-    'Nodule 2.5 cm RIGHT lower lobe'
+    Examples:
+
+        >>> clean_report("Nodule (2.5 cm), RIGHT lower-lobe.")
+        'Nodule 2.5 cm RIGHT lower lobe'
     """
     return " ".join(WORD.findall(text))
 
 
 def split_of(identity: str, val_share: float) -> str:
-    """The split of a patient, the same in every table and on every machine.
+    """Assign a patient to a split, the same in every table and on every machine.
 
     Args:
-        identity: of the patient.
-        val_share: of all patients, in expectation.
+        identity: patient identifier.
+        val_share: expected share of the patients to validate on.
     """
     number = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big") / 2**64
     return "val" if number < val_share else "train"
@@ -90,23 +92,23 @@ def split_of(identity: str, val_share: float) -> str:
 def read_reports(
     table: Path, image_folder: Path, val_share: float = 0.05, keep_repeated_reports: bool = False
 ) -> ReportTable:
-    """Read a table of images and reports.
+    """Read a table of images and radiology reports.
 
-    A row is skipped, with its reason, if it is malformed, holds bytes that are not UTF-8, names no image or one that is
-    not there or was named before, or has no report of at least three words or, unless they are kept, one that another
-    image has.
+    A row is skipped, with its reason, if it is malformed, holds bytes that are not UTF-8, names no image, a missing
+    image or the image of an earlier row, or has a report of fewer than three words. A report that another image has is
+    skipped too unless ``keep_repeated_reports``.
 
     Args:
         table: CSV with a header, or JSONL (``.jsonl``), UTF-8. Columns: ``image``; ``report`` or, where it is missing
-            or empty, ``impression`` and ``findings``, in this order; ``split`` (train or val), without which patients
-            are split by a hash; ``patient_id``, without which each image counts as a patient; ``study_id``.
-        image_folder: that the images' names are relative to.
-        val_share: share of the patients to validate on, where there is no ``split``.
-        keep_repeated_reports: use all images of a report, such as the views of a study or unremarkable ones.
+            or empty, ``impression`` and ``findings``, in this order; ``split`` (train or val), by default a hash of the
+            patient decides; ``patient_id``, by default each image is a patient; ``study_id``.
+        image_folder: folder that image names are relative to.
+        val_share: share of the patients to validate on, if there is no ``split``.
+        keep_repeated_reports: use all images of a report, such as the views of a study or unremarkable images.
 
     Raises:
         FileNotFoundError: if there is no such table.
-        ValueError: if it has no column ``image``, none with text, or a ``val_share`` outside 0 to 1.
+        ValueError: if it has no column ``image`` or none with text, or ``val_share`` is not between 0 and 1.
     """
     if not table.is_file():
         raise FileNotFoundError(f"no such table of reports: {table}")
@@ -119,13 +121,13 @@ def read_reports(
         raise ValueError(f"{table} has no column image; it has {found}")
     if not set(TEXT_COLUMNS) & set(columns):
         raise ValueError(f"{table} has none of the columns {', '.join(TEXT_COLUMNS)}; it has {found}")
-    pairs: list[Pair] = []
+    pairs: list[ReportPair] = []
     images: set[str] = set()
     reports: set[str] = set()
     for line, row in rows:
         values = {column: _text(row[column]) for column in COLUMNS if column in row}
         result = _pair(line, values, "split" in columns, image_folder, val_share)
-        if isinstance(result, Pair):
+        if isinstance(result, ReportPair):
             if result.image in images:
                 result = Skipped(result.image, "image is in the table more than once")
             elif result.report in reports and not keep_repeated_reports:
@@ -142,7 +144,9 @@ def read_reports(
     return ReportTable(pairs, skipped)
 
 
-def _pair(line: int, row: Mapping[str, str], has_split: bool, image_folder: Path, val_share: float) -> Pair | Skipped:
+def _pair(
+    line: int, row: Mapping[str, str], has_split: bool, image_folder: Path, val_share: float
+) -> ReportPair | Skipped:
     image = row.get("image", "")
     name = image or f"line {line}"
     if any(_is_broken(value) for value in row.values()):
@@ -161,14 +165,14 @@ def _pair(line: int, row: Mapping[str, str], has_split: bool, image_folder: Path
     split = row["split"].lower() if has_split and row.get("split") else ""
     if has_split and split not in SPLITS:
         return Skipped(name, f"split is {split!r}, not train or val")
-    return Pair(image, report, split or split_of(patient or image, val_share), patient, row.get("study_id", ""))
+    return ReportPair(image, report, split or split_of(patient or image, val_share), patient, row.get("study_id", ""))
 
 
 def _read_rows(table: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[Skipped]]:
-    """Rows with their lines, and lines that are none."""
+    """Return rows with their line numbers, and malformed lines."""
     reader = _jsonl_rows if table.suffix.lower() == ".jsonl" else _csv_rows
     rows, skipped = [], []
-    # what is no UTF-8 becomes surrogates, so that it spoils its own row alone
+    # bytes that are not UTF-8 become surrogates, which invalidate only their own row
     with open(table, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         for line, row in reader(file):
             if isinstance(row, str):
@@ -179,7 +183,7 @@ def _read_rows(table: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[Skip
 
 
 def _csv_rows(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    # strict: a quote that is never closed is an error instead of a report that holds all rows after it
+    # strict: an unclosed quote is an error instead of a report that swallows all later rows
     reader = csv.reader(file, strict=True)
     header: list[str] | None = None
     while True:
@@ -213,7 +217,7 @@ def _jsonl_rows(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def _text(value: Any) -> str:
-    """A table's value as text; "" where there is none."""
+    """Return a table's value as text, empty if there is none."""
     return "" if value is None or isinstance(value, (dict, list)) else str(value).strip()
 
 

@@ -1,4 +1,4 @@
-"""Views of an image: rotations and cut-outs whose parameters a method has to know, random crops and intensities."""
+"""Image transforms that make views: rotation, cut-out, crop, resize, flip and intensity."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from torch import Tensor
 
 
 def rotations_of(patch_size: Sequence[int]) -> list[int]:
-    """Right angles about the first axis (the normal, in 2D) that keep a crop's shape: all four where it is square."""
+    """Return the in-plane quarter turns that keep a crop's shape: all four if it is square in-plane.
+
+    >>> rotations_of((16, 32, 64))
+    [0, 2]
+    """
     return [0, 1, 2, 3] if patch_size[-1] == patch_size[-2] else [0, 2]
 
 
 def rotate(image: Tensor, turns: int) -> Tensor:
-    """Turn an image, (channels, *size), in-plane by right angles."""
+    """Rotate an image, (channels, *size), in-plane by quarter turns."""
     return torch.rot90(image, turns, (-2, -1))
 
 
@@ -31,9 +35,12 @@ def cut_out(image: Tensor, boxes: tuple[int, int] = (1, 3), edge: tuple[float, f
     """Fill random boxes with uniform noise in the image's range (QT-UNet thesis, section 3.3.12).
 
     Args:
-        image: (channels, *size); not changed.
-        boxes: least and most boxes.
-        edge: least and most length of a box along an axis, as a part of the image; at 96 voxels, 32 to 64.
+        image: (channels, *size); not modified.
+        boxes: minimum and maximum number of boxes.
+        edge: minimum and maximum edge of a box as a share of the image; 32 to 64 voxels of 96.
+
+    Returns:
+        a copy of the image with boxes of noise.
     """
     image = image.clone()
     low, high = image.min(), image.max()
@@ -49,7 +56,7 @@ def cut_out(image: Tensor, boxes: tuple[int, int] = (1, 3), edge: tuple[float, f
 
 
 def uniform(low: float, high: float) -> float:
-    """A random number, from torch's generator, as all of a view's."""
+    """Draw a uniform number from torch's global generator."""
     return float(torch.empty(()).uniform_(low, high))
 
 
@@ -58,8 +65,11 @@ def random_resized_crop(image: Tensor, size: Sequence[int], scale: Sequence[tupl
 
     Args:
         image: (channels, *axes).
-        size: of the result.
-        scale: for each axis the least and most length of the box in units of ``size``; at most the image's.
+        size: size of the result.
+        scale: minimum and maximum edge of the box for each axis in units of ``size``; limited by the image.
+
+    Returns:
+        (channels, *size).
     """
     at = []
     for n, s, (low, high) in zip(image.shape[1:], size, scale, strict=True):
@@ -72,11 +82,14 @@ def random_resized_crop(image: Tensor, size: Sequence[int], scale: Sequence[tupl
 
 
 def resize(image: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize an image linearly, with a low-pass filter where it shrinks.
+    """Resize an image linearly, with antialiasing where it shrinks.
 
     Args:
-        image: (channels, *axes), two or three of them.
-        size: of the result.
+        image: (channels, *axes), two or three axes.
+        size: size of the result.
+
+    Returns:
+        (channels, *size).
     """
 
     def plane(image: Tensor, size: Sequence[int]) -> Tensor:
@@ -84,18 +97,18 @@ def resize(image: Tensor, size: Sequence[int]) -> Tensor:
 
     if len(size) == 2:
         return plane(image[None], size)[0]
-    # torch filters two axes at most; the third follows with one that stays
+    # torch antialiases at most two axes; a second pass resizes the third axis beside one of unchanged size
     image = plane(image, size[1:])
     return plane(image.flatten(2)[None], (size[0], size[1] * size[2]))[0].unflatten(2, tuple(size[1:]))
 
 
 def fit_canvas(image: Tensor, size: Sequence[int], fill: float = 0.0) -> Tensor:
-    """Resize an image so that it just fits ``size``, and fill that up around it.
+    """Resize an image to fit into ``size``, keep its aspect ratio and pad around it.
 
     Args:
-        image: (channels, *axes), two or three of them.
-        size: of the result.
-        fill: value around it.
+        image: (channels, *axes), two or three axes.
+        size: size of the result.
+        fill: padding value.
 
     Returns:
         (channels, *size).
@@ -108,13 +121,13 @@ def fit_canvas(image: Tensor, size: Sequence[int], fill: float = 0.0) -> Tensor:
 
 
 def flip(image: Tensor, p: float, axes: Sequence[int]) -> Tensor:
-    """Mirror each of ``axes`` with probability ``p``."""
+    """Mirror each axis of ``axes`` with probability ``p``."""
     flipped = [axis for axis in axes if uniform(0, 1) < p]
     return image.flip(flipped) if flipped else image
 
 
 def intensity_transforms() -> BasicTransform:
-    """Noise, blur, brightness, contrast and gamma as nnU-Net has them."""
+    """Build noise, blur, brightness, contrast and gamma with nnU-Net's parameters."""
 
     def contrast() -> BGContrast:
         return BGContrast((0.75, 1.25))

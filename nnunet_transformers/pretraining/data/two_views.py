@@ -1,30 +1,32 @@
-"""UniMiSS's views: of images and of volumes."""
+"""UniMiSS's views of images and volumes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from .epoch import Epoch, EpochData
-from .prepared_images import PreparedImages, read_index
+from .index import read_index
+from .prepared_images import PreparedImages
 from .transforms import flip, intensity_transforms, random_resized_crop
 
 
 class TwoViews(Epoch):
     """Two views of a random crop, (channels, *patch_size) each (UniMiSS appendix and release).
 
-    A volume's views lie in one crop of twice their depth and 1.4 to 1.8 times their size in-plane, or of the volume's
-    size where that is smaller; each is 0.8 to 1.2 times its size in-plane before it is resized, and may be mirrored on
-    each axis. An image's, or a slice's, hold 0.14 to 1 of it by area and may be mirrored from left to right. Both
-    change in intensity.
+    Views of a volume share one crop of twice their depth and 1.4 to 1.8 times their in-plane size, limited by the
+    volume. Each view covers 0.8 to 1.2 times its in-plane size before resizing and is mirrored on each axis with
+    probability 0.8. Views of an image, or of a slice, cover 14 to 100 % of its area and are mirrored from left to right
+    with probability 0.5. The intensities of both change.
 
     Args:
         folder: prepared images.
-        patch_size: of a view; two axes take views of slices.
-        channels: a grey image is repeated to so many.
+        patch_size: size of a view; two axes make views of slices.
+        channels: number of channels; a grey image is repeated.
         samples, seed: as for ``Epoch``.
     """
 
@@ -37,20 +39,26 @@ class TwoViews(Epoch):
         name = self.images.names[rng.integers(len(self.images.names))]
         shape = self.images.shapes[name][1:]
         *depth, height, width = self.patch_size
+        boxes: list[tuple[float, float]] | None = None
+        axes: tuple[int, ...] = (2,)
+        p = 0.5
         if depth:
             scale = rng.uniform(1.4, 1.8)
             wanted = (2 * depth[0], round(scale * height), round(scale * width))
-            # beyond the volume there is nothing to see, but a view must not be larger than its crop
+            # the crop ends with the volume, but must not be smaller than a view
             size = [max(p, min(w, n)) for p, w, n in zip(self.patch_size, wanted, shape, strict=True)]
             crop = self.images.crop(size, rng, name)
             boxes, axes, p = [(1.0, 1.0), (0.8, 1.2), (0.8, 1.2)], (1, 2, 3), 0.8
         else:
             crop = self.images.crop(shape[1:], rng, name)
-            boxes, axes, p = None, (2,), 0.5
-        return tuple(self._view(crop, boxes or self._part(shape[1:], rng), axes, p) for _ in range(2))
+
+        def view() -> Tensor:
+            return self._view(crop, boxes or self._part(shape[1:], rng), axes, p)
+
+        return view(), view()
 
     def _part(self, shape: Sequence[int], rng: np.random.Generator) -> list[tuple[float, float]]:
-        """Edges of a part of an image, as it is in both axes, in units of the view."""
+        """Return the edges of a random part of an image, equal shares of both axes, in units of the view."""
         edge = rng.uniform(0.14, 1.0) ** 0.5
         return [(edge * n / s, edge * n / s) for n, s in zip(shape, self.patch_size, strict=True)]
 
@@ -60,19 +68,19 @@ class TwoViews(Epoch):
         return view.expand(self.channels, *view.shape[1:]).contiguous() if len(view) == 1 else view
 
 
-class ViewData(EpochData):
-    """Views of images and of volumes, whole epochs of either in turn (UniMiSS).
+class TwoViewData(EpochData):
+    """Batches of views of images and of volumes, in alternating groups of epochs (UniMiSS).
 
     Args:
         folder_3d: prepared volumes.
-        folder_2d: prepared images; slices of the volumes by default.
         patch_size_2d, patch_size_3d: sizes of the views.
-        input_channels_2d: of the network's 2D form.
-        batch_size: samples in a batch, on each device.
-        samples_per_epoch: samples in an epoch, on all devices; as many as there are volumes by default.
-        period: epochs of images before those of volumes, and the other way round.
-        num_workers: processes that read.
-        seed: of the views.
+        folder_2d: prepared images; slices of the volumes by default.
+        input_channels_2d: input channels of the network's 2D form.
+        batch_size: samples per batch and device.
+        samples_per_epoch: samples per epoch over all devices; by default one per volume.
+        period: consecutive epochs of images, then of volumes.
+        num_workers: worker processes that read.
+        seed: seed of the views.
     """
 
     def __init__(
@@ -90,12 +98,11 @@ class ViewData(EpochData):
     ) -> None:
         super().__init__()
         self.batch_size, self.num_workers, self.period = batch_size, num_workers, period
-        self.index = read_index(Path(folder_3d))
-        if folder_2d is not None:
-            self.index["images"] = read_index(Path(folder_2d))
-        samples = samples_per_epoch or len(self.index["cases"])
+        images = None if folder_2d is None else read_index(Path(folder_2d))
+        self.index = replace(read_index(Path(folder_3d)), images=images)
+        samples = samples_per_epoch or len(self.index.cases)
         self.images = TwoViews(Path(folder_2d or folder_3d), patch_size_2d, input_channels_2d, samples, seed)
         self.volumes = TwoViews(Path(folder_3d), patch_size_3d, 1, samples, seed)
 
     def epoch(self) -> TwoViews:
-        return (self.images, self.volumes)[self.trainer.current_epoch // self.period % 2]
+        return (self.images, self.volumes)[self.attached_trainer.current_epoch // self.period % 2]

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from ...architectures import SegmentationNetwork, list_networks
+from ...architectures import SegmentationNetwork, create_encoder, list_networks
 from ...weights import create_timm
-from .encoder import create_encoder
 
 LOCAL_STRIDE = 16
 # supplement A.2: ResNet-50 sees crops of 224 enlarged to 299

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from ...architectures import SegmentationNetwork
+from ...architectures import SegmentationNetwork, create_encoder
 from ...architectures._arguments import token_grids
 from ...weights.primus import SIZES, TOKEN, create_primus
-from .encoder import create_encoder
 
 
 def random_mask(grid: tuple[int, ...], ratio: float, rng: np.random.Generator) -> NDArray:

@@ -1,1 +1,1 @@
-"""Figures of what pretraining found."""
+"""Figures of pretraining's matches and attention."""

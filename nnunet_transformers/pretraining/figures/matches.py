@@ -1,4 +1,4 @@
-"""A picture of matches, for a person to judge a matcher by."""
+"""Figure of matches, to judge a matcher by eye."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..matching.cache import CachedMatcher
+from ..data.cached_matcher import CachedMatcher
 from ..matching.matcher import random_points
 
 COLOUR = {True: "tab:green", False: "tab:red"}
 
 
 def draw_matches(matcher: CachedMatcher, query: str, key: str, output: Path, points: int = 6, seed: int = 0) -> None:
-    """Write one row for each of some random points: it in the query image, what was found in the key image.
+    """Draw random points of the query image beside their matches in the key image, one point per row.
 
-    Each image is cut across its first axis at the point. The title says how far, in mm, the match's own match lies from
-    the point that it began with.
+    Each image is cut perpendicular to its first axis at the point. The title states the cycle error in mm: the distance
+    of the match's own match from the point.
 
     Args:
-        matcher: over a folder of prepared images.
-        query, key: names of two of them.
-        output: picture to write, PNG or another of matplotlib's formats.
-        points: rows.
-        seed: of the points.
+        matcher: matcher over a folder of prepared images.
+        query, key: image names.
+        output: figure to write, PNG or another of matplotlib's formats.
+        points: number of points.
+        seed: seed of the points.
 
     Raises:
         ValueError: if there is no such image.

@@ -1,4 +1,4 @@
-"""Where a point of one body is in another: five matchers behind one interface."""
+"""Anatomical matching: five matchers that find a point of one subject in another behind one interface."""
 
 from __future__ import annotations
 

@@ -15,11 +15,11 @@ LONGEST = 64
 
 
 class AffineMatcher(AffineMapMatcher):
-    """Register the volumes with SimpleITK (Mattes mutual information, affine, three resolutions).
+    """Match by affine registration with SimpleITK (Mattes mutual information, three resolutions).
 
     Args:
         longest: voxels along the longest axis at the finest resolution.
-        iterations: of the optimiser, at most, at each resolution.
+        iterations: maximum iterations of the optimiser at each resolution.
     """
 
     def __init__(self, longest: int = LONGEST, iterations: int = 60) -> None:
@@ -34,7 +34,15 @@ class AffineMatcher(AffineMapMatcher):
 
 
 def small_image(volume: Volume, longest: int) -> dict[str, Any]:
-    """The grey values at a resolution that registers in a second, and where they lie."""
+    """Downsample a volume to a size that registers in a second.
+
+    Args:
+        volume: the volume.
+        longest: voxels along the longest axis.
+
+    Returns:
+        name, image, spacing and extent in mm.
+    """
     grey = volume.grey
     extent = volume.extent
     factor = min(1.0, longest * max(volume.spacing) / max(np.max(extent), 1e-6), longest / max(grey.shape))
@@ -46,16 +54,17 @@ def small_image(volume: Volume, longest: int) -> dict[str, Any]:
 def register(
     query: dict[str, Any], key: dict[str, Any], start: NDArray, iterations: int, centre: bool = False
 ) -> tuple[NDArray, float]:
-    """The affine map from the query volume into the key volume that has the largest mutual information.
+    """Find the affine map from the query volume into the key volume that maximises mutual information.
 
     Args:
-        query, key: of ``small_image``.
+        query, key: results of ``small_image``.
         start: 4x4 matrix in mm to start from.
-        iterations: of the optimiser at each resolution.
-        centre: start from the volumes' centres instead.
+        iterations: maximum iterations of the optimiser at each resolution.
+        centre: align the volumes' centres to start from instead.
 
     Returns:
-        the 4x4 matrix in mm, axes as in the volumes, and the mutual information; ``start`` where SimpleITK gives up.
+        the 4x4 matrix in mm, with axes in the order of the volumes, and the mutual information; ``start`` and 0 if the
+        registration fails.
     """
     fixed, moving = (_itk(side) for side in (query, key))
     transform = sitk.AffineTransform(3)
@@ -66,7 +75,7 @@ def register(
         transform = sitk.AffineTransform(initial)
     else:
         transform.SetCenter((query["extent"][::-1] / 2).tolist())
-        # axes are reversed in SimpleITK; x' = A (x - c) + c + t
+        # SimpleITK reverses the axes; x' = A (x - c) + c + t
         a, offset = start[:3, :3][::-1, ::-1], start[:3, 3][::-1]
         middle = np.array(transform.GetCenter())
         transform.SetMatrix(a.flatten().tolist())
@@ -75,7 +84,7 @@ def register(
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.REGULAR)
     method.SetMetricSamplingPercentage(0.25, 0)
-    method.SetNumberOfThreads(1)  # so that the sums, and with them a run, can be repeated
+    method.SetNumberOfThreads(1)  # deterministic sums make a run reproducible
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, iterations, relaxationFactor=0.6)
     method.SetOptimizerScalesFromPhysicalShift()

@@ -16,15 +16,17 @@ from .matcher import AnatomicalMatcher, Match, Volume
 
 @dataclass(frozen=True)
 class MatcherCheckpoint(SealedCheckpoint):
-    """Weights of an ``AnatomyEmbedding`` and what is known of them.
+    """Weights of an ``AnatomyEmbedding`` and their description.
 
     Attributes:
-        settings: its arguments.
-        spacing: mm per voxel and axis of the images that it was trained on.
-        recipe: settings of the run.
+        settings: arguments of the network.
+        spacing: mm per voxel and axis of the training images.
+        recipe: settings of the run, plain types.
     """
 
     kind: ClassVar[str] = "matcher"
+    format: ClassVar[int] = 1
+    remedy: ClassVar[str] = "`nnunet-transformers pretrain fit --config matcher` writes matcher checkpoints"
     tuples: ClassVar[tuple[str, ...]] = ("spacing",)
     settings: dict[str, Any]
     spacing: tuple[float, ...]
@@ -32,14 +34,18 @@ class MatcherCheckpoint(SealedCheckpoint):
 
 
 class EmbeddingMatcher(AnatomicalMatcher):
-    """The place of the key volume whose fine and coarse embedding are most alike; trusted if it leads back.
+    """Match by the largest mean similarity of fine and coarse embeddings.
 
-    How alike two embeddings are says little of the error, so that a match is valid if its own match in the query
-    volume is near the point that it began with.
+    The similarity predicts the error poorly. A match is therefore valid if its own match in the query volume is close
+    to the point (cycle consistency).
 
     Args:
         weights: file written by the recipe ``matcher``.
-        cycle_error: mm that a match may be off on its way back; by default four voxels of the training images.
+        cycle_error: largest distance in mm of the match's own match; by default four voxels of the training images.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no matcher checkpoint.
     """
 
     def __init__(self, weights: str, cycle_error: float | None = None) -> None:
@@ -52,7 +58,7 @@ class EmbeddingMatcher(AnatomicalMatcher):
     @torch.inference_mode()
     def prepare(self, volume: Volume) -> dict[str, Any]:
         fine, coarse = self.network(torch.from_numpy(volume.grey)[None, None])
-        # half precision: embeddings are most of what is cached
+        # half precision: embeddings are the largest part of the cache
         return {
             "fine": fine[0].half().numpy(),
             "coarse": coarse[0].half().numpy(),

@@ -1,12 +1,13 @@
-"""The self-supervised anatomical embedding: a vector for every place, alike for the same anatomy.
+"""Self-supervised anatomical embedding: a vector per voxel, similar for the same anatomy in different subjects.
 
 Yan et al., "SAM: Self-supervised learning of pixel-wise anatomical embeddings in radiological images",
-https://arxiv.org/abs/2012.02383, smaller and for volumes of any size.
+https://arxiv.org/abs/2012.02383. This network is smaller and accepts volumes of any size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +18,14 @@ STRIDE = 2
 
 
 class AnatomyEmbedding(nn.Module):
-    """A residual encoder with a feature pyramid: a fine embedding at stride 2 and a coarse one at the deepest stride.
+    """Residual encoder with a feature pyramid: a fine embedding at stride 2 and a coarse one at the deepest stride.
 
-    Batch normalisation rather than instance normalisation: a crop and the whole volume, which are compared, have
-    statistics of their own (SAM, section 3.2).
+    It has batch normalisation because instance statistics differ between a crop and the whole volume, which are
+    compared (SAM, section 3.2).
 
     Args:
-        channels: of each resolution, the first at stride 2.
-        dim: of the embeddings.
+        channels: channels of each resolution, the first at stride 2.
+        dim: dimension of the embeddings.
     """
 
     def __init__(self, channels: Sequence[int] = (24, 48, 96), dim: int = 64) -> None:
@@ -48,9 +49,9 @@ class AnatomyEmbedding(nn.Module):
         self.strides = (STRIDE, STRIDE ** len(channels))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, 1, *size) to fine and coarse embeddings, (batch, dim, *grid) each, of length 1.
+        """Embed images, (batch, 1, *size), finely and coarsely, (batch, dim, *grid) each, with unit length.
 
-        A cell looks at every ``stride``-th voxel, from the first one on.
+        The cells are centred at every ``stride``-th voxel, beginning with the first.
         """
         size, deepest = image.shape[2:], self.strides[1]
         # convolution and pooling of a residual block round odd sizes differently
@@ -65,16 +66,17 @@ class AnatomyEmbedding(nn.Module):
 
 
 def _within(grid: Tensor, size: Sequence[int], stride: int) -> Tensor:
-    """The cells that look at voxels of an image of ``size``."""
-    return grid[(..., *(slice(-(-n // stride)) for n in size))]
+    """Crop a grid to the cells that are centred in an image of ``size``."""
+    cells: list[Any] = [slice(-(-n // stride)) for n in size]
+    return grid[(..., *cells)]
 
 
 def resample(grid: Tensor, points: Tensor, stride: int) -> Tensor:
-    """A grid's values at points, linear between its cells.
+    """Interpolate a grid's values linearly at points.
 
     Args:
-        grid: (channels, *cells), of a network of this stride.
-        points: (points, 3) in voxels of its image.
+        grid: (channels, *cells).
+        points: (points, 3) in voxels of the image.
         stride: voxels per cell.
 
     Returns:
@@ -90,11 +92,11 @@ def resample(grid: Tensor, points: Tensor, stride: int) -> Tensor:
 
 
 def sample(grid: Tensor, points: Tensor, stride: int) -> Tensor:
-    """Embeddings at points, of length 1; see ``resample``."""
+    """Interpolate embeddings at points and normalise them to unit length; see ``resample``."""
     return F.normalize(resample(grid, points, stride), dim=1)
 
 
 def cell_positions(cells: Sequence[int], stride: int) -> Tensor:
-    """Where the cells of a grid look, (cells, 3) in voxels of the image, in the order of ``flatten``."""
+    """Return the centres of a grid's cells, (cells, 3) in voxels of the image, in the order of ``flatten``."""
     axes = [stride * torch.arange(n, dtype=torch.float32) for n in cells]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)

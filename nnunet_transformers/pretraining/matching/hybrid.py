@@ -1,4 +1,4 @@
-"""The embedding's matches that lead back, an affine map through most of them, and registration from there."""
+"""Affine registration that starts from cycle-consistent matches of the anatomical embedding."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from .embedding import EmbeddingMatcher
 from .matcher import AffineMapMatcher, Volume, apply_affine, fit_affine, random_points
 
 POINTS, FEWEST, ROUNDS = 200, 12, 10
-# singular values of a map between two people
+# plausible singular values of a map between two subjects
 SMALLEST, LARGEST = 0.5, 2.0
 
 
 class HybridMatcher(AffineMapMatcher):
-    """Robust where a registration alone falls into a wrong minimum, precise where an embedding alone is coarse.
+    """Fit an affine map to the embedding's valid matches and refine it by registration.
+
+    The embedding avoids wrong minima of the registration; the registration refines the embedding's coarse matches.
 
     Args:
         weights: file written by the recipe ``matcher``.
         cycle_error: mm, see ``EmbeddingMatcher``.
-        iterations: of the registration, at most, at each resolution.
+        iterations: maximum iterations of the registration at each resolution.
     """
 
     def __init__(self, weights: str, cycle_error: float | None = None, iterations: int = 60) -> None:
@@ -40,31 +42,31 @@ class HybridMatcher(AffineMapMatcher):
         matched = self.embedding.match(query["embedding"], key["embedding"], seeds)
         affine = robust_affine(seeds[matched.valid], matched.points[matched.valid], self.embedding.cycle_error)
         if affine is None:
-            # too few places lead back for a map: registration by itself
+            # too few valid matches for a map: register without them
             return register(query["small"], key["small"], np.eye(4), self.iterations, centre=True)
         return self._refine(query["small"], key["small"], affine)
 
     def _refine(self, query: dict[str, Any], key: dict[str, Any], affine: NDArray) -> tuple[NDArray, float]:
         refined, similarity = register(query, key, affine, self.iterations)
-        # registration that leaves where the embedding says the place is has lost its way
+        # reject a registration that moves far from the embedding's matches
         corners = np.stack(np.meshgrid(*([0, e] for e in query["extent"]), indexing="ij"), -1).reshape(-1, 3)
         moved = np.linalg.norm(apply_affine(refined, corners) - apply_affine(affine, corners), axis=1)
         return (refined, similarity) if moved.mean() <= 5 * self.embedding.cycle_error else (affine, similarity)
 
 
 def robust_affine(source: NDArray, target: NDArray, tolerance: float) -> NDArray | None:
-    """An affine map that ignores outliers: fitted again and again to the points that it maps well.
+    """Fit an affine map robustly: repeatedly to the points that the last map fits.
 
     Args:
         source, target: (points, 3) in mm.
-        tolerance: mm that a point may be off, at least.
+        tolerance: residual in mm below which a point is always an inlier.
 
     Returns:
-        the 4x4 matrix, or None if too few points agree or it is no map between two people.
+        the 4x4 matrix, or None if there are too few inliers or the map is implausible between two subjects.
     """
     if len(source) < FEWEST:
         return None
-    # from a shift, which a few outliers hardly move
+    # start from the median shift, which is robust to outliers
     matrix = np.eye(4)
     matrix[:3, 3] = np.median(target - source, axis=0)
     for _ in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""The same place in every field of view: for tests, ablations and data that are aligned already."""
+"""Matching by relative position, for tests, ablations and aligned data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .matcher import AnatomicalMatcher, Match, Volume
 
 
 class IdentityMatcher(AnatomicalMatcher):
-    """A point keeps its relative position: at a third of the query's height it is at a third of the key's."""
+    """Keep a point's relative position: a third of the query's height maps to a third of the key's."""
 
     def prepare(self, volume: Volume) -> dict[str, Any]:
         return {"extent": volume.extent}

@@ -1,4 +1,4 @@
-"""What an anatomical matcher does: tell where a point of one person's body is in another's.
+"""Interface of the anatomical matchers, which find a point of one subject in another.
 
 Points are in mm from the first voxel of a prepared image, in the order of its axes.
 """
@@ -22,7 +22,7 @@ class Volume:
     """A prepared image.
 
     Attributes:
-        name: of the image.
+        name: image name.
         image: (channels, depth, height, width).
         spacing: mm per voxel and axis.
     """
@@ -33,12 +33,12 @@ class Volume:
 
     @property
     def extent(self) -> NDArray:
-        """mm from the first to the last voxel of each axis."""
+        """Distance in mm from the first to the last voxel of each axis."""
         return (np.array(self.image.shape[1:]) - 1) * self.spacing
 
     @property
     def grey(self) -> NDArray:
-        """The mean of the channels, float32."""
+        """Mean over the channels, float32."""
         return self.image.mean(axis=0, dtype=np.float32)
 
 
@@ -48,8 +48,8 @@ class Match:
 
     Attributes:
         points: (points, 3) in mm.
-        score: (points,), larger is better; what it measures is the matcher's own.
-        valid: (points,), whether to trust each.
+        score: (points,), larger is better; its scale depends on the matcher.
+        valid: (points,), whether each match is reliable.
     """
 
     points: NDArray
@@ -58,29 +58,29 @@ class Match:
 
 
 class AnatomicalMatcher(ABC):
-    """Base of the matchers: ``prepare`` each volume once, then ``match`` pairs of what it gives."""
+    """Base of the matchers: ``prepare`` each volume once, then ``match`` pairs of prepared volumes."""
 
     @abstractmethod
     def prepare(self, volume: Volume) -> dict[str, Any]:
-        """What the matcher keeps of a volume: arrays and strings, in dictionaries of each other or not."""
+        """Compute the features of a volume that the matcher needs: arrays and strings in (nested) dictionaries."""
 
     @abstractmethod
     def match(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> Match:
         """Find points of the query volume in the key volume.
 
         Args:
-            query, key: of ``prepare``.
+            query, key: results of ``prepare``.
             points: (points, 3) in mm.
         """
 
 
 class AffineMapMatcher(AnatomicalMatcher):
-    """Base of the matchers whose answer for a pair of volumes is one affine map, which is computed once.
+    """Base of the matchers that compute one affine map for each pair of volumes.
 
-    What ``prepare`` gives has entries ``name`` and ``extent``.
+    The result of ``prepare`` has entries ``name`` and ``extent``.
 
     Attributes:
-        folder: where maps of pairs are kept beyond this process, if set.
+        folder: cache of the maps beyond this process, if set.
     """
 
     folder: Path | None = None
@@ -90,7 +90,7 @@ class AffineMapMatcher(AnatomicalMatcher):
 
     @abstractmethod
     def affine_map(self, query: dict[str, Any], key: dict[str, Any]) -> tuple[NDArray, float]:
-        """The 4x4 matrix in mm from the query into the key volume, and how well it fits."""
+        """Return the 4x4 matrix in mm from the query into the key volume, and a score of its fit."""
 
     def match(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> Match:
         matrix, score = self._known_map(query, key)
@@ -112,28 +112,31 @@ class AffineMapMatcher(AnatomicalMatcher):
 
 
 def write_array(array: NDArray | dict[str, NDArray], file: Path) -> None:
-    """Write one array or several, whole or not at all, also where several processes write the same."""
+    """Write one or several arrays atomically, even if several processes write the same file."""
     with replacing(file, is_shared=True) as partial, open(partial, "wb") as stream:
-        np.savez(stream, **array) if isinstance(array, dict) else np.save(stream, array)
+        if isinstance(array, dict):
+            np.savez(stream, **array)  # type: ignore[arg-type]  # no array is named allow_pickle
+        else:
+            np.save(stream, array)
 
 
 def inside(points: NDArray, extent: NDArray) -> NDArray:
-    """Which points lie in a volume's field of view, (points,)."""
-    return ((points >= 0) & (points <= np.asarray(extent))).all(axis=1)
+    """Return which points lie in a volume's field of view, (points,)."""
+    return np.asarray(((points >= 0) & (points <= np.asarray(extent))).all(axis=1))
 
 
 def apply_affine(matrix: NDArray, points: NDArray) -> NDArray:
-    """Map points, (points, 3), with a 4x4 matrix."""
+    """Map points, (points, 3), by a 4x4 matrix."""
     return points @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 def fit_affine(source: NDArray, target: NDArray) -> NDArray:
-    """The 4x4 matrix that maps ``source`` to ``target``, both (points, 3), with the smallest squared error."""
+    """Fit the 4x4 matrix that maps ``source`` to ``target``, both (points, 3), by least squares."""
     homogeneous = np.c_[source, np.ones(len(source))]
     solution, *_ = np.linalg.lstsq(homogeneous, target, rcond=None)
     return np.vstack([solution.T, [0, 0, 0, 1]])
 
 
 def random_points(extent: Sequence[float], number: int, rng: np.random.Generator, margin: float = 0.1) -> NDArray:
-    """Points of a volume, (number, 3), that stay off its border by a part of its extent."""
+    """Draw points of a volume, (number, 3) in mm, away from its border by a share ``margin`` of its extent."""
     return rng.uniform(margin, 1 - margin, (number, 3)) * np.asarray(extent)

@@ -1,4 +1,4 @@
-"""Landmarks that the user has."""
+"""Matching by the user's own landmarks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ FEWEST = 4
 
 
 class PrecomputedMatcher(AnatomicalMatcher):
-    """A thin-plate spline through the landmarks that two volumes share, an affine map where they are few.
+    """Interpolate shared landmarks of two volumes: an affine map and, if there are many, a spline of its residual.
 
     Args:
         landmarks: JSON file ``{"case": {"landmark": [z, y, x], ...}, ...}`` in mm.
 
     Raises:
-        ValueError: if the file is no such table.
+        ValueError: if the file has another layout.
     """
 
     def __init__(self, landmarks: str) -> None:
@@ -39,7 +39,7 @@ class PrecomputedMatcher(AnatomicalMatcher):
         return {"extent": volume.extent, "landmarks": self.landmarks.get(volume.name, {})}
 
     def match(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> Match:
-        query, key = ({"landmarks": {}, **side} for side in (query, key))  # a cache keeps no empty entry
+        query, key = ({"landmarks": {}, **side} for side in (query, key))  # the cache drops empty entries
         shared = sorted(query["landmarks"].keys() & key["landmarks"].keys())
         if len(shared) < FEWEST:
             nowhere = np.zeros(len(points))

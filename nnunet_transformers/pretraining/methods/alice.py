@@ -16,6 +16,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor
 
 from ...weights.sealed import SealedCheckpoint
+from ..data.index import PreparedIndex
 from ..encoder_checkpoint import encoder_checkpoint
 from ..encoder_pretraining import EncoderPretraining
 from ..encoders.masked import create_masked_encoder
@@ -155,6 +156,6 @@ class Alice(EncoderPretraining):
         groups = param_groups_weight_decay(self, self.hparams.weight_decay)
         return torch.optim.AdamW(groups, lr=self.hparams.lr, betas=(0.9, 0.95))
 
-    def checkpoints(self, index: Mapping[str, Any], recipe: dict[str, Any]) -> Mapping[str, SealedCheckpoint]:
+    def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> Mapping[str, SealedCheckpoint]:
         network = self.encoder.network
         return {"encoder.pth": encoder_checkpoint(network, type(self).__name__, self.hparams, index, recipe)}

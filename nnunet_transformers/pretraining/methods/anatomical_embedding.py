@@ -7,7 +7,7 @@ to 2 mm, so that they scale with the data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, PolynomialLR
 
 from ...runs.schedules import total_steps
-from ..encoder_checkpoint import data_settings
+from ..data.index import PreparedIndex
 from ..encoder_pretraining import EncoderPretraining
 from ..losses import point_contrast
 from ..matching import MatcherCheckpoint
@@ -121,8 +121,8 @@ class AnatomyMatching(EncoderPretraining):
     def create_schedule(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
         return PolynomialLR(optimizer, total_steps(self.trainer), power=0.9)
 
-    def checkpoints(self, index: Mapping[str, Any], recipe: dict[str, Any]) -> dict[str, MatcherCheckpoint]:
+    def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> dict[str, MatcherCheckpoint]:
         """Build ``matcher.pth``, which the matchers "embedding" and "hybrid" read."""
         weights = {name: value.detach().cpu() for name, value in self.embedding.state_dict().items()}
         settings = {"channels": list(self.hparams.channels), "dim": self.hparams.dim}
-        return {"matcher.pth": MatcherCheckpoint(weights, settings, data_settings(index, 3)["spacing"], recipe)}
+        return {"matcher.pth": MatcherCheckpoint(weights, settings, index.spacing_of(3), recipe)}

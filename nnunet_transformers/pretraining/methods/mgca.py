@@ -22,6 +22,7 @@ from ...runs.schedules import total_steps
 from ...weights import EncoderCheckpoint, TimmCheckpoint, encoder_weights
 from ...weights.sealed import SealedCheckpoint
 from ..alignment import AlignmentCheckpoint
+from ..data.index import PreparedIndex
 from ..encoder_checkpoint import data_settings
 from ..encoder_pretraining import EncoderPretraining
 from ..encoders.image import ImageEncoder, create_image_encoder
@@ -98,6 +99,22 @@ class MGCA(EncoderPretraining):
         self.register_buffer("lowest_val_loss", torch.tensor(torch.inf))
         self.is_best = True
 
+    @classmethod
+    def from_checkpoint(cls, checkpoint: AlignmentCheckpoint, text_encoder: str | None = None) -> MGCA:
+        """Rebuild a trained method, in evaluation mode.
+
+        Args:
+            checkpoint: weights and settings.
+            text_encoder: local folder or hub name, if it has moved since training.
+
+        Raises:
+            OSError: if there is no such text encoder.
+        """
+        changes = {"pretrained": False} | ({"text_encoder": text_encoder} if text_encoder else {})
+        method = cls(**{**checkpoint.settings, **changes})
+        method.load_state_dict(checkpoint.weights)
+        return method.eval()
+
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the losses of a batch of ``ReportPairs``, without those of weight 0.
 
@@ -153,7 +170,7 @@ class MGCA(EncoderPretraining):
         warmup, end_value = round(total * settings.warmup_share), settings.min_lr / settings.lr
         return CosineWarmupScheduler(optimizer, warmup, total, end_value=end_value)
 
-    def checkpoints(self, index: Mapping[str, Any], recipe: dict[str, Any]) -> Mapping[str, SealedCheckpoint]:
+    def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> Mapping[str, SealedCheckpoint]:
         """Build ``encoder.pth`` and ``alignment.pth``, all weights, if the validation loss is the lowest so far."""
         if not self.is_best:
             return {}
@@ -173,7 +190,10 @@ class MGCA(EncoderPretraining):
             encoder = TimmCheckpoint(_weights(network), **known)
         # LightningCLI adds entries of its own to the hyper-parameters
         own = {name: value for name, value in settings.items() if not name.startswith("_")}
-        return {"encoder.pth": encoder, "alignment.pth": AlignmentCheckpoint(_weights(self), own, index["max_length"])}
+        return {
+            "encoder.pth": encoder,
+            "alignment.pth": AlignmentCheckpoint(_weights(self), own, self.trainer.datamodule.max_length),
+        }
 
 
 def _upcast(x: Tensor) -> Tensor:

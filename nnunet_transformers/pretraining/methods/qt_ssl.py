@@ -18,10 +18,10 @@ from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead
 from torch import Tensor
 
+from ...architectures import create_encoder
 from ...runs.distributed import gather
 from ..data.transforms import rotations_of
 from ..encoder_pretraining import EncoderPretraining
-from ..encoders.encoder import create_encoder
 from ..heads import reconstruction_head, rotation_head
 
 HEADS = ("reconstruction", "rotation", "byol")

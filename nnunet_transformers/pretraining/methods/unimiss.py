@@ -8,7 +8,7 @@ the online network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,12 +17,13 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from ...architectures import create_pair, form_overrides
 from ...architectures._arguments import in_plane
 from ...runs.schedules import cosine_with_warmup
 from ...weights import EncoderCheckpoint
+from ..data.index import PreparedIndex
 from ..encoder_checkpoint import data_settings
 from ..encoder_pretraining import EncoderPretraining
-from ..encoders.pair import create_pair, form_overrides
 from ..encoders.slices import cross_dimension_logits
 from ..losses import CrossDimensionLoss
 
@@ -123,7 +124,7 @@ class UniMiSS(EncoderPretraining):
         end_value = self.hparams.min_lr / optimizer.param_groups[0]["lr"]
         return cosine_with_warmup(optimizer, self.trainer, self.hparams.warmup_epochs, end_value)
 
-    def checkpoints(self, index: Mapping[str, Any], recipe: dict[str, Any]) -> dict[str, EncoderCheckpoint]:
+    def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> dict[str, EncoderCheckpoint]:
         """Build ``encoder_2d.pth`` and ``encoder_3d.pth``, of the online network's two forms."""
         settings = self.hparams
         overrides = form_overrides(settings.network, settings.network_overrides)

@@ -1,0 +1,100 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..plans.planned import PlannedConfiguration
+
+Dataset = Annotated[str, typer.Option("--dataset", "-d", help="nnU-Net's number or name of the dataset.")]
+NewPlans = Annotated[str, typer.Option("--output", "-o", help="Name of the new plan.")]
+Configurations = Annotated[
+    list[str] | None, typer.Option("--configuration", "-c", help="Configurations; by default those that fit.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace a plan of that name written before.")]
+OptionalDataset = Annotated[
+    str | None, typer.Option("--dataset", "-d", help="Dataset of the plan to follow, nnU-Net's number or name.")
+]
+OptionalPlans = Annotated[str | None, typer.Option("--plans", "-p", help="Plan to follow.")]
+Configuration = Annotated[str, typer.Option("--configuration", "-c", help="Configuration of the plan.")]
+EncoderFile = Annotated[Path, typer.Argument(help="Encoder checkpoint written by pretraining.")]
+PreparedFolder = Annotated[Path, typer.Argument(help="Folder written by `pretrain prepare`.")]
+TorchDevice = Annotated[str, typer.Option(help="cpu, cuda or mps.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Unpickle a checkpoint that cannot be read otherwise, which may run its code.")
+]
+
+# distribution that a missing module belongs to: our extra that installs it
+EXTRAS = {
+    "jsonargparse": "pretraining",
+    "lightly": "pretraining",
+    "lightning": "pretraining",
+    "pytorch_lightning": "pretraining",
+}
+
+
+def missing_extra(error: BaseException) -> str | None:
+    """One line on how to install the extra that an import error is due to; None for any other error."""
+    name = (getattr(error, "name", None) or "").split(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or name not in EXTRAS:
+        return None
+    return f"this command needs {name}: pip install 'nnunet-transformers[{EXTRAS[name]}]'"
+
+
+@dataclass(frozen=True)
+class PlanReference:
+    """Reference to a configuration of a plan, as options give it.
+
+    Attributes:
+        dataset: nnU-Net's number or name.
+        plans: name of the plan.
+        configuration: name of its configuration.
+    """
+
+    dataset: str | None
+    plans: str | None
+    configuration: str
+
+    def load(self) -> PlannedConfiguration | None:
+        """Planned configuration, or None if neither dataset nor plan is given.
+
+        Raises:
+            ValueError: if only one of them is given, or there is no such dataset or configuration.
+            FileNotFoundError: if there is no such plan.
+        """
+        if self.dataset is None and self.plans is None:
+            return None
+        if self.dataset is None or self.plans is None:
+            raise ValueError("--dataset and --plans go together: they name the plan to follow")
+        from ..plans.planned import PlannedConfiguration
+
+        return PlannedConfiguration.load(self.dataset, self.plans, self.configuration)
+
+
+def parse_patch_size(text: str) -> tuple[int, ...]:
+    """Integers of "96,96,96" or "96x96x96".
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    try:
+        return tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError as error:
+        raise ValueError(f"--patch-size {text!r} is not a list of integers such as 96,96,96") from error
+
+
+def parse_spacing(text: str) -> list[float]:
+    """Numbers of "1,1,1".
+
+    Raises:
+        ValueError: if it is anything else.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--spacing {text!r} is not a list of numbers such as 1,1,1") from error

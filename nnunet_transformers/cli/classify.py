@@ -1,0 +1,129 @@
+"""Group ``classify``: train classifiers of whole images and predict with them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .._atomic import write_json, write_text
+from ._options import PreparedFolder, TorchDevice
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..classification.checkpoint import ClassifierCheckpoint
+
+commands = typer.Typer(help="Classifiers of whole images, pretrained or from scratch.", no_args_is_help=True)
+
+
+@commands.command("fit", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def fit_classifier(
+    context: typer.Context,
+    images: PreparedFolder,
+    table: Annotated[
+        Path, typer.Argument(help="CSV with columns image, label and, for a fixed split, split (train, val or test).")
+    ],
+    config: Annotated[str, typer.Option(help="Recipe, by name or file; see `classify recipes`.")],
+    encoder: Annotated[
+        Path | None,
+        typer.Option(help="Encoder checkpoint to start from; by default the recipe's network starts from scratch."),
+    ] = None,
+    labels: Annotated[
+        str, typer.Option(help="Label columns; several, such as a,b,c, hold 1, 0 or nothing where unknown.")
+    ] = "label",
+) -> None:
+    """Train a classifier by a recipe; other options, after the table, override it, such as --trainer.max_epochs 50."""
+    from ..classification.checkpoint import ClassifierCheckpoint
+    from ..classification.fit import fit
+
+    for path in (images, table):
+        if str(path).startswith("--"):
+            raise ValueError(f"the folder and the table come before other options, got {path} in their place")
+    columns = [column.strip() for column in labels.split(",")]
+    trainer = fit(config, images, table, encoder, columns, context.args)
+    if trainer.is_global_zero:
+        file = Path(trainer.default_root_dir) / "classifier.pth"
+        scores = ClassifierCheckpoint.load(file).scores
+        print(f"{file}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+
+
+@commands.command("predict")
+def predict_classes(
+    classifier: Annotated[Path, typer.Argument(help="Checkpoint written by `classify fit`.")],
+    images: Annotated[Path, typer.Argument(help="Folder written by `pretrain prepare --like CLASSIFIER`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="CSV file to write.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="CSV as for training, to print scores; on its test split if it has one.")
+    ] = None,
+    scores: Annotated[Path | None, typer.Option(help="JSON file to write the scores to.")] = None,
+    device: TorchDevice = "cpu",
+) -> None:
+    """Write each image's probabilities; with labels print AUC and accuracy with 95 % intervals."""
+    from rich.progress import track
+
+    from ..classification.checkpoint import ClassifierCheckpoint
+    from ..classification.labels import read_labels
+    from ..classification.predict import Predictor, images_to_score
+    from ..pretraining.data import PreparedImages
+
+    if scores is not None and labels is None:
+        raise ValueError("--scores needs --labels, the table to compare with")
+    checkpoint, prepared = ClassifierCheckpoint.load(classifier), PreparedImages(images)
+    checkpoint.check_images(prepared.index, images)
+    # before the prediction, so that a wrong table does not cost one
+    judged = images_to_score(checkpoint, read_labels(labels, prepared.names, checkpoint.columns)) if labels else None
+    predictor = Predictor(checkpoint, device)
+    found = {name: predictor.probabilities(prepared, name) for name in track(prepared.names, description="predicting")}
+    _write_csv(found, checkpoint, output)
+    print(f"written: {output}, {len(found)} images")
+    if judged is not None:
+        names, targets = judged
+        written = _print_scores(f"{len(names)} images of {labels}", checkpoint, [found[n] for n in names], targets)
+        if scores is not None:
+            write_json({"classifier": str(classifier), "images": len(names), "scores": written}, scores)
+            print(f"written: {scores}")
+
+
+@commands.command("recipes")
+def classification_recipes() -> None:
+    """Print the recipes' names."""
+    from ..classification.fit import list_recipes
+
+    print("\n".join(list_recipes()))
+
+
+def _print_scores(
+    title: str, checkpoint: ClassifierCheckpoint, probabilities: list[NDArray], targets: NDArray
+) -> dict[str, dict[str, float | None]]:
+    """Print a table of the scores with their intervals; return them in plain types."""
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..classification.scores import as_text, score_with_intervals
+
+    scores = score_with_intervals(np.stack(probabilities), targets, checkpoint.classes, checkpoint.multi_label)
+    table = Table(title=f"{title}, 95 % intervals")
+    table.add_column("score")
+    table.add_column("value", justify="right")
+    for name, text in as_text(scores).items():
+        table.add_row(name, text)
+    Console().print(table)
+    return {name: asdict(score) for name, score in scores.items()}
+
+
+def _write_csv(found: Mapping[str, NDArray], checkpoint: ClassifierCheckpoint, path: Path) -> None:
+    """Write a row for each image: its probabilities and, of exclusive classes, the most probable one."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", *checkpoint.classes] + ["prediction"] * (not checkpoint.multi_label))
+    for name, row in found.items():
+        likeliest = [] if checkpoint.multi_label else [checkpoint.classes[int(row.argmax())]]
+        writer.writerow([name, *(f"{p:.6f}" for p in row), *likeliest])
+    write_text(text.getvalue(), path)

@@ -1,0 +1,163 @@
+"""Commands ``models`` and ``benchmark``: sizes and costs of the networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .._atomic import write_json, write_text
+from ._options import parse_patch_size
+
+commands = typer.Typer()
+
+InputChannels = Annotated[int, typer.Option(min=1, help="Channels of the image.")]
+NumClasses = Annotated[int, typer.Option(min=2, help="Classes, background included.")]
+
+TABLE_WIDTH = 130
+# the usual patches, by device
+PATCH_SIZES = {
+    "cpu": {"3d": (96, 96, 96), "2d": (320, 320)},
+    "cuda": {"3d": (128, 128, 128), "2d": (512, 512)},
+}
+
+
+@commands.command()
+def models(
+    patch_size: Annotated[str, typer.Option(help="Voxels per axis, two or three of them.")] = "96,96,96",
+    input_channels: InputChannels = 1,
+    num_classes: NumClasses = 14,
+    name: Annotated[str, typer.Option(help="Show networks whose name contains this.")] = "",
+) -> None:
+    """Table of the networks: parameters, multiply-adds and training memory at a patch size."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..architectures import create_network, list_networks
+    from ..benchmarking.measure import count_multiply_adds
+    from ..plans.memory import training_step_bytes
+
+    size = parse_patch_size(patch_size)
+    matching = [network for network in list_networks() if name in network]
+    if not matching:
+        raise ValueError(f"no network's name contains {name!r}; known: {', '.join(list_networks())}")
+    shown = [network for network in matching if network in list_networks(len(size))]
+    others = [network for network in matching if network not in shown]
+    if not shown:
+        raise ValueError(f"{', '.join(others)} have no {len(size)}D form; give --patch-size the other number of axes")
+    table = Table(title=f"published networks at {'x'.join(map(str, size))}, {input_channels} in, {num_classes} classes")
+    for heading in ("network", "parameters", "multiply-adds", "training memory", "and a sample"):
+        table.add_column(heading, justify="left" if heading == "network" else "right")
+    for published in shown:
+        with torch.device("meta"):
+            network = create_network(published, input_channels, num_classes, size).eval()
+            multiply_adds = count_multiply_adds(network, torch.empty(1, input_channels, *size))
+        parameters = sum(p.numel() for p in network.parameters())
+        fixed, sample = training_step_bytes(
+            lambda published=published: create_network(
+                published, input_channels, num_classes, size, deep_supervision=True
+            ),
+            input_channels,
+            size,
+        )
+        memory = (f"{fixed / 1e9:.2f} GB", f"{sample / 1e9:.2f} GB")
+        table.add_row(published, f"{parameters:,}", f"{multiply_adds / 1e9:.2f} G", *memory)
+    Console().print(table)
+    if others:
+        print(f"without a {len(size)}D form: {', '.join(others)}")
+
+
+@commands.command()
+def benchmark(
+    patch_size: Annotated[
+        str, typer.Option(help="Voxels per axis, such as 96,96,96; or 3d or 2d for the usual size on the device.")
+    ] = "3d",
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 1,
+    input_channels: InputChannels = 1,
+    num_classes: NumClasses = 14,
+    networks: Annotated[
+        str, typer.Option(help="Comma-separated names, ours and peers; PlainConvUNet is always measured.")
+    ] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda; by default cuda if it is available.")] = "",
+    precision: Annotated[
+        str, typer.Option(help="float32, float16 or bfloat16; by default float32 on CPU, float16 on CUDA.")
+    ] = "",
+    compile_networks: Annotated[bool, typer.Option("--compile", help="Compile with torch.compile.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each network, in turn.")] = 3,
+    roofline: Annotated[bool, typer.Option(help="Find what bounds each network, and its largest gaps.")] = True,
+    threads: Annotated[int | None, typer.Option(min=1, help="PyTorch's threads on CPU.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("benchmark_output"),
+) -> None:
+    """Compare time, memory and throughput of our networks, nnU-Net's CNNs, Primus and MONAI's."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..benchmarking.measure import Settings
+    from ..benchmarking.networks import choose_networks
+    from ..benchmarking.plot import draw_pareto
+    from ..benchmarking.results import describe, markdown, table
+    from ..benchmarking.rounds import run_benchmark
+
+    device = _available_device(device)
+    settings = Settings(
+        _usual_patch_size(patch_size, device),
+        input_channels,
+        num_classes,
+        batch_size,
+        device,
+        _usable_precision(precision, device),
+        compile_networks,
+        threads,
+    )
+    asked = [name.strip() for name in networks.split(",") if name.strip()]
+    names = choose_networks(asked, len(settings.patch_size))
+    output.mkdir(parents=True, exist_ok=True)
+    content = run_benchmark(names, settings, rounds, roofline, lambda line: print(line, flush=True))
+    write_json(content, output / "benchmark.json")
+    write_text(markdown(content), output / "benchmark.md")
+    headings, rows = table(content, short=True)
+    printed = Table(title=describe(content))
+    for heading in headings:
+        is_name = heading == "network"
+        printed.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name)
+    for row in rows:
+        if "failed" not in content["networks"][row[0]]:
+            printed.add_row(*row)
+    # rather wrapped by a narrow terminal than cut
+    Console(width=max(TABLE_WIDTH, Console().width)).print(printed)
+    for name, figures in content["networks"].items():
+        if "failed" in figures:
+            print(f"{name}: {figures['failed']}")
+    draw_pareto(content, output / "benchmark.png")
+    print(f"written to {output}: benchmark.json, benchmark.md, benchmark.png")
+
+
+def _available_device(name: str) -> str:
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in PATCH_SIZES:
+        raise ValueError(f"--device {name!r} is not one of {', '.join(PATCH_SIZES)}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda, but PyTorch finds no CUDA device; --device cpu measures on the processor")
+    return name
+
+
+def _usable_precision(name: str, device: str) -> str:
+    from ..benchmarking.measure import PRECISIONS
+
+    name = name or ("float16" if device == "cuda" else "float32")
+    if name not in PRECISIONS:
+        raise ValueError(f"--precision {name!r} is not one of {', '.join(PRECISIONS)}")
+    if device == "cpu" and name != "float32":
+        raise ValueError(f"--precision {name} is for CUDA; on a CPU nnU-Net trains and predicts in float32")
+    return name
+
+
+def _usual_patch_size(text: str, device: str) -> tuple[int, ...]:
+    size = PATCH_SIZES[device].get(text) or parse_patch_size(text)
+    if len(size) not in (2, 3) or min(size) < 1:
+        raise ValueError(f"--patch-size {text!r} is not two or three positive integers")
+    return size

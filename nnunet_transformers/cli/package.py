@@ -1,0 +1,194 @@
+"""Group ``package`` (make, verify, predict, estimate) and ``export-stock``: trained models for others to run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from ._options import Trust
+
+if TYPE_CHECKING:
+    from ..sharing import CaseResult
+
+FOLDS = ("-f", "--folds")
+
+
+def spread_folds(arguments: Sequence[str]) -> list[str]:
+    """Allow -f 0 1 2, as nnU-Net's commands do, where click wants -f 0 -f 1 -f 2."""
+    spread: list[str] = []
+    in_folds = False
+    for argument in arguments:
+        is_fold = argument.isdigit() or argument == "all"
+        if in_folds and is_fold and spread[-1] not in FOLDS:
+            spread.append(FOLDS[0])
+        in_folds = argument in FOLDS or (in_folds and is_fold)
+        spread.append(argument)
+    return spread
+
+
+class FoldsCommand(TyperCommand):
+    """A command that takes folds as nnU-Net's commands do."""
+
+    def parse_args(self, ctx, args):
+        return super().parse_args(ctx, spread_folds(args))
+
+
+class MakeByDefault(TyperGroup):
+    """`package FOLDER -o DIR` is `package make FOLDER -o DIR`."""
+
+    def parse_args(self, ctx, args):
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["make", *args]
+        return super().parse_args(ctx, args)
+
+
+commands = typer.Typer(
+    help="Trained models for others to run, without pickles.", cls=MakeByDefault, no_args_is_help=True
+)
+export_commands = typer.Typer()
+
+PackageFolder = Annotated[Path, typer.Argument(help="Folder of the package.")]
+Folds = Annotated[list[str] | None, typer.Option(*FOLDS, help="Folds, such as 0 1 2 3 4; all by default.")]
+Checkpoint = Annotated[str, typer.Option("--checkpoint", "-chk", help="Name of the checkpoints to take.")]
+Device = Annotated[str, typer.Option("--device", "-device", help="auto, cuda, cpu or mps.")]
+StepSize = Annotated[
+    float,
+    typer.Option("--step-size", "-step_size", min=0.01, max=1, help="Step of the sliding window, in patches."),
+]
+DisableMirroring = Annotated[bool, typer.Option("--disable-tta", "--disable_tta", help="Predict without flips.")]
+ManifestHash = Annotated[str | None, typer.Option(help="SHA-256 of the manifest, as the package's source states it.")]
+
+
+@commands.command(cls=FoldsCommand)
+def make(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Folders of results, .../TRAINER__PLANS__CONFIGURATION; several are an ensemble. With --from-zip "
+            "their names in the zip, if it has several."
+        ),
+    ] = None,
+    folds: Folds = None,
+    from_zip: Annotated[Path | None, typer.Option(help="Zip file written by nnUNetv2_export_model_to_zip.")] = None,
+    previous_stage: Annotated[
+        Path | None, typer.Option(help="Folder of a cascade's first model; found beside it by default.")
+    ] = None,
+    checkpoint: Checkpoint = "checkpoint_final.pth",
+    trust: Trust = False,
+    licence: Annotated[str, typer.Option("--licence", "--license", help="Licence of the weights, for the card.")] = "",
+    wheel: Annotated[list[Path] | None, typer.Option(help="Wheel to install from, for what no registry has.")] = None,
+) -> None:
+    """Make a folder with all that inference needs: weights, plan, card, requirements, entry point, Dockerfile."""
+    from ..sharing import Options, make_package, package_zip
+
+    options = Options(tuple(folds or ()), checkpoint, previous_stage, trust, licence, tuple(wheel or ()))
+    if from_zip is not None:
+        made = package_zip(from_zip, models or [], output, options)
+    elif models:
+        made = make_package([Path(model) for model in models], output, options)
+    else:
+        raise ValueError("name a folder of results, .../TRAINER__PLANS__CONFIGURATION, or a zip with --from-zip")
+    for model in made.description.models:
+        stages = f", after {model.previous.configuration}" if model.previous else ""
+        print(f"{model.folder}: folds {', '.join(model.folds)}{stages}")
+    if made.unpickled:
+        print(f"unpickled, as --trust allows: {', '.join(made.unpickled)}")
+    else:
+        print("checkpoints were read as tensors and plain types; nothing was unpickled")
+    print(f"written: {output}, {len(made.manifest.entries)} files, {made.manifest.bytes / 1e6:.1f} MB")
+    print(f"SHA-256 of manifest.json, to publish beside it: {made.manifest.sha256}")
+
+
+@commands.command()
+def verify(folder: PackageFolder, sha256: ManifestHash = None) -> None:
+    """Check that every file is as it was made, none is missing and none was added."""
+    from ..sharing import verify as verify_package
+
+    manifest = verify_package(folder, sha256)
+    checked = "as stated" if sha256 else "compare it with its source's, or give it with --sha256"
+    print(f"{folder}: {len(manifest.entries)} files, {manifest.bytes / 1e6:.1f} MB, none changed, missing or added")
+    print(f"SHA-256 of manifest.json: {manifest.sha256} ({checked})")
+
+
+@commands.command(cls=FoldsCommand)
+def predict(
+    folder: PackageFolder,
+    images: Annotated[Path, typer.Argument(help="Folder of images, CASE_0000.ending and so on.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the segmentations.")],
+    folds: Folds = None,
+    save_probabilities: Annotated[
+        bool, typer.Option("--save-probabilities", "--save_probabilities", "-npz", help="Write CASE.npz as well.")
+    ] = False,
+    step_size: StepSize = 0.5,
+    disable_tta: DisableMirroring = False,
+    device: Device = "auto",
+    sha256: ManifestHash = None,
+) -> None:
+    """Segment a folder of images; failed cases are listed at the end, and the exit code is then 1."""
+    from ..sharing import load_package, predict_folder, select_device
+
+    models = load_package(
+        folder,
+        select_device(device),
+        step_size=step_size,
+        use_mirroring=not disable_tta,
+        folds=folds or (),
+        sha256=sha256,
+    )
+    results = predict_folder(models, images, output, save_probabilities, _print_case)
+    failed = [result for result in results if result.problem]
+    print(f"{len(results) - len(failed)} segmented, {len(failed)} not; {output}")
+    for result in failed:
+        typer.secho(f"error: {result.name}: {result.problem}", fg=typer.colors.RED, err=True)
+    raise typer.Exit(int(bool(failed)))
+
+
+def _print_case(result: CaseResult) -> None:
+    for remark in result.remarks:
+        typer.secho(f"{result.name}: {remark}", fg=typer.colors.YELLOW)
+    print(f"{result.name}: {'not segmented' if result.problem else f'{result.seconds:.1f} s'}", flush=True)
+
+
+@commands.command(cls=FoldsCommand)
+def estimate(
+    folder: PackageFolder,
+    size: Annotated[str, typer.Option(help="Voxels per axis, such as 128,256,256; z first, 1 for 2D.")],
+    spacing: Annotated[str | None, typer.Option(help="Voxel size in mm, in that order; the plan's by default.")] = None,
+    folds: Folds = None,
+    step_size: StepSize = 0.5,
+    disable_tta: DisableMirroring = False,
+    device: Device = "auto",
+) -> None:
+    """Estimate time and memory for an image of a size, from its tiles and one timed pass."""
+    from ..sharing import estimate as estimate_package
+    from ..sharing import load_package, select_device
+
+    try:
+        shape = [int(n) for n in size.split(",")]
+        wanted = None if spacing is None else [float(s) for s in spacing.split(",")]
+    except ValueError as error:
+        raise ValueError("--size and --spacing are three numbers such as 128,256,256") from error
+    models = load_package(
+        folder, select_device(device), step_size=step_size, use_mirroring=not disable_tta, folds=folds or ()
+    )
+    print(estimate_package(models, shape, wanted))
+
+
+@export_commands.command("export-stock", cls=FoldsCommand)
+def export_stock(
+    model: Annotated[Path, typer.Argument(help="Folder of results, .../TRAINER__PLANS__CONFIGURATION.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write nnUNetTrainer__... to.")],
+    folds: Folds = None,
+    checkpoint: Checkpoint = "checkpoint_final.pth",
+    trust: Trust = False,
+) -> None:
+    """Copy a trained model under nnU-Net's own trainer's name, so that prediction needs the network class alone."""
+    from ..sharing import export_stock as export_model
+
+    target, network = export_model(model, output, folds or (), checkpoint, trust)
+    print(f"written: {target}; nnUNetv2_predict_from_modelfolder -m {target} needs {network} and no trainer of ours")

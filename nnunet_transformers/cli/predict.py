@@ -1,0 +1,31 @@
+"""Command ``predict``: nnU-Net's prediction with several patches in a pass."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ._options import Trust
+
+commands = typer.Typer()
+
+
+@commands.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def predict(
+    context: typer.Context,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Patches in a pass; chosen from memory and patch size by default.")
+    ] = None,
+    use_compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the network with torch.compile, as nnUNet_compile=1 does.")
+    ] = False,
+    trust: Trust = False,
+) -> None:
+    """nnUNetv2_predict with several patches in a pass. Its arguments follow; with -m FOLDER in place of -d, -tr, -p
+    and -c they are those of nnUNetv2_predict_from_modelfolder."""
+    from ..inference import predict as run
+
+    if {"-h", "--help"} & set(context.args):
+        print(context.get_help())
+    run(context.args, batch_size, use_compile, trust)

@@ -1,0 +1,146 @@
+"""Command ``preset``: a paper's experiment as a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ._options import Force
+
+if TYPE_CHECKING:
+    from ..plans.presets import AppliedPreset, Preset
+
+commands = typer.Typer()
+
+
+@commands.command()
+def preset(
+    name: Annotated[str, typer.Argument(help="Preset, or with --list a part of names.")] = "",
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="nnU-Net's number or name of the dataset.")] = "",
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Name of the new plan; PLANS_PRESET by default.")
+    ] = None,
+    force: Force = False,
+    show: Annotated[bool, typer.Option("--list", help="Table of the presets.")] = False,
+) -> None:
+    """Write a paper's experiment (patch, spacing, batch, windows) into a dataset's plan."""
+    if show:
+        list_presets(name)
+    elif name and dataset:
+        apply_and_explain(name, dataset, output, force)
+    else:
+        raise ValueError("say which preset for which dataset: `preset NAME -d DATASET`; `preset --list` has the names")
+
+
+def list_presets(contains: str = "") -> None:
+    """Print the table of presets whose name contains ``contains``.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..plans.presets import load_presets
+
+    presets = [preset for name, preset in load_presets().items() if contains in name]
+    if not presets:
+        raise ValueError(f"no preset's name contains {contains!r}; `nnunet-transformers preset --list` has them all")
+    table = Table(title="published experiments; in %, HD95 in mm")
+    table.add_column("preset", no_wrap=True)
+    for heading in ("network", "configuration", "patch", "spacing, mm", "batch", "windows", "step", "published"):
+        table.add_column(heading)
+    table.add_column("source")
+    for p in presets:
+        row = (p.name, p.network, p.configuration, _size(p.patch_size), _size(p.spacing), str(p.batch_size))
+        table.add_row(*row, _windows(p), f"{p.step_size:g}", _published(p), p.source)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 220
+    console.print(table)
+
+
+def apply_and_explain(name: str, dataset: str, plans_name: str | None, force: bool) -> None:
+    """Write the plan; print its settings, notes and the next commands."""
+    from ..plans.presets import apply_preset, get_preset
+
+    applied = apply_preset(get_preset(name), dataset, plans_name, force)
+    preset = applied.preset
+    print(f"written: {applied.path}")
+    for heading, text in _summary(applied):
+        print(f"{heading + ':':15}{text}")
+    for note in (*_warnings(applied), *preset.notes):
+        print(f"note: {note}")
+    print("\nnext (INPUT and OUTPUT are your folders of images and predictions):")
+    for command in applied.commands():
+        print(f"  {command}")
+
+
+def _size(values: Sequence[float] | None) -> str:
+    return "as planned" if values is None else "x".join(f"{v:g}" for v in values)
+
+
+def _windows(preset: Preset) -> str:
+    windows = preset.overrides.get("window_sizes")
+    return "" if windows is None else ", ".join(map(str, windows)) if isinstance(windows, list) else str(windows)
+
+
+def _published(preset: Preset) -> str:
+    """Metrics by initial weights; "scratch" stands where the network started without pretrained ones."""
+    return "; ".join(
+        ("scratch: " if start == "scratch" else "")
+        + ", ".join(f"{metric} {value:g}" for metric, value in values.items())
+        for start, values in preset.published.items()
+    )
+
+
+def _summary(applied: AppliedPreset) -> list[tuple[str, str]]:
+    from ..plans.presets import ITERATIONS_PER_EPOCH
+
+    preset, configuration, planned = applied.preset, applied.configuration, applied.planned
+    architecture = configuration["architecture"]["arch_kwargs"]
+    batch = preset.batch_size
+    length = ""
+    if preset.iterations:
+        epochs = preset.iterations / ITERATIONS_PER_EPOCH
+        length = f"; published: {preset.iterations:,} iterations, {epochs:.0f} epochs of {ITERATIONS_PER_EPOCH}"
+    return [
+        (
+            "network",
+            f"{preset.network}, {applied.parameters:,} parameters, {applied.input_channels} in, "
+            f"{applied.num_classes} out",
+        ),
+        ("arguments", ", ".join(f"{key} {architecture[key]}" for key in preset.overrides)),
+        ("configuration", preset.configuration),
+        ("patch", f"{_size(preset.patch_size)} (planned: {_size(planned['patch_size'])})"),
+        ("spacing", f"{_size(configuration['spacing'])} mm (planned: {_size(planned['spacing'])})"),
+        ("batch", f"{batch} (planned: {planned['batch_size']})"),
+        ("data", f"{configuration['data_identifier']} (planned: {planned['data_identifier']})"),
+        ("supervision", "deep" if preset.deep_supervision else "of the full resolution alone"),
+        ("trainer", f"{preset.scheduled_trainer}{length}"),
+        ("memory", f"about {applied.training_bytes() / 1e9:.1f} GB in training, estimated"),
+        ("published", f"{_published(preset) or 'no number in the source'} ({preset.source})"),
+    ]
+
+
+def _warnings(applied: AppliedPreset) -> list[str]:
+    preset, data = applied.preset, applied.preset.data
+    channels, classes = data["channels"] or applied.input_channels, data["classes"] or applied.num_classes
+    warnings = []
+    if (channels, classes) != (applied.input_channels, applied.num_classes):
+        warnings.append(
+            f"channels and classes of the paper's data: {channels} and {classes}; of this dataset: "
+            f"{applied.input_channels} and {applied.num_classes}."
+        )
+    if preset.spacing is None:
+        warnings.append("the source gives no spacing; this is the planner's.")
+    if "pretrained" in preset.published:
+        warnings.append(
+            "the published numbers without 'scratch' started from pretrained weights, UNet-2022's from ImageNet: "
+            f"`nnunet-transformers attach-imagenet -d {applied.dataset_id} -p {applied.plans['plans_name']} -o NAME`."
+            if preset.network.startswith("unet2022")
+            else "the published numbers without 'scratch' started from pretrained weights; a plan has none."
+        )
+    return warnings

@@ -1,0 +1,148 @@
+"""Group ``pretrain``: prepare images, train encoders, look at what they found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._options import (
+    Configuration,
+    OptionalDataset,
+    OptionalPlans,
+    PlanReference,
+    PreparedFolder,
+    parse_patch_size,
+    parse_spacing,
+)
+
+commands = typer.Typer(help="Encoder checkpoints from unlabelled images.", no_args_is_help=True)
+
+
+@commands.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="Dataset in nnU-Net's raw layout, or a folder of images.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    spacing: Annotated[str, typer.Option(help="Voxel size in mm, such as 1,1,1; the images' median by default.")] = "",
+    patch_size: Annotated[str, typer.Option(help="Approximate size of the crops to be read.")] = "96,96,96",
+    processes: Annotated[int, typer.Option("--processes", "-np", min=1, help="Images processed at a time.")] = 2,
+    fold: Annotated[int | None, typer.Option("--fold", "-f", help="Leave out this fold's validation cases.")] = None,
+    dataset: OptionalDataset = None,
+    plans: OptionalPlans = None,
+    configuration: Configuration = "3d_fullres",
+    normalization: Annotated[
+        str | None,
+        typer.Option(help="nnU-Net's name, such as rescale_to_0_1, for a folder of images; zscore by default."),
+    ] = None,
+    like: Annotated[Path | None, typer.Option(help="Prepare as for this classifier's training.")] = None,
+) -> None:
+    """Resample, normalise and store images as nnU-Net does; labels are not needed."""
+    from ..pretraining.data.cases import validation_cases
+    from ..pretraining.data.prepare import prepare as prepare_images
+
+    wanted = parse_spacing(spacing) if spacing else None
+    planned = PlanReference(dataset, plans, configuration).load()
+    chosen = None if planned is None else (planned.plans, planned.name)
+    if like is not None:
+        if planned is not None:
+            raise ValueError("--like and --plans contradict each other: each says how to prepare the images")
+        from ..classification.checkpoint import preparation
+
+        chosen = preparation(like)
+    if chosen is not None and wanted is not None:
+        raise ValueError("--spacing and --plans or --like contradict each other: the spacing is theirs")
+    left_out = () if fold is None else validation_cases(source, fold)
+    stored, skipped = prepare_images(
+        source,
+        output,
+        spacing=wanted,
+        patch_size=parse_patch_size(patch_size) if planned is None else planned.patch_size,
+        processes=processes,
+        left_out=left_out,
+        planned=chosen,
+        normalization=normalization,
+    )
+    for case in skipped:
+        print(f"skipped {case.name}: {case.reason}")
+    print(f"{output}: {len(stored)} images, {len(skipped)} skipped, {len(left_out)} left out for validation")
+
+
+@commands.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def fit(
+    context: typer.Context,
+    config: Annotated[str, typer.Option(help="Recipe, by name or file; see `pretrain recipes`.")],
+    dataset: OptionalDataset = None,
+    plans: OptionalPlans = None,
+    configuration: Configuration = "3d_fullres",
+) -> None:
+    """Train an encoder by a recipe; other options override it, such as --trainer.max_epochs 50.
+
+    With -d and -p the network is the plan's.
+    """
+    from ..pretraining.fit import fit as fit_recipe
+
+    fit_recipe(config, context.args, PlanReference(dataset, plans, configuration).load())
+
+
+@commands.command()
+def recipes() -> None:
+    """Print the recipes' names."""
+    from ..pretraining.fit import list_recipes
+
+    print("\n".join(list_recipes()))
+
+
+@commands.command("show-matches")
+def show_matches(
+    images: PreparedFolder,
+    query: Annotated[str, typer.Argument(help="Name of an image in it.")],
+    key: Annotated[str, typer.Argument(help="Name of another.")],
+    output: Annotated[Path, typer.Argument(help="Picture to write.")],
+    matcher: Annotated[str, typer.Option(help="identity, affine, embedding, hybrid or precomputed.")] = "affine",
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint of the embedding, for embedding and hybrid.")] = None,
+    landmarks: Annotated[Path | None, typer.Option(help="File of landmarks, for precomputed.")] = None,
+    points: Annotated[int, typer.Option(min=1, help="Points to match, a row of the picture each.")] = 6,
+) -> None:
+    """Draw where a matcher finds random points of one image in another."""
+    from ..pretraining.data import CachedMatcher, PreparedImages
+    from ..pretraining.figures.matches import draw_matches
+
+    needed = {
+        "embedding": ("weights", weights),
+        "hybrid": ("weights", weights),
+        "precomputed": ("landmarks", landmarks),
+    }
+    arguments = {}
+    if matcher in needed:
+        option, file = needed[matcher]
+        if file is None:
+            raise ValueError(f"the matcher {matcher} needs --{option}")
+        arguments[option] = str(file)
+    draw_matches(CachedMatcher(PreparedImages(images), matcher, arguments), query, key, output, points)
+    print(f"written: {output}")
+
+
+@commands.command("show-attention")
+def show_attention(
+    alignment: Annotated[Path, typer.Argument(help="alignment.pth, written by MGCA beside its encoder.")],
+    image: Annotated[Path, typer.Argument(help="2D image.")],
+    report: Annotated[str, typer.Argument(help="Radiology report of the image.")],
+    output: Annotated[Path, typer.Argument(help="Picture to write.")],
+    words: Annotated[int, typer.Option(min=1, help="Words to find in the image.")] = 6,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="Folder or hub name of the text encoder, if it has moved since training.")
+    ] = None,
+) -> None:
+    """Draw the weights of patches and words, and where in the image words are found; print the weightiest words."""
+    from ..pretraining.alignment import AlignmentCheckpoint
+    from ..pretraining.figures.attention_maps import draw_attention
+    from ..pretraining.methods.mgca import MGCA
+    from ..pretraining.report_attention import attend
+
+    checkpoint = AlignmentCheckpoint.load(alignment)
+    attention = attend(MGCA.from_checkpoint(checkpoint, text_encoder), checkpoint.max_length, image, report)
+    draw_attention(attention, output, words)
+    order = (-attention.word_weights).argsort(kind="stable")[:words]
+    print(", ".join(f"{attention.words[i]} {attention.word_weights[i]:.3f}" for i in order))
+    print(f"written: {output}")

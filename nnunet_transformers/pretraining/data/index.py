@@ -1,0 +1,124 @@
+"""The index of a prepared folder: its images and how they were prepared."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..._atomic import write_json
+
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A usable image.
+
+    Attributes:
+        name: name of its ``.b2nd`` file.
+        shape: (channels, *size); empty for images that are read from their source.
+    """
+
+    name: str
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An image or table row that cannot be used, and the reason."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PreparedIndex:
+    """The images that a run trains on, and how they were prepared.
+
+    Attributes:
+        cases: usable images.
+        skipped: the others.
+        channels: channel names.
+        spacing: mm per voxel and axis; None for images without spacing, such as PNG files.
+        normalization: nnU-Net's normalisation scheme of each channel.
+        plans, configuration: plan, and the configuration of it, that reproduce the preparation; None where unknown.
+        images: index of the 2D images that accompany the volumes, if any (UniMiSS).
+    """
+
+    cases: tuple[PreparedCase, ...]
+    skipped: tuple[Skipped, ...]
+    channels: tuple[str, ...]
+    spacing: tuple[float, ...] | None
+    normalization: tuple[str, ...]
+    plans: dict[str, Any] | None = None
+    configuration: str | None = None
+    images: PreparedIndex | None = None
+
+    def spacing_of(self, axes: int) -> tuple[float, ...]:
+        """Return the spacing of the last ``axes`` axes in mm.
+
+        Raises:
+            ValueError: if the images have no spacing.
+        """
+        if self.spacing is None:
+            raise ValueError("the images have no spacing; use images written by `nnunet-transformers pretrain prepare`")
+        return self.spacing[-axes:]
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> PreparedIndex:
+        """Build an index from its JSON form.
+
+        Raises:
+            KeyError, TypeError: if an entry is missing or malformed.
+        """
+        spacing, images = content["spacing"], content.get("images")
+        return cls(
+            cases=tuple(PreparedCase(case["name"], tuple(case.get("shape", ()))) for case in content["cases"]),
+            skipped=tuple(Skipped(case["name"], case["reason"]) for case in content["skipped"]),
+            channels=tuple(content["channels"]),
+            spacing=None if spacing is None else tuple(spacing),
+            normalization=tuple(content["normalization"]),
+            plans=content.get("plans"),
+            configuration=content.get("configuration"),
+            images=None if images is None else cls.from_json(images),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, without the entries that are unknown."""
+        optional = {
+            "plans": self.plans,
+            "configuration": self.configuration,
+            "images": None if self.images is None else self.images.to_json(),
+        }
+        return {
+            "cases": [{key: value for key, value in asdict(case).items() if value != ()} for case in self.cases],
+            "skipped": [asdict(case) for case in self.skipped],
+            "channels": self.channels,
+            "spacing": self.spacing,
+            "normalization": self.normalization,
+            **{key: value for key, value in optional.items() if value is not None},
+        }
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the JSON file, whole or not at all."""
+        write_json(self.to_json(), Path(path))
+
+
+def read_index(folder: Path) -> PreparedIndex:
+    """Read the index of a prepared folder.
+
+    Raises:
+        FileNotFoundError: if the folder was not prepared, or its preparation was interrupted.
+        ValueError: if the index is damaged.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no prepared folder; make one with `nnunet-transformers pretrain prepare`")
+    try:
+        return PreparedIndex.from_json(json.loads(path.read_text()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no index of prepared images ({error!r}); prepare them again") from error

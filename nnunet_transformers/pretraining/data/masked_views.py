@@ -1,0 +1,70 @@
+"""QT-UNet's views: rotated, with boxes of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from .epoch import Epoch, EpochData
+from .index import read_index
+from .prepared_images import PreparedImages
+from .transforms import cut_out, rotate, rotations_of
+
+
+class MaskedViews(Epoch):
+    """Two views of a random crop, rotated by right angles and with boxes of noise (QT-UNet thesis, section 3.3.12).
+
+    A sample is a pair of (view, reconstruction target, index of its rotation in ``rotations_of``); view and target are
+    (channels, *patch_size).
+
+    Args:
+        folder: prepared images.
+        patch_size: voxels per axis; two axes crop a random slice.
+        samples, seed: as for ``Epoch``.
+    """
+
+    def __init__(self, folder: Path, patch_size: Sequence[int], samples: int, seed: int = 0) -> None:
+        super().__init__(samples, seed)
+        self.images, self.patch_size = PreparedImages(folder), tuple(patch_size)
+        self.rotations = rotations_of(self.patch_size)
+
+    def sample(self, rng: np.random.Generator) -> tuple[tuple[Tensor, Tensor, int], ...]:
+        crop = self.images.crop(self.patch_size, rng)
+        return tuple(self._view(crop, int(rng.integers(len(self.rotations)))) for _ in range(2))
+
+    def _view(self, crop: Tensor, turn: int) -> tuple[Tensor, Tensor, int]:
+        target = rotate(crop, self.rotations[turn]).contiguous()
+        return cut_out(target), target, turn
+
+
+class MaskedViewData(EpochData):
+    """Batches of masked views.
+
+    Args:
+        folder: prepared images.
+        patch_size: voxels per axis; two axes crop a random slice.
+        batch_size: crops per batch and device.
+        samples_per_epoch: crops per epoch over all devices; by default one per image.
+        num_workers: worker processes that read.
+        seed: seed of crops and views.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        patch_size: Sequence[int],
+        batch_size: int = 2,
+        samples_per_epoch: int | None = None,
+        num_workers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.index = read_index(Path(folder))
+        self.views = MaskedViews(Path(folder), patch_size, samples_per_epoch or len(self.index.cases), seed)
+
+    def epoch(self) -> MaskedViews:
+        return self.views

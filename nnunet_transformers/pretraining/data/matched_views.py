@@ -1,0 +1,167 @@
+"""Alice's views: crops of two subjects around points that a matcher identifies with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..encoders.masked import random_mask
+from .cached_matcher import CachedMatcher
+from .epoch import Epoch, EpochData
+from .index import read_index
+from .prepared_images import PreparedImages
+from .transforms import flip, intensity_transforms, rotate, rotations_of
+
+
+class MatchedViews(Epoch):
+    """Crops of two images around matched points, each as a view to mask and as an augmented view (Alice).
+
+    A sample has, for "query" and "key", a ``_masked`` and an ``_intact`` view, (channels, *patch_size), and a
+    ``_mask``, boolean (*grid), true for masked cells. The intact view is rotated, mirrored and changed in intensity.
+    ``is_matched`` is false if no match was valid; the key crop then is another crop of the query image. ``redraws``
+    counts the points without a valid match.
+
+    Args:
+        folder: prepared images.
+        patch_size: voxels per axis, three axes.
+        grid: cells per axis that are masked or visible.
+        mask_ratio: share of masked cells.
+        matcher: one of ``matching.MATCHERS``.
+        matcher_arguments: arguments of the matcher.
+        partners: number of images that an image is matched with; maps between two images are computed once.
+        tries: points, each with another partner, before a match is given up.
+        samples, seed: as for ``Epoch``.
+
+    Raises:
+        ValueError: if there are fewer than two images, or there is no such matcher.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        patch_size: Sequence[int],
+        grid: Sequence[int],
+        mask_ratio: float,
+        matcher: str,
+        matcher_arguments: Mapping[str, Any] | None,
+        partners: int,
+        tries: int,
+        samples: int,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(samples, seed)
+        self.images = PreparedImages(folder)
+        if len(self.images.names) < 2:
+            raise ValueError(f"{folder} has {len(self.images.names)} images; matching needs two")
+        self.patch_size, self.grid, self.mask_ratio = tuple(patch_size), tuple(grid), mask_ratio
+        self.matcher = CachedMatcher(self.images, matcher, matcher_arguments)
+        self.partners, self.tries = partners, tries
+        self.rotations = rotations_of(self.patch_size)
+        self.intensity = intensity_transforms()
+
+    def sample(self, rng: np.random.Generator) -> dict[str, Any]:
+        crops, redraws = self._crops(self.images.names[rng.integers(len(self.images.names))], rng)
+        sample: dict[str, Any] = {"is_matched": redraws < self.tries, "redraws": redraws}
+        for side, (name, start) in crops.items():
+            crop = self.images.read(name, start, self.patch_size)
+            sample[f"{side}_masked"] = crop
+            sample[f"{side}_mask"] = torch.from_numpy(random_mask(self.grid, self.mask_ratio, rng))
+            sample[f"{side}_intact"] = self._augment(crop, rng)
+        return sample
+
+    def _crops(self, query: str, rng: np.random.Generator) -> tuple[dict[str, tuple[str, list[int]]], int]:
+        """Return image and first voxel of both crops, and the number of points without a valid match."""
+        for redraws in range(self.tries):
+            start = self._random_start(query, rng)
+            key = self._partner(query, rng)
+            match = self.matcher.match(query, key, self._centre(start)[None])
+            if match.valid[0]:
+                return {"query": (query, start), "key": (key, self._start(key, match.points[0]))}, redraws
+        return {"query": (query, start), "key": (query, self._random_start(query, rng))}, self.tries
+
+    def _augment(self, crop: Tensor, rng: np.random.Generator) -> Tensor:
+        rotated = rotate(crop, self.rotations[rng.integers(len(self.rotations))])
+        return self.intensity(image=flip(rotated, 0.5, (1, 2, 3)).contiguous())["image"]
+
+    def _partner(self, query: str, rng: np.random.Generator) -> str:
+        """Return one of an image's partners, which stay the same throughout a run."""
+        others = [name for name in self.images.names if name != query]
+        own = np.random.default_rng((self.seed, self.images.names.index(query))).permutation(len(others))
+        return others[own[rng.integers(min(self.partners, len(others)))]]
+
+    def _random_start(self, name: str, rng: np.random.Generator) -> list[int]:
+        size = self.images.shapes[name][1:]
+        return [int(rng.integers(max(0, n - p) + 1)) for n, p in zip(size, self.patch_size, strict=True)]
+
+    def _centre(self, start: Sequence[int]) -> NDArray:
+        """Return a crop's centre in mm."""
+        return (np.array(start) + (np.array(self.patch_size) - 1) / 2) * self.matcher.spacing
+
+    def _start(self, name: str, centre: NDArray) -> list[int]:
+        """Return the first voxel of the crop around a point in mm, moved into the image."""
+        size = np.array(self.images.shapes[name][1:])
+        start = np.round(centre / self.matcher.spacing - (np.array(self.patch_size) - 1) / 2)
+        return np.clip(start, 0, np.maximum(0, size - self.patch_size)).astype(int).tolist()
+
+
+class MatchedViewData(EpochData):
+    """Batches of matched views.
+
+    Args:
+        folder: prepared images.
+        patch_size: voxels per axis.
+        grid: cells per axis that are masked or visible; a recipe takes them from the method's ``encoder.grid``.
+        mask_ratio: share of masked cells.
+        matcher: "identity", "affine", "embedding", "hybrid" or "precomputed".
+        matcher_arguments: arguments of the matcher, such as ``{"weights": "matcher.pth"}``.
+        partners: number of images that an image is matched with.
+        tries: points before a match is given up.
+        batch_size: pairs per batch and device.
+        samples_per_epoch: pairs per epoch over all devices; by default one per image.
+        num_workers: worker processes that read.
+        seed: seed of the views.
+
+    Raises:
+        FileNotFoundError: if the folder was not prepared.
+        ValueError: as ``MatchedViews``.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        patch_size: Sequence[int],
+        grid: Sequence[int],
+        mask_ratio: float = 0.75,
+        matcher: str = "hybrid",
+        matcher_arguments: dict[str, Any] | None = None,
+        partners: int = 8,
+        tries: int = 4,
+        batch_size: int = 2,
+        samples_per_epoch: int | None = None,
+        num_workers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.index = read_index(Path(folder))
+        self.views = MatchedViews(
+            Path(folder),
+            patch_size,
+            grid,
+            mask_ratio,
+            matcher,
+            matcher_arguments,
+            partners,
+            tries,
+            samples=samples_per_epoch or len(self.index.cases),
+            seed=seed,
+        )
+
+    def epoch(self) -> MatchedViews:
+        return self.views

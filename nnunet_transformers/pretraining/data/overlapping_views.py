@@ -1,0 +1,90 @@
+"""Overlapping crops with known positions, for the anatomical embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .epoch import Epoch, EpochData
+from .index import read_index
+from .prepared_images import PreparedImages
+from .transforms import intensity_transforms
+
+SCALE = (0.8, 1.2)
+
+
+class OverlappingViews(Epoch):
+    """Two overlapping views of a random volume, scaled and changed in intensity independently (SAM).
+
+    A sample is a pair of (view, frame). A view is (1, *patch_size), the mean over the channels. A frame is (2, 3): the
+    view's first voxel and its step between voxels on each axis, in voxels of the volume.
+
+    Args:
+        folder: prepared images.
+        patch_size: voxels per axis of a view.
+        samples, seed: as for ``Epoch``.
+    """
+
+    def __init__(self, folder: Path, patch_size: Sequence[int], samples: int, seed: int = 0) -> None:
+        super().__init__(samples, seed)
+        self.images, self.patch_size = PreparedImages(folder), tuple(patch_size)
+        self.intensity = intensity_transforms()
+
+    def sample(self, rng: np.random.Generator) -> tuple[tuple[Tensor, Tensor], ...]:
+        name = self.images.names[rng.integers(len(self.images.names))]
+        size = np.array(self.images.shapes[name][1:])
+        centre = rng.uniform(0.25, 0.75, 3) * size
+        return tuple(self._view(name, size, centre, rng) for _ in range(2))
+
+    def _view(self, name: str, size: np.ndarray, centre: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Cut a view whose centre is within a quarter of its size of ``centre``, inside the volume if possible."""
+        patch = np.array(self.patch_size)
+        scale = rng.uniform(*SCALE, 3)
+        length = np.maximum(np.round(patch * scale).astype(int), 2)
+        start = np.round(centre + rng.uniform(-0.25, 0.25, 3) * length - length / 2).astype(int)
+        start = np.clip(start, np.minimum(0, size - length), np.maximum(0, size - length))
+        inner = np.maximum(start, 0)
+        crop = self.images.read(name, inner.tolist(), np.minimum(length, size - inner).tolist()).mean(0, keepdim=True)
+        # outside the volume the minimum, as in PreparedImages.read
+        before = inner - start
+        after = length - before - np.array(crop.shape[1:])
+        padding = [int(n) for axis in (2, 1, 0) for n in (before[axis], after[axis])]
+        crop = F.pad(crop, padding, value=float(crop.min()))
+        view = F.interpolate(crop[None], size=self.patch_size, mode="trilinear", align_corners=True)[0]
+        frame = np.stack([start, (length - 1) / np.maximum(patch - 1, 1)])
+        return self.intensity(image=view)["image"], torch.from_numpy(frame).float()
+
+
+class OverlappingViewData(EpochData):
+    """Batches of overlapping views.
+
+    Args:
+        folder: prepared images.
+        patch_size: voxels per axis of a view.
+        batch_size: pairs per batch and device.
+        samples_per_epoch: pairs per epoch over all devices; by default one per image.
+        num_workers: worker processes that read.
+        seed: seed of the views.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        patch_size: Sequence[int],
+        batch_size: int = 4,
+        samples_per_epoch: int | None = None,
+        num_workers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.index = read_index(Path(folder))
+        self.views = OverlappingViews(Path(folder), patch_size, samples_per_epoch or len(self.index.cases), seed)
+
+    def epoch(self) -> OverlappingViews:
+        return self.views

@@ -1,0 +1,80 @@
+"""Attention between a radiograph and its radiology report: weights of patches and words, and each word's place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from .data.report_pairs import centre_crop, read_radiograph
+from .data.report_table import clean_report
+from .encoders.text import load_tokenizer, tokenize
+from .losses import token_weights, word_attention
+from .methods.mgca import MGCA
+
+
+@dataclass(frozen=True)
+class ReportAttention:
+    """Attention of an image and its radiology report.
+
+    Attributes:
+        image: (channels, height, width), the encoder's input.
+        words: words of the report.
+        word_weights: (words,) with sum 1: CTA's weights, the attention of [CLS] to each word, clipped to quantiles.
+        patch_weights: (rows, columns), the same for the image's patches; None for encoders without [CLS].
+        maps: (words, rows, columns): CTA's attention of each word to the patches, each map with sum 1.
+    """
+
+    image: NDArray
+    words: list[str]
+    word_weights: NDArray
+    patch_weights: NDArray | None
+    maps: NDArray
+
+
+@torch.inference_mode()
+def attend(method: MGCA, max_length: int, image: Path, report: str) -> ReportAttention:
+    """Compute the attention of an image and its report (MGCA, section 3).
+
+    Args:
+        method: trained with CTA.
+        max_length: tokens of a report.
+        image: image file.
+        report: text; words beyond ``max_length`` tokens are left out.
+
+    Raises:
+        ValueError: if the method was trained without CTA, the image cannot be read, or the report has no words.
+        OSError: if there is no such file.
+
+    Examples:
+        >>> checkpoint = AlignmentCheckpoint.load("alignment.pth")
+        >>> method = MGCA.from_checkpoint(checkpoint)
+        >>> attention = attend(method, checkpoint.max_length, Path("chest.png"), "Large nodule in the left lung.")
+        >>> attention.words
+        ['Large', 'nodule', 'in', 'the', 'left', 'lung']
+    """
+    if not method.loss_weights["cta"]:
+        raise ValueError("the encoders were trained without CTA (cta_weight 0), which locates words in an image")
+    words = clean_report(report).split()
+    if not words:
+        raise ValueError("the report has no words")
+    settings: Any = method.hparams
+    try:
+        picture = centre_crop(read_radiograph(image, settings.input_channels), settings.patch_size)
+    except ValueError as error:
+        raise ValueError(f"{image} {error}") from error
+    seen = method.image_encoder(picture[None])
+    tokens = tokenize(load_tokenizer(settings.text_encoder), [" ".join(words)], max_length)
+    read = method.text_encoder(**tokens)
+    patches, found = method.patch_head(seen.patches[0]), method.word_head(read.words[0])
+    maps = word_attention(found[None], patches[None])[0]
+    return ReportAttention(
+        image=picture.numpy(),
+        words=words[: len(found)],
+        word_weights=token_weights(read.attention)[0].numpy(),
+        patch_weights=None if seen.attention is None else token_weights(seen.attention)[0].view(seen.grid).numpy(),
+        maps=maps.view(-1, *seen.grid).numpy(),
+    )

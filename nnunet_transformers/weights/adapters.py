@@ -1,0 +1,123 @@
+"""Adapters of ``transfer``, each for one kind of tensor that depends on patch, windows, stride or channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from math import prod
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..architectures.layers import (
+    PositionEmbedding,
+    RelativePositionBias,
+    resize_bias_table,
+    resize_position_embedding,
+)
+from .transfer import Adapter
+
+
+def bias_tables(network: nn.Module, shape_in_source: Callable[[str, Tensor], Sequence[int]]) -> Adapter:
+    """Interpolate tables of relative position biases to the windows of a network.
+
+    Args:
+        network: that is loaded into.
+        shape_in_source: from a table's name and value to its offsets per axis.
+    """
+
+    def adapt(name: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
+        module = _owner(network, name)
+        # tables of different windows may have as many rows, those of different widths have other heads
+        if not isinstance(module, RelativePositionBias) or value.shape[1] != tensor.shape[1]:
+            return None
+        shape = tuple(shape_in_source(name, value))
+        change = sizes_changed("offsets", shape, module.table_shape) if shape != module.table_shape else ""
+        return resize_bias_table(value, shape, module.table_shape), change
+
+    return adapt
+
+
+def position_embeddings(network: nn.Module) -> Adapter:
+    """Interpolate position embeddings, laid out on the source's grid, to the grids of a network."""
+
+    def adapt(name: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
+        module = _owner(network, name)
+        if not isinstance(module, PositionEmbedding) or value.shape == tensor.shape:
+            return None
+        if value.shape[-1] != tensor.shape[-1]:
+            return None
+        grid = tuple(value.shape[1:-1])
+        resized = resize_position_embedding(value, grid, module.grid_size)
+        return resized, sizes_changed("grid", grid, module.grid_size)
+
+    return adapt
+
+
+def first_layers(names: Container[str]) -> Adapter:
+    """Fit kernel and channels of convolutions that see the image, so that a flat image gives the same response.
+
+    Args:
+        names: of their weights, (out, channels, *kernel).
+    """
+
+    def adapt(name: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
+        if name not in names or value.shape == tensor.shape:
+            return None
+        if value.dim() != tensor.dim() or value.shape[0] != tensor.shape[0]:
+            return None
+        changes = []
+        kernel, new_kernel = value.shape[2:], tensor.shape[2:]
+        if kernel != new_kernel:
+            mode = {2: "bilinear", 3: "trilinear"}[len(kernel)]
+            value = F.interpolate(value.float(), size=tuple(new_kernel), mode=mode) * (prod(kernel) / prod(new_kernel))
+            changes.append(sizes_changed("kernel", kernel, new_kernel))
+        channels, new_channels = value.shape[1], tensor.shape[1]
+        if channels != new_channels:
+            value = value.sum(1, keepdim=True).expand(-1, new_channels, *new_kernel) / new_channels
+            changes.append(f"channels {channels} to {new_channels}")
+        return value.to(tensor.dtype), ", ".join(changes)
+
+    return adapt
+
+
+def pointwise_convolutions(name: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
+    """Take 1x1 convolutions for linear layers, or the other way round: shapes that differ in axes of length 1."""
+    if value.shape == tensor.shape or value.squeeze().shape != tensor.squeeze().shape:
+        return None
+    return value.reshape(tensor.shape), ""
+
+
+def depthwise_kernels(suffix: str) -> Adapter:
+    """Crop 2D depth-wise kernels to smaller ones, and inflate them to 3D.
+
+    In 3D they are repeated along the depth and divided by it, so that an image that is constant along the depth is
+    seen as in 2D.
+
+    Args:
+        suffix: of the names of their weights, (channels, 1, *kernel).
+    """
+
+    def adapt(name: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
+        if not name.endswith(suffix) or value.dim() != 4 or tensor.shape[:2] != value.shape[:2]:
+            return None
+        height, width = value.shape[2:]
+        new_height, new_width = tensor.shape[-2:]
+        if value.shape == tensor.shape or new_height > height or new_width > width:
+            return None
+        top, left = (height - new_height) // 2, (width - new_width) // 2
+        change = sizes_changed("kernel", value.shape[2:], tensor.shape[2:])
+        value = value[:, :, top : top + new_height, left : left + new_width]
+        if tensor.dim() == 5:
+            value = value.unsqueeze(2).expand_as(tensor) / tensor.shape[2]
+        return value, change
+
+    return adapt
+
+
+def sizes_changed(what: str, before: Sequence[int], after: Sequence[int]) -> str:
+    """Describe a change of sizes for reports: "grid 4x4 to 8x8"."""
+    return f"{what} {'x'.join(map(str, before))} to {'x'.join(map(str, after))}"
+
+
+def _owner(network: nn.Module, name: str) -> nn.Module:
+    return network.get_submodule(name.rpartition(".")[0])

@@ -1,0 +1,125 @@
+"""Checkpoints of every kind: recognised by their content, read once, verified once, refused with advice."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import pytest
+import torch
+
+from nnunet_transformers import weights
+from nnunet_transformers.classification.checkpoint import ClassifierCheckpoint
+from nnunet_transformers.pretraining.alignment import AlignmentCheckpoint
+from nnunet_transformers.pretraining.matching import MatcherCheckpoint
+from nnunet_transformers.weights import EncoderCheckpoint, PrimusCheckpoint, SealedCheckpoint, TimmCheckpoint, sealed
+
+ENCODER = EncoderCheckpoint({"stem.proj.weight": torch.ones(2, 3)}, "qt_unet_tiny", (32, 32), 1)
+CHECKPOINTS = [
+    ENCODER,
+    TimmCheckpoint({"conv1.weight": torch.ones(2)}, "resnet18", (64, 96), 3, spacing=(0.5, 1.0)),
+    PrimusCheckpoint({"eva.pos_embed": torch.ones(1, 4)}, "primus_s", (16, 16, 16), 1, recipe={"epochs": 3}),
+    MatcherCheckpoint({"a": torch.ones(1)}, {"dim": 4}, (1.0, 2.0, 3.0)),
+    AlignmentCheckpoint({"a": torch.ones(1)}, {"text_encoder": "bert"}, 112),
+]
+CLASSES = [*(type(checkpoint) for checkpoint in CHECKPOINTS), ClassifierCheckpoint]
+
+
+@pytest.fixture
+def kinds(monkeypatch):
+    """Kinds that a test defines are forgotten after it."""
+    monkeypatch.setattr(sealed, "_kinds", dict(sealed._kinds))
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda c: c.kind)
+def test_kind_is_recognised(checkpoint, tmp_path, file_reads):
+    sha256 = checkpoint.save(tmp_path / "file.pth")
+    assert checkpoint.sha256 == sha256
+    file_reads.update(load=0, hash=0)
+    loaded = weights.load(tmp_path / "file.pth")
+    assert loaded.sha256 == sha256
+    assert file_reads == {"load": 1, "hash": 1}
+    assert type(loaded) is type(checkpoint)
+    fields = {f.name: getattr(loaded, f.name) for f in dataclasses.fields(loaded) if f.name != "weights"}
+    assert fields == {name: getattr(checkpoint, name) for name in fields}
+    assert all(torch.equal(loaded.weights[name], value) for name, value in checkpoint.weights.items())
+    # the hash is that of the content, also of a changed copy
+    assert dataclasses.replace(loaded, weights={"a": torch.zeros(1)}).sha256 != sha256
+
+
+@pytest.mark.parametrize("kind_class", CLASSES, ids=lambda c: c.kind)
+def test_another_kind_is_refused_with_advice(kind_class, tmp_path):
+    other = CHECKPOINTS[kind_class is EncoderCheckpoint]
+    other.save(tmp_path / "file.pth")
+    with pytest.raises(
+        ValueError, match=rf"file.pth is no {kind_class.kind} checkpoint \(its kind is {other.kind}\)\. `nnunet-"
+    ):
+        kind_class.load(tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=rf"is no {kind_class.kind} checkpoint \(it has state_dict\)"):
+        torch.save({"state_dict": {}}, tmp_path / "file.pth")
+        kind_class.load(tmp_path / "file.pth")
+
+
+def test_one_of_several_kinds(tmp_path):
+    CHECKPOINTS[3].save(tmp_path / "matcher.pth")
+    with pytest.raises(ValueError, match=r"is no timm_encoder, encoder or primus checkpoint .*is matcher.*convert"):
+        weights.load(tmp_path / "matcher.pth", (TimmCheckpoint, EncoderCheckpoint, PrimusCheckpoint))
+    ENCODER.save(tmp_path / "encoder.pth")
+    assert weights.load(tmp_path / "encoder.pth", (TimmCheckpoint, EncoderCheckpoint)).name == "qt_unet_tiny"
+    assert weights.PretrainedWeights.load(tmp_path / "encoder.pth").kind == "encoder"
+
+
+@pytest.mark.parametrize(
+    "number,advice", [(2, "this version reads 1; update nnunet-transformers"), (0, "write it again")]
+)
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda c: c.kind)
+def test_other_formats_are_refused(checkpoint, number, advice, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(checkpoint), "format", number)
+    checkpoint.save(tmp_path / "file.pth")
+    weights.load(tmp_path / "file.pth")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=rf"has format {number} of {checkpoint.kind} checkpoints, .*{advice}"):
+        weights.load(tmp_path / "file.pth")
+
+
+def test_a_package_defines_its_own_kind(kinds, tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Own(SealedCheckpoint):
+        kind: ClassVar[str] = "own"
+        format: ClassVar[int] = 3
+        scale: float
+
+    Own({"a": torch.ones(1)}, 0.5).save(tmp_path / "own.pth")
+    assert weights.load(tmp_path / "own.pth").scale == 0.5
+    del sealed._kinds["own"]
+    with pytest.raises(ValueError, match=r"\(its kind is own\)"):
+        weights.load(tmp_path / "own.pth")
+    with pytest.raises(TypeError, match="Without states kind 'without' but no format"):
+        type("Without", (SealedCheckpoint,), {"kind": "without"})
+    with pytest.raises(TypeError, match="kind 'encoder' of Second is that of EncoderCheckpoint"):
+        type("Second", (SealedCheckpoint,), {"kind": "encoder", "format": 1})
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"network_weights": {"stem.proj.weight": torch.zeros(2, 3)}}, "was altered"),
+        ({"network_weights": {"stem.proj.weight": torch.eye(3).to_sparse()}}, "was altered"),
+        ({"network_weights": {"stem.proj.weight": [1.0]}}, "is no encoder checkpoint"),
+        ({"network_weights": None}, "is no encoder checkpoint"),
+        ({"encoder": {"sha256": "", "format": 1, "name": torch.ones(1)}}, "was altered"),
+    ],
+)
+def test_forged_content(change, message, tmp_path):
+    ENCODER.save(tmp_path / "file.pth")
+    torch.save({**torch.load(tmp_path / "file.pth", weights_only=True), **change}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=message):
+        EncoderCheckpoint.load(tmp_path / "file.pth")
+
+
+def test_description_of_another_layout(tmp_path):
+    description = {"name": "qt_unet_tiny", "format": 1}
+    entry = {**description, "sha256": sealed.content_hash({}, description)}
+    torch.save({"network_weights": {}, "encoder": entry}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match="is not that of kind encoder: 'patch_size'"):
+        EncoderCheckpoint.load(tmp_path / "file.pth")

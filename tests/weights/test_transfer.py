@@ -1,0 +1,227 @@
+"""The transfer of weights and its adapters: exact values, the report, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from nnunet_transformers.architectures import create_network
+from nnunet_transformers.architectures.layers import PositionEmbedding, RelativePositionBias
+from nnunet_transformers.weights import (
+    ImageNetWeights,
+    PrimusCheckpoint,
+    create_primus,
+    load_imagenet,
+    load_primus_weights,
+    primus_weights,
+    transfer,
+)
+from nnunet_transformers.weights.adapters import (
+    bias_tables,
+    depthwise_kernels,
+    first_layers,
+    pointwise_convolutions,
+    position_embeddings,
+)
+
+
+def test_report_and_values():
+    target = nn.ModuleDict({"a": nn.BatchNorm1d(2), "b": nn.Linear(2, 3), "c": nn.Linear(1, 1)}).half()
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    source = {
+        "a.weight": torch.tensor([2.0, 3.0]),
+        "a.running_mean": torch.tensor([4.0, 5.0]),
+        "b.weight": torch.ones(4, 2),
+        "b.bias": torch.full((3,), 6.0),
+        "d.weight": torch.ones(1),
+    }
+
+    def double(name, value, tensor):
+        return (2 * value, "doubled") if name == "b.bias" else None
+
+    report = transfer(target.state_dict(), source, [double, lambda *_: None], "a test")
+    assert report.source == "a test"
+    assert report.loaded == ["a.weight", "a.running_mean"]
+    assert report.adapted == {"b.bias": "doubled"}
+    assert report.unused == ["d.weight"]
+    assert report.fresh == {
+        "a.bias": "not in the source",
+        "a.running_var": "not in the source",
+        "a.num_batches_tracked": "not in the source",
+        "b.weight": "shape (4, 2) in the source, (3, 2) here",
+        "c.weight": "not in the source",
+        "c.bias": "not in the source",
+    }
+    after = target.state_dict()
+    assert after["a.weight"].tolist() == [2, 3]
+    assert after["a.running_mean"].tolist() == [4, 5]
+    assert after["b.bias"].tolist() == [12, 12, 12]
+    assert after["b.bias"].dtype == torch.float16
+    assert all(torch.equal(after[name], before[name]) for name in report.fresh)
+
+
+class TestAdapters:
+    def test_bias_tables(self):
+        """A linear function of the offset stays one; tables of as many rows are not mistaken for each other."""
+        network = nn.ModuleDict({"bias": RelativePositionBias((2, 3), (2, 3), 1)})  # 3x5 offsets
+        rows, columns = torch.meshgrid(torch.linspace(-1, 1, 5), torch.linspace(-1, 1, 3), indexing="ij")
+        table = (rows + 10 * columns).reshape(15, 1)
+        report = transfer(network.state_dict(), {"bias.table": table}, [bias_tables(network, lambda *_: (5, 3))])
+        assert report.adapted == {"bias.table": "offsets 5x3 to 3x5"}
+        rows, columns = torch.meshgrid(torch.linspace(-1, 1, 3), torch.linspace(-1, 1, 5), indexing="ij")
+        torch.testing.assert_close(network["bias"].table.detach(), (rows + 10 * columns).reshape(15, 1))
+        report = transfer(network.state_dict(), {"bias.table": table}, [bias_tables(network, lambda *_: (3, 5))])
+        assert report.loaded == ["bias.table"]
+        assert torch.equal(network["bias"].table, table)
+        report = transfer(network.state_dict(), {"bias.table": torch.ones(15, 2)}, [bias_tables(network, lambda *_: 0)])
+        assert report.fresh == {"bias.table": "shape (15, 2) in the source, (15, 1) here"}
+
+    def test_position_embeddings(self):
+        network = nn.ModuleDict({"position": PositionEmbedding((2, 4), 1)})
+        adapters = [position_embeddings(network)]
+        report = transfer(network.state_dict(), {"position.weight": torch.arange(8.0).view(1, 4, 2, 1)}, adapters)
+        assert report.adapted == {"position.weight": "grid 4x2 to 2x4"}
+        expected = torch.tensor([[1, 1.25, 1.75, 2], [5, 5.25, 5.75, 6]])  # means of two rows, columns between two
+        torch.testing.assert_close(network["position"].weight.detach()[0, ..., 0], expected)
+        report = transfer(network.state_dict(), {"position.weight": torch.ones(1, 4, 2, 2)}, adapters)
+        assert report.fresh == {"position.weight": "shape (1, 4, 2, 2) in the source, (1, 2, 4, 1) here"}
+
+    def test_first_layers(self):
+        value = torch.arange(2 * 2 * 4 * 4.0).view(2, 2, 4, 4)
+        target = {"first": torch.zeros(2, 3, 2, 2), "other": torch.zeros(2, 3, 4, 4)}
+        report = transfer(target, {"first": value, "other": value}, [first_layers(["first"])])
+        assert report.adapted == {"first": "kernel 4x4 to 2x2, channels 2 to 3"}
+        assert list(report.fresh) == ["other"]
+        # halving an edge is the mean of pairs; a flat image of every channel gives the same response
+        expected = 4 * nn.functional.avg_pool2d(value, 2).sum(1, keepdim=True).expand(-1, 3, -1, -1) / 3
+        torch.testing.assert_close(target["first"], expected)
+        torch.testing.assert_close(target["first"].sum((1, 2, 3)), value.sum((1, 2, 3)))
+        report = transfer(target, {"first": torch.ones(4, 3, 2, 2)}, [first_layers(["first"])])
+        assert list(report.fresh) == ["first", "other"]
+
+    @pytest.mark.parametrize("kernel", [(3, 5), (3, 3, 5), (1, 7, 7)])
+    def test_depthwise_kernels(self, kernel):
+        """Cropped in-plane and, in 3D, repeated along the depth and divided by it."""
+        value = torch.randn(2, 1, 7, 7)
+        target = {"conv_dw.weight": torch.zeros(2, 1, *kernel)}
+        adapters = [pointwise_convolutions, depthwise_kernels("conv_dw.weight")]
+        report = transfer(target, {"conv_dw.weight": value}, adapters)
+        expected = value if kernel == (1, 7, 7) else value[:, :, 2:5, 1:6]
+        if len(kernel) == 3:
+            expected = expected[:, :, None].expand(-1, -1, kernel[0], -1, -1) / kernel[0]
+        assert torch.equal(target["conv_dw.weight"], expected)
+        change = f"kernel 7x7 to {'x'.join(map(str, kernel))}"
+        assert report.adapted == ({} if kernel == (1, 7, 7) else {"conv_dw.weight": change})
+
+    def test_kernels_that_do_not_fit(self):
+        adapters = [pointwise_convolutions, depthwise_kernels("conv_dw.weight")]
+        report = transfer(
+            {"conv_dw.weight": torch.zeros(2, 1, 9, 9), "fc.weight": torch.zeros(2, 6)},
+            {"conv_dw.weight": torch.ones(2, 1, 7, 7), "fc.weight": torch.ones(3, 4, 1, 1)},
+            adapters,
+        )
+        assert set(report.fresh) == {"conv_dw.weight", "fc.weight"}
+
+
+class TestImageNet:
+    @pytest.fixture(scope="class")
+    def files(self, tmp_path_factory):
+        folder, models = tmp_path_factory.mktemp("imagenet"), {}
+        for name in ("convnext_femto", "convnext_tiny", "swin_tiny_patch4_window7_224"):
+            torch.manual_seed(0)
+            models[name] = {n: torch.randn_like(v) for n, v in timm.create_model(name).state_dict().items()}
+            torch.save(models[name], folder / f"{name}.pth")
+        return folder, models
+
+    def test_2d(self, files):
+        folder, models = files
+        network = create_network("unet2022_tiny", 1, 2, (64, 64))
+        convnext, swin = folder / "convnext_tiny.pth", folder / "swin_tiny_patch4_window7_224.pth"
+        report = load_imagenet(network, convnext, swin)
+        state = network.state_dict()
+        tables = {n: m.table_shape for n, m in network.named_modules() if isinstance(m, RelativePositionBias)}
+        assert report.adapted == {
+            f"{name}.table": f"offsets 13x13 to {'x'.join(map(str, shape))}"
+            for name, shape in tables.items()
+            if shape != (13, 13)
+        }
+        assert len(report.adapted) == 21
+        expected = {}
+        for stage in range(4):
+            for index in range(3):
+                places = [f"encoder.stages.{stage}.{index}"]
+                places += [f"decoder.levels.{2 - stage}.blocks.{index}"] if stage < 3 else []
+                for source, start, part in (
+                    ("convnext_tiny", f"stages.{stage}.blocks.{index}.", "convnext"),
+                    # two blocks in Swin-T's stages but for the third
+                    (
+                        "swin_tiny_patch4_window7_224",
+                        f"layers.{stage}.blocks.{index if stage == 2 else min(index, 1)}.",
+                        "parallel",
+                    ),
+                ):
+                    for name, value in models[source].items():
+                        if name.startswith(start):
+                            ours = name.removeprefix(start).replace("norm1.", "norm.")
+                            expected |= {f"{place}.{part}.{ours}": value for place in places}
+        loaded = {name: value for name, value in expected.items() if name in state}
+        assert report.loaded == [name for name in state if name in loaded]
+        for name, value in loaded.items():
+            assert torch.equal(state[name], value.view_as(state[name])), name
+        used = {"convnext: stages.2.blocks.0.conv_dw.weight", "swin: layers.2.blocks.2.norm1.weight"}
+        assert used.isdisjoint(report.unused)
+        assert {
+            "convnext: stem.0.weight",
+            "convnext: stages.2.blocks.3.conv_dw.weight",
+            "swin: layers.2.blocks.3.norm1.weight",
+            "swin: layers.0.blocks.0.norm2.bias",
+        } <= set(report.unused)
+
+    def test_3d(self, files):
+        folder, models = files
+        network = create_network("unet2022_tiny", 1, 2, (32, 32, 32))
+        report = load_imagenet(network, folder / "convnext_femto.pth", spread=True)
+        kernels = [name for name in network.state_dict() if name.endswith("convnext.conv_dw.weight")]
+        assert report.adapted == dict.fromkeys(kernels, "kernel 7x7 to 3x3x3")
+        for index, source in enumerate((0, 2, 5)):
+            kernel = models["convnext_femto"][f"stages.2.blocks.{source}.conv_dw.weight"][:, :, 2:5, 2:5]
+            for stage in (network.encoder.stages[2], network.decoder.levels[0].blocks):
+                assert torch.equal(
+                    stage[index].convnext.conv_dw.weight, kernel[:, :, None].expand(-1, -1, 3, -1, -1) / 3
+                )
+
+    def test_files_are_read_once(self, files, monkeypatch):
+        reads = []
+        load = torch.load
+        monkeypatch.setattr(torch, "load", lambda path, **keywords: (reads.append(path), load(path, **keywords))[1])
+        weights = ImageNetWeights(files[0] / "convnext_femto.pth")
+        first, second = (create_network("unet2022_tiny", 1, 2, (s, 32, 32)) for s in (32, 64))
+        assert weights.load_into(first).loaded == weights.load_into(second).loaded
+        assert reads == [files[0] / "convnext_femto.pth"]
+
+
+def test_primus_of_a_turned_patch():
+    """Its flat position embeddings have the same shape."""
+    source = create_primus("primus_s", 1, (16, 8, 24))
+    with torch.no_grad():
+        source.eva.pos_embed.copy_(torch.arange(6.0)[None, :, None].expand_as(source.eva.pos_embed))
+    checkpoint = PrimusCheckpoint(primus_weights(source), "primus_s", (16, 8, 24), 1)
+    network = create_primus("primus_s", 1, (24, 8, 16))
+    report = load_primus_weights(network, (24, 8, 16), checkpoint)
+    assert report.adapted == {"eva.pos_embed": "grid 2x1x3 to 3x1x2"}
+    expected = torch.tensor([0.25, 1.75, 1.75, 3.25, 3.25, 4.75])
+    torch.testing.assert_close(network.eva.pos_embed[0, :, 7].detach(), expected)
+
+
+def test_primus_that_sees_the_image_in_two_layers():
+    """The stems of later versions have layers under several names."""
+    source = create_primus("primus_v2_s", 1, (16, 16, 16))
+    checkpoint = PrimusCheckpoint(primus_weights(source), "primus_v2_s", (16, 16, 16), 1)
+    network = create_primus("primus_v2_s", 2, (16, 16, 16))
+    report = load_primus_weights(network, (16, 16, 16), checkpoint)
+    stem = "down_projection.stem.blocks.0."
+    assert report.adapted == dict.fromkeys((f"{stem}conv1.conv.weight", f"{stem}skip.0.conv.weight"), "channels 1 to 2")
+    assert not report.unused
+    assert all(name.startswith("up_projection.") for name in report.fresh)
