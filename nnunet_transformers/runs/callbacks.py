@@ -113,4 +113,5 @@ def feature_spread(features: Tensor) -> Tensor:
         tensor(0.)
     """
     features = F.normalize(features.detach().float(), dim=1)
-    return features.std(dim=0).mean() * features.shape[1] ** 0.5
+    spread: Tensor = features.std(dim=0).mean() * features.shape[1] ** 0.5
+    return spread

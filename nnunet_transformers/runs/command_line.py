@@ -106,4 +106,5 @@ def run_recipe(
         if str(error).startswith("Does not validate") and isinstance(error.__cause__, (ValueError, OSError)):
             raise error.__cause__ from None
         raise
-    return cli.trainer
+    trainer: Trainer = cli.trainer
+    return trainer

@@ -16,4 +16,4 @@ def gather(features: Tensor) -> Tensor:
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return features
-    return torch.cat(all_gather(features))
+    return torch.cat(all_gather(features))  # type: ignore[no-untyped-call]

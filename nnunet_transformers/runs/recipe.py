@@ -36,7 +36,8 @@ class Recipe:
         """
         try:
             module, _, name = self.content[part]["class_path"].rpartition(".")
-            return getattr(import_module(module), name)
+            part_class: type = getattr(import_module(module), name)
+            return part_class
         except (KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
             raise ValueError(f"{self.name} names no class in {part}.class_path ({error!r})") from error
 
@@ -66,7 +67,7 @@ def read_recipe(name: str, package: str) -> Recipe:
     if Path(name).is_file():
         text = Path(name).read_text(encoding="utf-8")
     elif name in known:
-        text = files(package).joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
+        text = files(package).joinpath("recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:
         close = get_close_matches(name, known, n=2) or known
         raise ValueError(f"no recipe and no file {name!r}; there are {', '.join(close)}")

@@ -40,7 +40,7 @@ class Batches(LightningDataModule):
         for name, value in (attributes or {}).items():
             setattr(self, name, value)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(cast("Dataset[Any]", self.batches), batch_size=None)
 
 
@@ -124,7 +124,7 @@ def _check_gradients(method: EncoderPretraining, batches: Sequence[Any]) -> None
     for batch in batches:
         loss = method.training_step(batch, 0)
         assert loss.dim() == 0 and loss.isfinite(), f"the loss must be a finite scalar, got {loss}"
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in method.named_parameters():
         if not parameter.requires_grad:
             assert parameter.grad is None, f"frozen, but got a gradient: {name}"

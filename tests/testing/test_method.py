@@ -73,8 +73,7 @@ def test_mgca(bert):
         "num_text_layers": 2,
         "num_prototypes": 8,
     }
-    index = synthetic_index(2) | {"max_length": 24}
-    check_method(MGCA, [batch], arguments, 3, index, {"max_length": 24}, steps=2)
+    check_method(MGCA, [batch], arguments, 3, synthetic_index(2), {"max_length": 24}, steps=2)
 
 
 def test_anatomical_embedding():

@@ -127,7 +127,7 @@ class Alice(EncoderPretraining):
             distances = [
                 self.token_similarity(
                     self.casa(online[side].tokens, online[side].projected),
-                    self.casa(online[side].tokens, target[side]).detach(),
+                    self.casa(online[side].tokens, target[side]),
                 )
                 for side in SIDES
             ]

@@ -190,10 +190,9 @@ class MGCA(EncoderPretraining):
             encoder = TimmCheckpoint(_weights(network), **known)
         # LightningCLI adds entries of its own to the hyper-parameters
         own = {name: value for name, value in settings.items() if not name.startswith("_")}
-        return {
-            "encoder.pth": encoder,
-            "alignment.pth": AlignmentCheckpoint(_weights(self), own, self.trainer.datamodule.max_length),
-        }
+        trainer: Any = self.trainer  # which has the data module as an attribute
+        alignment = AlignmentCheckpoint(_weights(self), own, trainer.datamodule.max_length)
+        return {"encoder.pth": encoder, "alignment.pth": alignment}
 
 
 def _upcast(x: Tensor) -> Tensor:
