@@ -6,9 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from lightly.utils.scheduler import cosine_schedule
 from lightning import LightningModule
+from lightning.fabric.utilities.data import AttributeDict
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -34,10 +37,19 @@ class EncoderPretraining(LightningModule, ABC):
         loss_weights: weights of the loss terms; 1 for terms without an entry.
     """
 
+    encoder: Any
+
     def __init__(self) -> None:
         super().__init__()
         self.target: nn.ModuleDict | None = None
         self.loss_weights: dict[str, float] = {}
+
+    @property
+    def hparams(self) -> AttributeDict:
+        """The arguments of the subclass."""
+        hparams = super().hparams
+        assert isinstance(hparams, AttributeDict)
+        return hparams
 
     @abstractmethod
     def losses(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
@@ -54,7 +66,7 @@ class EncoderPretraining(LightningModule, ABC):
 
     def create_schedule(self, optimizer: Optimizer) -> LRScheduler:
         """Build the learning-rate schedule, which is stepped after every optimiser step."""
-        return cosine_with_warmup(optimizer, self.trainer, self.hparams["warmup_epochs"])
+        return cosine_with_warmup(optimizer, self.trainer, self.hparams.warmup_epochs)
 
     def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> Mapping[str, SealedCheckpoint]:
         """Build the files to write after an epoch.
@@ -103,7 +115,8 @@ class EncoderPretraining(LightningModule, ABC):
         self._log({f"val_{name}": value for name, value in self._with_sum(losses).items()}, len(features))
 
     def _with_sum(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {**losses, "loss": sum(self.loss_weights.get(name, 1.0) * value for name, value in losses.items())}
+        weighted = [self.loss_weights.get(name, 1.0) * value for name, value in losses.items()]
+        return {**losses, "loss": torch.stack(weighted).sum()}
 
     def _log(self, values: Mapping[str, Tensor], batch_size: int) -> None:
         self.log_dict(dict(values), prog_bar=True, sync_dist=True, batch_size=batch_size)
@@ -119,7 +132,7 @@ class EncoderPretraining(LightningModule, ABC):
             for name, network in self.target.items():
                 update_momentum(self.get_submodule(name), network, tau)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.create_optimizer()
         return {
             "optimizer": optimizer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ def reconstruction_head(dim: int, channels: int, stride: Sequence[int]) -> nn.Mo
         channels: image channels.
         stride: voxels per cell of the feature map and axis.
     """
-    transposed = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[len(stride)]
+    transposed: Any = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[len(stride)]
     return transposed(dim, channels, tuple(stride), tuple(stride))
 
 

@@ -81,7 +81,7 @@ class CheckpointWriter(Callback):
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
 
-    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         collapsing = any(isinstance(c, CollapseMonitor) and c.below for c in trainer.callbacks)
         if collapsing or not trainer.is_global_zero:
             return

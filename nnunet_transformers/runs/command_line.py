@@ -47,7 +47,7 @@ class RecipeCLI(LightningCLI, ABC):
             optimize(self.model)
         # --ckpt_path last looks in dirpath, which by default is the folder of a logger version
         root = Path(self.trainer.default_root_dir)
-        if self.trainer.checkpoint_callback is not None:
+        if isinstance(self.trainer.checkpoint_callback, ModelCheckpoint):
             self.trainer.checkpoint_callback.dirpath = str(root)
         if (root / "last.ckpt").exists() and not self.config.fit.ckpt_path:
             raise FileExistsError(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from ..architectures import create_network
+from ..architectures import SegmentationNetwork, create_network
 from ..pretraining.data.index import PreparedCase, PreparedIndex
 from ..pretraining.encoder_pretraining import EncoderPretraining
 from ..weights import EncoderCheckpoint, load_encoder_weights
@@ -41,7 +41,7 @@ class Batches(LightningDataModule):
             setattr(self, name, value)
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.batches, batch_size=None)
+        return DataLoader(cast("Dataset[Any]", self.batches), batch_size=None)
 
 
 def synthetic_index(axes: int = 3, channels: int = 1) -> PreparedIndex:
@@ -187,6 +187,7 @@ def _check_checkpoints(method: EncoderPretraining, index: PreparedIndex, folder:
         if isinstance(loaded, EncoderCheckpoint):
             assert loaded.method == type(method).__name__, f"{name} states the method {loaded.method!r}"
             network = create_network(loaded.name, loaded.input_channels, 2, loaded.patch_size, **loaded.overrides)
+            assert isinstance(network, SegmentationNetwork)
             report = load_encoder_weights(network, loaded)
             for part in ("stem.", "encoder."):
                 covered = report.coverage(dict(network.named_parameters()), part)

@@ -50,7 +50,7 @@ class ImageEncoder(nn.Module, ABC):
         dim, local_dim: channels of the global and the local features.
     """
 
-    network: nn.Module
+    network: Any
     dim: int
     local_dim: int
 
@@ -76,7 +76,7 @@ class TimmViT(ImageEncoder):
         self.network = network
         self.dim = self.local_dim = network.num_features
         # fused attention does not return its attention map
-        network.blocks[-1].attn.fused_attn = False
+        self.network.blocks[-1].attn.fused_attn = False
 
     def forward(self, image: Tensor) -> ImageFeatures:
         maps: list[Tensor] = []
@@ -101,8 +101,9 @@ class TimmCNN(ImageEncoder):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.stage = _nearest([stage["reduction"] for stage in network.feature_info])
-        self.dim, self.local_dim = network.head_hidden_size, network.feature_info[self.stage]["num_chs"]
+        stages = self.network.feature_info
+        self.stage = _nearest([stage["reduction"] for stage in stages])
+        self.dim, self.local_dim = self.network.head_hidden_size, stages[self.stage]["num_chs"]
 
     def forward(self, image: Tensor) -> ImageFeatures:
         size = [round(n * CNN_SCALE) for n in image.shape[2:]]

@@ -43,10 +43,11 @@ class MaskedEncoder(nn.Module):
         self.network = network
         self.grid = tuple(network.grid_sizes[-1])
         self.dim = network.feature_channels[-1]
+        stem: Any = network.stem
         with torch.no_grad():
             # in evaluation mode, so that the zeros do not enter the running statistics of a batch norm
-            embedded = network.stem.eval()(torch.zeros(1, input_channels, *network.patch_size))
-        network.stem.train()
+            embedded = stem.eval()(torch.zeros(1, input_channels, *network.patch_size))
+        stem.train()
         self.mask_token = nn.Parameter(trunc_normal_(torch.zeros(embedded.shape[self._channel_axis]), std=0.02))
 
     @property
@@ -64,7 +65,8 @@ class MaskedEncoder(nn.Module):
             return self._tokens(image)
         # the voxels are masked too: kernels of a stem reach beyond a cell, and norms further
         image = image.masked_fill(_enlarge(mask, image.shape[2:])[:, None], 0.0)
-        handle = self.network.stem.register_forward_hook(lambda _, inputs, output: self._replace(output, mask))
+        stem: Any = self.network.stem
+        handle = stem.register_forward_hook(lambda _, inputs, output: self._replace(output, mask))
         try:
             return self._tokens(image)
         finally:
@@ -143,5 +145,5 @@ def create_masked_encoder(
     return VisibleEncoder(create_primus(name, input_channels, patch_size), patch_size)
 
 
-def _enlarge(mask: Tensor, grid: tuple[int, ...]) -> Tensor:
+def _enlarge(mask: Tensor, grid: Sequence[int]) -> Tensor:
     return F.interpolate(mask[:, None].float(), size=tuple(grid), mode="nearest")[:, 0] > 0.5

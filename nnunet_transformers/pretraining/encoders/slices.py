@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from lightly.models.modules.heads import DINOProjectionHead
@@ -40,7 +41,7 @@ def slice_logits(pair: NetworkPair, head: DINOProjectionHead, volumes: Tensor) -
     Returns:
         (batch, output_dim).
     """
-    form = pair.form_2d
+    form: Any = pair.form_2d
     images = volumes.transpose(1, 2).flatten(0, 1).expand(-1, form.input_channels, -1, -1)
     if images.shape[2:] != form.patch_size:
         images = F.interpolate(images, size=form.patch_size, mode="bilinear", align_corners=False)

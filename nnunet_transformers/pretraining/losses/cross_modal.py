@@ -127,7 +127,7 @@ def _contrast(tokens: Tensor, context: Tensor, weights: Tensor, padding: Tensor 
             # finite, so that a row of padding, whose weight is 0, does not get a NaN gradient
             logits = logits.masked_fill(padding[:, None], torch.finfo(logits.dtype).min)
         losses.append((F.cross_entropy(logits.transpose(1, 2), targets, reduction="none") * weights).sum(1).mean())
-    return sum(losses) / 2
+    return torch.stack(losses).mean()
 
 
 def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
@@ -172,4 +172,5 @@ def cpa_loss(
     scores = [F.normalize(x, dim=-1) @ prototypes.T for x in (image, report)]
     codes = [sinkhorn(s.detach(), epsilon, iterations) for s in scores]
     # F.cross_entropy with probabilities as targets is their mean over the batch
-    return sum(F.cross_entropy(s / temperature, code) for s, code in zip(scores, reversed(codes), strict=True)) / 2
+    losses = [F.cross_entropy(s / temperature, code) for s, code in zip(scores, reversed(codes), strict=True)]
+    return torch.stack(losses).mean()

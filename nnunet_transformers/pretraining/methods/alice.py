@@ -113,23 +113,25 @@ class Alice(EncoderPretraining):
         online = {side: self._online(batch[f"{side}_masked"], batch[f"{side}_mask"]) for side in SIDES}
         losses = {}
         if "reconstruction" in self.terms:
-            losses["reconstruction"] = sum(
+            errors = [
                 masked_reconstruction_loss(online[side].image, batch[f"{side}_masked"], batch[f"{side}_mask"])
                 for side in SIDES
-            )
+            ]
+            losses["reconstruction"] = torch.stack(errors).sum()
         if self.target is not None:
             with torch.no_grad():
                 target = {side: self.target["head"](self.target["encoder"](batch[f"{side}_intact"])) for side in SIDES}
         if "views" in self.terms:
             losses["views"] = self._views(online, target, batch["is_matched"])
         if "alignment" in self.terms:
-            losses["alignment"] = sum(
+            distances = [
                 self.token_similarity(
                     self.casa(online[side].tokens, online[side].projected),
                     self.casa(online[side].tokens, target[side]).detach(),
                 )
                 for side in SIDES
-            )
+            ]
+            losses["alignment"] = torch.stack(distances).sum()
         return losses, online["query"].tokens.mean(1)
 
     def _online(self, image: Tensor, mask: Tensor) -> OnlineOutput:

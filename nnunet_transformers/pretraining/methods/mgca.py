@@ -25,7 +25,7 @@ from ..alignment import AlignmentCheckpoint
 from ..data.index import PreparedIndex
 from ..encoder_checkpoint import data_settings
 from ..encoder_pretraining import EncoderPretraining
-from ..encoders.image import create_image_encoder
+from ..encoders.image import ImageEncoder, create_image_encoder
 from ..encoders.text import TextEncoder
 from ..heads import alignment_head, apply_to_tokens
 from ..losses import cpa_loss, cta_loss, ita_loss, token_weights
@@ -54,6 +54,10 @@ class MGCA(EncoderPretraining):
     Raises:
         ValueError: if a weight is negative or all are 0, or as ``create_image_encoder`` and ``TextEncoder``.
     """
+
+    image_encoder: ImageEncoder
+    prototypes: nn.Linear
+    lowest_val_loss: Tensor
 
     def __init__(
         self,

@@ -88,20 +88,21 @@ class QTSSL(EncoderPretraining):
             raise ValueError("QT-UNet's SSL normalises over the batch: batch_size must be at least 2")
         losses = {}
         if "reconstruction" in self.heads:
-            pairs = zip(features, targets, strict=True)
-            losses["reconstruction"] = sum(F.l1_loss(self.reconstruction(f), t) for f, t in pairs) / 2
+            errors = [F.l1_loss(self.reconstruction(f), t) for f, t in zip(features, targets, strict=True)]
+            losses["reconstruction"] = torch.stack(errors).mean()
         if "rotation" in self.heads:
             pairs = zip(pooled, map(gather, turns), strict=True)
-            losses["rotation"] = sum(F.cross_entropy(self.rotation(p), turn) for p, turn in pairs) / 2
+            losses["rotation"] = torch.stack([F.cross_entropy(self.rotation(p), turn) for p, turn in pairs]).mean()
         if "byol" in self.heads:
             losses["byol"] = self._byol(views, pooled)
         return losses, pooled[0]
 
     def _byol(self, views: Sequence[Tensor], pooled: Sequence[Tensor]) -> Tensor:
         """BYOL's loss (https://arxiv.org/abs/2006.07733, eq. 2), symmetrised: each view predicts the other's target."""
+        networks: Any = self.target
         with torch.no_grad():
-            targets = [gather(self.target["encoder"].encode(view)[-1].flatten(2).mean(2)) for view in views]
-            first, second = map(self.target["projection"], targets)
+            targets = [gather(networks["encoder"].encode(view)[-1].flatten(2).mean(2)) for view in views]
+            first, second = map(networks["projection"], targets)
         predicted = [self.prediction(self.projection(p)) for p in pooled]
         return (self.similarity(predicted[0], second) + self.similarity(predicted[1], first)) / 2
 

@@ -93,8 +93,9 @@ class UniMiSS(EncoderPretraining):
 
     def losses(self, batch: Sequence[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the loss of two views of a batch, of images or of volumes."""
+        networks: Any = self.target
         with torch.no_grad():
-            target = cross_dimension_logits(self.target["encoder"], self.target["head"], batch)
+            target = cross_dimension_logits(networks["encoder"], networks["head"], batch)
         online = cross_dimension_logits(self.encoder, self.head, batch)
         return {f"loss_{batch[0].dim() - 2}d": self.loss(target, online)}, online[0][0]
 
@@ -112,7 +113,8 @@ class UniMiSS(EncoderPretraining):
         super().optimizer_step(epoch, batch_index, optimizer, closure)
 
     def create_optimizer(self) -> torch.optim.Optimizer:
-        batch_size = self.trainer.datamodule.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        trainer: Any = self.trainer  # which has the data module as an attribute
+        batch_size = trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         groups = param_groups_weight_decay(self, self.hparams.weight_decay[0])
         for group in groups:
             group["decays"] = group["weight_decay"] > 0
