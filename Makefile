@@ -6,7 +6,11 @@ DATA ?=
 DEMO_FLAGS := $(if $(DATA),--data $(DATA))
 BENCH_FLAGS ?= --device cpu --threads 2
 
-.PHONY: demo test types docs bench
+# the environment of the oldest versions that pyproject.toml allows, and that of the newest
+FLOORS_PYTHON ?= 3.10
+NEWEST_PYTHON ?= 3.14
+
+.PHONY: demo test test-floors test-newest types docs bench
 
 demo: $(VENV)/installed
 	$(BIN)/nnunet-transformers demo $(DEMO_FLAGS)
@@ -23,6 +27,13 @@ types: $(VENV)/installed
 docs: $(VENV)/installed
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e ".[docs]"
 	$(BIN)/mkdocs build --strict
+
+test-floors test-newest: test-%: $(VENV)/installed
+	$(BIN)/python -m uv venv --quiet --allow-existing --python $(if $(filter floors,$*),$(FLOORS_PYTHON),$(NEWEST_PYTHON)) .venv-$*
+	$(BIN)/python -m uv pip compile --quiet --python .venv-$*/bin/python --extra test --extra benchmark \
+		--resolution $(if $(filter floors,$*),lowest-direct,highest) -o .venv-$*/requirements.txt pyproject.toml
+	$(BIN)/python -m uv pip install --quiet --python .venv-$*/bin/python -r .venv-$*/requirements.txt --no-deps -e .
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-$*/bin/python -m pytest -n 2 --dist loadfile
 
 bench: $(VENV)/installed
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e ".[benchmark]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -55,13 +56,8 @@ def models(
             network = create_network(published, input_channels, num_classes, size).eval()
             multiply_adds = count_multiply_adds(network, torch.empty(1, input_channels, *size))
         parameters = sum(p.numel() for p in network.parameters())
-        fixed, sample = training_step_bytes(
-            lambda published=published: create_network(
-                published, input_channels, num_classes, size, deep_supervision=True
-            ),
-            input_channels,
-            size,
-        )
+        build = partial(create_network, published, input_channels, num_classes, size, deep_supervision=True)
+        fixed, sample = training_step_bytes(build, input_channels, size)
         memory = (f"{fixed / 1e9:.2f} GB", f"{sample / 1e9:.2f} GB")
         table.add_row(published, f"{parameters:,}", f"{multiply_adds / 1e9:.2f} G", *memory)
     Console().print(table)

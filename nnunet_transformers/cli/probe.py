@@ -41,11 +41,9 @@ def classify(
 
     prepared = PreparedImages(images)
     labelled = read_labels(labels, prepared.names)
-    is_test = labelled.is_test
-    if is_test is not None and (is_test.all() or not is_test.any()):
-        raise ValueError(
-            f"column split of {labels} must hold test and train or val, and both, got {labelled.split[0]!r}"
-        )
+    split, is_test = labelled.split, labelled.is_test
+    if split is not None and len(set(split == "test")) < 2:
+        raise ValueError(f"column split of {labels} must hold test and train or val, and both, got {split[0]!r}")
     frozen = FrozenEncoder(load_pretrained(encoder), device)
     features = np.stack([frozen.features(prepared, name) for name in track(labelled.names, description="features")])
     scores = probe_classification(features, labelled.labels, is_test)

@@ -13,13 +13,13 @@ from functools import wraps
 from inspect import signature
 from itertools import combinations, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
 from ..cpu import keep_freed_memory, use_kernels
@@ -44,6 +44,8 @@ class BatchedPredictor(nnUNetPredictor):
     Raises:
         ValueError: if the device is not there.
     """
+
+    network: nn.Module
 
     def __init__(
         self, batch_size: int | None = None, use_compile: bool = False, trust: bool = False, **arguments: Any
@@ -103,7 +105,7 @@ class BatchedPredictor(nnUNetPredictor):
             # not where a pass of one patch is to be nnU-Net's to the last bit
             use_kernels(self.network)
         if self.use_compile and not isinstance(self.network, OptimizedModule):
-            self.network = torch.compile(self.network, dynamic=False)
+            self.network = cast(nn.Module, torch.compile(self.network, dynamic=False))
 
     @property
     def _is_compiled(self) -> bool:
@@ -163,7 +165,8 @@ class BatchedPredictor(nnUNetPredictor):
         tiles = (data[slicer].to(self.device) for slicer in slicers)
         patches = ((flip, torch.flip(tile, flip)) for tile in tiles for flip in flips)
         batch_size = self.choose_batch_size(data[slicers[0]][None])
-        chosen, mean = [], None
+        chosen: list[tuple[tuple[int, ...], Tensor]] = []
+        mean: Tensor | None = None
         while chosen := chosen or list(islice(patches, batch_size)):
             logits = self._pass([patch for _, patch in chosen[:batch_size]], batch_size)
             if logits is None:
@@ -176,7 +179,7 @@ class BatchedPredictor(nnUNetPredictor):
                     mean = None
             chosen = chosen[batch_size:]
 
-    def _pass(self, patches: Sequence[Tensor], batch_size: int) -> Tensor | None:
+    def _pass(self, patches: list[Tensor], batch_size: int) -> Tensor | None:
         """Logits of patches, or None where several at a time are more than the memory holds."""
         try:
             batch = torch.stack(patches)
@@ -204,7 +207,7 @@ class BatchedPredictor(nnUNetPredictor):
             chosen = cpu_batch_size(patch_size)
         else:
             if self._bytes_of_pass is None:
-                network = self.network._orig_mod if self._is_compiled else self.network
+                network = self.network._orig_mod if isinstance(self.network, OptimizedModule) else self.network
                 self._bytes_of_pass = bytes_of_pass(network, patch.to(self.device))
             chosen = fitting_batch_size(patch_size, self._bytes_of_pass, free_bytes(self.device))
         chosen = chosen if self._limit is None else min(chosen, self._limit)

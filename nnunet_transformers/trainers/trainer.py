@@ -109,7 +109,8 @@ class TransformerTrainer(nnUNetTrainer):
             raise RuntimeError(
                 f"{type(self).__name__} keeps a pretrained encoder as it is, but {plans.plans_name} specifies no "
                 f"initial weights for {configuration}. Write a plan that does with `nnunet-transformers attach "
-                f"encoder.pth -d {plans.dataset_name} -p {plans.plans_name} -o {plans.plans_name}_pretrained` and train with it."
+                f"encoder.pth -d {plans.dataset_name} -p {plans.plans_name} -o {plans.plans_name}_pretrained` and "
+                "train with it."
             )
 
     def initialize(self) -> None:

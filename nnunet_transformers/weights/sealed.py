@@ -156,9 +156,13 @@ def load(
     wanted = list(dict.fromkeys(kind for c in classes for kind, other in _kinds.items() if issubclass(other, c)))
     found = _kind_of(content, wanted)
     if found not in wanted:
-        held = f"its kind is {found}" if found else f"it has {', '.join(map(str, list(content)[:6]))}"
-        remedies = {_kinds[kind].remedy: None for kind in wanted if _kinds[kind].remedy}
-        raise ValueError(". ".join([f"{path} is no {_alternatives(wanted)} checkpoint ({held})", *remedies]))
+        needed, keys = _alternatives(wanted), ", ".join(map(str, list(content)[:6]))
+        if found is None:
+            message = f"{path} is no {needed} checkpoint (it has {keys})"
+        else:
+            message = f"{path} is no {needed} checkpoint (its kind is {found})"
+        remedies = dict.fromkeys(_kinds[kind].remedy for kind in wanted if _kinds[kind].remedy)
+        raise ValueError(". ".join([message, *remedies]))
     weights, description = content[WEIGHTS], dict(content[found])
     stated, kind_class = description.pop("sha256"), _kinds[found]
     if description["format"] != kind_class.format:

@@ -14,6 +14,7 @@ from nnunet_transformers.architectures.mit.classifier import MiTClassifier
 from nnunet_transformers.architectures.mit.pair import MiTPair
 from nnunet_transformers.weights import from_reference, identify
 
+from ..counting import published_multiply_adds
 from ..released import DATA, golden_input, released_keys, weights_from_names
 
 SIZES = {"mit_7": {}, "mit_22": {"depths": (2, 3, 4, 3), "decoder_depths": (3, 4, 3)}}
@@ -53,24 +54,16 @@ class TestPublishedNumbers:
         network = create_network(name, 1, 14, patch_size, deep_supervision=True, reference_compat=True)
         # the release classifies after the last up-sampling, which gives four times the voxels
         later_head = 32 * 14 * np.prod(patch_size) * 3 / 4
-        assert (self.multiply_adds(network, 1, patch_size) + later_head) / 1e9 == pytest.approx(giga, rel=0.005)
+        assert (published_multiply_adds(network, 1, patch_size) + later_head) / 1e9 == pytest.approx(giga, rel=0.005)
 
     @pytest.mark.parametrize("name,giga", [("mit_7", (1.33, 1.45)), ("mit_22", (3.50, 2.69))])
     def test_pretraining_multiply_adds(self, name, giga):
         pair = MiTPair(reference_compat=True, **SIZES[name])
-        counted = [self.multiply_adds(pair, 3, (224, 224)) / 1e9, self.multiply_adds(pair, 1, (16, 96, 96)) / 1e9]
+        counted = [
+            published_multiply_adds(pair, 3, (224, 224)) / 1e9,
+            published_multiply_adds(pair, 1, (16, 96, 96)) / 1e9,
+        ]
         assert counted == pytest.approx(giga, rel=0.005)
-
-    def multiply_adds(self, network, channels, patch_size):
-        """As fvcore counts them, norms included, with attention spelt out since it misses fused kernels."""
-        fvcore_nn = pytest.importorskip("fvcore.nn")
-        for module in network.eval().modules():
-            if hasattr(module, "fused_attn"):
-                module.fused_attn = False
-        counter = fvcore_nn.FlopCountAnalysis(network, torch.zeros(1, channels, *patch_size))
-        counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        with torch.no_grad():
-            return counter.total()
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from nnunet_transformers import cli
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.classification.checkpoint import ClassifierCheckpoint
 from nnunet_transformers.classification.fit import fit, list_recipes
+from nnunet_transformers.cpu.linear import CPULinear
 from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.weights import EncoderCheckpoint, TimmCheckpoint, create_timm, encoder_weights
 from tests.classification.shapes import write_shapes
@@ -154,6 +155,7 @@ class TestFit:
         after = network.backbone.encoder.state_dict()
         assert all(torch.equal(after[name], value) for name, value in before.items())
         assert not network.backbone.training
+        assert any(isinstance(module, CPULinear) for module in network.modules())  # the accelerator is the CPU
 
     def test_several_labels(self, data, tmp_path, monkeypatch, capsys):
         folder, table = data

@@ -84,13 +84,19 @@ def test_a_linear_layer_without_the_kernel_is_pytorchs(monkeypatch):
 
 @needs_kernel
 def test_a_gradient_with_gaps_between_its_rows_takes_no_slow_path():
-    """What the gradient of a concatenation is; 4 ms, or 2 s where the kernel gets it as it is."""
+    """What the gradient of a concatenation is; about as fast as any, or 500 times slower where the kernel gets it."""
     x, weight = torch.randn(8192, 48), torch.randn(144, 48, requires_grad=True)
     gradient = torch.randn(8192, 288)[:, :144]
-    output = linear(x, weight, None)
-    start = time.process_time()
-    output.backward(gradient)
-    assert time.process_time() - start < 0.5
+
+    def seconds(gradient):
+        output = linear(x, weight, None)
+        weight.grad = None
+        start = time.process_time()
+        output.backward(gradient)
+        return time.process_time() - start
+
+    without_gaps = min(seconds(gradient.contiguous()) for _ in range(3))
+    assert min(seconds(gradient) for _ in range(3)) < 20 * without_gaps
     torch.testing.assert_close(weight.grad, gradient.T @ x, rtol=1e-3, atol=1e-3)
 
 

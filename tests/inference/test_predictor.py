@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import nn
 
+from nnunet_transformers.cpu.linear import CPULinear
 from nnunet_transformers.inference import BatchedPredictor
 from nnunet_transformers.inference.batch_size import GPU_SHARE, GPU_VOXELS, cpu_batch_size, fitting_batch_size
 from tests.trainers.conftest import CPU
@@ -113,6 +114,13 @@ def test_sizes_steps_and_batches(ndim, data, batch_size, step, folds, use_gaussi
 def test_passes_of_one_patch_are_nnunets_own_to_the_last_bit(axes):
     ours, theirs = both(SmallNetwork(3), (6, 8, 4), (11, 13, 9), 1, axes, folds=2)
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2])
+def test_cpu_kernels_are_for_more_than_nnunets_own_passes(batch_size):
+    network = nn.Sequential(nn.Linear(4, 3))
+    make(BatchedPredictor, network, (6, 8, 4), batch_size=batch_size)
+    assert isinstance(network[0], CPULinear) == (batch_size != 1)
 
 
 def test_tiles_in_double_precision():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from math import prod
@@ -15,12 +16,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from timm.layers import weight_init
 
-from nnunet_transformers.architectures import get_network, list_networks
+from nnunet_transformers.architectures import create_network, get_network, list_networks
 from nnunet_transformers.architectures.layers import WindowPartition
 from nnunet_transformers.discovery import PLANNERS
 from nnunet_transformers.plans.memory import training_peak_bytes
 from nnunet_transformers.plans.mit import nnUNetPlannerMiT7
+from nnunet_transformers.plans.planner import TransformerPlanner
 from nnunet_transformers.plans.qt_unet import nnUNetPlannerQTUNetB, nnUNetPlannerQTUNetT
 from nnunet_transformers.plans.resnet_unet import nnUNetPlannerResNet50UNet
 from nnunet_transformers.plans.setr_pup import nnUNetPlannerSETRPUP
@@ -65,50 +68,120 @@ def of_the_network(planner_class):
     return ["2d", "3d_fullres"] if 3 in get_network(planner_class.network_name).dimensions else ["2d"]
 
 
+def build(configuration, channels, labels):
+    """A configuration's network as a training has it."""
+    architecture = configuration["architecture"]
+    name, arguments = architecture["network_class_name"], architecture["arch_kwargs"]
+    return get_network_from_plans(name, arguments, (), channels, labels, deep_supervision=True)
+
+
 def check(configuration, channels, labels, gigabytes):
     """A configuration's network builds, is tiled by its windows, fits in memory and runs."""
-    architecture = configuration["architecture"]
-    arguments = architecture["arch_kwargs"]
-    patch_size, batch_size = configuration["patch_size"], configuration["batch_size"]
-    assert arguments["patch_size"] == patch_size
-    assert batch_size >= 2
-
     networks, shapes = [], []
 
-    def build():
-        network = get_network_from_plans(
-            architecture["network_class_name"], arguments, (), channels, labels, deep_supervision=True
-        )
-        network.register_forward_hook(lambda _, __, outputs: shapes.extend(output.shape for output in outputs))
-        networks.append(network)
-        return network
+    def build_watched():
+        networks.append(build(configuration, channels, labels))
+        networks[0].register_forward_hook(lambda _, __, outputs: shapes.extend(output.shape for output in outputs))
+        return networks[0]
 
-    own, peak = training_peak_bytes(build, channels, patch_size, batch_size)
+    patch_size, batch_size = configuration["patch_size"], configuration["batch_size"]
+    own, peak = training_peak_bytes(build_watched, channels, patch_size, batch_size)
     assert own + peak <= gigabytes * 1e9 * 1.02
+    check_shapes(configuration, networks[0], shapes, labels)
+
+
+def check_shapes(configuration, network, shapes, labels):
+    """Patch, batch, outputs and windows go together."""
+    arguments = configuration["architecture"]["arch_kwargs"]
+    assert arguments["patch_size"] == configuration["patch_size"]
+    assert configuration["batch_size"] >= 2
     assert [shape[1] for shape in shapes] == [labels] * (len(arguments["strides"]) - 1)
-    assert list(shapes[0][2:]) == patch_size
-    for partition in (m for m in networks[0].modules() if isinstance(m, WindowPartition)):
+    assert list(shapes[0][2:]) == configuration["patch_size"]
+    for partition in (m for m in network.modules() if isinstance(m, WindowPartition)):
         assert not partition.has_padding
         assert partition.window_length <= 400
 
 
-@settings(
-    max_examples=int(os.environ.get("PLANNER_EXAMPLES", "2")), deadline=None, suppress_health_check=list(HealthCheck)
-)
-@given(
-    spacing=st.tuples(*[st.floats(0.2, 10)] * 3),
-    shape=st.tuples(*[st.integers(8, 800)] * 3),
-    channels=st.integers(1, 8),
-    labels=st.integers(2, 40),
-    planner_class=st.sampled_from(CLASSES),
-)
+# most patches of 8 GB have so many voxels that this decides about them, and with checkpointing some do not need it
+VOXEL_BYTES, CHECKPOINTED_VOXEL_BYTES = 1500, 400
+_parameter_bytes = {}
+
+
+def estimated_bytes(planner, tokens, options, input_channels, batch_size):
+    """Stands in for ``_peak_bytes``, which traces a training step in seconds."""
+    if planner.network_name not in _parameter_bytes:
+        arguments = planner.network_arguments(tokens)
+        patch_size = arguments.pop("patch_size")
+        with torch.device("meta"):
+            network = create_network(planner.network_name, 1, 2, patch_size, **arguments)
+        _parameter_bytes[planner.network_name] = 16 * sum(p.numel() for p in network.parameters())
+    voxel_bytes = CHECKPOINTED_VOXEL_BYTES if options.get("activation_checkpointing") else VOXEL_BYTES
+    return _parameter_bytes[planner.network_name], batch_size * prod(tokens.patch_size) * voxel_bytes
+
+
+@contextmanager
+def quick_planning():
+    """Plan with ``estimated_bytes``, and build no network twice: nnU-Net tries many spacings for its low resolution."""
+    network_arguments, known = TransformerPlanner.network_arguments, {}
+
+    def remembered(planner, tokens, **options):
+        key = (planner.network_name, tokens, tuple(options.items()))
+        if key not in known:
+            known[key] = network_arguments(planner, tokens, **options)
+        return dict(known[key])
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(TransformerPlanner, "_peak_bytes", estimated_bytes)
+        monkeypatch.setattr(TransformerPlanner, "network_arguments", remembered)
+        # most of the time of a network without memory
+        monkeypatch.setattr(weight_init, "_trunc_normal_", lambda tensor, *_: tensor)
+        yield
+
+
+def fingerprints(function):
+    """Draw fingerprints of datasets, and planners."""
+    return given(
+        spacing=st.tuples(*[st.floats(0.2, 10)] * 3),
+        shape=st.tuples(*[st.integers(8, 800)] * 3),
+        channels=st.integers(1, 8),
+        labels=st.integers(2, 40),
+        planner_class=st.sampled_from(CLASSES),
+    )(function)
+
+
+def examples(number):
+    return settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@examples(int(os.environ.get("PLANNER_EXAMPLES", "25")))
+@fingerprints
 def test_any_fingerprint(spacing, shape, channels, labels, planner_class):
+    """With an estimate of memory in place of a trace, which takes most of the time of a plan."""
+    with tempfile.TemporaryDirectory() as folder, quick_planning():
+        plans = plan(folder, planner_class, spacing, shape, channels, labels)
+    assert set(of_the_network(planner_class)) <= plans["configurations"].keys()
+    for configuration in plans["configurations"].values():
+        if "architecture" not in configuration:
+            continue
+        patch_size = configuration["patch_size"]
+        with torch.device("meta"), torch.no_grad():
+            network = build(configuration, channels, labels)
+            shapes = [output.shape for output in network(torch.empty(2, channels, *patch_size))]
+        check_shapes(configuration, network, shapes, labels)
+        checkpoints = configuration["architecture"]["arch_kwargs"].get("activation_checkpointing")
+        voxel_bytes = CHECKPOINTED_VOXEL_BYTES if checkpoints else VOXEL_BYTES
+        used = configuration["batch_size"] * prod(patch_size) * voxel_bytes
+        assert used + _parameter_bytes[planner_class.network_name] <= 8e9
+
+
+@examples(int(os.environ.get("PLANNER_TRACED_EXAMPLES", "2")))
+@fingerprints
+def test_any_fingerprint_traced(spacing, shape, channels, labels, planner_class):
     with tempfile.TemporaryDirectory() as folder:
         plans = plan(folder, planner_class, spacing, shape, channels, labels)
-        assert set(of_the_network(planner_class)) <= plans["configurations"].keys()
-        for configuration in plans["configurations"].values():
-            if "architecture" in configuration:
-                check(configuration, channels, labels, gigabytes=8)
+    for configuration in plans["configurations"].values():
+        if "architecture" in configuration:
+            check(configuration, channels, labels, gigabytes=8)
 
 
 @pytest.mark.parametrize("planner_class", CLASSES)

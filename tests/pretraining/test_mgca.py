@@ -376,6 +376,7 @@ class TestRuns:
         with monkeypatch.context() as context, pytest.raises(RuntimeError, match="stop"):
             context.setattr(MGCA, "on_train_epoch_start", stop)
             self.run(bert, tmp_path / "killed", "resnet18")
+        assert (tmp_path / "killed" / "last.ckpt").is_file()
         resumed = self.run(bert, tmp_path / "killed", "resnet18", ckpt_path="last").lightning_module
         for name, value in whole.state_dict().items():
             assert torch.equal(resumed.state_dict()[name], value), name

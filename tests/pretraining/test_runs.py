@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import random
 import signal
 import subprocess
 import sys
@@ -44,6 +43,8 @@ METHODS = {
 }
 RATES = {"qt_ssl_in_task": 1e-2, "unimiss": 0.02 * 4 / 256}
 ENCODERS = {"qt_ssl_in_task": "encoder.pth", "unimiss": "encoder_3d.pth"}
+# optimiser steps in the middle of which a run is killed: in the first epoch, when no state is saved, and in later ones
+KILLED_AT = {"qt_ssl_in_task": (2, STEPS + 2), "unimiss": (STEPS - 1, 2 * STEPS + 1)}
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,13 @@ def command(recipe: str, prepared: Path, folder: Path, *arguments: str, batch_si
     return [str(COMMAND), "pretrain", "fit", "--config", recipe, *options, *arguments]
 
 
+def metrics(folder: Path) -> list[dict[str, str]]:
+    """What the last run in a folder logged, a row for each optimiser step."""
+    versions = sorted((folder / "lightning_logs").iterdir(), key=lambda path: int(path.name.removeprefix("version_")))
+    with open(versions[-1] / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.fixture
 def run(prepared, monkeypatch):
     """Run a recipe in a process of its own, forked from one that has imported everything; returns the exit status."""
@@ -94,16 +102,18 @@ def run(prepared, monkeypatch):
 class TestRuns:
     def test_killed_run_resumes(self, recipe, run, tmp_path):
         assert run(recipe, tmp_path / "whole") == 0
-        # inside an epoch after a saved one, and another one in each run of the tests, before any is saved too
-        others = [step for step in range(EPOCHS * STEPS) if step != STEPS + 2]
-        for step in (STEPS + 2, random.SystemRandom().choice(others)):
+        for step in KILLED_AT[recipe]:
             folder = tmp_path / f"killed_at_{step}"
             kill = [
                 "--trainer.callbacks+=tests.pretraining.killer.KillAt",
                 f"--trainer.callbacks.init_args.step={step}",
             ]
             assert run(recipe, folder, *kill) == -signal.SIGKILL, step
+            assert (folder / "last.ckpt").exists() == (step >= STEPS), step
             assert run(recipe, folder, "--ckpt_path=last") == 0, step
+            # it goes on after the last whole epoch, rather than from the start
+            trained = list(range(STEPS * (step // STEPS), EPOCHS * STEPS))
+            assert [int(row["step"]) for row in metrics(folder)] == trained, step
             whole, resumed = (load_encoder(f / ENCODERS[recipe]).weights for f in (tmp_path / "whole", folder))
             for name, value in whole.items():
                 assert torch.equal(value, resumed[name]), (step, name)
@@ -117,10 +127,7 @@ class TestRuns:
         )
         assert result.returncode == 0, result.stderr
         assert run(recipe, tmp_path / "one", batch_size=4) == 0
-        rows = []
-        for name in ("one", "two"):
-            with open(tmp_path / name / "lightning_logs" / "version_0" / "metrics.csv") as file:
-                rows.append(list(csv.DictReader(file)))
+        rows = [metrics(tmp_path / name) for name in ("one", "two")]
         assert len(rows[0]) == len(rows[1]) == EPOCHS * STEPS // 2
         losses = [name for name in rows[0][0] if "loss" in name]
         for one, two in zip(*rows, strict=True):

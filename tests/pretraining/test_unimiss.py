@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from nnunet_transformers.architectures import create_network
-from nnunet_transformers.pretraining.data import TwoViewData, TwoViews
+from nnunet_transformers.pretraining.data import PreparedIndex, TwoViewData, TwoViews
 from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.encoders.slices import slice_logits
 from nnunet_transformers.pretraining.fit import fit
@@ -183,7 +183,7 @@ def test_any_network(name):
     twin = dict(module.encoder.form_3d.named_parameters(remove_duplicate=False))
     shared = [n for n, p in module.encoder.form_2d.named_parameters() if twin.get(n) is p]
     assert len(shared) > 10
-    index = {"spacing": [1, 1, 1], "normalization": ["ZScoreNormalization"], "cases": []}
+    index = PreparedIndex((), (), ("image",), (1.0, 1.0, 1.0), ("ZScoreNormalization",))
     for ndim, size in zip((2, 3), sizes.values(), strict=True):
         checkpoint = module.checkpoints(index, {})[f"encoder_{ndim}d.pth"]
         network = create_network(name, checkpoint.input_channels, 2, size, **checkpoint.overrides)

@@ -9,6 +9,7 @@ import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
 from nnunetv2.run.run_training import get_trainer_from_args
 
+from nnunet_transformers.cpu.linear import CPULinear
 from tests.conftest import write_dataset
 
 from .conftest import CPU, PLANS, TRAINER
@@ -38,6 +39,11 @@ class TestRecipe:
         decayed = {id(p) for g in trainer.optimizer.param_groups if g["weight_decay"] for p in g["params"]}
         for name, parameter in trainer.network.named_parameters():
             assert (id(parameter) in decayed) == (parameter.ndim > 1 and not name.endswith("bias.table")), name
+
+    def test_network_has_its_cpu_kernels(self, trainer):
+        assert any(isinstance(module, CPULinear) for module in trainer.network.modules())
+        optimised = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+        assert optimised == {id(p) for p in trainer.network.parameters()}
 
     def test_bad_input_is_named(self, trainer):
         target = [torch.zeros(2, 1, *size) for size in self.output_sizes(trainer)]
