@@ -17,6 +17,7 @@ import argparse
 import ast
 import contextlib
 import difflib
+import gc
 import hashlib
 import importlib.util
 import json
@@ -45,7 +46,12 @@ PRELOADED = (
     "dynamic_network_architectures.architectures.primus",
     "hypothesis",
     "jsonargparse",
-    "lightly",
+    "lightly.loss",
+    "lightly.models.modules",
+    "lightly.models.utils",
+    "lightly.utils.scheduler",
+    "_hypothesis_pytestplugin",
+    "_pytest.debugging",
     "lightning",
     "lightning.pytorch.cli",
     "matplotlib.figure",
@@ -310,7 +316,16 @@ def run_forked(tests: Sequence[str], timeout: float, file: str = "", code: str |
                     sys.meta_path.insert(0, MutantFinder(Path(file), code))
                 import pytest
 
-                options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", f"--basetemp={scratch}/pytest"]
+                options = [
+                    "-x",
+                    "-q",
+                    "-p",
+                    "no:cacheprovider",
+                    "-p",
+                    "no:xdist",
+                    "--no-header",
+                    f"--basetemp={scratch}/pytest",
+                ]
                 status = int(pytest.main([*options, *tests]))
                 sys.stdout.flush()
             finally:
@@ -336,6 +351,9 @@ def preload() -> None:
     import torch
 
     torch.set_num_threads(1)
+    # the collections of the forks then pass over all of this, and share its memory
+    gc.collect()
+    gc.freeze()
     taken = [name for name in sys.modules if name.startswith(f"{PACKAGE}.") and not name.endswith(".discovery")]
     if taken:
         raise RuntimeError(f"imported before it could be mutated: {', '.join(taken)}")
@@ -483,6 +501,7 @@ def main() -> None:
         sys.path.pop(0)  # this folder, whose modules have names of others
         mutants = [Mutant(**entry) for entry in json.loads(arguments.worker.read_text())]
         test_mutants(Path.cwd(), mutants, arguments.output, arguments.commit)
+        os._exit(0)  # what is imported says much when it is taken down
     elif arguments.report:
         report(arguments.output, arguments.output.with_suffix(".md"))
     else:
