@@ -110,8 +110,9 @@ class TransformerTrainer(nnUNetTrainer):
         if self.frozen_fraction >= 1 and "initialisation" not in planned_configuration.configuration:
             raise RuntimeError(
                 f"{type(self).__name__} keeps a pretrained encoder as it is, but {plans.plans_name} specifies no "
-                f"initial weights for {configuration}. Write a plan that does with `nnunet-transformers attach encoder.pth "
-                f"-d {plans.dataset_name} -p {plans.plans_name} -o {plans.plans_name}_pretrained` and train with it."
+                f"initial weights for {configuration}. Write a plan that does with `nnunet-transformers attach "
+                f"encoder.pth -d {plans.dataset_name} -p {plans.plans_name} -o {plans.plans_name}_pretrained` and "
+                "train with it."
             )
 
     # ---- recipe ----
