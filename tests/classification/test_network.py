@@ -142,7 +142,7 @@ class TestPretrained:
 
     def test_no_encoder(self, tmp_path):
         torch.save({"weights": {}}, tmp_path / "e.pth")
-        with pytest.raises(ValueError, match="is no encoder or timm_encoder checkpoint"):
+        with pytest.raises(ValueError, match="is not a checkpoint of kind encoder or timm_encoder"):
             load_pretrained(tmp_path / "e.pth")
 
 
@@ -175,7 +175,7 @@ class TestFile:
         with pytest.raises(ValueError, match="truncated"):
             ClassifierCheckpoint.load(tmp_path / "short.pth")
         torch.save({"network_weights": {}}, tmp_path / "other.pth")
-        with pytest.raises(ValueError, match="is no classifier checkpoint"):
+        with pytest.raises(ValueError, match="is not a checkpoint of kind classifier"):
             ClassifierCheckpoint.load(tmp_path / "other.pth")
 
     def test_images_that_were_prepared_otherwise(self, checkpoint, tmp_path):

@@ -196,7 +196,7 @@ class TestFit:
             (["fit", "--trainer.max_epochs", "3", folder, table, *usual], "come before other options, got --trainer"),
             ([*start, table, *usual, "--encoder", tmp_path / "no.pth"], "no such checkpoint"),
             ([*start, table, *usual, "--trainer.max_steps=1"], "ends after 1 steps, before the first validation"),
-            (["predict", encoder, folder, "-o", tmp_path / "p.csv"], "is no classifier checkpoint"),
+            (["predict", encoder, folder, "-o", tmp_path / "p.csv"], "is not a checkpoint of kind classifier"),
             (["predict", encoder, folder, "-o", "p.csv", "--scores", "s.json"], "--scores needs --labels"),
         ):
             code, captured = command(monkeypatch, capsys, *words)
