@@ -119,7 +119,7 @@ def primus_v3_s(patch_size: Sequence[int], input_channels: int, num_classes: int
 
 def _check_monai() -> None:
     if find_spec("monai") is None:
-        raise ModuleNotFoundError('needs MONAI: pip install "monai>=1.4", or this package with [benchmark]')
+        raise ModuleNotFoundError('needs MONAI: pip install "monai>=1.5", or this package with [benchmark]')
 
 
 def swin_unetr(patch_size: Sequence[int], input_channels: int, num_classes: int) -> nn.Module:

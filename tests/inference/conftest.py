@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
 
-from tests.conftest import write_dataset
+from tests.conftest import light_nnunet, write_dataset
 from tests.sharing.conftest import add_cascade, environment, initialise
 from tests.trainers.conftest import PLANNER
 
@@ -14,7 +14,7 @@ from tests.trainers.conftest import PLANNER
 def planned(tmp_path_factory):
     """The folders, with a plan for a dataset of images larger than its patch."""
     folders = tmp_path_factory.mktemp("planned")
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    with light_nnunet(), pytest.MonkeyPatch.context() as monkeypatch:
         environment(folders, monkeypatch)
         write_dataset(folders / "raw", size=(20, 24, 20), cases=2)
         extract_fingerprints([900], num_processes=1)

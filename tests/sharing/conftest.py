@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from nnunet_transformers import cli
 from nnunet_transformers.trainers.trainer import TransformerTrainer
+from tests.conftest import light_nnunet
 from tests.trainers.conftest import CPU, PLANS, TRAINER, prepare, train
 
 MODEL = f"{TRAINER}__{PLANS}__3d_fullres"
@@ -94,7 +95,7 @@ def environment(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def trained(tmp_path_factory):
     """The folders with a model of two folds, the first trained."""
     folders = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    with light_nnunet(), pytest.MonkeyPatch.context() as monkeypatch:
         environment(folders, monkeypatch)
         prepare(folders, monkeypatch)
         train()
