@@ -22,7 +22,7 @@ MAX_MERGES = 4
 Size = tuple[int, ...]
 
 
-def windows_that_tile(
+def tiling_windows(
     grid_sizes: tuple[Size, ...], token_spacings: tuple[tuple[float, ...], ...]
 ) -> tuple[float, tuple[Size, ...]]:
     """The best window for each grid by itself, and their mean penalty."""
@@ -57,7 +57,7 @@ class TokenRules:
     num_stages: int | None = None
     isotropic: bool = False
     min_deepest_tokens: int = 1
-    windows: Callable[..., tuple[float, tuple[Size, ...] | None]] = windows_that_tile
+    windows: Callable[..., tuple[float, tuple[Size, ...] | None]] = tiling_windows
 
     def patch_embed_strides(self, ndim: int) -> tuple[int, ...]:
         """Strides that the network can have, from coarse to fine."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..architectures.unet2022 import published_windows
 from .planner import TransformerPlanner
-from .tiling import Size, TokenRules, windows_that_tile
+from .tiling import Size, TokenRules, tiling_windows
 
 
 def published_or_tiling_windows(
@@ -12,7 +12,7 @@ def published_or_tiling_windows(
 ) -> tuple[float, tuple[Size, ...]]:
     """The paper's windows where its rule applies, else the best for each grid."""
     windows = published_windows(grid_sizes)
-    return (0.0, windows) if windows else windows_that_tile(grid_sizes, token_spacings)
+    return (0.0, windows) if windows else tiling_windows(grid_sizes, token_spacings)
 
 
 class UNet2022Planner(TransformerPlanner):

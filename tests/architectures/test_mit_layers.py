@@ -104,5 +104,5 @@ class TestPositionEmbedding:
             resize_position_embedding(torch.zeros(1, 7, 4), (2, 3), (4, 6))
         with pytest.raises(ValueError, match="2D to 2D or 3D to 3D"):
             resize_position_embedding(torch.zeros(1, 6, 4), (2, 3), (4, 6, 6))
-        with pytest.raises(ValueError, match="has 7 tokens in a row"):
+        with pytest.raises(ValueError, match="is flattened to 7 tokens"):
             fit_position_embeddings({"weight": torch.zeros(1, 7, 4)}, PositionEmbedding((2, 3), 4))
