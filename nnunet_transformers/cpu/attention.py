@@ -114,8 +114,8 @@ class CPUWindowAttention(WindowAttention):
 class CPUSpatialReductionAttention(SpatialReductionAttention):
     """``SpatialReductionAttention`` through ``linear``, with a backward pass on all threads.
 
-    The backward pass of PyTorch's fused kernel gives each head of each sample to one thread. Stages of one or two heads,
-    which have the most tokens, then leave threads idle, so chunks of their queries join the batch.
+    The backward pass of PyTorch's fused kernel gives each head of each sample to one thread. Stages of one or two
+    heads, which have the most tokens, then leave threads idle, so chunks of their queries join the batch.
     """
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class CPUSpatialReductionAttention(SpatialReductionAttention):
         return linear(x, weight, bias)
 
     def _count_chunks(self, q: Tensor) -> int:
-        """Number of chunks of the queries (batch, heads, length, head_dim) that occupies all threads; 1 for no chunks."""
+        """Number of chunks of the queries (batch, heads, length, head_dim) that uses all threads; 1 for none."""
         is_eager = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
         if not (self.fused_attn and q.device.type == "cpu" and torch.is_grad_enabled() and is_eager):
             return 1

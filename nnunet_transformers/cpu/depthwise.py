@@ -20,7 +20,7 @@ from .dispatch import may_choose_kernel, wants_gradient
 
 
 def is_depthwise(layer: nn.Conv2d | nn.Conv3d) -> bool:
-    """Whether ``DepthwiseConvolutionFunction`` can compute a layer: depth-wise, stride 1, output of the input's size."""
+    """Whether ``DepthwiseConvolutionFunction`` can compute a layer: depth-wise, stride 1, sizes kept."""
     return (
         layer.groups == layer.in_channels == layer.out_channels > 1
         and set(layer.stride) == set(layer.dilation) == {1}
