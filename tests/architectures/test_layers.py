@@ -1,4 +1,4 @@
-"""The fast paths against plain ones, in float64."""
+"""Layers against plain implementations, in float64."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nnunet_transformers.architectures.layers import (
 
 
 def plain_windows(tokens, grid, window, shifted):
-    """Pad, roll and cut with loops; also the region of each token and whether it is padding."""
+    """Pad, roll and cut with loops; also return the region of each token and whether it is padding."""
     window = [min(w, g) for w, g in zip(window, grid, strict=True)]
     shift = [w // 2 if shifted and w < g else 0 for w, g in zip(window, grid, strict=True)]
     padded = [-(-g // w) * w for w, g in zip(window, grid, strict=True)]
@@ -149,10 +149,7 @@ class TestWindowAttention:
         torch.testing.assert_close(results[True], results[False], rtol=1e-8, atol=1e-10)
 
     def test_wrapped_tokens_do_not_meet(self, grid, shifted, mask_padding, cross_attention):
-        """Moving one token changes only tokens within a window's reach of it, never across the border.
-
-        However large the scores are.
-        """
+        """A changed token affects only tokens within a window's reach, never across the border, at any scores."""
         attention = self.attention(grid, shifted, mask_padding, cross_attention)
         tokens = 1e3 * torch.randn(1, torch.Size(grid).numel(), 8, dtype=torch.float64)
         context = torch.randn_like(tokens)

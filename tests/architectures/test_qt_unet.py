@@ -56,7 +56,7 @@ def test_published_parameters_in_millions(name, patch_size, channels, classes, o
     ],
 )
 def test_published_multiply_adds(name, patch_size, channels, classes, overrides, giga):
-    """As fvcore counts them, norms included, with attention spelt out since it misses fused kernels."""
+    """As fvcore counts them, norms included, with attention as matrix products, since it misses fused kernels."""
     fvcore_nn = pytest.importorskip("fvcore.nn")
     network = create_network(name, channels, classes, patch_size, **overrides).eval()
     for module in network.modules():
