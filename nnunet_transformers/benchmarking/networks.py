@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..architectures import create_network, get_network, list_networks
-from ..architectures.layers.window_choice import tiling_windows
+from ..architectures.layers.window_choice import choose_windows
 from ..cpu import use_kernels
 from .peers import PEERS
 
@@ -78,7 +78,7 @@ def build_network(name: str, patch_size: Sequence[int], input_channels: int, num
         return create_network(name, input_channels, num_classes, patch_size)
     with torch.device("meta"):
         grid_sizes = create_network(registered, input_channels, num_classes, patch_size).grid_sizes
-    windows = tiling_windows(tuple(tuple(grid) for grid in grid_sizes))
+    windows = choose_windows(tuple(tuple(grid) for grid in grid_sizes))
     return create_network(registered, input_channels, num_classes, patch_size, window_sizes=windows)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from ..discovery import PLANNERS
+from ..discovery import PLANNERS, plans_name
 from ..evaluation.report import write_report
 from .dataset import make_dataset
 
@@ -58,7 +58,7 @@ def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Pat
         (folder / name).mkdir(parents=True, exist_ok=True)
     dataset = Path(data).absolute() if data else make_dataset(raw)
     number = int(dataset.name[7:10])
-    plans = planner.replace("Planner", "") + "Plans"
+    plans = plans_name(planner)
 
     import torch
 

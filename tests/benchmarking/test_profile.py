@@ -74,7 +74,7 @@ def test_sum_is_the_time_of_the_pass():
 class TestAttribution:
     def test_backward_has_the_layers_of_forward(self, monkeypatch):
         """Every weight's gradient comes from the layer that has the weight, in a function of our own too."""
-        monkeypatch.setattr(checkpointing, "CACHED", checkpointing.BUSY)  # nothing is computed twice
+        monkeypatch.setattr(checkpointing, "CPU_CHUNK", checkpointing.DEVICE_CHUNK)  # nothing is computed twice
         network = use_kernels(create_network("qt_unet_tiny", 1, 3, CUBE))
         records = record(network, torch.randn(1, 1, *CUBE))
         scores = {r.layer for r in records if r.operation == "exp_"}

@@ -1,4 +1,4 @@
-"""Optimised networks against plain ones, and everything else that happens to a network."""
+"""Optimised networks against plain ones: steps, copies, weights, export, compilation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FUNCTION_OF = {
 
 @pytest.fixture
 def applied(monkeypatch):
-    """The kernels' autograd functions by name, as they are applied."""
+    """Names of the kernels' autograd functions, in the order of their calls."""
     names: list[str] = []
 
     def count(function):
@@ -55,7 +55,7 @@ def product_in_float64(monkeypatch):
 
 
 def kernels_of(network: nn.Module) -> set[str]:
-    """Names of the classes that a network has for CPU."""
+    """Names of a network's layer classes with CPU kernels."""
     return {type(module).__name__ for module in network.modules() if type(module) is not plain_class(module)}
 
 
@@ -163,7 +163,7 @@ class TestOptimised:
         with FakeTensorMode():
             network = optimize(create_network(name, 1, 2, patch_size, **overrides))
             network(torch.empty(1, 1, *patch_size)).mean().backward()
-        # the one that is about memory
+        # the only kernel that also saves memory
         assert set(applied) <= {"WindowAttentionFunction"}
 
 
