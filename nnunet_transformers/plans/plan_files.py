@@ -48,7 +48,7 @@ def load_plans(folder: Path, plans_name: str) -> dict[str, Any]:
     """
     path = folder / f"{plans_name}.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing. {_way_to_plan(folder, plans_name)}")
+        raise FileNotFoundError(f"the plan {path} is missing. {_way_to_plan(folder, plans_name)}")
     try:
         plans = json.loads(path.read_text())
         PlansManager(plans).get_configuration(next(iter(plans["configurations"])))
