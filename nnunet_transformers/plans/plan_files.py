@@ -48,7 +48,7 @@ def load_plans(folder: Path, name: str) -> dict[str, Any]:
     """
     path = folder / f"{name}.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing. {_advice(folder, name)}")
+        raise FileNotFoundError(f"the plan {path} is missing. {_advice(folder, name)}")
     try:
         plans: dict[str, Any] = json.loads(path.read_text())
         PlansManager(plans).get_configuration(next(iter(plans["configurations"])))

@@ -8,7 +8,7 @@ from typing import Any
 from dynamic_network_architectures.architectures.primus import Primus
 
 from ..architectures import SegmentationNetwork
-from ..weights import EncoderCheckpoint, PrimusCheckpoint, encoder_weights, primus_weights
+from ..weights import EncoderCheckpoint, PrimusCheckpoint, encoder_weights
 from .data.index import PreparedIndex
 
 
@@ -55,5 +55,5 @@ def encoder_checkpoint(
         **data_settings(index, len(settings["patch_size"])),
     }
     if isinstance(network, Primus):
-        return PrimusCheckpoint(primus_weights(network), **known)
+        return PrimusCheckpoint(encoder_weights(network), **known)
     return EncoderCheckpoint(encoder_weights(network), **known, overrides=settings["network_overrides"] or {})

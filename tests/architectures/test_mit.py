@@ -144,7 +144,7 @@ class TestReleasedWeights:
         with torch.device("meta"):
             pair = MiTPair(reference_compat=True, **SIZES[name])
         pair.load_state_dict(weights, strict=True)
-        with pytest.raises(ValueError, match="no whole mit segmentation network"):
+        with pytest.raises(ValueError, match="not a whole mit network"):
             identify("mit", weights)
 
     def test_every_released_name_of_classification(self):

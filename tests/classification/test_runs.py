@@ -189,14 +189,14 @@ class TestFit:
             ([*start, table, *usual, "--labels", "grade"], "has no column grade; it has image, label, split"),
             ([*start, one_class, *usual], "all images in .*one.csv have the label 'a'; a classifier needs two"),
             ([*start, unknown, *usual], "none of the 2 images in .* is in the prepared folder: nobody is not"),
-            ([*start, missing, *usual], "cannot teach 'a': there are only images with it"),
+            ([*start, missing, *usual], "class 'a' cannot be learned: all training images of"),
             ([*start, table, "--config", "defalt"], "no recipe and no file 'defalt'; there are default"),
             ([*start, table, "--config", "default", *arguments(tmp_path / "run")], "set --model.init_args.patch_size"),
             (["fit", tmp_path, table, *usual], "is no prepared folder; make one with"),
             (["fit", "--trainer.max_epochs", "3", folder, table, *usual], "come before other options, got --trainer"),
             ([*start, table, *usual, "--encoder", tmp_path / "no.pth"], "no such checkpoint"),
             ([*start, table, *usual, "--trainer.max_steps=1"], "ends after 1 steps, before the first validation"),
-            (["predict", encoder, folder, "-o", tmp_path / "p.csv"], "is no classifier checkpoint"),
+            (["predict", encoder, folder, "-o", tmp_path / "p.csv"], "is not a checkpoint of kind classifier"),
             (["predict", encoder, folder, "-o", "p.csv", "--scores", "s.json"], "--scores needs --labels"),
         ):
             code, captured = command(monkeypatch, capsys, *words)

@@ -86,7 +86,7 @@ def test_command(bert, image, tmp_path):
     assert "none.pth" in mistake(2, tmp_path / "none.pth")
     assert "none.png" in mistake(3, tmp_path / "none.png")
     checkpoints(method(bert))["encoder.pth"].save(tmp_path / "encoder.pth")
-    assert "is no alignment checkpoint" in mistake(2, tmp_path / "encoder.pth")
+    assert "is not a checkpoint of kind alignment" in mistake(2, tmp_path / "encoder.pth")
     saved(bert, tmp_path, cta_weight=0)
     assert "without CTA" in mistake(4, REPORT)
 

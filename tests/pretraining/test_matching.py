@@ -180,7 +180,7 @@ class TestParts:
         from nnunet_transformers.weights import load_encoder
 
         assert MatcherCheckpoint.load(weights).settings["dim"] == 32
-        with pytest.raises(ValueError, match="is no encoder or timm_encoder checkpoint"):
+        with pytest.raises(ValueError, match="is not a checkpoint of kind encoder or timm_encoder"):
             load_encoder(weights)
         damaged = bytearray(Path(weights).read_bytes())
         damaged[len(damaged) // 2] ^= 1

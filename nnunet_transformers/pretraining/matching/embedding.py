@@ -45,7 +45,7 @@ class EmbeddingMatcher(AnatomicalMatcher):
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no matcher checkpoint.
+        ValueError: if it is not a matcher checkpoint.
     """
 
     def __init__(self, weights: str, cycle_error: float | None = None) -> None:
