@@ -109,8 +109,8 @@ def _summary(applied: AppliedPreset) -> list[tuple[str, str]]:
     return [
         (
             "network",
-            f"{preset.network}, {applied.parameters:,} parameters, {applied.input_channels} in, "
-            f"{applied.num_classes} out",
+            f"{preset.network}, {applied.parameters:,} parameters, {applied.written.input_channels} in, "
+            f"{applied.written.num_classes} out",
         ),
         ("arguments", ", ".join(f"{key} {architecture[key]}" for key in preset.overrides)),
         ("configuration", preset.configuration),
@@ -127,19 +127,19 @@ def _summary(applied: AppliedPreset) -> list[tuple[str, str]]:
 
 def _warnings(applied: AppliedPreset) -> list[str]:
     preset, data = applied.preset, applied.preset.data
-    channels, classes = data["channels"] or applied.input_channels, data["classes"] or applied.num_classes
+    own = applied.written.input_channels, applied.written.num_classes
+    channels, classes = data["channels"] or own[0], data["classes"] or own[1]
     warnings = []
-    if (channels, classes) != (applied.input_channels, applied.num_classes):
+    if (channels, classes) != own:
         warnings.append(
-            f"the paper's data have {channels} channels and {classes} classes, this dataset has "
-            f"{applied.input_channels} and {applied.num_classes}."
+            f"the paper's data have {channels} channels and {classes} classes, this dataset has {own[0]} and {own[1]}."
         )
     if preset.spacing is None:
         warnings.append("the source states no spacing; the planner's is used.")
     if "pretrained" in preset.published:
         warnings.append(
             "the published metrics without 'scratch' are of networks with ImageNet weights: "
-            f"`nnunet-transformers attach-imagenet -d {applied.dataset_id} -p {applied.plans['plans_name']} -o NAME`."
+            f"`nnunet-transformers attach-imagenet -d {applied.dataset_id} -p {applied.path.stem} -o NAME`."
             if preset.network.startswith("unet2022")
             else "the published metrics without 'scratch' are of pretrained networks; this plan specifies no weights."
         )

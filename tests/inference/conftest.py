@@ -1,4 +1,4 @@
-"""A planned dataset with models as their trainers initialise them: 3D with two folds, 2D, both stages of a cascade."""
+"""A planned dataset with freshly initialised models: 3D with two folds, 2D, both stages of a cascade."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.trainers.conftest import PLANNER
 
 @pytest.fixture(scope="session")
 def planned(tmp_path_factory):
-    """The folders, with a plan for a dataset of images larger than its patch."""
+    """Create nnU-Net's folders, with a plan for a dataset whose images are larger than the patch."""
     folders = tmp_path_factory.mktemp("planned")
     with light_nnunet(), pytest.MonkeyPatch.context() as monkeypatch:
         environment(folders, monkeypatch)
@@ -25,7 +25,7 @@ def planned(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def models(planned):
-    """Folders of the models by configuration; 3d_fullres has two folds."""
+    """Create the models and return their folders by configuration; 3d_fullres has two folds."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         environment(planned, monkeypatch)
         initialise(planned, 1)

@@ -1,4 +1,4 @@
-"""A small dataset that is planned, and what trains on it and predicts, as nnU-Net's commands do."""
+"""A small planned dataset, and functions that train and predict on it as nnU-Net's commands do."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def shared_folders(tmp_path_factory):
 
 @pytest.fixture
 def prepared(shared_folders, monkeypatch):
-    """That dataset, which many tests share, to train on."""
+    """nnU-Net's folders of the shared dataset."""
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(shared_folders / name))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
