@@ -125,7 +125,8 @@ def test_what_is_imported_is_declared():
     base, extras = names(PROJECT["dependencies"]), PROJECT["optional-dependencies"]
     assert {name.replace("-", "_") for name in names(extras["pretraining"])} == EXTRA
     # asked for by the doctor, since timm brings it and nnU-Net finds no trainer without it
-    optional = {"torchvision"} | names(extras["benchmark"] + extras["demo"] + extras["reports"])
+    # typing_extensions is for type checkers only, and torch brings it
+    optional = {"torchvision", "typing-extensions"} | names(extras["benchmark"] + extras["demo"] + extras["reports"])
     providers, undeclared = packages_distributions(), set()
     for file in (ROOT / "nnunet_transformers").rglob("*.py"):
         module = ".".join(file.relative_to(ROOT / "nnunet_transformers").with_suffix("").parts)

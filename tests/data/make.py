@@ -12,6 +12,7 @@ Weights are tiny, or repeat 509 random numbers so that xz makes little of them; 
 returns for ``fixed_input``. ``tests/test_stored_files.py`` reads them.
 """
 
+# ruff: noqa: I001  (imports modules of the version that it is run with)
 from __future__ import annotations
 
 import json
