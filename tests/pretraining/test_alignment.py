@@ -1,4 +1,4 @@
-"""What MGCA attends to: maps, pictures, the command, mistakes."""
+"""MGCA's attention: maps, figure, command, error messages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_maps_of_every_kind_of_encoder(network, bert, image, tmp_path):
     size = (64, 64) if network == "unet2022_tiny" else (48, 32)
     module = saved(bert, tmp_path, network, size)
     checkpoint = AlignmentCheckpoint.load(tmp_path / "alignment.pth")
-    loaded = MGCA.from_checkpoint(checkpoint)
+    loaded = checkpoint.build_method(MGCA)
     assert not loaded.training
     assert all(torch.equal(value, module.state_dict()[name]) for name, value in loaded.state_dict().items())
     attention = attend(loaded, checkpoint.max_length, image, REPORT)
@@ -57,7 +57,7 @@ def test_maps_of_every_kind_of_encoder(network, bert, image, tmp_path):
     draw_attention(attention, tmp_path / "attention.png", words=3)
     picture = imread(tmp_path / "attention.png")[..., :3]
     upper, lower = picture[: len(picture) // 2], picture[-len(picture) // 8 :]
-    assert min((upper < 0.9).mean(), (lower < 0.9).mean()) > 0.001  # image and words are there
+    assert min((upper < 0.9).mean(), (lower < 0.9).mean()) > 0.001  # neither half is blank
 
 
 def test_a_word_finds_its_patch():

@@ -125,7 +125,7 @@ def test_zips_and_stock(trained, tmp_path, monkeypatch):
         invoke("package", "other", "--from-zip", archive, "-o", tmp_path / "package_2")
 
     result = invoke("export-stock", model, "-f", 0, "-o", tmp_path / "stock")
-    assert "needs nnunet_transformers.architectures.qt_unet.QTUNet and no trainer of ours" in result.output
+    assert "needs nnunet_transformers.architectures.qt_unet.QTUNet but not our trainers" in result.output
     stock = tmp_path / "stock" / f"nnUNetTrainer__{PLANS}__3d_fullres"
     assert (stock_predict(stock, images, tmp_path / "c", 0) / "ball_0.nii.gz").read_bytes() == expected
     with pytest.raises(FileExistsError):
