@@ -60,7 +60,7 @@ def test_a_package_that_is_missing_or_too_old_is_named(monkeypatch):
         with pytest.raises(ModuleNotFoundError, match="MONAI is not installed: pip install"):
             build_network(name, (64, 64, 64), 1, 2)
     monkeypatch.delattr("dynamic_network_architectures.architectures.primus.PrimusV3S")
-    with pytest.raises(ModuleNotFoundError, match="newer dynamic_network_architectures"):
+    with pytest.raises(ModuleNotFoundError, match="PrimusV3-S needs a newer version: pip install -U"):
         build_network("PrimusV3-S", (64, 64, 64), 1, 2)
 
 

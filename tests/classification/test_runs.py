@@ -188,7 +188,7 @@ class TestFit:
         for words, message in (
             ([*start, table, *usual, "--labels", "grade"], "has no column grade; it has image, label, split"),
             ([*start, one_class, *usual], "all images in .*one.csv have the label 'a'; a classifier needs two"),
-            ([*start, unknown, *usual], "none of the 2 images in .* is in the prepared folder: nobody is not"),
+            ([*start, unknown, *usual], "none of the 2 images in .*: the table's first is nobody, the folder's case_0"),
             ([*start, missing, *usual], "class 'a' cannot be learned: all training images of"),
             ([*start, table, "--config", "defalt"], "no recipe and no file 'defalt'; there are default"),
             ([*start, table, "--config", "default", *arguments(tmp_path / "run")], "set --model.init_args.patch_size"),
