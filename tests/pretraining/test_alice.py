@@ -240,6 +240,7 @@ class TestFormula:
         for name, value in {"reconstruction": reconstruction, "views": views, "alignment": alignment}.items():
             torch.testing.assert_close(module.logged[name], value, msg=name)
         torch.testing.assert_close(loss, reconstruction + views + alignment)
+        assert module.logged["feature_spread"] > 0.1  # or no side would differ from the other
         loss.backward()
         assert all(p.grad is None for p in module.target.parameters())
 

@@ -279,6 +279,7 @@ class TestFormula:
         for name, value in expected.items():
             torch.testing.assert_close(module.logged[name], value, msg=name)
         torch.testing.assert_close(loss, 2.0 * expected["ita"] + 3.0 * expected["cta"] + 0.5 * expected["cpa"])
+        assert module.logged["feature_spread"] > 0.05  # or no image would differ from another
         torch.testing.assert_close(module.prototypes.weight.detach(), prototypes)
 
 

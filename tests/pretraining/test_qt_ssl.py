@@ -133,11 +133,12 @@ def test_formula():
     for name, value in {"reconstruction": reconstruction, "rotation": rotation, "byol": byol}.items():
         torch.testing.assert_close(module.logged[name], value)
     torch.testing.assert_close(loss, reconstruction + rotation + byol)
+    assert module.logged["feature_spread"] > 0.1  # or no view would differ from the other
     loss.backward()
     assert all(p.grad is None for p in module.target.parameters())
 
 
-def test_target_is_a_copy_without_drop_path():
+def test_target_is_a_frozen_copy_without_drop_path():
     module = QTSSL("qt_unet_tiny", SIZE, network_overrides={**SMALL, "drop_path_rate": 0.5})
     rates = {
         part: {m.drop_prob for m in network.modules() if isinstance(m, DropPath)}
@@ -145,6 +146,7 @@ def test_target_is_a_copy_without_drop_path():
     }
     assert max(rates["online"]) == 0.5
     assert rates["target"] == {0.0}
+    assert not any(parameter.requires_grad for parameter in module.target.parameters())
     for name, value in module.target["encoder"].state_dict().items():
         assert torch.equal(value, module.encoder.state_dict()[name])
 

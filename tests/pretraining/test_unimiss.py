@@ -76,8 +76,15 @@ def still(**kwargs):
     overrides = {"drop_path_rate": 0, "embed_dims": (8, 16, 24, 32)}
     module = UniMiSS("mit_7", **SIZES, network_overrides=overrides, output_dim=8, **kwargs).double()
     module.log_dict = lambda values, **kwargs: setattr(module, "logged", values)
+    # of small initial weights all views have nearly the same logits, and no pair of them would be another's
+    with torch.no_grad():
+        for weight in (*module.encoder.parameters(), *module.head.layers.parameters()):
+            if weight.dim() > 1:
+                weight.mul_(8)
+    for name, network in module.target.items():
+        network.load_state_dict(getattr(module, name).state_dict())
     separate(module.target)
-    module.loss.center.normal_()
+    module.loss.center.normal_(std=0.1)  # a large centre would decide the target by itself
     return module
 
 
@@ -119,6 +126,7 @@ class TestFormula:
         batch = [view.double() for view in views(ndim, batch=3)]
         expected, center = self.expected(module, batch)
         loss = module.training_step(batch, 0)
+        assert module.logged["feature_spread"] > 0.2
         torch.testing.assert_close(loss.detach(), expected)
         torch.testing.assert_close(module.logged[f"loss_{ndim}d"].detach(), expected)
         torch.testing.assert_close(module.loss.center[0, 0], center)
