@@ -18,6 +18,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile
 	$(BIN)/python benchmarks/ratios.py
 
@@ -29,7 +30,7 @@ docs: $(VENV)/installed
 	$(BIN)/mkdocs build --strict
 
 test-floors test-newest: test-%: $(VENV)/installed
-	$(BIN)/python -m uv venv --quiet --allow-existing --python $(if $(filter floors,$*),$(FLOORS_PYTHON),$(NEWEST_PYTHON)) .venv-$*
+	$(BIN)/python -m uv venv --quiet --seed --allow-existing --python $(if $(filter floors,$*),$(FLOORS_PYTHON),$(NEWEST_PYTHON)) .venv-$*
 	$(BIN)/python -m uv pip compile --quiet --python .venv-$*/bin/python --extra test --extra benchmark \
 		--resolution $(if $(filter floors,$*),lowest-direct,highest) -o .venv-$*/requirements.txt pyproject.toml
 	$(BIN)/python -m uv pip install --quiet --python .venv-$*/bin/python -r .venv-$*/requirements.txt --no-deps -e .

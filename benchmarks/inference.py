@@ -165,11 +165,12 @@ def agreement(work: Path, ending: str) -> dict[str, float]:
 def table(content: dict) -> str:
     """The results as Markdown."""
     lines = [
-        "# Prediction beside nnU-Net's own",
+        "# Prediction compared with nnU-Net's",
         "",
         f"`python benchmarks/inference.py FOLDER --images {content['images']} --runs {content['runs']} "
         f"--device {content['device']}`: {content['dataset']}, all flips, random weights, "
-        f"{content['hardware']}, torch {content['torch']}. Seconds, the least of the runs, and ours over nnU-Net's.",
+        f"{content['hardware']}, torch {content['torch']}. Seconds of the fastest run; "
+        "in brackets the ratio of ours to nnU-Net's.",
         "",
         "| | patch | patches in a pass | command | ours | sliding window | ours | Dice of the two | equal voxels | "
         "largest difference of probabilities |",

@@ -17,6 +17,7 @@ import argparse
 import ast
 import contextlib
 import difflib
+import gc
 import hashlib
 import importlib.util
 import json
@@ -45,7 +46,12 @@ PRELOADED = (
     "dynamic_network_architectures.architectures.primus",
     "hypothesis",
     "jsonargparse",
-    "lightly",
+    "lightly.loss",
+    "lightly.models.modules",
+    "lightly.models.utils",
+    "lightly.utils.scheduler",
+    "_hypothesis_pytestplugin",
+    "_pytest.debugging",
     "lightning",
     "lightning.pytorch.cli",
     "matplotlib.figure",
@@ -111,6 +117,8 @@ TARGETS = (
     Target("plans", "plans/presets.py", ("tests/plans/test_presets.py",)),
     Target("plans", "plans/*.py", ("tests/plans",)),
     Target("weights", "weights/transfer.py", ("tests/weights/test_encoder.py", "tests/weights/test_timm_encoder.py")),
+    Target("methods", "pretraining/encoder_pretraining.py", ("tests/pretraining/test_qt_ssl.py",)),
+    Target("weights", "weights/adapters.py", ("tests/weights/test_encoder.py", "tests/weights/test_timm_encoder.py")),
     Target("weights", "weights/sealed.py", ("tests/weights", "tests/test_stored_files.py")),
 )
 
@@ -157,10 +165,11 @@ def without_text(code: str) -> str:
 
 def removable(code: str) -> list[ast.stmt]:
     """Statements without which a module can still run: calls, additions in place, and names that get another value."""
-    found, assigned = [], set()
+    found: list[ast.stmt] = []
+    assigned: set[str] = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Assign) and all(isinstance(target, ast.Name) for target in node.targets):
-            names = {target.id for target in node.targets}
+            names = {target.id for target in node.targets if isinstance(target, ast.Name)}
             read = {n.id for n in ast.walk(node.value) if isinstance(n, ast.Name)}
             if names & (read | assigned):
                 found.append(node)
@@ -175,7 +184,7 @@ def removable(code: str) -> list[ast.stmt]:
 def remove_statement(code: str, occurrence: int) -> str:
     """The module with ``pass`` in the place of a statement, on as many lines."""
     statement, lines = removable(code)[occurrence], code.splitlines(keepends=True)
-    first, last = statement.lineno - 1, statement.end_lineno
+    first, last = statement.lineno - 1, statement.end_lineno or statement.lineno
     indent = lines[first][: statement.col_offset]
     return "".join([*lines[:first], f"{indent}pass\n", *["\n"] * (last - first - 1), *lines[last:]])
 
@@ -203,7 +212,8 @@ def places(code: str) -> dict[tuple, list[tuple[str, int]]]:
             continue
         positions = chain.from_iterable(operator_class().mutation_positions(node) for node in nodes)
         for occurrence, position in enumerate(positions):
-            found[(*position[0], name.partition("_")[0])].append((name, occurrence))
+            place = (*position[0], name.partition("_")[0])
+            found[place].append((name, occurrence))
     for occurrence, statement in enumerate(removable(code)):
         found[(statement.lineno, statement.col_offset, "remove")].append(("remove statement", occurrence))
     return found
@@ -310,22 +320,32 @@ def run_forked(tests: Sequence[str], timeout: float, file: str = "", code: str |
                     sys.meta_path.insert(0, MutantFinder(Path(file), code))
                 import pytest
 
-                options = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", f"--basetemp={scratch}/pytest"]
+                options = [
+                    "-x",
+                    "-q",
+                    "-p",
+                    "no:cacheprovider",
+                    "-p",
+                    "no:xdist",
+                    "--no-header",
+                    f"--basetemp={scratch}/pytest",
+                ]
                 status = int(pytest.main([*options, *tests]))
                 sys.stdout.flush()
             finally:
                 os._exit(status)
-        end, status = time.monotonic() + timeout, None
-        while status is None and time.monotonic() < end:
+        end = time.monotonic() + timeout
+        exit_code: int | None = None
+        while exit_code is None and time.monotonic() < end:
             found, raw = os.waitpid(child, os.WNOHANG)
-            status = os.waitstatus_to_exitcode(raw) if found else None
+            exit_code = os.waitstatus_to_exitcode(raw) if found else None
             if not found:
                 time.sleep(0.02)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
-        if status is None:
+        if exit_code is None:
             os.waitpid(child, 0)
-        return status, output.read_text(errors="replace")[-3000:] if output.is_file() else ""
+        return exit_code, output.read_text(errors="replace")[-3000:] if output.is_file() else ""
 
 
 def preload() -> None:
@@ -336,6 +356,9 @@ def preload() -> None:
     import torch
 
     torch.set_num_threads(1)
+    # the collections of the forks then pass over all of this, and share its memory
+    gc.collect()
+    gc.freeze()
     taken = [name for name in sys.modules if name.startswith(f"{PACKAGE}.") and not name.endswith(".discovery")]
     if taken:
         raise RuntimeError(f"imported before it could be mutated: {', '.join(taken)}")
@@ -351,6 +374,7 @@ def test_mutants(root: Path, mutants: Sequence[Mutant], results: Path, commit: s
     seconds: dict[tuple[str, ...], float] = {}
     for number, mutant in enumerate(mutants, 1):
         target = target_of(mutant.file, TARGETS)
+        assert target is not None, mutant.file
         if target.tests not in seconds:
             start = time.monotonic()
             status, output = run_forked(target.tests, 1800)
@@ -483,6 +507,7 @@ def main() -> None:
         sys.path.pop(0)  # this folder, whose modules have names of others
         mutants = [Mutant(**entry) for entry in json.loads(arguments.worker.read_text())]
         test_mutants(Path.cwd(), mutants, arguments.output, arguments.commit)
+        os._exit(0)  # what is imported says much when it is taken down
     elif arguments.report:
         report(arguments.output, arguments.output.with_suffix(".md"))
     else:

@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all."""
+"""Write files and folders whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from typing import Any
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], is_shared: bool = False) -> Iterator[Path]:
-    """A file beside ``path`` to write to, which takes its place at the end; an error removes it and leaves ``path``.
+    """Yield a file beside ``path`` to write to, which replaces ``path`` at the end.
+
+    An error removes the new file and leaves ``path`` unchanged.
 
     Args:
         path: file to write.
-        is_shared: several processes may write it at the same time; each then has a file of its own.
+        is_shared: whether several processes may write it at the same time; each then writes a file of its own.
     """
     path = Path(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial" if is_shared else f"{path.name}.partial")
@@ -32,11 +34,11 @@ def replacing(path: str | os.PathLike[str], is_shared: bool = False) -> Iterator
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` to fill, which takes its name at the end; an error removes it.
+    """Yield a folder beside ``path`` to fill, which is renamed to ``path`` at the end; an error removes it.
 
     Args:
-        path: folder that is not there; or an empty one, which is filled as it is, as it may be a mount, and emptied by
-            an error.
+        path: folder that does not exist yet. An empty folder, which may be a mount, is filled in place and emptied
+            after an error.
     """
     is_there = path.exists()
     filled = path if is_there else path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -57,8 +59,8 @@ def write_json(content: Any, path: Path) -> None:
     """Write ``content`` as JSON.
 
     Raises:
-        OSError: if it cannot be written; ``path`` is then as it was.
-        ValueError: if the content holds NaN or infinity, which JSON does not know.
+        OSError: if it cannot be written; ``path`` is then unchanged.
+        ValueError: if the content holds NaN or infinity, which JSON does not have.
     """
     write_text(json.dumps(content, indent=4, allow_nan=False) + "\n", path)
 
@@ -67,7 +69,7 @@ def write_text(text: str, path: Path) -> None:
     """Write a text.
 
     Raises:
-        OSError: if it cannot be written; ``path`` is then as it was.
+        OSError: if it cannot be written; ``path`` is then unchanged.
     """
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")

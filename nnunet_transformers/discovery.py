@@ -2,8 +2,8 @@
 
 nnU-Net looks classes up by scanning its own folders. A ``.pth`` file in the wheel calls ``install`` when Python
 starts; that puts a finder on ``sys.meta_path`` which waits for nnU-Net's look-up module and, once it is imported,
-wraps its one function: names in ``CLASSES`` are answered from here, every other name is nnU-Net's own affair.
-Standard library only, and nothing of torch or nnU-Net is imported before nnU-Net itself is.
+wraps its one function: names in ``CLASSES`` are answered from here, every other name is passed on to nnU-Net.
+It uses the standard library only, and imports neither torch nor nnU-Net before nnU-Net itself is imported.
 
 Set ``NNUNET_TRANSFORMERS_HOOK=0`` to switch it off.
 """
@@ -24,7 +24,7 @@ SWITCH = "NNUNET_TRANSFORMERS_HOOK"
 TARGET = "nnunetv2.utilities.find_class_by_name"
 FUNCTION = "recursive_find_python_class"
 
-# the lengths that nnU-Net has of its own trainer
+# the schedule lengths, in epochs, of nnU-Net's own trainer variants
 SCHEDULES = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
 TRAINERS = {
     "nnUNetTrainerQTUNet": "nnunet_transformers.trainers.qt_unet",
@@ -40,7 +40,7 @@ TRAINERS = {
     "nnUNetTrainerLinearProbe": "nnunet_transformers.trainers.linear_probe",
 }
 DEMO_TRAINERS = {"nnUNetTrainerQTUNetDemo": "nnunet_transformers.trainers.qt_unet"}
-# the trainers that are benchmarked as nnU-Net does its own, and in which ways
+# the trainers that have nnU-Net's benchmark variants, and the suffixes of those
 BENCHMARKED = ("nnUNetTrainerQTUNet", "nnUNetTrainerUNet2022", "nnUNetTrainerMiT")
 BENCHMARKS = ("", "_noDataLoading")
 BENCHMARK_MODULE = "nnunet_transformers.trainers.benchmark"
@@ -56,6 +56,11 @@ PLANNERS = {
     "nnUNetPlannerSETRPUP": "nnunet_transformers.plans.setr_pup",
     "nnUNetPlannerResNet50UNet": "nnunet_transformers.plans.resnet_unet",
 }
+
+
+def plans_name(planner: str) -> str:
+    """Name of a planner's plans: ``nnUNetPlannerX`` makes ``nnUNetXPlans``."""
+    return f"nnUNet{planner.removeprefix('nnUNetPlanner')}Plans"
 
 
 def schedule_name(trainer: str, epochs: int) -> str:
@@ -78,7 +83,7 @@ CLASSES = {
 
 
 class _Finder:
-    """Finds ``TARGET`` as the other finders do and wraps it once it is executed."""
+    """Finds ``TARGET`` through the other finders and wraps its function once the module is executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -105,7 +110,7 @@ def _wrap_on_execution(loader: Any) -> None:
             _wrap(module)
 
         loader.exec_module = exec_module
-    except Exception:  # nnU-Net must work whatever becomes of this hook
+    except Exception:  # nnU-Net must work even if this hook does not
         pass
 
 
@@ -149,5 +154,5 @@ def install() -> None:
         sys.meta_path.insert(0, _Finder())
         if TARGET in sys.modules:
             _wrap(sys.modules[TARGET])
-    except Exception:  # Python must start whatever becomes of this hook
+    except Exception:  # Python must start even if this hook does not
         pass

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing.context import BaseContext, SpawnContext
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -27,6 +27,9 @@ from nnunet_transformers.architectures import _registry
 from nnunet_transformers.pretraining.data import prepare
 from nnunet_transformers.weights import sealed
 
+# folders and modules of tests that run nnU-Net's pools, or ours
+LIGHT = {"classification", "evaluation", "inference", "plans", "pretraining", "sharing", "trainers", "weights"}
+LIGHT |= {"test_cli.py", "test_docs.py"}
 EXAMPLES = Path(__file__).parents[1] / "docs/examples"
 
 # the same examples in every run of CI; elsewhere new ones each time
@@ -70,8 +73,8 @@ def _executor_of_threads(processes: int, mp_context: BaseContext) -> Executor:
     return ThreadPoolExecutor(processes)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _light_nnunet() -> Iterator[None]:
+@contextmanager
+def light_nnunet() -> Iterator[None]:
     """nnU-Net, and our preparing of images, without what takes most of the time on a tiny dataset.
 
     Pools are of threads, where a process would import everything again, 4 s of CPU, or be a fork of a large one. And
@@ -88,6 +91,13 @@ def _light_nnunet() -> Iterator[None]:
         monkeypatch.setattr(utils, "Pool", ThreadPool)
         monkeypatch.setattr(prepare, "ProcessPoolExecutor", _executor_of_threads)
         monkeypatch.setattr(DatasetFingerprintExtractor, "__init__", with_few_voxels)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _light_nnunet(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The modules that prepare tiny datasets have it light; session fixtures, which come before, ask themselves."""
+    with light_nnunet() if LIGHT & set(request.path.parts) else nullcontext():
         yield
 
 

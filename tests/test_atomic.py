@@ -1,4 +1,4 @@
-"""Folders written whole or not at all."""
+"""Folders are written whole or not at all."""
 
 from __future__ import annotations
 

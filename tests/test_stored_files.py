@@ -24,6 +24,7 @@ from nnunet_transformers.pretraining.alignment import AlignmentCheckpoint
 from nnunet_transformers.pretraining.data import PreparedImages
 from nnunet_transformers.pretraining.encoders.text import load_tokenizer, tokenize
 from nnunet_transformers.pretraining.matching.embedding import EmbeddingMatcher, MatcherCheckpoint
+from nnunet_transformers.pretraining.methods.mgca import MGCA
 from nnunet_transformers.sharing.load import load_package
 from nnunet_transformers.weights import (
     EncoderCheckpoint,
@@ -135,7 +136,7 @@ def test_alignment(stored, tmp_path):
     checkpoint = AlignmentCheckpoint.load(stored / "alignment.pth")
     assert checkpoint.max_length == 24
     bert = str(write_text_encoder(tmp_path / "bert", dim=16))
-    method = checkpoint.build_method(bert)
+    method = checkpoint.build_method(MGCA, bert)
     batch = {"image": fixed_input(2, 1, 32, 32), **tokenize(load_tokenizer(bert), REPORTS, 24)}
     with torch.no_grad():
         losses, features = method.losses(batch)

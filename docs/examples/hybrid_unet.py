@@ -1,7 +1,7 @@
-"""A network of one's own with its planner and trainer: a convolutional U-Net with transformer blocks at its bottom.
+"""A custom network with its planner and trainer: a convolutional U-Net with transformer blocks in its bottleneck.
 
-The idea is TransUNet's (Chen et al., arXiv:2102.04306), the layers are this package's and timm's.
-docs/adding_a_network.md goes through it.
+The architecture follows TransUNet (Chen et al., arXiv:2102.04306) and is built from this package's and timm's layers.
+docs/adding_a_network.md explains it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nnunet_transformers.trainers.trainer import TransformerTrainer
 
 
 class HybridEncoder(nn.Module):
-    """Two convolutions a stage, and transformer blocks over all tokens of the last."""
+    """Stages of two convolutions, and transformer blocks on all tokens of the last stage."""
 
     def __init__(
         self, dims: Sequence[int], steps: Sequence[tuple[int, ...]], grid: Sequence[int], depth: int, num_heads: int
@@ -44,7 +44,7 @@ class HybridEncoder(nn.Module):
         self.blocks = nn.Sequential(*(Block(dims[-1], num_heads, qkv_bias=True) for _ in range(depth)))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Maps of the stages, finest first."""
+        """Map the stem's output (batch, dims[0], *grid) to the feature map of each stage, finest first."""
         features = []
         for stage in self.stages:
             x = stage(x)
@@ -55,22 +55,27 @@ class HybridEncoder(nn.Module):
 
 
 class HybridDecoder(nn.Module):
-    """From the deepest map up: interpolate, the skip beside it, one convolution; heads, full resolution first."""
+    """Levels that interpolate, concatenate the skip and convolve; heads, full resolution first."""
 
     def __init__(
-        self, dims: Sequence[int], steps: Sequence[tuple[int, ...]], num_classes: int, heads: int, supervised: bool
+        self,
+        dims: Sequence[int],
+        steps: Sequence[Sequence[int]],
+        num_classes: int,
+        num_heads: int,
+        deep_supervision: bool,
     ) -> None:
         super().__init__()
-        self.deep_supervision, self.steps = supervised, [tuple(map(float, step)) for step in steps]
+        self.deep_supervision, self.steps = deep_supervision, [tuple(map(float, step)) for step in steps]
         ndim, skips, outputs = len(steps[0]), (0, *dims[:-1]), (dims[0], *dims[:-1])
         self.levels = nn.ModuleList(
             ConvNormAct(d + s, o, 3, (1,) * ndim) for d, s, o in zip(dims, skips, outputs, strict=True)
         )
         convolution = {2: nn.Conv2d, 3: nn.Conv3d}[ndim]
-        self.seg_layers = nn.ModuleList(convolution(d, num_classes, 1) for d in outputs[:heads])
+        self.seg_layers = nn.ModuleList(convolution(d, num_classes, 1) for d in outputs[:num_heads])
 
     def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """Maps, finest first, to logits, a list of them under deep supervision."""
+        """Map features, finest first, to logits (a list of them under deep supervision)."""
         x, maps = features[-1], []
         for level, step, skip in zip(self.levels[::-1], self.steps[::-1], (*features[-2::-1], None), strict=True):
             x = F.interpolate(x, scale_factor=step)
@@ -82,19 +87,19 @@ class HybridDecoder(nn.Module):
 
 
 class HybridUNet(SegmentationNetwork):
-    """The network, in 2D or 3D.
+    """Hybrid U-Net in 2D and 3D.
 
     Args:
         input_channels: image channels.
         num_classes: output channels.
         patch_size: voxels per axis; the network takes images of exactly this size.
-        patch_embed_stride: voxels per cell of the finest map.
+        patch_embed_stride: stride of the finest map, one integer or one per axis.
         merge_strides: down-sampling between the stages, one integer or one entry per stage but the last.
         dims: channels of each stage.
         depth, num_heads: of the transformer.
         deep_supervision: return a list of logits, full resolution first.
-        auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
-        strides: nnU-Net's copy of the strides in a plan; must agree with the other arguments.
+        auxiliary_heads: build the heads of deep supervision; by default only under ``deep_supervision``.
+        strides: the plan's copy of the strides for nnU-Net; must match the other arguments.
 
     Raises:
         ValueError: if the total stride does not divide the patch.
@@ -131,12 +136,12 @@ class HybridUNet(SegmentationNetwork):
         self.decoder = HybridDecoder(dims, steps, num_classes, heads, deep_supervision)
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """Feature maps of stem and encoder, finest first."""
+        """Feature maps of all stages, finest first."""
         self.check_input(image)
         return self.encoder(self.stem(image))
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        """(batch, input_channels, *patch_size) to logits (batch, num_classes, *patch_size)."""
+        """Map (batch, input_channels, *patch_size) to logits (batch, num_classes, *patch_size)."""
         return self.decoder(self.encode(image))
 
 
@@ -144,7 +149,7 @@ register_network("hybrid_unet", HybridUNet)
 
 
 class nnUNetPlannerHybrid(TransformerPlanner):
-    """Plans ``nnUNetHybridPlans``: four stages, no windows to tile."""
+    """Plans ``nnUNetHybridPlans``: four stages, attention without windows."""
 
     network_name = "hybrid_unet"
     token_rules = TokenRules(
@@ -153,7 +158,7 @@ class nnUNetPlannerHybrid(TransformerPlanner):
 
 
 class nnUNetTrainerHybrid(TransformerTrainer):
-    """This package's recipe for the network."""
+    """Train the network with this package's recipe."""
 
     network_class = HybridUNet
     planners = ("nnUNetPlannerHybrid",)

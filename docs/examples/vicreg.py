@@ -1,6 +1,6 @@
-"""A pretraining method of one's own: VICReg (Bardes et al., arXiv:2105.04906).
+"""VICReg (Bardes et al., ICLR 2022, https://arxiv.org/abs/2105.04906), an example of a custom pretraining method.
 
-docs/adding_a_method.md goes through it.
+docs/adding_a_method.md explains it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from lightly.models.modules.heads import VICRegProjectionHead
 from torch import Tensor
 
 from nnunet_transformers.architectures import create_encoder
-from nnunet_transformers.pretraining.encoder_pretraining import EncoderPretraining
+from nnunet_transformers.pretraining import EncoderPretraining
 
 
 class VICReg(EncoderPretraining):
-    """Align two views of a crop; variance and covariance terms prevent representation collapse.
+    """Pretrain an encoder to align two views of a crop; variance and covariance terms prevent representation collapse.
 
     Args:
         network: registered name.
@@ -26,7 +26,8 @@ class VICReg(EncoderPretraining):
         input_channels: image channels.
         network_overrides: arguments of the network.
         hidden_dim: width of the projection head.
-        lr, weight_decay: of AdamW.
+        lr: peak learning rate of AdamW.
+        weight_decay: weight decay of AdamW.
         warmup_epochs: epochs of linear warm-up before the cosine decay.
     """
 
@@ -48,7 +49,7 @@ class VICReg(EncoderPretraining):
         self.criterion = VICRegLoss(gather_distributed=True)
 
     def losses(self, batch: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute the loss of a batch of ``MaskedViews``: of the rotated views with boxes of noise alone."""
+        """Compute the loss of a batch of ``MaskedViews``: two entries (views, reconstruction targets, rotations)."""
         pooled = [self.encoder.encode(view)[-1].flatten(2).mean(2) for view, _, _ in batch]
         return {"vicreg": self.criterion(*map(self.projection, pooled))}, pooled[0]
 

@@ -1,4 +1,6 @@
-"""Transformer U-Nets, and a CNN to compare with, in pure PyTorch: they know no nnU-Net.
+"""Transformer U-Nets, and a CNN to compare with, in pure PyTorch without nnU-Net.
+
+A network is one file: blocks, encoder, decoder, the network, the translation of public weights, the registered sizes.
 
 >>> from nnunet_transformers.architectures import create_network, list_networks
 """
@@ -22,8 +24,8 @@ from ._registry import (
     get_released_family,
     get_timm_family,
     list_networks,
-    register_checkpoint_filter,
     register_network,
+    register_released_family,
 )
 from .mit import segmentation as _mit  # noqa: F401  (registers its networks, as do the others)
 from .mit.classifier import MiTClassifier
@@ -56,7 +58,7 @@ __all__ = [
     "list_networks",
     "per_axis",
     "per_stage",
-    "register_checkpoint_filter",
     "register_network",
+    "register_released_family",
     "token_grids",
 ]

@@ -1,4 +1,4 @@
-"""Arguments that may be given once, per stage or per axis, and the errors for sizes that cannot work."""
+"""Arguments that may be given once, per stage or per axis, and the checks of sizes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ PerAxis = int | Sequence[int]
 # networks' arguments of types PerAxis and Sequence[PerAxis]
 PER_AXIS_ARGUMENTS = ("patch_embed_stride", "kernel_size")
 PER_STAGE_ARGUMENTS = ("merge_strides", "window_sizes", "sr_ratios", "decoder_sr_ratios")
-# networks' arguments that only a network with segmentation heads has
+# arguments of segmentation heads and their supervision
 HEAD_ARGUMENTS = ("deep_supervision", "auxiliary_heads", "strides")
 AXIS_NAMES = {2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
 def check_dimensions(patch_size: Sequence[int]) -> int:
-    """Number of spatial axes (2 or 3) of ``patch_size``.
+    """Count the spatial axes of ``patch_size``.
+
+    Returns:
+        2 or 3.
 
     Raises:
         ValueError: if it is neither 2D nor 3D, or an edge is not positive.
@@ -31,10 +34,10 @@ def check_dimensions(patch_size: Sequence[int]) -> int:
 
 
 def per_axis(value: PerAxis, ndim: int, name: str) -> tuple[int, ...]:
-    """``value`` for each of ``ndim`` axes: an integer is repeated, a sequence must have one entry per axis.
+    """Expand ``value`` to ``ndim`` axes: an integer is repeated, a sequence must have one entry per axis.
 
     Raises:
-        ValueError: on a wrong number of entries or an entry below 1.
+        ValueError: on a wrong number of entries or an entry below 1; ``name`` is the argument's.
     """
     values = (value,) * ndim if isinstance(value, int) else tuple(int(v) for v in value)
     if len(values) != ndim:
@@ -45,7 +48,7 @@ def per_axis(value: PerAxis, ndim: int, name: str) -> tuple[int, ...]:
 
 
 def per_stage(value: int | Sequence[PerAxis], num_stages: int, ndim: int, name: str) -> tuple[tuple[int, ...], ...]:
-    """``value`` for each stage and axis: an integer holds for all, a sequence has one entry per stage.
+    """Expand ``value`` to stages and axes: an integer holds for all, a sequence must have one entry per stage.
 
     Raises:
         ValueError: if the sequence does not have ``num_stages`` entries or an entry does not fit the axes.
@@ -57,10 +60,10 @@ def per_stage(value: int | Sequence[PerAxis], num_stages: int, ndim: int, name: 
 
 
 def one_per_stage(values: Sequence[int], num_stages: int, name: str) -> tuple[int, ...]:
-    """``values`` as they are, one integer for each stage.
+    """Check that ``values`` has one integer per stage.
 
     Raises:
-        ValueError: if there are more or fewer.
+        ValueError: on another number of entries.
     """
     if isinstance(values, int) or len(values) != num_stages:
         raise ValueError(f"{name} must have one entry per stage ({num_stages}), got {values}")
@@ -68,7 +71,7 @@ def one_per_stage(values: Sequence[int], num_stages: int, name: str) -> tuple[in
 
 
 def in_plane(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a 2D network like a 3D one: what has an entry per axis loses its first."""
+    """Derive the arguments of a 2D network from a 3D one's: those with an entry per axis lose the first."""
 
     def cut(value: Any) -> Any:
         return tuple(value)[1:] if isinstance(value, Sequence) else value
@@ -91,10 +94,14 @@ def check_strides(given: Sequence[Sequence[int]] | None, actual: Sequence[Sequen
 
 
 def token_grids(patch_size: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    """Elements per axis after each of the strides.
+    """Compute the elements per axis after each of the strides.
+
+    Args:
+        patch_size: voxels per axis.
+        strides: per stage and axis.
 
     Raises:
-        ValueError: if all strides together do not divide the patch.
+        ValueError: if the total stride does not divide the patch.
     """
     check_divisible(patch_size, [prod(axis) for axis in zip(*strides, strict=True)])
     grids, size = [], tuple(patch_size)

@@ -1,4 +1,4 @@
-"""The interface of image-level encoders: an image to one vector."""
+"""The interface of image-level encoders, which map an image to one vector."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 
 class Backbone(nn.Module, ABC):
-    """An image to one feature vector, on which classifiers and cross-dimensional pretraining build.
+    """Base of networks that map an image to one feature vector, for classification and cross-dimensional pretraining.
 
     Args:
         patch_size: the only image size that the backbone takes.
         input_channels: image channels.
-        head_hidden_size: channels of the features, by timm's name, so that its networks have the same interface.
+        head_hidden_size: feature channels; named as in timm, whose networks thus have the same interface.
     """
 
     def __init__(self, patch_size: Sequence[int], input_channels: int, head_hidden_size: int) -> None:
@@ -24,4 +24,4 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, image: Tensor) -> Tensor:
-        """(batch, input_channels, *patch_size) to (batch, head_hidden_size)."""
+        """Map (batch, input_channels, *patch_size) to (batch, head_hidden_size)."""

@@ -1,4 +1,4 @@
-"""A registered network without its decoder: its feature maps, their average, and 2D and 3D at once."""
+"""Encoders of registered networks: with feature maps, as a backbone with one vector, and as a pair in 2D and 3D."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from ._registry import create_network, get_network
 
 
 def create_encoder(name: str, input_channels: int, patch_size: Sequence[int], **overrides: Any) -> SegmentationNetwork:
-    """Build a network whose ``encode`` works and of which everything is trained that its deepest feature map needs.
+    """Build a network without its decoder, for training through its deepest feature map.
 
-    The decoder is removed, and parameters that only the finer maps need (norms of the skip connections) are frozen: DDP
-    wants a gradient for every parameter that is trained.
+    Parameters that only finer maps depend on (norms of skip connections) are frozen, since DDP requires a gradient for
+    every trained parameter.
 
     Args:
         name: one of ``list_networks()``.
         input_channels: image channels.
         patch_size: edge lengths in voxels.
         overrides: arguments of the network's class.
+
+    Returns:
+        the network; only ``encode`` works.
 
     Raises:
         ValueError: as ``create_network``.
@@ -38,7 +41,7 @@ def create_encoder(name: str, input_channels: int, patch_size: Sequence[int], **
 
     network = build()
     with torch.device("meta"), torch.enable_grad():
-        # in evaluation, for batch norm cannot train on one image of one cell
+        # eval mode: batch norm cannot train on one image whose map has one element
         twin = build().eval()
         deepest = twin.encode(torch.empty(1, input_channels, *patch_size))[-1]
         gradients = torch.autograd.grad(deepest.sum(), list(twin.parameters()), allow_unused=True)
@@ -48,10 +51,10 @@ def create_encoder(name: str, input_channels: int, patch_size: Sequence[int], **
 
 
 class Pooled(Backbone):
-    """The mean of an encoder's deepest feature map.
+    """Global average pooling of an encoder's deepest feature map.
 
     Args:
-        encoder: of ``create_encoder``.
+        encoder: made by ``create_encoder``.
         input_channels: image channels.
     """
 
@@ -60,44 +63,44 @@ class Pooled(Backbone):
         self.encoder = encoder
 
     def forward(self, image: Tensor) -> Tensor:
-        """(batch, input_channels, *patch_size) to (batch, head_hidden_size)."""
+        """Map (batch, input_channels, *patch_size) to (batch, head_hidden_size)."""
         return self.encoder.encode(image)[-1].flatten(2).mean(2)
 
 
 def create_backbone(
     name: str, input_channels: int, patch_size: Sequence[int], with_token: bool = False, **overrides: Any
 ) -> Backbone:
-    """Build what a classifier of whole images puts its linear layer on.
+    """Build the backbone of an image classifier.
 
     Args:
         name: one of ``list_networks()``.
         input_channels: image channels.
         patch_size: edge lengths in voxels.
-        with_token: build the network's own classifier (``SegmentationNetwork.classifier_class``), whose features take
-            in the token of pretraining, instead of averaging the deepest feature map.
+        with_token: build the network's own classifier (``SegmentationNetwork.classifier_class``), whose features
+            include the SSL token of pretraining, instead of averaging the deepest feature map.
         overrides: arguments of the network's class.
 
     Raises:
-        ValueError: as ``create_network``, and on a network without a classifier of its own, if one is asked for.
+        ValueError: as ``create_network``, and if ``with_token`` and the network has no classifier of its own.
     """
     if not with_token:
         return Pooled(create_encoder(name, input_channels, patch_size, **overrides), input_channels)
     entry = get_network(name)
     entry.check_overrides(overrides)
     if entry.network_class.classifier_class is None:
-        raise ValueError(f"{name} has no token of pretraining to classify by; build its backbone without")
+        raise ValueError(f"{name} has no SSL token to classify by; build its backbone with with_token=False")
     arguments = _without_heads({**entry.all_arguments(len(patch_size)), **overrides})
     return entry.network_class.classifier_class(input_channels, 0, patch_size, **arguments)
 
 
 class EncoderPair(NetworkPair):
-    """The encoder of any network in 2D and 3D, its deepest feature map averaged.
+    """Encoders of any network in 2D and 3D that share layers, each with its deepest feature map averaged.
 
     Args:
         network: registered name.
         patch_size_2d, patch_size_3d: voxels per axis.
         input_channels_2d, input_channels_3d: image channels.
-        overrides: arguments of the 3D form.
+        overrides: arguments of the 3D form; ``in_plane`` derives the 2D form's.
     """
 
     form_2d: Pooled
@@ -119,13 +122,13 @@ class EncoderPair(NetworkPair):
         super().__init__(form_2d, form_3d, form_2d.head_hidden_size)
 
     def form_weights(self, ndim: int) -> dict[str, Tensor]:
-        """Stem and encoder of one form, by the names of the network."""
+        """Weights of stem and encoder of one form, by the network's names; ``ndim`` is 2 or 3."""
         form = self.form_2d if ndim == 2 else self.form_3d
         return form.encoder.encoder_state_dict()
 
 
 def form_overrides(network: str, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The arguments that both forms of a network have, those with an entry per axis as in 3D."""
+    """Complete arguments of a pair's forms, those with an entry per axis as in 3D: defaults and overrides."""
     arguments = {**get_network(network).all_arguments(3), **(overrides or {}), "strides": None}
     return {name: value for name, value in arguments.items() if value is not None}
 
@@ -138,7 +141,7 @@ def create_pair(
     input_channels_3d: int,
     overrides: Mapping[str, Any] | None = None,
 ) -> NetworkPair:
-    """Build a network in 2D and 3D that share weights: its own pair, if its class has one, else its encoder's.
+    """Build a 2D and a 3D network that share layers: the class's ``pair_class`` if it has one, else ``EncoderPair``.
 
     Args:
         network: registered name.
@@ -152,7 +155,9 @@ def create_pair(
     """
     entry = get_network(network)
     if entry.dimensions != (2, 3):
-        raise ValueError(f"images and volumes together need a network with a 2D and a 3D form, and {network} has one")
+        raise ValueError(
+            f"pretraining on images and volumes needs a network with a 2D and a 3D form; {network} has only one of them"
+        )
     arguments = form_overrides(network, overrides)
     if entry.network_class.pair_class is None:
         return EncoderPair(network, patch_size_2d, patch_size_3d, input_channels_2d, input_channels_3d, arguments)
@@ -163,5 +168,5 @@ def create_pair(
 
 
 def _without_heads(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that remain without segmentation heads; None stands for the default."""
+    """Drop the arguments of segmentation heads, and those that are None, which leaves them to the class."""
     return {name: value for name, value in arguments.items() if name not in HEAD_ARGUMENTS and value is not None}

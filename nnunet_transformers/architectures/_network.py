@@ -1,4 +1,4 @@
-"""The contract of a segmentation network with nnU-Net, planners, trainers and weight loading."""
+"""The interface of segmentation networks that nnU-Net, planners, trainers and weight loading rely on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._backbone import Backbone
 from ._pair import NetworkPair
 
 AUXILIARY_HEADS = "decoder.seg_layers."
-# arguments that follow from a planner's choice of patch and token grids
+# arguments that a planner derives from patch and token grids
 TOKEN_ARGUMENTS = ("patch_embed_stride", "num_stages", "merge_strides", "window_sizes")
 
 
@@ -24,26 +24,27 @@ class SegmentationNetwork(nn.Module, ABC):
     ``decoder.seg_layers`` (full resolution first) and the switch ``decoder.deep_supervision``.
 
     Attributes:
-        dimensions: numbers of spatial axes that the class has a form for.
-        patch_size: the only image size that the network takes.
+        dimensions: numbers of spatial axes that the class supports.
+        patch_size: the only image size that the network takes, in voxels.
         strides: down-sampling per stage and axis. As in nnU-Net's plans, output i of deep supervision has
             1 / cumprod(strides)[i] of the patch's resolution, and there are ``len(strides) - 1`` outputs.
-        resolved_arguments: values of the arguments whose default depends on other arguments.
+        resolved_arguments: values in use of the arguments whose default depends on other arguments.
         grid_sizes: elements per axis of each feature map that ``encode`` returns, finest first.
         feature_channels: channels of each of these maps.
         stem_channels_last: whether the stem returns (batch, *grid, channels) or (batch, length, channels), rather than
             (batch, channels, *grid).
         token_arguments: those of ``TOKEN_ARGUMENTS`` that the class takes; a planner sets them.
-        pair_class: builds the 2D and the 3D form at once for cross-dimensional pretraining, from (patch_size_2d,
-            patch_size_3d, input_channels_2d, input_channels_3d, **arguments); None for a pair of the encoders alone.
-        classifier_class: the network's own classifier, whose features take in the token of pretraining, built from
-            (input_channels, num_classes, patch_size, **arguments), for num_classes 0 without a head; None for a
-            network without such a token.
-        key_to_encoder, key_to_stem, keys_to_in_proj, key_to_lpe: names of the modules whose weights are transferred,
-            the contract of dynamic_network_architectures' ``AbstractDynamicNetworkArchitectures``.
+        pair_class: builds a 2D and a 3D network that share layers, for cross-dimensional pretraining, from
+            (patch_size_2d, patch_size_3d, input_channels_2d, input_channels_3d, **arguments); None for a pair of
+            encoders (``EncoderPair``).
+        classifier_class: the network's own classifier, whose features include the SSL token of pretraining, built from
+            (input_channels, num_classes, patch_size, **arguments), without a head for num_classes 0; None for a
+            network without an SSL token.
+        key_to_encoder, key_to_stem, keys_to_in_proj, key_to_lpe: names of the modules whose weights are transferred, as
+            in dynamic_network_architectures' ``AbstractDynamicNetworkArchitectures``.
 
     Raises:
-        ValueError: if the class has no form of the patch's number of axes.
+        ValueError: if the class does not support the patch's number of axes.
     """
 
     dimensions: tuple[int, ...] = (2, 3)
@@ -81,28 +82,35 @@ class SegmentationNetwork(nn.Module, ABC):
         """Voxels per element and axis of each feature map, finest first."""
         return [tuple(p // g for p, g in zip(self.patch_size, grid, strict=True)) for grid in self.grid_sizes]
 
-    def group_matcher(self, coarse: bool = False) -> dict:
-        """Layers of timm's layer-wise learning rates: the stem and each stage of the encoder."""
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns for timm's layer-wise learning rates: the stem and each stage of the encoder."""
         stages = [(r"^encoder\.(?:stages|downsamples|norms)\.(\d+)", None), (r"^encoder\.", (len(self.grid_sizes),))]
         return {"stem": r"^stem\.", "blocks": stages}
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay beside norms and biases, as in timm: tables and class tokens.
+        """Names of parameters without weight decay besides norms and biases, as in timm: tables and class tokens.
 
-        They are collected from the layers, each of which states its own parameters in a ``no_weight_decay`` of its
-        own. A network that has such a parameter itself adds its name.
+        They are collected from the ``no_weight_decay`` of the layers. A network that holds such a parameter itself adds
+        its name.
         """
         return no_weight_decay(self)
 
     @abstractmethod
     def encode(self, image: Tensor) -> list[Tensor]:
-        """Feature maps of stem and encoder, finest first, each (batch, feature_channels[i], *grid).
+        """Compute the feature maps of stem and encoder; pretraining and probing use nothing else of a network.
 
-        Pretraining and probing need nothing else of a network.
+        Args:
+            image: (batch, input_channels, *patch_size).
+
+        Returns:
+            Maps (batch, feature_channels[i], *grid_sizes[i]), finest first.
+
+        Raises:
+            ValueError: on an image of another size.
         """
 
     def encoder_state_dict(self) -> dict[str, Tensor]:
-        """Weights of stem and encoder, statistics of batch norms included, detached."""
+        """Weights of stem and encoder, including batch norm statistics, detached."""
         parts = (f"{self.key_to_stem}.", f"{self.key_to_encoder}.")
         return {name: value.detach() for name, value in self.state_dict().items() if name.startswith(parts)}
 
@@ -116,9 +124,9 @@ class SegmentationNetwork(nn.Module, ABC):
 
 
 def no_weight_decay(module: nn.Module) -> set[str]:
-    """Names of the parameters that the layers of a module state in their ``no_weight_decay``.
+    """Collect the parameter names that the layers of a module return from their ``no_weight_decay``.
 
-    Some of timm's layers state parameters that they do not have; those are left out.
+    Names without a parameter are dropped: some of timm's layers state parameters that they do not have.
     """
     stated = {
         f"{path}.{name}"
@@ -130,7 +138,7 @@ def no_weight_decay(module: nn.Module) -> set[str]:
 
 
 def _drop_absent_heads(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Let a network without auxiliary heads load a state dict with them: only training uses them."""
+    """Drop auxiliary heads, which only training uses, from the state dict of a network without them."""
     start = f"{prefix}{AUXILIARY_HEADS}"
     kept = len(getattr(module.decoder, "seg_layers", ()))
     for key in [k for k in state_dict if k.startswith(start)]:

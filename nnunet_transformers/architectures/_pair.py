@@ -1,4 +1,4 @@
-"""A 2D and a 3D network at once, sharing what does not know the dimensionality (UniMiSS, ECCV 2022, section 3)."""
+"""A 2D and a 3D network that share the layers independent of dimensionality (UniMiSS, ECCV 2022, section 3)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ TOKEN_PREFIX = "ssl_token."
 
 
 class NetworkPair(nn.Module, ABC):
-    """Two forms of a network whose linear layers and layer norms are the same objects where their shapes agree.
+    """A 2D and a 3D form of a network that share linear layers and layer norms of equal names and shapes.
 
-    A batch has one dimensionality, and the other form's own parameters then get no gradient.
+    A batch is either 2D or 3D, so the parameters that only the other form has get no gradient.
 
     Args:
-        form_2d, form_3d: the two forms; the second takes over layers of the first.
+        form_2d, form_3d: the two forms; layers of the second are replaced by those of the first.
         dim: output channels of both.
     """
 
@@ -24,13 +24,13 @@ class NetworkPair(nn.Module, ABC):
         self.form_2d, self.form_3d, self.dim = form_2d, form_3d, dim
         layers = dict(form_3d.named_modules())
         for name, module in form_2d.named_modules():
-            knows_no_dimension = isinstance(module, (nn.Linear, nn.LayerNorm))
-            if knows_no_dimension and name in layers and _shapes(module) == _shapes(layers[name]):
+            is_dimensionless = isinstance(module, (nn.Linear, nn.LayerNorm))
+            if is_dimensionless and name in layers and _shapes(module) == _shapes(layers[name]):
                 parent, _, child = name.rpartition(".")
                 setattr(form_3d.get_submodule(parent), child, module)
 
     def form(self, ndim: int) -> nn.Module:
-        """The network for images of two or three dimensions.
+        """The network for images of 2 or 3 dimensions.
 
         Raises:
             ValueError: on any other number.
@@ -41,18 +41,17 @@ class NetworkPair(nn.Module, ABC):
 
     @abstractmethod
     def form_weights(self, ndim: int) -> dict[str, Tensor]:
-        """The weights of one form that start a segmentation network, by its names."""
+        """Weights of one form (``ndim`` 2 or 3) that initialise a segmentation network, by its names."""
 
     def token_weights(self, ndim: int) -> dict[str, Tensor]:
-        """The weights that only a classifier with a token has, by its names after ``TOKEN_PREFIX``; none by default.
+        """Weights of one form's SSL token, by the classifier's names after ``TOKEN_PREFIX``; none by default.
 
-        A segmentation network has no token: under names of their own these weights do not interfere with loading an
-        encoder as a whole.
+        Segmentation networks have no SSL token. The prefix keeps these weights apart from those of the encoder.
         """
         return {}
 
     def forward(self, image: Tensor) -> Tensor:
-        """(batch, channels, *patch size of either form) to the output of that form, (batch, dim)."""
+        """Map (batch, channels, *patch size of either form) to the output of that form, (batch, dim)."""
         return self.form(image.dim() - 2)(image)
 
 

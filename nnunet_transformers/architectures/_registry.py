@@ -1,4 +1,4 @@
-"""The table of networks: one name, one class, its configuration."""
+"""The registry of networks, and of the released and timm weights that fit them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
 
-# pattern and replacement that translate names of released weights
+# pattern and replacement for names of released weights
 RenamingRule = tuple[str, str | Callable[[re.Match[str]], str]]
+
+T = TypeVar("T")
 
 _networks: dict[str, NetworkEntry] = {}
 _released: dict[str, ReleasedFamily] = {}
@@ -28,10 +30,10 @@ class NetworkEntry:
     """A registered network.
 
     Attributes:
-        name: under which it is registered.
-        network_class: builds it, in 2D or 3D or whichever of them it has.
-        arguments: what sets it apart from the defaults of its class.
-        arguments_3d: what it has in 3D instead or besides.
+        name: registered name.
+        network_class: its class.
+        arguments: those that differ from the class's defaults.
+        arguments_3d: further or other ones in 3D.
     """
 
     name: str
@@ -40,7 +42,7 @@ class NetworkEntry:
     arguments_3d: dict[str, Any]
 
     def arguments_for(self, ndim: int) -> dict[str, Any]:
-        """The arguments of its 2D or 3D form."""
+        """Registered arguments of the 2D or 3D form."""
         return {**self.arguments, **self.arguments_3d} if ndim == 3 else self.arguments
 
     @property
@@ -50,7 +52,7 @@ class NetworkEntry:
 
     @property
     def dimensions(self) -> tuple[int, ...]:
-        """Numbers of spatial axes that it has a form for."""
+        """Numbers of spatial axes that it supports."""
         return self.network_class.dimensions
 
     @property
@@ -60,7 +62,7 @@ class NetworkEntry:
         return [n for n in inspect.signature(self.network_class).parameters if n not in own]
 
     def all_arguments(self, ndim: int) -> dict[str, Any]:
-        """Every override with the value that it has by default in this network's 2D or 3D form."""
+        """Every override with its default value in this network's 2D or 3D form."""
         parameters = inspect.signature(self.network_class).parameters
         own = self.arguments_for(ndim)
         return {name: own.get(name, parameters[name].default) for name in self.override_names}
@@ -73,8 +75,12 @@ class NetworkEntry:
         deep_supervision: bool = False,
         **arguments: Any,
     ) -> SegmentationNetwork:
-        """Build the class from arguments alone, without those that are registered with the name."""
-        # the base, whose constructor takes the patch alone, stands for all classes here
+        """Build the class from these arguments alone, without the registered ones.
+
+        Raises:
+            ValueError: as the class.
+        """
+        # the declared type, SegmentationNetwork, takes the patch alone
         constructor: Callable[..., SegmentationNetwork] = self.network_class
         return constructor(
             input_channels=input_channels,
@@ -84,11 +90,30 @@ class NetworkEntry:
             **arguments,
         )
 
+    def plan_arguments(self, network: SegmentationNetwork, **given: Any) -> dict[str, Any]:
+        """Complete arguments of a built network, for ``arch_kwargs`` of a plan: a plan outlives a change of defaults.
+
+        Args:
+            network: built by ``create_network`` with this entry's name.
+            given: overrides that it was built with, and other arguments to state; they replace the class's values.
+
+        Returns:
+            all arguments that have a value, except channels, classes and ``deep_supervision``, which nnU-Net passes.
+        """
+        arguments = {
+            **self.all_arguments(len(network.patch_size)),
+            **network.resolved_arguments,
+            **given,
+            "patch_size": network.patch_size,
+            "strides": network.strides,
+        }
+        return {name: value for name, value in arguments.items() if value is not None}
+
     def check_overrides(self, overrides: Iterable[str]) -> None:
         """Check the names of overrides.
 
         Raises:
-            ValueError: if the network's class does not take one of them; lists those that it takes.
+            ValueError: if the class does not take one of them; lists those that it takes.
         """
         unknown = [name for name in overrides if name not in self.override_names]
         if unknown:
@@ -101,10 +126,9 @@ class ReleasedFamily:
 
     Attributes:
         checkpoint_filter: translates its weights to the names used here.
-        head: tensor whose first axis are the classes.
-        variants: overrides that its networks were also released with, apart from those with a name of their own.
-        patch_sizes: sizes that its weights were published for, where weights depend on the size; None where they
-            do not.
+        head: name of a tensor whose first axis has the classes.
+        variants: overrides that its networks were released with, besides those with a registered name.
+        patch_sizes: patch sizes of the published weights, in voxels; None where weights do not depend on the size.
     """
 
     checkpoint_filter: Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -115,14 +139,14 @@ class ReleasedFamily:
 
 @dataclass(frozen=True)
 class TimmFamily:
-    """A class of timm's networks that one of this package's networks has as stem and encoder.
+    """A class of timm's networks that a registered network has as stem and encoder.
 
     Attributes:
-        timm_class: of timm.
-        network: registered network.
+        timm_class: timm's class.
+        network: registered name.
         example: timm's name of one such network.
-        overrides: arguments with which the registered network has a timm network as encoder, from the timm network and
-            its name. Raises ValueError where there are none.
+        overrides: maps timm's network and its name to the registered network's arguments that give it this encoder;
+            raises ValueError where there are none.
         checkpoint_filter: translates weights to the names used here, given timm's network.
     """
 
@@ -136,7 +160,7 @@ class TimmFamily:
 def class_path(network_class: type) -> str:
     """Import path of a class from the outermost package that exports it.
 
-    A class can move inside that package and plans with this path remain valid.
+    Plans with this path remain valid when the class moves inside that package.
 
     Examples:
         >>> from nnunet_transformers.architectures import class_path, get_network
@@ -152,13 +176,13 @@ def class_path(network_class: type) -> str:
 def register_network(
     name: str, network_class: type[SegmentationNetwork], arguments_3d: dict[str, Any] | None = None, **arguments: Any
 ) -> None:
-    """Add a network under ``name``.
+    """Register a network under ``name``.
 
     Args:
-        name: how ``create_network`` calls it.
-        network_class: a ``SegmentationNetwork``.
-        arguments_3d: what it has in 3D instead of ``arguments`` or besides.
-        arguments: what sets it apart from its class's defaults.
+        name: its name for ``create_network``.
+        network_class: its class.
+        arguments_3d: further or other arguments in 3D.
+        arguments: those that differ from the class's defaults.
 
     Raises:
         ValueError: if the class states ``token_arguments`` that a planner does not know or its constructor does not
@@ -180,30 +204,30 @@ def register_network(
     _networks[name] = NetworkEntry(name, network_class, arguments, arguments_3d or {})
 
 
-def register_checkpoint_filter(
+def register_released_family(
     family: str,
     checkpoint_filter: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     head: str,
     variants: Sequence[dict[str, Any]] = ({},),
     patch_sizes: Sequence[Sequence[int]] | None = None,
 ) -> None:
-    """Add the translation of a paper's released weights for a family of networks, see ``ReleasedFamily``."""
+    """Register the translation of a paper's released weights for a family of networks, see ``ReleasedFamily``."""
     patch_sizes = None if patch_sizes is None else tuple(tuple(p) for p in patch_sizes)
     _released[family] = ReleasedFamily(checkpoint_filter, head, tuple(variants), patch_sizes)
 
 
-def register_timm_encoder(
+def register_timm_family(
     timm_class: type[nn.Module],
     network: str,
     example: str,
     overrides: Callable[[Any, str], dict[str, Any]],
     checkpoint_filter: Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]],
 ) -> None:
-    """Add the translation of timm's weights for a class of its networks, see ``TimmFamily``."""
+    """Register the translation of timm's weights for a class of its networks, see ``TimmFamily``."""
     _timm.append(TimmFamily(timm_class, network, example, overrides, checkpoint_filter))
 
 
-def _look_up(kind: str, name: str, table: dict) -> Any:
+def _look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
     if name not in table:
         close = get_close_matches(name, table, n=3)
         hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(sorted(table))}"
@@ -212,7 +236,7 @@ def _look_up(kind: str, name: str, table: dict) -> Any:
 
 
 def get_network(name: str) -> NetworkEntry:
-    """The entry of a network.
+    """Look up the entry of a network.
 
     Raises:
         ValueError: if there is no such network; names the closest ones.
@@ -221,7 +245,7 @@ def get_network(name: str) -> NetworkEntry:
 
 
 def get_released_family(family: str) -> ReleasedFamily:
-    """Released weights for a family.
+    """Look up the released weights of a family.
 
     Raises:
         ValueError: if there is no such family.
@@ -230,26 +254,26 @@ def get_released_family(family: str) -> ReleasedFamily:
 
 
 def get_timm_family(network: nn.Module, name: str) -> TimmFamily:
-    """The family of timm's network.
+    """Look up the family of timm's network.
 
     Args:
-        network: timm's.
-        name: timm's name of it.
+        network: timm's network.
+        name: its name in timm.
 
     Raises:
-        ValueError: if no registered network has it as its encoder; lists timm's classes that are one.
+        ValueError: if no registered network has it as encoder; lists timm's classes that some network has.
     """
     for family in _timm:
         if isinstance(network, family.timm_class):
             return family
     known = " and ".join(f"{f.timm_class.__name__} (such as {f.example}: {f.network})" for f in _timm)
     raise ValueError(
-        f"timm's {name} ({type(network).__name__}) is the encoder of no segmentation network here; those of {known} are"
+        f"timm's {name} ({type(network).__name__}) is the encoder of no segmentation network here; take one of {known}"
     )
 
 
 def list_networks(ndim: int | None = None) -> list[str]:
-    """Names of all networks, sorted; given a number of spatial axes (2 or 3), of those with such a form."""
+    """Sorted names of all networks, or of those that support ``ndim`` spatial axes (2 or 3)."""
     return sorted(name for name, entry in _networks.items() if ndim is None or ndim in entry.dimensions)
 
 
@@ -269,10 +293,10 @@ def create_network(
         num_classes: output channels; the output holds raw logits.
         patch_size: edge lengths in voxels; the network takes images of exactly this size.
         deep_supervision: return a list of logits, full resolution first.
-        overrides: arguments of the network's class, in place of the published configuration.
+        overrides: arguments of the network's class that replace those of the published configuration.
 
     Raises:
-        ValueError: on an unknown name or override, a size that cannot work, or a 3D one for a 2D network.
+        ValueError: on an unknown name or override, and as the class, such as on a patch size that it cannot take.
 
     Examples:
         >>> import torch

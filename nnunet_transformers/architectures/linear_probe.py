@@ -1,4 +1,4 @@
-"""A frozen encoder with a linear head: how much of a segmentation its features hold by themselves."""
+"""A linear probe for segmentation: linear heads on the feature maps of a frozen encoder."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ._network import SegmentationNetwork
 
 
 class LinearProbe(nn.Module):
-    """Feature maps of a frozen encoder, each normalised and through a 1x1 convolution, added up at full resolution.
+    """Normalise each feature map of a frozen encoder, classify it by a 1x1 convolution, sum logits at full resolution.
 
-    To resize and to add are linear, so that this is one linear classifier of all maps' features at a voxel. The
-    normalisation has no parameters (https://arxiv.org/abs/2111.06377, appendix A.1).
+    Interpolation and summation are linear, so this is one linear classifier of the features of all maps at a voxel. The
+    batch norm has no affine parameters (https://arxiv.org/abs/2111.06377, appendix A.1).
 
     Args:
         network: its stem and encoder are frozen, its decoder is dropped.
@@ -32,13 +32,13 @@ class LinearProbe(nn.Module):
         )
 
     def train(self, mode: bool = True) -> LinearProbe:
-        """As of any module, but the frozen encoder stays as it is used."""
+        """Set the mode of the heads; the frozen encoder stays in eval mode."""
         super().train(mode)
         self.network.eval()
         return self
 
     def forward(self, image: Tensor) -> Tensor:
-        """(batch, channels, *patch size) to logits (batch, num_classes, *patch size)."""
+        """Map (batch, input_channels, *patch_size) to logits (batch, num_classes, *patch_size)."""
         with torch.no_grad():
             features = self.network.encode(image)
         mode = {4: "bilinear", 5: "trilinear"}[image.dim()]

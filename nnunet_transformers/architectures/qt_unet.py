@@ -1,7 +1,7 @@
 """QT-UNet: an all-Swin U-Net whose decoder queries the encoder by cross-attention.
 
-Håversen, "QT-UNet", master's thesis, NTNU, chapter 3. The published defaults follow the author's release, which
-the published results came from; the arguments state where thesis and release differ.
+Håversen, "QT-UNet", master's thesis, NTNU, chapter 3. Defaults follow the author's release, which produced the
+published results; the arguments state where thesis and release differ.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ._arguments import (
     token_grids,
 )
 from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
-from ._registry import RenamingRule, register_checkpoint_filter, register_network
+from ._registry import RenamingRule, register_network, register_released_family
 from .layers import (
     PatchEmbed,
     PatchExpand,
@@ -33,7 +33,7 @@ from .layers import (
     RelativePositionBias,
     WindowAttention,
     WindowPartition,
-    in_pieces,
+    apply_in_chunks,
     recomputed,
     tokens_to_image,
 )
@@ -46,11 +46,11 @@ class QTBlock(nn.Module):
         dim: channels.
         num_heads: attention heads.
         partition: the windows of this block.
-        table_window_size: window that the bias tables are made for.
-        cross_attention: attend to a context as well.
+        table_window_size: window of the bias tables; the partition's may be smaller.
+        cross_attention: also attend to a context.
         norm_placement: "post" normalises after each residual sum (the release), "pre" before each branch.
-        drop_path_rate: stochastic depth of this block.
-        activation_checkpointing: compute the block again in the backward pass.
+        drop_path_rate: stochastic depth rate of this block.
+        activation_checkpointing: recompute the block in the backward pass.
         reference_compat: read clamped bias tables as the release does.
     """
 
@@ -85,7 +85,7 @@ class QTBlock(nn.Module):
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(batch, length, dim) to the same; ``context`` has the same shape."""
+        """Map (batch, length, dim) to the same shape; ``context`` has it as well."""
         active = self.activation_checkpointing and self.training
         return recomputed(self._forward, *([x] if context is None else [x, context]), active=active)
 
@@ -110,6 +110,7 @@ class QTEncoderStage(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, length, dim) to the next stage's tokens."""
         for block in self.blocks:
             x = block(x)
         return x if self.downsample is None else self.downsample(x)
@@ -124,7 +125,7 @@ class QTEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Tokens of every resolution, finest first: each stage's input (the skips) and the normalised bottleneck."""
+        """Map the finest tokens to all resolutions, finest first: each stage's input and the normalised bottleneck."""
         features = []
         for stage in self.stages:
             features.append(x)
@@ -134,7 +135,7 @@ class QTEncoder(nn.Module):
 
 
 class QTDecoderLevel(nn.Module):
-    """Expand the deeper level, fuse with the skip, then blocks that also query the skip (thesis, section 3.3.5)."""
+    """Up-sample the deeper level, fuse it with the skip, and let blocks query the skip (thesis, section 3.3.5)."""
 
     def __init__(self, expand: PatchExpand, blocks: Sequence[QTBlock], dim: int) -> None:
         super().__init__()
@@ -143,6 +144,7 @@ class QTDecoderLevel(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Map the deeper level's tokens and the skip (batch, length, dim) to the skip's shape."""
         x = self.fuse(torch.cat([self.expand(x), skip], dim=-1))
         for block in self.blocks:
             x = block(x, skip)
@@ -152,8 +154,8 @@ class QTDecoderLevel(nn.Module):
 class QTDecoder(nn.Module):
     """The levels, deepest first, and the segmentation heads, full resolution first.
 
-    The full-resolution head works on tokens: norm and classifier act on each voxel alone, so they come before the
-    shuffle into an image, which then moves ``num_classes`` channels instead of ``dim``.
+    The full-resolution head works on tokens: norm and classifier are pointwise, so they precede the pixel shuffle into
+    an image, which then moves ``num_classes`` channels instead of ``dim``.
     """
 
     def __init__(
@@ -163,7 +165,7 @@ class QTDecoder(nn.Module):
         grid_sizes: Sequence[Sequence[int]],
         patch_embed_stride: Sequence[int],
         num_classes: int,
-        auxiliary_heads: int,
+        auxiliary_heads: bool,
         deep_supervision: bool,
         activation_checkpointing: bool,
     ) -> None:
@@ -173,7 +175,7 @@ class QTDecoder(nn.Module):
         self.levels = nn.ModuleList(levels)
         self.grid_sizes = tuple(tuple(g) for g in grid_sizes)
         self.patch_embed_stride = tuple(patch_embed_stride)
-        # at stride 1 the finest tokens are voxels already, and its output is the full-resolution one
+        # at stride 1 the finest tokens are voxels, whose head is the full-resolution one
         self.auxiliary_levels = range(int(prod(self.patch_embed_stride) == 1), len(levels))
         self.norm = nn.LayerNorm(dims[0])
         self.expand = nn.Linear(dims[0], prod(self.patch_embed_stride) * dims[0], bias=False)
@@ -183,23 +185,25 @@ class QTDecoder(nn.Module):
             self.seg_layers.append(nn.Sequential(nn.LayerNorm(dims[level]), nn.Linear(dims[level], num_classes)))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """Encoder features, finest first, to logits (a list of them under deep supervision)."""
+        """Map encoder tokens, finest first, to logits (a list of them under deep supervision)."""
         x = features[-1]
         tokens: list[Tensor] = []
-        for block, skip in zip(self.levels, reversed(features[:-1]), strict=True):
-            x = block(x, skip)
+        for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
+            x = level(x, skip)
             tokens.insert(0, x)
-        logits = in_pieces(self._classify, x, self.expand.out_features, self.activation_checkpointing and self.training)
+        logits = apply_in_chunks(
+            self._classify, x, self.expand.out_features, self.activation_checkpointing and self.training
+        )
         outputs = [tokens_to_image(logits, self.grid_sizes[0], self.patch_embed_stride)]
         if not self.deep_supervision:
             return outputs[0]
-        for head, level in zip(self.seg_layers[1:], self.auxiliary_levels, strict=True):
-            grid_size = self.grid_sizes[level]
-            outputs.append(tokens_to_image(head(tokens[level]), grid_size, (1,) * len(grid_size)))
+        for head, index in zip(self.seg_layers[1:], self.auxiliary_levels, strict=True):
+            grid_size = self.grid_sizes[index]
+            outputs.append(tokens_to_image(head(tokens[index]), grid_size, (1,) * len(grid_size)))
         return outputs
 
     def _classify(self, tokens: Tensor) -> Tensor:
-        """(batch, length, dim) to the logits of each token's voxels, (batch, length, voxels x classes)."""
+        """Map (batch, length, dim) to the logits of each token's voxels, (batch, length, voxels x classes)."""
         voxels = self.expand(self.norm(tokens)).unflatten(-1, (-1, self.norm.normalized_shape[0]))
         return self.seg_layers[0](self.expand_norm(voxels)).flatten(2)
 
@@ -210,25 +214,24 @@ class QTUNet(SegmentationNetwork):
     Args:
         input_channels: image channels.
         num_classes: output channels.
-        patch_size: edge lengths in voxels; two make a 2D network, three a 3D one.
+        patch_size: edge lengths in voxels; two for a 2D network, three for a 3D one.
         embed_dim: channels of the finest tokens, doubled at each stage; a multiple of ``num_heads``.
         num_heads: heads of the first stage, doubled at each stage.
-        num_stages: resolutions, the bottleneck included.
+        num_stages: resolutions, including the bottleneck.
         depths: blocks per stage; two each and one in the bottleneck by default. The decoder mirrors the encoder.
         patch_embed_stride: voxels per token, one integer or one per axis.
         merge_strides: tokens merged at the end of each stage but the last, one integer or one entry per stage.
-        in_plane_merging: merge in-plane only, by default of ``merge_strides`` (the thesis's "-A" variant).
+        in_plane_merging: merge in-plane only (the thesis's "-A" variant); ignored where ``merge_strides`` is given.
         window_sizes: attention window, one integer or one entry per stage; clamped to the token grid.
         cross_attention: whether the decoder queries the encoder; False is the thesis's "2D-A".
         norm_placement: "post" (the release) or "pre".
-        drop_path_rate: stochastic depth of the last encoder block, 0.1 in the release and 0.2 in the thesis.
-        mask_padding: keep attention from the zero tokens that fill up windows; the release lets them take part.
-        activation_checkpointing: compute blocks and the full-resolution head again in backward rather than keep what is
-            inside them.
+        drop_path_rate: stochastic depth rate of the last encoder block, 0.1 in the release and 0.2 in the thesis.
+        mask_padding: mask the zero tokens that pad windows; the release attends to them.
+        activation_checkpointing: recompute blocks and the full-resolution head in the backward pass.
         deep_supervision: return a list of logits, full resolution first.
-        auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
-        strides: nnU-Net's copy of the strides in a plan; must match the other arguments.
-        reference_compat: reproduce the release where its windows are clamped, wrong offsets included.
+        auxiliary_heads: build the heads of deep supervision; by default only under ``deep_supervision``.
+        strides: the plan's copy of the strides for nnU-Net; must match the other arguments.
+        reference_compat: reproduce the release's wrong bias offsets where its windows are clamped.
 
     Raises:
         ValueError: on a patch size that the strides do not divide or arguments that contradict each other.
@@ -342,15 +345,18 @@ class QTUNet(SegmentationNetwork):
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """(batch, input_channels, *patch_size) to logits (batch, num_classes, *patch_size).
 
-        Under deep supervision a list, each output at the resolution that ``strides`` gives it.
+        Under deep supervision a list, each output at the resolution that ``strides`` states.
+
+        Raises:
+            ValueError: on an image of another size.
         """
         self.check_input(image)
         return self.decoder(self.encoder(self.stem(image)))
 
 
 def _init_weights(module: nn.Module) -> None:
-    # The release draws from a normal of 0.02 as Swin does, whose layers are 2 to 16 times as wide; at 48 channels that
-    # leaves every branch near zero and training on a plateau (benchmarks/results/hippocampus.md)
+    # The release draws from a normal of std 0.02 as Swin does, whose layers are 2 to 16 times as wide; at 48 channels
+    # every branch then starts near zero and training stalls (benchmarks/results/hippocampus.md)
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -362,6 +368,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Returns:
         A state dict that loads strictly into the same variant, built with ``reference_compat=True``.
+
+    Raises:
+        ValueError: if these are not the weights of a released QT-UNet.
     """
     is_2d_port = "pe_norm.weight" in state_dict
     if is_2d_port:
@@ -398,7 +407,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _from_2d_port(key: str) -> str:
-    """Names of the 2D port in terms of the 3D release; its decoder counts levels from the finest."""
+    """Translate a name of the 2D port, whose decoder counts levels from the finest, to the 3D release."""
     key = re.sub(r"^patch_embed\.(weight|bias)$", r"encoder.patch_embed.proj.\1", key)
     key = re.sub(r"^pe_norm\.", "encoder.patch_embed.norm.", key)
     key = re.sub(r"^(layers|norm)\.", r"encoder.\1.", key)
@@ -407,7 +416,7 @@ def _from_2d_port(key: str) -> str:
     return re.sub(r"^concat\.(\d+)\.", lambda m: f"concat_back_dim.{3 - int(m[1])}.", key)
 
 
-register_checkpoint_filter(
+register_released_family(
     "qt_unet",
     checkpoint_filter_fn,
     head="decoder.seg_layers.0.weight",

@@ -1,13 +1,15 @@
 """A 2D U-Net with timm's ResNet as its encoder: MGCA's network for segmentation with ResNet-50.
 
 Wang et al., "Multi-Granularity Cross-modal Alignment for Generalized Medical Visual Representation Learning",
-NeurIPS 2022, supplement B.3. The decoder is laid out as that of the library named there; dynamic_network_architectures'
-``UNetDecoder`` has as many channels as each skip and ends at the finest of them, half the image's resolution.
+NeurIPS 2022, supplement B.3. The decoder follows segmentation_models.pytorch, which is named there.
+dynamic_network_architectures' ``UNetDecoder`` does not fit: its levels have the channels of their skips and end at the
+finest skip, half the image's resolution.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import timm
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from ._arguments import check_strides, one_per_stage, token_grids
 from ._network import SegmentationNetwork
-from ._registry import register_network, register_timm_encoder
+from ._registry import register_network, register_timm_family
 from .layers import ConvNormAct
 
 STEM = ("conv1", "bn1", "act1")
@@ -33,7 +35,7 @@ class ResNetStem(nn.Module):
             self.add_module(name, getattr(resnet, name))
 
     def forward(self, image: Tensor) -> Tensor:
-        """(batch, input_channels, *size) to (batch, dim, *size / 2)."""
+        """Map (batch, input_channels, *size) to (batch, dim, *size / 2)."""
         for name in STEM:
             image = self.get_submodule(name)(image)
         return image
@@ -48,7 +50,7 @@ class ResNetEncoder(nn.Module):
             self.add_module(name, getattr(resnet, name))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Output of the stem, (batch, dim, *size), to that of the stages, finest first."""
+        """Map the stem's output (batch, dim, *size) to the feature maps of the stages, finest first."""
         features, x = [], self.get_submodule("maxpool")(x)
         for name in STAGES:
             x = self.get_submodule(name)(x)
@@ -57,7 +59,7 @@ class ResNetEncoder(nn.Module):
 
 
 class UNetLevel(nn.Module):
-    """Nearest up-sampling by 2, the skip beside it, two convolutions with instance norm and leaky ReLU."""
+    """Nearest up-sampling by 2, concatenation of the skip, two convolutions with instance norm and leaky ReLU."""
 
     def __init__(self, dim: int, skip_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -66,6 +68,7 @@ class UNetLevel(nn.Module):
         )
 
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        """Map (batch, dim, *size) and the skip (batch, skip_dim, *2 size) to (batch, out_dim, *2 size)."""
         x = F.interpolate(x, scale_factor=2)
         return self.blocks(x if skip is None else torch.cat([x, skip], dim=1))
 
@@ -75,9 +78,9 @@ class UNetDecoder(nn.Module):
 
     Args:
         feature_dims: channels of the encoder's maps, finest first.
-        dims: channels of the levels.
+        dims: channels of the levels, deepest first.
         num_classes: output channels.
-        auxiliary_heads: have the heads of deep supervision.
+        auxiliary_heads: build the heads of deep supervision.
         deep_supervision: return all outputs.
     """
 
@@ -97,7 +100,7 @@ class UNetDecoder(nn.Module):
         self.seg_layers = nn.ModuleList(nn.Conv2d(d, num_classes, 3, padding=1) for d in head_dims)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """The encoder's maps, finest first, to logits, a list of them under deep supervision."""
+        """Map the encoder's features, finest first, to logits (a list of them under deep supervision)."""
         x = features[-1]
         maps: list[Tensor] = []
         for level, skip in zip(self.levels, [*features[-2::-1], None], strict=True):
@@ -115,12 +118,12 @@ class ResNetUNet(SegmentationNetwork):
         input_channels: image channels.
         num_classes: output channels.
         patch_size: height and width in pixels, multiples of 32.
-        timm_name: timm's name of a ResNet whose stem is one convolution (resnet18, resnet50, resnext50_32x4d ...).
+        timm_name: name in timm of a ResNet whose stem is one convolution (resnet18, resnet50, resnext50_32x4d ...).
         decoder_dims: channels of the decoder's five levels, deepest first.
-        drop_path_rate: stochastic depth of the last block.
+        drop_path_rate: stochastic depth rate of the last block.
         deep_supervision: return a list of logits, full resolution first.
-        auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
-        strides: nnU-Net's copy of the strides in a plan; must match the other arguments.
+        auxiliary_heads: build the heads of deep supervision; by default only under ``deep_supervision``.
+        strides: the plan's copy of the strides for nnU-Net; must match the other arguments.
 
     Raises:
         ValueError: on a patch size that is not 2D or no multiple of 32, and on a timm network that is no such ResNet.
@@ -170,12 +173,12 @@ class ResNetUNet(SegmentationNetwork):
             auxiliary_heads = deep_supervision
         self.decoder = UNetDecoder(self.feature_channels, decoder_dims, num_classes, auxiliary_heads, deep_supervision)
 
-    def group_matcher(self, coarse: bool = False) -> dict:
-        """Layers of timm's layer-wise learning rates: the stem and each stage."""
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns for timm's layer-wise learning rates: the stem and each stage."""
         return {"stem": r"^stem\.", "blocks": r"^encoder\.layer(\d+)"}
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """The stem's map, at half the image's resolution, and those of the four stages."""
+        """Feature maps of the stem, at half the image's resolution, and of the four stages."""
         self.check_input(image)
         x = self.stem(image)
         return [x, *self.encoder(x)]
@@ -183,13 +186,16 @@ class ResNetUNet(SegmentationNetwork):
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """(batch, input_channels, *patch_size) to logits (batch, num_classes, *patch_size).
 
-        Under deep supervision a list, each output at the resolution that ``strides`` gives it.
+        Under deep supervision a list, each output at the resolution that ``strides`` states.
+
+        Raises:
+            ValueError: on an image of another size.
         """
         return self.decoder(self.encode(image))
 
 
-def timm_overrides(resnet: ResNet, name: str) -> dict:
-    """Arguments of the ``ResNetUNet`` with timm's ResNet as encoder; its constructor refuses other networks."""
+def timm_overrides(resnet: ResNet, name: str) -> dict[str, Any]:
+    """Derive the arguments of the ``ResNetUNet`` with timm's ResNet as encoder; the constructor rejects other stems."""
     return {"timm_name": name}
 
 
@@ -200,4 +206,4 @@ def timm_filter_fn(state_dict: Mapping[str, Tensor], resnet: ResNet) -> dict[str
 
 register_network("resnet18_unet", ResNetUNet, timm_name="resnet18")
 register_network("resnet50_unet", ResNetUNet)
-register_timm_encoder(ResNet, "resnet50_unet", "resnet50", timm_overrides, timm_filter_fn)
+register_timm_family(ResNet, "resnet50_unet", "resnet50", timm_overrides, timm_filter_fn)

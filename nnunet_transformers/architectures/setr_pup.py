@@ -9,29 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct
+from timm.layers import ConvNormAct as ConvBatchNormReLU  # timm's defaults
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ._arguments import PerAxis, check_strides, per_axis, token_grids
 from ._network import SegmentationNetwork
-from ._registry import register_network, register_timm_encoder
+from ._registry import register_network, register_timm_family
 from .layers import PositionEmbedding, recomputed
 
 
 class ViTEncoder(nn.Module):
     """Class token, position embeddings, blocks and norm of timm's ViT.
 
-    The class token has no position embedding of its own: the sum of the two is one parameter.
+    The class token's position embedding is part of the class token: only their sum matters.
 
     Args:
-        vit: its parts are taken over.
-        activation_checkpointing: compute the blocks again in the backward pass.
+        vit: provides class token, blocks and norm.
+        activation_checkpointing: recompute the blocks in the backward pass.
     """
 
     def __init__(self, vit: VisionTransformer, activation_checkpointing: bool) -> None:
@@ -44,11 +45,11 @@ class ViTEncoder(nn.Module):
         self.activation_checkpointing = activation_checkpointing
 
     def no_weight_decay(self) -> set[str]:
-        """The class token; the position embeddings are a layer's."""
+        """The class token; ``PositionEmbedding`` states the positions."""
         return {"cls_token"}
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, length, dim) to the patches' tokens as a map, (batch, dim, *grid)."""
+        """Map patch tokens (batch, length, dim) to a feature map (batch, dim, *grid)."""
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), self.position(tokens)], dim=1)
         for block in self.blocks:
             x = recomputed(block, x, active=self.activation_checkpointing and self.training)
@@ -56,14 +57,14 @@ class ViTEncoder(nn.Module):
 
 
 class SETRPUPDecoder(nn.Module):
-    """A linear layer, then convolution, batch norm, ReLU and bilinear up-sampling for each level, deepest first.
+    """A linear layer, then levels of convolution, batch norm, ReLU and bilinear up-sampling, deepest first.
 
     Args:
         dim: channels of the tokens.
         dims: channels of each level.
-        steps: up-sampling of each level, per axis.
+        steps: up-sampling factor of each level, per axis.
         num_classes: output channels.
-        auxiliary_heads: have the heads of deep supervision.
+        auxiliary_heads: build the heads of deep supervision.
         deep_supervision: return all outputs.
     """
 
@@ -80,12 +81,12 @@ class SETRPUPDecoder(nn.Module):
         self.deep_supervision = deep_supervision
         self.steps = [tuple(step) for step in steps]
         self.proj = nn.Linear(dim, dim)
-        self.levels = nn.ModuleList(ConvNormAct(before, after, 3) for before, after in pairwise([dim, *dims]))
+        self.levels = nn.ModuleList(ConvBatchNormReLU(before, after, 3) for before, after in pairwise([dim, *dims]))
         head_dims = dims[::-1] if auxiliary_heads else dims[-1:]
         self.seg_layers = nn.ModuleList(nn.Conv2d(d, num_classes, 3, padding=1) for d in head_dims)
 
     def forward(self, features: Tensor) -> Tensor | list[Tensor]:
-        """(batch, dim, *grid) to logits, a list of them under deep supervision."""
+        """Map (batch, dim, *grid) to logits (a list of them under deep supervision)."""
         x = self.proj(features.movedim(1, -1)).movedim(-1, 1)
         maps: list[Tensor] = []
         for level, step in zip(self.levels, self.steps, strict=True):
@@ -98,20 +99,20 @@ class SETRPUPDecoder(nn.Module):
 
 
 class SETRPUP(SegmentationNetwork):
-    """SETR-PUP, in 2D.
+    """SETR-PUP in 2D.
 
     Args:
         input_channels: image channels.
         num_classes: output channels.
-        patch_size: height and width in pixels. The learned position embeddings belong to it.
-        embed_dim, depth, num_heads: of the ViT; the defaults are ViT-B's.
+        patch_size: height and width in pixels. The learned position embeddings depend on it.
+        embed_dim, depth, num_heads: channels, blocks and attention heads of the ViT; the defaults are ViT-B's.
         patch_embed_stride: pixels per token, powers of two, one integer or one per axis.
-        decoder_dims: channels of the decoder's levels, deepest first; as many as doublings undo the stride.
-        drop_path_rate: stochastic depth of the last block.
-        activation_checkpointing: compute the blocks again in the backward pass: less memory, more time.
+        decoder_dims: channels of the decoder's levels, deepest first; one level for each factor of 2 in the stride.
+        drop_path_rate: stochastic depth rate of the last block.
+        activation_checkpointing: recompute the blocks in the backward pass: less memory, more time.
         deep_supervision: return a list of logits, full resolution first.
-        auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
-        strides: nnU-Net's copy of the strides in a plan; must match the other arguments.
+        auxiliary_heads: build the heads of deep supervision; by default only under ``deep_supervision``.
+        strides: the plan's copy of the strides for nnU-Net; must match the other arguments.
 
     Raises:
         ValueError: on a patch size that is not 2D or that the stride does not divide, and on arguments that contradict
@@ -147,10 +148,10 @@ class SETRPUP(SegmentationNetwork):
         stride = per_axis(patch_embed_stride, 2, "patch_embed_stride")
         if any(s & (s - 1) for s in stride) or max(stride) != 2 ** len(decoder_dims):
             raise ValueError(
-                f"patch_embed_stride must be powers of two, the larger one undone by a doubling for each of "
-                f"decoder_dims, got {stride} and {len(decoder_dims)} of them"
+                f"patch_embed_stride must be powers of two, and decoder_dims have an entry for each factor of 2 in "
+                f"the larger one, got {stride} and {len(decoder_dims)} entries"
             )
-        # finest first; an axis with a smaller stride has its full resolution sooner
+        # finest first; an axis with a smaller stride reaches full resolution sooner
         steps = [[2 if s >> level > 1 else 1 for s in stride] for level in range(len(decoder_dims))]
         self.strides = [[1, 1], *steps]
         check_strides(strides, self.strides)
@@ -164,7 +165,7 @@ class SETRPUP(SegmentationNetwork):
             embed_dim=embed_dim,
             depth=0,
         )
-        # not by timm's constructor: it reads rates off a tensor, and tensors that a planner counts have no data
+        # not in timm's constructor, which reads the rates from a tensor: a planner's fake tensors have no data
         rates = np.linspace(0, drop_path_rate, depth).tolist()
         vit.blocks.extend(Block(embed_dim, num_heads, qkv_bias=True, drop_path=rate) for rate in rates)
         vit.blocks.apply(vit._init_weights)
@@ -177,30 +178,33 @@ class SETRPUP(SegmentationNetwork):
             embed_dim, decoder_dims, steps[::-1], num_classes, auxiliary_heads, deep_supervision
         )
 
-    def group_matcher(self, coarse: bool = False) -> dict:
-        """Layers of timm's layer-wise learning rates: the stem and embeddings, each block, the norm."""
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns for timm's layer-wise learning rates: the stem with the embeddings, each block, the norm."""
         blocks = [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm\.", (self.depth,))]
         return {"stem": r"^stem\.|^encoder\.(?:cls_token|position)", "blocks": blocks}
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """The tokens of the patches as a map, one in all, (batch, embed_dim, *grid)."""
+        """One feature map of the patch tokens, (batch, embed_dim, *grid)."""
         self.check_input(image)
         return [self.encoder(self.stem(image))]
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """(batch, input_channels, *patch_size) to logits (batch, num_classes, *patch_size).
 
-        Under deep supervision a list, each output at the resolution that ``strides`` gives it.
+        Under deep supervision a list, each output at the resolution that ``strides`` states.
+
+        Raises:
+            ValueError: on an image of another size.
         """
         self.check_input(image)
         return self.decoder(self.encoder(self.stem(image)))
 
 
-def timm_overrides(vit: VisionTransformer, name: str) -> dict:
-    """Arguments of the ``SETRPUP`` with timm's ViT as encoder.
+def timm_overrides(vit: VisionTransformer, name: str) -> dict[str, Any]:
+    """Derive the arguments of the ``SETRPUP`` with timm's ViT as encoder.
 
     Raises:
-        ValueError: if it has register tokens, no class token or other position embeddings than learned ones for all.
+        ValueError: if the ViT has register tokens, no class token, or no learned position embedding for some token.
     """
     if vit.num_prefix_tokens != 1 or vit.pos_embed is None or vit.pos_embed.shape[1] != vit.patch_embed.num_patches + 1:
         raise ValueError(
@@ -220,7 +224,7 @@ def timm_filter_fn(state_dict: Mapping[str, Tensor], vit: VisionTransformer) -> 
 
     Args:
         state_dict: by timm's names, without a classifier.
-        vit: the network that they are of; its position embeddings belong to its image size.
+        vit: timm's network; its image size fixes the grid of the position embeddings.
     """
     state_dict = dict(state_dict)
     position = state_dict.pop("pos_embed")
@@ -236,4 +240,4 @@ def timm_filter_fn(state_dict: Mapping[str, Tensor], vit: VisionTransformer) -> 
 register_network("setr_pup", SETRPUP)
 register_network("setr_pup_small", SETRPUP, embed_dim=384, num_heads=6)
 register_network("setr_pup_tiny", SETRPUP, embed_dim=192, num_heads=3)
-register_timm_encoder(VisionTransformer, "setr_pup", "vit_base_patch16_224", timm_overrides, timm_filter_fn)
+register_timm_family(VisionTransformer, "setr_pup", "vit_base_patch16_224", timm_overrides, timm_filter_fn)

@@ -1,8 +1,8 @@
 """UNet-2022: a U-Net of blocks with window attention and depth-wise convolution side by side.
 
 Guo et al., "UNet-2022: Exploring Dynamics in Non-isomorphic Architecture", https://arxiv.org/abs/2210.15566. The 2D
-networks are the published ones; where paper and release differ, the published numbers came from the release and so
-do the defaults. The 3D form is this package's own: the same blocks with strides and kernels per axis.
+networks are the published ones; where paper and release differ, defaults follow the release, which produced the
+published results. The 3D form is this package's own: the same blocks with strides and kernels per axis.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from ._arguments import (
     token_grids,
 )
 from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
-from ._registry import RenamingRule, register_checkpoint_filter, register_network
+from ._registry import RenamingRule, register_network, register_released_family
 from .layers import (
     RelativePositionBias,
     WindowAttention,
     WindowPartition,
+    choose_windows,
     convolution,
     patch_transpose,
     recomputed,
-    tiling_windows,
 )
 
 MAX_OUTPUTS = 3
@@ -55,14 +55,15 @@ class ConvNeXtBlock(nn.Module):
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, *grid, dim) to the same shape."""
         return x + self.drop_path(self.gamma * self.mlp(self.norm(self.conv_dw(x))))
 
 
 class AttentionConvBlock(nn.Module):
     """Window attention and depth-wise convolution of the same input, summed and projected (paper, eq. 3 and 4).
 
-    The released code convolves the map as it is padded and rolled for the windows, so that shifted blocks see across
-    opposite edges; here the convolution has the map itself, unless ``reference_compat`` is set.
+    The released code convolves the padded and rolled map of the windows, so shifted blocks mix opposite edges. Here the
+    convolution reads the map itself, unless ``reference_compat`` is set.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class AttentionConvBlock(nn.Module):
         self.reference_compat = reference_compat
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, *grid, dim) to the same shape."""
         z = self.norm(x)
         partition = self.attn.partition
         local = partition.unroll(self.conv_dw(partition.roll(z))) if self.reference_compat else self.conv_dw(z)
@@ -100,7 +102,7 @@ class PIBlock(nn.Module):
         self.activation_checkpointing = activation_checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, *grid, dim) to the same."""
+        """Map (batch, *grid, dim) to the same shape."""
         return recomputed(self._forward, x, active=self.activation_checkpointing and self.training)
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -108,9 +110,9 @@ class PIBlock(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Strided 3x3 convolutions, two a block (paper, section 3.3).
+    """Strided 3x3 convolutions, two per block (paper, section 3.3).
 
-    A convolution is strided on the axes of its block and has kernel 1 on an axis that is not down-sampled yet.
+    A block is strided on the axes that it down-samples; the kernel is 1 on an axis that is not down-sampled yet.
     """
 
     def __init__(self, input_channels: int, dim: int, strides: Sequence[Sequence[int]]) -> None:
@@ -128,7 +130,7 @@ class ConvStem(nn.Module):
             input_channels = out
 
     def forward(self, image: Tensor) -> Tensor:
-        """(batch, input_channels, *size) to (batch, *grid, dim)."""
+        """Map (batch, input_channels, *size) to (batch, *grid, dim)."""
         x = image.movedim(1, -1)
         for block in self.blocks:
             x = block(x)
@@ -136,7 +138,7 @@ class ConvStem(nn.Module):
 
 
 class DeconvStem(nn.Module):
-    """Up-sampling by the stride of the stem, to logits (paper, section 3.4): factors of 8 first by 2, then by 4."""
+    """Up-sampling by the stride of the stem, to logits (paper, section 3.4); a stride of 8 is split into 2 and 4."""
 
     def __init__(self, dim: int, num_classes: int, stride: Sequence[int]) -> None:
         super().__init__()
@@ -153,14 +155,14 @@ class DeconvStem(nn.Module):
         self.seg = patch_transpose(dim, num_classes, [s // t for s, t in zip(stride, total, strict=True)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, *grid, dim) to (batch, num_classes, *(grid x stride))."""
+        """Map (batch, *grid, dim) to (batch, num_classes, *(grid x stride))."""
         for block in self.blocks:
             x = block(x)
         return self.seg(x).movedim(-1, 1)
 
 
 class UNet2022Encoder(nn.Module):
-    """Stages of PI blocks, GELU-norm-convolution between them, a norm for each output."""
+    """Stages of PI blocks, GELU, norm and convolution between them, and a norm for each output."""
 
     def __init__(
         self, stages: Sequence[Sequence[PIBlock]], dims: Sequence[int], merge_strides: Sequence[Sequence[int]]
@@ -175,7 +177,7 @@ class UNet2022Encoder(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Features of every resolution, finest first, (batch, *grid, dim)."""
+        """Map (batch, *grid, dim) to the features of all resolutions, finest first, channels last."""
         features = []
         for stage, (blocks, norm) in enumerate(zip(self.stages, self.norms, strict=True)):
             x = blocks(x)
@@ -186,7 +188,7 @@ class UNet2022Encoder(nn.Module):
 
 
 class UNet2022DecoderLevel(nn.Module):
-    """Norm and transposed convolution, the skip added, PI blocks."""
+    """Norm, transposed convolution, addition of the skip, PI blocks."""
 
     def __init__(self, dim: int, stride: Sequence[int], blocks: Sequence[PIBlock]) -> None:
         super().__init__()
@@ -194,6 +196,7 @@ class UNet2022DecoderLevel(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Map the deeper level (batch, *grid, 2 dim) and a skip (batch, *(grid x stride), dim) to the skip's shape."""
         return self.blocks(self.expand(x) + skip)
 
 
@@ -209,6 +212,7 @@ class UNet2022Decoder(nn.Module):
         self.seg_layers = nn.ModuleList(heads)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Map encoder features, finest first, to logits (a list of them under deep supervision)."""
         x = features[-1]
         maps: list[Tensor] = []
         for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
@@ -216,14 +220,17 @@ class UNet2022Decoder(nn.Module):
             maps.insert(0, x)
         if not self.deep_supervision:
             return self.seg_layers[0](x)
-        return [head(x) for head, x in zip(self.seg_layers, maps, strict=False)]
+        return [head(m) for head, m in zip(self.seg_layers, maps, strict=False)]
 
 
 def published_windows(grid_sizes: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...] | None:
-    """The rule behind the published windows: with r tokens along the deepest grid, r, r, 2r, r.
+    """Apply the rule behind the published windows: with r tokens along the deepest grid, r, r, 2r, r.
+
+    Args:
+        grid_sizes: tokens per axis of each stage.
 
     Returns:
-        None where it does not apply: other than four 2D grids of 8r, 4r, 2r and r, or r outside 5 to 10.
+        None unless there are four 2D grids of 8r, 4r, 2r and r tokens with r from 5 to 10.
     """
     deepest = tuple(grid_sizes[-1])
     expected = [tuple(factor * r for r in deepest) for factor in (8, 4, 2, 1)]
@@ -238,11 +245,11 @@ class UNet2022(SegmentationNetwork):
     Args:
         input_channels: image channels.
         num_classes: output channels.
-        patch_size: edge lengths in voxels; two make a 2D network, three a 3D one.
+        patch_size: edge lengths in voxels; two for a 2D network, three for a 3D one.
         embed_dim: channels of the finest tokens, doubled at each stage; a multiple of ``num_heads``.
         num_heads: heads of the first stage, doubled at each stage.
         num_stages: resolutions.
-        depths: PI blocks per stage, three each by default; every second one shifts its windows. The decoder mirrors
+        depths: PI blocks per stage, three each by default; every second one has shifted windows. The decoder mirrors
             the encoder.
         patch_embed_stride: voxels per token (the paper's P), one integer or one per axis, powers of two.
         merge_strides: down-sampling after each stage but the last, one integer or one entry per stage.
@@ -250,13 +257,13 @@ class UNet2022(SegmentationNetwork):
             where the axes have different strides, since 7^3 takes ten times as long as 3^3.
         window_sizes: attention window, one integer or one entry per encoder stage; the decoder mirrors it. By default
             the published rule where it applies, else windows that divide the token grids.
-        drop_path_rate: stochastic depth of the last encoder block.
-        activation_checkpointing: compute blocks again in backward rather than keep what is inside them.
+        drop_path_rate: stochastic depth rate of the last encoder block.
+        activation_checkpointing: recompute the blocks in the backward pass.
         deep_supervision: return a list of logits, full resolution first.
-        auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
-        strides: nnU-Net's copy of the strides in a plan; must match the other arguments.
-        reference_compat: reproduce the release: depth-wise convolutions beside the attention on padded and rolled
-            maps, and one clamped window edge for all axes.
+        auxiliary_heads: build the heads of deep supervision; by default only under ``deep_supervision``.
+        strides: the plan's copy of the strides for nnU-Net; must match the other arguments.
+        reference_compat: reproduce the release: depth-wise convolutions beside the attention read padded and rolled
+            maps, and all axes have one clamped window edge.
 
     Raises:
         ValueError: on a patch size that the strides do not divide or arguments that contradict each other.
@@ -301,10 +308,10 @@ class UNet2022(SegmentationNetwork):
             raise ValueError(f"patch_embed_stride must be powers of two, one of them above 1, got {patch_embed_stride}")
         merge_strides = per_stage(merge_strides, num_stages - 1, ndim, "merge_strides")
         num_outputs = min(MAX_OUTPUTS, num_stages - 1)
-        # each head undoes the stem's stride, so the outputs step down by the merges; what is left comes last
+        # each head undoes the stem's stride, so the outputs are apart by the merges; the remaining factor comes last
         steps = [list(s) for s in merge_strides[: num_outputs - 1]]
-        rest = [prod(axis) for axis in zip(patch_embed_stride, *merge_strides[num_outputs - 1 :], strict=True)]
-        self.strides = [[1] * ndim, *steps, rest]
+        remainder = [prod(axis) for axis in zip(patch_embed_stride, *merge_strides[num_outputs - 1 :], strict=True)]
+        self.strides = [[1] * ndim, *steps, remainder]
         check_strides(strides, self.strides)
         grid_sizes = token_grids(self.patch_size, (patch_embed_stride, *merge_strides))
         if kernel_size is None:
@@ -318,7 +325,7 @@ class UNet2022(SegmentationNetwork):
             auxiliary_heads = deep_supervision
 
         if window_sizes is None:
-            window_sizes = published_windows(grid_sizes) or tiling_windows(grid_sizes)
+            window_sizes = published_windows(grid_sizes) or choose_windows(grid_sizes)
         windows = per_stage(window_sizes, num_stages, ndim, "window_sizes")
         self.resolved_arguments = {"depths": depths, "kernel_size": kernel_size, "window_sizes": windows}
         if reference_compat:
@@ -343,7 +350,7 @@ class UNet2022(SegmentationNetwork):
             ends = np.cumsum((0, *depths[:num]))
             return [blocks(stage, rates[ends[stage] : ends[stage + 1]]) for stage in range(num)]
 
-        # stem blocks of stride 2; an axis with a smaller stride is kept by the first ones
+        # stem blocks of stride 2; the first ones do not down-sample an axis with a smaller stride
         count = max(patch_embed_stride).bit_length() - 1
         stem_strides = [[2 if p >> (count - 1 - i) > 1 else 1 for p in patch_embed_stride] for i in range(count)]
         self.stem = ConvStem(input_channels, embed_dim, stem_strides)
@@ -365,7 +372,10 @@ class UNet2022(SegmentationNetwork):
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """(batch, input_channels, *patch_size) to logits (batch, num_classes, *patch_size).
 
-        Under deep supervision a list, each output at the resolution that ``strides`` gives it.
+        Under deep supervision a list, each output at the resolution that ``strides`` states.
+
+        Raises:
+            ValueError: on an image of another size.
         """
         self.check_input(image)
         return self.decoder(self.encoder(self.stem(image)))
@@ -376,6 +386,9 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Returns:
         A state dict that loads strictly into the same variant, built with ``reference_compat=True`` and all heads.
+
+    Raises:
+        ValueError: if these are not the weights of a released UNet-2022.
     """
     stem_blocks = len([k for k in state_dict if re.fullmatch(r"model_down\.patch_embed\..+\.conv1\.weight", k)])
     levels = len([k for k in state_dict if re.fullmatch(r"decoder\.layers\.\d+\.Upsample\.up\.weight", k)])
@@ -416,7 +429,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return translated
 
 
-register_checkpoint_filter(
+register_released_family(
     "unet2022",
     checkpoint_filter_fn,
     head="decoder.seg_layers.0.seg.bias",

@@ -1,1 +1,1 @@
-"""Time and memory of the networks beside nnU-Net's CNNs and others: what they take, what they could, and the gap."""
+"""Benchmark time and memory of the networks against nnU-Net's CNNs and other networks, and against a roofline."""

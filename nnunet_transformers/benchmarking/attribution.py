@@ -1,9 +1,9 @@
-"""Which layer an operation belongs to, in forward and in backward.
+"""Attribute operations to layers, in the forward and the backward pass.
 
-Forward, it is the innermost module that runs. Backward, it is the module that made the autograd node that runs:
-autograd numbers its nodes in the order in which they are made, so a module's nodes are those with a number between its
-beginning and its end. Functions with a backward of their own are nodes like others. Activation checkpointing runs
-modules inside of backward, where they count as in forward.
+In the forward pass an operation belongs to the innermost running module. In the backward pass it belongs to the module
+that created the running autograd node: autograd numbers its nodes in order of creation, so the nodes of a module are
+those whose number lies between its start and its end. This includes functions with a backward pass of their own.
+Activation checkpointing runs modules again during the backward pass, where they are attributed as in the forward pass.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ ACCUMULATE = "torch::autograd::AccumulateGrad"
 
 
 def layer_names(network: nn.Module) -> dict[str, str]:
-    """A readable name of the layer for each module of a network, as in "encoder.stages.0 WindowAttention".
+    """Return a readable layer name for each module of a network, such as "encoder.stages.0 WindowAttention".
 
-    It is the level, which is the module's path up to its first index, and a class: of the outermost module there that
-    is made of simple ones alone. A module around such layers has its own class; what it does itself (residual
-    additions, for instance) counts for that.
+    The name consists of the level (the module's path up to its first index) and a class: that of the outermost module
+    inside the level whose children are all leaves. A module that contains such layers is named by its own class, to
+    which its own operations, such as residual additions, are attributed.
 
     Args:
-        network: any.
+        network: any network.
 
     Returns:
-        from a module's path to its layer.
+        layer names by module path.
     """
     modules = dict(network.named_modules())
     return {path: _layer_name(modules, path) for path in modules}
@@ -43,7 +43,7 @@ def _layer_name(modules: dict[str, nn.Module], path: str) -> str:
         return plain_class(modules[path]).__name__
     parts = path.split(".")
     level = next((i + 1 for i, part in enumerate(parts) if part.isdigit()), 1)
-    # a part may be missing here where the module has another name too
+    # named_modules() lists a shared module under one of its paths only
     around = (modules.get(".".join(parts[:end])) for end in range(level, len(parts)))
     layer = next((module for module in around if module is not None and _is_layer(module)), modules[path])
     return f"{'.'.join(parts[:level])} {plain_class(layer).__name__}"
@@ -55,13 +55,13 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 class LayerTracker:
-    """Context in which ``current_layer`` says what layer of a network runs."""
+    """Context in which ``current_layer`` returns the running layer of a network."""
 
     def __init__(self, network: nn.Module) -> None:
         self._names = layer_names(network)
         self._modules = dict(network.named_modules())
         self._stack = [OUTSIDE]
-        # from which autograd node on which layer made them
+        # number of the first autograd node of each span, and the layer that created the span
         self._nodes, self._layers = [0], [OUTSIDE]
         self._last = OUTSIDE
 
@@ -69,7 +69,7 @@ class LayerTracker:
         self._handles = []
         for path, module in self._modules.items():
             self._handles.append(module.register_forward_pre_hook(self._enter(self._names[path])))
-            # also when checkpointing stops a module that it runs again half-way
+            # also if checkpointing stops the second run of a module early
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
         return self
 
@@ -78,13 +78,13 @@ class LayerTracker:
             handle.remove()
 
     def current_layer(self) -> str:
-        """Name of the layer that runs now."""
+        """Return the name of the running layer."""
         node = torch._C._current_autograd_node()
         if len(self._stack) > 1 or torch._C._current_graph_task_id() == -1:
             self._last = self._stack[-1]
         elif node is not None and node.name() != ACCUMULATE:
             self._last = self._layers[bisect_right(self._nodes, node._sequence_nr()) - 1]
-        # sums of gradients count for the layer that the last of them comes from
+        # a sum of gradients is attributed to the layer of its last term
         return self._last
 
     def _enter(self, layer: str) -> Callable[..., None]:
@@ -99,7 +99,7 @@ class LayerTracker:
         self._note()
 
     def _note(self) -> None:
-        # nodes that checkpointing makes are never run
+        # nodes created by checkpointing during the backward pass are ignored
         if torch._C._current_autograd_node() is None:
             self._nodes.append(torch._C._autograd._get_sequence_nr())
             self._layers.append(self._stack[-1])

@@ -1,7 +1,7 @@
-"""What an operation has to do at least: multiply-adds, and bytes read and written.
+"""Lower bounds on the cost of an operation: multiply-adds, and bytes read and written.
 
-Counted are matrix products, convolutions and attention. All else (norms, activations, additions, copies) can be part
-of the operation before or after it, so it adds nothing to a floor; and views do nothing.
+Only matrix products, convolutions and attention count. All other operations (norms, activations, additions, copies)
+can be fused into the one before or after, so they add nothing to a floor; views cost nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 aten = torch.ops.aten
 _BATCHED_PRODUCTS = (aten.bmm, aten.baddbmm)
-# the fused attention of CPUs counts as that of GPUs; some versions of PyTorch have no formula for it
+# fused attention on CPU takes the formula of CUDA, as some versions of PyTorch have none for it
 _SAME_FORMULA = {
     aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
@@ -28,7 +28,7 @@ _SAME_FORMULA = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-adds of an operation, and the bytes that it cannot but move."""
+    """Multiply-adds of an operation, and the bytes that it must move."""
 
     multiply_adds: int = 0
     bytes: int = 0
@@ -40,18 +40,21 @@ class Cost:
 def operation_cost(
     operation: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
 ) -> Cost:
-    """The cost of a call as a ``TorchDispatchMode`` sees it.
+    """Count the cost of a call that a ``TorchDispatchMode`` intercepts.
 
-    Multiply-adds are PyTorch's own count (``torch.utils.flop_counter``): a convolution as it is defined, without
-    Winograd's savings, and a fused attention's backward with the scores computed again. Bytes are operands and
-    results, each once, but not what a fused kernel need not move: the scores of attention (in a product of a batch of
-    matrices the largest of the three) and its bias or mask, an expansion of a small table.
+    Multiply-adds are PyTorch's count (``torch.utils.flop_counter``): a convolution by its definition, without the
+    savings of Winograd's algorithm, and a fused attention's backward pass with recomputed scores. Bytes are those of
+    operands and results, each once, without those that a fused kernel need not move: the scores of attention (the
+    largest of the three tensors in a batched matrix product) and its bias or mask, which expands a small table.
 
     Args:
-        operation: such as ``torch.ops.aten.mm.default``.
-        args: its arguments.
-        kwargs: its arguments by name.
-        result: what it gave.
+        operation: operator, such as ``torch.ops.aten.mm.default``.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+        result: result of the call.
+
+    Returns:
+        the cost; zero for operations that do not count.
     """
     packet = operation._overloadpacket
     formula: Callable[..., int] | None
@@ -77,7 +80,7 @@ def operation_cost(
 
 
 class CostCounter(TorchDispatchMode):
-    """The cost of all operations that run in this context, in ``cost``."""
+    """Context that sums the cost of all operations in ``cost``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,12 +93,12 @@ class CostCounter(TorchDispatchMode):
 
 
 def _convolution_backward(grad_out: Tensor, image: Tensor, weight: Tensor, *args: Any, out_val: Any) -> int:
-    """As much as forward for the image's gradient and as much for the weight's; PyTorch's formula overlooks groups."""
+    """Count the forward pass's FLOPs once per gradient (image, weight); PyTorch's formula ignores groups."""
     transposed, needed = args[4], args[-1]
     image_shape, weight_shape, out_shape = (list(tensor.shape) for tensor in (image, weight, grad_out))
     return sum(needed[:2]) * conv_flop_count(image_shape, weight_shape, out_shape, transposed)
 
 
 def _bytes(tensor: Tensor) -> int:
-    """Bytes of the numbers in a tensor; one that is repeated along an axis counts once."""
+    """Return the bytes of a tensor's distinct elements; axes that are expanded (stride 0) count once."""
     return tensor.element_size() * prod(n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)

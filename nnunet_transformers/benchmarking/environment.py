@@ -1,4 +1,4 @@
-"""What a figure depends on besides the network: processor, GPU, threads and versions."""
+"""Describe the environment of a measurement: processor, GPU, threads and versions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PACKAGES = ("nnunet-transformers", "nnunetv2", "dynamic-network-architectures", 
 
 
 def processor_name() -> str:
-    """The processor's name as its maker writes it, where the system knows it."""
+    """Return the processor's model name; its architecture if the system does not report the name."""
     lines = CPUINFO.read_text().splitlines() if CPUINFO.is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Processor and, on CUDA, GPU; threads; versions of Python, PyTorch and the packages that hold networks."""
+    """Describe processor, threads, on CUDA the GPU, and versions of Python, PyTorch and the networks' packages."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     for package in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""What a device can do: its rate of multiply-adds and its memory bandwidth, measured."""
+"""Measure a device: its rate of multiply-adds and its memory bandwidth."""
 
 from __future__ import annotations
 
@@ -11,49 +11,56 @@ import torch
 import torch.nn.functional as F
 
 MATRIX_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
-# channels and edge length of a convolution
+# channels and edge length of the convolution's image
 CONVOLUTION = {"cpu": (128, 26), "cuda": (256, 66)}
-# elements of each array of the bandwidth's measurement, far more than caches hold
+# elements per array in the measurement of the bandwidth, far more than the caches hold
 STREAM_ELEMENTS = {"cpu": 2**25, "cuda": 2**28}
 RUNS, SECONDS = 20, 0.5
 
 
 @dataclass(frozen=True)
 class Rates:
-    """The rates of a device.
+    """Rates of a device.
 
     Attributes:
-        multiply_adds_per_second: of the best matrix product or convolution.
-        bytes_per_second: read and written, of the best pass through main memory.
+        multiply_adds_per_second: rate of the fastest matrix product or convolution.
+        bytes_per_second: rate of reading and writing in the fastest pass through main memory.
     """
 
     multiply_adds_per_second: float
     bytes_per_second: float
 
     def floor(self, multiply_adds: int, moved: int) -> float:
-        """Seconds below which no operation with these multiply-adds and these bytes can be (the roofline model,
-        Williams et al., https://doi.org/10.1145/1498765.1498785)."""
+        """Return the roofline model's lower bound on the seconds of an operation.
+
+        Williams et al., https://doi.org/10.1145/1498765.1498785.
+
+        Args:
+            multiply_adds: multiply-adds of the operation.
+            moved: bytes that it reads and writes.
+        """
         return max(multiply_adds / self.multiply_adds_per_second, moved / self.bytes_per_second)
 
 
 def measure_rates(device: torch.device | str, dtype: torch.dtype = torch.float32) -> Rates:
-    """The best of matrix products, and of STREAM's copy and triad on arrays far larger than the caches.
+    """Measure the best rates of matrix products and of STREAM's copy and triad on arrays far larger than the caches.
 
-    The products are square matrices and a convolution, channels last: libraries have other kernels for it, which on
-    some processors are the faster ones (oneDNN's against MKL's on AMD's), and matrix products could run on them. STREAM
-    counts a byte once where it is read and once where it is written (https://www.cs.virginia.edu/stream/ref.html). A
-    few seconds; on CPU with as many threads as PyTorch is set to, on a GPU with TF32 where PyTorch is set to it.
+    The products are those of square matrices and a channels-last convolution. Libraries have other kernels for the
+    convolution, which are faster on some processors (oneDNN's than MKL's on AMD's), and matrix products could use them.
+    STREAM counts a byte once when it is read and once when it is written
+    (https://www.cs.virginia.edu/stream/ref.html). The measurement takes a few seconds; PyTorch's settings of threads
+    (CPU) and TF32 (GPU) apply.
 
     Args:
-        device: "cpu" or "cuda", or such a device.
-        dtype: of the matrices and arrays.
+        device: a CPU or CUDA device.
+        dtype: type of the matrices and arrays.
 
     Raises:
-        ValueError: on another kind of device.
+        ValueError: if the device is of another kind.
     """
     device = torch.device(device)
     if device.type not in MATRIX_SIZES:
-        raise ValueError(f"no rates for device {device}; measured are {', '.join(MATRIX_SIZES)}")
+        raise ValueError(f"the rates of device {device} cannot be measured; use {' or '.join(MATRIX_SIZES)}")
     products = []
     for size in MATRIX_SIZES[device.type]:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -72,13 +79,13 @@ def measure_rates(device: torch.device | str, dtype: torch.dtype = torch.float32
 
 
 def fastest(action: Callable[[], object], device: torch.device, runs: int = RUNS, seconds: float = SECONDS) -> float:
-    """Seconds of the fastest of several calls, after one that does not count.
+    """Measure the seconds of the fastest of several calls, after a warm-up call.
 
     Args:
-        action: what is called; its work on a GPU is waited for.
-        device: where it works.
-        runs: calls at most.
-        seconds: no further call starts after so long.
+        action: function to call; its work on a GPU is included.
+        device: device that it uses.
+        runs: maximal number of calls.
+        seconds: no further call starts once the calls have taken this long.
     """
     action()
     synchronise(device)
@@ -92,13 +99,13 @@ def fastest(action: Callable[[], object], device: torch.device, runs: int = RUNS
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for what a GPU still has to do."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def mark(device: torch.device) -> float | torch.cuda.Event:
-    """A moment on the device's own time line: CUDA runs behind the program."""
+    """Record a point in time on the device's own timeline, as CUDA runs asynchronously."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -107,10 +114,10 @@ def mark(device: torch.device) -> float | torch.cuda.Event:
 
 
 def seconds_between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
-    """From one ``mark`` to another; waits until the device is there.
+    """Return the seconds from one ``mark`` to another; waits until the device has reached the second one.
 
     Raises:
-        TypeError: if the marks are of two kinds of device.
+        TypeError: if the marks are of different kinds of device.
     """
     if isinstance(start, float) and isinstance(end, float):
         return end - start

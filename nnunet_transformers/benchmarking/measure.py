@@ -1,7 +1,7 @@
-"""One network in one process: size, time, peak memory and throughput of the sliding window.
+"""Measure one network in one process: size, time, peak memory and throughput of the sliding window.
 
-``python -m nnunet_transformers.benchmarking.measure JOB RESULT`` does it for ``run``, in a process of its own, so that
-the peak memory is the network's.
+``run_benchmark`` runs ``python -m nnunet_transformers.benchmarking.measure JOB RESULT`` in a process for each network,
+so that the process's peak memory is that of the network.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .costs import CostCounter
 from .environment import describe_environment
 from .machine import Rates, mark, measure_rates, seconds_between, synchronise
 from .networks import build_on
-from .roofline import summarise as summarise_roofline
+from .roofline import measure_roofline
 
 if TYPE_CHECKING:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -39,26 +39,26 @@ except ImportError:  # Windows
 
 STATUS = Path("/proc/self/status")
 PRECISIONS = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# runs of an action after the first, at least
+# minimal number of runs of an action after the warm-up
 MIN_RUNS = 2
-# of the sliding window on CUDA: a large CT; on CPU it is 1.5 patches per axis
+# voxels of the image for the sliding window on CUDA: a large CT; on CPU 1.5 patches per axis
 CT = (300, 512, 512)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all networks of a run share.
+    """Settings that all networks of a run share.
 
     Attributes:
         patch_size: voxels per axis, two or three of them.
-        input_channels, num_classes, batch_size: of the image and the logits.
+        input_channels, num_classes, batch_size: sizes of the image and the logits.
         device: cpu or cuda.
         precision: float32, or on CUDA float16 or bfloat16, by autocast.
-        compile: through ``torch.compile``.
-        threads: PyTorch's on CPU; None for its own choice.
-        seconds: an action is repeated until this time is over, and twice at least.
-        volume: voxels per axis (three of them) of the image for the sliding window; None for ``CT`` on CUDA and 1.5
-            patches per axis on CPU, in 2D a slice of it; () leaves the sliding window out.
+        compile: whether to use ``torch.compile``.
+        threads: PyTorch's threads on CPU; None for its default.
+        seconds: time for which an action is repeated, at least twice.
+        volume: voxels per axis, three of them, of the image for the sliding window; None for ``CT`` on CUDA and 1.5
+            patches per axis on CPU (a slice of that in 2D); () to leave out the sliding window.
     """
 
     patch_size: tuple[int, ...]
@@ -82,14 +82,14 @@ class Settings:
         return (1,) * (3 - len(self.patch_size)) + tuple(ceil(1.5 * n) for n in self.patch_size)
 
     def autocast(self) -> AbstractContextManager:
-        """The context of passes in this precision."""
+        """Return the context for passes in this precision."""
         dtype = PRECISIONS[self.precision]
-        # weights that a pass without gradients has cast must not serve one with them
+        # a pass with gradients must not use weights that one without gradients has cast
         return nullcontext() if dtype is None else torch.autocast(self.device, dtype=dtype, cache_enabled=False)
 
 
 def time_actions(actions: Sequence[Callable[[], Any]], device: torch.device, seconds: float) -> list[float]:
-    """Median seconds of each of some actions that follow each other, after one round that does not count."""
+    """Measure the median seconds of each of several consecutive actions, after a warm-up round."""
     rounds: list[list[float]] = []
     for action in actions:
         action()
@@ -104,11 +104,11 @@ def time_actions(actions: Sequence[Callable[[], Any]], device: torch.device, sec
 
 
 class PeakMemory:
-    """The most memory since a moment: what CUDA has allocated, or what this process has grown by and ``own``.
+    """Peak memory since the creation of this object: of CUDA, or the growth of this process plus ``own``.
 
     Args:
-        device: whose memory.
-        own: bytes that were there before the moment and count.
+        device: device whose memory is measured.
+        own: bytes allocated before the creation that count as well.
     """
 
     def __init__(self, device: torch.device, own: int) -> None:
@@ -119,35 +119,36 @@ class PeakMemory:
 
     @staticmethod
     def _resident() -> int:
-        # not ru_maxrss where there is another: a new process starts with that of the one that made it
+        # preferred to ru_maxrss, which a new process inherits from its parent
         if STATUS.is_file():
             lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
             return 1024 * int(lines["VmHWM"].split()[0])
         if resource is None:
-            return 0  # the system does not say: what is left is the network's own
+            return 0  # not reported by the system; only ``own`` remains
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def bytes(self) -> int:
+        """Return the peak memory so far."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return self.own + self._resident() - self.before
 
 
 def bytes_of(network: nn.Module, image: Tensor) -> int:
-    """Of parameters, buffers, other tensors that modules hold, and the image."""
+    """Return the bytes of parameters, buffers, other tensors that the modules hold, and the image."""
     held = [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return sum(t.nbytes for t in (*network.parameters(), *network.buffers(), *held, image))
 
 
 def count_multiply_adds(network: nn.Module, image: Tensor) -> int:
-    """Multiply-adds of one forward pass: convolutions, matrix products and attention, norms not."""
+    """Count the multiply-adds of one forward pass in convolutions, matrix products and attention."""
     with CostCounter() as counter, torch.no_grad():
         network(image)
     return counter.cost.multiply_adds
 
 
 def time_forward(network: nn.Module, image: Tensor, settings: Settings) -> float:
-    """Median seconds of a forward pass in inference."""
+    """Measure the median seconds of a forward pass in inference mode."""
 
     def forward() -> None:
         with torch.inference_mode(), settings.autocast():
@@ -159,9 +160,9 @@ def time_forward(network: nn.Module, image: Tensor, settings: Settings) -> float
 
 
 def time_training(network: nn.Module, image: Tensor, settings: Settings) -> tuple[float, float]:
-    """Median seconds of a training step: forward and backward, and AdamW's step.
+    """Measure the median seconds of a training step: of forward and backward, and of AdamW's step.
 
-    The logits' gradient is drawn at random, once: no loss is part of the time, and nothing underflows in half
+    The gradient of the logits is random and drawn once, so the time includes no loss and no gradient underflows in half
     precision.
     """
     network.train()
@@ -181,9 +182,9 @@ def time_training(network: nn.Module, image: Tensor, settings: Settings) -> tupl
 
 
 def make_predictor(network: nn.Module, settings: Settings) -> nnUNetPredictor:
-    """nnU-Net's own sliding window with its defaults, without mirroring and without a plan on disk.
+    """Create nnU-Net's sliding-window predictor with its defaults, without mirroring and without a plan on disk.
 
-    nnU-Net predicts on CUDA with autocast, whose type is the settings' here.
+    nnU-Net predicts on CUDA with autocast; its type is set to that of the settings.
     """
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -198,7 +199,7 @@ def make_predictor(network: nn.Module, settings: Settings) -> nnUNetPredictor:
 
 
 def sliding_window_throughput(network: nn.Module, settings: Settings) -> float:
-    """Voxels per second of nnU-Net's sliding window over the settings' volume."""
+    """Measure the voxels per second of nnU-Net's sliding window over the settings' volume."""
     predictor = make_predictor(network, settings)
     tile = (1,) * (3 - len(settings.patch_size)) + tuple(settings.patch_size)
     predictor.predict_sliding_window_return_logits(torch.randn(settings.input_channels, *tile))
@@ -210,17 +211,17 @@ def sliding_window_throughput(network: nn.Module, settings: Settings) -> float:
 
 
 def measure(name: str, settings: Settings, rates: Rates | None = None) -> dict[str, Any]:
-    """All figures of a network; call in a fresh process, as peak memory is the process's.
+    """Measure all figures of a network; to be called in a fresh process, whose peak memory is measured.
 
     Args:
-        name: of ``build_on``.
-        settings: shared by all networks.
-        rates: the device's, to have ``roofline`` as well.
+        name: name of a network, see ``build_on``.
+        settings: settings that all networks share.
+        rates: rates of the device, to measure the roofline as well.
 
     Returns:
         ``parameters``; ``multiply_adds`` of a sample; ``forward_s``, ``forward_backward_s``, ``optimiser_step_s`` and
         their sum ``training_step_s``, seconds; ``forward_bytes`` and ``training_bytes``, peak memory with the
-        network's own; ``voxels_per_s`` of the sliding window; ``roofline``, of ``roofline.summarise``, without
+        network's own; ``voxels_per_s`` of the sliding window; ``roofline``, of ``roofline.measure_roofline``, without
         ``torch.compile``.
     """
     device = torch.device(settings.device)
@@ -245,14 +246,14 @@ def measure(name: str, settings: Settings, rates: Rates | None = None) -> dict[s
         figures["voxels_per_s"] = sliding_window_throughput(network, settings)
     if rates is not None:
         with settings.autocast():
-            figures["roofline"] = summarise_roofline(plain, image, rates)
+            figures["roofline"] = measure_roofline(plain, image, rates)
     return figures
 
 
 def main() -> None:
-    """Do the job of the first argument and write what it gives to the file of the second.
+    """Run the job given as JSON in the first argument, and write its result to the file in the second.
 
-    A job without a network is about the device: what ``describe_environment`` says of it, and its rates if asked for.
+    A job without a network measures the device: its description by ``describe_environment`` and, on request, its rates.
     """
     job = json.loads(sys.argv[1])
     settings = Settings(**job["settings"])

@@ -1,4 +1,4 @@
-"""What is measured: registered networks and their peers, by name, at one patch."""
+"""Networks that can be measured: registered networks and peers, by name."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ import torch
 from torch import nn
 
 from ..architectures import create_network, get_network, list_networks
-from ..architectures.layers.window_choice import tiling_windows
+from ..architectures.layers.window_choice import choose_windows
 from ..cpu import use_kernels
 from .peers import PEERS
 
-# ratios are to this one; it is always measured
+# network that ratios refer to; it is always measured
 REFERENCE = "PlainConvUNet"
-# after a network's name: with windows that tile its token grids, as the planner gives them
+# suffix of a network's name: with windows that tile its token grids, as the planner chooses them
 TILING = "/tiling"
 DEFAULTS = ("qt_unet_tiny", f"qt_unet_tiny{TILING}", "unet2022_tiny", "mit_7", "mit_22", "setr_pup", "resnet50_unet")
 
 
 def is_ours(name: str) -> bool:
-    """Whether a network that is measured is one of this package's."""
+    """Tell whether a network that is measured is one of this package's."""
     return name not in PEERS
 
 
 def known_networks(ndim: int) -> list[str]:
-    """Every name that can be measured with a number of spatial axes (2 or 3)."""
+    """Return all names that can be measured with a number of spatial axes (2 or 3)."""
     ours = list_networks(ndim)
     tiling = [f"{name}{TILING}" for name in ours if "window_sizes" in get_network(name).override_names]
     return [*ours, *tiling, *(name for name, peer in PEERS.items() if ndim in peer.dimensions)]
 
 
 def choose_networks(names: Sequence[str], ndim: int) -> list[str]:
-    """The networks of a run.
+    """Choose the networks of a run.
 
     Args:
-        names: asked for; none for a selection of ours and all peers.
+        names: requested names; if empty, all peers and ``DEFAULTS``.
         ndim: number of spatial axes.
 
     Returns:
         the names, ``REFERENCE`` first.
 
     Raises:
-        ValueError: if one is unknown or has no form with so many axes.
+        ValueError: if a name is unknown or the network does not exist with this number of axes.
     """
     known = known_networks(ndim)
     names = names or [name for name in (*PEERS, *DEFAULTS) if name in known]
@@ -59,17 +59,17 @@ def choose_networks(names: Sequence[str], ndim: int) -> list[str]:
 
 
 def build_network(name: str, patch_size: Sequence[int], input_channels: int, num_classes: int) -> nn.Module:
-    """Build a network that is measured, without deep supervision.
+    """Build a network to measure, without deep supervision.
 
     Args:
         name: one of ``known_networks``.
-        patch_size: edge lengths in voxels.
+        patch_size: voxels per axis.
         input_channels: image channels.
         num_classes: output channels.
 
     Raises:
-        ValueError: if the patch does not suit it.
-        ModuleNotFoundError: if it is in a package that is not installed; says which.
+        ValueError: if the patch does not suit the network.
+        ModuleNotFoundError: if the network's package is not installed; the message names it.
     """
     if name in PEERS:
         return PEERS[name].build(patch_size, input_channels, num_classes)
@@ -78,18 +78,18 @@ def build_network(name: str, patch_size: Sequence[int], input_channels: int, num
         return create_network(name, input_channels, num_classes, patch_size)
     with torch.device("meta"):
         grid_sizes = create_network(registered, input_channels, num_classes, patch_size).grid_sizes
-    windows = tiling_windows(tuple(tuple(grid) for grid in grid_sizes))
+    windows = choose_windows(tuple(tuple(grid) for grid in grid_sizes))
     return create_network(registered, input_channels, num_classes, patch_size, window_sizes=windows)
 
 
 def build_on(
     device: torch.device, name: str, patch_size: Sequence[int], input_channels: int, num_classes: int
 ) -> nn.Module:
-    """Build a network as it is used on a device: on CPU ours have their kernels, since trainer and predictor use them.
+    """Build a network for a device; on CPU ours get their kernels, as in training and prediction.
 
     Args:
-        device: to move the network to.
-        name, patch_size, input_channels, num_classes: of ``build_network``.
+        device: device to move the network to.
+        name, patch_size, input_channels, num_classes: as for ``build_network``.
 
     Raises:
         ValueError, ModuleNotFoundError: as ``build_network``.

@@ -1,4 +1,4 @@
-"""Other people's networks, as their own code configures them for a patch; none of the numbers is from here."""
+"""Peers: networks of other packages, configured for a patch by their own code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 from .._atomic import write_json
 
 DATASET = "Dataset001_Benchmark"
-# more than any patch needs: nnU-Net's planner keeps the patch that it is given
+# more memory than any patch needs, so that nnU-Net's planner keeps the patch
 AMPLE_GB = 1e6
 
 
@@ -25,8 +25,8 @@ class Peer:
     """A network to compare with.
 
     Attributes:
-        build: makes it from patch size, input channels and classes, without deep supervision.
-        dimensions: numbers of spatial axes that it is compared in.
+        build: builds the network from patch size, input channels and classes, without deep supervision.
+        dimensions: numbers of spatial axes with which it is compared.
     """
 
     build: Callable[[Sequence[int], int, int], nn.Module]
@@ -34,10 +34,10 @@ class Peer:
 
 
 def _planned(planner_class: type, patch_size: Sequence[int], input_channels: int, num_classes: int) -> nn.Module:
-    """The network that one of nnU-Net's planners makes for isotropic images of the patch's size.
+    """Build the network that a planner of nnU-Net plans for isotropic images of the patch's size.
 
     Raises:
-        ValueError: if it would plan another patch.
+        ValueError: if the planner plans another patch.
     """
     from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -48,7 +48,7 @@ def _planned(planner_class: type, patch_size: Sequence[int], input_channels: int
         "dataset": {},
         "file_ending": ".nii.gz",
     }
-    # a planner reads its dataset from nnU-Net's folders when it is made; its architecture needs none
+    # the planner's constructor reads a dataset from nnU-Net's folders, on which the architecture does not depend
     with (
         TemporaryDirectory() as folder,
         patch.multiple(default_experiment_planner, nnUNet_raw=folder, nnUNet_preprocessed=folder),
@@ -62,7 +62,7 @@ def _planned(planner_class: type, patch_size: Sequence[int], input_channels: int
         plan = planner.get_plans_for_configuration((1.0,) * len(patch_size), tuple(patch_size), "", 1.0, {})
     if tuple(plan["patch_size"]) != tuple(patch_size):
         nearest = ",".join(str(int(n)) for n in plan["patch_size"])
-        raise ValueError(f"nnU-Net plans no patch of {tuple(patch_size)} voxels; the nearest is {nearest}")
+        raise ValueError(f"nnU-Net plans no patch of {tuple(patch_size)} voxels; use --patch-size {nearest}")
     architecture = plan["architecture"]
     return get_network_from_plans(
         architecture["network_class_name"],
@@ -75,14 +75,14 @@ def _planned(planner_class: type, patch_size: Sequence[int], input_channels: int
 
 
 def plain_conv_unet(patch_size: Sequence[int], input_channels: int, num_classes: int) -> nn.Module:
-    """nnU-Net's default, of its ``ExperimentPlanner``."""
+    """Build nnU-Net's default network, planned by ``ExperimentPlanner``."""
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
     return _planned(ExperimentPlanner, patch_size, input_channels, num_classes)
 
 
 def res_enc_l(patch_size: Sequence[int], input_channels: int, num_classes: int) -> nn.Module:
-    """The residual encoder U-Net of ``nnUNetPlannerResEncL`` (https://arxiv.org/abs/2404.09556)."""
+    """Build the residual encoder U-Net of ``nnUNetPlannerResEncL`` (https://arxiv.org/abs/2404.09556)."""
     from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
         nnUNetPlannerResEncL,
     )
@@ -91,7 +91,7 @@ def res_enc_l(patch_size: Sequence[int], input_channels: int, num_classes: int) 
 
 
 def _primus(trainer: str, patch_size: Sequence[int], input_channels: int, num_classes: int) -> nn.Module:
-    """The network of one of nnU-Net's Primus trainers, drop path included (https://arxiv.org/abs/2503.01835)."""
+    """Build the network of one of nnU-Net's Primus trainers, drop path included (https://arxiv.org/abs/2503.01835)."""
     from nnunetv2.training.nnUNetTrainer.primus import primus_trainers
 
     configuration = SimpleNamespace(patch_size=tuple(patch_size))
@@ -100,33 +100,33 @@ def _primus(trainer: str, patch_size: Sequence[int], input_channels: int, num_cl
 
 
 def primus_s(patch_size: Sequence[int], input_channels: int, num_classes: int) -> nn.Module:
-    """Primus-S of ``nnUNet_Primus_S_Trainer``."""
+    """Build Primus-S as ``nnUNet_Primus_S_Trainer`` does."""
     return _primus("nnUNet_Primus_S_Trainer", patch_size, input_channels, num_classes)
 
 
 def primus_v3_s(patch_size: Sequence[int], input_channels: int, num_classes: int) -> nn.Module:
-    """Primus-V3-S of ``nnUNet_PrimusV3S_Trainer``.
+    """Build Primus-V3-S as ``nnUNet_PrimusV3S_Trainer`` does.
 
     Raises:
-        ModuleNotFoundError: if dynamic_network_architectures is a version from before it.
+        ModuleNotFoundError: if the installed dynamic_network_architectures lacks it.
     """
     from dynamic_network_architectures.architectures import primus
 
     if not hasattr(primus, "PrimusV3S"):
-        raise ModuleNotFoundError("needs a newer dynamic_network_architectures: pip install -U it")
+        raise ModuleNotFoundError("PrimusV3-S needs a newer version: pip install -U dynamic_network_architectures")
     return _primus("nnUNet_PrimusV3S_Trainer", patch_size, input_channels, num_classes)
 
 
 def _check_monai() -> None:
     if find_spec("monai") is None:
-        raise ModuleNotFoundError('needs MONAI: pip install "monai>=1.4", or this package with [benchmark]')
+        raise ModuleNotFoundError("MONAI is not installed: pip install 'nnunet-transformers[benchmark]'")
 
 
 def swin_unetr(patch_size: Sequence[int], input_channels: int, num_classes: int) -> nn.Module:
-    """MONAI's SwinUNETR with the published 48 features (https://arxiv.org/abs/2201.01266).
+    """Build MONAI's SwinUNETR with the published 48 features (https://arxiv.org/abs/2201.01266).
 
     Raises:
-        ModuleNotFoundError: without MONAI.
+        ModuleNotFoundError: if MONAI is not installed.
     """
     _check_monai()
     from monai.networks.nets import SwinUNETR
@@ -135,10 +135,10 @@ def swin_unetr(patch_size: Sequence[int], input_channels: int, num_classes: int)
 
 
 def unetr(patch_size: Sequence[int], input_channels: int, num_classes: int) -> nn.Module:
-    """MONAI's UNETR with its defaults, which are the published ViT-B/16 (https://arxiv.org/abs/2103.10504).
+    """Build MONAI's UNETR with its defaults, the published ViT-B/16 (https://arxiv.org/abs/2103.10504).
 
     Raises:
-        ModuleNotFoundError: without MONAI.
+        ModuleNotFoundError: if MONAI is not installed.
     """
     _check_monai()
     from monai.networks.nets import UNETR

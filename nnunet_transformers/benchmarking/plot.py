@@ -1,4 +1,4 @@
-"""Memory against time: a point for each network, and the front of those that no other beats in both."""
+"""Plot memory against time, with the Pareto front of the networks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .networks import is_ours
 from .results import describe
 
 OURS, PEERS, FRONT = "#0072b2", "#d55e00", "#999999"
-# a label further from its dot than this, in points, has a line to it
+# a label further from its dot than this, in points, is connected to it by a line
 NEAR = 14
-# where a label may stand: points from its dot, and how it is aligned there
+# candidate positions of a label: offset from its dot in points, and its alignment there
 PLACES = [
     ((x * distance, y * distance), {1: "left", 0: "center", -1: "right"}[x], {1: "bottom", 0: "center", -1: "top"}[y])
     for distance in (6, 14, 24, 36, 50, 66, 84)
@@ -30,7 +30,7 @@ PLACES = [
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Names of the points that no other is as good as in both coordinates, smaller being better; first to last."""
+    """Return the names on the Pareto front of points, in the order of the first coordinate; smaller is better."""
     front: list[str] = []
     for name in sorted(points, key=points.__getitem__):
         if not front or points[name][1] < points[front[-1]][1]:
@@ -39,10 +39,10 @@ def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def draw_pareto(content: Mapping[str, Any], path: Path) -> None:
-    """Write the picture of a training step's memory against its time, both on logarithmic axes; nothing if all failed.
+    """Plot the memory of a training step against its time on logarithmic axes; no file if all networks failed.
 
     Args:
-        content: of ``summarise``.
+        content: result of ``run_benchmark``.
         path: PNG file to write.
     """
     points = {
@@ -62,7 +62,7 @@ def draw_pareto(content: Mapping[str, Any], path: Path) -> None:
             axes.scatter(x, y, c=OURS if own else PEERS, marker=marker, label=label, zorder=3)
     front = [points[name] for name in pareto_front(points)]
     ring: dict[str, Any] = {"marker": "o", "markersize": 13, "fillstyle": "none"}
-    axes.plot(*zip(*front, strict=True), color=FRONT, linestyle="--", label="none has less of both", zorder=1, **ring)
+    axes.plot(*zip(*front, strict=True), color=FRONT, linestyle="--", label="Pareto front", zorder=1, **ring)
     axes.set(xscale="log", yscale="log", xlabel="training step, ms", ylabel="peak memory of a training step, GB")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_locator(LogLocator(subs=(2, 5)))
@@ -79,7 +79,7 @@ def draw_pareto(content: Mapping[str, Any], path: Path) -> None:
 
 
 def _label(axes: Axes, legend: Legend, points: Mapping[str, tuple[float, float]], renderer: RendererAgg) -> None:
-    """Write each point's name beside it, where it is over no other name, no point and not the legend."""
+    """Write each point's name beside it, where it overlaps other names, points and the legend least."""
     dots = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in axes.transData.transform(list(points.values()))]
     taken = [*dots, legend.get_window_extent(renderer)]
     inside = axes.get_window_extent(renderer)
@@ -100,7 +100,7 @@ def _label(axes: Axes, legend: Legend, points: Mapping[str, tuple[float, float]]
                 text.remove()
             if not overlaps:
                 break
-        assert best is not None  # there are places
+        assert best is not None  # PLACES is not empty
         taken.append(best[2])
         if max(map(abs, best[3])) > NEAR:
             leader = {"arrowstyle": "-", "color": FRONT, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
@@ -108,7 +108,7 @@ def _label(axes: Axes, legend: Legend, points: Mapping[str, tuple[float, float]]
 
 
 def _overlap(box: Bbox, others: Sequence[Bbox]) -> float:
-    """Area that a box shares with others."""
+    """Compute the area that a box shares with others."""
     shared = (Bbox.intersection(box, other) for other in others)
     return sum(part.width * part.height for part in shared if part is not None)
 

@@ -1,8 +1,8 @@
-"""Seconds by layer of a network, beside the floor of each layer.
+"""Profile a network by layer: seconds, and the floor of each layer.
 
     python -m nnunet_transformers.benchmarking.profile qt_unet_tiny --patch-size 96,96,96
 
-Each operation is timed on its own, forward and backward, and counts for its layer.
+Each operation of the forward and the backward pass is timed separately and attributed to its layer.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..architectures import create_network
-from ..cpu import use_kernels
 from .attribution import LayerTracker
 from .costs import Cost, operation_cost
 from .machine import Rates, fastest, mark, measure_rates, seconds_between, synchronise
+from .networks import build_on
 
 MAX_ROWS = 30
 
@@ -31,10 +30,10 @@ class LayerTime:
 
     Attributes:
         layer: level and class, see ``attribution.layer_names``.
-        seconds: of all its operations.
-        floor_s: seconds below which they cannot be; see ``roofline.summarise``.
-        cost: multiply-adds and bytes behind the floor.
-        operations: seconds by the name of the operation, longest first.
+        seconds: time of all its operations.
+        floor_s: lower bound on that time, see ``roofline.measure_roofline``.
+        cost: multiply-adds and bytes that determine the floor.
+        operations: seconds by name of the operation, longest first.
     """
 
     layer: str
@@ -58,7 +57,7 @@ class _Record:
 
 
 class OperationRecorder(TorchDispatchMode):
-    """Time, cost and layer of every operation that runs in this context, in ``records``."""
+    """Context that records time, cost and layer of every operation in ``records``."""
 
     def __init__(self, tracker: LayerTracker, rates: Rates, device: torch.device) -> None:
         super().__init__()
@@ -77,7 +76,7 @@ class OperationRecorder(TorchDispatchMode):
 
 
 def run_pass(network: nn.Module, image: Tensor, backward: bool) -> None:
-    """Forward without gradients, or forward and backward from the mean of the outputs."""
+    """Run the forward pass without gradients, or forward and backward from the mean of the outputs."""
     if not backward:
         with torch.no_grad():
             network(image)
@@ -89,22 +88,21 @@ def run_pass(network: nn.Module, image: Tensor, backward: bool) -> None:
 
 
 def profile_layers(network: nn.Module, image: Tensor, backward: bool, rates: Rates, runs: int = 3) -> list[LayerTime]:
-    """Seconds by layer, longest first; together they are the time of the pass without what Python takes.
+    """Measure the seconds of each layer, longest first. Their sum is the time of the pass without Python's overhead.
 
-    The shortest layers are one row, so that there are at most ``MAX_ROWS``.
-
-    On a GPU, an operation too short to keep it busy counts with the time that it takes to start.
+    The shortest layers are merged into one row, so that there are at most ``MAX_ROWS``. On a GPU, an operation too
+    short to keep it busy counts with its launch time.
 
     Args:
-        network: any, on the device of the image, in the mode (training or not) that is to be measured; not compiled,
-            as its operations are then no longer to be seen.
+        network: any network on the device of the image, in the mode (training or evaluation) to be measured; not
+            compiled, as compilation hides the operations.
         image: (batch, channels, *size).
-        backward: forward and backward, rather than forward without gradients.
-        rates: of the device, for the floors.
-        runs: passes, after one that does not count; the fastest is taken.
+        backward: run forward and backward rather than forward without gradients.
+        rates: rates of the device, for the floors.
+        runs: number of passes after a warm-up; the fastest is returned.
 
     Raises:
-        ValueError: on a compiled network.
+        ValueError: if the network is compiled.
     """
     if any(isinstance(module, torch._dynamo.OptimizedModule) for module in network.modules()):
         raise ValueError(f"{type(network).__name__} is compiled; profile it before torch.compile")
@@ -137,7 +135,7 @@ def _layer_time(layer: str, records: list[_Record]) -> LayerTime:
 
 
 def format_profile(rows: list[LayerTime], measured_s: float) -> str:
-    """A table of the rows, their sum and the time of the pass without a profile."""
+    """Format a table of the rows, their sum, and the time of the pass without profiling."""
     lines = [f"{'layer':48} {'ms':>8} {'floor':>8} {'lost':>8} {'GMACs':>8} {'MB':>8}  operations"]
     cost = sum((row.cost for row in rows), Cost())
     total = LayerTime("sum", sum(row.seconds for row in rows), sum(row.floor_s for row in rows), cost)
@@ -153,7 +151,7 @@ def format_profile(rows: list[LayerTime], measured_s: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", help="name in list_networks()")
+    parser.add_argument("network", help="name of a network, as for `nnunet-transformers benchmark`")
     parser.add_argument("--patch-size", default="96,96,96", help="voxels per axis, 2 or 3 of them (%(default)s)")
     parser.add_argument("--channels", type=int, default=1)
     parser.add_argument("--classes", type=int, default=14)
@@ -166,9 +164,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     patch_size = tuple(map(int, arguments.patch_size.split(",")))
     device = torch.device(arguments.device)
-    network = create_network(arguments.network, arguments.channels, arguments.classes, patch_size).to(device)
-    if device.type == "cpu":
-        use_kernels(network)
+    network = build_on(device, arguments.network, patch_size, arguments.channels, arguments.classes)
     image = torch.randn(arguments.batch_size, arguments.channels, *patch_size, device=device)
     rates = measure_rates(device)
     print(f"{rates.multiply_adds_per_second / 1e9:.0f} G multiply-adds/s, {rates.bytes_per_second / 1e9:.1f} GB/s")

@@ -1,4 +1,4 @@
-"""What a run came to: medians, spreads and ratios, as JSON and as Markdown."""
+"""Summarise a run: medians, spreads and ratios, as JSON and as Markdown."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from .networks import REFERENCE
 
-# the same in every round
+# figures that are the same in every round
 AS_THEY_ARE = ("parameters", "multiply_adds", "roofline")
-# heading, figure, unit; and whether a ratio stands beside it
+# heading, figure, unit, and whether the table shows the ratio beside it
 COLUMNS = (
     ("parameters, M", "parameters", 1e6, False),
     ("multiply-adds, G", "multiply_adds", 1e9, False),
@@ -22,23 +22,23 @@ COLUMNS = (
     ("memory, training, GB", "training_bytes", 1e9, True),
     ("sliding window, Mvoxel/s", "voxels_per_s", 1e6, True),
 )
-# of the roofline
+# headings and keys of the roofline's passes
 PASSES = (("forward", "forward"), ("forward + backward", "forward_backward"))
 
 
 def summarise(
     measured: Mapping[str, Sequence[Mapping[str, Any]]], failed: Mapping[str, str], rounds: int
 ) -> dict[str, Any]:
-    """Medians and spreads over the rounds, and ratios to ``REFERENCE``.
+    """Compute medians and spreads over the rounds, and ratios to ``REFERENCE``.
 
     Args:
-        measured: what ``measure`` returns of each network, round by round.
-        failed: networks that could not be measured and why.
-        rounds: how many there were.
+        measured: results of ``measure`` for each network, one per round.
+        failed: networks that could not be measured, with the reason.
+        rounds: number of rounds.
 
     Returns:
-        ``rounds`` and ``networks``: for each its figures, counted ones as they are and the others as median, min and
-        max; ``ratios``, medians of the ratios of each round; ``roofline`` of the first round; or ``failed``.
+        ``rounds`` and ``networks``. Each network has its figures, those of ``AS_THEY_ARE`` unchanged and the others as
+        median, min and max, and ``ratios``, medians of the ratios in each round; or ``failed`` with the reason.
     """
     networks: dict[str, Any] = {}
     for name, own in measured.items():
@@ -55,7 +55,7 @@ def summarise(
 
 
 def ratios(rounds: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Median over the rounds of each figure over the reference's of the same round; nothing without a reference."""
+    """Compute the median over rounds of each figure's ratio to the reference's; empty without a reference."""
     if not reference:
         return {}
     keys = [key for key in rounds[0] if key != "roofline"]
@@ -63,7 +63,7 @@ def ratios(rounds: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str,
 
 
 def describe(content: Mapping[str, Any]) -> str:
-    """One line that says on what and of what the figures are."""
+    """Describe environment and settings of a run in one line."""
     environment, settings = content["environment"], content["settings"]
     on = environment["processor"] + f", {environment['threads']} threads"
     if "gpu" in environment:
@@ -76,11 +76,11 @@ def describe(content: Mapping[str, Any]) -> str:
 
 
 def table(content: Mapping[str, Any], short: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the table.
+    """Create headings and rows of the table.
 
     Args:
-        content: of ``run_benchmark``.
-        short: what has a ratio alone, and without the least and the most beside each median.
+        content: result of ``run_benchmark``.
+        short: only columns with a ratio, and no minimum and maximum beside the medians.
     """
     figures = [f for f in content["networks"].values() if "failed" not in f]
     columns = [column for column in COLUMNS if any(column[1] in f for f in figures)]
@@ -103,10 +103,10 @@ def table(content: Mapping[str, Any], short: bool = False) -> tuple[list[str], l
 
 
 def roofline_table(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the second table: floors, the share of them that is reached, and the largest gaps.
+    """Create headings and rows of the roofline's table: floors, the share that is reached, and the largest gaps.
 
     Args:
-        content: of ``run_benchmark``; there are no rows if that was without roofline.
+        content: result of ``run_benchmark``; without roofline there are no rows.
     """
     headings = ["network"]
     for heading, _ in PASSES:
@@ -128,10 +128,10 @@ def roofline_table(content: Mapping[str, Any]) -> tuple[list[str], list[list[str
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """The tables, what they were measured on above them.
+    """Format the tables as Markdown, below a description of the run.
 
     Args:
-        content: of ``run_benchmark``.
+        content: result of ``run_benchmark``.
     """
     text = f"# Time and memory\n\n{describe(content)}. Ratios are to {REFERENCE}.\n\n{_markdown_table(*table(content))}"
     headings, rows = roofline_table(content)
@@ -157,5 +157,5 @@ def _cell(value: float | Mapping[str, float], unit: float, short: bool) -> str:
 
 
 def _rounded(value: float) -> str:
-    """Three digits that count, without an exponent."""
+    """Format a number with three significant digits, without an exponent."""
     return f"{float(f'{value:.3g}'):.15g}"

@@ -1,4 +1,4 @@
-"""The floor of a network's time, the share of it that is reached, and where the rest goes."""
+"""Roofline of a network: the floor of its time, the share that it reaches, and the layers with the largest gaps."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ GAPS = 3
 SECONDS = 60
 
 
-def summarise(network: nn.Module, image: Tensor, rates: Rates, runs: int = 3) -> dict[str, dict[str, Any]]:
-    """Floor and measured time of a network, forward without gradients and forward with backward.
+def measure_roofline(network: nn.Module, image: Tensor, rates: Rates, runs: int = 3) -> dict[str, dict[str, Any]]:
+    """Measure floor and time of a network, for forward without gradients and for forward with backward.
 
-    The floor is what the network's layers take at least on this machine in this precision, if each matrix product,
-    convolution and attention is one operation that finds its operands in main memory and leaves its result there:
-    multiply-adds at the measured rate of matrix products, or the bytes of operands and results at the measured
-    bandwidth, whichever takes longer (Williams et al., https://doi.org/10.1145/1498765.1498785), summed over these
-    operations. Norms, activations, additions and copies add nothing, nor do the scores and the bias of attention
-    (``costs.operation_cost``). Backward's operations are those that the network's implementation runs.
+    The floor is a lower bound on the time of the network's layers on this machine in this precision, if each matrix
+    product, convolution and attention is one operation that reads its operands from main memory and writes its result
+    there. Each operation takes its multiply-adds at the measured rate of matrix products or its bytes at the measured
+    bandwidth, whichever is longer (Williams et al., https://doi.org/10.1145/1498765.1498785); the floor is the sum.
+    Norms, activations, additions and copies add nothing, nor do the scores and the bias of attention
+    (``costs.operation_cost``). The operations of the backward pass are those that the implementation runs.
 
-    No implementation of the same operations goes below that, with one exception: what stays in the caches from one
-    operation to the next, or is fused over several of them, moves faster or not at all. ``multiply_adds_s``, the
-    multiply-adds alone, holds for that too.
+    No implementation of the same operations is faster, with one exception: data that stay in the caches between
+    operations, or that several operations fuse, move faster or not at all. ``multiply_adds_s``, the time of the
+    multiply-adds alone, is a lower bound in this case too.
 
     Args:
-        network: any, on the device of the image; not compiled.
-        image: (batch, channels, *size); run under ``torch.autocast`` to have its precision.
-        rates: of the device in that precision, ``machine.measure_rates``.
-        runs: measurements of each figure; the fastest counts.
+        network: any network on the device of the image; not compiled.
+        image: (batch, channels, *size); call under ``torch.autocast`` to measure its precision.
+        rates: rates of the device in that precision, see ``machine.measure_rates``.
+        runs: number of measurements of each figure; the fastest counts.
 
     Returns:
         under "forward" and "forward_backward": "multiply_adds", "bytes", "floor_s", "multiply_adds_s", "measured_s",
-        "share" (floor over measured time) and "gaps", the three layers that lose most time over their floor, each with
+        "share" (floor over measured time) and "gaps", the three layers that exceed their floor by most, each with
         "layer", "seconds" and "floor_s".
 
     Raises:
-        ValueError: on a compiled network.
+        ValueError: if the network is compiled.
     """
     training = network.training
     summary = {}

@@ -1,7 +1,7 @@
-"""A run: every network in turn, each time in a process of its own, for some rounds.
+"""Benchmark run: in every round each network is measured in turn, in a process of its own.
 
-The networks take turns so that what else the machine does falls on all of them, and the ratios of a round are of
-figures that were measured one after another.
+The networks alternate so that other load on the machine affects all of them, and the ratios of a round compare figures
+that were measured shortly after each other.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ def run_benchmark(
     roofline: bool = True,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Measure networks, and sum up.
+    """Measure networks and summarise the results.
 
-    Ctrl+C ends it early: what counts then is whole rounds, or what the first has come to.
+    Ctrl+C ends the run early; complete rounds then count, or the measured part of the first.
 
     Args:
-        names: of ``choose_networks``.
-        settings: shared by all networks.
-        rounds: how often each network is measured. One that fails, for want of memory for instance, is not tried again.
-        roofline: in the first round find each network's floor and its largest gaps as well.
-        report: is told of each measurement.
+        names: result of ``choose_networks``.
+        settings: settings that all networks share.
+        rounds: number of measurements of each network. A network that fails, for example for lack of memory, is not
+            measured again.
+        roofline: measure each network's floor and largest gaps as well, in the first round.
+        report: called with a line for each measurement.
 
     Returns:
-        what ``summarise`` makes of it.
+        the result of ``summarise``, with the environment, the rates of the device and the settings.
 
     Raises:
         RuntimeError: if the device cannot be measured.
@@ -81,7 +82,7 @@ def run_benchmark(
 
 
 def _in_child(job: dict[str, Any], settings: Settings) -> tuple[dict[str, Any] | None, str]:
-    """What a measuring process wrote; or None, and why it did not."""
+    """Run a job in a new process; returns its result and "", or None and the reason of its failure."""
     environment = dict(os.environ)
     if settings.threads:
         environment["OMP_NUM_THREADS"] = str(settings.threads)
@@ -102,11 +103,11 @@ def _in_child(job: dict[str, Any], settings: Settings) -> tuple[dict[str, Any] |
 
 
 def _why(code: int, errors: str) -> str:
-    """Why a process ended: the signal that did it, or the message of its exception."""
+    """Return the reason of a process's end: its signal, or the message of its exception."""
     if code < 0:
         name = signal.Signals(-code).name
         return f"ended by {name}" + (", as the system does when memory is short" if name == "SIGKILL" else "")
     lines = [line for line in errors.splitlines() if line.strip()]
-    # a message may have several lines, but Python writes the exception's name before the first
+    # a message may have several lines; Python writes the exception's name before the first
     named = [line for line in lines if re.match(r"[\w.]*(?:Error|Exception|Interrupt)\b", line)]
     return re.sub(r"^[\w.]*(?:Error|Exception): ", "", (named or lines or [f"ended with {code}"])[-1])

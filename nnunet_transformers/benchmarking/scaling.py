@@ -1,4 +1,4 @@
-"""How time and memory grow with the patch, the batch and the number of images, each figure from its own process."""
+"""Measure the growth of time and memory with patch, batch and number of images, each figure in its own process."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .machine import synchronise
 from .measure import PeakMemory, Settings, bytes_of, make_predictor, time_training
 from .networks import build_on
 
-# what a child has imported before it starts: this module
+# modules that a child process has imported before it starts
 _PRELOAD = [__name__]
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """factor * x ** exponent, with the standard error of the exponent."""
+    """Power law ``factor * x ** exponent``, with the standard error of the exponent."""
 
     exponent: float
     standard_error: float
@@ -31,29 +31,32 @@ class PowerLaw:
 
 
 def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
-    """Least squares in logarithms.
+    """Fit a power law by least squares in the logarithms.
 
     Args:
-        x, y: positive, three or more of each, for an error to be known.
+        x, y: positive numbers, at least three of each, as the standard error requires.
 
     Raises:
-        ValueError: if there are fewer, or other than positive ones.
+        ValueError: if there are fewer, or a number is not positive.
     """
     if len(x) != len(y) or len(x) < 3:
-        raise ValueError(f"a power law and its error take three points or more, got {len(x)} and {len(y)}")
+        raise ValueError(f"a power law and its error need at least three points, got {len(x)} and {len(y)}")
     if min(*x, *y) <= 0:
-        raise ValueError(f"a power law takes positive numbers, got {list(x)} and {list(y)}")
+        raise ValueError(f"a power law needs positive numbers, got {list(x)} and {list(y)}")
     logarithms = (torch.tensor(values, dtype=torch.float64).log().numpy() for values in (x, y))
     line = linregress(*logarithms)
     return PowerLaw(float(line.slope), float(line.stderr), float(torch.tensor(line.intercept).exp()))
 
 
 def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call in a new process, whose peak memory is then that of this call.
+    """Call a function in a new process, whose peak memory is then that of the call.
 
     Args:
-        function: of a module, as it is pickled.
-        arguments: pickled as well; so is what the function gives.
+        function: function at the top level of a module, as it is pickled.
+        arguments: arguments, which are pickled like the result.
+
+    Returns:
+        the result of the function.
     """
     context: BaseContext
     if "forkserver" in multiprocessing.get_all_start_methods():
@@ -66,14 +69,14 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def training_step(name: str, settings: Settings) -> dict[str, float]:
-    """A step of training, forward, backward and AdamW; see ``in_child``.
+    """Measure a training step (forward, backward, AdamW); call through ``in_child``.
 
     Args:
-        name: of ``build_on``.
-        settings: patch, batch and all else.
+        name: name of a network, see ``build_on``.
+        settings: settings of the measurement.
 
     Returns:
-        "seconds", and "bytes": the peak, the network's own included.
+        "seconds", and "bytes": peak memory, including the network's own.
     """
     network = _build(name, settings)
     device = torch.device(settings.device)
@@ -83,18 +86,18 @@ def training_step(name: str, settings: Settings) -> dict[str, float]:
 
 
 def prediction(name: str, settings: Settings, images: int) -> dict[str, float]:
-    """nnU-Net's sliding window over images one after the other, without mirroring; see ``in_child``.
+    """Measure nnU-Net's sliding window over images one after the other, without mirroring; call through ``in_child``.
 
-    This is what ``nnUNetv2_predict`` does between reading and writing; the time of an epoch of nnU-Net's, which is a
-    number of steps, does not depend on the number of images.
+    This is the part of ``nnUNetv2_predict`` between reading and writing. The time of an nnU-Net epoch, a fixed number
+    of steps, does not depend on the number of images.
 
     Args:
-        name: of ``build_on``.
-        settings: its volume is the size of an image.
-        images: how many.
+        name: name of a network, see ``build_on``.
+        settings: settings of the measurement; the volume is the size of an image.
+        images: number of images.
 
     Returns:
-        "seconds" for all images, after one that does not count.
+        "seconds" for all images, after a warm-up image.
     """
     predictor = make_predictor(_build(name, settings), settings)
 

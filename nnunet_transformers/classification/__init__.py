@@ -1,4 +1,4 @@
-"""Classifiers of whole images, trained from an encoder checkpoint or from nothing.
+"""Classifiers of whole images, trained from an encoder checkpoint or from random weights.
 
-``nnunet-transformers classify fit`` and ``nnunet-transformers classify predict`` are the way in.
+The commands are ``nnunet-transformers classify fit`` and ``nnunet-transformers classify predict``.
 """

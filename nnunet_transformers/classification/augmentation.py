@@ -35,7 +35,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if not 0 < self.zoom[0] <= self.zoom[1]:
-            raise ValueError(f"zoom must be two numbers above 0, the least first, got {self.zoom}")
+            raise ValueError(f"zoom must be two numbers above 0, the smaller first, got {self.zoom}")
 
     def transform(self, patch_size: Sequence[int]) -> BasicTransform:
         """Build rotation, zoom and intensity changes with batchgeneratorsv2."""

@@ -103,7 +103,7 @@ class ClassifierCheckpoint(SealedCheckpoint):
             key = "foreground_intensity_properties_per_channel"
             if (index.plans or {}).get(key) != self.plans[key]:
                 raise ValueError(
-                    f"{folder} was normalised by other CT intensities than the classifier's training images; {remedy}"
+                    f"{folder} was normalised with other CT intensities than the classifier's training images; {remedy}"
                 )
 
 
@@ -117,9 +117,11 @@ def preparation(path: Path) -> tuple[dict[str, Any], str]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no classifier, or does not state them.
+        ValueError: if it is not a classifier checkpoint, or does not specify them.
     """
     checkpoint = ClassifierCheckpoint.load(path)
     if checkpoint.plans is None or checkpoint.configuration is None:
-        raise ValueError(f"{path} does not state how its images were prepared; it was written by an older version")
+        raise ValueError(
+            f"{path} does not specify how its images were prepared, as an older version wrote it; train it again"
+        )
     return checkpoint.plans, checkpoint.configuration

@@ -1,4 +1,4 @@
-"""A network that classifies images: an encoder, its pooled features, one linear layer."""
+"""Image classifier: an encoder, pooled features and one linear layer."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from ..weights import (
 
 @dataclass(frozen=True)
 class BackboneDescription:
-    """What a backbone is built from, plain types.
+    """Arguments that build a backbone, plain types.
 
     Attributes:
-        name: registered network, or one of timm's.
+        name: name of a registered network or a timm network.
         patch_size: voxels per axis.
         input_channels: image channels.
         overrides: arguments of a registered network.
-        has_token: classify by the token of pretraining as well, as UniMiSS does with MiT.
+        has_token: whether the features include the pretrained class token, as in UniMiSS's MiT.
     """
 
     name: str
@@ -42,13 +42,13 @@ class BackboneDescription:
     has_token: bool = False
 
     def build(self) -> nn.Module:
-        """The backbone, (batch, input_channels, *patch_size) to (batch, dim), freshly initialised.
+        """Build the backbone, (batch, input_channels, *patch_size) to (batch, dim), with random weights.
 
-        A registered network's deepest feature map is averaged, or with a token its own classifier's features are
-        taken; timm's networks pool as timm has it.
+        A registered network averages its deepest feature map; with a token it returns the features of its own
+        classifier. A timm network pools as timm defines it.
 
         Raises:
-            ValueError: if there is no such network, or it cannot have these arguments.
+            ValueError: if there is no such network, or it does not take these arguments.
         """
         if self.name not in list_networks():
             return create_timm(self.name, self.input_channels, self.patch_size)
@@ -59,21 +59,21 @@ class ImageClassifier(nn.Module):
     """Backbone and one linear layer.
 
     Args:
-        backbone: a ``Backbone`` or one of timm's networks, (batch, channels, *patch_size) to (batch,
-            head_hidden_size).
-        num_classes: outputs.
-        is_frozen: freeze the backbone, which stays in evaluation mode with its batch norm and dropout.
+        backbone: network with ``head_hidden_size``, as ``BackboneDescription.build`` returns it: (batch, channels,
+            *patch_size) to (batch, head_hidden_size).
+        num_classes: number of outputs.
+        is_frozen: freeze the backbone, whose batch norm and dropout then stay in evaluation mode.
     """
 
     def __init__(self, backbone: nn.Module, num_classes: int, is_frozen: bool = False) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False) if is_frozen else backbone
-        self.head = nn.Linear(backbone.head_hidden_size, num_classes)
+        self.head = nn.Linear(cast(int, backbone.head_hidden_size), num_classes)
         self.is_frozen = is_frozen
         self.train()
 
     def reset_head(self, num_classes: int) -> None:
-        """Replace the linear layer by a freshly initialised one, unless it has ``num_classes`` outputs."""
+        """Replace the linear layer by a new one, unless it has ``num_classes`` outputs already."""
         if self.head.out_features != num_classes:
             self.head = nn.Linear(self.head.in_features, num_classes)
 
@@ -85,7 +85,7 @@ class ImageClassifier(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> Tensor:
-        """(batch, channels, *patch_size) to raw logits (batch, num_classes)."""
+        """Compute raw logits (batch, num_classes) of images (batch, channels, *patch_size)."""
         return self.head(self.backbone(image))
 
 
@@ -110,17 +110,17 @@ def mean_probabilities(network: nn.Module, crops: Iterable[Tensor], multi_label:
 
 
 def load_pretrained(path: Path) -> EncoderCheckpoint | TimmCheckpoint:
-    """Read an encoder checkpoint, of this package's networks or of timm's.
+    """Read an encoder checkpoint of a registered network or of a timm network.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is truncated, altered, or neither.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is truncated, altered, or of another kind.
     """
     return load(path, (EncoderCheckpoint, TimmCheckpoint))
 
 
 def has_own_classifier(name: str) -> bool:
-    """Whether a network is a registered one whose classifier takes in the token of pretraining."""
+    """Tell whether a name is that of a registered network with a classifier of its own, which uses a class token."""
     return name in list_networks() and get_network(name).network_class.classifier_class is not None
 
 
@@ -130,18 +130,21 @@ def pretrained_backbone(
     """Build a backbone with the weights of a checkpoint.
 
     Args:
-        checkpoint: of pretraining.
-        patch_size: voxels per axis; the checkpoint's by default. What depends on it is interpolated.
+        checkpoint: encoder checkpoint.
+        patch_size: voxels per axis; the checkpoint's by default. Weights that depend on it are interpolated.
 
     Returns:
-        the backbone, its description, and the load report, for people.
+        the backbone, its description, and the load report as text.
 
     Raises:
-        ValueError: if the patch has other dimensions than the checkpoint's, or the network cannot take it.
+        ValueError: if the patch has another number of axes than the checkpoint's, or does not suit the network.
     """
     size = tuple(patch_size or checkpoint.patch_size)
     if len(size) != len(checkpoint.patch_size):
-        raise ValueError(f"the encoder is of patches {tuple(checkpoint.patch_size)}, patch_size {size} has other axes")
+        raise ValueError(
+            f"patch_size {size} has {len(size)} axes, the encoder's patches {tuple(checkpoint.patch_size)} have "
+            f"{len(checkpoint.patch_size)}"
+        )
     if isinstance(checkpoint, TimmCheckpoint):
         network: Any = checkpoint.build_network()
         if size != tuple(checkpoint.patch_size) and hasattr(network, "set_input_size"):

@@ -1,4 +1,4 @@
-"""Crops of prepared images as a classifier sees them: random in training, tiles or the centre in evaluation."""
+"""A classifier's input: random crops of prepared images in training, tiles or the centre crop in evaluation."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ImageCrops:
         if len(sizes) != len(self.patch_size) or any(c < p for c, p in zip(sizes, self.patch_size, strict=True)):
             raise ValueError(f"canvas {sizes} must have the axes of the patch {self.patch_size} and be no smaller")
         if self.intensity_range is not None and not self.intensity_range[0] < self.intensity_range[1]:
-            raise ValueError(f"intensity_range must be two rising numbers, got {self.intensity_range}")
+            raise ValueError(f"intensity_range must be two increasing numbers, got {self.intensity_range}")
 
     def check(self, index: PreparedIndex) -> None:
         """Check that prepared images fit these settings.
@@ -101,7 +101,8 @@ class ImageCrops:
         return fit_canvas(image, canvas, float(image.min())) if self.keep_aspect else resize(image, canvas)
 
     def _crop(self, whole: Tensor, start: Sequence[int]) -> Tensor:
-        return whole[(slice(None), *(slice(a, a + p) for a, p in zip(start, self.patch_size, strict=True)))]
+        region = (slice(None), *(slice(a, a + p) for a, p in zip(start, self.patch_size, strict=True)))
+        return whole[region]
 
     def _values(self, crop: Tensor) -> Tensor:
         if self.intensity_range is not None:

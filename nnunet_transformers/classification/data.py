@@ -163,8 +163,8 @@ class ClassificationData(EpochData):
         """Raise ValueError if the training images hold no example, or no counterexample, of a class."""
         for name, target in zip(self.classes, self.train_targets.T, strict=True):
             if not (target == 1).any() or not (target == 0).any():
-                kinds = f"only images {'with' if (target == 1).any() else 'without'} it"
-                raise ValueError(f"training images of {table} cannot teach {name!r}: there are {kinds}")
+                presence = "have" if (target == 1).any() else "lack"
+                raise ValueError(f"class {name!r} cannot be learned: all training images of {table} {presence} it")
 
     def setup(self, stage: str) -> None:
         names = self.names[self.train_numbers]
@@ -179,10 +179,9 @@ class ClassificationData(EpochData):
             for name, t, v in zip(self.classes, self.train_targets.T, self.val_targets.T, strict=True)
         )
         text = f"{len(self.train_numbers)} images to train on, {len(self.val_numbers)} to validate on ({counts})"
-        more = (
-            f"; {len(self.unknown)} of the table are not in the folder, {self.unknown[0]} first" if self.unknown else ""
-        )
-        return text + more
+        if not self.unknown:
+            return text
+        return f"{text}; {len(self.unknown)} images of the table are not in the folder, first {self.unknown[0]}"
 
     def epoch(self) -> LabelledCrops:
         return self.training

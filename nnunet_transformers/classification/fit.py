@@ -20,7 +20,7 @@ def list_recipes() -> list[str]:
 
 
 class ClassificationCLI(run.RecipeCLI):
-    """LightningCLI of the classification recipes; compares images and encoder."""
+    """LightningCLI of the classification recipes, which compares the images with those of the encoder."""
 
     from_method = {  # noqa: RUF012
         "patch_size": lambda method: method.description.patch_size,

@@ -100,8 +100,8 @@ def read_labels(table: Path, known: Collection[str], columns: Sequence[str] = ("
     kept = [(name, row) for name, row in zip(names, rows, strict=True) if name]
     if not kept:
         raise ValueError(
-            f"none of the {len(rows)} images in {table} is in the prepared folder: {rows[0]['image'] if rows else ''} "
-            f"is not, which has {min(known, default='none')}"
+            f"none of the {len(rows)} images in {table} is in the prepared folder: the table's first is "
+            f"{rows[0]['image'] if rows else 'missing'}, the folder's {min(known, default='missing')}"
         )
     return LabelledImages(
         [name for name, _ in kept],
@@ -127,7 +127,7 @@ def _check_rows(table: Path, rows: Sequence[dict[str, str | None]], columns: Seq
         strange = [column for column in columns if len(columns) > 1 and row[column] not in PRESENCE]
         if strange:
             raise ValueError(
-                f"column {strange[0]} of {table}, one of several of labels, must hold 1, 0 or nothing (unknown), got "
+                f"label column {strange[0]} of {table} must hold 1, 0 or nothing (unknown), got "
                 f"{row[strange[0]]!r} in line {number}"
             )
 

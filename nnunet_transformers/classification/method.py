@@ -37,7 +37,7 @@ class Classification(LightningModule):
 
     Args:
         encoder: checkpoint to start from; random weights by default.
-        network: registered network, or timm's, for random weights; ignored with ``encoder``.
+        network: registered network or timm network with random weights; ignored with ``encoder``.
         patch_size: voxels per axis; with ``encoder`` the checkpoint's by default.
         input_channels: input channels of a network with random weights.
         network_overrides: arguments of a registered network with random weights.
@@ -166,7 +166,7 @@ class Classification(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         shape = self.data.val_targets.shape
-        # the last column counts: with several processes an image can occur twice
+        # the last column counts occurrences: with several processes an image can occur twice
         self.collected = torch.zeros(shape[0], shape[1] + 1, device=self.device)
 
     def validation_step(self, batch: tuple[int, Tensor], batch_index: int) -> None:

@@ -1,4 +1,4 @@
-"""Command ``nnunet-transformers``: a module for each group of commands, which import what they need when they run."""
+"""Command ``nnunet-transformers``: one module per group of commands; a command imports its libraries when it runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ app.add_typer(demo.commands)
 
 
 def main() -> None:
-    """Run the command: a user's mistake is one line and exit code 1, never a traceback."""
+    """Run the command; a user's mistake ends it with a line on stderr and exit code 1 instead of a traceback."""
     try:
         app()
     except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:

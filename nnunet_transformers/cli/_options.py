@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they mean."""
+"""Options that several commands share, and their parsing."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NewPlans = Annotated[str, typer.Option("--output", "-o", help="Name of the new p
 Configurations = Annotated[
     list[str] | None, typer.Option("--configuration", "-c", help="Configurations; by default those that fit.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace a plan of that name written before.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a plan of that name that the same command wrote.")]
 OptionalDataset = Annotated[
-    str | None, typer.Option("--dataset", "-d", help="Dataset of the plan to follow, nnU-Net's number or name.")
+    str | None, typer.Option("--dataset", "-d", help="Dataset of the plan to follow: nnU-Net's number or name.")
 ]
 OptionalPlans = Annotated[str | None, typer.Option("--plans", "-p", help="Plan to follow.")]
 Configuration = Annotated[str, typer.Option("--configuration", "-c", help="Configuration of the plan.")]
@@ -29,7 +29,7 @@ Trust = Annotated[
     bool, typer.Option("--trust", help="Unpickle a checkpoint that cannot be read otherwise, which may run its code.")
 ]
 
-# distribution that a missing module belongs to: our extra that installs it
+# our extra that installs a module, by the module's name
 EXTRAS = {
     "jsonargparse": "pretraining",
     "lightly": "pretraining",
@@ -39,7 +39,7 @@ EXTRAS = {
 
 
 def missing_extra(error: BaseException) -> str | None:
-    """One line on how to install the extra that an import error is due to; None for any other error."""
+    """Return one line on how to install the extra that an import error is due to; None for other errors."""
     name = (getattr(error, "name", None) or "").split(".")[0]
     if not isinstance(error, ModuleNotFoundError) or name not in EXTRAS:
         return None
@@ -48,10 +48,10 @@ def missing_extra(error: BaseException) -> str | None:
 
 @dataclass(frozen=True)
 class PlanReference:
-    """Reference to a configuration of a plan, as options give it.
+    """Reference to a planned configuration by the options -d, -p and -c.
 
     Attributes:
-        dataset: nnU-Net's number or name.
+        dataset: nnU-Net's number or name of the dataset.
         plans: name of the plan.
         configuration: name of its configuration.
     """
@@ -61,7 +61,7 @@ class PlanReference:
     configuration: str
 
     def load(self) -> PlannedConfiguration | None:
-        """Planned configuration, or None if neither dataset nor plan is given.
+        """Load the planned configuration; None if neither dataset nor plan is given.
 
         Raises:
             ValueError: if only one of them is given, or there is no such dataset or configuration.
@@ -70,17 +70,17 @@ class PlanReference:
         if self.dataset is None and self.plans is None:
             return None
         if self.dataset is None or self.plans is None:
-            raise ValueError("--dataset and --plans go together: they name the plan to follow")
+            raise ValueError("--dataset and --plans must be given together: they name the plan to follow")
         from ..plans.planned import PlannedConfiguration
 
         return PlannedConfiguration.load(self.dataset, self.plans, self.configuration)
 
 
 def parse_patch_size(text: str) -> tuple[int, ...]:
-    """Integers of "96,96,96" or "96x96x96".
+    """Parse a patch size such as "96,96,96" or "96x96x96".
 
     Raises:
-        ValueError: if it is anything else.
+        ValueError: if it is not a list of integers.
     """
     try:
         return tuple(int(part) for part in text.replace("x", ",").split(","))
@@ -89,10 +89,10 @@ def parse_patch_size(text: str) -> tuple[int, ...]:
 
 
 def parse_spacing(text: str) -> list[float]:
-    """Numbers of "1,1,1".
+    """Parse a spacing such as "1,1,1".
 
     Raises:
-        ValueError: if it is anything else.
+        ValueError: if it is not a list of numbers.
     """
     try:
         return [float(part) for part in text.split(",")]

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,7 +35,7 @@ def fit_classifier(
         typer.Option(help="Encoder checkpoint to start from; by default the recipe's network starts from scratch."),
     ] = None,
     labels: Annotated[
-        str, typer.Option(help="Label columns; several, such as a,b,c, hold 1, 0 or nothing where unknown.")
+        str, typer.Option(help="Label columns; several, such as a,b,c, hold 1, 0, or nothing if unknown.")
     ] = "label",
 ) -> None:
     """Train a classifier by a recipe; other options, after the table, override it, such as --trainer.max_epochs 50."""
@@ -44,7 +44,7 @@ def fit_classifier(
 
     for path in (images, table):
         if str(path).startswith("--"):
-            raise ValueError(f"the folder and the table come before other options, got {path} in their place")
+            raise ValueError(f"the folder and the table come before other options, got {path} instead")
     columns = [column.strip() for column in labels.split(",")]
     trainer = fit(config, images, table, encoder, columns, context.args)
     if trainer.is_global_zero:
@@ -76,30 +76,31 @@ def predict_classes(
         raise ValueError("--scores needs --labels, the table to compare with")
     checkpoint, prepared = ClassifierCheckpoint.load(classifier), PreparedImages(images)
     checkpoint.check_images(prepared.index, images)
-    # before the prediction, so that a wrong table does not cost one
-    judged = images_to_score(checkpoint, read_labels(labels, prepared.names, checkpoint.columns)) if labels else None
-    predictor = Predictor(checkpoint, device)
-    found = {name: predictor.probabilities(prepared, name) for name in track(prepared.names, description="predicting")}
-    _write_csv(found, checkpoint, output)
-    print(f"written: {output}, {len(found)} images")
-    if judged is not None:
-        names, targets = judged
-        written = _print_scores(f"{len(names)} images of {labels}", checkpoint, [found[n] for n in names], targets)
+    # read before the prediction, so that a wrong table fails early
+    labelled = images_to_score(checkpoint, read_labels(labels, prepared.names, checkpoint.columns)) if labels else None
+    predictor, names = Predictor(checkpoint, device), prepared.names
+    predictions = {name: predictor.probabilities(prepared, name) for name in track(names, description="predicting")}
+    _write_csv(predictions, checkpoint, output)
+    print(f"written: {output}, {len(predictions)} images")
+    if labelled is not None:
+        scored, targets = labelled
+        title, probabilities = f"{len(scored)} images of {labels}", [predictions[name] for name in scored]
+        values = _print_scores(title, checkpoint, probabilities, targets)
         if scores is not None:
-            write_json({"classifier": str(classifier), "images": len(names), "scores": written}, scores)
+            write_json({"classifier": str(classifier), "images": len(scored), "scores": values}, scores)
             print(f"written: {scores}")
 
 
 @commands.command("recipes")
 def classification_recipes() -> None:
-    """Print the recipes' names."""
+    """Print the names of the recipes."""
     from ..classification.fit import list_recipes
 
     print("\n".join(list_recipes()))
 
 
 def _print_scores(
-    title: str, checkpoint: ClassifierCheckpoint, probabilities: list[NDArray], targets: NDArray
+    title: str, checkpoint: ClassifierCheckpoint, probabilities: list[NDArray[Any]], targets: NDArray[Any]
 ) -> dict[str, dict[str, float | None]]:
     """Print a table of the scores with their intervals; return them in plain types."""
     import numpy as np
@@ -118,12 +119,12 @@ def _print_scores(
     return {name: asdict(score) for name, score in scores.items()}
 
 
-def _write_csv(found: Mapping[str, NDArray], checkpoint: ClassifierCheckpoint, path: Path) -> None:
-    """Write a row for each image: its probabilities and, of exclusive classes, the most probable one."""
+def _write_csv(predictions: Mapping[str, NDArray[Any]], checkpoint: ClassifierCheckpoint, path: Path) -> None:
+    """Write one row per image: its probabilities and, for exclusive classes, the most probable class."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", *checkpoint.classes] + ["prediction"] * (not checkpoint.multi_label))
-    for name, row in found.items():
-        likeliest = [] if checkpoint.multi_label else [checkpoint.classes[int(row.argmax())]]
-        writer.writerow([name, *(f"{p:.6f}" for p in row), *likeliest])
+    for name, probabilities in predictions.items():
+        prediction = [] if checkpoint.multi_label else [checkpoint.classes[int(probabilities.argmax())]]
+        writer.writerow([name, *(f"{p:.6f}" for p in probabilities), *prediction])
     write_text(text.getvalue(), path)

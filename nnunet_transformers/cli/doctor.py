@@ -1,4 +1,4 @@
-"""Commands ``doctor`` and ``trainers-path``: is this installation well?"""
+"""Commands ``doctor`` and ``trainers-path``: checks of the installation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ COLOURS = {OK: typer.colors.GREEN, WARNING: typer.colors.YELLOW, PROBLEM: typer.
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the check-up; ``remedy`` says what to do about it."""
+    """Result of a check.
+
+    Attributes:
+        state: ``OK``, ``WARNING`` or ``PROBLEM``.
+        text: what was found.
+        remedy: what to do about it, if anything.
+    """
 
     state: str
     text: str
@@ -43,7 +49,7 @@ def check_versions() -> Iterator[Finding]:
     except (PackageNotFoundError, ValueError):
         return
     if release != (2, 8):
-        yield Finding(WARNING, "this version is made for nnunetv2 2.8", "pip install 'nnunetv2>=2.8,<2.9'")
+        yield Finding(WARNING, "this version needs nnunetv2 2.8", "pip install 'nnunetv2>=2.8,<2.9'")
 
 
 def check_imports() -> Iterator[Finding]:
@@ -87,7 +93,7 @@ def check_discovery() -> Iterator[Finding]:
 
 
 def check_shadowing() -> Iterator[Finding]:
-    """Forks that install a package nnunetv2 of their own over nnU-Net's."""
+    """Find forks that install a package nnunetv2 of their own over nnU-Net's."""
     providers = sorted(set(packages_distributions().get("nnunetv2", ())))
     if len(providers) > 1:
         yield Finding(
@@ -98,11 +104,11 @@ def check_shadowing() -> Iterator[Finding]:
 
 
 def check_trainer_folders() -> Iterator[Finding]:
-    """nnU-Net imports every file of the folders in nnUNet_extTrainer, and forgets the modules again."""
+    """Check nnUNet_extTrainer: nnU-Net imports every file in its folders, under names that cannot be pickled."""
     for entry in filter(None, os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)):
         folder = Path(entry)
         if not folder.is_dir():
-            yield Finding(PROBLEM, f"nnUNet_extTrainer names {entry}, which is no folder", "correct or unset it")
+            yield Finding(PROBLEM, f"nnUNet_extTrainer names {entry}, which is not a folder", "correct or unset it")
         elif folder.resolve() != TRAINER_FOLDER and (folder / "__init__.py").is_file():
             yield Finding(
                 WARNING,
@@ -123,7 +129,7 @@ def check_folders() -> Iterator[Finding]:
         if not value:
             yield Finding(PROBLEM, f"{variable} is not set", f"export {variable}=/path/to/folder")
         elif not Path(value).is_dir():
-            yield Finding(PROBLEM, f"{variable} is {value}, which is no folder", f"mkdir -p {value}")
+            yield Finding(PROBLEM, f"{variable} is {value}, which is not a folder", f"mkdir -p {value}")
         elif variable != "nnUNet_raw" and not os.access(value, os.W_OK):
             yield Finding(PROBLEM, f"{variable} is {value}, which cannot be written", "choose another folder")
         else:
@@ -163,7 +169,7 @@ def doctor() -> None:
         if finding.remedy:
             print(f"{'':8}-> {finding.remedy}")
     problems = sum(finding.state == PROBLEM for finding in findings)
-    print("all is well" if not problems else f"{problems} to mend")
+    print("no problems found" if not problems else f"{problems} problems found")
     raise typer.Exit(int(problems > 0))
 
 

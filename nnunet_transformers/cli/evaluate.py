@@ -1,4 +1,4 @@
-"""Commands ``evaluate-iou`` and ``report``: predictions against labels, and a trained fold on one page."""
+"""Commands ``evaluate-iou`` and ``report``: evaluation of predictions, and a report on a trained fold."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def evaluate_iou(
     label: Annotated[int, typer.Option(help="Label to evaluate.")] = 1,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
 ) -> None:
-    """Mean IoU over probability thresholds 0.5 to 0.95, as in UNet-2022's Table 3."""
+    """Print the mean IoU over probability thresholds 0.5 to 0.95, as in UNet-2022's Table 3."""
     from rich.console import Console
     from rich.table import Table
 

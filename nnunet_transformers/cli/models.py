@@ -1,4 +1,4 @@
-"""Commands ``models`` and ``benchmark``: sizes and costs of the networks."""
+"""Commands ``models`` and ``benchmark``: size and cost of the networks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ InputChannels = Annotated[int, typer.Option(min=1, help="Channels of the image."
 NumClasses = Annotated[int, typer.Option(min=2, help="Classes, background included.")]
 
 TABLE_WIDTH = 130
-# the usual patches, by device
+# usual patch sizes by device and dimensionality
 PATCH_SIZES = {
     "cpu": {"3d": (96, 96, 96), "2d": (320, 320)},
     "cuda": {"3d": (128, 128, 128), "2d": (512, 512)},
@@ -31,7 +31,7 @@ def models(
     num_classes: NumClasses = 14,
     name: Annotated[str, typer.Option(help="Show networks whose name contains this.")] = "",
 ) -> None:
-    """Table of the networks: parameters, multiply-adds and training memory at a patch size."""
+    """Print the networks with parameters, multiply-adds and training memory at a patch size."""
     import torch
     from rich.console import Console
     from rich.table import Table
@@ -47,7 +47,7 @@ def models(
     shown = [network for network in matching if network in list_networks(len(size))]
     others = [network for network in matching if network not in shown]
     if not shown:
-        raise ValueError(f"{', '.join(others)} have no {len(size)}D form; give --patch-size the other number of axes")
+        raise ValueError(f"{', '.join(others)} have no {len(size)}D form; give --patch-size {5 - len(size)} numbers")
     table = Table(title=f"published networks at {'x'.join(map(str, size))}, {input_channels} in, {num_classes} classes")
     for heading in ("network", "parameters", "multiply-adds", "training memory", "and a sample"):
         table.add_column(heading, justify="left" if heading == "network" else "right")
@@ -121,7 +121,7 @@ def benchmark(
     for row in rows:
         if "failed" not in content["networks"][row[0]]:
             printed.add_row(*row)
-    # rather wrapped by a narrow terminal than cut
+    # a narrow terminal wraps the table instead of cutting it
     Console(width=max(TABLE_WIDTH, Console().width)).print(printed)
     for name, figures in content["networks"].items():
         if "failed" in figures:

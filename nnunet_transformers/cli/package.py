@@ -1,10 +1,10 @@
-"""Group ``package`` (make, verify, predict, estimate) and ``export-stock``: trained models for others to run."""
+"""Group ``package`` (make, verify, predict, estimate) and ``export-stock``: trained models to hand on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -18,7 +18,7 @@ FOLDS = ("-f", "--folds")
 
 
 def spread_folds(arguments: Sequence[str]) -> list[str]:
-    """Allow -f 0 1 2, as nnU-Net's commands do, where click wants -f 0 -f 1 -f 2."""
+    """Rewrite nnU-Net's form ``-f 0 1 2`` to click's form ``-f 0 -f 1 -f 2``."""
     spread: list[str] = []
     in_folds = False
     for argument in arguments:
@@ -31,23 +31,24 @@ def spread_folds(arguments: Sequence[str]) -> list[str]:
 
 
 class FoldsCommand(TyperCommand):
-    """A command that takes folds as nnU-Net's commands do."""
+    """Command that takes folds as nnU-Net's commands do."""
 
-    def parse_args(self, ctx, args):
+    # Any: typer's context, which is click's or typer's own depending on its version
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, spread_folds(args))
 
 
 class MakeByDefault(TyperGroup):
-    """`package FOLDER -o DIR` is `package make FOLDER -o DIR`."""
+    """Group that takes ``package FOLDER -o DIR`` as ``package make FOLDER -o DIR``."""
 
-    def parse_args(self, ctx, args):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, "--help"):
             args = ["make", *args]
         return super().parse_args(ctx, args)
 
 
 commands = typer.Typer(
-    help="Trained models for others to run, without pickles.", cls=MakeByDefault, no_args_is_help=True
+    help="Trained models as packages to hand on, without pickles.", cls=MakeByDefault, no_args_is_help=True
 )
 export_commands = typer.Typer()
 
@@ -81,9 +82,9 @@ def make(
     checkpoint: Checkpoint = "checkpoint_final.pth",
     trust: Trust = False,
     licence: Annotated[str, typer.Option("--licence", "--license", help="Licence of the weights, for the card.")] = "",
-    wheel: Annotated[list[Path] | None, typer.Option(help="Wheel to install from, for what no registry has.")] = None,
+    wheel: Annotated[list[Path] | None, typer.Option(help="Wheel to install from, if no registry has it.")] = None,
 ) -> None:
-    """Make a folder with all that inference needs: weights, plan, card, requirements, entry point, Dockerfile."""
+    """Make a package for inference: weights, plan, card, requirements, entry point, Dockerfile."""
     from ..sharing import Options, make_package, package_zip
 
     options = Options(tuple(folds or ()), checkpoint, previous_stage, trust, licence, tuple(wheel or ()))
@@ -106,7 +107,7 @@ def make(
 
 @commands.command()
 def verify(folder: PackageFolder, sha256: ManifestHash = None) -> None:
-    """Check that every file is as it was made, none is missing and none was added."""
+    """Check that no file was changed, is missing or was added."""
     from ..sharing import verify as verify_package
 
     manifest = verify_package(folder, sha256)
@@ -172,7 +173,7 @@ def estimate(
         shape = [int(n) for n in size.split(",")]
         wanted = None if spacing is None else [float(s) for s in spacing.split(",")]
     except ValueError as error:
-        raise ValueError("--size and --spacing are three numbers such as 128,256,256") from error
+        raise ValueError("--size and --spacing must be three numbers such as 128,256,256") from error
     models = load_package(
         folder, select_device(device), step_size=step_size, use_mirroring=not disable_tta, folds=folds or ()
     )
@@ -187,8 +188,8 @@ def export_stock(
     checkpoint: Checkpoint = "checkpoint_final.pth",
     trust: Trust = False,
 ) -> None:
-    """Copy a trained model under nnU-Net's own trainer's name, so that prediction needs the network class alone."""
+    """Copy a trained model under the name of nnU-Net's trainer, so that prediction needs the network class only."""
     from ..sharing import export_stock as export_model
 
     target, network = export_model(model, output, folds or (), checkpoint, trust)
-    print(f"written: {target}; nnUNetv2_predict_from_modelfolder -m {target} needs {network} and no trainer of ours")
+    print(f"written: {target}; nnUNetv2_predict_from_modelfolder -m {target} needs {network} but not our trainers")

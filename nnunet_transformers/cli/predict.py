@@ -1,4 +1,4 @@
-"""Command ``predict``: nnU-Net's prediction with several patches in a pass."""
+"""Command ``predict``: nnU-Net's prediction with batches of patches."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ commands = typer.Typer()
 def predict(
     context: typer.Context,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Patches in a pass; chosen from memory and patch size by default.")
+        int | None, typer.Option(min=1, help="Patches per batch; chosen from memory and patch size by default.")
     ] = None,
     use_compile: Annotated[
         bool, typer.Option("--compile", help="Compile the network with torch.compile, as nnUNet_compile=1 does.")
     ] = False,
     trust: Trust = False,
 ) -> None:
-    """nnUNetv2_predict with several patches in a pass. Its arguments follow; with -m FOLDER in place of -d, -tr, -p
-    and -c they are those of nnUNetv2_predict_from_modelfolder."""
+    """Run nnUNetv2_predict with batches of patches. Its arguments follow; with -m FOLDER instead of -d, -tr, -p and -c
+    they are those of nnUNetv2_predict_from_modelfolder."""
     from ..inference import predict as run
 
     if {"-h", "--help"} & set(context.args):

@@ -1,4 +1,4 @@
-"""Command ``preset``: a paper's experiment as a plan."""
+"""Command ``preset``: plans with the settings of published experiments."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ commands = typer.Typer()
 
 @commands.command()
 def preset(
-    name: Annotated[str, typer.Argument(help="Preset, or with --list a part of names.")] = "",
+    name: Annotated[str, typer.Argument(help="Preset; with --list, part of the names to list.")] = "",
     dataset: Annotated[str, typer.Option("--dataset", "-d", help="nnU-Net's number or name of the dataset.")] = "",
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="Name of the new plan; PLANS_PRESET by default.")
     ] = None,
     force: Force = False,
-    show: Annotated[bool, typer.Option("--list", help="Table of the presets.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="Print the presets.")] = False,
 ) -> None:
-    """Write a paper's experiment (patch, spacing, batch, windows) into a dataset's plan."""
+    """Write a plan with the settings of a published experiment: patch, spacing, batch, windows."""
     if show:
         list_presets(name)
     elif name and dataset:
         apply_and_explain(name, dataset, output, force)
     else:
-        raise ValueError("say which preset for which dataset: `preset NAME -d DATASET`; `preset --list` has the names")
+        raise ValueError("name a preset and a dataset: `preset NAME -d DATASET`; `preset --list` prints the presets")
 
 
 def list_presets(contains: str = "") -> None:
-    """Print the table of presets whose name contains ``contains``.
+    """Print the presets whose name contains ``contains``.
 
     Raises:
         ValueError: if there is none.
@@ -47,7 +47,7 @@ def list_presets(contains: str = "") -> None:
 
     presets = [preset for name, preset in load_presets().items() if contains in name]
     if not presets:
-        raise ValueError(f"no preset's name contains {contains!r}; `nnunet-transformers preset --list` has them all")
+        raise ValueError(f"no preset's name contains {contains!r}; `nnunet-transformers preset --list` prints all")
     table = Table(title="published experiments; in %, HD95 in mm")
     table.add_column("preset", no_wrap=True)
     for heading in ("network", "configuration", "patch", "spacing, mm", "batch", "windows", "step", "published"):
@@ -88,7 +88,7 @@ def _windows(preset: Preset) -> str:
 
 
 def _published(preset: Preset) -> str:
-    """Metrics by initial weights; "scratch" stands where the network started without pretrained ones."""
+    """Format the published metrics; "scratch:" marks those without pretrained weights."""
     return "; ".join(
         ("scratch: " if start == "scratch" else "")
         + ", ".join(f"{metric} {value:g}" for metric, value in values.items())
@@ -109,8 +109,8 @@ def _summary(applied: AppliedPreset) -> list[tuple[str, str]]:
     return [
         (
             "network",
-            f"{preset.network}, {applied.parameters:,} parameters, {applied.input_channels} in, "
-            f"{applied.num_classes} out",
+            f"{preset.network}, {applied.parameters:,} parameters, {applied.written.input_channels} in, "
+            f"{applied.written.num_classes} out",
         ),
         ("arguments", ", ".join(f"{key} {architecture[key]}" for key in preset.overrides)),
         ("configuration", preset.configuration),
@@ -118,29 +118,29 @@ def _summary(applied: AppliedPreset) -> list[tuple[str, str]]:
         ("spacing", f"{_size(configuration['spacing'])} mm (planned: {_size(planned['spacing'])})"),
         ("batch", f"{batch} (planned: {planned['batch_size']})"),
         ("data", f"{configuration['data_identifier']} (planned: {planned['data_identifier']})"),
-        ("supervision", "deep" if preset.deep_supervision else "of the full resolution alone"),
+        ("supervision", "deep" if preset.deep_supervision else "full resolution only"),
         ("trainer", f"{preset.scheduled_trainer}{length}"),
         ("memory", f"about {applied.training_bytes() / 1e9:.1f} GB in training, estimated"),
-        ("published", f"{_published(preset) or 'no number in the source'} ({preset.source})"),
+        ("published", f"{_published(preset) or 'no metrics in the source'} ({preset.source})"),
     ]
 
 
 def _warnings(applied: AppliedPreset) -> list[str]:
     preset, data = applied.preset, applied.preset.data
-    channels, classes = data["channels"] or applied.input_channels, data["classes"] or applied.num_classes
+    own = applied.written.input_channels, applied.written.num_classes
+    channels, classes = data["channels"] or own[0], data["classes"] or own[1]
     warnings = []
-    if (channels, classes) != (applied.input_channels, applied.num_classes):
+    if (channels, classes) != own:
         warnings.append(
-            f"channels and classes of the paper's data: {channels} and {classes}; of this dataset: "
-            f"{applied.input_channels} and {applied.num_classes}."
+            f"the paper's data have {channels} channels and {classes} classes, this dataset has {own[0]} and {own[1]}."
         )
     if preset.spacing is None:
-        warnings.append("the source gives no spacing; this is the planner's.")
+        warnings.append("the source states no spacing; the planner's is used.")
     if "pretrained" in preset.published:
         warnings.append(
-            "the published numbers without 'scratch' started from pretrained weights, UNet-2022's from ImageNet: "
-            f"`nnunet-transformers attach-imagenet -d {applied.dataset_id} -p {applied.plans['plans_name']} -o NAME`."
+            "the published metrics without 'scratch' are of networks with ImageNet weights: "
+            f"`nnunet-transformers attach-imagenet -d {applied.dataset_id} -p {applied.path.stem} -o NAME`."
             if preset.network.startswith("unet2022")
-            else "the published numbers without 'scratch' started from pretrained weights; a plan has none."
+            else "the published metrics without 'scratch' are of pretrained networks; this plan specifies no weights."
         )
     return warnings

@@ -1,4 +1,4 @@
-"""Group ``pretrain``: prepare images, train encoders, look at what they found."""
+"""Group ``pretrain``: preparation of images, pretraining of encoders, figures of matches and attention."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def prepare(
         str | None,
         typer.Option(help="nnU-Net's name, such as rescale_to_0_1, for a folder of images; zscore by default."),
     ] = None,
-    like: Annotated[Path | None, typer.Option(help="Prepare as for this classifier's training.")] = None,
+    like: Annotated[Path | None, typer.Option(help="Prepare images as for the training of this classifier.")] = None,
 ) -> None:
     """Resample, normalise and store images as nnU-Net does; labels are not needed."""
     from ..pretraining.data.cases import validation_cases
@@ -46,12 +46,12 @@ def prepare(
     chosen = None if planned is None else (planned.plans, planned.name)
     if like is not None:
         if planned is not None:
-            raise ValueError("--like and --plans contradict each other: each says how to prepare the images")
+            raise ValueError("--like and --plans contradict each other: both specify the preparation; give one of them")
         from ..classification.checkpoint import preparation
 
         chosen = preparation(like)
     if chosen is not None and wanted is not None:
-        raise ValueError("--spacing and --plans or --like contradict each other: the spacing is theirs")
+        raise ValueError("--spacing contradicts --plans or --like, which specify the spacing; leave it out")
     left_out = () if fold is None else validation_cases(source, fold)
     stored, skipped = prepare_images(
         source,
@@ -76,9 +76,9 @@ def fit(
     plans: OptionalPlans = None,
     configuration: Configuration = "3d_fullres",
 ) -> None:
-    """Train an encoder by a recipe; other options override it, such as --trainer.max_epochs 50.
+    """Pretrain an encoder by a recipe; other options override it, such as --trainer.max_epochs 50.
 
-    With -d and -p the network is the plan's.
+    With -d and -p the network, its arguments, patch size and channels are those of a plan.
     """
     from ..pretraining.fit import fit as fit_recipe
 
@@ -87,7 +87,7 @@ def fit(
 
 @commands.command()
 def recipes() -> None:
-    """Print the recipes' names."""
+    """Print the names of the recipes."""
     from ..pretraining.fit import list_recipes
 
     print("\n".join(list_recipes()))
@@ -96,15 +96,15 @@ def recipes() -> None:
 @commands.command("show-matches")
 def show_matches(
     images: PreparedFolder,
-    query: Annotated[str, typer.Argument(help="Name of an image in it.")],
-    key: Annotated[str, typer.Argument(help="Name of another.")],
-    output: Annotated[Path, typer.Argument(help="Picture to write.")],
+    query: Annotated[str, typer.Argument(help="Name of an image in the folder.")],
+    key: Annotated[str, typer.Argument(help="Name of another image.")],
+    output: Annotated[Path, typer.Argument(help="Figure to write.")],
     matcher: Annotated[str, typer.Option(help="identity, affine, embedding, hybrid or precomputed.")] = "affine",
     weights: Annotated[Path | None, typer.Option(help="Checkpoint of the embedding, for embedding and hybrid.")] = None,
     landmarks: Annotated[Path | None, typer.Option(help="File of landmarks, for precomputed.")] = None,
-    points: Annotated[int, typer.Option(min=1, help="Points to match, a row of the picture each.")] = 6,
+    points: Annotated[int, typer.Option(min=1, help="Points to match, one per row of the figure.")] = 6,
 ) -> None:
-    """Draw where a matcher finds random points of one image in another."""
+    """Draw the matches that a matcher finds in one image for random points of another."""
     from ..pretraining.data import CachedMatcher, PreparedImages
     from ..pretraining.figures.matches import draw_matches
 
@@ -128,20 +128,20 @@ def show_attention(
     alignment: Annotated[Path, typer.Argument(help="alignment.pth, written by MGCA beside its encoder.")],
     image: Annotated[Path, typer.Argument(help="2D image.")],
     report: Annotated[str, typer.Argument(help="Radiology report of the image.")],
-    output: Annotated[Path, typer.Argument(help="Picture to write.")],
-    words: Annotated[int, typer.Option(min=1, help="Words to find in the image.")] = 6,
+    output: Annotated[Path, typer.Argument(help="Figure to write.")],
+    words: Annotated[int, typer.Option(min=1, help="Maps to draw, of the words with the largest weights.")] = 6,
     text_encoder: Annotated[
         str | None, typer.Option(help="Folder or hub name of the text encoder, if it has moved since training.")
     ] = None,
 ) -> None:
-    """Draw the weights of patches and words, and where in the image words are found; print the weightiest words."""
+    """Draw the weights of patches and words and the attention maps of words; print the words of largest weight."""
     from ..pretraining.alignment import AlignmentCheckpoint
     from ..pretraining.figures.attention_maps import draw_attention
     from ..pretraining.methods.mgca import MGCA
     from ..pretraining.report_attention import attend
 
     checkpoint = AlignmentCheckpoint.load(alignment)
-    attention = attend(MGCA.from_checkpoint(checkpoint, text_encoder), checkpoint.max_length, image, report)
+    attention = attend(checkpoint.build_method(MGCA, text_encoder), checkpoint.max_length, image, report)
     draw_attention(attention, output, words)
     order = (-attention.word_weights).argsort(kind="stable")[:words]
     print(", ".join(f"{attention.words[i]} {attention.word_weights[i]:.3f}" for i in order))

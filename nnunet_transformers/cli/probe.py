@@ -1,4 +1,4 @@
-"""Group ``probe``: the quality of a frozen encoder's features."""
+"""Group ``probe``: evaluation of a frozen encoder's features."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def classify(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
     device: TorchDevice = "cpu",
 ) -> None:
-    """Logistic regression and nearest neighbours on frozen features, at 1, 10 and 100 % of the training labels."""
+    """Evaluate logistic regression and nearest neighbours on frozen features with 1, 10 and 100 % of the labels."""
     import numpy as np
     from rich.console import Console
     from rich.progress import track
@@ -84,7 +84,7 @@ def segment(
     from ..weights.attach import attach
 
     weights = InitialWeights.from_file(encoder)
-    # a plan for each encoder, so that results of two of them stand side by side
+    # a plan for each encoder keeps the results of several encoders apart
     probed = f"{plans}_probe_{weights.specification['sha256'][:8]}"
     _, reports, _ = attach(weights, dataset, plans, probed, [configuration], force=True)
     print(reports[configuration])

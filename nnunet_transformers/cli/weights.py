@@ -58,7 +58,7 @@ def attach_imagenet(
         str | None, typer.Option(help="Swin weights for the attention half, likewise; none by default.")
     ] = None,
     spread: Annotated[
-        bool, typer.Option("--spread", help="Take blocks spread over a stage instead of its first ones.")
+        bool, typer.Option("--spread", help="Load from blocks spread over a stage instead of its first blocks.")
     ] = False,
     force: Force = False,
 ) -> None:
@@ -95,7 +95,7 @@ def export_full(
         str, typer.Option("--trainer", "-tr", help="Trainer that builds the network.")
     ] = "nnUNetTrainer",
 ) -> None:
-    """Write weights of a trainer's whole network, encoder loaded, for nnUNetv2_train -pretrained_weights."""
+    """Write a whole network's weights, with the encoder loaded, for nnUNetv2_train -pretrained_weights."""
     from ..weights import InitialWeights
     from ..weights.attach import export_full as export_weights
 
@@ -130,7 +130,7 @@ def convert(
     }
     size = ""
     if found.patch_size is not None:
-        # the network lays out on their grid the position embeddings that the release keeps flat
+        # loading reshapes the release's flat position embeddings to their grid
         network = create_network(found.name, found.input_channels, found.num_classes, found.patch_size, **overrides)
         network.load_state_dict(weights)
         weights = network.state_dict()
@@ -148,5 +148,5 @@ def _print_attached(path: Path, reports: Mapping[str, LoadReport], left: Mapping
     for configuration, report in reports.items():
         print(f"{configuration}: {report}")
     for configuration, reason in left.items():
-        print(f"{configuration} is left as it is: {reason}")
+        print(f"{configuration} is left unchanged: {reason}")
     print(f"written: {path}; train with -p {path.stem}")

@@ -1,4 +1,4 @@
-"""Kernels and memory allocation for training and prediction on CPU.
+"""Faster kernels and memory allocation for training and prediction on CPU.
 
 >>> network = optimize(create_network("qt_unet_tiny", 1, 3, (64, 64, 64)))
 """

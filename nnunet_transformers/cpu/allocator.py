@@ -13,12 +13,12 @@ NEVER = -1
 def keep_freed_memory() -> bool:
     """Make glibc keep the memory of freed arrays for later ones, until the process ends.
 
-    By default glibc maps each array above 32 MiB anew, and the system zeroes every page of it at first touch: a tenth
-    to a third of the time of a training step on CPU (benchmarks/NOTES.md). The process then holds its peak memory,
-    which is a tenth higher than before.
+    By default glibc maps every array above 32 MiB anew, and the system zeroes each of its pages at first touch, which
+    takes a tenth to a third of a training step on CPU (benchmarks/NOTES.md). Afterwards the process keeps its peak
+    memory, which is a tenth higher than before.
 
     Returns:
-        whether the C library has such an allocator; without one nothing changes.
+        whether the C library is glibc; nothing changes with another one.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,10 +1,9 @@
-"""Attention on CPU: a gradient for the bias of windows, and all threads for the backward pass of few heads.
+"""Attention on CPU: a fused gradient of the window bias, and a backward pass of few heads on all threads.
 
 PyTorch's fused CPU kernel has no gradient for the bias, so in training ``scaled_dot_product_attention`` falls back to
-whole matrices of scores, several of which go through main memory. Here the fused kernel runs forward, and backward
-recomputes the scores of a few windows at a time, which stay in cache: about half the time of a training step's
-attention, and no scores kept in between (FlashAttention's recomputation, https://arxiv.org/abs/2205.14135,
-section 3.1).
+full score matrices in main memory. Here forward uses the fused kernel, and backward recomputes the scores of a few
+windows at a time, which stay in cache (FlashAttention's recomputation, https://arxiv.org/abs/2205.14135, section 3.1).
+That takes about half the time of attention in a training step and stores no scores.
 """
 
 from __future__ import annotations
@@ -20,15 +19,16 @@ from ..architectures.layers.spatial_reduction_attention import SpatialReductionA
 from ..architectures.layers.window_attention import WindowAttention
 from .linear import linear
 
+# scores of the windows that backward processes at once
 CHUNK_ELEMENTS = 2**20
-# queries in a chunk; below this, more threads cost more than they save
-MIN_CHUNK = 1024
+# queries per chunk below which more threads cost more than they save
+MIN_CHUNK_QUERIES = 1024
 
 
 def is_applicable(q: Tensor, bias: Tensor) -> bool:
-    """Whether PyTorch's fused kernel lacks the gradient that is wanted.
+    """Whether a gradient of the bias is required on CPU, which PyTorch's fused kernel lacks.
 
-    A fake tensor counts as what it stands for, since the kernel saves memory as well.
+    Fake tensors are included, unlike in ``may_choose_kernel``, since the kernel saves memory as well.
     """
     return (
         q.device.type == "cpu"
@@ -42,7 +42,7 @@ def is_applicable(q: Tensor, bias: Tensor) -> bool:
 
 
 class WindowAttentionFunction(torch.autograd.Function):
-    """softmax(scale q k^T + bias + mask) v in each window."""
+    """Compute softmax(scale q k^T + bias + mask) v in each window."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -53,10 +53,14 @@ class WindowAttentionFunction(torch.autograd.Function):
             bias: (heads, length, length).
             mask: (windows, 1, length, length), 0 where a pair may attend, or None.
             scale: factor of the scores.
+
+        Returns:
+            as ``q``.
         """
         # windows with a mask of their own join the heads, as the kernel broadcasts over the batch only
         start, end = (0, 1) if mask is None else (1, 2)
         additive = bias[None] if mask is None else (bias + mask).flatten(0, 1)[None]
+        out: Tensor
         out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q.flatten(start, end), k.flatten(start, end), v.flatten(start, end), attn_mask=additive, scale=scale
         )
@@ -79,12 +83,12 @@ class WindowAttentionFunction(torch.autograd.Function):
             for first in range(0, windows, step):
                 at = (sample, slice(first, first + step))
 
-                def rows(tensor: Tensor, at: tuple = at) -> Tensor:
+                def rows(tensor: Tensor, at: tuple[int, slice] = at) -> Tensor:
                     return tensor[at].flatten(0, 1)
 
                 scaled_q, keys, grads = rows(q) * ctx.scale, rows(k), rows(grad_out)
                 scores = torch.bmm(scaled_q, keys.transpose(1, 2)).unflatten(0, (-1, heads))
-                # a pair that attends has a probability of at most 1; the clamp holds back the others, masked next
+                # probabilities are at most 1; the clamp avoids overflow of masked pairs, which are zeroed next
                 attention = scores.add_(bias).sub_(logsumexp[at]).clamp_max_(0).exp_()
                 if ctx.mask is not None:
                     attention.mul_(ctx.mask[at[1]] == 0)
@@ -98,19 +102,20 @@ class WindowAttentionFunction(torch.autograd.Function):
 
 
 class CPUWindowAttention(WindowAttention):
-    """``WindowAttention`` by ``WindowAttentionFunction`` where its bias is trained."""
+    """``WindowAttention`` through ``WindowAttentionFunction`` where its bias is trained."""
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.fused_attn and is_applicable(q, self.bias.table):
-            return WindowAttentionFunction.apply(q, k, v, self.bias(), self.partition.mask, self.scale)
+            out: Tensor = WindowAttentionFunction.apply(q, k, v, self.bias(), self.partition.mask, self.scale)
+            return out
         return super()._mix(q, k, v)
 
 
 class CPUSpatialReductionAttention(SpatialReductionAttention):
-    """``SpatialReductionAttention`` by ``linear``, with a backward pass on all threads.
+    """``SpatialReductionAttention`` through ``linear``, with a backward pass on all threads.
 
-    PyTorch's fused kernel gives each head of each sample to one thread in its backward pass, which leaves the others
-    idle in the stages of one or two heads, those of most tokens. Chunks of the queries join the batch there.
+    The backward pass of PyTorch's fused kernel gives each head of each sample to one thread. Stages of one or two
+    heads, which have the most tokens, then leave threads idle, so chunks of their queries join the batch.
     """
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -120,16 +125,17 @@ class CPUSpatialReductionAttention(SpatialReductionAttention):
         q = q.unflatten(2, (chunks, -1)).transpose(1, 2).flatten(0, 1)
         k, v = (t.unsqueeze(1).expand(-1, chunks, -1, -1, -1).flatten(0, 1) for t in (k, v))
         out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        return out.unflatten(0, (-1, chunks)).transpose(1, 2).flatten(2, 3)
+        joined: Tensor = out.unflatten(0, (-1, chunks)).transpose(1, 2).flatten(2, 3)
+        return joined
 
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return linear(x, weight, bias)
 
     def _count_chunks(self, q: Tensor) -> int:
-        """Chunks of the queries (batch, heads, length, head_dim) for one a thread; 1 where they do not help."""
+        """Number of chunks of the queries (batch, heads, length, head_dim) that uses all threads; 1 for none."""
         is_eager = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
         if not (self.fused_attn and q.device.type == "cpu" and torch.is_grad_enabled() and is_eager):
             return 1
         batch, heads, length, _ = q.shape
         chunks = -(-torch.get_num_threads() // (batch * heads))
-        return 1 if length % chunks or length // chunks < MIN_CHUNK else chunks
+        return 1 if length % chunks or length // chunks < MIN_CHUNK_QUERIES else chunks

@@ -1,9 +1,9 @@
-"""Gradients of depth-wise convolutions by PyTorch's forward kernel.
+"""Gradients of depth-wise convolutions through PyTorch's forward kernel.
 
 On CPU, PyTorch's backward kernels for depth-wise convolutions reach a tenth of the forward kernel's rate. Both
-gradients are convolutions themselves: the input's is one of the output's gradient with the flipped kernel, the
-kernel's is one of the input with the output's gradient as its kernel. Computed in this way, and the bias's gradient as
-a plain sum, a backward pass takes a quarter of the time (benchmarks/NOTES.md).
+gradients are convolutions: the input's gradient is the output's gradient convolved with the flipped kernel, and the
+kernel's is the input convolved with the output's gradient. Computed as such, with the bias's gradient as a plain sum, a
+backward pass takes a quarter of the time (benchmarks/NOTES.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .dispatch import may_choose_kernel, wants_gradient
 
 
 def is_depthwise(layer: nn.Conv2d | nn.Conv3d) -> bool:
-    """Whether ``DepthwiseConvolutionFunction`` computes a layer: each channel by itself, to a map of the same size."""
+    """Whether ``DepthwiseConvolutionFunction`` can compute a layer: depth-wise, stride 1, sizes kept."""
     return (
         layer.groups == layer.in_channels == layer.out_channels > 1
         and set(layer.stride) == set(layer.dilation) == {1}
@@ -31,7 +31,7 @@ def is_depthwise(layer: nn.Conv2d | nn.Conv3d) -> bool:
 
 
 def is_applicable(x: Tensor, weight: Tensor) -> bool:
-    """Whether a convolution runs on CPU and a backward pass may reach it."""
+    """Whether a convolution runs eagerly on CPU and a backward pass may reach it."""
     return x.dtype in (torch.float32, torch.float64) and may_choose_kernel(x, weight) and wants_gradient(x, weight)
 
 
@@ -52,6 +52,9 @@ class DepthwiseConvolutionFunction(torch.autograd.Function):
             weight: (channels, 1, *kernel_size).
             bias: (channels), or None.
             padding: half of the kernel on each axis.
+
+        Returns:
+            (batch, channels, *size).
         """
         ctx.save_for_backward(x, weight)
         ctx.padding = padding
@@ -63,7 +66,7 @@ class DepthwiseConvolutionFunction(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         axes = list(range(2, x.dim()))
         grad_x = _convolve(grad_out, weight.flip(axes), None, ctx.padding) if ctx.needs_input_grad[0] else None
-        # a sample's maps are the kernels of that sample, hence one at a time
+        # the maps of a sample serve as kernels, so samples go one at a time
         samples = zip(x.split(1), grad_out.split(1), strict=True)
         gradients = [_convolve(sample, grad.transpose(0, 1), None, ctx.padding) for sample, grad in samples]
         grad_bias = grad_out.sum([0, *axes]) if ctx.needs_input_grad[2] else None
@@ -71,7 +74,7 @@ class DepthwiseConvolutionFunction(torch.autograd.Function):
 
 
 class CPUConv2d(Conv2d):
-    """A depth-wise ``Conv2d`` with these gradients."""
+    """A depth-wise ``Conv2d`` through ``DepthwiseConvolutionFunction``."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not is_applicable(x, self.weight):
@@ -80,7 +83,7 @@ class CPUConv2d(Conv2d):
 
 
 class CPUConv3d(Conv3d):
-    """A depth-wise ``Conv3d`` with these gradients."""
+    """A depth-wise ``Conv3d`` through ``DepthwiseConvolutionFunction``."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not is_applicable(x, self.weight):
@@ -89,5 +92,5 @@ class CPUConv3d(Conv3d):
 
 
 def _channels_last(x: Tensor, layer: Conv2d | Conv3d) -> Tensor:
-    convolve = DepthwiseConvolutionFunction.apply
-    return convolve(x.movedim(-1, 1), layer.weight, layer.bias, layer.padding).movedim(1, -1)
+    out: Tensor = DepthwiseConvolutionFunction.apply(x.movedim(-1, 1), layer.weight, layer.bias, layer.padding)
+    return out.movedim(1, -1)

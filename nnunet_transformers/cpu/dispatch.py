@@ -1,4 +1,4 @@
-"""The cases in which a layer may choose a CPU kernel."""
+"""Conditions under which a layer may choose a CPU kernel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 def may_choose_kernel(x: Tensor, weight: Tensor) -> bool:
     """Whether an operation runs eagerly on CPU in the precision of its tensors.
 
-    A compiler or exporter chooses its own kernels, and autocast a precision; a fake tensor stands for another device's.
+    A compiler or exporter chooses its own kernels, autocast chooses the precision, and fake tensors stand for another
+    device.
     """
     return (
         type(x) is Tensor

@@ -1,4 +1,4 @@
-"""The layers that have a faster form on CPU."""
+"""Exchange of layers for subclasses with CPU kernels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .attention import CPUSpatialReductionAttention, CPUWindowAttention
 from .depthwise import CPUConv2d, CPUConv3d, is_depthwise
 from .linear import CPULinear, CPUPatchTranspose2d, CPUPatchTranspose3d
 
-# from a layer's class to the subclass that computes the same with a CPU kernel
+# a layer's class to the subclass that computes the same with a CPU kernel
 CPU_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: CPULinear,
     Conv2d: CPUConv2d,
@@ -28,9 +28,9 @@ PLAIN_CLASSES = {cpu_class: plain_class for plain_class, cpu_class in CPU_CLASSE
 def use_kernels(network: nn.Module) -> nn.Module:
     """Give the layers of a network their CPU kernels, in place.
 
-    Layers change their class to a subclass that has the same parameters under the same names. They compute as before
-    on other devices, under autocast, and where a compiler or exporter traces them. A layer of another class, including
-    a user's subclass of a known one, stays as it is; so does the network on a second call.
+    Each layer's class becomes a subclass with the same parameters under the same names. It computes as before on other
+    devices, under autocast, and where a compiler or exporter traces it. Layers of other classes, including a user's
+    subclass of a known one, are left unchanged. A second call changes nothing.
 
     Args:
         network: any.

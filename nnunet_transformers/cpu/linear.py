@@ -1,9 +1,9 @@
-"""Matrix products through oneDNN, which PyTorch has beside MKL.
+"""Matrix products through oneDNN instead of MKL.
 
-PyTorch gives float32 products to MKL, which leaves AVX-512 unused on processors that are not Intel's. oneDNN, which
-PyTorch has for convolutions, uses it: on an AMD EPYC of 2025 it multiplies 2.2 times as fast (benchmarks/NOTES.md).
-torch.compile replaces linear layers by the same operation in inference. Where PyTorch lacks it or the processor lacks
-AVX-512, ``linear`` is ``F.linear``. It was not measured on Intel processors.
+PyTorch computes float32 products with MKL, which does not use AVX-512 on processors other than Intel's. oneDNN, which
+PyTorch uses for convolutions, does: on an AMD EPYC of 2025 it is 2.2 times as fast (benchmarks/NOTES.md). torch.compile
+replaces linear layers by the same operation in inference. Without oneDNN in PyTorch or AVX-512 in the processor,
+``linear`` is ``F.linear``. It has not been measured on Intel processors.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 from ..architectures.layers.patch_transpose import PatchTranspose2d, PatchTranspose3d
 from .dispatch import may_choose_kernel, wants_gradient
 
-# a product of two narrow matrices is a sum over a long axis, which MKL splits over the threads and oneDNN does not
+# the gradient of a narrow weight is a sum over a long axis, which MKL splits over threads and oneDNN does not
 WIDE = 128
 
 
 def _find_kernel() -> Any:
-    """The operation, or None; it is private to PyTorch, so it is tried before it is used."""
+    """Find oneDNN's operation, or None. It is private to PyTorch, so one trial call precedes its use."""
     if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
         return None
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
@@ -40,7 +40,8 @@ def _find_kernel() -> Any:
 
 
 def _call(kernel: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return kernel(x, weight, bias, "none", [], "")
+    out: Tensor = kernel(x, weight, bias, "none", [], "")
+    return out
 
 
 def _flops(x_shape: torch.Size, weight_shape: torch.Size, *_: object, **__: object) -> int:
@@ -60,14 +61,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not is_applicable(x, weight):
         return F.linear(x, weight, bias)
     if wants_gradient(x, weight, bias):
-        return LinearFunction.apply(x, weight, bias)
+        out: Tensor = LinearFunction.apply(x, weight, bias)
+        return out
     return multiply(x, weight, bias)
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear`` by the kernel, without a gradient."""
+    """``F.linear`` through the kernel, without a gradient."""
     if not (weight.is_contiguous() or weight.T.is_contiguous()):
-        # with gaps between its rows the kernel takes a thousand times as long
+        # the kernel takes a thousand times as long on a matrix with gaps between its rows
         weight = weight.contiguous()
     return _call(KERNEL, x, weight, bias)
 
@@ -83,6 +85,9 @@ class LinearFunction(torch.autograd.Function):
             x: (..., in_features).
             weight: (out_features, in_features).
             bias: (out_features), or None.
+
+        Returns:
+            (..., out_features).
         """
         ctx.save_for_backward(x, weight)
         return multiply(x, weight, bias)
@@ -99,29 +104,29 @@ class LinearFunction(torch.autograd.Function):
 
 
 def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
-    """(length, in) and (length, out) to (out, in)."""
+    """Map the input (length, in) and the output's gradient (length, out) to the weight's gradient (out, in)."""
     if max(x.shape[1], grad.shape[1]) < WIDE:
         return grad.T @ x
-    # the kernel copies its second operand into the layout that it wants, best in long rows
+    # the kernel copies its second operand into its own layout, which is fastest with long rows
     return multiply(x.T, grad.T).T if grad.shape[1] > x.shape[1] else multiply(grad.T, x.T)
 
 
 class CPULinear(nn.Linear):
-    """``nn.Linear`` by ``linear``."""
+    """``nn.Linear`` through ``linear``."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
 class CPUPatchTranspose2d(PatchTranspose2d):
-    """``PatchTranspose2d`` by ``linear``."""
+    """``PatchTranspose2d`` through ``linear``."""
 
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return linear(x, weight, bias)
 
 
 class CPUPatchTranspose3d(PatchTranspose3d):
-    """``PatchTranspose3d`` by ``linear``."""
+    """``PatchTranspose3d`` through ``linear``."""
 
     def _multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return linear(x, weight, bias)

@@ -1,4 +1,4 @@
-"""The main job, start to end, on data that needs no download."""
+"""Demo: the whole nnU-Net pipeline on a dataset that needs no download."""
 
 from .pipeline import run_demo
 

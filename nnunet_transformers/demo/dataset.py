@@ -1,7 +1,7 @@
-"""A small dataset made from real MRI: nilearn's wheel ships the ICBM 152 template and its tissue maps.
+"""Small dataset from real MRI: the ICBM 152 template and its tissue maps, which nilearn's wheel contains.
 
-Every case is the template deformed, re-contrasted, shaded and with noise; labels are the tissue maps deformed alike
-(Fonov et al., "Unbiased average age-appropriate atlases for pediatric studies", NeuroImage 2011).
+Each case is the template with a random deformation, contrast, bias field and noise; its labels are the tissue maps with
+the same deformation (Fonov et al., "Unbiased average age-appropriate atlases for pediatric studies", NeuroImage 2011).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TRAIN_CASES, TEST_CASES = 10, 3
 
 
 def _template() -> tuple[np.ndarray, np.ndarray]:
-    """T1 image and label map at ``SPACING`` mm, (depth, height, width), cropped to the head."""
+    """Load T1 image and label map at ``SPACING`` mm, each (depth, height, width), cropped to the head."""
     try:
         import nilearn
     except ModuleNotFoundError as error:
@@ -42,7 +42,7 @@ def _template() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _smooth_noise(shape: Sequence[int], sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Smooth random field with standard deviation 1."""
+    """Draw a smooth random field with standard deviation 1; ``sigma`` is its smoothness in voxels."""
     field = gaussian_filter(rng.standard_normal(shape), sigma)
     return field / field.std()
 
@@ -60,14 +60,17 @@ def _make_case(t1: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> t
 
 
 def make_dataset(raw_folder: Path, seed: int = 0) -> Path:
-    """Write the dataset in nnU-Net's raw layout, with labelled test cases.
+    """Write the dataset in nnU-Net's raw layout, with labelled test cases, unless it is complete already.
 
     Args:
         raw_folder: nnUNet_raw.
-        seed: of everything random.
+        seed: seed of all random numbers.
 
     Returns:
-        the dataset's folder; one that is complete already is left as it is.
+        the folder of the dataset.
+
+    Raises:
+        ModuleNotFoundError: if nilearn is not installed.
     """
     folder = Path(raw_folder) / NAME
     if (folder / "dataset.json").is_file():
@@ -83,7 +86,7 @@ def make_dataset(raw_folder: Path, seed: int = 0) -> Path:
             image.SetSpacing((SPACING,) * 3)
             channel = "_0000" if name == "images" else ""
             sitk.WriteImage(image, str(folder / f"{name}{split}" / f"brain_{index:02d}{channel}.nii.gz"))
-    # last, so that a folder with it is complete
+    # written last: a folder that has it is complete
     (folder / "dataset.json").write_text(
         json.dumps(
             {

@@ -1,4 +1,4 @@
-"""Runs nnU-Net's commands one after the other, as a user would type them."""
+"""Run nnU-Net's commands one after the other, as a user would type them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import typer
 
-from ..discovery import PLANNERS
+from ..discovery import PLANNERS, plans_name
 from ..evaluation.report import write_report
 from .dataset import make_dataset
 
 
 def _run(command: str, environment: dict[str, str]) -> None:
-    """Run one of nnU-Net's commands from this Python's environment, its output shown as it comes.
+    """Run an nnU-Net command of this Python environment, whose output is shown as it is written.
 
     Raises:
         RuntimeError: if it fails.
@@ -34,31 +34,31 @@ def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Pat
     """Plan, preprocess, train, predict, evaluate and report.
 
     Args:
-        folder: working folder; nnU-Net's three folders are made in it.
-        data: dataset in nnU-Net's raw layout; made from nilearn's template if None.
-        planner: one of our planners.
-        trainer: one of our trainers.
+        folder: working folder, in which nnU-Net's three folders are created.
+        data: dataset in nnU-Net's raw layout; None to generate one from nilearn's template.
+        planner: one of this package's planners.
+        trainer: one of this package's trainers.
 
     Returns:
-        the report.
+        the HTML report.
 
     Raises:
-        ValueError: if the planner is not ours.
-        FileNotFoundError: if ``data`` is not a raw dataset.
+        ValueError: if the planner is not one of this package's.
+        FileNotFoundError: if ``data`` is not a dataset in nnU-Net's raw layout.
         RuntimeError: if one of nnU-Net's commands fails.
     """
     start = time.monotonic()
     if planner not in PLANNERS:
-        raise ValueError(f"unknown planner {planner!r}; ours: {', '.join(PLANNERS)}")
+        raise ValueError(f"unknown planner {planner!r}; known: {', '.join(PLANNERS)}")
     folder = Path(folder).absolute()
     raw = Path(data).absolute().parent if data else folder / "raw"
     if data and not (Path(data) / "dataset.json").is_file():
-        raise FileNotFoundError(f"{data} has no dataset.json, so it is no dataset in nnU-Net's raw layout")
+        raise FileNotFoundError(f"{data} has no dataset.json, so it is not a dataset in nnU-Net's raw layout")
     for name in ("preprocessed", "results"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     dataset = Path(data).absolute() if data else make_dataset(raw)
     number = int(dataset.name[7:10])
-    plans = planner.replace("Planner", "") + "Plans"
+    plans = plans_name(planner)
 
     import torch
 
@@ -72,7 +72,7 @@ def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Pat
         "PYTHONUNBUFFERED": "1",
         "PYTHONWARNINGS": "ignore",
     }
-    # nnU-Net fails to plan with 0 augmentation workers, and on CPU the network wants the cores in training
+    # nnU-Net cannot plan with 0 augmentation workers; in training on CPU, the network needs the cores
     planning = {**environment, "nnUNet_n_proc_DA": "1"}
     training = {**environment, "nnUNet_n_proc_DA": "0" if device == "cpu" else str(workers)}
     common = f"-tr {trainer} -p {plans}"

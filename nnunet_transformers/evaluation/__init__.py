@@ -1,4 +1,4 @@
-"""Metrics and probes of the papers that nnU-Net's own evaluation lacks, and the HTML report of a trained fold."""
+"""The papers' metrics and probes, which nnU-Net's evaluation lacks, and the HTML report of a trained fold."""
 
 from .iou_thresholds import THRESHOLDS, IoUSummary, evaluate_predictions, iou_at_thresholds
 

@@ -56,14 +56,18 @@ def probe_classification(
 
     Args:
         features: (images, channels).
-        labels: of each image.
-        is_test: boolean, the images to test on; without it, ``repeats`` folds of a stratified cross-validation.
-        shares: of the training labels, at least one of each class.
-        repeats: draws of a share, or folds.
-        seed: of the draws and folds.
+        labels: label of each image.
+        is_test: (images,), boolean: images to test on; by default ``repeats`` folds of a stratified cross-validation.
+        shares: shares of the training labels; at least one image of each class is drawn.
+        repeats: number of draws of a share, or of folds.
+        seed: seed of the draws and folds.
+
+    Returns:
+        the scores of each classifier on each share, in the order of ``CLASSIFIERS`` and ``shares``.
 
     Raises:
-        ValueError: if there is one class only, or one with fewer images than folds.
+        ValueError: if there is only one class, a class has fewer images than folds, or the test or the training images
+            lack a class.
     """
     classes, targets = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
@@ -90,7 +94,7 @@ def _splits(targets: NDArray, is_test: NDArray | None, repeats: int, seed: int) 
     if is_test is not None:
         training, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
         if len(np.unique(targets[training])) < targets.max() + 1 or len(np.unique(targets[test])) < targets.max() + 1:
-            raise ValueError("training and test images must hold every label")
+            raise ValueError("training and test images must each have every label; change the column split")
         for _ in range(repeats):
             yield training, test
         return

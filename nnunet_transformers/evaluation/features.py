@@ -18,10 +18,10 @@ TILES = 8
 
 
 class FrozenEncoder:
-    """Frozen encoder of a checkpoint: its deepest feature map is averaged; timm's networks use their own pooling.
+    """Frozen encoder whose deepest feature map is averaged; timm networks use their own pooling.
 
     Args:
-        checkpoint: checkpoint of pretraining.
+        checkpoint: encoder checkpoint.
         device: device to compute on.
     """
 

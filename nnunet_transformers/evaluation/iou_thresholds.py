@@ -124,7 +124,7 @@ def evaluate_predictions(predictions: Path, labels: Path, label: int = 1) -> IoU
     """
     for folder in (predictions, labels):
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is no folder")
+            raise FileNotFoundError(f"there is no folder {folder}")
     dataset = _load_dataset_json(predictions)
     file_ending = dataset["file_ending"] if dataset else _file_ending(labels)
     cases = _predicted_cases(predictions, file_ending)
@@ -136,7 +136,7 @@ def evaluate_predictions(predictions: Path, labels: Path, label: int = 1) -> IoU
     for case in cases:
         path = labels / f"{case}{file_ending}"
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing, the label file of the prediction {predictions / case}.npz")
+            raise FileNotFoundError(f"label file {path} of the prediction {predictions / case}.npz is missing")
         reader = reader or _reader(dataset, file_ending, path)
         segmentation = _read_segmentation(reader, path, manager)
         probabilities = _load_probabilities(predictions / f"{case}.npz", channel, label)
@@ -144,7 +144,7 @@ def evaluate_predictions(predictions: Path, labels: Path, label: int = 1) -> IoU
         try:
             per_case[case] = iou_at_thresholds(probabilities, segmentation == label, ignore=ignore)
         except ValueError as error:
-            raise ValueError(f"{case}: {error}; are {labels} the labels of these images?") from error
+            raise ValueError(f"{case}: {error}; does {labels} hold the labels of these images?") from error
     others = {p.name.removesuffix(file_ending) for p in labels.glob(f"*{file_ending}")} - set(cases)
     return IoUSummary(label, per_case, tuple(sorted(others)))
 
@@ -158,7 +158,7 @@ def _load_dataset_json(predictions: Path) -> dict[str, Any] | None:
         dataset = json.loads(path.read_text())
         return {**dataset, "labels": dataset["labels"], "file_ending": dataset["file_ending"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no dataset.json of nnU-Net's ({error}); predict again") from error
+        raise ValueError(f"{path} is not a dataset.json of nnU-Net ({error}); predict again") from error
 
 
 def _file_ending(labels: Path) -> str:
@@ -168,7 +168,7 @@ def _file_ending(labels: Path) -> str:
     if len(endings) != 1:
         found = ", ".join(sorted(endings)) or "no file"
         raise ValueError(
-            f"{labels} should hold files of one kind, found {found}; or put dataset.json to the predictions"
+            f"{labels} must hold files of one ending, found {found}; or copy dataset.json to the predictions"
         )
     return endings.pop()
 
@@ -212,7 +212,7 @@ def _read_segmentation(reader: BaseReaderWriter, path: Path, manager: LabelManag
         known = [*manager.all_labels, *([manager.ignore_label] if manager.has_ignore_label else [])]
         unknown = np.setdiff1d(segmentation, known)
         if unknown.size:
-            raise ValueError(f"{path} holds the value {unknown[0]:g}, which is no label of dataset.json: {known}")
+            raise ValueError(f"{path} holds the value {unknown[0]:g}, which is not a label of dataset.json: {known}")
     return segmentation[0]
 
 

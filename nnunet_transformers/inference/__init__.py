@@ -1,4 +1,4 @@
-"""Prediction as nnU-Net does it, with several patches in a pass."""
+"""nnU-Net's sliding-window prediction with batches of patches."""
 
 from .command import predict
 from .predictor import BatchedPredictor

@@ -1,7 +1,7 @@
-"""Command ``predict``: the options of nnU-Net's two prediction commands, and ``BatchedPredictor`` behind them.
+"""Command ``predict``: the options of nnU-Net's two prediction commands, run by ``BatchedPredictor``.
 
-nnU-Net builds its parsers inside its entry points, so the options are declared here again; a test compares them with
-nnU-Net's own.
+nnU-Net builds its parsers inside its entry points, so the options are declared again here; a test compares them with
+nnU-Net's.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def predict(
     """Predict a folder as nnUNetv2_predict does, or with -m as nnUNetv2_predict_from_modelfolder does.
 
     Args:
-        arguments: of that command; -h prints its help.
-        batch_size, use_compile, trust: of ``BatchedPredictor``.
+        arguments: arguments of that command; -h prints its help.
+        batch_size, use_compile, trust: see ``BatchedPredictor``.
 
     Raises:
         ValueError: if an argument is unknown or out of range, or the device is not available.
@@ -53,23 +53,23 @@ def predict(
     print(CITATION)
     try:
         _predict(options, batch_size, use_compile, trust)
-    except (AssertionError, RuntimeError) as error:  # nnU-Net's own checks, whose messages span several lines
+    except (AssertionError, RuntimeError) as error:  # nnU-Net's checks, whose messages span several lines
         if not str(error):
             raise
         raise RuntimeError(" ".join(str(error).split())) from error
 
 
 def build_parser(from_model_folder: bool) -> argparse.ArgumentParser:
-    """Parser with nnU-Net's options.
+    """Build a parser of nnU-Net's options.
 
     Args:
-        from_model_folder: the model is a folder (-m), as for nnUNetv2_predict_from_modelfolder; otherwise dataset,
-            plan, trainer and configuration name it, as for nnUNetv2_predict.
+        from_model_folder: whether the model is given by its folder (-m), as in nnUNetv2_predict_from_modelfolder,
+            rather than by dataset, plan, trainer and configuration, as in nnUNetv2_predict.
     """
     parser = _Parser(prog=PROGRAM, description="Options of nnU-Net's command.")
     add = parser.add_argument
     add("-i", required=True, type=str, help="Folder of images, CASE_0000.ending and so on, as in training.")
-    add("-o", required=True, type=str, help="Folder for the segmentations, made if it is missing.")
+    add("-o", required=True, type=str, help="Folder for the segmentations, created if it is missing.")
     if from_model_folder:
         add("-m", required=True, type=str, help="Folder of the trained model, with subfolders fold_X.")
     else:
@@ -80,26 +80,26 @@ def build_parser(from_model_folder: bool) -> argparse.ArgumentParser:
     add("-f", nargs="+", default=FOLDS, type=str, help="Folds whose models to average. Default: 0 1 2 3 4.")
     add("-step_size", default=0.5, type=float, help="Step of the sliding window, in patches. Default: %(default)s.")
     add("--disable_tta", action="store_true", help="Predict without flips: faster, less accurate.")
-    add("--verbose", action="store_true", help="Print what is done.")
+    add("--verbose", action="store_true", help="Print each step.")
     add("--save_probabilities", action="store_true", help="Write CASE.npz as well, for ensembles.")
     aliases = ("--continue_prediction", "--c") if from_model_folder else ("--continue_prediction",)
-    add(*aliases, action="store_true", help="Keep segmentations that are there already.")
+    add(*aliases, action="store_true", help="Keep existing segmentations.")
     add("-chk", default=FINAL, type=str, help="Name of the checkpoint. Default: %(default)s.")
     for name, purpose in (("npp", "preprocessing"), ("nps", "segmentation export")):
         default = PROCESSES if from_model_folder else _processes(f"nnUNet_{name}")
         add(f"-{name}", default=default, type=int, help=f"Processes for {purpose}. Default: %(default)s.")
     add("-prev_stage_predictions", type=str, help="Folder of the previous stage's segmentations, for a cascade.")
     if not from_model_folder:
-        add("-num_parts", default=1, type=int, help="Commands that share the images among them. Default: %(default)s.")
-        add("-part_id", default=0, type=int, help="Part of this command, 0 to num_parts - 1. Default: %(default)s.")
-    add("-device", default="cuda", type=str, help="cuda, cpu or mps; CUDA_VISIBLE_DEVICES chooses the GPU.")
+        add("-num_parts", default=1, type=int, help="Number of commands that share the images. Default: %(default)s.")
+        add("-part_id", default=0, type=int, help="Index of this command, 0 to num_parts - 1. Default: %(default)s.")
+    add("-device", default="cuda", type=str, help="cuda, cpu or mps; CUDA_VISIBLE_DEVICES selects the GPU.")
     add("--disable_progress_bar", action="store_true", help="Show no progress bar.")
     add("--not_on_device", action="store_true", help="Keep images and logits in main memory, for large images.")
     return parser
 
 
 def _processes(variable: str) -> int:
-    """Number of processes that an environment variable gives; nnU-Net's own number without it."""
+    """Return the number of processes that an environment variable specifies, nnU-Net's default without it."""
     try:
         return int(os.environ.get(variable, PROCESSES))
     except ValueError:
@@ -156,7 +156,7 @@ def _fold_number(fold: str | int) -> int:
 
 
 def _set_threads(device: str) -> None:
-    """Use all cores on a CPU and one on a GPU, as nnU-Net's commands do."""
+    """Use all cores for a CPU and one for a GPU, as nnU-Net's commands do."""
     if device == "cpu":
         torch.set_num_threads(os.cpu_count() or 1)
     elif device == "cuda":

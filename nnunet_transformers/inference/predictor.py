@@ -1,8 +1,8 @@
-"""nnU-Net's predictor with several patches in a pass of the network.
+"""nnU-Net's predictor with batches of patches.
 
-nnU-Net's own loop goes through the tiles of the sliding window, asks for the logits of one after another and adds them
-up. That loop stays as it is: where it asks for a tile that is not computed yet, a pass computes it and, of the tiles
-and flips that follow, as many as fit. Order, weights and types of all sums are therefore nnU-Net's.
+nnU-Net's loop visits the tiles of the sliding window, requests the logits of one tile at a time and sums them up. The
+loop is unchanged: when it requests a tile that is not computed yet, one forward pass computes that tile together with
+as many of the following tiles and flips as fit. Order, weights and types of all sums are therefore nnU-Net's.
 """
 
 from __future__ import annotations
@@ -26,23 +26,22 @@ from ..cpu import keep_freed_memory, use_kernels
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint, reading_plain_types
 from .batch_size import bytes_of_pass, cpu_batch_size, fitting_batch_size, free_bytes
 
-# Patches in a pass of a compiled network. Its passes are all of this size, the last one filled up; eight flips in 3D or
-# two tiles with four in 2D fill it.
+# patches per pass of a compiled network; all its passes have this size, the last one padded. Eight flips in 3D or two
+# tiles with four flips each in 2D fill a pass.
 COMPILED_BATCH_SIZE = 8
 
 
 class BatchedPredictor(nnUNetPredictor):
-    """nnU-Net's predictor, whose passes take patches of several tiles and flips.
+    """nnU-Net's predictor whose forward passes take patches of several tiles and flips.
 
     Args:
-        batch_size: patches in a pass; by itself what fits into a GPU's memory, or what is fast on a CPU.
-        use_compile: compile the network, with passes of one size only; by default as nnUNet_compile says.
-        trust: unpickle checkpoints, which runs whatever code they hold; otherwise they are read as tensors and plain
-            types.
-        arguments: of nnU-Net's predictor, by name.
+        batch_size: patches per pass; by default as many as fit into a GPU's memory or are fast on a CPU.
+        use_compile: compile the network, with passes of one size only; otherwise ``nnUNet_compile`` decides.
+        trust: unpickle checkpoints, which runs any code in them; otherwise only tensors and plain types are read.
+        arguments: keyword arguments of nnU-Net's predictor.
 
     Raises:
-        ValueError: if the device is not there.
+        ValueError: if the device is not available.
     """
 
     network: nn.Module
@@ -52,7 +51,7 @@ class BatchedPredictor(nnUNetPredictor):
     ) -> None:
         device = arguments.get("device", torch.device("cuda"))
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError("-device cuda is not there; give -device cpu")
+            raise ValueError("-device cuda is not available on this machine; use -device cpu")
         if device.type == "cpu":
             keep_freed_memory()
         super().__init__(**arguments)
@@ -71,7 +70,7 @@ class BatchedPredictor(nnUNetPredictor):
         use_folds: tuple[int | str, ...] | None,
         checkpoint_name: str = FINAL,
     ) -> None:
-        """As nnU-Net, without unpickling.
+        """Load a model as nnU-Net does, but without unpickling.
 
         Raises:
             ValueError: if a checkpoint is truncated, or would have to be unpickled and is not trusted.
@@ -81,28 +80,28 @@ class BatchedPredictor(nnUNetPredictor):
                 super().initialize_from_trained_model_folder(model_training_output_dir, use_folds, checkpoint_name)
         except FileNotFoundError:
             raise
-        except Exception:  # a damaged file can make the unpickler, or what reads its content, raise anything
-            # says which file cannot be read, if that is what is wrong
+        except Exception:  # a damaged file can make the unpickler, or the code that uses its content, raise anything
+            # raises an error that names the file, if a file is the cause
             for fold in self._folds(model_training_output_dir, use_folds, checkpoint_name):
                 read_checkpoint(Path(model_training_output_dir) / f"fold_{fold}" / checkpoint_name, self.trust)
             raise
         self._prepare()
 
     def manual_initialization(self, *args: Any, **kwargs: Any) -> None:
-        """As nnU-Net."""
+        """Set up the predictor as nnU-Net does, and prepare the network."""
         super().manual_initialization(*args, **kwargs)
         self._prepare()
 
     def _folds(self, folder: str, use_folds: Sequence[int | str] | str | None, checkpoint_name: str) -> Sequence:
-        """The folds of ``initialize_from_trained_model_folder``, as nnU-Net reads them."""
+        """Return the folds that ``initialize_from_trained_model_folder`` loads."""
         if use_folds is None:
             return self.auto_detect_available_folds(folder, checkpoint_name)
         return [use_folds] if isinstance(use_folds, str) else use_folds
 
     def _prepare(self) -> None:
-        self._bytes_of_pass = self._limit = None  # of another network
+        self._bytes_of_pass = self._limit = None  # were those of another network
         if self.device.type == "cpu" and self.batch_size != 1:
-            # not where a pass of one patch is to be nnU-Net's to the last bit
+            # with a batch size of 1 the results equal nnU-Net's to the last bit, which these kernels do not keep
             use_kernels(self.network)
         if self.use_compile and not isinstance(self.network, OptimizedModule):
             self.network = cast(nn.Module, torch.compile(self.network, dynamic=False))
@@ -113,16 +112,16 @@ class BatchedPredictor(nnUNetPredictor):
 
     def _manage_input_and_output_lists(self, images: str | list[list[str]], *args: Any, **kwargs: Any) -> tuple:
         if isinstance(images, str):
-            # nnU-Net starts twelve processes for it
+            # in one process; nnU-Net starts twelve to list the files
             images = create_lists_from_splitted_dataset_folder(images, self.dataset_json["file_ending"], None, 1)
         return super()._manage_input_and_output_lists(images, *args, **kwargs)
 
-    @wraps(nnUNetPredictor.predict_from_files)  # which goes through the names of its own signature
+    @wraps(nnUNetPredictor.predict_from_files)  # nnU-Net inspects the names of this method's arguments
     def predict_from_files(self, *args: Any, **kwargs: Any) -> Any:
-        """As nnU-Net; without worker processes where both numbers are 0, as nnUNetv2_predict has it for -d.
+        """Predict as nnU-Net does, without worker processes if both numbers are 0, as in nnUNetv2_predict with -d.
 
         Raises:
-            ValueError: if one number is 0 and the other is not, or the images are to be parted without processes.
+            ValueError: if only one number of processes is 0, or the images are divided into parts without processes.
         """
         bound = signature(super().predict_from_files).bind(*args, **kwargs)
         bound.apply_defaults()
@@ -151,11 +150,11 @@ class BatchedPredictor(nnUNetPredictor):
         return next(self._tiles)
 
     def _predict_tiles(self, data: Tensor, slicers: Sequence[tuple]) -> Iterator[Tensor]:
-        """Logits of each tile, the mean over flips.
+        """Compute the logits of each tile, the mean over flips.
 
         Args:
             data: (channels, *spatial).
-            slicers: the tiles, in the order of the results.
+            slicers: slices of ``data`` that are the tiles, in the order of the results.
 
         Yields:
             (1, classes, *patch_size) for each tile.
@@ -180,22 +179,22 @@ class BatchedPredictor(nnUNetPredictor):
             chosen = chosen[batch_size:]
 
     def _pass(self, patches: list[Tensor], batch_size: int) -> Tensor | None:
-        """Logits of patches, or None where several at a time are more than the memory holds."""
+        """Compute the logits of patches, (patches, classes, *patch_size); None if a batch exceeds the memory."""
         try:
             batch = torch.stack(patches)
             if self._is_compiled and len(batch) < batch_size:
-                # another size would be compiled anew
+                # another size would be compiled again
                 batch = torch.cat([batch, batch.new_zeros(batch_size - len(batch), *batch.shape[1:])])
             return self.network(batch)
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise
-        # outside of the handler, whose traceback keeps the tensors of the pass
+        # outside of the handler, whose traceback holds the tensors of the pass
         empty_cache(self.device)
         return None
 
     def choose_batch_size(self, patch: Tensor) -> int:
-        """Patches in a pass of the network that is loaded.
+        """Choose the number of patches per pass of the loaded network.
 
         Args:
             patch: (1, channels, *patch_size).

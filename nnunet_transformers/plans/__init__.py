@@ -1,1 +1,1 @@
-"""Planners that nnU-Net finds by name (``-pl``): they configure transformers as nnU-Net configures CNNs."""
+"""Planners that nnU-Net finds by name (``-pl``): they plan transformers as nnU-Net plans CNNs."""

@@ -1,9 +1,9 @@
-"""Memory of a training step, read off the real network on tensors without data.
+"""Memory of a training step, measured by running the network on tensors without data.
 
-The network runs forward and backward on fake tensors: every operation happens, with shapes, types and lifetimes but no
-data. All live storages are counted, so residuals kept for backward, gradients and temporaries are all in the peak, for
-any network and without a formula that someone has to keep up to date. On a CUDA device nnU-Net trains in mixed
-precision; autocast does not act on fake tensors, so ``_MixedPrecision`` applies its rules.
+The network runs forward and backward on fake tensors, which have shapes, types and lifetimes but no data. All live
+storages are counted, so the peak includes activations kept for backward, gradients and temporaries. This works for any
+network, without a formula to maintain. nnU-Net trains in mixed precision on CUDA; autocast does not act on fake
+tensors, so ``_MixedPrecision`` applies its rules.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..cpu import use_kernels
 
 # CUDA context, cuDNN and cuBLAS workspaces
 CUDA_OVERHEAD = 0.6e9
-# beside it: gradient and two moments of the optimiser, float32
+# besides the parameter itself: gradient and the optimiser's two moments, float32
 BYTES_PER_PARAMETER = 12
 
 
@@ -35,11 +35,13 @@ class _LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that operations create, and their peak."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.live = self.peak = 0
         self._known: set[int] = set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
@@ -62,16 +64,16 @@ class _LiveBytes(TorchDispatchMode):
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Memory of a fused attention kernel: no scores, but a gradient of the bias in full."""
+    """Memory of a fused attention kernel: no scores, but the full gradient of the bias."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         out = torch.empty_like(q)
         ctx.save_for_backward(q, k, v, bias, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         q, k, v, bias, _, _ = ctx.saved_tensors
         grad_bias = bias.new_empty(q.shape[0], *bias.shape[1:])
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), grad_bias.sum_to_size(bias.shape)
@@ -83,10 +85,12 @@ class _MixedPrecision(TorchFunctionMode):
     half: tuple[Any, ...] = (F.linear, F.conv2d, F.conv3d, F.conv_transpose2d, F.conv_transpose3d)
     half += (torch.matmul, Tensor.matmul)
     half += (Tensor.__matmul__, torch.einsum, F.scaled_dot_product_attention)
-    # not group_norm: here it is what instance norm is on CPU, and autocast leaves instance norm in half precision
+    # not group_norm: ConvNormAct uses it as instance norm on CPU, which autocast leaves in half precision
     single = (F.layer_norm, F.softmax, F.log_softmax, Tensor.softmax, torch.softmax, F.cross_entropy)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func in self.half or func in self.single:
             dtype = torch.float16 if func in self.half else torch.float32
@@ -101,7 +105,7 @@ def _cast(value: object, dtype: torch.dtype) -> object:
 
 
 def _segmentation_loss(logits: Tensor) -> Tensor:
-    """Dice and cross-entropy in outline: what they keep is a few tensors of the logits' size."""
+    """A simplified Dice and cross-entropy loss that, as nnU-Net's, keeps a few tensors of the logits' size."""
     target = logits.new_zeros((logits.shape[0], *logits.shape[2:]), dtype=torch.long)
     probabilities = logits.float().softmax(1)
     one_hot = torch.zeros_like(probabilities, dtype=torch.bool)
@@ -119,18 +123,18 @@ def training_peak_bytes(
     batch_size: int,
     mixed_precision: bool = True,
 ) -> tuple[int, int]:
-    """Memory of a training step: forward, loss and backward.
+    """Compute the memory of a training step: forward, loss and backward.
 
     Args:
-        build_network: makes the network; called under fake tensors.
+        build_network: builds the network; called under fake tensors.
         input_channels: image channels.
         patch_size: voxels per axis.
-        batch_size: samples in the step.
-        mixed_precision: as nnU-Net trains on CUDA; False for float32 with CPU kernels, as on CPU.
+        batch_size: samples per step.
+        mixed_precision: nnU-Net's training on CUDA; False for its training on CPU, float32 with CPU kernels.
 
     Returns:
-        bytes of the network, gradients and optimiser, and CUDA's own under mixed precision; and the peak of everything
-        else.
+        static bytes (network, gradients, optimiser, and CUDA's own under mixed precision) and the peak bytes of
+        everything else.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         with _LiveBytes() as built:
@@ -138,7 +142,7 @@ def training_peak_bytes(
         if not mixed_precision:
             use_kernels(network)
         for parameter in network.parameters():
-            # gradients are counted with the parameters, so each is dropped here as it comes
+            # BYTES_PER_PARAMETER counts gradients, so each is dropped once it is accumulated
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
         image = torch.empty(batch_size, input_channels, *patch_size)
         with _LiveBytes() as memory, _MixedPrecision() if mixed_precision else nullcontext():
@@ -146,12 +150,12 @@ def training_peak_bytes(
             outputs = outputs if isinstance(outputs, list) else [outputs]
             loss = sum((_segmentation_loss(output) for output in outputs), start=image.new_zeros(()))
             del outputs
-            # from an edge rather than from the tensor, which would switch _MixedPrecision off for what activation
-            # checkpointing computes again
+            # from a gradient edge: a tensor's backward would disable _MixedPrecision for the operations that activation
+            # checkpointing recomputes
             torch.autograd.backward([get_gradient_edge(loss)], [torch.ones_like(loss)])
         parameters = sum(p.numel() for p in network.parameters())
-    own = built.live + BYTES_PER_PARAMETER * parameters + (int(CUDA_OVERHEAD) if mixed_precision else 0)
-    return own, memory.peak + image.numel() * 4
+    static = built.live + BYTES_PER_PARAMETER * parameters + (int(CUDA_OVERHEAD) if mixed_precision else 0)
+    return static, memory.peak + image.numel() * 4
 
 
 def training_step_bytes(
@@ -160,11 +164,14 @@ def training_step_bytes(
     patch_size: Sequence[int],
     mixed_precision: bool = True,
 ) -> tuple[int, int]:
-    """Memory of training as a line over the batch size, through batches of one and two; arguments as above.
+    """Fit the memory of a training step as a line over the batch size, through batches of one and two.
+
+    Args:
+        build_network, input_channels, patch_size, mixed_precision: as ``training_peak_bytes``.
 
     Returns:
-        bytes that do not depend on the batch, and bytes for each sample.
+        bytes independent of the batch size, and bytes per sample.
     """
-    own, one = training_peak_bytes(build_network, input_channels, patch_size, 1, mixed_precision)
+    static, one = training_peak_bytes(build_network, input_channels, patch_size, 1, mixed_precision)
     _, two = training_peak_bytes(build_network, input_channels, patch_size, 2, mixed_precision)
-    return own + 2 * one - two, two - one
+    return static + 2 * one - two, two - one

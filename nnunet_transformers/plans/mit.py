@@ -7,7 +7,7 @@ from .tiling import TokenRules, no_windows
 
 
 class MiTPlanner(TransformerPlanner):
-    """Base of the sizes: four stages, attention to the whole grid at a reduced resolution."""
+    """Base of the sizes: four stages, spatial-reduction attention instead of windows."""
 
     token_rules = TokenRules(
         patch_embed_strides_2d=(4, 2),

@@ -1,4 +1,4 @@
-"""Plans in nnU-Net's preprocessed folder: found, read and written beside, never over, a planner's own."""
+"""Find and read plans in nnU-Net's preprocessed folder, and name new ones without replacing a planner's own."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from ..discovery import PLANNERS
+from ..discovery import PLANNERS, plans_name
 
 
 def dataset_folder(dataset: str) -> Path:
-    """The preprocessed folder of a dataset, given by its number or name.
+    """Preprocessed folder of a dataset, given by its number or name.
 
     Raises:
         ValueError: if there is no such dataset, or nnUNet_preprocessed is not set.
@@ -34,33 +34,33 @@ def dataset_folder(dataset: str) -> Path:
     return Path(nnUNet_preprocessed) / name
 
 
-def load_plans(folder: Path, plans_name: str) -> dict[str, Any]:
+def load_plans(folder: Path, name: str) -> dict[str, Any]:
     """Read a plan.
 
     Args:
         folder: the dataset's preprocessed folder.
-        plans_name: of the plan.
+        name: plans name.
 
     Raises:
-        FileNotFoundError: if it is not there; names the command that makes it, where one of this package's planners
-            does, and the plans that are there.
-        ValueError: if the file is no plan.
+        FileNotFoundError: if it does not exist; names the command of the planner of this package that makes it, or
+            the existing plans.
+        ValueError: if the file is not a plan.
     """
-    path = folder / f"{plans_name}.json"
+    path = folder / f"{name}.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing. {_way_to_plan(folder, plans_name)}")
+        raise FileNotFoundError(f"the plan {path} is missing. {_advice(folder, name)}")
     try:
-        plans = json.loads(path.read_text())
+        plans: dict[str, Any] = json.loads(path.read_text())
         PlansManager(plans).get_configuration(next(iter(plans["configurations"])))
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise ValueError(f"{path} is no plan of nnU-Net's ({error}). {_way_to_plan(folder, plans_name)}") from error
+        raise ValueError(f"{path} is no plan of nnU-Net's ({error}). {_advice(folder, name)}") from error
     return plans
 
 
-def _way_to_plan(folder: Path, plans_name: str) -> str:
-    """Advice on how to get a plan that is missing."""
-    planner = plans_name.removesuffix("Plans").replace("nnUNet", "nnUNetPlanner", 1)
-    if planner in PLANNERS:
+def _advice(folder: Path, name: str) -> str:
+    """Explain how to make a missing plan."""
+    planner = next((planner for planner in PLANNERS if plans_name(planner) == name), None)
+    if planner is not None:
         was_planned = (folder / "dataset_fingerprint.json").is_file()
         command = "nnUNetv2_plan_experiment" if was_planned else "nnUNetv2_plan_and_preprocess --no_pp"
         return f"Run `{command} -d {convert_dataset_name_to_id(folder.name)} -pl {planner}` first"
@@ -78,26 +78,29 @@ def find_plans(folder: Path) -> list[str]:
     return names
 
 
-def check_new_plans(folder: Path, plans_name: str, original: str, marker: str, force: bool) -> Path:
-    """The path for a new plan.
+def check_new_plans(folder: Path, name: str, original: str, marker: str, force: bool) -> Path:
+    """Check the name of a new plan.
 
     Args:
         folder: the dataset's preprocessed folder.
-        plans_name: of the new plan.
-        original: of the plan that it is made from.
-        marker: entry that plans of the calling command have.
-        force: replace a plan of that name, if the command wrote it.
+        name: name of the new plan.
+        original: name of the plan that it is made from.
+        marker: key of the plans that the calling command writes.
+        force: replace a plan of that name if the command wrote it.
+
+    Returns:
+        the path of the new plan.
 
     Raises:
         ValueError: if it cannot be a plan's name.
-        FileExistsError: if there is a plan of that name, unless ``force`` and the command's own.
+        FileExistsError: if there is a plan of that name, unless the command wrote it and ``force`` is set.
     """
-    if plans_name == original:
-        raise ValueError(f"-o {plans_name} is the plan that it starts from, which stays as it is; choose another name")
-    # nnU-Net takes TRAINER__PLANS__CONFIGURATION apart at the double underscores
-    if "__" in plans_name or Path(plans_name).name != plans_name or plans_name.endswith(".json"):
-        raise ValueError(f"-o {plans_name!r} cannot be a plan's name: no folder, no .json, no double underscore")
-    path = folder / f"{plans_name}.json"
+    if name == original:
+        raise ValueError(f"-o {name} is the plan that it starts from, which stays as it is; choose another name")
+    # nnU-Net splits TRAINER__PLANS__CONFIGURATION at the double underscores
+    if "__" in name or Path(name).name != name or name.endswith(".json"):
+        raise ValueError(f"-o {name!r} cannot be a plan's name: no folder, no .json, no double underscore")
+    path = folder / f"{name}.json"
     if path.exists():
         if not force:
             raise FileExistsError(f"{path} exists; replace it with --force or choose another name with -o")

@@ -1,4 +1,4 @@
-"""A configuration of a plan: its channels, its segmentation heads, its network and the planner that made it."""
+"""A configuration of a plan with its dataset: input channels, segmentation heads, network and planner."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
     """Names of the image channels in ``dataset.json``, in the order of the channels.
 
     Raises:
-        KeyError: if it has neither ``channel_names`` nor ``modality``, nnU-Net v1's name for them.
+        KeyError: if it has neither ``channel_names`` nor ``modality``, their key in nnU-Net v1.
     """
     names = dataset_json.get("channel_names") or dataset_json["modality"]
     return [names[key] for key in sorted(names, key=int)]
 
 
 def find_trainer(name: str) -> type[nnUNetTrainer]:
-    """Trainer class of this name.
+    """Find the trainer class of this name.
 
     Raises:
         ValueError: if nnU-Net does not find it.
     """
     try:
         with redirect_stdout(StringIO()):  # nnU-Net prints advice for a name that it does not find
-            return recursive_find_trainer_class_by_name(name)
+            trainer: type[nnUNetTrainer] = recursive_find_trainer_class_by_name(name)
+            return trainer
     except RuntimeError as error:
         raise ValueError(
             f"nnU-Net does not find the trainer {name}, which builds the model's network; install the package that has "
@@ -54,6 +55,9 @@ class PlannedConfiguration:
         plans: content of the plan file.
         dataset_json: content of ``dataset.json``.
         name: of the configuration, such as ``3d_fullres``.
+
+    Raises:
+        ValueError: if the plan has no configuration of this name; lists those that it has.
     """
 
     plans: Mapping[str, Any]
@@ -71,8 +75,8 @@ class PlannedConfiguration:
 
         Args:
             dataset: nnU-Net's number or name of a planned dataset.
-            plans_name: of the plan.
-            name: of the configuration.
+            plans_name: name of the plan.
+            name: name of the configuration.
 
         Raises:
             ValueError: if there is no such dataset or configuration.
@@ -84,12 +88,12 @@ class PlannedConfiguration:
 
     @cached_property
     def manager(self) -> PlansManager:
-        """The plan as nnU-Net reads it; a copy, so that nnU-Net's changes do not reach ``plans``."""
+        """The plan as nnU-Net reads it: a copy, since nnU-Net modifies it."""
         return PlansManager(deepcopy(dict(self.plans)))
 
     @cached_property
     def configuration(self) -> ConfigurationManager:
-        """The configuration as nnU-Net reads it, what it inherits included."""
+        """The configuration as nnU-Net reads it, including inherited entries."""
         return self.manager.get_configuration(self.name)
 
     @property
@@ -99,25 +103,27 @@ class PlannedConfiguration:
 
     @property
     def input_channels(self) -> int:
-        """Channels that the network takes: those of the image, and in a cascade the previous segmentation's."""
-        return determine_num_input_channels(self.manager, self.configuration, dict(self.dataset_json))
+        """Input channels of the network: the image's, and in a cascade the previous segmentation's."""
+        channels: int = determine_num_input_channels(self.manager, self.configuration, dict(self.dataset_json))
+        return channels
 
     @property
     def num_classes(self) -> int:
-        """Segmentation heads: labels with the background, or regions."""
-        return self.manager.get_label_manager(dict(self.dataset_json)).num_segmentation_heads
+        """Number of segmentation heads: labels including the background, or regions."""
+        heads: int = self.manager.get_label_manager(dict(self.dataset_json)).num_segmentation_heads
+        return heads
 
     @property
     def planner(self) -> str | None:
-        """Name of the planner that made the plan, where the plan states it."""
+        """Name of the planner that made the plan, None where the plan does not state it."""
         return self.plans.get("experiment_planner_used")
 
     def build_network(self, trainer: str = "nnUNetTrainer", deep_supervision: bool = False) -> nn.Module:
         """Build the network as nnU-Net does.
 
         Args:
-            trainer: name of the trainer that builds it; most build what the plan describes, some, such as nnU-Net's
-                for Primus, a network of their own.
+            trainer: name of the trainer that builds it. Most build the plan's network; some, such as nnU-Net's for
+                Primus, build a network of their own.
             deep_supervision: whether the network returns a list of logits.
 
         Raises:
@@ -125,9 +131,12 @@ class PlannedConfiguration:
         """
         build = find_trainer(trainer).build_network_architecture
         try:
-            return build(self.manager, self.configuration, self.input_channels, self.num_classes, deep_supervision)
+            network: nn.Module = build(
+                self.manager, self.configuration, self.input_channels, self.num_classes, deep_supervision
+            )
         except AssertionError as error:  # nnU-Net's trainers for Primus, whose tokens have to divide the patch
             raise ValueError(
                 f"{trainer} cannot build its network for the patch of {self.manager.plans_name}, "
                 f"{list(self.patch_size)}; Primus needs multiples of 8"
             ) from error
+        return network

@@ -1,4 +1,4 @@
-"""nnU-Net's planner with a transformer in the place of its CNN."""
+"""nnU-Net's planner for transformers instead of its CNN."""
 
 from __future__ import annotations
 
@@ -14,26 +14,30 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.paths import nnUNet_preprocessed
 
 from ..architectures import create_network, get_network
+from ..discovery import plans_name
 from .memory import training_peak_bytes
 from .planned import channel_names
 from .tiling import TokenPlan, TokenRules, choose_patch_embed_stride, plan_tokens, shrink
 
 
 class TransformerPlanner(ExperimentPlanner):
-    """Plans a registered network: fingerprint, resampling and normalisation are nnU-Net's, the network is ours.
+    """Plans a registered network; fingerprint, resampling and normalisation are nnU-Net's.
 
-    A network without a 3D form gets no 3D configuration: its plan holds ``2d`` alone, for volumes too.
+    A network without a 3D form gets no 3D configuration: its plan has ``2d`` alone, for volumes too.
 
-    nnU-Net first plans its CNN. Its patch size is the target; ``plan_tokens`` picks the nearest patch whose token grids
-    the windows tile. Where a step with two samples does not fit the memory target, the network computes activations
-    again in backward (activation checkpointing); where it still does not, the patch gives way, as in nnU-Net. What
-    memory is left makes the batch larger, within nnU-Net's limit of 5 % of the dataset.
+    nnU-Net first plans its CNN, whose patch size is the target: ``plan_tokens`` picks the nearest patch whose token
+    grids the windows tile. Where a step with two samples exceeds the memory target, activation checkpointing is
+    switched on; where it still does, the patch shrinks, as in nnU-Net. The remaining memory goes into a larger batch,
+    within nnU-Net's limit of 5 % of the dataset.
 
     Attributes:
         network_name: the registered network, set by a subclass.
-        network_overrides: its arguments that this planner sets the same for every dataset. With
-            ``activation_checkpointing`` among them they decide on it, however much memory there is.
-        token_rules: what the network asks of its token grids.
+        network_overrides: network arguments that are the same for every dataset. If ``activation_checkpointing`` is
+            among them, the planner does not change it.
+        token_rules: the network's requirements on its token grids.
+
+    Raises:
+        ValueError: if ``network_overrides`` has arguments that the network does not take.
     """
 
     network_name: str
@@ -73,23 +77,26 @@ class TransformerPlanner(ExperimentPlanner):
 
     @classmethod
     def default_plans_name(cls) -> str:
-        """``nnUNetPlannerX`` makes ``nnUNetXPlans``."""
-        return f"nnUNet{cls.__name__.removeprefix('nnUNetPlanner')}Plans"
+        """Name of the plans unless the user gives another: ``nnUNetPlannerX`` makes ``nnUNetXPlans``."""
+        return plans_name(cls.__name__)
 
     def generate_data_identifier(self, configuration_name: str) -> str:
-        """nnU-Net's own preprocessed folder where ours would hold the same data.
+        """Name of the preprocessed folder; stock nnU-Net's where the data are the same.
 
-        The spacing of 2d and 3d_fullres follows from the fingerprint alone; that of 3d_lowres from the patch as well.
+        They are in 2d and 3d_fullres, whose spacing depends on the fingerprint alone; that of 3d_lowres also depends on
+        the patch.
         """
         if self._shares_stock_data and configuration_name in ("2d", "3d_fullres"):
             return f"nnUNetPlans_{configuration_name}"
-        return super().generate_data_identifier(configuration_name)
+        identifier: str = super().generate_data_identifier(configuration_name)
+        return identifier
 
     @staticmethod
     def static_estimate_VRAM_usage(*args: Any, **kwargs: Any) -> int:
-        """nnU-Net's estimate for its CNN, from shapes alone: planning need not initialise weights."""
+        """nnU-Net's estimate for its CNN, computed on the meta device, which saves the initialisation of weights."""
         with torch.device("meta"):
-            return ExperimentPlanner.static_estimate_VRAM_usage(*args, **kwargs)
+            estimate: int = ExperimentPlanner.static_estimate_VRAM_usage(*args, **kwargs)
+        return estimate
 
     def get_plans_for_configuration(
         self,
@@ -97,21 +104,21 @@ class TransformerPlanner(ExperimentPlanner):
         median_shape: Sequence[int],
         data_identifier: str,
         approximate_n_voxels_dataset: float,
-        _cache: dict,
-    ) -> dict:
-        """A configuration as nnU-Net's ``ExperimentPlanner`` makes it, with patch, batch and network of our own."""
-        plan = super().get_plans_for_configuration(
+        _cache: dict[Any, Any],
+    ) -> dict[str, Any]:
+        """Plan a configuration as nnU-Net's ``ExperimentPlanner``, but for patch, batch and network."""
+        plan: dict[str, Any] = super().get_plans_for_configuration(
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
         if len(spacing) not in self._dimensions:
-            return plan  # save_plans leaves it out
+            return plan  # save_plans drops it
         spacing = tuple(float(s) for s in spacing)
         if self._stock_data_differ(plan):
             plan["data_identifier"] = data_identifier.replace("nnUNetPlans", self.plans_identifier)
-        # nnU-Net looks for the spacing of 3d_lowres by planning one after another, until the patch is large enough
-        searches = data_identifier == self.generate_data_identifier("3d_lowres")
+        # nnU-Net searches the spacing of 3d_lowres by planning one after another until the patch covers enough
+        is_search = data_identifier == self.generate_data_identifier("3d_lowres")
         tokens, options, batch_size = self._plan_to_fit(
-            plan["patch_size"], spacing, median_shape, approximate_n_voxels_dataset, searches, _cache
+            plan["patch_size"], spacing, median_shape, approximate_n_voxels_dataset, is_search, _cache
         )
         plan["patch_size"] = tokens.patch_size
         plan["batch_size"] = batch_size
@@ -122,8 +129,8 @@ class TransformerPlanner(ExperimentPlanner):
         }
         return plan
 
-    def save_plans(self, plans: dict) -> None:
-        """As nnU-Net, without the configurations that the network has no form for; prints where memory was short."""
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        """Save the plans without configurations that the network does not support; print where memory was short."""
         if 3 not in self._dimensions:
             plans["configurations"].pop("3d_fullres", None)
             print(f"{self.network_name} is a 2D network: the plan has no 3D configuration")
@@ -138,11 +145,11 @@ class TransformerPlanner(ExperimentPlanner):
         super().save_plans(plans)
 
     def network_arguments(self, tokens: TokenPlan, **options: Any) -> dict[str, Any]:
-        """Everything that shapes the network, for the plan's ``arch_kwargs``: a plan outlives a change of defaults.
+        """Complete arguments of the network for the plan's ``arch_kwargs``.
 
         Args:
             tokens: patch, strides and windows.
-            options: further arguments of the network, chosen for this configuration.
+            options: further arguments of the network for this configuration.
 
         Raises:
             ValueError: if the network's class does not take an argument of the plan, or has other token grids than
@@ -155,17 +162,16 @@ class TransformerPlanner(ExperimentPlanner):
                 f"{type(self).__name__} plans window_sizes, which {network_class.__name__} does not state among its "
                 "token_arguments; give the planner token_rules with windows=no_windows"
             )
-        arguments = {
-            **entry.all_arguments(len(tokens.patch_size)),
+        given = {
             **self.network_overrides,
             **options,
             **{name: getattr(tokens, name) for name in network_class.token_arguments},
             # inference builds the network without deep supervision and loads strictly
             "auxiliary_heads": True,
         }
-        arguments = {name: value for name, value in arguments.items() if value is not None}
+        given = {name: value for name, value in given.items() if value is not None}
         with torch.device("meta"):
-            network = create_network(self.network_name, 1, 2, tokens.patch_size, **arguments)
+            network = create_network(self.network_name, 1, 2, tokens.patch_size, **given)
         if tuple(network.grid_sizes[-1]) != tokens.grid_sizes[-1]:
             raise ValueError(
                 f"{type(self).__name__} plans a deepest grid of {tokens.grid_sizes[-1]} for a patch of "
@@ -173,11 +179,10 @@ class TransformerPlanner(ExperimentPlanner):
                 f"token_arguments are {', '.join(network_class.token_arguments) or 'none'}. Add those that it takes, "
                 "or give the planner token_rules with the network's strides and stages"
             )
-        own = {"patch_size": tokens.patch_size, "strides": network.strides}
-        return {**arguments, **network.resolved_arguments, **own}
+        return entry.plan_arguments(network, **given)
 
-    def _stock_data_differ(self, plan: dict) -> bool:
-        """Whether stock nnU-Net has planned other data under the identifier that this configuration would share."""
+    def _stock_data_differ(self, plan: dict[str, Any]) -> bool:
+        """Whether stock nnU-Net has planned different data under the identifier that this configuration would share."""
         stock_plans = join(nnUNet_preprocessed, self.dataset_name, "nnUNetPlans.json")
         configuration = plan["data_identifier"].removeprefix("nnUNetPlans_")
         if configuration == plan["data_identifier"] or not isfile(stock_plans):
@@ -191,12 +196,12 @@ class TransformerPlanner(ExperimentPlanner):
         return not same or stock["transpose_forward"] != [int(i) for i in self.determine_transpose()[0]]
 
     def _covers_too_little(self, patch_size: Sequence[int], dataset_voxels: float) -> bool:
-        """Whether nnU-Net wants images of low resolution beside these, or of lower than these."""
+        """Whether the patch covers so little of an image that nnU-Net plans a lower resolution."""
         image_voxels = dataset_voxels / self.dataset_json["numTraining"]
         return len(patch_size) == 3 and prod(patch_size) / image_voxels < self.lowres_creation_threshold
 
     def _input_channels(self, patch_size: Sequence[int], dataset_voxels: float) -> int:
-        """Channels of the largest input: where there will be a cascade, its foreground labels come on top."""
+        """Channels of the largest input: in a cascade, one more for each foreground label."""
         channels = len(channel_names(self.dataset_json))
         cascade = self._covers_too_little(patch_size, dataset_voxels)
         return channels + (len(self.dataset_json["labels"]) - 1 if cascade else 0)
@@ -207,16 +212,25 @@ class TransformerPlanner(ExperimentPlanner):
         spacing: tuple[float, ...],
         median_shape: Sequence[int],
         dataset_voxels: float,
-        searches: bool,
-        cache: dict,
+        is_search: bool,
+        cache: dict[Any, Any],
     ) -> tuple[TokenPlan, dict[str, bool], int]:
-        """The largest patch that fits with the smallest batch, then the largest batch that fits with it.
+        """Find the largest patch that fits with the smallest batch, then the largest batch that fits with this patch.
 
         Args:
-            searches: a patch that covers too little of an image will be dropped, so that its batch does not matter.
+            patch_size: target patch in voxels.
+            spacing: mm per voxel.
+            median_shape: of the images, in voxels.
+            dataset_voxels: voxels of all images.
+            is_search: nnU-Net searches a spacing and drops a patch that covers too little of an image, so the batch
+                size of such a patch is not computed.
+            cache: peak bytes of traced networks.
 
         Returns:
-            its token plan, the network's arguments that make it fit, and the batch size.
+            token plan, network arguments that make it fit, and batch size.
+
+        Raises:
+            RuntimeError: if not even a patch of 8 voxels per axis fits.
         """
         target = tuple(int(n) for n in patch_size)
         stem = choose_patch_embed_stride(target, spacing, self.token_rules)
@@ -231,14 +245,15 @@ class TransformerPlanner(ExperimentPlanner):
             key = (self.network_name, tokens, tuple(options), channels, batch_size)
             if key not in cache:
                 cache[key] = self._peak_bytes(tokens, options, channels, batch_size)
-            return cache[key]
+            peaks: tuple[int, int] = cache[key]
+            return peaks
 
         while True:
             tokens = plan(target)
-            own, peak = peak_bytes(tokens, batch_size)
-            excess = peak / max(1.0, budget - own)
+            static, peak = peak_bytes(tokens, batch_size)
+            excess = peak / max(1.0, budget - static)
             if excess <= 1:
-                if searches and self._covers_too_little(tokens.patch_size, dataset_voxels):
+                if is_search and self._covers_too_little(tokens.patch_size, dataset_voxels):
                     return tokens, options, batch_size
                 return tokens, options, self._fitting_batch(partial(peak_bytes, tokens), tokens, dataset_voxels)
             if can_checkpoint and not options and "activation_checkpointing" not in self.network_overrides:
@@ -249,7 +264,7 @@ class TransformerPlanner(ExperimentPlanner):
                     f"{self.network_name} does not fit {self.UNet_vram_target_GB} GB even at a patch of "
                     f"{tokens.patch_size}; plan with a larger -gpu_memory_target or a smaller network"
                 )
-            # memory goes with the volume: shrink by most of the excess before tracing the network again
+            # memory is about proportional to the volume: remove most of the excess before tracing the network again
             volume = prod(tokens.patch_size) / excess**0.9
             target = shrink(target, median_shape[: len(target)])
             while prod(plan(target).patch_size) > volume and prod(target) > 8 ** len(target):
@@ -258,6 +273,7 @@ class TransformerPlanner(ExperimentPlanner):
     def _peak_bytes(
         self, tokens: TokenPlan, options: dict[str, bool], input_channels: int, batch_size: int
     ) -> tuple[int, int]:
+        """Static and peak bytes of a training step, see ``training_peak_bytes``."""
         arguments = self.network_arguments(tokens, **options)
         patch_size = arguments.pop("patch_size")
         num_classes = len(self.dataset_json["labels"])
@@ -273,23 +289,26 @@ class TransformerPlanner(ExperimentPlanner):
     def _fitting_batch(
         self, peak_bytes: Callable[[int], tuple[int, int]], tokens: TokenPlan, dataset_voxels: float
     ) -> int:
-        """The largest batch that fits, where the smallest does, within nnU-Net's limit; of few traced ones.
+        """Find the largest batch that fits, within nnU-Net's limit, while tracing few batch sizes.
 
         Args:
-            peak_bytes: of a batch size, as ``_peak_bytes``.
+            peak_bytes: maps a batch size to static and peak bytes, as ``_peak_bytes``; the smallest batch fits.
+            tokens: the patch.
+            dataset_voxels: voxels of all images.
         """
-        budget, smallest = self.UNet_vram_target_GB * 1e9, self.UNet_min_batch_size
-        own, peak = peak_bytes(smallest)
+        budget: float = self.UNet_vram_target_GB * 1e9
+        smallest: int = self.UNet_min_batch_size
+        static, peak = peak_bytes(smallest)
         covers = round(dataset_voxels * self.max_dataset_covered / np.prod(tokens.patch_size, dtype=np.float64))
-        # the memory of the smallest batch suggests a fourth of it, but not all of that grows with the batch
-        largest = min(covers, int(4 * smallest * (budget - own) / peak))
+        # four times the batch that a proportional peak suggests: not all of the peak grows with the batch
+        largest = min(covers, int(4 * smallest * (budget - static) / peak))
         if largest <= smallest:
             return smallest
         more = peak_bytes(largest)[1]
-        # the peak over batches is convex: another part of the step has it, in which it grows faster
-        share = 1.0 if own + more <= budget else (budget - own - peak) / (more - peak)
+        # the peak, a maximum over parts of the step, is convex in the batch size: the line between two bounds it
+        share = 1.0 if static + more <= budget else (budget - static - peak) / (more - peak)
         batch_size = smallest + int(share * (largest - smallest))
-        # but for parts that go piece by piece from some batch on
-        while batch_size > smallest and own + peak_bytes(batch_size)[1] > budget:
+        # except for operations that split into chunks from some batch size on
+        while batch_size > smallest and static + peak_bytes(batch_size)[1] > budget:
             batch_size -= 1
         return batch_size

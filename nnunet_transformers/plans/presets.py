@@ -1,4 +1,4 @@
-"""The papers' experiments as plans: ``presets.yaml`` has them, ``apply_preset`` writes one into a dataset's plan."""
+"""Published experiments as plans: ``presets.yaml`` lists them, ``apply_preset`` writes one as a plan of a dataset."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ import numpy as np
 import torch
 import yaml
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from .._atomic import write_json
 from ..architectures import create_network, get_network
-from ..discovery import SCHEDULES, schedule_name
+from ..discovery import SCHEDULES, plans_name, schedule_name
 from .memory import CUDA_OVERHEAD, training_step_bytes
 from .plan_files import check_new_plans, dataset_folder, load_plans
 from .planned import PlannedConfiguration
@@ -32,26 +31,26 @@ ITERATIONS_PER_EPOCH = 250  # nnU-Net's
 
 @dataclass(frozen=True)
 class Preset:
-    """A published segmentation experiment, as far as a plan and nnU-Net's commands can specify it.
+    """A published segmentation experiment, as far as a plan and nnU-Net's commands can reproduce it.
 
     Attributes:
-        name: how the command calls it.
+        name: its name on the command line.
         network: registered network.
-        planner: whose plan it starts from.
-        trainer: with the paper's recipe, or the nearest one; without the length of its schedule.
+        planner: planner whose plan it starts from.
+        trainer: trainer with the paper's recipe, or the nearest one; without the suffix of a schedule length.
         configuration: nnU-Net's, ``2d`` or ``3d_fullres``.
         patch_size: voxels per axis, depth first.
         batch_size: samples per step.
-        spacing: mm per voxel and axis, depth first; None keeps the planner's, as the source gives none.
-        overrides: arguments of the network beyond its registered ones.
-        step_size: of the sliding window, as a part of the patch; an option of prediction, not of a plan.
+        spacing: mm per voxel and axis, depth first; None where the source gives none, which keeps the planner's.
+        overrides: arguments of the network besides its registered ones.
+        step_size: step of the sliding window as a fraction of the patch; an option of prediction, not of a plan.
         deep_supervision: whether the published network was trained with it.
-        mixed_precision: whether the trainer uses it; only the estimate of memory depends on it.
+        mixed_precision: whether the trainer uses it; only the memory estimate depends on it.
         iterations: optimiser steps of the published training, where known.
         data: ``channels`` and ``classes`` of the paper's data; None where unknown.
-        published: metric to value, by start of the weights (``pretrained`` or ``scratch``); in % (HD95 in mm).
+        published: metric to value by initial weights (``pretrained`` or ``scratch``); in % (HD95 in mm).
         source: paper, table, section.
-        notes: what to know before comparing.
+        notes: caveats of a comparison.
     """
 
     name: str
@@ -74,12 +73,12 @@ class Preset:
 
     @property
     def plans_name(self) -> str:
-        """The plan it starts from: ``nnUNetPlannerX`` makes ``nnUNetXPlans``."""
-        return self.planner.replace("Planner", "") + "Plans"
+        """Name of the plan that it starts from."""
+        return plans_name(self.planner)
 
     @property
     def scheduled_trainer(self) -> str:
-        """The trainer with the schedule whose length is nearest to the published one, where that is known."""
+        """Name of the trainer with the schedule nearest to the published length, where that is known."""
         if self.iterations is None:
             return self.trainer
         epochs = self.iterations / ITERATIONS_PER_EPOCH
@@ -87,36 +86,35 @@ class Preset:
 
     @property
     def ndim(self) -> int:
-        """Image axes that the network sees."""
+        """Number of spatial axes."""
         return len(self.patch_size)
 
     def network_arguments(self, input_channels: int, num_classes: int) -> dict[str, Any]:
-        """Complete ``arch_kwargs`` for a plan; the network is built, without memory, to learn its strides.
+        """Complete ``arch_kwargs`` for a plan, from the network built on the meta device.
+
+        Args:
+            input_channels: image channels.
+            num_classes: output channels.
 
         Raises:
-            ValueError: if the network is not registered, has no such override or cannot take the patch.
+            ValueError: if the network is not registered, does not take an override or the patch.
         """
         with torch.device("meta"):
             network = create_network(
                 self.network, input_channels, num_classes, self.patch_size, self.deep_supervision, **self.overrides
             )
-        arguments = {
-            **get_network(self.network).all_arguments(self.ndim),
-            **network.resolved_arguments,
-            **self.overrides,
-            "patch_size": self.patch_size,
-            # in the plan, because inference builds the network without deep supervision and loads strictly; without
-            # these heads our trainers leave deep supervision off
-            "auxiliary_heads": self.deep_supervision,
-            "strides": network.strides,
-        }
-        # through JSON, as nnU-Net will read them
-        return json.loads(json.dumps({name: value for name, value in arguments.items() if value is not None}))
+        # auxiliary_heads because inference builds the network without deep supervision and loads strictly; our trainers
+        # leave deep supervision off where a plan states no such heads
+        arguments = get_network(self.network).plan_arguments(
+            network, **self.overrides, auxiliary_heads=self.deep_supervision
+        )
+        as_read: dict[str, Any] = json.loads(json.dumps(arguments))  # nnU-Net reads lists, not tuples
+        return as_read
 
 
 @lru_cache(maxsize=1)
 def load_presets() -> dict[str, Preset]:
-    """All presets by name, in the order of ``presets.yaml``."""
+    """Read all presets, by name in the order of ``presets.yaml``."""
     families = yaml.safe_load(files(__package__).joinpath("presets.yaml").read_text(encoding="utf-8"))
     presets = {}
     for family in families.values():
@@ -139,7 +137,7 @@ def _merge(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def get_preset(name: str) -> Preset:
-    """The preset of this name.
+    """Look up a preset.
 
     Raises:
         ValueError: if there is none; names the closest ones.
@@ -154,96 +152,87 @@ def get_preset(name: str) -> Preset:
 
 @dataclass(frozen=True)
 class AppliedPreset:
-    """A preset in a dataset's plan.
+    """A preset written as a plan of a dataset.
 
     Attributes:
-        preset: what was applied.
-        path: plan file written.
-        plans: its content.
-        planned: the planner's configuration that it replaced.
-        input_channels, num_classes: of the dataset.
+        preset: the preset.
+        path: the plan file.
+        written: its one configuration.
+        planned: the planner's configuration that it replaces.
     """
 
     preset: Preset
     path: Path
-    plans: dict[str, Any]
+    written: PlannedConfiguration
     planned: dict[str, Any]
-    input_channels: int
-    num_classes: int
 
     @property
     def configuration(self) -> dict[str, Any]:
         """The preset's configuration in the plan."""
-        return self.plans["configurations"][self.preset.configuration]
+        configuration: dict[str, Any] = self.written.plans["configurations"][self.written.name]
+        return configuration
 
     @property
     def dataset_id(self) -> int:
         """nnU-Net's number of the dataset."""
-        return convert_dataset_name_to_id(self.plans["dataset_name"])
+        number: int = convert_dataset_name_to_id(self.written.plans["dataset_name"])
+        return number
 
     def build_network(self) -> nn.Module:
-        """The network as nnU-Net builds it from the plan for training."""
-        architecture = self.configuration["architecture"]
-        return get_network_from_plans(
-            architecture["network_class_name"],
-            architecture["arch_kwargs"],
-            architecture["_kw_requires_import"],
-            self.input_channels,
-            self.num_classes,
-            deep_supervision=self.preset.deep_supervision,
-        )
+        """Build the network as nnU-Net does for training."""
+        return self.written.build_network(deep_supervision=self.preset.deep_supervision)
 
     @cached_property
     def parameters(self) -> int:
-        """Parameters of the network."""
+        """Number of parameters of the network."""
         with torch.device("meta"):
             return sum(p.numel() for p in self.build_network().parameters())
 
     def training_bytes(self) -> int:
-        """Estimated memory of a training step on a GPU."""
+        """Estimate the bytes of a training step on a GPU."""
         preset = self.preset
         fixed, sample = training_step_bytes(
-            self.build_network, self.input_channels, preset.patch_size, mixed_precision=preset.mixed_precision
+            self.build_network, self.written.input_channels, preset.patch_size, preset.mixed_precision
         )
         overhead = 0 if preset.mixed_precision else int(CUDA_OVERHEAD)
         return fixed + overhead + preset.batch_size * sample
 
     def commands(self) -> list[str]:
         """nnU-Net's commands that preprocess, train and predict; ``INPUT`` and ``OUTPUT`` are the user's folders."""
-        preset, plans_name = self.preset, self.plans["plans_name"]
+        preset, plans = self.preset, self.written.plans["plans_name"]
         data = self.path.parent / self.configuration["data_identifier"]
         # preprocessing again would delete data that other plans share
-        preprocess = [
-            f"nnUNetv2_preprocess -d {self.dataset_id} -c {preset.configuration} -plans_name {plans_name}"
-        ] * (not data.is_dir())
-        model = f"-c {preset.configuration} -p {plans_name} -tr {preset.scheduled_trainer} -f 0"
+        preprocess = [f"nnUNetv2_preprocess -d {self.dataset_id} -c {preset.configuration} -plans_name {plans}"] * (
+            not data.is_dir()
+        )
+        model = f"-c {preset.configuration} -p {plans} -tr {preset.scheduled_trainer} -f 0"
         return [
             *preprocess,
-            f"nnUNetv2_train {self.dataset_id} {preset.configuration} 0 -p {plans_name} -tr {preset.scheduled_trainer}",
+            f"nnUNetv2_train {self.dataset_id} {preset.configuration} 0 -p {plans} -tr {preset.scheduled_trainer}",
             f"nnUNetv2_predict -i INPUT -o OUTPUT -d {self.dataset_id} {model} -step_size {preset.step_size:g}",
         ]
 
 
-def apply_preset(preset: Preset, dataset: str, plans_name: str | None = None, force: bool = False) -> AppliedPreset:
-    """Write a dataset's plan with a preset's configuration.
+def apply_preset(preset: Preset, dataset: str, name: str | None = None, force: bool = False) -> AppliedPreset:
+    """Write a preset as a plan of a dataset.
 
-    The new plan has this one configuration and leaves the planner's as it is. Where the preset sets another spacing
-    than the planner, the configuration gets a preprocessed folder of its own.
+    The new plan has this one configuration; the planner's plan is not changed. A configuration with another spacing
+    than the planner's gets a preprocessed folder of its own.
 
     Args:
-        preset: what to apply.
+        preset: the preset.
         dataset: nnU-Net's name or number of a planned dataset.
-        plans_name: of the new plan; the planner's plan, an underscore and the preset by default.
-        force: replace a plan of this name, if it is a preset's.
+        name: name of the new plan; by default the planner's plan, an underscore and the preset.
+        force: replace a plan of this name if a preset wrote it.
 
     Raises:
-        ValueError: if the dataset is unknown, the plan does not fit the preset, or the name cannot be a plan's.
+        ValueError: if the dataset is unknown, the planner's plan lacks the configuration, or ``name`` is no plan's.
         FileNotFoundError: if the dataset has not been planned with the preset's planner.
-        FileExistsError: if there is a plan of the new name, unless it is a preset's and ``force``.
+        FileExistsError: if there is a plan of the new name, unless a preset wrote it and ``force`` is set.
     """
     folder = dataset_folder(dataset)
-    plans_name = plans_name or f"{preset.plans_name}_{preset.name}"
-    path = check_new_plans(folder, plans_name, preset.plans_name, "preset", force)
+    name = name or f"{preset.plans_name}_{preset.name}"
+    path = check_new_plans(folder, name, preset.plans_name, "preset", force)
     plans = load_plans(folder, preset.plans_name)
 
     manager = PlansManager(plans)
@@ -255,7 +244,6 @@ def apply_preset(preset: Preset, dataset: str, plans_name: str | None = None, fo
     dataset_json = json.loads((folder / "dataset.json").read_text())
     replaced = PlannedConfiguration(plans, dataset_json, preset.configuration)
     planned = replaced.configuration.configuration
-    input_channels, num_classes = replaced.input_channels, replaced.num_classes
 
     configuration = {k: v for k, v in planned.items() if k not in ("next_stage", "previous_stage", "inherits_from")}
     configuration |= {
@@ -263,19 +251,20 @@ def apply_preset(preset: Preset, dataset: str, plans_name: str | None = None, fo
         "batch_size": preset.batch_size,
         "architecture": {
             "network_class_name": get_network(preset.network).class_path,
-            "arch_kwargs": preset.network_arguments(input_channels, num_classes),
+            "arch_kwargs": preset.network_arguments(replaced.input_channels, replaced.num_classes),
             "_kw_requires_import": [],
         },
     }
     if preset.spacing is not None and not np.allclose(preset.spacing, planned["spacing"], rtol=1e-3):
         # its own preprocessed folder, as the planner's holds data of another spacing
-        configuration["data_identifier"] = f"{plans_name}_{preset.configuration}"
+        configuration["data_identifier"] = f"{name}_{preset.configuration}"
         configuration["spacing"] = list(preset.spacing)
         ratio = np.divide(planned["spacing"], preset.spacing)
         configuration["median_image_size_in_voxels"] = (planned["median_image_size_in_voxels"] * ratio).tolist()
-    plans |= {"plans_name": plans_name, "preset": preset.name, "configurations": {preset.configuration: configuration}}
+    plans |= {"plans_name": name, "preset": preset.name, "configurations": {preset.configuration: configuration}}
 
-    applied = AppliedPreset(preset, path, plans, planned, input_channels, num_classes)
+    written = PlannedConfiguration(plans, dataset_json, preset.configuration)
+    applied = AppliedPreset(preset, path, written, planned)
     with torch.device("meta"):
         applied.build_network()
     write_json(plans, path)

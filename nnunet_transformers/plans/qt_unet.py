@@ -8,7 +8,7 @@ from .planner import TransformerPlanner
 
 
 class QTUNetPlanner(TransformerPlanner):
-    """Base of the sizes: pre-norm and tiling windows: benchmarks/results/hippocampus.md has the comparison."""
+    """Base of the sizes: pre-norm and tiling windows, which benchmarks/results/hippocampus.md compares."""
 
     network_overrides: ClassVar[dict[str, Any]] = {"norm_placement": "pre"}
 

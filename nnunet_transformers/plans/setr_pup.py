@@ -7,7 +7,7 @@ from .tiling import TokenRules, no_windows
 
 
 class nnUNetPlannerSETRPUP(TransformerPlanner):
-    """SETR-PUP with ViT-B/16, plans ``nnUNetSETRPUPPlans``: 2D, tokens of 16^2 pixels as in pretrained ViTs."""
+    """SETR-PUP with ViT-B/16, plans ``nnUNetSETRPUPPlans``: 2D, tokens of 16 x 16 pixels as in pretrained ViTs."""
 
     network_name = "setr_pup"
     token_rules = TokenRules(

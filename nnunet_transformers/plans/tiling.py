@@ -1,9 +1,9 @@
 """Choose patch size, token strides, stages and windows together, so that windows tile every token grid exactly.
 
-nnU-Net's rules for CNNs, applied to tokens: down-sample an axis while its spacing is within a factor of two of the
-finest, keep the patch as large as its CNN plan has it, stop when the deepest grid is small. On top of them comes what
-attention needs: a window that divides each grid, since a window that does not pads the grid with tokens that cost as
-much as real ones (1.3 to 5.4 times as many in the published network at a patch of 128^3).
+The rules are nnU-Net's for CNNs, applied to tokens: down-sample an axis while its spacing is within a factor of two of
+the finest, keep the patch as large as in the CNN's plan, stop when the deepest grid is small. In addition windows have
+to divide each grid: otherwise padding tokens are added, which cost as much as real ones (the published network at a
+patch of 128^3 has 1.3 to 5.4 times as many tokens with them).
 """
 
 from __future__ import annotations
@@ -17,21 +17,30 @@ from math import inf, log, log2, prod, sqrt
 from ..architectures._arguments import token_grids
 from ..architectures.layers.window_choice import MAX_WINDOW_TOKENS, choose_window
 
+# fewest tokens on an axis that is merged, after merging; most down-samplings of the token grid
 MIN_GRID = 2
 MAX_MERGES = 4
 Size = tuple[int, ...]
 
 
-def windows_that_tile(
+def tiling_windows(
     grid_sizes: tuple[Size, ...], token_spacings: tuple[tuple[float, ...], ...]
 ) -> tuple[float, tuple[Size, ...]]:
-    """The best window for each grid by itself, and their mean penalty."""
+    """Choose the best window for each grid independently.
+
+    Args:
+        grid_sizes: tokens per axis of each stage.
+        token_spacings: mm per token and axis of each stage.
+
+    Returns:
+        the mean penalty (0 is ideal) and the windows.
+    """
     choices = [choose_window(g, s) for g, s in zip(grid_sizes, token_spacings, strict=True)]
     return sum(penalty for penalty, _ in choices) / len(choices), tuple(window for _, window in choices)
 
 
 def no_windows(grid_sizes: tuple[Size, ...], token_spacings: tuple[tuple[float, ...], ...]) -> tuple[float, None]:
-    """For networks whose attention is not windowed."""
+    """Choose no windows, for networks without windowed attention."""
     return 0.0, None
 
 
@@ -40,14 +49,14 @@ class TokenRules:
     """Requirements of a network on its token grids.
 
     Attributes:
-        patch_embed_strides_2d, patch_embed_strides_3d: voxels per token and axis that it can have, powers of two from
-            coarse to fine. An axis with coarse voxels may have less, down to 1.
-        finest_tokens_2d, finest_tokens_3d: tokens of the finest grid up to which a smaller stride is affordable. In 3D
-            the published QT-UNet's count at its patch of 128^3 and stride 4, in 2D that of a 512^2 image at stride 4.
+        patch_embed_strides_2d, patch_embed_strides_3d: possible voxels per token and axis, powers of two from coarse to
+            fine. An axis with coarse voxels may have a smaller stride, down to 1.
+        finest_tokens_2d, finest_tokens_3d: most tokens of the finest grid with which a smaller stride is chosen. In 3D
+            the published QT-UNet's at its patch of 128^3 and stride 4, in 2D those of a 512^2 image at stride 4.
         num_stages: number of resolutions, where it is fixed.
         isotropic: whether all axes have the coarsest stride and every stage halves them all, whatever the spacing.
         min_deepest_tokens: fewest tokens that the deepest grid may have.
-        windows: chooses the window of each stage; returns a penalty (0 is ideal) and the windows.
+        windows: chooses the window of each stage, as ``tiling_windows`` and ``no_windows``.
     """
 
     patch_embed_strides_2d: tuple[int, ...] = (4, 2, 1)
@@ -57,20 +66,20 @@ class TokenRules:
     num_stages: int | None = None
     isotropic: bool = False
     min_deepest_tokens: int = 1
-    windows: Callable[..., tuple[float, tuple[Size, ...] | None]] = windows_that_tile
+    windows: Callable[..., tuple[float, tuple[Size, ...] | None]] = tiling_windows
 
     def patch_embed_strides(self, ndim: int) -> tuple[int, ...]:
-        """Strides that the network can have, from coarse to fine."""
+        """Possible strides in ``ndim`` dimensions, from coarse to fine."""
         return self.patch_embed_strides_3d if ndim == 3 else self.patch_embed_strides_2d
 
     def finest_tokens(self, ndim: int) -> int:
-        """Token budget of the finest grid."""
+        """Token budget of the finest grid in ``ndim`` dimensions."""
         return self.finest_tokens_3d if ndim == 3 else self.finest_tokens_2d
 
 
 @dataclass(frozen=True)
 class TokenPlan:
-    """Everything that ties a patch to its token grids.
+    """A patch with its strides and windows.
 
     Attributes:
         patch_size: voxels per axis.
@@ -86,6 +95,7 @@ class TokenPlan:
 
     @property
     def num_stages(self) -> int:
+        """Resolutions, including the bottleneck."""
         return len(self.merge_strides) + 1
 
     @property
@@ -95,12 +105,12 @@ class TokenPlan:
 
 
 def choose_patch_embed_stride(patch_size: Sequence[int], spacing: Sequence[float], rules: TokenRules) -> Size:
-    """Voxels per token and axis: tokens about as long in mm on every axis, as fine as the budget allows.
+    """Choose voxels per token and axis: tokens of about equal length in mm on all axes, as fine as the budget allows.
 
     Args:
-        patch_size: wanted patch in voxels.
+        patch_size: target patch in voxels.
         spacing: mm per voxel.
-        rules: the network's.
+        rules: the network's requirements.
     """
     strides = rules.patch_embed_strides(len(patch_size))
     coarsest, *finer = strides
@@ -123,7 +133,7 @@ def choose_patch_embed_stride(patch_size: Sequence[int], spacing: Sequence[float
             break
         stride = candidate
     if max(stride) < strides[-1]:
-        # an image too small for the finest stride that the network has: the patch grows to it
+        # the image is too small for the network's finest stride: the patch grows to it
         stride = tuple(strides[-1] if s < 2 * min(spacing) else 1 for s in spacing)
     return stride
 
@@ -131,7 +141,13 @@ def choose_patch_embed_stride(patch_size: Sequence[int], spacing: Sequence[float
 def choose_merge_strides(
     grid_size: Sequence[float], token_spacing: Sequence[float], max_merges: int = MAX_MERGES
 ) -> tuple[tuple[int, ...], ...]:
-    """Merge the axes whose token spacing is within a factor of two of the finest, as nnU-Net pools."""
+    """Choose strides that merge the axes whose token spacing is within a factor of two of the finest, as nnU-Net pools.
+
+    Args:
+        grid_size: tokens per axis of the finest grid.
+        token_spacing: mm per token and axis.
+        max_merges: most strides to return.
+    """
     grid, spacing = list(grid_size), list(token_spacing)
     merges: list[tuple[int, ...]] = []
     while len(merges) < max_merges:
@@ -147,7 +163,7 @@ def choose_merge_strides(
 
 
 def _sizes_near(target: int, step: int) -> list[int]:
-    """Multiples of ``step`` around ``target``: those next to it and those within a fifth of it."""
+    """Multiples of ``step`` around ``target``: the two neighbours and those within a fifth of it."""
     below = max(1, target // step)
     near = {below, below + 1}
     near |= {n for n in range(below - 2, below + 3) if n > 0 and abs(n * step / target - 1) <= 0.2}
@@ -163,24 +179,26 @@ def plan_tokens(
     """Choose a patch near ``patch_size`` and everything that follows from it.
 
     Args:
-        patch_size: wanted patch in voxels, nnU-Net's own.
+        patch_size: target patch in voxels, as nnU-Net plans it.
         spacing: mm per voxel; only its proportions matter.
-        rules: the network's.
-        patch_embed_stride: keep this one instead of choosing it.
+        rules: the network's requirements.
+        patch_embed_stride: use this stride instead of choosing one.
     """
-    # to a fifth: nnU-Net changes the spacing in small steps to find 3d_lowres, and the plan need not follow each
+    # rounded to a fifth: nnU-Net searches the spacing of 3d_lowres in small steps, most of which the cache serves
     relative = tuple(2 ** (round(4 * log2(float(s) / min(spacing))) / 4) for s in spacing)
     return _plan_tokens(tuple(int(n) for n in patch_size), relative, rules, patch_embed_stride)
 
 
-def _merge_options(target: Size, stem: Size, token_spacing: tuple[float, ...], rules: TokenRules) -> list:
-    """The sequences of merges that the network may have, fewest first."""
+def _merge_options(
+    target: Size, stem: Size, token_spacing: tuple[float, ...], rules: TokenRules
+) -> list[tuple[Size, ...]]:
+    """Possible sequences of merges, shortest first."""
     if rules.isotropic:
         assert rules.num_stages is not None, "isotropic token rules need num_stages"
         return [((2,) * len(target),) * (rules.num_stages - 1)]
     most = MAX_MERGES if rules.num_stages is None else rules.num_stages - 1
     merges = choose_merge_strides([n / p for n, p in zip(target, stem, strict=True)], token_spacing, most)
-    # deep supervision wants three strides, of which patch embedding is one unless it keeps every voxel
+    # deep supervision needs three strides; the patch embedding is one of them unless its stride is 1
     fewest = most if rules.num_stages is not None else 1 if prod(stem) > 1 else 2
     merges += ((2,) * len(target),) * (fewest - len(merges))
     return [merges[:count] for count in range(fewest, len(merges) + 1)]
@@ -214,7 +232,7 @@ def _plan_tokens(
 
 
 def shrink(patch_size: Sequence[int], reference: Sequence[float], factor: float = 0.9) -> tuple[int, ...]:
-    """A smaller target: the axis that covers most of ``reference`` (the median image) gives way, as in nnU-Net."""
+    """Shrink the axis that covers most of ``reference`` (the median image) by ``factor``, as nnU-Net does."""
     ratios = [n / r if n > 1 else -inf for n, r in zip(patch_size, reference, strict=True)]
     axis = ratios.index(max(ratios))
     size = list(patch_size)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from ..architectures.unet2022 import published_windows
 from .planner import TransformerPlanner
-from .tiling import Size, TokenRules, windows_that_tile
+from .tiling import Size, TokenRules, tiling_windows
 
 
 def published_or_tiling_windows(
     grid_sizes: tuple[Size, ...], token_spacings: tuple[tuple[float, ...], ...]
 ) -> tuple[float, tuple[Size, ...]]:
-    """The paper's windows where its rule applies, else the best for each grid."""
+    """Choose the paper's windows where its rule applies, else tiling windows; as ``TokenRules.windows``."""
     windows = published_windows(grid_sizes)
-    return (0.0, windows) if windows else windows_that_tile(grid_sizes, token_spacings)
+    return (0.0, windows) if windows else tiling_windows(grid_sizes, token_spacings)
 
 
 class UNet2022Planner(TransformerPlanner):
-    """Base of the sizes: four stages; in 2D strides of 8, or 4 up to patches of about 384 (the published rule)."""
+    """Base of the sizes: four stages; in 2D stride 4 up to patches of about 384, else 8 (the published rule)."""
 
     token_rules = TokenRules(
         patch_embed_strides_2d=(8, 4, 2),

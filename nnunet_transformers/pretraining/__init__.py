@@ -1,11 +1,12 @@
-"""Encoder checkpoints from images without labels: prepared data, methods on Lightning, recipes.
+"""Self-supervised pretraining of encoders: prepared data, methods on Lightning, losses, recipes.
 
-``nnunet-transformers pretrain prepare`` and ``nnunet-transformers pretrain fit`` are the way in. The losses are plain
-functions:
+``nnunet-transformers pretrain prepare`` prepares images and ``nnunet-transformers pretrain fit`` runs a recipe. A
+method of one's own derives from ``EncoderPretraining``; the losses are plain functions and modules:
 
->>> from nnunet_transformers.pretraining import cpa_loss, cta_loss, ita_loss, sinkhorn
+>>> from nnunet_transformers.pretraining import EncoderPretraining, cpa_loss, cta_loss, ita_loss, sinkhorn
 """
 
+from .encoder_pretraining import EncoderPretraining
 from .losses import (
     CASA,
     CentredCrossEntropy,
@@ -22,6 +23,7 @@ from .losses import (
 __all__ = [
     "CASA",
     "CentredCrossEntropy",
+    "EncoderPretraining",
     "cosine_loss",
     "cpa_loss",
     "cta_loss",

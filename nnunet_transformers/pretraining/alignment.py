@@ -1,19 +1,25 @@
-"""The checkpoint of an image encoder, the text encoder that it was aligned with, and their heads (MGCA)."""
+"""Checkpoints of an image encoder, the text encoder that it was aligned with, and their heads (MGCA)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
+from lightning import LightningModule
+
+from ..runs.callbacks import hyperparameters
 from ..weights.sealed import SealedCheckpoint
+from .encoder_checkpoint import all_weights
+
+Method = TypeVar("Method", bound=LightningModule)
 
 
 @dataclass(frozen=True)
 class AlignmentCheckpoint(SealedCheckpoint):
-    """All weights that MGCA trained; ``MGCA.from_checkpoint`` rebuilds the method.
+    """All weights of a method that aligned images with reports.
 
     Attributes:
-        settings: arguments of ``MGCA``, plain types.
+        settings: arguments of the method, plain types.
         max_length: tokens of a report.
     """
 
@@ -22,3 +28,24 @@ class AlignmentCheckpoint(SealedCheckpoint):
     remedy: ClassVar[str] = "`nnunet-transformers pretrain fit --config mgca` writes alignment.pth beside the encoder"
     settings: dict[str, Any]
     max_length: int
+
+    @classmethod
+    def from_method(cls, method: LightningModule, max_length: int) -> AlignmentCheckpoint:
+        """Build the checkpoint of a method in training."""
+        return cls(all_weights(method), hyperparameters(method), max_length)
+
+    def build_method(self, method_class: type[Method], text_encoder: str | None = None) -> Method:
+        """Build the trained method, in evaluation mode.
+
+        Args:
+            method_class: class of the method, ``MGCA``.
+            text_encoder: local folder or hub name of the text encoder, if it has moved since training.
+
+        Raises:
+            OSError: if there is no such text encoder.
+            RuntimeError: if the weights belong to another class.
+        """
+        changes = {"pretrained": False} | ({"text_encoder": text_encoder} if text_encoder else {})
+        method = method_class(**{**self.settings, **changes})
+        method.load_state_dict(self.weights)
+        return method.eval()

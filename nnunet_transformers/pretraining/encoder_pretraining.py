@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 from lightly.models.utils import deactivate_requires_grad, update_momentum
@@ -25,39 +25,50 @@ from .encoder_checkpoint import encoder_checkpoint
 
 
 class EncoderPretraining(LightningModule, ABC):
-    """A pretraining method: a subclass has hyper-parameters, modules, ``losses`` and ``create_optimizer``.
+    """Base of the pretraining methods: a subclass has hyper-parameters, modules, ``losses`` and ``create_optimizer``.
 
-    ``__init__`` of a subclass calls ``super().__init__()``, then ``save_hyperparameters()``, and assigns the trained
-    network to ``encoder``. By default the learning rate rises linearly for ``hparams.warmup_epochs`` epochs and falls
-    along a cosine, and the checkpoint is that of ``encoder``.
+    ``__init__`` of a subclass calls ``super().__init__()``, then ``save_hyperparameters()``, and assigns the network
+    to pretrain to ``encoder``. By default the learning rate rises linearly for ``hparams.warmup_epochs`` epochs and
+    falls along a cosine, and ``encoder.pth`` is written after every epoch.
 
     Attributes:
-        encoder: network that is trained, of ``create_encoder`` unless the subclass overrides ``checkpoints``.
-        target: EMA target network, see ``create_target``; None for methods without one.
+        strategy: Lightning's strategy on several devices.
+        encoder: encoder to pretrain.
+        target: EMA target networks by name, see ``create_target``; None for methods without.
         loss_weights: weights of the loss terms; 1 for terms without an entry.
     """
 
+    strategy: ClassVar[str] = "auto"
     encoder: Any
+    target: Any
 
     def __init__(self) -> None:
         super().__init__()
-        self.target: nn.ModuleDict | None = None
+        self.target = None
         self.loss_weights: dict[str, float] = {}
 
     @property
     def hparams(self) -> AttributeDict:
-        """The arguments of the subclass."""
-        hparams = super().hparams
-        assert isinstance(hparams, AttributeDict)
-        return hparams
+        """Arguments of the subclass."""
+        return cast(AttributeDict, super().hparams)
+
+    @property
+    def datamodule(self) -> Any:
+        """Data module of the run."""
+        return cast(Any, self.trainer).datamodule
+
+    @property
+    def network(self) -> Any:
+        """Network that ``encoder.pth`` holds, by default ``encoder``; see ``encoder_checkpoint``."""
+        return self.encoder
 
     @abstractmethod
     def losses(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the loss terms of a batch.
 
         Returns:
-            scalar terms by name, before weighting; features (batch, dim), by which representation collapse is
-            monitored.
+            scalar terms by name, before weighting; features (batch, dim), which are monitored for representation
+            collapse.
         """
 
     @abstractmethod
@@ -65,31 +76,31 @@ class EncoderPretraining(LightningModule, ABC):
         """Build the optimiser with its peak learning rate; ``self.trainer`` is available."""
 
     def create_schedule(self, optimizer: Optimizer) -> LRScheduler:
-        """Build the learning-rate schedule, which is stepped after every optimiser step."""
+        """Build the learning-rate schedule, which moves after every optimiser step."""
         return cosine_with_warmup(optimizer, self.trainer, self.hparams.warmup_epochs)
 
     def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> Mapping[str, SealedCheckpoint]:
         """Build the files to write after an epoch.
 
         Args:
-            index: index of the prepared images.
+            index: index of the images.
             recipe: settings of the run, plain types.
 
         Returns:
             checkpoints by file name; none if the current weights are not to be kept.
         """
-        return {"encoder.pth": encoder_checkpoint(self.encoder, type(self).__name__, self.hparams, index, recipe)}
+        return {"encoder.pth": encoder_checkpoint(self.network, type(self).__name__, self.hparams, index, recipe)}
 
     def create_target(self, tau: float, **networks: nn.Module) -> None:
-        """Create the EMA target network (BYOL, https://arxiv.org/abs/2006.07733, section 3.1).
+        """Create the EMA target networks (BYOL, https://arxiv.org/abs/2006.07733, section 3.1).
 
-        It starts with the weights of the online network, gets no gradient and no drop path, and moves after every
+        They start with the weights of the online networks, get no gradient and no drop path, and move after every
         optimiser step: target = tau * target + (1 - tau) * online, where tau rises to 1 along a cosine.
 
         Args:
             tau: momentum at the start.
-            networks: target networks by the attribute names of the online networks that they follow, of the same
-                classes; their weights are overwritten.
+            networks: target networks, whose weights are overwritten, by the attribute name of their online network;
+                ``create_target(0.99, encoder=deepcopy(self.encoder))`` creates ``self.target["encoder"]``.
         """
         for name, network in networks.items():
             network.load_state_dict(self.get_submodule(name).state_dict())
@@ -122,7 +133,7 @@ class EncoderPretraining(LightningModule, ABC):
         self.log_dict(dict(values), prog_bar=True, sync_dist=True, batch_size=batch_size)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take an optimiser step, then move the target network.
+        """Take an optimiser step, then move the target networks.
 
         Lightning calls this once per optimiser step, however many batches were accumulated.
         """
@@ -142,6 +153,21 @@ class EncoderPretraining(LightningModule, ABC):
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that are not frozen."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+
+def check_choice(argument: str, chosen: Sequence[str], known: Sequence[str]) -> None:
+    """Check an argument that selects parts of a method.
+
+    Args:
+        argument: name of the argument.
+        chosen: its value.
+        known: names to choose from.
+
+    Raises:
+        ValueError: if nothing is chosen, or an unknown name.
+    """
+    if not chosen or not set(chosen) <= set(known):
+        raise ValueError(f"{argument} must be some of {', '.join(known)}, got {chosen}")
 
 
 def _disable_drop_path(network: nn.Module) -> None:

@@ -11,36 +11,35 @@ from lightning import LightningModule, Trainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from ..plans.planned import PlannedConfiguration
-from ..runs import command_line as run
+from ..runs import recipe as recipes
 from ..runs.callbacks import CollapseMonitor
-from ..runs.recipe import Recipe, read_recipe
-from ..runs.recipe import list_recipes as recipe_names
+from ..runs.command_line import RecipeCLI, run_recipe
 from .data.index import PreparedIndex
 from .from_plan import model_arguments
 
 
 def list_recipes() -> list[str]:
     """Return the names of the pretraining recipes."""
-    return recipe_names(__package__)
+    return recipes.list_recipes(__package__)
 
 
 def mask_grid(method: LightningModule) -> tuple[int, ...]:
-    """Return the cells per axis that a method's encoder masks.
+    """Return the grid of cells that a method's encoder masks, cells per axis.
 
     Raises:
         ValueError: if the method has no masked encoder.
     """
     grid = getattr(getattr(method, "encoder", None), "grid", None)
     if grid is None:
-        raise ValueError(f"the data draw masks for an encoder with a grid of cells; {type(method).__name__} has none")
+        raise ValueError(f"the data module draws masks for an encoder with a grid; {type(method).__name__} has none")
     return tuple(grid)
 
 
-class PretrainingCLI(run.RecipeCLI):
-    """LightningCLI of the pretraining recipes; checks that images, network and plan fit together.
+class PretrainingCLI(RecipeCLI):
+    """LightningCLI of the pretraining recipes, which checks that images, network and plan fit together.
 
     Attributes:
-        planned: plan that the network is taken from, if any.
+        planned: planned configuration that specifies the network, if any.
     """
 
     from_method = {"grid": mask_grid}  # noqa: RUF012
@@ -50,7 +49,10 @@ class PretrainingCLI(run.RecipeCLI):
         index, model = self.datamodule.index, self.model
         wanted = model.hparams.get("input_channels", 1)
         if len(index.channels) != wanted:
-            raise ValueError(f"the prepared images have {len(index.channels)} channels, the network takes {wanted}")
+            raise ValueError(
+                f"the prepared images have {len(index.channels)} channels, the network takes {wanted}; take the "
+                "network from a plan (-d, -p) or set --model.init_args.input_channels"
+            )
         if self.planned is not None:
             self._compare(index, self.planned.configuration)
 
@@ -78,13 +80,13 @@ def fit(recipe: str, arguments: Sequence[str], planned: PlannedConfiguration | N
         recipe: name or file.
         arguments: LightningCLI's arguments, such as ``--data.init_args.folder``, ``--trainer.max_epochs`` or
             ``--ckpt_path``; they override recipe and plan.
-        planned: plan that specifies the network, its arguments, patch and channels.
+        planned: planned configuration that specifies the network, its arguments, patch size and channels.
 
     Returns:
         the trainer, with metrics, callbacks and profiler.
 
     Raises:
-        ValueError: if the recipe is unknown, or its settings contradict each other, the images or the plan.
+        ValueError: if the recipe is unknown, or its settings are invalid or contradict the images or the plan.
         FileNotFoundError: if the data were not prepared.
         FileExistsError: if the folder holds another run.
         RuntimeError: if training diverges or collapses.
@@ -92,16 +94,14 @@ def fit(recipe: str, arguments: Sequence[str], planned: PlannedConfiguration | N
     Examples:
         >>> fit("qt_ssl_in_task", ["--data.init_args.folder=prepared", "--trainer.max_epochs=50"])
     """
-    content = read_recipe(recipe, __package__)
-    taken = {} if planned is None else model_arguments(planned, content.parameters("model"))
-    network = [f"--model.init_args.{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in taken.items()]
+    content = recipes.read_recipe(recipe, __package__)
+    from_plan = {} if planned is None else model_arguments(planned, content.parameters("model"))
+    network = [f"--model.init_args.{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in from_plan.items()]
     defaults = {"callbacks": [CollapseMonitor()], "limit_val_batches": 0, "strategy": _strategy(content)}
-    return run.run_recipe(
-        content, type("CLI", (PretrainingCLI,), {"planned": planned}), [*network, *arguments], defaults
-    )
+    return run_recipe(content, PretrainingCLI, [*network, *arguments], defaults, planned=planned)
 
 
-def _strategy(recipe: Recipe) -> str:
-    """Return the DDP strategy that the method asks for, if it trains only a part of the network per step."""
+def _strategy(recipe: recipes.Recipe) -> str:
+    """Return the method's ``strategy`` if there are several devices."""
     several = torch.cuda.device_count() > 1
     return getattr(recipe.part("model"), "strategy", "auto") if several else "auto"

@@ -1,4 +1,4 @@
-"""Arguments of a method that a plan specifies: network, overrides, patch size and channels."""
+"""Arguments of a pretraining method that a plan specifies: network, overrides, patch size and channels."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ NOT_OVERRIDES = ("patch_size", "strides")
 
 
 def model_arguments(planned: PlannedConfiguration, known: Sequence[str]) -> dict[str, Any]:
-    """Return arguments of a method whose checkpoint fits a planned network without adaptation.
+    """Return the arguments with which a method pretrains exactly the planned network.
 
     Args:
-        planned: configuration of one of this package's networks.
-        known: parameters of the method, to which the result is restricted.
+        planned: planned configuration of one of this package's networks.
+        known: names of the method's arguments; others are omitted.
 
     Returns:
-        network, network_overrides, patch_size, input_channels, and patch_size_2d and patch_size_3d for methods that
-        train on images and volumes.
+        ``network``, ``network_overrides``, ``patch_size`` and ``input_channels``; for methods on images and volumes
+        ``patch_size_2d`` and ``patch_size_3d``.
 
     Raises:
-        ValueError: if the network is not this package's, or the configuration is 2D and the method needs volumes.
+        ValueError: if the network is not one of this package, or the configuration is 2D and the method needs volumes.
     """
     configuration = planned.configuration
     patch_size = list(planned.patch_size)
@@ -39,18 +39,18 @@ def model_arguments(planned: PlannedConfiguration, known: Sequence[str]) -> dict
     if len(patch_size) == 3:
         arguments |= {"patch_size_2d": patch_size[1:], "patch_size_3d": patch_size}
     elif "patch_size_3d" in known:
-        raise ValueError(f"the method wants volumes, but {planned.name} is a 2D configuration; take a 3D one")
+        raise ValueError(f"the method needs volumes, but {planned.name} is a 2D configuration; choose a 3D one (-c)")
     return {name: value for name, value in arguments.items() if name in known}
 
 
 def _registered_name(class_path: str, arguments: dict[str, Any], ndim: int) -> str:
-    """Return the registered network of a class that shares most arguments with the plan."""
-    own = [name for name in list_networks() if get_network(name).class_path == class_path]
-    if not own:
-        raise ValueError(f"the plan's network {class_path} is none of this package's; see `nnunet-transformers models`")
+    """Return the registered network of a class that has most arguments in common with the plan."""
+    candidates = [name for name in list_networks() if get_network(name).class_path == class_path]
+    if not candidates:
+        raise ValueError(f"the plan's network {class_path} is not of this package; see `nnunet-transformers models`")
 
-    def agreement(name: str) -> int:
-        entry = get_network(name).all_arguments(ndim)
-        return sum(json.dumps(entry[k]) == json.dumps(v) for k, v in arguments.items() if k in entry)
+    def common_arguments(name: str) -> int:
+        registered = get_network(name).all_arguments(ndim)
+        return sum(json.dumps(registered[k]) == json.dumps(v) for k, v in arguments.items() if k in registered)
 
-    return max(own, key=agreement)
+    return max(candidates, key=common_arguments)

@@ -1,4 +1,4 @@
-"""Images as rows of cells, for networks that predict the voxels of each cell from its token (MAE)."""
+"""Conversion between images and cells, for networks that predict the voxels of each cell (MAE)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def patchify(image: Tensor, grid: Sequence[int]) -> Tensor:
         grid: cells per axis, which divide the size.
 
     Returns:
-        (batch, cells, channels * voxels of a cell), cells and voxels in the order of ``flatten``.
+        (batch, cells, channels * voxels of a cell); cells and voxels are in row-major order.
 
     Examples:
         >>> patchify(torch.arange(8.0).view(1, 1, 2, 4), (1, 2))
@@ -31,7 +31,7 @@ def patchify(image: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def unpatchify(cells: Tensor, grid: Sequence[int], size: Sequence[int]) -> Tensor:
-    """Put cells back together; the inverse of ``patchify``.
+    """Assemble an image from its cells; the inverse of ``patchify``.
 
     Args:
         cells: (batch, cells, channels * voxels of a cell).

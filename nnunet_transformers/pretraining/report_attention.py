@@ -1,10 +1,9 @@
-"""Attention between a radiograph and its radiology report: weights of patches and words, and each word's place."""
+"""Attention between a radiograph and its radiology report."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -21,11 +20,11 @@ class ReportAttention:
     """Attention of an image and its radiology report.
 
     Attributes:
-        image: (channels, height, width), the encoder's input.
+        image: input of the image encoder, (channels, height, width).
         words: words of the report.
-        word_weights: (words,) with sum 1: CTA's weights, the attention of [CLS] to each word, clipped to quantiles.
-        patch_weights: (rows, columns), the same for the image's patches; None for encoders without [CLS].
-        maps: (words, rows, columns): CTA's attention of each word to the patches, each map with sum 1.
+        word_weights: CTA's weights of the words, the clipped attention of [CLS] to each, (words,) with sum 1.
+        patch_weights: CTA's weights of the patches, (rows, columns) with sum 1; None for encoders without [CLS].
+        maps: CTA's attention of each word to the patches, (words, rows, columns), each map with sum 1.
     """
 
     image: NDArray
@@ -51,7 +50,7 @@ def attend(method: MGCA, max_length: int, image: Path, report: str) -> ReportAtt
 
     Examples:
         >>> checkpoint = AlignmentCheckpoint.load("alignment.pth")
-        >>> method = MGCA.from_checkpoint(checkpoint)
+        >>> method = checkpoint.build_method(MGCA)
         >>> attention = attend(method, checkpoint.max_length, Path("chest.png"), "Large nodule in the left lung.")
         >>> attention.words
         ['Large', 'nodule', 'in', 'the', 'left', 'lung']
@@ -61,7 +60,7 @@ def attend(method: MGCA, max_length: int, image: Path, report: str) -> ReportAtt
     words = clean_report(report).split()
     if not words:
         raise ValueError("the report has no words")
-    settings: Any = method.hparams
+    settings = method.hparams
     try:
         picture = centre_crop(read_radiograph(image, settings.input_channels), settings.patch_size)
     except ValueError as error:
@@ -69,11 +68,11 @@ def attend(method: MGCA, max_length: int, image: Path, report: str) -> ReportAtt
     seen = method.image_encoder(picture[None])
     tokens = tokenize(load_tokenizer(settings.text_encoder), [" ".join(words)], max_length)
     read = method.text_encoder(**tokens)
-    patches, found = method.patch_head(seen.patches[0]), method.word_head(read.words[0])
-    maps = word_attention(found[None], patches[None])[0]
+    patches, embedded = method.patch_head(seen.patches[0]), method.word_head(read.words[0])
+    maps = word_attention(embedded[None], patches[None])[0]
     return ReportAttention(
         image=picture.numpy(),
-        words=words[: len(found)],
+        words=words[: len(embedded)],
         word_weights=token_weights(read.attention)[0].numpy(),
         patch_weights=None if seen.attention is None else token_weights(seen.attention)[0].view(seen.grid).numpy(),
         maps=maps.view(-1, *seen.grid).numpy(),

@@ -1,4 +1,4 @@
-"""Callbacks of a run: reproducible random numbers, a stop on representation collapse, checkpoints to keep."""
+"""Callbacks of a run: reproducible random numbers, stop on representation collapse, writing of checkpoints."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from .distributed import samples_per_step
+
 
 class SeedEveryBatch(Callback):
     """Seed torch's generator before every batch from the run's seed, epoch, batch index and rank.
@@ -19,7 +21,7 @@ class SeedEveryBatch(Callback):
     A resumed run then draws the same random numbers as an uninterrupted one.
 
     Args:
-        seed: of the run; that of ``seed_everything`` by default.
+        seed: seed of the run; by default that of ``seed_everything``.
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -35,7 +37,8 @@ class CollapseMonitor(Callback):
 
     Args:
         threshold: smallest ``feature_spread`` of a healthy run.
-        patience: number of consecutive batches below it that are tolerated; meanwhile ``CheckpointWriter`` pauses.
+        patience: number of consecutive batches below the threshold that are tolerated; ``CheckpointWriter`` does not
+            write during them.
 
     Raises:
         RuntimeError: on divergence or collapse, from the hook.
@@ -75,7 +78,7 @@ class CheckpointWriter(Callback):
     """Write the files of the module's ``checkpoints(index, recipe)`` after every training epoch.
 
     Args:
-        folder: to write to; the Trainer's ``default_root_dir`` by default.
+        folder: folder to write to; by default the trainer's ``default_root_dir``.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -85,9 +88,8 @@ class CheckpointWriter(Callback):
         collapsing = any(isinstance(c, CollapseMonitor) and c.below for c in trainer.callbacks)
         if collapsing or not trainer.is_global_zero:
             return
-        recipe = {name: value for name, value in module.hparams.items() if not name.startswith("_")}
-        recipe |= {
-            "batch_size": trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches,
+        recipe = hyperparameters(module) | {
+            "batch_size": samples_per_step(trainer, trainer.datamodule.batch_size),
             "precision": trainer.precision,
             "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
             "epochs": trainer.current_epoch + 1,
@@ -99,11 +101,16 @@ class CheckpointWriter(Callback):
             checkpoint.save(folder / name)
 
 
-def feature_spread(features: Tensor) -> Tensor:
-    """Compute the standard deviation of normalised features over the batch, averaged over dim, times sqrt(dim).
+def hyperparameters(module: LightningModule) -> dict[str, Any]:
+    """Return a module's saved arguments without those that LightningCLI adds, which begin with an underscore."""
+    return {name: value for name, value in module.hparams.items() if not name.startswith("_")}
 
-    It is 1 for features spread over the sphere and 0 for equal ones (SimSiam, https://arxiv.org/abs/2011.10566, section
-    4.1).
+
+def feature_spread(features: Tensor) -> Tensor:
+    """Compute the spread of features: 1 for features spread over the sphere, 0 for equal ones.
+
+    It is the standard deviation of the normalised features over the batch, averaged over dim, times sqrt(dim)
+    (SimSiam, https://arxiv.org/abs/2011.10566, section 4.1).
 
     Args:
         features: (batch, dim).

@@ -23,8 +23,8 @@ class RecipeCLI(LightningCLI, ABC):
     """LightningCLI that checks module, data and output folder before training.
 
     Attributes:
-        shared: names of arguments of both module and data, given once, to the module.
-        from_method: arguments of the data that are taken from the built module, and the functions that take them.
+        shared: names of arguments of both module and data module, which users give to the module only.
+        from_method: functions that compute an argument of the data module from the built module, by its name.
     """
 
     shared: Sequence[str] = ()
@@ -57,42 +57,49 @@ class RecipeCLI(LightningCLI, ABC):
 
 
 def run_recipe(
-    recipe: Recipe, cli_class: type[RecipeCLI], arguments: Sequence[str], trainer_defaults: Mapping[str, Any]
+    recipe: Recipe,
+    cli_class: type[RecipeCLI],
+    arguments: Sequence[str],
+    trainer_defaults: Mapping[str, Any],
+    **attributes: Any,
 ) -> Trainer:
     """Train by a recipe.
 
     Args:
         recipe: result of ``read_recipe``.
         cli_class: command line with its checks.
-        arguments: of LightningCLI; they take precedence over the recipe.
-        trainer_defaults: arguments of the Trainer that recipe and arguments do not give; its callbacks are added to
-            those of all runs.
+        arguments: arguments of LightningCLI, which override the recipe.
+        trainer_defaults: arguments of the trainer, which recipe and arguments override; the callbacks among them are
+            added to those of every run.
+        attributes: further class attributes of the command line.
 
     Returns:
-        the Trainer, with metrics, callbacks and profiler.
+        the trainer, with metrics, callbacks and profiler.
 
     Raises:
-        ValueError: on invalid settings.
-        FileExistsError: if the folder holds another run.
+        ValueError: if the settings are invalid or contradict each other.
+        FileNotFoundError: if the data do not exist.
+        FileExistsError: if the output folder holds another run.
     """
     taken = recipe.parameters("data")
     from_method = {name: function for name, function in cli_class.from_method.items() if name in taken}
     shared = [name for name in recipe.parameters("model") if name in taken and name not in from_method]
     callbacks = [
-        ModelCheckpoint(save_last=True, save_top_k=0, every_n_epochs=1, enable_version_counter=False),
+        # a name instead of save_last, by which Lightning writes nothing before the end unless it keeps others too
+        ModelCheckpoint(filename=ModelCheckpoint.CHECKPOINT_NAME_LAST, every_n_epochs=1, enable_version_counter=False),
         SeedEveryBatch(),
         *trainer_defaults.get("callbacks", ()),
         CheckpointWriter(),
     ]
     try:
-        cli = type("CLI", (cli_class,), {"shared": shared, "from_method": from_method})(
+        cli = type("CLI", (cli_class,), {"shared": shared, "from_method": from_method, **attributes})(
             LightningModule,
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
-                # the data draw their samples by epoch
+                # data modules rebuild their loader in every epoch, see EpochData
                 "reload_dataloaders_every_n_epochs": 1,
                 **trainer_defaults,
                 "callbacks": callbacks,
@@ -102,7 +109,7 @@ def run_recipe(
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     except ValueError as error:
-        # jsonargparse wraps errors of module and data into a long message on the types that it tried
+        # jsonargparse wraps errors of module and data module into a long message about the types that it tried
         if str(error).startswith("Does not validate") and isinstance(error.__cause__, (ValueError, OSError)):
             raise error.__cause__ from None
         raise

@@ -1,4 +1,4 @@
-"""Recipes: YAML files that name a method, its data and every value of a paper's table."""
+"""Recipes: YAML files with the settings of a method, its data and the trainer."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe says.
+    """Content of a recipe.
 
     Attributes:
-        name: of the recipe, or its file.
-        content: settings of LightningCLI.
+        name: name of the recipe, or its file.
+        content: settings of LightningCLI: ``seed_everything``, ``model``, ``data``, ``trainer``.
     """
 
     name: str
     content: dict[str, Any]
 
     def part(self, part: str) -> type:
-        """Its method ("model") or its data.
+        """Import the class of the method ("model") or of the data module ("data").
 
         Raises:
-            ValueError: if it names none that can be imported.
+            ValueError: if the recipe names no class that can be imported.
         """
         try:
             module, _, name = self.content[part]["class_path"].rpartition(".")
@@ -42,26 +42,32 @@ class Recipe:
             raise ValueError(f"{self.name} names no class in {part}.class_path ({error!r})") from error
 
     def parameters(self, part: str) -> list[str]:
-        """Names of what its method or data take."""
+        """Return the names of the arguments of the method ("model") or of the data module ("data")."""
         return list(inspect.signature(self.part(part)).parameters)
 
 
 def list_recipes(package: str) -> list[str]:
-    """Names of the recipes in a package's folder ``recipes``."""
+    """Return the names of the recipes in a package's folder ``recipes``."""
     return sorted(p.name.removesuffix(".yaml") for p in files(package).joinpath("recipes").iterdir())
 
 
 def read_recipe(name: str, package: str) -> Recipe:
     """Read a recipe.
 
-    One that says ``base: another`` has what the other has, but for what it says itself.
+    A recipe with an entry ``base: OTHER`` starts from the settings of the recipe OTHER and overrides those that it
+    specifies itself.
 
     Args:
-        name: of a recipe, or a file of one's own.
-        package: that has recipes.
+        name: name of a recipe, or path of a YAML file.
+        package: package with a folder ``recipes``, by its import name.
 
     Raises:
-        ValueError: if it is neither, and names the closest recipes; or if the file holds no settings.
+        ValueError: if there is no such recipe and no such file (the message names the closest recipes), or the file
+            is not YAML or holds no settings.
+
+    Examples:
+        >>> read_recipe("alice_views", "nnunet_transformers.pretraining").content["model"]["init_args"]["losses"]
+        ['views']
     """
     known = list_recipes(package)
     if Path(name).is_file():
@@ -74,7 +80,7 @@ def read_recipe(name: str, package: str) -> Recipe:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{name} is no YAML: {error}") from error
+        raise ValueError(f"{name} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{name} holds no settings; the recipes of the package ({', '.join(known)}) are examples")
     base = content.pop(BASE, None)

@@ -1,4 +1,4 @@
-"""Schedules by optimiser step that follow the length of the Trainer's run."""
+"""Schedules by optimiser step over the whole run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def total_steps(trainer: Trainer) -> int:
     """Count the optimiser steps of the whole run.
 
     Raises:
-        ValueError: if the run has no end, which schedules need.
+        ValueError: if neither ``max_epochs`` nor ``max_steps`` ends the run.
     """
     steps = trainer.estimated_stepping_batches
     if not math.isfinite(steps):
@@ -24,16 +24,16 @@ def total_steps(trainer: Trainer) -> int:
 def cosine_with_warmup(
     optimizer: Optimizer, trainer: Trainer, warmup_epochs: float, end_value: float = 0.0
 ) -> CosineWarmupScheduler:
-    """Build a schedule that raises the learning rate linearly, then lowers it along a cosine; step it every step.
+    """Build a schedule of linear warm-up and cosine decay, to be stepped after every optimiser step.
 
     Args:
-        optimizer: with the peak learning rate.
-        trainer: of the run.
-        warmup_epochs: epochs of the linear rise.
-        end_value: learning rate at the end, as a fraction of the peak.
+        optimizer: optimiser with the peak learning rate.
+        trainer: trainer of the run.
+        warmup_epochs: epochs of the linear warm-up.
+        end_value: learning rate at the end as a fraction of the peak.
 
     Raises:
-        ValueError: if the run has no end.
+        ValueError: as ``total_steps``.
     """
     steps = total_steps(trainer)
     trainer.fit_loop.setup_data()  # estimated_stepping_batches does this as well, unless max_steps is given

@@ -1,4 +1,4 @@
-"""Trained models that others can run: packages without pickles, checked file by file, and nnU-Net's own format."""
+"""Share trained models: packages without pickles, verified file by file, and export to nnU-Net's own format."""
 
 from .estimate import Estimate, estimate
 from .load import LoadedModel, load_package

@@ -1,4 +1,4 @@
-"""The model card: what a package is, from which data, plan and recipe, and how well it did in validation."""
+"""Model card of a package: data, plan, recipe, validation scores and use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ USE = """## Use
     python predict.py INPUT OUTPUT
 
 INPUT holds {inputs}. OUTPUT gets one segmentation `case{ending}` each. `python predict.py --help` lists the options;
-`nnunet-transformers package verify` checks the files against `manifest.json`. The Dockerfile makes a container that
+`nnunet-transformers package verify` checks the files against `manifest.json`. The Dockerfile builds a container that
 reads /input and writes /output, without network and without root.
 """
 
@@ -34,14 +34,14 @@ def write_card(
     sources: Mapping[str, Path],
     licence: str,
 ) -> None:
-    """Write the card.
+    """Write the model card into a package.
 
     Args:
-        folder: of the package, all else but the manifest written.
-        description: of the package.
-        folds: of each model, by its folder in the package.
-        sources: nnU-Net's folders of the same, for the validation's scores.
-        licence: of the weights.
+        folder: folder of the package, which must hold all other files but the manifest.
+        description: description of the package.
+        folds: folds of each model, by the model's folder in the package.
+        sources: nnU-Net's folder of each model, for the validation scores, by the same keys.
+        licence: licence of the weights.
     """
     first = read_json(folder / description.models[0].folder / "dataset.json")
     plans = read_json(folder / description.models[0].folder / "plans.json")
@@ -67,10 +67,10 @@ def write_card(
 
 def _data(dataset_json: Mapping[str, Any], name: str) -> str:
     labels = ", ".join(f"{value} {label}" for label, value in dataset_json["labels"].items())
-    said = {key: dataset_json.get(key) for key in ("description", "reference", "licence", "license", "release")}
+    stated = {key: dataset_json.get(key) for key in ("description", "reference", "licence", "license", "release")}
     lines = [f"- {name}, {dataset_json.get('numTraining', 'unknown number of')} training cases"]
     lines += [f"- channels: {', '.join(channel_names(dataset_json))}; labels: {labels}"]
-    lines += [f"- {key} of the data: {value}" for key, value in said.items() if value]
+    lines += [f"- {key} of the data: {value}" for key, value in stated.items() if value]
     return "## Data\n\n" + "\n".join(lines) + "\n"
 
 

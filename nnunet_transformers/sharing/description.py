@@ -1,4 +1,4 @@
-"""What a package says of its models, and which plans may be built: names of networks, never of other code."""
+"""Description of a package's models, and the check that its plans name networks and no other code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .trained import read_json
 
 NAME = "models.json"
 FORMAT = 1
-# nnU-Net imports what a plan names, so a plan from elsewhere may name these only
+# nnU-Net imports the classes that a plan names; a package's plan may name only these
 NETWORK_PACKAGES = ("dynamic_network_architectures.architectures.", "nnunet_transformers.architectures.")
 LAYERS = re.compile(
     r"torch\.nn\.(modules\.\w+\.)?(Conv[123]d|(Instance|Batch)Norm[123]d|(Alpha|Feature)?Dropout[123]?d?"
@@ -36,18 +36,19 @@ TRAINER = re.compile(r"nnUNet\w*Trainer\w*")
 
 @dataclass(frozen=True)
 class Model:
-    """One model of a package: some folds of one configuration.
+    """One model of a package: folds of one configuration.
 
     Attributes:
-        folder: inside the package, with plans.json, dataset.json and a file of weights for each fold.
-        configuration: of the plan.
-        folds: their names.
-        trainer: that trained it.
-        builder: trainer whose network is built; nnU-Net's own unless the model's trainer builds its own network.
-        network: import path of its class.
-        mirroring_axes: that inference may flip, None for none.
-        orientations: how the training images' axes were stored, such as LPS, where that is known.
-        previous: the model whose segmentation this one takes, in a cascade.
+        folder: folder inside the package, with plans.json, dataset.json and a weights file for each fold.
+        configuration: configuration of the plan.
+        folds: names of the folds.
+        trainer: class name of the trainer that trained the model.
+        builder: class name of the trainer that builds the network: nnU-Net's, unless the model's trainer builds a
+            network of its own.
+        network: import path of the network class.
+        mirroring_axes: axes that inference may flip, None for none.
+        orientations: axis orientations of the training images, such as LPS; empty if unknown.
+        previous: model of the previous stage in a cascade.
     """
 
     folder: str
@@ -61,31 +62,34 @@ class Model:
     previous: Model | None = None
 
     def weights_file(self, fold: str) -> str:
-        """Path of a fold's weights inside the package."""
+        """Return the path of a fold's weights inside the package."""
         return f"{self.folder}/fold_{fold}.safetensors"
 
 
 @dataclass(frozen=True)
 class Description:
-    """A package's models, whose probabilities are averaged if there are several, and the versions that made it."""
+    """Models of a package, whose probabilities are averaged if there are several, and the package versions."""
 
     models: tuple[Model, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write it into a package's folder."""
+        """Write the description into a package's folder."""
         write_json({"format": FORMAT, **asdict(self)}, folder / NAME)
 
     @classmethod
     def load(cls, folder: Path) -> Description:
-        """Read it.
+        """Read the description of a package.
 
         Raises:
-            ValueError: if the file is none.
+            ValueError: if the file has another format or describes no models.
         """
         content = read_json(folder / NAME)
         if content.get("format") != FORMAT:
-            raise ValueError(f"{NAME} in {folder} has format {content.get('format')}, this version reads {FORMAT}")
+            raise ValueError(
+                f"{NAME} in {folder} has format {content.get('format')}, this version reads format {FORMAT}; update "
+                "nnunet-transformers"
+            )
         try:
             return cls(tuple(map(_model, content["models"])), dict(content["versions"]))
         except (KeyError, TypeError, ValueError) as error:
@@ -99,7 +103,7 @@ def _model(content: Mapping[str, Any]) -> Model:
     if not re.fullmatch(r"models/[\w.-]+", values["folder"]) or not all(
         re.fullmatch(r"\w+", f) for f in values["folds"]
     ):
-        raise ValueError(f"{values['folder']!r} is no folder of a model")
+        raise ValueError(f"{values['folder']!r} is not the folder of a model")
     return Model(
         **values,
         mirroring_axes=None if axes is None else tuple(map(int, axes)),
@@ -108,10 +112,10 @@ def _model(content: Mapping[str, Any]) -> Model:
 
 
 def check_plan(plans: Mapping[str, Any], model: Model) -> None:
-    """Refuse a plan that would have nnU-Net import something that is no part of a segmentation network.
+    """Refuse a plan that makes nnU-Net import anything but parts of a segmentation network.
 
     Raises:
-        ValueError: names the entry.
+        ValueError: if an entry names other code; the message names the entry.
     """
 
     def check(what: str, name: Any, is_allowed: bool) -> None:
@@ -136,7 +140,7 @@ def check_plan(plans: Mapping[str, Any], model: Model) -> None:
 
 
 def _is_network(name: Any) -> bool:
-    """A module class of these packages: a path through what their modules import leads anywhere."""
+    """Tell whether a name is a network class defined in these packages; their imports would lead to other code."""
     if not isinstance(name, str) or not name.startswith(NETWORK_PACKAGES):
         return False
     found = pydoc.locate(name)

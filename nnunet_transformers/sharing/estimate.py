@@ -1,4 +1,4 @@
-"""How long an image of a size will take and how much memory, from the sliding window's tiles and one timed tile."""
+"""Estimate time and memory of a prediction from the number of tiles and a timed pass of one tile."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-# of Python, torch and nnU-Net before they load anything, where the system does not say
+# memory of Python, torch and nnU-Net before a model is loaded, if the system does not report it
 BASE_BYTES = 0.6e9
-# cubic resampling in float64, the image before it and what it makes: bytes for each voxel of one channel
+# bytes per voxel and channel: cubic resampling in float64, its input and its output
 RESAMPLING = 8 + 8 + 4
 MEMORY_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an image needs.
+    """Time and memory for the prediction of an image.
 
     Attributes:
-        resampled: voxels per axis that the network's tiles cover, padded to the patch at least.
-        tiles: of the sliding window.
-        passes: through the network, of all folds and flips, and of the models before in a cascade.
-        seconds: for prediction.
-        host_bytes: of main memory.
-        device_bytes: of the GPU's; 0 on a CPU.
+        resampled: voxels per axis of the resampled image, at least those of the patch.
+        tiles: number of tiles of the sliding window.
+        passes: number of forward passes, of all folds, flips and stages of a cascade.
+        seconds: time of the prediction.
+        host_bytes: main memory.
+        device_bytes: memory of the GPU; 0 on a CPU.
     """
 
     resampled: tuple[int, ...]
@@ -59,7 +59,14 @@ class Estimate:
 
 
 def needed_bytes(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[float]) -> int:
-    """Main memory for an image, without its network; the largest of preprocessing, sliding window and export."""
+    """Estimate the main memory in bytes for an image without the network: the peak of preprocessing, sliding window
+    and export.
+
+    Args:
+        loaded: a model of a package.
+        shape: voxels per axis, three of them, in the order of the array.
+        spacing: mm per voxel, in the same order.
+    """
     predictor = loaded.predictor
     heads = predictor.label_manager.num_segmentation_heads
     channels = len(channel_names(predictor.dataset_json))
@@ -76,20 +83,20 @@ def needed_bytes(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[fl
 
 
 def estimate(loaded: Sequence[LoadedModel], shape: Sequence[int], spacing: Sequence[float] | None = None) -> Estimate:
-    """Estimate for all models of a package.
+    """Estimate time and memory for the prediction of an image with all models of a package.
 
     Args:
-        loaded: of ``load_package``.
-        shape: voxels per axis, three of them (1 first for an image in 2D), in the order of the array.
-        spacing: mm per voxel; the plan's own by default.
+        loaded: result of ``load_package``.
+        shape: voxels per axis, three of them (1 first for a 2D image), in the order of the array.
+        spacing: mm per voxel; the plan's by default.
 
     Raises:
         ValueError: if shape or spacing are not three positive numbers.
     """
     if len(shape) != 3 or min(shape) < 1 or (spacing is not None and (len(spacing) != 3 or min(spacing) <= 0)):
-        raise ValueError("--size and --spacing are three positive numbers such as 128,256,256; 1 first for 2D")
+        raise ValueError("--size and --spacing must be three positive numbers such as 128,256,256; 1 first for 2D")
     parts = [_one(part, shape, spacing) for model in loaded for part in _stages(model)]
-    # the networks are loaded and a pass of each is done: what that took, another run takes as well
+    # the networks are loaded and have done a pass; another process needs the same memory for that
     host = max(part.host_bytes for part in parts) + max(_peak_bytes(), int(BASE_BYTES))
     return Estimate(
         parts[-1].resampled,
@@ -106,7 +113,7 @@ def _stages(loaded: LoadedModel) -> list[LoadedModel]:
 
 
 def _peak_bytes() -> int:
-    """The most main memory that this process has had; 0 where the system does not say."""
+    """Return the peak main memory of this process in bytes; 0 if the system does not report it."""
     if resource is None:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -151,7 +158,7 @@ def _input_channels(network: nn.Module, loaded: LoadedModel) -> int:
 
 @torch.inference_mode()
 def _time_pass(network: nn.Module, loaded: LoadedModel) -> tuple[float, int]:
-    """Seconds of a pass, the better of two after a first, and the device's peak memory in bytes."""
+    """Measure the seconds of a forward pass, the faster of two after a warm-up, and the GPU's peak memory in bytes."""
     device = loaded.predictor.device
     network.to(device).eval()
     patch = torch.randn(
@@ -172,7 +179,7 @@ def _time_pass(network: nn.Module, loaded: LoadedModel) -> tuple[float, int]:
 
 
 def available_bytes() -> int | None:
-    """Main memory that is free, a container's limit included; None where the system does not say."""
+    """Return the free main memory in bytes, within a container's limit; None if the system does not report it."""
     free = []
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():

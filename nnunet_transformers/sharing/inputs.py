@@ -1,4 +1,4 @@
-"""The images of a case as they come: what nnU-Net would stumble over or silently take, each with a message."""
+"""Check the images of a case: anything on which nnU-Net would fail or silently go wrong gets a clear message."""
 
 from __future__ import annotations
 
@@ -20,13 +20,18 @@ from .load import LoadedModel
 from .orientation import orientation
 
 IMAGE_ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings}, key=len)
-# training spacings times and by this are taken without a word
+# spacings within this factor of the training images' get no remark
 SPACING_TOLERANCE = 2.0
 
 
 @dataclass(frozen=True)
 class FoundCases:
-    """What a folder holds: the files of each case, and what is wrong with names that make no case."""
+    """Content of a folder.
+
+    Attributes:
+        cases: files of each case, by its name.
+        problems: files that belong to no case, with the reason.
+    """
 
     cases: dict[str, list[Path]]
     problems: dict[str, str]
@@ -39,7 +44,7 @@ class CheckedCase:
     Attributes:
         shape: voxels per axis, in the order of the array.
         spacing: mm per voxel, in the same order.
-        remarks: what the user should know.
+        remarks: warnings for the user.
     """
 
     shape: tuple[int, ...]
@@ -48,11 +53,11 @@ class CheckedCase:
 
 
 def find_cases(folder: Path, file_ending: str) -> FoundCases:
-    """The cases of a folder, by nnU-Net's names CASE_0000.ending.
+    """Find the cases of a folder by nnU-Net's file names, CASE_0000.ending.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if there is no image in it.
+        ValueError: if it holds no image.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
@@ -63,12 +68,12 @@ def find_cases(folder: Path, file_ending: str) -> FoundCases:
             continue
         if not path.name.endswith(file_ending):
             if any(path.name.lower().endswith(ending) for ending in IMAGE_ENDINGS):
-                problems[path.name] = f"the model reads {file_ending}; convert the image"
+                problems[path.name] = f"the model reads {file_ending} files; convert the image"
             continue
         stem = path.name.removesuffix(file_ending)
         match = re.fullmatch(r"(.+)_(\d{4})", stem)
         if match is None:
-            problems[path.name] = f"no channel number in its name; call it {stem}_0000{file_ending}"
+            problems[path.name] = f"no channel number in its name; rename it to {stem}_0000{file_ending}"
             continue
         cases.setdefault(match[1], []).append(path)
     if not cases and not problems:
@@ -77,10 +82,14 @@ def find_cases(folder: Path, file_ending: str) -> FoundCases:
 
 
 def check_case(files: Sequence[Path], loaded: LoadedModel) -> CheckedCase:
-    """Read a case and look at it before anything is computed.
+    """Read a case and check it before anything is computed.
+
+    Args:
+        files: images of the case, one per channel.
+        loaded: model that will predict it.
 
     Raises:
-        ValueError: says what is wrong with it.
+        ValueError: if the case cannot be predicted; the message gives the reason.
     """
     dataset_json, plans = loaded.predictor.dataset_json, loaded.predictor.plans_manager
     channels = channel_names(dataset_json)
@@ -92,13 +101,13 @@ def check_case(files: Sequence[Path], loaded: LoadedModel) -> CheckedCase:
             bad = _count_non_finite(path)
             with redirect_stdout(StringIO()):
                 image, found = reader.read_images([str(path)])
-        except Exception as error:  # whatever a reader raises on a file that is none
+        except Exception as error:  # each reader raises its own errors
             reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
             raise ValueError(f"{path.name} cannot be read: {reason.strip()}") from error
         bad = bad or int(image.size - np.isfinite(image).sum())
         if bad:
             raise ValueError(
-                f"{path.name} holds NaN or infinity in {bad} voxels; replace them, by the background's value"
+                f"{path.name} holds NaN or infinity in {bad} voxels; replace them by the background's value"
             )
         images.append(image)
         properties.append(found)
@@ -153,7 +162,7 @@ def _check_dimensions(shape: Sequence[int], properties: Mapping[str, Any], loade
 
 
 def _count_non_finite(path: Path) -> int:
-    """Voxels of a NIfTI file that are NaN or infinite; ITK reads them as 0, and what a truncated file lacks as well."""
+    """Count the voxels of a NIfTI file that are NaN or infinite, which ITK reads as 0; raises if it is truncated."""
     if not path.name.endswith((".nii", ".nii.gz")):
         return 0
     voxels = np.asanyarray(cast(DataobjImage, nibabel.load(path)).dataobj)
@@ -166,8 +175,10 @@ def _spacing_remarks(spacing: Sequence[float], loaded: LoadedModel) -> list[str]
         return []
     low, high = known.min(0) / SPACING_TOLERANCE, known.max(0) * SPACING_TOLERANCE
     if ((spacing < low) | (spacing > high)).any():
-        said = ["x".join(f"{s:.3g}" for s in values) for values in (spacing, known.min(0), known.max(0))]
-        return [f"spacing {said[0]} mm is far from the training's, {said[1]} to {said[2]}; the image is resampled"]
+        texts = ["x".join(f"{s:.3g}" for s in values) for values in (spacing, known.min(0), known.max(0))]
+        return [
+            f"spacing {texts[0]} mm is far from the training images', {texts[1]} to {texts[2]}; the image is resampled"
+        ]
     return []
 
 
@@ -175,5 +186,7 @@ def _orientation_remarks(files: Sequence[Path], loaded: LoadedModel) -> list[str
     found, known = orientation(files[0]), loaded.model.orientations
     if not found or not known or found in known:
         return []
-    said = ", ".join(known)
-    return [f"axes are stored {found}, the training's {said}; nnU-Net does not turn images, so reorient it first"]
+    return [
+        f"axes are stored as {found}, the training images' as {', '.join(known)}; nnU-Net does not reorient images, so "
+        "reorient it first"
+    ]

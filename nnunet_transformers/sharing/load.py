@@ -1,4 +1,4 @@
-"""A package as nnU-Net's predictors. Files are checked first, nothing is unpickled, and plans name networks only."""
+"""Load a package as nnU-Net's predictors: files are verified, plans may name only networks, nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -19,12 +19,19 @@ from ..plans.planned import PlannedConfiguration
 from .description import Description, Model, check_plan
 from .manifest import verify
 from .trained import read_json
-from .weights import load_weights
+from .weights_file import load_weights
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model of a package, ready to predict; with the one before it in a cascade."""
+    """A model of a package, ready to predict.
+
+    Attributes:
+        model: description of the model.
+        predictor: nnU-Net's predictor with its folds.
+        fingerprint: nnU-Net's fingerprint of the training dataset.
+        previous: model of the previous stage in a cascade.
+    """
 
     model: Model
     predictor: nnUNetPredictor
@@ -33,7 +40,7 @@ class LoadedModel:
 
     @property
     def file_ending(self) -> str:
-        """Of images and segmentations."""
+        """File ending of images and segmentations."""
         return self.predictor.dataset_json["file_ending"]
 
 
@@ -45,19 +52,20 @@ def load_package(
     folds: Sequence[str] = (),
     sha256: str | None = None,
 ) -> list[LoadedModel]:
-    """Check a package and load its models.
+    """Verify a package and load its models.
 
     Args:
-        folder: of the package.
-        device: to predict on.
-        step_size: of the sliding window, as a part of the patch.
-        use_mirroring: average over flips, along the axes that the trainer allows.
-        folds: to use of each model; all that it has by default.
-        sha256: of the package's manifest, if its source states it.
+        folder: folder of the package.
+        device: device to predict on.
+        step_size: step of the sliding window as a share of the patch.
+        use_mirroring: average over flips along the axes that the trainer allows.
+        folds: folds of each model to use; all by default.
+        sha256: SHA-256 of the manifest, if its source states it.
 
     Raises:
         FileNotFoundError: if there is no package.
-        ValueError: if a file was changed, is missing or does not belong there, or weights and plan do not fit.
+        ValueError: if a file was changed, is missing or does not belong there, a fold is unknown, or the weights do not
+            fit the plan.
     """
     verify(folder, sha256)
     arguments = {"device": device, "tile_step_size": step_size, "use_mirroring": use_mirroring}
@@ -76,7 +84,7 @@ def _load(folder: Path, model: Model, arguments: Mapping[str, Any], folds: Seque
     parameters = [load_weights(folder / model.weights_file(fold)) for fold in folds or model.folds]
     for fold, weights in zip(folds or model.folds, parameters, strict=True):
         check_weights(network, weights, model.weights_file(fold))
-    with redirect_stdout(StringIO()):  # that a CPU has no use for perform_everything_on_device
+    with redirect_stdout(StringIO()):  # nnU-Net prints that perform_everything_on_device has no effect on a CPU
         predictor = nnUNetPredictor(allow_tqdm=False, **arguments)
     manager = PlansManager(plans)
     predictor.manual_initialization(
@@ -93,15 +101,15 @@ def _load(folder: Path, model: Model, arguments: Mapping[str, Any], folds: Seque
 
 
 def builds_plans_network(trainer: type[nnUNetTrainer]) -> bool:
-    """Whether a trainer builds what the plan describes, as nnU-Net's own does, rather than a network of its own."""
+    """Tell whether a trainer builds the plan's network, as nnU-Net's does, rather than a network of its own."""
     return trainer.build_network_architecture is nnUNetTrainer.build_network_architecture
 
 
 def build_network(plans: Mapping[str, Any], model: Model, dataset_json: Mapping[str, Any]) -> nn.Module:
-    """The network of a model, for inference.
+    """Build the network of a model for inference.
 
     Raises:
-        ValueError: if the plan is not one, names what is no network, or its trainer is not found.
+        ValueError: if the plan is damaged, names other code than networks, or its trainer is not found.
     """
     try:
         check_plan(plans, model)
@@ -113,7 +121,7 @@ def build_network(plans: Mapping[str, Any], model: Model, dataset_json: Mapping[
 
 
 def check_weights(network: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
-    """Raise ValueError if a network cannot take weights as they are."""
+    """Raise ValueError if weights do not load strictly into a network; ``name`` is that of their file."""
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

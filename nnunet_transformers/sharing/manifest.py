@@ -1,4 +1,4 @@
-"""The list of a package's files with sizes and hashes, and the check that a folder holds them and nothing else."""
+"""Manifest of a package: its files with sizes and hashes, and the check that a folder holds these and no others."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .._atomic import write_json
 
 NAME = "manifest.json"
 FORMAT = 1
-# far above what a package has; anything larger is not read
+# far above any package; anything larger is not read
 MAX_MANIFEST_BYTES = 4_000_000
 MAX_FILES = 10_000
-# what safetensors allows itself
+# safetensors' own limit
 MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file's size in bytes and its SHA-256."""
+    """Size in bytes and SHA-256 of a file."""
 
     bytes: int
     sha256: str
@@ -30,11 +30,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a package consists of.
+    """Files of a package.
 
     Attributes:
-        entries: by path inside the package, with forward slashes.
-        sha256: of the manifest itself, which names the package's content.
+        entries: entries by path inside the package, with forward slashes.
+        sha256: SHA-256 of the manifest itself, which identifies the package's content.
     """
 
     entries: dict[str, Entry]
@@ -42,12 +42,12 @@ class Manifest:
 
     @property
     def bytes(self) -> int:
-        """Size of all files."""
+        """Total size of the files."""
         return sum(entry.bytes for entry in self.entries.values())
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Compute the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -56,7 +56,7 @@ def file_hash(path: Path) -> str:
 
 
 def write_manifest(folder: Path) -> Manifest:
-    """List the files of a folder; the last step of making a package.
+    """Write the manifest of all files in a folder, as the last step of making a package.
 
     Raises:
         OSError: if it cannot be written.
@@ -68,15 +68,19 @@ def write_manifest(folder: Path) -> Manifest:
 
 
 def verify(folder: Path, sha256: str | None = None) -> Manifest:
-    """Check that a folder is a package as it was made. Nothing in it is interpreted before it is checked.
+    """Verify that a folder is an unchanged package, before anything in it is interpreted.
 
     Args:
-        folder: of the package.
-        sha256: of the manifest, as its maker published it; without it the files are checked against each other only.
+        folder: folder of the package.
+        sha256: SHA-256 of the manifest as published by its author; without it, the files are only compared with the
+            manifest.
+
+    Returns:
+        the manifest.
 
     Raises:
         FileNotFoundError: if there is no package.
-        ValueError: if a file was changed, is missing, does not belong there or is a link; names it.
+        ValueError: if a file was changed, is missing, does not belong there or is a link; the message names it.
     """
     manifest = _read_manifest(folder)
     if sha256 is not None and manifest.sha256 != sha256.lower():
@@ -98,13 +102,13 @@ def verify(folder: Path, sha256: str | None = None) -> Manifest:
 
 
 def _files(folder: Path) -> list[str]:
-    """Paths of all files below a folder; links and what is no plain file are refused."""
+    """List the paths of all files below a folder; anything but plain files and folders is refused."""
     names = []
     for entry in folder.rglob("*"):
         name = entry.relative_to(folder).as_posix()
         mode = entry.lstat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise ValueError(f"{name} in {folder} is a link or no plain file, which a package never has")
+            raise ValueError(f"{name} in {folder} is a link or not a plain file, which a package never has; remove it")
         if stat.S_ISREG(mode):
             names.append(name)
         if len(names) > MAX_FILES:
@@ -115,28 +119,32 @@ def _files(folder: Path) -> list[str]:
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / NAME
     if not path.is_file() or path.is_symlink():
-        raise FileNotFoundError(f"{folder} is no package: it has no {NAME}")
+        raise FileNotFoundError(f"{folder} is not a package: it has no {NAME}")
     size = path.stat().st_size
     if size > MAX_MANIFEST_BYTES:
-        raise ValueError(f"{NAME} in {folder} was changed: {size} bytes are more than a package's can have")
+        raise ValueError(f"{NAME} in {folder} was changed: it has {size} bytes, more than any package's; get it again")
     try:
         content = json.loads(path.read_bytes())
         stated = content["format"]
         entries = {str(name): Entry(int(e["bytes"]), str(e["sha256"])) for name, e in content["files"].items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{NAME} in {folder} was changed: it is no list of files ({error!r})") from error
+        raise ValueError(f"{NAME} in {folder} was changed: it is not a list of files ({error!r})") from error
     if stated != FORMAT:
-        raise ValueError(f"{folder} has format {stated}, this version reads {FORMAT}; update nnunet-transformers")
+        raise ValueError(
+            f"{folder} has format {stated}, this version reads format {FORMAT}; update nnunet-transformers"
+        )
     for name in entries:
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts or str(parts) != name or "\\" in name or os.path.isabs(name):
-            raise ValueError(f"{NAME} in {folder} names {name!r}, which is not inside the package")
+            raise ValueError(f"{NAME} in {folder} names {name!r}, which is outside of the package; do not use it")
     return Manifest(entries, file_hash(path))
 
 
 def _check_header(path: Path, size: int) -> None:
-    """Bound the header of a safetensors file before a parser sees it."""
+    """Raise ValueError if the header length of a safetensors file exceeds the file or safetensors' limit."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-        raise ValueError(f"{path.name} is no safetensors file: its header of {length} bytes does not fit into {size}")
+        raise ValueError(
+            f"{path.name} is not a safetensors file: its header of {length} bytes does not fit into {size}"
+        )

@@ -1,4 +1,4 @@
-"""How the axes of images are stored. nnU-Net's usual reader takes the array as it is, so images have to agree in it."""
+"""Axis orientation of images. nnU-Net's usual reader does not reorient, so it must be that of the training images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PICTURES = (".png", ".bmp", ".tif", ".tiff")
 
 
 def orientation(path: Path) -> str:
-    """How an image's axes are stored, such as LPS; empty for what has no axes in space."""
+    """Return the axis orientation of an image, such as LPS; empty if it is not a 3D image or cannot be read."""
     if path.suffix.lower() in PICTURES:
         return ""
     reader = sitk.ImageFileReader()
@@ -26,12 +26,12 @@ def orientation(path: Path) -> str:
 
 
 def training_orientations(model: Path, folds: Sequence[str], file_ending: str) -> tuple[str, ...]:
-    """How the axes of a model's training images were stored: as those of its validation's segmentations are.
+    """Return the sorted axis orientations of a model's training images, read from its validation's segmentations.
 
     Args:
-        model: nnU-Net's folder of it.
-        folds: whose validation to look at.
-        file_ending: of segmentations.
+        model: nnU-Net's folder of the model.
+        folds: folds whose validation is read.
+        file_ending: file ending of the segmentations.
     """
     found = {orientation(p) for fold in folds for p in (model / f"fold_{fold}" / "validation").glob(f"*{file_ending}")}
     return tuple(sorted(found - {""}))

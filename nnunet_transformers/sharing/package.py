@@ -1,4 +1,4 @@
-"""Make a package: a folder with everything that inference needs and nothing that has to be unpickled."""
+"""Make a package: a folder with everything that inference needs and nothing that must be unpickled."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from .manifest import Manifest, write_manifest
 from .orientation import training_orientations
 from .requirements import pinned_requirements
 from .trained import TrainedFold, extract_models, find_folds, read_fold, read_json
-from .weights import save_weights
+from .weights_file import save_weights
 
 TEMPLATES = files(__package__) / "templates"
 SHIPPED = ("plans.json", "dataset.json", "dataset_fingerprint.json")
-# models of an ensemble have to agree on these
+# entries of dataset.json that must be equal in all models of an ensemble
 COMMON = ("channel_names", "labels", "file_ending", "regions_class_order")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to make a package.
+    """Settings for making a package.
 
     Attributes:
-        folds: of each model; by default all that are finished.
-        checkpoint: name of the files to take.
-        previous_stage: folder of the model before a cascade's; found beside it by default.
+        folds: folds of each model; by default all finished ones.
+        checkpoint: file name of the checkpoints.
+        previous_stage: folder of the model of a cascade's previous stage; by default it is found beside the model.
         trust: unpickle checkpoints that cannot be read otherwise.
-        licence: under which weights may be used, for the card.
-        wheels: files to install from, for what no registry has.
+        licence: licence of the weights, for the card.
+        wheels: wheels to install from, for requirements that no registry has.
     """
 
     folds: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Made:
-    """A package that was made: its models, its manifest, and the checkpoints that had to be unpickled."""
+    """A finished package: its models, its manifest, and the checkpoints that had to be unpickled."""
 
     description: Description
     manifest: Manifest
@@ -63,17 +63,18 @@ class Made:
 
 
 def make_package(sources: Sequence[Path], output: Path, options: Options) -> Made:
-    """Make a package of trained models; several are an ensemble.
+    """Make a package of one trained model, or of several as an ensemble.
 
     Args:
-        sources: folders of nnU-Net's, .../TRAINER__PLANS__CONFIGURATION.
-        output: folder to write; whole or not at all.
-        options: how.
+        sources: nnU-Net's folders of the models, .../TRAINER__PLANS__CONFIGURATION.
+        output: folder to write, whole or not at all.
+        options: settings.
 
     Raises:
-        FileExistsError: if there is something of that name.
-        FileNotFoundError: if a model, a fold or a cascade's first stage is missing.
-        ValueError: if a checkpoint cannot be read safely or does not fit its plan, or models do not belong together.
+        FileExistsError: if ``output`` exists.
+        FileNotFoundError: if a model, a fold or a cascade's previous stage is missing.
+        ValueError: if a checkpoint cannot be read safely or does not fit its plan, or the models do not belong
+            together.
     """
     if output.exists():
         raise FileExistsError(f"{output} exists; remove it or choose another name")
@@ -90,12 +91,15 @@ def make_package(sources: Sequence[Path], output: Path, options: Options) -> Mad
 
 
 def package_zip(archive: Path, names: Sequence[str], output: Path, options: Options) -> Made:
-    """Make a package of models in a zip of nnUNetv2_export_model_to_zip; as ``make_package``.
+    """Make a package of models in a zip of nnUNetv2_export_model_to_zip.
 
     Args:
         archive: the zip.
-        names: of the models, TRAINER__PLANS__CONFIGURATION; its only one by default.
-        output, options: as ``make_package``.
+        names: names of the models, TRAINER__PLANS__CONFIGURATION; by default its only one.
+        output, options: as for ``make_package``.
+
+    Raises:
+        FileExistsError, FileNotFoundError, ValueError: as ``make_package`` and ``extract_models``.
     """
     with TemporaryDirectory() as folder:
         models = extract_models(archive, Path(folder), names, options.checkpoint)
@@ -156,23 +160,24 @@ class _Maker:
         found = given or source.with_name(f"{trainer}__{plans}__{name}")
         if not found.is_dir():
             raise FileNotFoundError(
-                f"{configuration} takes the segmentations of {name}, and there is no {found}; name its folder with "
+                f"{configuration} takes the segmentations of {name}, but there is no {found}; specify its folder with "
                 "--previous-stage"
             )
         return self.add(found, None)
 
     def check_ensemble(self, models: Sequence[Model]) -> None:
-        """Models are averaged where they say the same of images and labels."""
-        said = [read_json(self.folder / model.folder / "dataset.json") for model in models]
-        for model, other in zip(models, said, strict=True):
+        """Raise ValueError unless all models specify the same images and labels."""
+        contents = [read_json(self.folder / model.folder / "dataset.json") for model in models]
+        for model, content in zip(models, contents, strict=True):
             for key in COMMON:
-                if other.get(key) != said[0].get(key):
+                if content.get(key) != contents[0].get(key):
                     raise ValueError(
-                        f"{model.folder} and {models[0].folder} are no ensemble: their dataset.json differ in {key}"
+                        f"{model.folder} and {models[0].folder} cannot be an ensemble: their dataset.json differ in "
+                        f"{key}"
                     )
 
     def add_files(self) -> None:
-        """Requirements, entry point and Dockerfile."""
+        """Write requirements, entry point and Dockerfile."""
         lines = pinned_requirements()
         if self.options.wheels:
             (self.folder / "wheels").mkdir()

@@ -1,4 +1,4 @@
-"""Predict a folder with a package: nnU-Net's own prediction case by case, so that one bad case stops no other."""
+"""Predict a folder with a package: nnU-Net's prediction case by case, so that a bad case does not stop the others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ from .load import LoadedModel
 
 @dataclass(frozen=True)
 class CaseResult:
-    """What became of a case: a problem if it could not be predicted, and remarks on it."""
+    """Outcome of a case.
+
+    Attributes:
+        name: name of the case, or of a file that belongs to no case.
+        seconds: time of its prediction.
+        problem: reason why it could not be predicted; empty if it was.
+        remarks: warnings for the user.
+    """
 
     name: str
     seconds: float = 0.0
@@ -32,20 +39,20 @@ class CaseResult:
 
 
 def select_device(name: str) -> torch.device:
-    """A device by its name, with as many threads as nnU-Net's own command takes.
+    """Return a device by its name, and set as many threads as nnU-Net's command does.
 
     Args:
-        name: cuda, cpu, mps, or auto for the first of these that is there.
+        name: cuda, cpu, mps, or auto for cuda if it is available and cpu otherwise.
 
     Raises:
-        ValueError: if it is not there.
+        ValueError: if the device is not available.
     """
     is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = "cuda" if is_there["cuda"] else "cpu"
     if not is_there.get(name, False):
         present = ", ".join(device for device, is_present in is_there.items() if is_present)
-        raise ValueError(f"--device {name} is not there; this machine has {present}")
+        raise ValueError(f"--device {name} is not available; this machine has {present}")
     torch.set_num_threads(1 if name == "cuda" else os.cpu_count() or 1)
     return torch.device(name)
 
@@ -60,14 +67,14 @@ def predict_folder(
     """Predict every case of a folder.
 
     Args:
-        models: of ``load_package``; the probabilities of several are averaged.
-        images: folder with nnU-Net's names, CASE_0000.ending.
-        output: folder for the segmentations, made if it is not there; each is whole or not there.
+        models: result of ``load_package``; the probabilities of several models are averaged.
+        images: folder of images with nnU-Net's names, CASE_0000.ending.
+        output: folder for the segmentations, created if it is missing; each file is written whole or not at all.
         save_probabilities: write CASE.npz and CASE.pkl as well, as nnU-Net does.
         report: called after each case.
 
     Returns:
-        what became of each case, also of files that make no case.
+        the outcome of each case, and of each file that belongs to no case.
 
     Raises:
         FileNotFoundError, ValueError: if there is no image, or the output cannot be written.
@@ -75,7 +82,7 @@ def predict_folder(
     found = find_cases(images, models[0].file_ending)
     output.mkdir(parents=True, exist_ok=True)
     if not os.access(output, os.W_OK):
-        raise ValueError(f"{output} cannot be written; make it writable for this user")
+        raise ValueError(f"{output} is not writable; make it writable for this user")
     results = [CaseResult(name, problem=problem) for name, problem in found.problems.items()]
     for result in results:
         report(result)
@@ -104,7 +111,7 @@ def _predict_case(
     except (MemoryError, torch.OutOfMemoryError) as error:
         problem = f"too large for memory ({str(error).splitlines()[0] if str(error) else 'out of memory'})"
         return CaseResult(name, problem=problem, remarks=remarks)
-    except Exception as error:  # the cases after it are to be predicted, whatever nnU-Net says of this one
+    except Exception as error:  # whatever nnU-Net raises, the other cases are predicted
         problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         return CaseResult(name, problem=problem, remarks=remarks)
     return CaseResult(name, time.perf_counter() - start, remarks=remarks)

@@ -1,4 +1,4 @@
-"""The pinned requirements of a package: what this environment has of what the plugin needs, and nothing else."""
+"""Pinned requirements of a package: this environment's versions of the plugin and its dependencies."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 PLUGIN = "nnunet-transformers"
-# torch itself pins its CUDA packages exactly, and a build without CUDA has none
+# torch pins its CUDA packages exactly itself, and a build without CUDA has none
 LEFT_TO_TORCH = ("nvidia-", "cuda-", "triton")
 
 
 def pinned_requirements() -> list[str]:
-    """Lines such as numpy==2.1.0, of the plugin and everything that it needs.
+    """Return a line such as numpy==2.1.0 for the plugin and each of its direct and indirect dependencies, sorted.
 
-    Returns:
-        the lines, sorted. Builds of torch for one kind of device (2.6.0+cpu) are pinned by the version alone.
+    Builds of torch for one kind of device (2.6.0+cpu) are pinned by the version alone.
 
     Raises:
-        RuntimeError: if something that it needs is not installed.
+        RuntimeError: if a dependency is not installed.
     """
     pins: dict[str, str] = {}
     waiting = [(canonicalize_name(PLUGIN), frozenset[str]())]

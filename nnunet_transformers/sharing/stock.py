@@ -1,4 +1,4 @@
-"""A trained model under the name of nnU-Net's own trainer, for those who predict with nnU-Net's commands."""
+"""Export a trained model under the name of nnU-Net's trainer, for prediction with nnU-Net's commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .trained import find_folds, read_json
 
 STOCK = "nnUNetTrainer"
 BESIDE = ("plans.json", "dataset.json", "dataset_fingerprint.json")
-# what nnUNetv2_export_model_to_zip wants of a fold
+# files of a fold that nnUNetv2_export_model_to_zip exports
 OF_FOLD = ("debug.json", "progress.png", "validation/summary.json")
 KEPT = ("network_weights", "init_args", "current_epoch", "inference_allowed_mirroring_axes")
 
@@ -25,20 +25,20 @@ KEPT = ("network_weights", "init_args", "current_epoch", "inference_allowed_mirr
 def export_stock(
     source: Path, output: Path, folds: Sequence[str] = (), checkpoint: str = FINAL, trust: bool = False
 ) -> tuple[Path, str]:
-    """Copy a model with the trainer's name rewritten, so that inference needs the plan's network class and no trainer.
+    """Copy a model with nnU-Net's trainer in place of its own, so that inference needs only the plan's network class.
 
     Args:
         source: nnU-Net's folder of the model, .../TRAINER__PLANS__CONFIGURATION.
         output: folder of results to write to, such as nnUNet_results/DATASET.
-        folds: to copy; by default all that are finished.
-        checkpoint: name of the files.
+        folds: folds to copy; by default all finished ones.
+        checkpoint: file name of the checkpoints.
         trust: unpickle checkpoints that cannot be read otherwise.
 
     Returns:
-        the model's new folder, and the import path of the network that it needs.
+        the new folder of the model, and the import path of the network that it needs.
 
     Raises:
-        FileExistsError: if it is there.
+        FileExistsError: if the new folder exists.
         FileNotFoundError: if a file of the model is missing.
         ValueError: if the trainer builds a network of its own, or a checkpoint cannot be read.
     """
@@ -49,7 +49,9 @@ def export_stock(
     if target.exists():
         raise FileExistsError(f"{target} exists; remove it or choose another folder")
     if not builds_plans_network(find_trainer(trainer)):
-        raise ValueError(f"{trainer} builds a network of its own, which nnUNetTrainer would not; share it as a package")
+        raise ValueError(
+            f"{trainer} builds a network of its own, which nnUNetTrainer does not; share the model as a package"
+        )
     with new_folder(target) as partial:
         for name in names:
             (partial / f"fold_{name}").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What nnU-Net left in a folder of results or in its zip, read without unpickling wherever that can be done."""
+"""Read trained models from nnU-Net's results folder or zip, without unpickling wherever possible."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import torch
 
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint
 
-# of an exported zip: what a package is made from
+# files of an exported zip that a package is made from
 WANTED = ("plans.json", "dataset.json", "dataset_fingerprint.json", "summary.json")
 
 
 @dataclass(frozen=True)
 class TrainedFold:
-    """A checkpoint of nnU-Net's: what inference needs of it.
+    """Content of an nnU-Net checkpoint that inference needs.
 
     Attributes:
-        name: of the fold, a number or "all".
-        weights: by name.
-        trainer: name of the trainer's class.
-        configuration: of the plan.
-        mirroring_axes: that inference may flip, None for none.
-        epochs: that were trained.
-        unpickled: whether Python objects had to be unpickled to read it.
+        name: name of the fold, a number or "all".
+        weights: weights by name.
+        trainer: class name of the trainer.
+        configuration: configuration of the plan.
+        mirroring_axes: axes that inference may flip, None for none.
+        epochs: number of trained epochs.
+        unpickled: whether the file had to be unpickled.
     """
 
     name: str
@@ -42,7 +42,17 @@ class TrainedFold:
 
 
 def read_fold(folder: Path, fold: str, checkpoint: str = FINAL, trust: bool = False) -> TrainedFold:
-    """Read a fold of a trained model; arguments and errors as ``read_checkpoint``."""
+    """Read a fold of a trained model.
+
+    Args:
+        folder: nnU-Net's folder of the model.
+        fold: name of the fold.
+        checkpoint: file name of the checkpoint.
+        trust: unpickle the checkpoint if it cannot be read otherwise.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_checkpoint``.
+    """
     content, unpickled = read_checkpoint(folder / f"fold_{fold}" / checkpoint, trust)
     axes = content.get("inference_allowed_mirroring_axes")
     return TrainedFold(
@@ -57,15 +67,16 @@ def read_fold(folder: Path, fold: str, checkpoint: str = FINAL, trust: bool = Fa
 
 
 def find_folds(folder: Path, wanted: Sequence[str] = (), checkpoint: str = FINAL) -> list[str]:
-    """The folds to take: those asked for, or those that are finished; "all" where there is no other, as nnU-Net does.
+    """Return the requested folds, or all finished ones; "all" only if there is no other, as in nnU-Net.
 
     Raises:
-        FileNotFoundError: if this is no folder of a trained model, or there is no finished fold.
+        FileNotFoundError: if the folder is not that of a trained model, or a requested fold or every fold is
+            unfinished.
     """
     for name in ("plans.json", "dataset.json"):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"{folder} has no {name}; name a model's folder in nnUNet_results, .../TRAINER__PLANS__CONFIGURATION"
+                f"{folder} has no {name}; specify a model's folder in nnUNet_results, .../TRAINER__PLANS__CONFIGURATION"
             )
     finished = [path.parent.name.removeprefix("fold_") for path in sorted(folder.glob(f"fold_*/{checkpoint}"))]
     for fold in wanted:
@@ -79,35 +90,35 @@ def find_folds(folder: Path, wanted: Sequence[str] = (), checkpoint: str = FINAL
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file of nnU-Net's.
+    """Read a JSON file that holds an object.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if the file is damaged or holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
     return content
 
 
 def extract_models(archive: Path, target: Path, wanted: Iterable[str] = (), checkpoint: str = FINAL) -> list[Path]:
-    """Take from a zip of nnUNetv2_export_model_to_zip what a package needs, and nothing else.
+    """Extract the files that a package needs, and no others, from a zip of nnUNetv2_export_model_to_zip.
 
     Args:
         archive: the zip.
         target: folder to write to.
-        wanted: names of models in it, TRAINER__PLANS__CONFIGURATION; by default its only one.
-        checkpoint: name of the checkpoints to take.
+        wanted: names of models in the zip, TRAINER__PLANS__CONFIGURATION; by default its only one.
+        checkpoint: file name of the checkpoints.
 
     Returns:
-        the models' folders.
+        the folders of the models.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no zip, holds paths that lead outside, or not the models asked for.
+        ValueError: if it is not a zip, holds paths that lead outside, or lacks a requested model.
     """
     if not archive.is_file():
         raise FileNotFoundError(f"no such file: {archive}")
@@ -119,14 +130,14 @@ def extract_models(archive: Path, target: Path, wanted: Iterable[str] = (), chec
                     raise ValueError(f"{archive} holds {member.filename!r}, which leads outside; refused")
                 if path.name in (*WANTED, checkpoint) and not member.is_dir():
                     opened.extract(member, target)
-    # zipfile's words for a damaged content, and for a password or a compression that it does not know
+    # zipfile raises RuntimeError for a password, and its subclass NotImplementedError for an unknown compression
     except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
-        raise ValueError(f"{archive} is truncated or no zip of nnUNetv2_export_model_to_zip: {error}") from error
+        raise ValueError(f"{archive} is truncated or not a zip of nnUNetv2_export_model_to_zip: {error}") from error
     models = {path.parent.name: path.parent for path in sorted(target.rglob("plans.json"))}
     names = list(wanted)
     if not names and len(models) != 1:
         found = ", ".join(models) or "no model"
-        raise ValueError(f"{archive} holds {found}; name the model to package after --from-zip {archive.name}")
+        raise ValueError(f"{archive} holds {found}; specify the model to package after --from-zip {archive.name}")
     unknown = [name for name in names if name not in models]
     if unknown:
         raise ValueError(f"{archive} has no {', '.join(unknown)}; it has {', '.join(models) or 'no model'}")

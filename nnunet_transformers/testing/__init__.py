@@ -1,4 +1,4 @@
-"""Checks that networks and pretraining methods of other packages can run on themselves.
+"""Checks of contracts, for networks and pretraining methods of other packages too.
 
 ``check_method`` needs the extra ``[pretraining]`` and is imported when it is used.
 """

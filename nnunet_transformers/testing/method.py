@@ -1,4 +1,4 @@
-"""The contract of a pretraining method, as one function that the author of a method can call."""
+"""Check of a pretraining method's contract, for authors of methods."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ..weights import EncoderCheckpoint, load_encoder_weights
 
 
 class Batches(LightningDataModule):
-    """A data module whose epoch is a list of given batches.
+    """Data module whose epochs are a list of given batches.
 
     Args:
         batches: batches of an epoch.
-        batch_size: samples of a batch.
-        index: index of the prepared images, which checkpoints describe.
-        attributes: further attributes that a method reads.
+        batch_size: samples per batch.
+        index: index of the images, which checkpoints describe.
+        attributes: further attributes of the data module that the method reads.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ def check_method(
     data: Mapping[str, Any] | None = None,
     steps: int = 3,
 ) -> None:
-    """Check that a pretraining method keeps the contract of ``EncoderPretraining``.
+    """Check that a pretraining method fulfils the contract of ``EncoderPretraining``.
 
     - Its loss is a finite scalar, and every trainable parameter gets a finite gradient from one of the batches.
     - The target network, if there is one, gets no gradient and follows the online network by EMA.
@@ -73,15 +73,21 @@ def check_method(
 
     Args:
         method_class: class of the method.
-        batches: batches as its data module gives them, together with gradients for all parameters.
-        arguments: of the class; choose a small network.
-        batch_size: samples of a batch.
-        index: index of the prepared images; by default one image of three axes.
+        batches: batches of the layout of its data module; together they give all trainable parameters a gradient.
+        arguments: arguments of the class; choose a small network.
+        batch_size: samples per batch.
+        index: index of the images; by default one volume.
         data: further attributes of the data module that the method reads.
         steps: optimiser steps to take, at least 2.
 
     Raises:
-        AssertionError: if the method does not keep the contract.
+        AssertionError: if the method breaks the contract; states where.
+
+    Examples:
+        >>> network = {"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}
+        >>> image = torch.randn(2, 1, 16, 16, 16)
+        >>> batch = [(image, image, torch.arange(2)), (image + 1, image, torch.arange(2))]
+        >>> check_method(QTSSL, [batch], {"patch_size": (16, 16, 16), "network_overrides": network})
     """
 
     def build() -> EncoderPretraining:
@@ -124,7 +130,7 @@ def _check_gradients(method: EncoderPretraining, batches: Sequence[Any]) -> None
     for batch in batches:
         loss = method.training_step(batch, 0)
         assert loss.dim() == 0 and loss.isfinite(), f"the loss must be a finite scalar, got {loss}"
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     for name, parameter in method.named_parameters():
         if not parameter.requires_grad:
             assert parameter.grad is None, f"frozen, but got a gradient: {name}"
@@ -191,5 +197,5 @@ def _check_checkpoints(method: EncoderPretraining, index: PreparedIndex, folder:
             report = load_encoder_weights(network, loaded)
             for part in ("stem.", "encoder."):
                 covered = report.coverage(dict(network.named_parameters()), part)
-                assert covered == 1, f"{name} fills {covered:.0%} of the parameters of {part}*"
+                assert covered == 1, f"{name} fills only {covered:.0%} of the parameters of {part}*"
             assert not report.adapted, f"{name} does not fit its own network: {report.adapted}"

@@ -1,4 +1,4 @@
-"""Trainers with other schedule lengths, under the names that nnU-Net gives its own."""
+"""Trainer variants with other schedule lengths, named as nnU-Net's own."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from .trainer import TransformerTrainer
 
 
 def with_schedules(*trainers: type[TransformerTrainer]) -> dict[str, type[TransformerTrainer]]:
-    """``X_1epoch``, ``X_5epochs`` ... of each trainer ``X``.
+    """Create ``X_1epoch``, ``X_5epochs`` ... of each trainer ``X``.
 
     Returns:
-        name to class, for the namespace of the module that defines the trainers: workers pickle a class by its
-        module and name.
+        name to class, to be added to the module that defines the trainers: a class is pickled by module and name.
     """
     variants = {}
     for trainer in trainers:

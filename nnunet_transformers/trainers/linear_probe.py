@@ -1,6 +1,8 @@
-"""A linear probe of an encoder: ``nnUNetv2_train D 3d_fullres 0 -tr nnUNetTrainerLinearProbe -p PLANS``."""
+"""Trainer of linear probes: ``nnUNetv2_train D 3d_fullres 0 -tr nnUNetTrainerLinearProbe -p PLANS``."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -16,10 +18,10 @@ from .trainer import TransformerTrainer
 class nnUNetTrainerLinearProbe(TransformerTrainer):
     """Train linear heads on the frozen encoder of any ``SegmentationNetwork`` with the plan's initial weights.
 
-    A plan without initial weights gives the probe of random weights, to compare with.
+    A plan without initial weights gives a baseline with a random encoder.
     """
 
-    network_class = SegmentationNetwork  # any of them
+    network_class = SegmentationNetwork  # any network
     planners = tuple(PLANNERS)
     default_epochs = 20
     default_iterations = 50
@@ -47,13 +49,13 @@ class nnUNetTrainerLinearProbe(TransformerTrainer):
         return LinearProbe(network, num_output_channels)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        """There is none."""
+        """Do nothing: a linear probe has no deep supervision."""
 
     @property
     def initialised_network(self) -> nn.Module:
         return self.plain_network.network
 
-    def _parameter_groups(self) -> list[dict]:
+    def _parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.plain_network.heads.parameters())}]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 class MGCARecipe:
-    """AdamW at 5e-4, weight decay 1e-6, 50 epochs (supplement B.3), before a trainer's class.
+    """Mixin for a trainer, listed before its class: AdamW at 5e-4, weight decay 1e-6, 50 epochs (supplement B.3).
 
-    The supplement names no schedule, so the rate is fixed, and no clip, so that it is nnU-Net's 12. nnU-Net's are loss
-    (the supplement has 10 focal + Dice), deep supervision, augmentation, the length of an epoch, and the end: there is
-    no early stop, which the supplement has after 10 epochs without a lower validation loss.
+    The supplement states no schedule, so the rate is fixed, and no clipping, so gradients are clipped at nnU-Net's 12.
+    Loss (the supplement's is 10 focal + Dice), deep supervision, augmentation and the length of an epoch are nnU-Net's.
+    The supplement stops after 10 epochs without a lower validation loss; this recipe has no early stopping.
     """
 
     default_epochs = 50

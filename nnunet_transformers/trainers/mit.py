@@ -18,7 +18,7 @@ class nnUNetTrainerMiTPaper(nnUNetTrainerMiT):
     """The recipe of UniMiSS's downstream tasks (appendix, table 2, BCV): AdamW at 1e-4, 25,000 iterations.
 
     Weight decay 3e-5, polynomial decay without warm-up, gradients clipped at 12. CHAOS trains for 50,000 iterations
-    and JSRT for 10,000; take the schedule of the nearest length.
+    and JSRT for 10,000; use the variant with the nearest schedule length.
     """
 
     default_epochs = 100

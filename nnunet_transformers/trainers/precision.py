@@ -1,4 +1,4 @@
-"""Half precision of training on CUDA: nnU-Net's float16, or bfloat16 where a plan specifies it."""
+"""Half precision in training on CUDA: nnU-Net's float16, or bfloat16 where a plan specifies it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def planned_autocast_dtype(configuration: Mapping[str, Any], device: torch.device) -> torch.dtype:
-    """The type that autocast uses in training.
+    """Read the type that autocast uses in training.
 
     Args:
-        configuration: of a plan; its entry ``autocast_dtype`` is "bfloat16" or "float16", which it also is without one.
-        device: to train on; nnU-Net trains in float32 on others than CUDA.
+        configuration: of a plan; its entry ``autocast_dtype`` is "bfloat16" or "float16", the default.
+        device: to train on; nnU-Net trains in float32 on devices other than CUDA.
 
     Raises:
-        RuntimeError: if there is no such type or the GPU has none.
+        RuntimeError: if the entry is neither, or the GPU does not support bfloat16.
     """
     name = configuration.get(AUTOCAST_DTYPE, "float16")
     if name not in DTYPES:
-        raise RuntimeError(f"{AUTOCAST_DTYPE} in the plan must be {' or '.join(DTYPES)}, got {name!r}")
+        raise RuntimeError(f"{AUTOCAST_DTYPE} in the plan's configuration must be {' or '.join(DTYPES)}, got {name!r}")
     needs_ampere = DTYPES[name] is torch.bfloat16 and device.type == "cuda"
     if needs_ampere and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise RuntimeError(
@@ -36,7 +36,7 @@ def planned_autocast_dtype(configuration: Mapping[str, Any], device: torch.devic
 
 @contextmanager
 def default_autocast_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Have CUDA's autocast use ``dtype`` where it is not told otherwise, as it is not by nnU-Net."""
+    """Set the type that CUDA's autocast uses where the caller states none, as nnU-Net does not."""
     before = torch.get_autocast_dtype("cuda")
     torch.set_autocast_dtype("cuda", dtype)
     try:

@@ -23,7 +23,7 @@ class nnUNetTrainerQTUNet(TransformerTrainer):
 
 
 class nnUNetTrainerQTUNetDemo(nnUNetTrainerQTUNet):
-    """A few minutes' training on CPU, to see that everything works: 12 epochs of 20 iterations."""
+    """A training of a few minutes on CPU for the demo: 12 epochs of 20 iterations."""
 
     default_epochs = 12
     default_iterations = 20
@@ -33,8 +33,8 @@ class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
     """The thesis's recipe (sections 3.3.10 and 3.5, table 3.6), for comparison rather than for use.
 
     Adam at 0.4e-4 with cosine decay and no weight decay, 350 epochs, one sample a step, Dice loss alone,
-    float32, drop path 0.2, no deep supervision. The thesis's images, augmentation and fold are nnU-Net's here. Dice
-    alone drives the logits to background where most crops hold nothing else: the thesis reports 0 on MSD task 7.
+    float32, drop path 0.2, no deep supervision. Images, augmentation and folds are nnU-Net's, not the thesis's. Dice
+    alone drives the logits to background where most crops contain nothing else: the thesis reports 0 on MSD task 7.
     """
 
     default_epochs = 350
@@ -57,7 +57,7 @@ class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
             {
                 **configuration_manager.network_arch_init_kwargs,
                 "drop_path_rate": 0.2,
-                # DDP wants a gradient for every parameter, and there is no deep supervision to give these one
+                # DDP requires a gradient for every parameter, and these get none without deep supervision
                 "auxiliary_heads": False,
             },
             configuration_manager.network_arch_init_kwargs_req_import,
@@ -69,7 +69,7 @@ class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
     def initialize(self) -> None:
         super().initialize()
         network = self.plain_network
-        # nnU-Net switches autocast on around every step; this switches it off again inside
+        # nnU-Net enables autocast around every step; this disables it for the network
         network.forward = torch.autocast(self.device.type, enabled=False)(network.forward)
 
     def _set_batch_size_and_oversample(self) -> None:

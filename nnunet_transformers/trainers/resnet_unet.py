@@ -9,14 +9,14 @@ from .trainer import TransformerTrainer
 
 
 class nnUNetTrainerResNet50UNet(TransformerTrainer):
-    """U-Net with ResNet-50 and nnU-Net's augmentation, loss and deep supervision; all of it is trained."""
+    """U-Net with ResNet-50 and nnU-Net's augmentation, loss and deep supervision; the encoder is trained, too."""
 
     network_class = ResNetUNet
     planners = ("nnUNetPlannerResNet50UNet",)
 
 
 class nnUNetTrainerResNet50UNetPaper(MGCARecipe, nnUNetTrainerResNet50UNet):
-    """MGCA's recipe for ResNet-50: all of it is trained at one rate; the supplement freezes the ViT alone."""
+    """MGCA's recipe for ResNet-50, trained as a whole at one rate: the supplement freezes the ViT only."""
 
     layer_decay = 1.0
     frozen_fraction = 0.0

@@ -9,7 +9,7 @@ from .trainer import TransformerTrainer
 
 
 class nnUNetTrainerSETRPUP(TransformerTrainer):
-    """SETR-PUP with nnU-Net's augmentation, loss and deep supervision; all of it is trained."""
+    """SETR-PUP with nnU-Net's augmentation, loss and deep supervision; the encoder is trained, too."""
 
     network_class = SETRPUP
     planners = ("nnUNetPlannerSETRPUP",)

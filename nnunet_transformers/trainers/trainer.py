@@ -1,4 +1,4 @@
-"""nnU-Net's trainer with what transformers need: AdamW, warm-up, a tighter clip, and errors that say what to do."""
+"""nnU-Net's trainer for transformers: AdamW, warm-up, tighter gradient clipping, and errors that state the remedy."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from torch.optim import AdamW, Optimizer
 from .._atomic import replacing
 from ..architectures import SegmentationNetwork, class_path
 from ..cpu import optimize
+from ..discovery import plans_name
 from ..weights import initialise
 from .precision import default_autocast_dtype, planned_autocast_dtype
 
@@ -30,26 +31,30 @@ from .precision import default_autocast_dtype, planned_autocast_dtype
 class TransformerTrainer(nnUNetTrainer):
     """nnU-Net's training with a recipe for transformers.
 
-    AdamW without weight decay on norms, biases and position tables; a linear warm-up and nnU-Net's polynomial decay in
-    one schedule that moves with every iteration; gradients clipped to norm 1. A plan's configuration with
+    AdamW without weight decay of norms, biases and position tables; linear warm-up and nnU-Net's polynomial decay,
+    updated in every iteration; gradients clipped to norm 1. A plan's configuration with
     ``"autocast_dtype": "bfloat16"`` is trained in that type.
 
     Attributes:
-        network_class: class of the network that a plan must specify, or a base of several.
+        network_class: class of the network that a plan must specify, or a common base class.
         default_epochs, default_iterations: length of the schedule and of an epoch.
         default_lr, default_weight_decay, default_deep_supervision: initial values of nnU-Net's attributes.
         dice_weight, ce_weight: weights of the two terms of nnU-Net's loss.
-        use_all_outputs: give weight to the coarsest output of deep supervision as well; nnU-Net has more outputs and
-            leaves it out.
-        warmup_fraction: part of the schedule with a rising learning rate.
-        lr_power: exponent of the polynomial decay; 0 keeps the rate.
-        clip_grad_norm: largest norm of the gradient in a step.
+        use_all_outputs: include the coarsest output of deep supervision in the loss; nnU-Net, with more outputs,
+            excludes it.
+        warmup_fraction: fraction of the schedule with a rising learning rate.
+        lr_power: exponent of the polynomial decay; 0 for a fixed rate.
+        clip_grad_norm: norm to which gradients are clipped.
         layer_decay: factor of the learning rate from one stage of a pretrained encoder to the one before it, where the
             plan specifies initial weights; the decoder has the full rate.
-        frozen_fraction: part of the schedule in which stem and encoder are frozen where they are pretrained, statistics
-            of batch norms included, while the decoder adapts to them; with 1 they are frozen throughout, and the plan
-            has to specify initial weights.
-        planners: names to suggest where a plan does not fit.
+        frozen_fraction: fraction of the schedule in which pretrained stem and encoder are frozen, including batch norm
+            statistics, while the decoder adapts to them; 1 freezes them throughout and requires a plan with initial
+            weights.
+        planners: planners to suggest where a plan does not fit.
+
+    Raises:
+        RuntimeError: if the plan specifies another network, no initial weights where ``frozen_fraction`` is 1, or an
+            unsupported ``autocast_dtype``.
     """
 
     network_class: type[SegmentationNetwork]
@@ -70,10 +75,10 @@ class TransformerTrainer(nnUNetTrainer):
 
     def __init__(
         self,
-        plans: dict,
+        plans: dict[str, Any],
         configuration: str,
         fold: int,
-        dataset_json: dict,
+        dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
     ) -> None:
         self._check_plan(PlansManager(plans), configuration)
@@ -82,13 +87,13 @@ class TransformerTrainer(nnUNetTrainer):
         )
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.autocast_dtype is torch.bfloat16:
-            self.grad_scaler = None  # it has float32's range
+            self.grad_scaler = None  # bfloat16 has float32's range
         self.num_epochs = self.default_epochs
         self.num_iterations_per_epoch = self.default_iterations
         self.num_val_iterations_per_epoch = max(1, self.default_iterations // 5)
         self.initial_lr = self.default_lr
         self.weight_decay = self.default_weight_decay
-        # a plan whose network has no auxiliary heads leaves nothing to supervise deeply
+        # deep supervision needs the auxiliary heads of the plan's network
         has_heads = self.configuration_manager.network_arch_init_kwargs.get("auxiliary_heads", True)
         self.enable_deep_supervision = self.default_deep_supervision and has_heads
         self._iteration = 0
@@ -103,7 +108,7 @@ class TransformerTrainer(nnUNetTrainer):
             raise RuntimeError(
                 f"{type(self).__name__} trains {class_path(self.network_class)}, but {plans.plans_name} plans "
                 f"{planned}. Plan with `nnUNetv2_plan_and_preprocess -d {plans.dataset_name} -pl {planner}`"
-                f"{alternatives} and train with `-p {planner.replace('Planner', '')}Plans`."
+                f"{alternatives} and train with `-p {plans_name(planner)}`."
             )
         if self.frozen_fraction >= 1 and "initialisation" not in planned_configuration.configuration:
             raise RuntimeError(
@@ -116,7 +121,7 @@ class TransformerTrainer(nnUNetTrainer):
     def initialize(self) -> None:
         super().initialize()
         if self.device.type == "cpu":
-            # after nnU-Net's whole method, which has no hook behind the network: the parameters stay the same objects
+            # nnU-Net has no hook between network and optimiser; the optimiser's parameters stay the same objects
             optimize(self.plain_network)
 
     # ---- recipe ----
@@ -134,7 +139,7 @@ class TransformerTrainer(nnUNetTrainer):
         if self.frozen_fraction >= 1:
             for part in self._encoder_parts():
                 part.requires_grad_(False)
-        # a third of the time on CPU; elsewhere None leaves the choice to PyTorch, which False would not
+        # fused takes a third of the time on CPU; on other devices None leaves the choice to PyTorch
         fused = True if self.device.type == "cpu" else None
         optimizer = AdamW(self._parameter_groups(), lr=self.initial_lr, weight_decay=self.weight_decay, fused=fused)
         scheduler = PolyLRScheduler(
@@ -144,11 +149,11 @@ class TransformerTrainer(nnUNetTrainer):
             warmup_t=self.warmup_fraction * self.num_epochs,
             warmup_lr_init=0.01 * self.initial_lr,
         )
-        # nnU-Net's train step clips at 12; the optimiser sees unscaled gradients only, also under AMP
+        # nnU-Net's train step clips at 12; at the optimiser's step gradients are unscaled, under AMP as well
         optimizer.register_step_pre_hook(self._clip_gradients)
         return optimizer, scheduler
 
-    def _parameter_groups(self) -> list[dict]:
+    def _parameter_groups(self) -> list[dict[str, Any]]:
         network = self.plain_network
         tables = network.no_weight_decay()
         if self._initialisation is None:
@@ -168,7 +173,7 @@ class TransformerTrainer(nnUNetTrainer):
                 if isinstance(module, _BatchNorm):
                     module.eval()
 
-    def train_step(self, batch: dict) -> dict:
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         self._check_labels(batch)
         progress = self.current_epoch + self._iteration / self.num_iterations_per_epoch
         self.lr_scheduler.step(progress)
@@ -181,16 +186,16 @@ class TransformerTrainer(nnUNetTrainer):
         return result
 
     def _encoder_parts(self) -> tuple[nn.Module, nn.Module]:
-        # no property: nnU-Net reads all of them for debug.json, and the linear probe's network has no such parts
+        # not a property: nnU-Net reads all properties for debug.json, and a linear probe has no such parts
         network = self.plain_network
         return network.get_submodule(network.key_to_stem), network.get_submodule(network.key_to_encoder)
 
     def _encoder_is_frozen(self, progress: float) -> bool:
-        """Whether at this epoch, with the part of it that is done, only the decoder learns."""
+        """Whether the encoder is frozen at ``progress``, in epochs."""
         return self._initialisation is not None and progress < self.frozen_fraction * self.num_epochs
 
     def _freeze_encoder(self, progress: float) -> None:
-        # by its rate rather than by requires_grad, whose change DDP would not notice
+        # through the learning rate: DDP does not notice a change of requires_grad
         if not self._encoder_is_frozen(progress):
             return
         encoder = {id(parameter) for part in self._encoder_parts() for parameter in part.parameters()}
@@ -205,7 +210,7 @@ class TransformerTrainer(nnUNetTrainer):
             if members == {True}:
                 group["lr"] = 0.0
 
-    def validation_step(self, batch: dict) -> dict:
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         self._check_labels(batch)
         with default_autocast_dtype(self.autocast_dtype):
             return super().validation_step(batch)
@@ -218,30 +223,30 @@ class TransformerTrainer(nnUNetTrainer):
 
     @property
     def plain_network(self) -> Any:
-        """The network, a ``network_class``, without its wrappers, DDP and torch.compile."""
+        """The ``network_class`` without the wrappers of DDP and torch.compile."""
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     @property
     def initialised_network(self) -> nn.Module:
-        """The part of the network that initial weights are loaded into."""
+        """The module that initial weights are loaded into."""
         return self.plain_network
 
     @property
-    def _initialisation(self) -> dict | None:
-        """The plan's specification of initial weights, None without one."""
+    def _initialisation(self) -> dict[str, Any] | None:
+        """The plan's specification of initial weights, if any."""
         return self.configuration_manager.configuration.get("initialisation")
 
     def on_train_start(self) -> None:
-        # initialised before: nnU-Net has loaded a checkpoint or -pretrained_weights, which then count
+        # initialised before means that nnU-Net has loaded a checkpoint or -pretrained_weights, which take precedence
         is_fresh = not self.was_initialized
         super().on_train_start()
         if self._initialisation is not None and is_fresh:
             self.print_to_log_file(initialise(self.initialised_network, self._initialisation), add_timestamp=False)
 
-    # ---- data that cannot be trained on ----
+    # ---- invalid data ----
 
-    def _check_labels(self, batch: dict) -> None:
+    def _check_labels(self, batch: dict[str, Any]) -> None:
         if self.label_manager.has_regions:
             return
         target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
@@ -255,7 +260,7 @@ class TransformerTrainer(nnUNetTrainer):
                 "segmentation or dataset.json, then run nnUNetv2_plan_and_preprocess with --verify_dataset_integrity."
             )
 
-    def _explain_non_finite_loss(self, batch: dict) -> str:
+    def _explain_non_finite_loss(self, batch: dict[str, Any]) -> str:
         where = f"epoch {self.current_epoch}, iteration {self._iteration}: the loss is not finite. "
         finite = torch.isfinite(batch["data"]).flatten(1).all(1)
         if not finite.all():
@@ -273,10 +278,10 @@ class TransformerTrainer(nnUNetTrainer):
     # ---- checkpoints ----
 
     def save_checkpoint(self, filename: str) -> None:
-        """As nnU-Net, but whole or not at all: a checkpoint that is there stays until the new one is complete.
+        """Save a checkpoint as nnU-Net, but atomically: an existing file is replaced once the new one is complete.
 
         Raises:
-            RuntimeError: if it cannot be written, a full disk for instance.
+            RuntimeError: if it cannot be written, for instance to a full disk.
         """
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)  # writes nothing
@@ -290,11 +295,11 @@ class TransformerTrainer(nnUNetTrainer):
                 "that disk and continue with nnUNetv2_train ... --c"
             ) from error
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """As nnU-Net.
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        """Load a checkpoint as nnU-Net does.
 
         Raises:
-            RuntimeError: if the file is truncated or not a checkpoint, or is one of another network.
+            RuntimeError: if the file is missing, truncated, not a checkpoint, or one of another network.
         """
         if not self.was_initialized:
             self.initialize()

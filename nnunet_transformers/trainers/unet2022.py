@@ -8,7 +8,7 @@ from .trainer import TransformerTrainer
 
 
 class nnUNetTrainerUNet2022(TransformerTrainer):
-    """UNet-2022 with nnU-Net's augmentation and loss, on all of its three outputs."""
+    """UNet-2022 with nnU-Net's augmentation and loss, which is applied to all three outputs."""
 
     network_class = UNet2022
     planners = ("nnUNetPlannerUNet2022T", "nnUNetPlannerUNet2022B", "nnUNetPlannerUNet2022L")

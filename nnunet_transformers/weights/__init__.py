@@ -1,13 +1,12 @@
-"""Weights from elsewhere: read safely, translated from releases, transferred into networks that differ."""
+"""Pretrained weights: read safely, translated from releases, transferred into networks that differ."""
 
-from ..architectures.layers import fit_position_embeddings
 from .encoder import EncoderCheckpoint, encoder_adapters, encoder_weights, load_encoder, load_encoder_weights
 from .file import load_checkpoint, load_state_dict, save_checkpoint
 from .imagenet import ImageNetWeights, load_imagenet
 from .initialise import InitialWeights, encoder_specification, initialise
 from .load_report import LoadReport
 from .pretrained import PretrainedWeights
-from .primus import PrimusCheckpoint, create_primus, load_primus_weights, primus_weights
+from .primus import PrimusCheckpoint, create_primus, load_primus_weights
 from .releases import from_reference, identify
 from .sealed import SealedCheckpoint, load, package_versions
 from .timm_encoder import TimmCheckpoint, create_timm
@@ -27,7 +26,6 @@ __all__ = [
     "encoder_adapters",
     "encoder_specification",
     "encoder_weights",
-    "fit_position_embeddings",
     "from_reference",
     "identify",
     "initialise",
@@ -39,7 +37,6 @@ __all__ = [
     "load_primus_weights",
     "load_state_dict",
     "package_versions",
-    "primus_weights",
     "save_checkpoint",
     "transfer",
 ]

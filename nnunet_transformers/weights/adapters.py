@@ -1,4 +1,4 @@
-"""Adapters of ``transfer``, each for one kind of tensor that depends on patch, windows, stride or channels."""
+"""Adapters for ``transfer``, one for each kind of tensor that depends on patch, windows, stride or channels."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .transfer import Adapter
 
 
 def bias_tables(network: nn.Module, shape_in_source: Callable[[str, Tensor], Sequence[int]]) -> Adapter:
-    """Interpolate tables of relative position biases to the windows of a network.
+    """Create an adapter that interpolates relative position bias tables to a network's windows.
 
     Args:
-        network: that is loaded into.
-        shape_in_source: from a table's name and value to its offsets per axis.
+        network: network to load into.
+        shape_in_source: returns the number of offsets per axis of a source table, given its name and value.
     """
 
     def adapt(name: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
         module = _owner(network, name)
-        # tables of different windows may have as many rows, those of different widths have other heads
+        # tables of different windows can have equally many rows; a different width has another number of heads
         if not isinstance(module, RelativePositionBias) or value.shape[1] != tensor.shape[1]:
             return None
         shape = tuple(shape_in_source(name, value))
@@ -38,7 +38,11 @@ def bias_tables(network: nn.Module, shape_in_source: Callable[[str, Tensor], Seq
 
 
 def position_embeddings(network: nn.Module) -> Adapter:
-    """Interpolate position embeddings, laid out on the source's grid, to the grids of a network."""
+    """Create an adapter that interpolates position embeddings (1, *grid, dim) to a network's token grids.
+
+    Args:
+        network: network to load into.
+    """
 
     def adapt(name: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
         module = _owner(network, name)
@@ -54,10 +58,12 @@ def position_embeddings(network: nn.Module) -> Adapter:
 
 
 def first_layers(names: Container[str]) -> Adapter:
-    """Fit kernel and channels of convolutions that see the image, so that a flat image gives the same response.
+    """Create an adapter for the convolutions that see the image, which fits their kernels and input channels.
+
+    The response to a constant image whose channels are equal stays the same.
 
     Args:
-        names: of their weights, (out, channels, *kernel).
+        names: names of the weights, each (out, channels, *kernel).
     """
 
     def adapt(name: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
@@ -81,20 +87,20 @@ def first_layers(names: Container[str]) -> Adapter:
 
 
 def pointwise_convolutions(name: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
-    """Take 1x1 convolutions for linear layers, or the other way round: shapes that differ in axes of length 1."""
+    """Adapt a 1x1 convolution to a linear layer or vice versa: shapes that differ only in axes of length 1."""
     if value.shape == tensor.shape or value.squeeze().shape != tensor.squeeze().shape:
         return None
     return value.reshape(tensor.shape), ""
 
 
 def depthwise_kernels(suffix: str) -> Adapter:
-    """Crop 2D depth-wise kernels to smaller ones, and inflate them to 3D.
+    """Create an adapter that crops 2D depth-wise kernels to smaller ones and inflates them to 3D.
 
-    In 3D they are repeated along the depth and divided by it, so that an image that is constant along the depth is
-    seen as in 2D.
+    In 3D they are repeated along the depth and divided by its length, so that the response to an image that is constant
+    along the depth is that of the 2D kernel.
 
     Args:
-        suffix: of the names of their weights, (channels, 1, *kernel).
+        suffix: common ending of the names of the weights, each (channels, 1, *kernel).
     """
 
     def adapt(name: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
@@ -115,7 +121,7 @@ def depthwise_kernels(suffix: str) -> Adapter:
 
 
 def sizes_changed(what: str, before: Sequence[int], after: Sequence[int]) -> str:
-    """Describe a change of sizes for reports: "grid 4x4 to 8x8"."""
+    """Describe a change of sizes for load reports: "grid 4x4 to 8x8"."""
     return f"{what} {'x'.join(map(str, before))} to {'x'.join(map(str, after))}"
 
 

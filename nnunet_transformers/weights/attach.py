@@ -1,4 +1,4 @@
-"""Plans that specify initial weights; training by them loads the weights and logs the same report."""
+"""Attach initial weights to plans: training loads the weights that its plan specifies and logs the load report."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ def attach(
 ) -> tuple[Path, dict[str, LoadReport], dict[str, str]]:
     """Write a copy of a plan that specifies initial weights.
 
-    Every network is built and the weights are loaded into it first, so that a plan is written only if training can
+    Each network is built and the weights are loaded into it first, so that the plan is written only if training can
     start from it.
 
     Args:
-        weights: for its networks.
+        weights: initial weights of the plan's networks.
         dataset: nnU-Net's number or name of a planned dataset.
-        plans_name: of the plan to copy.
+        plans_name: name of the plan to copy.
         output: name of the new plan.
-        configurations: of the plan to attach to; by default those that the weights fit.
+        configurations: configurations to attach the weights to; by default those that the weights fit.
         force: replace a plan of that name, if this function wrote it.
         min_coverage: share of the encoder's parameters that the weights must cover.
 
     Returns:
-        the plan file, each configuration's load report, and why others were left as they are.
+        the plan file, the load report of each configuration, and the reasons why the others were left unchanged.
 
     Raises:
         ValueError: if the weights do not fit or cover too little, or there is no such dataset or configuration.
         FileNotFoundError: if the plan, or a file of ImageNet weights, is missing.
-        FileExistsError: if there is a plan of the new name.
+        FileExistsError: if there is already a plan with the new name.
     """
     folder = dataset_folder(dataset)
     path = check_new_plans(folder, output, plans_name, MARKER, force)
@@ -80,8 +80,8 @@ def _load_enough(weights: InitialWeights, network: nn.Module, min_coverage: floa
     if coverage < min_coverage:
         raise ValueError(
             f"the weights cover {coverage:.0%} of the encoder, less than the {min_coverage:.0%} asked for "
-            f"(--min-coverage): {len(report.loaded)} tensors as they are, {len(report.adapted)} adapted, "
-            f"{len(report.fresh)} not in them or of another shape"
+            f"(--min-coverage): {len(report.loaded)} tensors loaded unchanged, {len(report.adapted)} adapted, "
+            f"{len(report.fresh)} missing or of another shape"
         )
     return report
 
@@ -94,22 +94,23 @@ def export_full(
     output: Path,
     trainer: str = "nnUNetTrainer",
 ) -> LoadReport:
-    """Write weights that stock ``nnUNetv2_train -pretrained_weights`` takes: a whole network, the encoder loaded.
+    """Write weights for stock ``nnUNetv2_train -pretrained_weights``: a whole network with its encoder loaded.
 
     Args:
-        weights: for the network.
+        weights: initial weights of the network.
         dataset: nnU-Net's number or name of a planned dataset.
         plans_name: plan to train with.
-        configuration: of the plan.
+        configuration: configuration of the plan.
         output: file to write.
-        trainer: that will take them; most build the plan's network, some, such as nnU-Net's for Primus, their own.
+        trainer: trainer that will load them. Most trainers build the plan's network; some, such as nnU-Net's Primus
+            trainers, build their own.
 
     Returns:
-        the load report; tensors that are not loaded are as initialised.
+        the load report; tensors that were not loaded keep their initialisation.
 
     Raises:
         ValueError, FileNotFoundError: as ``attach``.
-        FileExistsError: if there is a file of that name.
+        FileExistsError: if the file exists.
     """
     if output.exists():
         raise FileExistsError(f"{output} exists; remove it or choose another name")

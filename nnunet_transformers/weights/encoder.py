@@ -1,7 +1,7 @@
-"""Encoder checkpoints: pretraining writes them, and every trainer here and nnssl's readers can start from them.
+"""Encoder checkpoints of registered networks: written by pretraining, initial weights for every trainer.
 
-One file of tensors and plain types, read without unpickling. It is an nnssl checkpoint (``network_weights`` and
-``nnssl_adaptation_plan``) with an entry ``encoder`` that describes the network of the weights, and their hash.
+A checkpoint is one file of tensors and plain types. It is also an nnssl checkpoint (``network_weights`` and
+``nnssl_adaptation_plan``); its entry ``encoder`` describes the network and holds the content hash.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, cast
 
 import torch
+from dynamic_network_architectures.architectures.primus import Primus
 from torch import Tensor, nn
 
 from ..architectures import SegmentationNetwork, create_network, get_network, get_timm_family
@@ -27,10 +28,10 @@ from .transfer import Adapter, transfer
 
 @dataclass(frozen=True)
 class EncoderCheckpoint(PretrainedWeights):
-    """Weights of stem and encoder of a registered network and their description.
+    """Weights of a registered network's stem and encoder, and their description.
 
     Attributes:
-        overrides: the network's arguments beyond the registered ones.
+        overrides: arguments that differ from the registered ones.
     """
 
     kind: ClassVar[str] = "encoder"
@@ -38,26 +39,25 @@ class EncoderCheckpoint(PretrainedWeights):
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def build_network(self) -> SegmentationNetwork:
-        """Build the network that the weights belong to, on the meta device, to ask for its grids and windows."""
+        """Build the network that the weights belong to on the meta device, for its token grids and windows."""
         with torch.device("meta"):
-            network = create_network(self.name, self.input_channels, 2, self.patch_size, **self.overrides)
-        return cast(SegmentationNetwork, network)
+            return create_network(self.name, self.input_channels, 2, self.patch_size, **self.overrides)
 
     def _other_entries(self) -> dict[str, Any]:
         return {"nnssl_adaptation_plan": _adaptation_plan(self)}
 
     @classmethod
     def from_timm(cls, checkpoint: TimmCheckpoint) -> EncoderCheckpoint:
-        """Translate weights of timm's network to those of the registered network that has it as stem and encoder.
+        """Translate the weights of a timm network for the registered network whose stem and encoder it is.
 
         Raises:
-            ValueError: if there is none; names timm's families that have one.
+            ValueError: if there is no such registered network; the message names the timm families that have one.
         """
         with torch.device("meta"):
             network = create_timm(checkpoint.name, checkpoint.input_channels, checkpoint.patch_size)
         family = get_timm_family(network, checkpoint.name)
-        # timm's networks ignore what remains of an image behind the last whole cell, ours refuse such sizes
-        stride: int = cast(Any, network).feature_info[-1]["reduction"]
+        # timm's networks ignore the remainder of an image after the last whole cell; registered networks refuse it
+        stride = cast(list[dict[str, Any]], network.feature_info)[-1]["reduction"]
         changed = {
             "name": family.network,
             "overrides": family.overrides(network, checkpoint.name),
@@ -75,37 +75,37 @@ class EncoderCheckpoint(PretrainedWeights):
         return encoder
 
 
-def encoder_weights(network: SegmentationNetwork) -> dict[str, Tensor]:
-    """Stem and encoder of a network, statistics of batch norms included, detached, on the CPU."""
+def encoder_weights(network: SegmentationNetwork | Primus) -> dict[str, Tensor]:
+    """Return parameters and buffers of a network's stem and encoder by name, detached, on the CPU."""
     return {name: value.cpu().contiguous() for name, value in _encoder_state(network).items()}
 
 
-def _encoder_state(network: SegmentationNetwork) -> dict[str, Tensor]:
+def _encoder_state(network: SegmentationNetwork | Primus) -> dict[str, Tensor]:
     parts = (f"{network.key_to_stem}.", f"{network.key_to_encoder}.")
     return {name: value.detach() for name, value in network.state_dict().items() if name.startswith(parts)}
 
 
-def load_encoder(path: str | os.PathLike) -> EncoderCheckpoint:
-    """Read a checkpoint, of a registered network or of timm's network that is a registered network's encoder.
+def load_encoder(path: str | os.PathLike[str]) -> EncoderCheckpoint:
+    """Read an encoder checkpoint of a registered network, or of a timm network that is a registered network's encoder.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is truncated, altered, no such checkpoint, or of timm's network that is the encoder of none
-            here.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is truncated, altered, of another kind, or of a timm network that no registered network
+            has as its encoder.
     """
     checkpoint = load(path, (EncoderCheckpoint, TimmCheckpoint))
     return EncoderCheckpoint.from_timm(checkpoint) if isinstance(checkpoint, TimmCheckpoint) else checkpoint
 
 
 def encoder_adapters(network: nn.Module, origin: SegmentationNetwork) -> Sequence[Adapter]:
-    """Adapters of ``transfer`` between forms of a network for different patches and channels.
+    """Return the adapters for ``transfer`` between networks of one class with other patches and input channels.
 
-    Bias tables and position embeddings are interpolated to the network's windows and grids, the kernel of a patch
-    embedding to its stride, and the first layer is fitted to its number of channels.
+    Bias tables and position embeddings are interpolated to the network's windows and token grids, the kernel of the
+    patch embedding to its stride, and the first layer is fitted to the number of input channels.
 
     Args:
-        network: that is loaded into, with the names of ``origin``'s tensors.
-        origin: network of the weights.
+        network: network to load into; its tensors have the names of ``origin``'s.
+        origin: network that the weights belong to.
     """
 
     def table_shape(name: str, _: Tensor) -> Sequence[int]:
@@ -116,20 +116,20 @@ def encoder_adapters(network: nn.Module, origin: SegmentationNetwork) -> Sequenc
 
 
 def load_encoder_weights(network: SegmentationNetwork, checkpoint: EncoderCheckpoint, source: str = "") -> LoadReport:
-    """Start a network from an encoder's checkpoint, in place.
+    """Load an encoder checkpoint into a network, in place.
 
-    What fits in no way, see ``encoder_adapters``, is left at its initialisation.
+    Tensors that cannot be adapted (see ``encoder_adapters``) keep their initialisation.
 
     Args:
-        network: to start; its decoder as well where the method trained one.
-        checkpoint: the weights.
-        source: their origin in words, for the report.
+        network: network to load into; its decoder is loaded too if the method pretrained one.
+        checkpoint: encoder checkpoint.
+        source: origin of the weights in words, for the load report.
 
     Returns:
-        what was loaded, adapted, left fresh and unused.
+        the load report.
 
     Raises:
-        ValueError: if the weights are of another family of networks or of other dimensions.
+        ValueError: if the weights belong to another class of networks, or to 2D rather than 3D or vice versa.
     """
     origin = checkpoint.build_network()
     if type(origin) is not type(network):
@@ -140,15 +140,15 @@ def load_encoder_weights(network: SegmentationNetwork, checkpoint: EncoderCheckp
         raise ValueError(
             f"the weights are of a {len(origin.patch_size)}D network, this one is {len(network.patch_size)}D"
         )
-    # parameters and the statistics of batch norms, which share their memory with the network
+    # the state dict's tensors share their memory with the network
     adapters = encoder_adapters(network, origin)
     return transfer(network.state_dict(), checkpoint.weights, adapters, source or checkpoint.origin)
 
 
 def _adaptation_plan(checkpoint: EncoderCheckpoint) -> dict[str, Any]:
-    """Describe in nnssl's terms how to adapt the weights, for other readers than ours."""
+    """Describe the weights as nnssl's adaptation plan, for readers of nnssl checkpoints."""
     entry = get_network(checkpoint.name)
-    network_class = cast("type[SegmentationNetwork]", entry.network_class)
+    network_class = entry.network_class
     ndim = len(checkpoint.patch_size)
     arguments = {**entry.all_arguments(ndim), **checkpoint.overrides, "patch_size": checkpoint.patch_size}
     arguments = {name: value for name, value in arguments.items() if value is not None}
@@ -189,4 +189,5 @@ def _adaptation_plan(checkpoint: EncoderCheckpoint) -> dict[str, Any]:
         "keys_to_in_proj": list(network_class.keys_to_in_proj),
         "key_to_lpe": network_class.key_to_lpe,
     }
-    return json.loads(json.dumps(plan))
+    plain: dict[str, Any] = json.loads(json.dumps(plan))  # tuples become lists
+    return plain

@@ -1,4 +1,4 @@
-"""Reading weights from files without unpickling anything but tensors and plain types."""
+"""Read weights from files without unpickling anything but tensors and plain types."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from torch import Tensor
 
 from .._atomic import replacing
 
-# where training frameworks keep the state dict; "" is the file itself
+# entries in which training frameworks store the state dict; "" is the file itself
 STATE_DICT_KEYS = ("network_weights", "state_dict", "model", "model_state_dict", "student", "")
 # PyTorch refuses to load anything where both are set
 FORCE, FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 class HoldsObjectsError(ValueError):
-    """Raised for a file with Python objects, which only unpickling, and so running their code, would read."""
+    """Raised for a file with Python objects, which can only be read by unpickling and thus running their code."""
 
 
 @contextmanager
 def plain_types_only(allowed: Sequence[Any] = ()) -> Iterator[None]:
-    """Make ``torch.load`` refuse all but tensors, plain types and ``allowed``, also where its caller wants more.
+    """Make ``torch.load`` refuse all but tensors, plain types and ``allowed``, even with ``weights_only=False``.
 
-    PyTorch's environment variables of this purpose have no effect inside.
+    PyTorch's environment variables for this purpose have no effect inside.
 
     Args:
         allowed: classes and functions, as ``torch.serialization.safe_globals`` takes them.
@@ -47,7 +47,7 @@ def plain_types_only(allowed: Sequence[Any] = ()) -> Iterator[None]:
 
 @contextmanager
 def readable_errors(path: Path) -> Iterator[None]:
-    """Translate what ``torch.load`` raises.
+    """Translate the exceptions of ``torch.load``.
 
     Raises:
         ValueError: if the file is truncated or not a checkpoint.
@@ -61,10 +61,10 @@ def readable_errors(path: Path) -> Iterator[None]:
 
 
 def read_plain_types(path: Path, allowed: Sequence[Any] = ()) -> Any:
-    """Read what ``torch.save`` wrote; everything in this package that does so without unpickling calls it.
+    """Read a file of ``torch.save`` without unpickling other objects; all safe reading in this package calls it.
 
     Args:
-        path: of the file.
+        path: file to read.
         allowed: as ``plain_types_only`` takes it.
 
     Raises:
@@ -82,11 +82,11 @@ def read_plain_types(path: Path, allowed: Sequence[Any] = ()) -> Any:
             ) from error
 
 
-def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a checkpoint, of ``torch.save`` or safetensors.
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint file of ``torch.save`` or safetensors.
 
     Raises:
-        FileNotFoundError: if it is not there.
+        FileNotFoundError: if the file does not exist.
         ValueError: if it is truncated, not a checkpoint, or holds objects that would have to be unpickled.
     """
     path = Path(path)
@@ -108,11 +108,11 @@ def load_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
-def load_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
-    """Read the weights of a checkpoint, wherever in it they are.
+def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the state dict of a checkpoint file, from the first of ``STATE_DICT_KEYS`` that holds one.
 
     Raises:
-        FileNotFoundError, ValueError: as ``load_checkpoint``; ValueError also if there are no weights in it.
+        FileNotFoundError, ValueError: as ``load_checkpoint``; ValueError also if there is no state dict.
     """
     content = load_checkpoint(path)
     for key in STATE_DICT_KEYS:
@@ -122,11 +122,11 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     raise ValueError(f"{path} holds no state dict; it has {', '.join(map(str, list(content)[:8]))}")
 
 
-def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Write a checkpoint whole or not at all.
+def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint file whole or not at all.
 
     Raises:
-        OSError: if it cannot be written; what was there before stays.
+        OSError: if it cannot be written; an existing file is then unchanged.
     """
     try:
         with replacing(path) as partial:

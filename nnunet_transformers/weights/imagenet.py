@@ -1,7 +1,7 @@
-"""ImageNet weights of timm's ConvNeXt and Swin for UNet-2022, whose blocks are made of theirs.
+"""ImageNet weights of timm's ConvNeXt and Swin for UNet-2022, whose blocks combine theirs.
 
-The paper starts its encoder from them (section 4.7, table 7: 86.46 against 84.87 Dice without); the released code
-copies the same ConvNeXt blocks into the decoder stages of equal width, and so does this.
+The paper initialises its encoder with them (section 4.7, table 7: Dice 86.46, without them 84.87). As in the released
+code, the decoder stages of equal width take the same ConvNeXt blocks.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from functools import cache
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 from timm.models import convnext as timm_convnext
 from timm.models import swin_transformer as timm_swin
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..architectures.unet2022 import UNet2022
 from .adapters import bias_tables, depthwise_kernels, pointwise_convolutions
@@ -30,16 +30,16 @@ HUB = "hub"
 
 
 @dataclass(frozen=True)
-class _Model:
-    """One of timm's families and its place in UNet-2022.
+class _Family:
+    """A timm family and its place in UNet-2022.
 
     Attributes:
-        title: of the family.
+        title: name of the family.
         names: timm's model by the channels of its first stage.
-        checkpoint_filter: timm's, from other libraries' names to its own.
-        stages: name of its list of stages.
-        part: of a UNet-2022's block that is made as its blocks.
-        renamed: parts of a block's names, timm's to ours.
+        checkpoint_filter: timm's function that translates other libraries' names to its own.
+        stages: attribute that holds the stages of a timm model.
+        part: attribute of a UNet-2022 block that corresponds to a block of the family.
+        renamed: parts of parameter names in a block, timm's to UNet-2022's.
     """
 
     title: str
@@ -50,16 +50,16 @@ class _Model:
     renamed: Mapping[str, str]
 
 
-CONVNEXT = _Model(
+CONVNEXT = _Family(
     "ConvNeXt",
-    # those below 96 channels suit the 3D networks
+    # widths below 96 are those of the 3D networks
     {48: "convnext_femto", 64: "convnext_pico", 96: "convnext_tiny", 128: "convnext_base", 192: "convnext_large"},
     timm_convnext.checkpoint_filter_fn,
     "stages",
     "convnext",
     {},
 )
-SWIN = _Model(
+SWIN = _Family(
     "Swin",
     {96: "swin_tiny_patch4_window7_224", 128: "swin_base_patch4_window7_224", 192: "swin_large_patch4_window7_224"},
     timm_swin.checkpoint_filter_fn,
@@ -70,31 +70,31 @@ SWIN = _Model(
 
 
 class ImageNetWeights:
-    """ImageNet weights for any number of UNet-2022s; files are read once.
+    """ImageNet weights for any number of UNet-2022 networks; files are read once.
 
     Args:
-        convnext: "hub" for timm's download of the ConvNeXt of the network's width, or a file: safetensors, or a
-            checkpoint in timm's or the authors' format.
-        swin: the same for the attention half; None leaves it at its initialisation.
-        spread: where a stage of the source has more blocks than the network's, take blocks spread over it rather than
-            the first ones.
+        convnext: "hub" to download timm's ConvNeXt of the network's width, or a file: safetensors, or a checkpoint in
+            timm's or the authors' format.
+        swin: the same for the attention branch; None keeps its initialisation.
+        spread: if a stage of the source has more blocks than the network's, take blocks evenly spread over it rather
+            than the first ones.
     """
 
     def __init__(
-        self, convnext: str | os.PathLike = HUB, swin: str | os.PathLike | None = None, spread: bool = False
+        self, convnext: str | os.PathLike[str] = HUB, swin: str | os.PathLike[str] | None = None, spread: bool = False
     ) -> None:
         self.sources = [(CONVNEXT, convnext)] if swin is None else [(CONVNEXT, convnext), (SWIN, swin)]
         self.spread = spread
         self._read = cache(load_state_dict)
 
     def load_into(self, network: UNet2022) -> LoadReport:
-        """Start a network, in place; arguments and errors as ``load_imagenet``."""
+        """Load the weights into a network, in place; errors as ``load_imagenet``."""
         width = network.feature_channels[0]
         weights: dict[str, Tensor] = {}
         origins = []
-        for model, source in self.sources:
-            weights |= _renamed(self._weights(model, source, width), network, model, self.spread)
-            origins.append(f"{model.title} ({model.names[width]}, {source})")
+        for family, source in self.sources:
+            weights |= _renamed(self._weights(family, source, width), network, family, self.spread)
+            origins.append(f"{family.title} ({family.names[width]}, {source})")
 
         def table_shape(_: str, value: Tensor) -> tuple[int, int]:
             return (isqrt(len(value)),) * 2  # Swin's windows are square
@@ -102,16 +102,16 @@ class ImageNetWeights:
         adapters = (bias_tables(network, table_shape), pointwise_convolutions, depthwise_kernels("conv_dw.weight"))
         return transfer(dict(network.named_parameters()), weights, adapters, " and ".join(origins))
 
-    def _weights(self, model: _Model, source: str | os.PathLike, width: int) -> dict[str, Tensor]:
-        """Weights of a model by timm's names."""
-        if width not in model.names:
-            known = ", ".join(f"{channels} ({name})" for channels, name in model.names.items())
-            raise ValueError(f"no {model.title} with {width} channels in its first stage; there are {known}")
-        name = model.names[width]
+    def _weights(self, family: _Family, source: str | os.PathLike[str], width: int) -> dict[str, Tensor]:
+        """Read the weights of the family's model of a width, by timm's names."""
+        if width not in family.names:
+            known = ", ".join(f"{channels} ({name})" for channels, name in family.names.items())
+            raise ValueError(f"no {family.title} with {width} channels in its first stage; there are {known}")
+        name = family.names[width]
         if source == HUB:
             try:
-                return timm.create_model(name, pretrained=True).state_dict()
-            except Exception as error:  # whatever the hub's client raises without a connection
+                return dict(timm.create_model(name, pretrained=True).state_dict())
+            except Exception as error:  # the hub's client raises many types without a connection
                 raise ValueError(
                     f"cannot download {name}: {error}. Download it where there is a connection and give the file"
                 ) from error
@@ -119,69 +119,70 @@ class ImageNetWeights:
             expected_model = timm.create_model(name, num_classes=0)
         weights = self._read(Path(source))
         try:
-            weights = model.checkpoint_filter(dict(weights), expected_model)
+            weights = family.checkpoint_filter(dict(weights), expected_model)
         except (KeyError, RuntimeError, AttributeError) as error:
             raise ValueError(f"{source} holds no weights of {name}: {error}") from error
         expected = expected_model.state_dict()
         right = [key for key, value in expected.items() if key in weights and weights[key].shape == value.shape]
         if len(right) < len(expected) // 2:
-            raise ValueError(
-                f"{source} holds no weights of {name}: {len(right)} of its {len(expected)} tensors are there"
-            )
+            raise ValueError(f"{source} holds no weights of {name}: it has {len(right)} of the {len(expected)} tensors")
         return weights
 
 
 def load_imagenet(
-    network: UNet2022, convnext: str | os.PathLike = HUB, swin: str | os.PathLike | None = None, spread: bool = False
+    network: UNet2022,
+    convnext: str | os.PathLike[str] = HUB,
+    swin: str | os.PathLike[str] | None = None,
+    spread: bool = False,
 ) -> LoadReport:
-    """Start a UNet-2022 from ImageNet weights, in place.
+    """Load ImageNet weights into a UNet-2022, in place.
 
-    In 3D, depth-wise kernels are cropped to the network's size in-plane, repeated along the depth and divided by it, so
-    that an image that is constant along the depth is seen as in 2D.
+    In 3D, depth-wise kernels are cropped to the network's in-plane size, repeated along the depth and divided by its
+    length, so that the response to an image that is constant along the depth is that in 2D.
 
     Args:
-        network: in 2D or 3D.
+        network: 2D or 3D network.
         convnext, swin, spread: as ``ImageNetWeights`` takes them.
 
     Returns:
-        what was loaded, what was not and why.
+        the load report.
 
     Raises:
-        ValueError: if timm has no model of the network's width, the file is not one of that model, or the hub
-            cannot be reached.
+        ValueError: if timm has no model of the network's width, the file holds another model, or the hub cannot be
+            reached.
         FileNotFoundError: if there is no such file.
     """
     return ImageNetWeights(convnext, swin, spread).load_into(network)
 
 
-def _block_names(network: UNet2022, source: Mapping[str, Tensor], model: _Model, spread: bool) -> dict[str, str]:
-    """Prefix of each part of the network's blocks to that of the source's block, decoder stages included."""
+def _block_names(network: UNet2022, source: Mapping[str, Tensor], family: _Family, spread: bool) -> dict[str, str]:
+    """Map the name prefix of each block's part, in encoder and decoder, to the prefix of the source's block."""
     names = {}
-    levels = len(network.decoder.levels)
-    for stage, blocks in enumerate(network.encoder.stages):
-        start = f"{model.stages}.{stage}.blocks."
+    levels = len(cast(nn.ModuleList, network.decoder.levels))
+    for stage, blocks in enumerate(cast(nn.ModuleList, network.encoder.stages)):
+        start = f"{family.stages}.{stage}.blocks."
         available = len({name[len(start) :].split(".")[0] for name in source if name.startswith(start)})
         if not available:
             continue
         depth = len(list(blocks.children()))
         for index in range(depth):
             position = round(index * (available - 1) / max(1, depth - 1)) if spread else min(index, available - 1)
-            names[f"encoder.stages.{stage}.{index}.{model.part}."] = f"{start}{position}."
+            names[f"encoder.stages.{stage}.{index}.{family.part}."] = f"{start}{position}."
             if stage < levels:
-                names[f"decoder.levels.{levels - 1 - stage}.blocks.{index}.{model.part}."] = f"{start}{position}."
+                names[f"decoder.levels.{levels - 1 - stage}.blocks.{index}.{family.part}."] = f"{start}{position}."
     return names
 
 
-def _renamed(weights: Mapping[str, Tensor], network: UNet2022, model: _Model, spread: bool) -> dict[str, Tensor]:
-    """Weights of a model by the network's names; those without a place there as "swin: patch_embed.proj.weight"."""
+def _renamed(weights: Mapping[str, Tensor], network: UNet2022, family: _Family, spread: bool) -> dict[str, Tensor]:
+    """Rename timm's weights to the network's names; unused ones become "swin: patch_embed.proj.weight"."""
     parameters = {name for name, _ in network.named_parameters()}
     renamed, used = {}, set()
-    for ours, theirs in _block_names(network, weights, model, spread).items():
+    for ours, theirs in _block_names(network, weights, family, spread).items():
         for name in (name for name in weights if name.startswith(theirs)):
             part = name.removeprefix(theirs)
-            for old, new in model.renamed.items():
+            for old, new in family.renamed.items():
                 part = part.replace(old, new)
             if ours + part in parameters:
                 renamed[ours + part] = weights[name]
                 used.add(name)
-    return renamed | {f"{model.title.lower()}: {name}": value for name, value in weights.items() if name not in used}
+    return renamed | {f"{family.title.lower()}: {name}": value for name, value in weights.items() if name not in used}

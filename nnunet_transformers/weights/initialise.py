@@ -1,4 +1,4 @@
-"""The initial weights that a plan specifies, loaded into a fresh network."""
+"""Load the initial weights that a plan specifies into a fresh network."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from .timm_encoder import TimmCheckpoint
 
 
 class InitialWeights:
-    """Weights that a plan specifies, read once for any number of networks.
+    """Initial weights that a plan specifies, read once for any number of networks.
 
     Args:
-        specification: the entry ``initialisation`` of a plan's configuration: ``{"imagenet": {arguments of
-            load_imagenet}}`` or ``{"checkpoint": file, "sha256": its hash}``, an encoder checkpoint of this package's
-            networks, of timm's or of Primus.
+        specification: entry ``initialisation`` of a plan's configuration, either ``{"imagenet": {arguments of
+            load_imagenet}}`` or ``{"checkpoint": file, "sha256": its hash}`` for an encoder checkpoint of a registered
+            network, a timm network or Primus.
 
     Attributes:
-        specification: the same, with the hash of the file.
+        specification: the specification, with the hash of the file.
 
     Raises:
-        ValueError: if the specification is another, or the file is truncated, altered, of another kind, or has
-            another hash.
+        ValueError: if the specification is neither of these, or the file is truncated, altered, of another kind, or
+            has another hash.
         FileNotFoundError: if there is no such file.
     """
 
@@ -59,15 +59,15 @@ class InitialWeights:
                 )
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike) -> InitialWeights:
-        """Read an encoder checkpoint that no plan specifies yet; errors as those of the class."""
+    def from_file(cls, path: str | os.PathLike[str]) -> InitialWeights:
+        """Read an encoder checkpoint that no plan specifies yet; errors as for the class."""
         return cls({"checkpoint": str(Path(path).resolve())})
 
     def load_into(self, network: nn.Module, patch_size: Sequence[int] | None = None) -> LoadReport:
-        """Load the weights into a fresh network, in place; arguments as ``initialise`` takes them.
+        """Load the weights into a fresh network, in place; arguments as for ``initialise``.
 
         Raises:
-            ValueError: if they do not fit.
+            ValueError: if the weights do not fit the network.
         """
         if isinstance(self._weights, ImageNetWeights):
             if not isinstance(network, UNet2022):
@@ -88,9 +88,12 @@ def initialise(
     """Load the weights that a plan specifies into a fresh network, in place.
 
     Args:
-        network: as the plan describes it.
+        network: network that the plan describes.
         specification: as ``InitialWeights`` takes it.
-        patch_size: that the network was built for, where it does not know it itself (Primus).
+        patch_size: voxels per axis that the network was built for; required for Primus, which does not store it.
+
+    Returns:
+        the load report.
 
     Raises:
         ValueError, FileNotFoundError: as ``InitialWeights``; ValueError also if the weights do not fit.
@@ -98,8 +101,8 @@ def initialise(
     return InitialWeights(specification).load_into(network, patch_size)
 
 
-def encoder_specification(path: str | os.PathLike) -> dict[str, Any]:
-    """Specify an encoder checkpoint in a plan: its path, and its hash, so that another file is noticed.
+def encoder_specification(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the plan entry for an encoder checkpoint: its path and its hash, by which a replaced file is detected.
 
     Raises:
         FileNotFoundError, ValueError: as ``InitialWeights``.

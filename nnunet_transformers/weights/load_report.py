@@ -1,4 +1,4 @@
-"""The report of what became of every tensor when one network starts from another's weights."""
+"""Load report: the outcome for every tensor when weights are loaded into a network."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass
 class LoadReport:
-    """Names of a network's tensors by what happened to them.
+    """Outcome for each tensor of a network and of the source, by name; ``str`` formats it for people.
 
     Attributes:
-        source: origin of the weights, for people.
-        loaded: unchanged.
-        adapted: changed in shape; the value describes the change.
-        fresh: left at their initialisation; the value gives the reason.
-        unused: tensors of the source that have no place in the network.
+        source: origin of the weights in words.
+        loaded: tensors that were loaded unchanged.
+        adapted: tensors that were loaded with a change of shape; the value describes the change.
+        fresh: tensors that keep their initialisation; the value gives the reason.
+        unused: tensors of the source that the network does not have.
     """
 
     source: str
@@ -27,7 +27,12 @@ class LoadReport:
     unused: list[str] = field(default_factory=list)
 
     def coverage(self, parameters: Mapping[str, Tensor], prefix: str = "") -> float:
-        """Share of the parameters under ``prefix`` that came from the source."""
+        """Compute the share of the parameters whose name starts with ``prefix`` that were loaded, from 0 to 1.
+
+        Args:
+            parameters: parameters of the network by name.
+            prefix: start of the names.
+        """
         sizes = {name: value.numel() for name, value in parameters.items() if name.startswith(prefix)}
         covered = sum(sizes.get(name, 0) for name in (*self.loaded, *self.adapted))
         return covered / max(1, sum(sizes.values()))
@@ -42,7 +47,7 @@ class LoadReport:
 
     @staticmethod
     def _lines(title: str, names: Mapping[str, str]) -> list[str]:
-        """One line for each group of names with the same beginning and the same reason."""
+        """Format one line per group of names with the same first three parts and the same reason."""
         groups: dict[tuple[str, str], int] = {}
         for name, reason in names.items():
             key = ".".join(name.split(".")[:3]), reason

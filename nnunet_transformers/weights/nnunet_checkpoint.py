@@ -1,4 +1,4 @@
-"""Checkpoints of nnU-Net's trainers, read without unpickling wherever that is possible."""
+"""Read checkpoints of nnU-Net's trainers, without unpickling wherever possible."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEEDED = ("network_weights", "trainer_name", "init_args")
 
 
 def _numpy_scalars() -> list[Any]:
-    """What nnU-Net's checkpoints hold besides tensors and plain types: the values of the training log."""
+    """Return the types that nnU-Net's checkpoints hold besides tensors and plain types, in the training log."""
     scalar: Any = np.float64(0).__reduce__()[0]
     types = (np.float16, np.float32, np.float64, np.int32, np.int64, np.uint8, np.bool_)
     # numpy 1 and 2 have the function under different names
@@ -25,22 +25,22 @@ def _numpy_scalars() -> list[Any]:
 
 
 def reading_plain_types() -> AbstractContextManager[None]:
-    """Make ``torch.load`` refuse all but what nnU-Net's checkpoints hold, also where its caller wants more."""
+    """Make ``torch.load`` accept only what nnU-Net's checkpoints hold, even with ``weights_only=False``."""
     return plain_types_only(_numpy_scalars())
 
 
 def read_checkpoint(path: Path, trust: bool = False) -> tuple[dict[str, Any], bool]:
-    """Read a checkpoint that nnU-Net's trainer wrote.
+    """Read a checkpoint of an nnU-Net trainer.
 
     Args:
-        path: of the checkpoint.
-        trust: unpickle it if it cannot be read otherwise, which runs whatever code it holds.
+        path: file to read.
+        trust: unpickle the file if it cannot be read otherwise, which runs any code in it.
 
     Returns:
-        its content, and whether it was unpickled.
+        the content, and whether it was unpickled.
 
     Raises:
-        FileNotFoundError: if it is not there.
+        FileNotFoundError: if the file does not exist.
         ValueError: if it is truncated or not a checkpoint, or would have to be unpickled and is not trusted.
     """
     if not path.is_file():

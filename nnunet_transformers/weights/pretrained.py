@@ -1,4 +1,4 @@
-"""Fields that every pretrained encoder's checkpoint has, whichever library its network comes from."""
+"""Fields common to the checkpoints of all pretrained encoders: registered networks, timm networks and Primus."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ class PretrainedWeights(SealedCheckpoint):
     """Weights of an encoder and their description.
 
     Attributes:
-        weights: by the names of the network.
-        name: of the network.
-        patch_size: voxels per axis of the crops that it was trained on.
+        weights: weights by the network's parameter names.
+        name: name of the network.
+        patch_size: voxels per axis of the training crops.
         input_channels: image channels.
-        spacing: mm per voxel and axis of the training images; None where they had different ones.
-        normalization: nnU-Net's scheme for each channel.
+        spacing: mm per voxel and axis of the training images; None if they differ.
+        normalization: nnU-Net's normalisation scheme of each channel.
         method: pretraining method.
         recipe: settings of the method, plain types.
-        num_cases: images that it was trained on.
-        versions: of the packages involved.
+        num_cases: number of training images.
+        versions: package versions.
     """
 
     remedy: ClassVar[str] = (
@@ -42,5 +42,5 @@ class PretrainedWeights(SealedCheckpoint):
 
     @property
     def origin(self) -> str:
-        """Method, network and number of images in words, for load reports."""
+        """Method, network and number of images in words, such as "BYOL of resnet50, 160 images"."""
         return f"{self.method} of {self.name}, {self.num_cases} images"

@@ -1,4 +1,4 @@
-"""Checkpoints of nnU-Net's own ViT, Primus, pretrained; its stock trainers can start from them.
+"""Pretrained checkpoints of nnU-Net's ViT, Primus, for nnU-Net's stock trainers.
 
 Wald et al., "Primus: Enforcing Attention Usage for 3D Medical Image Segmentation", https://arxiv.org/abs/2503.01835.
 """
@@ -27,13 +27,13 @@ SIZES = {
     for version in ("", "v2_", "v3_")
     for size in "SBML"
 }
-# settings of nnU-Net's Primus trainers, in the version that pyproject.toml names
+# arguments of nnU-Net's Primus trainers, in the version that pyproject.toml requires
 STOCK = {"drop_path_rate": 0.2, "init_values": 0.1, "scale_attn_inner": True}
 
 
 @dataclass(frozen=True)
 class PrimusCheckpoint(PretrainedWeights):
-    """Weights of a Primus (one of ``SIZES``) without its decoder, by the names of dynamic-network-architectures."""
+    """Weights of a Primus' stem and encoder, by dynamic-network-architectures' names; ``name`` is one of ``SIZES``."""
 
     kind: ClassVar[str] = "primus"
     format: ClassVar[int] = 1
@@ -49,7 +49,7 @@ def create_primus(name: str, input_channels: int, patch_size: Sequence[int], num
         num_classes: output channels.
 
     Raises:
-        ValueError: if there is no such size, or 8 does not divide the patch.
+        ValueError: if there is no such size, or the patch is not 3D or not divisible by 8.
     """
     if name not in SIZES:
         raise ValueError(f"no Primus {name!r}; there are {', '.join(SIZES)}")
@@ -60,28 +60,22 @@ def create_primus(name: str, input_channels: int, patch_size: Sequence[int], num
     return network_class(input_channels, num_classes, patch_embed_size=TOKEN, input_shape=tuple(patch_size), **STOCK)
 
 
-def primus_weights(network: Primus) -> dict[str, Tensor]:
-    """Stem and encoder of a network, detached, on the CPU."""
-    parts = (f"{network.key_to_stem}.", f"{network.key_to_encoder}.")
-    return {n: v.detach().cpu().contiguous() for n, v in network.state_dict().items() if n.startswith(parts)}
-
-
 def load_primus_weights(
     network: Primus, patch_size: Sequence[int], checkpoint: PrimusCheckpoint, source: str = ""
 ) -> LoadReport:
-    """Start a Primus from a checkpoint, in place; position embeddings and the first layers are adapted.
+    """Load a checkpoint into a Primus, in place; position embeddings and the first layers are adapted.
 
     Args:
-        network: to start, such as that of nnU-Net's own trainer.
-        patch_size: that it was built for.
-        checkpoint: the weights.
-        source: their origin in words, for the report.
+        network: network to load into, such as that of nnU-Net's own trainer.
+        patch_size: voxels per axis that the network was built for.
+        checkpoint: encoder checkpoint.
+        source: origin of the weights in words, for the load report.
 
     Returns:
-        what was loaded, adapted, left fresh and unused.
+        the load report.
 
     Raises:
-        ValueError: if the weights are of a Primus of another size or version.
+        ValueError: if the weights belong to a Primus of another size or version.
     """
     with torch.device("meta"):
         origin = create_primus(checkpoint.name, checkpoint.input_channels, checkpoint.patch_size)
@@ -92,9 +86,9 @@ def load_primus_weights(
             f"{sizes[0][2]}; the network has {sizes[1][0]} in {sizes[1][1]} after a {sizes[1][2]}"
         )
     parameters, aliases = dict(network.named_parameters()), network.state_dict().keys()
-    # later versions have the layers of their stem under several names, of which one is a parameter's
+    # the stems of V2 and V3 register their layers under several names; named_parameters has one of them
     weights = {n: v for n, v in checkpoint.weights.items() if n in parameters or n not in aliases}
-    # and see the image in two layers of it
+    # two layers of these stems see the image
     stem = [name for name in parameters if name.startswith(f"{network.key_to_stem}.")]
     before, after = (token_grids(size, [TOKEN])[0] for size in (checkpoint.patch_size, patch_size))
     adapters = (_flat_position_embeddings(network.key_to_lpe, before, after), first_layers(stem))
@@ -102,7 +96,7 @@ def load_primus_weights(
 
 
 def _flat_position_embeddings(name: str, before: Sequence[int], after: Sequence[int]) -> Adapter:
-    """Interpolate Primus' position embeddings, which are flat: grids of as many tokens have them in one shape."""
+    """Create an adapter for Primus' flat position embeddings (1, tokens, dim), whose shape does not show the grid."""
     change = "" if before == after else sizes_changed("grid", before, after)
 
     def adapt(other: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:

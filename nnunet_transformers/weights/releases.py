@@ -1,4 +1,4 @@
-"""Weights that the papers' authors released."""
+"""Translate and identify the weights that the papers' authors released."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..architectures import SegmentationNetwork, create_network, get_network, get_released_family, list_networks
+from ..architectures import create_network, get_network, get_released_family, list_networks
 
 
 def from_reference(family: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Translate a release's weights to this package's names.
+    """Translate released weights to this package's names.
 
     >>> network = create_network("qt_unet_tiny", 1, 3, (64, 64, 64), reference_compat=True)
     >>> network.load_state_dict(from_reference("qt_unet", released))
 
     Args:
         family: "qt_unet", "unet2022" or "mit".
-        state_dict: weights with the release's names; prefixes of DataParallel and torch.compile may be there.
+        state_dict: weights with the release's names, with or without the prefixes of DataParallel and torch.compile.
 
     Returns:
-        A state dict that loads strictly into the same variant, built with ``reference_compat=True``.
+        a state dict that loads strictly into the same variant, built with ``reference_compat=True``.
 
     Raises:
         ValueError: if the family is unknown or the weights are not the family's.
@@ -36,10 +36,15 @@ def from_reference(family: str, state_dict: Mapping[str, Tensor]) -> dict[str, T
 
 @dataclass(frozen=True)
 class Identity:
-    """The network that some weights are of: arguments of ``create_network``.
+    """Network that weights belong to, as arguments of ``create_network``.
 
     Attributes:
-        patch_size: the size that the weights belong to; None where they fit every size.
+        name: registered name.
+        input_channels: image channels.
+        num_classes: output channels.
+        ndim: number of spatial axes.
+        overrides: further arguments of ``create_network``.
+        patch_size: patch size that the weights belong to; None if they fit every size.
     """
 
     name: str
@@ -55,22 +60,21 @@ def identify(family: str, state_dict: Mapping[str, Tensor], patch_size: Sequence
 
     Args:
         family: as for ``from_reference``.
-        state_dict: what ``from_reference`` gives.
-        patch_size: the size that the weights belong to; by default the published sizes are tried. Weights of MiT
-            depend on it (position embeddings) and so do UNet-2022's (windows). MiT's release stores nothing but the
-            number of tokens, so that a size with its axes swapped fits as well: give it where it is known.
+        state_dict: result of ``from_reference``.
+        patch_size: patch size that the weights belong to; by default the published sizes are tried. MiT's weights
+            depend on it (position embeddings), as do UNet-2022's (windows). MiT's release stores only the number of
+            tokens, so a size with swapped axes fits as well: pass the size if it is known.
 
     Raises:
-        ValueError: if none does.
+        ValueError: if the weights fit no registered network.
     """
     released = get_released_family(family)
     names = [name for name in list_networks() if name.startswith(f"{family}_")]
-    network_class = cast("type[SegmentationNetwork]", get_network(names[0]).network_class)
-    stem_key = f"{network_class.keys_to_in_proj[0]}.weight"
+    stem_key = f"{get_network(names[0]).network_class.keys_to_in_proj[0]}.weight"
     try:
         stem, head = state_dict[stem_key], state_dict[released.head]
     except KeyError as error:
-        raise ValueError(f"these weights lack {error}, so they are no whole {family} segmentation network") from error
+        raise ValueError(f"these weights lack {error}, so they are not a whole {family} network") from error
     ndim, channels, classes = stem.dim() - 2, stem.shape[1], head.shape[0]
     if patch_size is not None:
         candidates = [tuple(patch_size)]

@@ -1,6 +1,6 @@
-"""Checkpoints that one file holds: weights, their description and a hash over both, read without unpickling.
+"""Sealed checkpoints: one file of weights, their description and a hash over both, read without unpickling.
 
-A kind of checkpoint is a subclass of ``SealedCheckpoint``, wherever it is defined; ``load`` finds the kind of a file.
+A kind of checkpoint is a subclass of ``SealedCheckpoint`` in any module; ``load`` recognises the kind of a file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, uint8
 from .file import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
-    from typing import Self  # Python 3.10 has none
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 PACKAGES = ("nnunet-transformers", "nnunetv2", "torch", "timm")
 WEIGHTS = "network_weights"
@@ -28,12 +28,12 @@ _kinds: dict[str, type[SealedCheckpoint]] = {}
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that a checkpoint depends on."""
+    """Return the versions of the packages that a checkpoint depends on, by name."""
     return {name: version(name) for name in PACKAGES}
 
 
 def content_hash(weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
-    """SHA-256 of names, types, shapes and bytes of the weights and of their description."""
+    """Compute the SHA-256 of the weights' names, types, shapes and bytes and of their description."""
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name in sorted(weights):
         value = weights[name].detach().cpu().contiguous()
@@ -46,14 +46,25 @@ def content_hash(weights: Mapping[str, Tensor], description: Mapping[str, Any]) 
 class SealedCheckpoint:
     """Weights and their description. A subclass adds fields of plain types.
 
-    A subclass that states ``kind`` is registered under it and has to state ``format`` as well.
+    A subclass that defines ``kind`` is registered under it and must define ``format`` as well.
 
     Attributes:
         kind: name of the file's entry that holds the description.
-        format: number of the layout of this kind, raised when older versions could not read a file.
-        remedy: a sentence for users who give another file.
-        tuples: fields that are tuples, which a file has as lists.
-        weights: by name.
+        format: version of this kind's layout, to be raised when older versions cannot read new files.
+        remedy: advice for users who pass another file.
+        tuples: names of the fields that are tuples, which a file stores as lists.
+        weights: tensors by name.
+
+    Examples:
+        >>> @dataclass(frozen=True)
+        ... class Atlas(SealedCheckpoint):
+        ...     kind = "atlas"
+        ...     format = 1
+        ...     spacing: tuple[float, ...]
+        ...     tuples = ("spacing",)
+        >>> Atlas({"mean": mean}, spacing=(1.0, 1.0, 3.0)).save("atlas.pth")
+        >>> Atlas.load("atlas.pth").spacing
+        (1.0, 1.0, 3.0)
     """
 
     kind: ClassVar[str]
@@ -67,19 +78,19 @@ class SealedCheckpoint:
         if "kind" not in vars(cls):
             return
         if "format" not in vars(cls):
-            raise TypeError(f"{cls.__qualname__} states kind {cls.kind!r} but no format")
+            raise TypeError(f"{cls.__qualname__} defines kind {cls.kind!r} but no format")
         other = _kinds.setdefault(cls.kind, cls)
         if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise TypeError(f"kind {cls.kind!r} of {cls.__qualname__} is that of {other.__qualname__}")
+            raise TypeError(f"kind {cls.kind!r} of {cls.__qualname__} is already that of {other.__qualname__}")
         _kinds[cls.kind] = cls
 
     @cached_property
     def sha256(self) -> str:
-        """The content hash that its file states."""
+        """Content hash, which the file stores."""
         return content_hash(self.weights, self._description())
 
-    def save(self, path: str | os.PathLike) -> str:
-        """Write it whole or not at all.
+    def save(self, path: str | os.PathLike[str]) -> str:
+        """Write the checkpoint, whole or not at all.
 
         Returns:
             the content hash.
@@ -95,23 +106,24 @@ class SealedCheckpoint:
         return sha256
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Self:
-        """Read a checkpoint of this kind; errors as ``load``."""
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a checkpoint of this kind; errors as for the function ``load``."""
         return load(path, cls)
 
     def _description(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "weights"}
         plain = {n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for n, v in values.items()}
-        # through JSON: tuples become lists, and anything but plain types is an error here, not at loading
-        return json.loads(json.dumps({**plain, "format": self.format}))
+        # through JSON: tuples become lists, and other than plain types fail here rather than at loading
+        description: dict[str, Any] = json.loads(json.dumps({**plain, "format": self.format}))
+        return description
 
     @classmethod
     def _restore(cls, description: dict[str, Any]) -> dict[str, Any]:
-        """For a subclass: turn plain types into those of its fields."""
+        """Convert plain types to those of the fields; for subclasses to override."""
         return description
 
     def _other_entries(self) -> dict[str, Any]:
-        """For a subclass: entries of the file for other readers, not part of the hash."""
+        """Return entries of the file for other readers, which the hash leaves out; for subclasses to override."""
         return {}
 
 
@@ -121,34 +133,38 @@ Third = TypeVar("Third", bound=SealedCheckpoint)
 
 
 @overload
-def load(path: str | os.PathLike) -> SealedCheckpoint: ...
+def load(path: str | os.PathLike[str]) -> SealedCheckpoint: ...
 
 
 @overload
-def load(path: str | os.PathLike, expected: type[First]) -> First: ...
+def load(path: str | os.PathLike[str], expected: type[First]) -> First: ...
 
 
 @overload
-def load(path: str | os.PathLike, expected: tuple[type[First], type[Second]]) -> First | Second: ...
+def load(path: str | os.PathLike[str], expected: tuple[type[First], type[Second]]) -> First | Second: ...
 
 
 @overload
 def load(
-    path: str | os.PathLike, expected: tuple[type[First], type[Second], type[Third]]
+    path: str | os.PathLike[str], expected: tuple[type[First], type[Second], type[Third]]
 ) -> First | Second | Third: ...
 
 
 def load(
-    path: str | os.PathLike, expected: type[SealedCheckpoint] | tuple[type[SealedCheckpoint], ...] = SealedCheckpoint
+    path: str | os.PathLike[str],
+    expected: type[SealedCheckpoint] | tuple[type[SealedCheckpoint], ...] = SealedCheckpoint,
 ) -> SealedCheckpoint:
-    """Read a checkpoint, whose kind its content tells, and verify its hash.
+    """Read a checkpoint once, recognise its kind by its content and verify its hash.
 
     Args:
-        path: of the file, which is read once.
-        expected: class or classes that the caller takes; by default every kind that is defined by what was imported.
+        path: file to read.
+        expected: class or classes that the caller accepts; by default every kind whose module has been imported.
+
+    Returns:
+        the checkpoint, an instance of the class of its kind.
 
     Raises:
-        FileNotFoundError: if it is not there.
+        FileNotFoundError: if the file does not exist.
         ValueError: if it is truncated, altered, of another kind, or of a format that this version does not read.
     """
     content = load_checkpoint(path)
@@ -158,9 +174,9 @@ def load(
     if found not in wanted:
         needed, keys = _alternatives(wanted), ", ".join(map(str, list(content)[:6]))
         if found is None:
-            message = f"{path} is no {needed} checkpoint (it has {keys})"
+            message = f"{path} is not a checkpoint of kind {needed} (it has {keys})"
         else:
-            message = f"{path} is no {needed} checkpoint (its kind is {found})"
+            message = f"{path} is not a checkpoint of kind {needed} (its kind is {found})"
         remedies = dict.fromkeys(_kinds[kind].remedy for kind in wanted if _kinds[kind].remedy)
         raise ValueError(". ".join([message, *remedies]))
     weights, description = content[WEIGHTS], dict(content[found])
@@ -168,7 +184,7 @@ def load(
     if description["format"] != kind_class.format:
         is_newer = isinstance(description["format"], int) and description["format"] > kind_class.format
         raise ValueError(
-            f"{path} has format {description['format']} of {found} checkpoints, this version reads "
+            f"{path} has format {description['format']} of kind {found}, this version reads format "
             f"{kind_class.format}; {'update nnunet-transformers' if is_newer else 'write it again'}"
         )
     if not _is_intact(weights, description, stated):
@@ -178,13 +194,13 @@ def load(
         restored = {n: tuple(description[n]) for n in kind_class.tuples if description[n] is not None}
         checkpoint = kind_class(dict(weights), **kind_class._restore({**description, **restored}))
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"the description in {path} is not that of kind {found}: {error}") from error
-    vars(checkpoint)["sha256"] = stated  # verified just now; the property would hash it again
+        raise ValueError(f"the description in {path} is not that of kind {found}: {error}; write it again") from error
+    vars(checkpoint)["sha256"] = stated  # just verified; the property would compute it again
     return checkpoint
 
 
 def _kind_of(content: Mapping[str, Any], wanted: Sequence[str]) -> str | None:
-    """The kind that a file's content tells, of several a wanted one; None if it is of no kind."""
+    """Recognise the kind of a file by its content, a wanted kind if there are several; None if there is none."""
     weights = content.get(WEIGHTS)
     if not isinstance(weights, Mapping):
         return None
@@ -195,7 +211,7 @@ def _kind_of(content: Mapping[str, Any], wanted: Sequence[str]) -> str | None:
 
 
 def _is_intact(weights: Mapping[str, Tensor], description: Mapping[str, Any], stated: str) -> bool:
-    """Whether the hash is the stated one; of what this module does not write there may be none."""
+    """Tell whether the content has the stated hash; content that this module never writes may not be hashable."""
     try:
         return content_hash(weights, description) == stated
     except (TypeError, ValueError, RuntimeError):

@@ -1,4 +1,4 @@
-"""The transfer of weights into a network that may differ in patch, windows, stride, channels or axes."""
+"""Transfer weights into a network that may differ in patch, windows, stride, channels or number of axes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .load_report import LoadReport
 
-# (name, value of the source, tensor of the network) to the value in that tensor's shape and the change in words, ""
-# for none; None where the adapter does not apply
+# takes a tensor's name, its value in the source and the network's tensor; returns the value in the network's shape and
+# the change in words ("" for none), or None if the adapter does not apply
 Adapter = Callable[[str, Tensor, Tensor], tuple[Tensor, str] | None]
 
 
@@ -19,17 +19,17 @@ def transfer(
 ) -> LoadReport:
     """Load weights into a network's tensors, in place.
 
-    The first adapter that applies to a tensor decides about it; where none does, a tensor of the same shape is copied.
-    What fits in no way is left at its initialisation.
+    The first adapter that applies to a tensor determines its value. If none applies, a tensor of the same shape is
+    copied; any other keeps its initialisation.
 
     Args:
         target: parameters and buffers of the network by name, such as its ``state_dict``.
-        source: weights by the target's names; those of other names are reported as unused.
-        adapters: tried in this order.
-        origin: of the weights in words, for the report.
+        source: weights by the target's names; those with other names are reported as unused.
+        adapters: adapters, tried in this order.
+        origin: origin of the weights in words, for the load report.
 
     Returns:
-        what was loaded, adapted, left fresh and unused, in the order of ``target`` and ``source``.
+        the load report; its names are in the order of ``target`` and ``source``.
     """
     report = LoadReport(origin, unused=[name for name in source if name not in target])
     for name, tensor in target.items():

@@ -1,4 +1,4 @@
-"""A network in two processes; each imports this file, so that it imports little."""
+"""A network in two processes; each imports this file, so it imports little."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nnunet_transformers.architectures import create_network
 
 
 def test_gradients_are_shared(tmp_path):
-    """nnU-Net's own DDP is for CUDA; the network under DDP with gloo, activations kept or computed again."""
+    """nnU-Net's own DDP is for CUDA; the network under DDP with gloo, with and without activation checkpointing."""
     mp.spawn(_ddp_worker, args=(2, str(tmp_path / "store")), nprocs=2)
 
 

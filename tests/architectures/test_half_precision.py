@@ -18,7 +18,7 @@ DTYPES = [torch.float16, torch.bfloat16]
 
 
 def windowed(fused, shifted=False):
-    """Attention in windows, and its bias."""
+    """Windowed attention and its bias."""
     partition = WindowPartition((6, 9), (3, 3), shifted)
     attention = WindowAttention(16, 2, partition, RelativePositionBias((3, 3), (3, 3), 2, init_std=1.0))
     attention.fused_attn = fused
@@ -26,7 +26,7 @@ def windowed(fused, shifted=False):
 
 
 def to_all(fused):
-    """Attention of all tokens to all."""
+    """Global attention and no bias."""
     attention = SpatialReductionAttention(16, 2, (6, 9), (1, 1))
     attention.fused_attn = fused
     return attention._mix, torch.zeros(1)

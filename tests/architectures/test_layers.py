@@ -1,4 +1,4 @@
-"""The fast paths against plain ones, in float64."""
+"""Layers against plain implementations, in float64."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from nnunet_transformers.architectures.layers import (
     RelativePositionBias,
     WindowAttention,
     WindowPartition,
-    in_pieces,
+    apply_in_chunks,
     patch_transpose,
     tokens_to_image,
 )
 
 
 def plain_windows(tokens, grid, window, shifted):
-    """Pad, roll and cut with loops; also the region of each token and whether it is padding."""
+    """Pad, roll and cut with loops; also return the region of each token and whether it is padding."""
     window = [min(w, g) for w, g in zip(window, grid, strict=True)]
     shift = [w // 2 if shifted and w < g else 0 for w, g in zip(window, grid, strict=True)]
     padded = [-(-g // w) * w for w, g in zip(window, grid, strict=True)]
@@ -149,10 +149,7 @@ class TestWindowAttention:
         torch.testing.assert_close(results[True], results[False], rtol=1e-8, atol=1e-10)
 
     def test_wrapped_tokens_do_not_meet(self, grid, shifted, mask_padding, cross_attention):
-        """Moving one token changes only tokens within a window's reach of it, never across the border.
-
-        However large the scores are.
-        """
+        """A changed token affects only tokens within a window's reach, never across the border, at any scores."""
         attention = self.attention(grid, shifted, mask_padding, cross_attention)
         tokens = 1e3 * torch.randn(1, torch.Size(grid).numel(), 8, dtype=torch.float64)
         context = torch.randn_like(tokens)
@@ -208,14 +205,14 @@ def test_tokens_to_image_is_a_pixel_shuffle():
 
 
 @pytest.mark.parametrize("batch, length, elements", [(1, 7, 2**19), (2, 5, 2**20), (3, 9, 2**17), (2, 4, 8)])
-def test_in_pieces_changes_neither_outputs_nor_gradients(batch, length, elements):
+def test_chunks_change_neither_outputs_nor_gradients(batch, length, elements):
     torch.manual_seed(0)
     function = nn.Sequential(nn.Linear(4, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 3)).double()
     tokens = torch.randn(batch, length, 4, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(batch, length, 3, dtype=torch.float64)
     inputs = (tokens, *function.parameters())
     whole = function(tokens)
-    pieces = in_pieces(function, tokens, elements)
+    pieces = apply_in_chunks(function, tokens, elements)
     torch.testing.assert_close(pieces, whole)
     for ours, plain in zip(
         torch.autograd.grad((pieces * weights).sum(), inputs),
@@ -226,10 +223,10 @@ def test_in_pieces_changes_neither_outputs_nor_gradients(batch, length, elements
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_in_pieces_is_exported_whole(strict):
+def test_apply_in_chunks_is_exported_whole(strict):
     class Network(nn.Module):
         def forward(self, tokens):
-            return in_pieces(torch.sin, tokens, 2**24)
+            return apply_in_chunks(torch.sin, tokens, 2**24)
 
     tokens = torch.randn(1, 8, 2)
     program = torch.export.export(Network(), (tokens,), strict=strict)
@@ -237,9 +234,9 @@ def test_in_pieces_is_exported_whole(strict):
     torch.testing.assert_close(program.module()(tokens), tokens.sin())
 
 
-def test_in_pieces_works_on_no_more_than_a_piece():
+def test_a_chunk_is_no_larger_than_the_cache():
     lengths = []
-    in_pieces(lambda t: lengths.append(t.shape[1]) or t, torch.zeros(2, 100, 1), 2**14)
+    apply_in_chunks(lambda t: lengths.append(t.shape[1]) or t, torch.zeros(2, 100, 1), 2**14)
     assert sum(lengths) == 100 and max(lengths) == 2**20 // (2 * 2**14)
 
 

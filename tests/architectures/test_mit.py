@@ -132,7 +132,7 @@ class TestReleasedWeights:
         assert all(not p.is_meta for p in network.parameters())
         found = identify("mit", weights)
         assert (found.name, found.input_channels, found.num_classes, found.patch_size) == (name, 1, 14, (48, 192, 192))
-        # a release tells the number of tokens alone
+        # a release states the number of tokens only
         assert identify("mit", weights, (48, 96, 384)).patch_size == (48, 96, 384)
         with pytest.raises(ValueError, match=r"fit no mit network .* at a patch size of 48x192x256"):
             identify("mit", weights, (48, 192, 256))
@@ -144,7 +144,7 @@ class TestReleasedWeights:
         with torch.device("meta"):
             pair = MiTPair(reference_compat=True, **SIZES[name])
         pair.load_state_dict(weights, strict=True)
-        with pytest.raises(ValueError, match="no whole mit segmentation network"):
+        with pytest.raises(ValueError, match="not a whole mit network"):
             identify("mit", weights)
 
     def test_every_released_name_of_classification(self):
@@ -217,7 +217,7 @@ PATCH_SIZES = {"patch_size_2d": (64, 64), "patch_size_3d": (32, 32, 32)}
 
 
 class TestPair:
-    def test_shares_what_does_not_know_the_dimensionality(self):
+    def test_shares_layers_independent_of_dimensionality(self):
         with torch.device("meta"):
             pair = MiTPair(**SIZES["mit_22"])
         shapes = released_keys("mit")["mit_ssl22_MM"]
@@ -225,11 +225,11 @@ class TestPair:
         shared = [n for n, p in pair.form_3d.named_parameters() if n in names_2d and p is names_2d[n]]
         assert len(shared) == sum("2D" not in key and "3D" not in key for key, _ in shapes)
         assert not any(part in name for name in shared for part in ("attn.sr", "position", "embed", "stem"))
-        # the release keeps the token's row and the grid's in one tensor
+        # the release stores the token's row and the grid's in one tensor
         rows = sum("pos_embed" in key.lower() or "PosEmbed" in key for key, _ in shapes)
         assert len(list(pair.parameters())) == len(shapes) + rows
 
-    def test_a_batch_of_one_form_leaves_the_other_alone(self):
+    def test_a_batch_of_one_form_gives_the_other_no_gradient(self):
         pair = MiTPair(**PATCH_SIZES)
         pair(torch.randn(1, 3, 64, 64)).square().sum().backward()
         without = {n for n, p in pair.form_3d.named_parameters() if p.grad is None}

@@ -1,4 +1,4 @@
-"""MiT's layers against plain ones, in float64."""
+"""MiT's layers against plain implementations, in float64."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def grids_and_reductions(draw):
 
 
 def plain_attention(attention, tokens):
-    """By the convolution itself, head by head."""
+    """Compute the attention with the convolution itself, head by head."""
     length = torch.Size(attention.grid_size).numel()
     extra = tokens.shape[1] - length
     context = tokens
@@ -56,8 +56,8 @@ class TestSpatialReductionAttention:
         torch.testing.assert_close(attention(tokens), plain_attention(attention, tokens))
 
     @pytest.mark.parametrize("compat", [False, True])
-    def test_tokens_that_keys_know(self, compat):
-        """Tokens 4 and 5 of an axis of 5 are the rest that a reduction of 3 leaves."""
+    def test_tokens_that_enter_the_keys(self, compat):
+        """Tokens 4 and 5 of an axis of 5 remain after a reduction of 3."""
         attention = SpatialReductionAttention(4, 1, (5, 3), (3, 3), reference_compat=compat).double()
         tokens = torch.randn(1, 15, 4, dtype=torch.float64, requires_grad=True)
         attention(tokens)[:, 0].square().sum().backward()
@@ -104,5 +104,5 @@ class TestPositionEmbedding:
             resize_position_embedding(torch.zeros(1, 7, 4), (2, 3), (4, 6))
         with pytest.raises(ValueError, match="2D to 2D or 3D to 3D"):
             resize_position_embedding(torch.zeros(1, 6, 4), (2, 3), (4, 6, 6))
-        with pytest.raises(ValueError, match="has 7 tokens in a row"):
+        with pytest.raises(ValueError, match="is flattened to 7 tokens"):
             fit_position_embeddings({"weight": torch.zeros(1, 7, 4)}, PositionEmbedding((2, 3), 4))

@@ -1,4 +1,4 @@
-"""Every registered network passes these; a new one is covered by being registered."""
+"""Tests of every registered network; registration is enough to include a new one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATCHES = {f"{ndim}d": patch_size for ndim, patch_size in testing.PATCHES.items(
 
 
 def smallest_of_each_class():
-    """One network a class, not of the thesis's "-A" variants: the others are the same code with other numbers."""
+    """The smallest network of each class, except the thesis's "-A" variants: the others differ in sizes alone."""
 
     def size(name):
         with torch.device("meta"):
@@ -33,7 +33,7 @@ def smallest_of_each_class():
 
 
 def forms(names, *dimensions, patches=PATCHES):
-    """Parameters (name, patch_size) of every form that networks have, or of those with some numbers of axes."""
+    """Parameters (name, patch_size) of all forms of networks, or of those with the given numbers of axes."""
     return [
         pytest.param(name, patches[f"{n}d"], id=f"{name}-{n}d")
         for name in names
@@ -66,7 +66,7 @@ def test_contract(check, name, patch_size):
 
 @pytest.mark.parametrize("name", list_networks())
 def test_tables_without_weight_decay(name):
-    """Exactly these, by the names of today's layers."""
+    """No others than these, by the names of today's layers."""
     for ndim in get_network(name).dimensions:
         with torch.device("meta"):
             network = create_network(name, 1, 2, PATCHES[f"{ndim}d"], deep_supervision=True)
@@ -86,7 +86,7 @@ def test_tokens_without_weight_decay():
 
 
 def compiled_forms():
-    """Every form in inference, the larger one of a network in training as well."""
+    """Every form in inference, and the largest of each network in training."""
     largest = [forms([name], max(get_network(name).dimensions), patches=COMPILED)[0] for name in SMALLEST]
     for training, cases in ((False, forms(SMALLEST, patches=COMPILED)), (True, largest)):
         for case in cases:
@@ -140,12 +140,12 @@ def test_compiles_once_for_each_part_of_training(name, patch_size):
             compiled._orig_mod.decoder.deep_supervision = deep_supervision
             with torch.set_grad_enabled(training):
                 assert isinstance(compiled(image), list) == deep_supervision
-                network(image)  # fills caches that a compiled call must not depend on
+                network(image)  # fills caches, on which a compiled call must not depend
     assert counter.frame_count == 3
 
 
 class _Synchronisations(TorchDispatchMode):
-    """Operations that wait for the device, or that take tensors of another one."""
+    """Records operations that wait for the device or take tensors of another one."""
 
     waits = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
 
@@ -163,7 +163,7 @@ class _Synchronisations(TorchDispatchMode):
 
 @pytest.mark.parametrize("name,patch_size", forms(SMALLEST, patches=COMPILED))
 def test_training_step_leaves_the_device_alone(name, patch_size):
-    """What CUDA graphs ask for: no number goes to the host, no tensor comes from there. Meta stands for a GPU."""
+    """CUDA graphs require that no value goes to the host and no tensor comes from there. Meta stands for a GPU."""
     with torch.device("meta"):
         network = create_network(name, 1, 2, patch_size, deep_supervision=True, **shallow(name, len(patch_size)))
         image = torch.empty(2, 1, *patch_size)

@@ -180,13 +180,13 @@ def test_contradictions(overrides, message):
 class TestImageNet:
     @pytest.fixture(scope="class")
     def convnext(self, tmp_path_factory):
-        """A ConvNeXt as timm has it, its weights random, and its file."""
+        """timm's ConvNeXt with random weights, and its file."""
         model = timm.create_model("convnext_tiny")
         path = tmp_path_factory.mktemp("imagenet") / "convnext.safetensors"
         save_file(model.state_dict(), path)
         return model, path
 
-    def test_a_loaded_block_computes_what_timms_does(self, convnext):
+    def test_a_loaded_block_computes_the_same_as_timms(self, convnext):
         model, path = convnext
         with torch.no_grad():
             for block in model.stages[1].blocks:
@@ -212,7 +212,7 @@ class TestImageNet:
             ours = network.encoder.stages[2][index].convnext.mlp.fc1.weight
             assert torch.equal(ours, model.stages[2].blocks[source].mlp.fc1.weight)
 
-    def test_inflation_sees_a_constant_depth_as_2d(self, tmp_path):
+    def test_inflated_kernel_equals_2d_on_constant_depth(self, tmp_path):
         model = timm.create_model("convnext_femto").eval()
         save_file(model.state_dict(), tmp_path / "femto.safetensors")
         network = create_network("unet2022_tiny", 1, 2, (32, 32, 32), kernel_size=7).eval()

@@ -1,4 +1,4 @@
-"""The rates of this machine."""
+"""Rates of this machine."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def test_floor_is_the_longer_of_both():
 
 
 def test_unknown_device():
-    with pytest.raises(ValueError, match="no rates for device meta; measured are cpu, cuda"):
+    with pytest.raises(ValueError, match="rates of device meta cannot be measured; use cpu or cuda"):
         measure_rates("meta")

@@ -1,4 +1,4 @@
-"""The figures of one network, in this process."""
+"""Figures of one network, measured in this process."""
 
 from __future__ import annotations
 

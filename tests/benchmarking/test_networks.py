@@ -1,4 +1,4 @@
-"""What is measured can be built and run at one patch, and is counted in the same way."""
+"""Measured networks can be built and run at one patch, and their multiply-adds are counted alike."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ def test_choice():
 
 
 def test_peers_are_as_their_own_code_configures_them():
-    """nnU-Net's published configurations for isotropic images, which are six stages at this patch."""
+    """nnU-Net's published configurations for isotropic images have six stages at this patch."""
     plain, residual = (build_network(name, (128, 128, 128), 1, 2) for name in ("PlainConvUNet", "ResEnc-L"))
     for network in (plain, residual):
         assert tuple(network.encoder.output_channels) == (32, 64, 128, 256, 320, 320)
         assert not network.decoder.deep_supervision
     assert [len(stage.blocks) for stage in residual.encoder.stages] == [1, 3, 4, 6, 6, 6]
-    with pytest.raises(ValueError, match=r"no patch of .*the nearest is 112,112,112"):
+    with pytest.raises(ValueError, match=r"no patch of .*; use --patch-size 112,112,112"):
         build_network("PlainConvUNet", (100, 100, 100), 1, 2)
 
 
 def test_a_package_that_is_missing_or_too_old_is_named(monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     for name in ("SwinUNETR", "UNETR"):
-        with pytest.raises(ModuleNotFoundError, match="needs MONAI: pip install"):
+        with pytest.raises(ModuleNotFoundError, match="MONAI is not installed: pip install"):
             build_network(name, (64, 64, 64), 1, 2)
     monkeypatch.delattr("dynamic_network_architectures.architectures.primus.PrimusV3S")
-    with pytest.raises(ModuleNotFoundError, match="newer dynamic_network_architectures"):
+    with pytest.raises(ModuleNotFoundError, match="PrimusV3-S needs a newer version: pip install -U"):
         build_network("PrimusV3-S", (64, 64, 64), 1, 2)
 
 
@@ -97,7 +97,7 @@ def test_fused_attention_and_that_of_training_are_counted():
     "device,name,changes", [("cpu", "mit_7", True), ("meta", "mit_7", False), ("cpu", "UNETR", False)]
 )
 def test_kernels_are_for_our_networks_on_cpu(device, name, changes):
-    """What trainer and predictor give their users; other people's networks run as they come."""
+    """Networks of this package get the kernels of trainer and predictor; peers are unchanged."""
     if name == "UNETR":
         pytest.importorskip("monai")
     network = build_on(torch.device(device), name, PATCHES[3], 1, 2)

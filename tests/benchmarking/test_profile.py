@@ -1,4 +1,4 @@
-"""Seconds by layer: complete, and each operation with the layer that it belongs to."""
+"""The profile is complete and attributes each operation to its layer."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def test_sum_is_the_time_of_the_pass():
 
 class TestAttribution:
     def test_backward_has_the_layers_of_forward(self, monkeypatch):
-        """Every weight's gradient comes from the layer that has the weight, in a function of our own too."""
-        monkeypatch.setattr(checkpointing, "CACHED", checkpointing.BUSY)  # nothing is computed twice
+        """The gradient of each weight is attributed to the layer of the weight, also in custom autograd functions."""
+        monkeypatch.setattr(checkpointing, "CPU_CHUNK", checkpointing.DEVICE_CHUNK)  # nothing is computed twice
         network = use_kernels(create_network("qt_unet_tiny", 1, 3, CUBE))
         records = record(network, torch.randn(1, 1, *CUBE))
         scores = {r.layer for r in records if r.operation == "exp_"}

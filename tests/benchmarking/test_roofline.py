@@ -1,4 +1,4 @@
-"""Costs of operations against counts by hand, and floors against times."""
+"""Costs of operations compared with counts by hand, and floors with measured times."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nnunet_transformers.architectures import create_network
 from nnunet_transformers.benchmarking.costs import Cost
 from nnunet_transformers.benchmarking.machine import Rates, measure_rates
 from nnunet_transformers.benchmarking.profile import profile_layers
-from nnunet_transformers.benchmarking.roofline import summarise
+from nnunet_transformers.benchmarking.roofline import measure_roofline
 
 RATES = Rates(1e11, 2e10)
 
@@ -22,7 +22,7 @@ def cost(network: nn.Module, image: torch.Tensor, backward: bool = False) -> Cos
 
 
 class Attention(nn.Module):
-    """Attention of the image with itself; where it is trained, so that the operations have a backward."""
+    """Self-attention of the image, scaled by a parameter so that the operations have a backward pass."""
 
     def __init__(self, fused: bool) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class TestCosts:
 
 def test_network_stays_above_its_floor():
     network = create_network("qt_unet_tiny", 1, 3, (64, 64, 64)).eval()
-    summary = summarise(network, torch.randn(1, 1, 64, 64, 64), measure_rates("cpu"), runs=1)
+    summary = measure_roofline(network, torch.randn(1, 1, 64, 64, 64), measure_rates("cpu"), runs=1)
     for figures in summary.values():
         assert 0 < figures["multiply_adds_s"] <= figures["floor_s"] < figures["measured_s"]
         assert figures["share"] == figures["floor_s"] / figures["measured_s"]
@@ -97,5 +97,5 @@ def test_network_stays_above_its_floor():
 def test_convolution_alone_is_near_its_floor():
     network = nn.Conv3d(128, 128, 3, bias=False).to(memory_format=torch.channels_last_3d)
     image = torch.randn(1, 128, 26, 26, 26).to(memory_format=torch.channels_last_3d)
-    figures = summarise(network, image, measure_rates("cpu"), runs=5)["forward"]
+    figures = measure_roofline(network, image, measure_rates("cpu"), runs=5)["forward"]
     assert 0.3 < figures["share"] < 2

@@ -1,4 +1,4 @@
-"""A run: turns, ratios, failures, files; and the command."""
+"""Benchmark runs: order, ratios, failures, files, and the command."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..cli.test_cli import run_main
 
 KEYS = ("forward_s", "forward_backward_s", "optimiser_step_s", "training_step_s", "forward_bytes", "training_bytes")
 SETTINGS = Settings((8, 8, 8), threads=1)
-# in the place of the measuring process: its figures are its turn, and it dies as its network's name says
+# replaces the measuring process: its figures are its position in the order, its network's name how it fails
 CHILD = """
 import json, os, signal, sys
 job = json.loads(sys.argv[1])
@@ -46,7 +46,7 @@ with open(sys.argv[2], "w") as file:
 
 @pytest.fixture
 def turns(monkeypatch, tmp_path):
-    """The file to which the processes write whose turn it is."""
+    """Return the file to which the processes write their order."""
     file = tmp_path / "turns"
     code = CHILD.replace("%r", repr(KEYS)).replace("sys.argv[3]", repr(str(file)))
     monkeypatch.setattr(run, "CHILD", [sys.executable, "-c", code])
@@ -58,7 +58,7 @@ def figures(value, **others):
 
 
 def content(*names_and_values):
-    """What a run comes to, of figures of two rounds."""
+    """Summarise a run of two rounds."""
     summary = summarise({name: [figures(v), figures(2 * v)] for name, v in names_and_values}, {}, 2)
     environment = {"processor": "A CPU", "threads": 1, "versions": {"torch": "2"}}
     settings = {"patch_size": [8, 8], "batch_size": 1, "input_channels": 1, "num_classes": 2, "precision": "float32"}
@@ -156,7 +156,7 @@ def test_labels_do_not_overlap():
 
 
 def test_command(tmp_path):
-    """For real: two networks, one round, everything but the roofline."""
+    """Run two networks for one round without replacements, everything but the roofline."""
     output = tmp_path / "results"
     arguments = [
         "--patch-size",

@@ -1,4 +1,4 @@
-"""Fitted exponents, and the measurements behind them at a small size."""
+"""Fitted exponents, and their measurements at a small size."""
 
 from __future__ import annotations
 

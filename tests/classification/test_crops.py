@@ -86,7 +86,7 @@ class TestIntensities:
         for arguments, message in (
             ({"canvas": (8, 16)}, r"canvas \(8, 16\) must have the axes of the patch \(16, 16\) and be no smaller"),
             ({"canvas": (16, 16, 16)}, "must have the axes"),
-            ({"intensity_range": (1.0, 1.0)}, "two rising numbers"),
+            ({"intensity_range": (1.0, 1.0)}, "two increasing numbers"),
         ):
             with pytest.raises(ValueError, match=message):
                 ImageCrops((16, 16), **arguments)

@@ -19,7 +19,7 @@ def write(folder, content):
     [
         ("file,class\na,1\n", "has no column image, label; it has file, class"),
         ("image,label\na,1\na.nii.gz,2\n", "names a more than once"),
-        ("image,label\nz,1\n", "none of the 1 images in .*: z is not, which has a"),
+        ("image,label\nz,1\n", "none of the 1 images in .*: the table's first is z, the folder's a"),
         ("image,label\na,1\nb,\nc\n", "no image or no label in line 3, 4"),
         ("image,label,split\na,1,train\nb,1,valid\n", "must hold train, val, test, got 'valid' in line 3"),
         ("image,label,split\na,1,train\nb,1\n", "must hold train, val, test, got '' in line 3"),

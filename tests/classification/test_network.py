@@ -1,4 +1,4 @@
-"""Classifiers from every network and checkpoint: a training step, what is frozen, and the file."""
+"""Classifiers of every network and checkpoint: a training step, frozen parameters, and the file."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class TestPretrained:
         assert "fresh: 0 tensors" in report
         larger, description, _ = pretrained_backbone(load_pretrained(tmp_path / "e.pth"), (32, 16, 16))
         assert larger(torch.randn(1, 1, 32, 16, 16)).shape == (1, network.feature_channels[-1])
-        with pytest.raises(ValueError, match=r"is of patches \(16, 16, 16\), patch_size \(16, 16\) has other axes"):
+        with pytest.raises(ValueError, match=r"\(16, 16\) has 2 axes, the encoder's patches \(16, 16, 16\) have 3"):
             pretrained_backbone(load_pretrained(tmp_path / "e.pth"), (16, 16))
 
     @pytest.mark.parametrize("name", TIMM)
@@ -115,7 +115,7 @@ class TestPretrained:
         with torch.no_grad():
             features = larger.eval()(torch.randn(2, 1, 64, 64))
         assert features.shape == (2, network.num_features)
-        # what a file of it says is what it is built from
+        # the description in a file rebuilds the backbone
         assert [n for n, v in description.build().state_dict().items() if v.shape != larger.state_dict()[n].shape] == []
 
     def test_token_of_unimiss(self):
@@ -134,7 +134,7 @@ class TestPretrained:
             expected = (backbone.norm(token)[:, 0] + backbone.norm(features[-1].flatten(2).mT).mean(1)) / 2
             torch.testing.assert_close(backbone(image), expected)
         assert TOKEN_PREFIX not in report
-        # for segmentation the token is of no use, and says so
+        # segmentation has no use for the token, which the load report lists as unused
         unused = load_encoder_weights(create_network("mit_7", 1, 2, sizes[1], **arguments), checkpoint).unused
         assert unused == list(pair.token_weights(3))
         without = dataclasses.replace(checkpoint, weights=pair.form_weights(3))
@@ -142,7 +142,7 @@ class TestPretrained:
 
     def test_no_encoder(self, tmp_path):
         torch.save({"weights": {}}, tmp_path / "e.pth")
-        with pytest.raises(ValueError, match="is no encoder or timm_encoder checkpoint"):
+        with pytest.raises(ValueError, match="is not a checkpoint of kind encoder or timm_encoder"):
             load_pretrained(tmp_path / "e.pth")
 
 
@@ -175,7 +175,7 @@ class TestFile:
         with pytest.raises(ValueError, match="truncated"):
             ClassifierCheckpoint.load(tmp_path / "short.pth")
         torch.save({"network_weights": {}}, tmp_path / "other.pth")
-        with pytest.raises(ValueError, match="is no classifier checkpoint"):
+        with pytest.raises(ValueError, match="is not a checkpoint of kind classifier"):
             ClassifierCheckpoint.load(tmp_path / "other.pth")
 
     def test_images_that_were_prepared_otherwise(self, checkpoint, tmp_path):
@@ -186,7 +186,7 @@ class TestFile:
             ({"channels": ("a", "b")}, r"have 2 channels, the classifier was trained on 1 \(image\)"),
             ({"normalization": ("ZScoreNormalization",)}, "has normalization ZScoreNormalization, .* on CTNorm"),
             ({"spacing": (3.0, 2.0, 1.0)}, r"has spacing 2, 1 mm, the classifier was trained on 1, 1 mm; prepare"),
-            ({"plans": other}, "was normalised by other CT intensities"),
+            ({"plans": other}, "was normalised with other CT intensities"),
         ):
             with pytest.raises(ValueError, match=message):
                 checkpoint.check_images(dataclasses.replace(index, **change), tmp_path)
@@ -201,5 +201,5 @@ class TestFile:
         checkpoint.save(tmp_path / "classifier.pth")
         assert preparation(tmp_path / "classifier.pth") == (checkpoint.plans, "2d")
         dataclasses.replace(checkpoint, plans=None).save(tmp_path / "old.pth")
-        with pytest.raises(ValueError, match="does not state how its images were prepared"):
+        with pytest.raises(ValueError, match="does not specify how its images were prepared"):
             preparation(tmp_path / "old.pth")

@@ -127,7 +127,7 @@ class TestFit:
         )
         with pytest.raises(SystemExit):
             cli.main()
-        assert "--spacing and --plans or --like contradict each other" in capsys.readouterr().err
+        assert "--spacing contradicts --plans or --like" in capsys.readouterr().err
 
     def test_resumed_run_equals_uninterrupted_one(self, data, tmp_path):
         folder, table = data
@@ -188,15 +188,15 @@ class TestFit:
         for words, message in (
             ([*start, table, *usual, "--labels", "grade"], "has no column grade; it has image, label, split"),
             ([*start, one_class, *usual], "all images in .*one.csv have the label 'a'; a classifier needs two"),
-            ([*start, unknown, *usual], "none of the 2 images in .* is in the prepared folder: nobody is not"),
-            ([*start, missing, *usual], "cannot teach 'a': there are only images with it"),
+            ([*start, unknown, *usual], "none of the 2 images in .*: the table's first is nobody, the folder's case_0"),
+            ([*start, missing, *usual], "class 'a' cannot be learned: all training images of"),
             ([*start, table, "--config", "defalt"], "no recipe and no file 'defalt'; there are default"),
             ([*start, table, "--config", "default", *arguments(tmp_path / "run")], "set --model.init_args.patch_size"),
-            (["fit", tmp_path, table, *usual], "is no prepared folder; make one with"),
+            (["fit", tmp_path, table, *usual], "holds no prepared images; run"),
             (["fit", "--trainer.max_epochs", "3", folder, table, *usual], "come before other options, got --trainer"),
             ([*start, table, *usual, "--encoder", tmp_path / "no.pth"], "no such checkpoint"),
             ([*start, table, *usual, "--trainer.max_steps=1"], "ends after 1 steps, before the first validation"),
-            (["predict", encoder, folder, "-o", tmp_path / "p.csv"], "is no classifier checkpoint"),
+            (["predict", encoder, folder, "-o", tmp_path / "p.csv"], "is not a checkpoint of kind classifier"),
             (["predict", encoder, folder, "-o", "p.csv", "--scores", "s.json"], "--scores needs --labels"),
         ):
             code, captured = command(monkeypatch, capsys, *words)
@@ -207,7 +207,7 @@ class TestFit:
 
     def test_folder_with_a_run_is_not_overwritten(self, data, encoder, tmp_path):
         (tmp_path / "last.ckpt").touch()
-        with pytest.raises(FileExistsError, match="holds a run already"):
+        with pytest.raises(FileExistsError, match="already holds a run"):
             fit("default", *data, encoder, arguments=arguments(tmp_path))
 
 

@@ -130,7 +130,7 @@ class TestDoctor:
         result = invoke("doctor")
         assert result.exit_code == 0, result.output
         assert f"nnU-Net finds our {len(PLANNERS)} planners" in result.output
-        assert "all is well" in result.output
+        assert "no problems found" in result.output
 
     def test_forks_and_folders_of_trainers(self, nnunet_folders, monkeypatch, tmp_path):
         monkeypatch.setattr(doctor, "packages_distributions", lambda: {"nnunetv2": ["nnunetv2", "nnunetv2-fork"]})
@@ -144,7 +144,7 @@ class TestDoctor:
         findings = [*doctor.check_shadowing(), *doctor.check_trainer_folders()]
         assert len(findings) == 4
         for finding, text in zip(
-            findings, ("nnunetv2-fork", "is no folder", "cannot be pickled", "whole packages"), strict=True
+            findings, ("nnunetv2-fork", "is not a folder", "cannot be pickled", "whole packages"), strict=True
         ):
             assert text in finding.text
             assert finding.remedy

@@ -27,7 +27,7 @@ EXTRA = {"lightning", "lightly", "jsonargparse"}
 # what these bring and nnU-Net does not
 BROUGHT = {"pytorch_lightning", "lightning_utilities", "lightning_fabric", "torchmetrics", "hydra", "omegaconf"}
 # parts that belong to the extra
-NEEDING = ("pretraining", "classification", "runs", "evaluation.features")
+NEEDING = ("pretraining", "classification", "runs", "evaluation.features", "testing.method")
 BLOCKER = f"""
 import sys
 

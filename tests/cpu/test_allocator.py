@@ -1,4 +1,4 @@
-"""Memory that is freed and asked for again."""
+"""Memory that is freed and allocated again."""
 
 import platform
 import subprocess

@@ -84,7 +84,7 @@ def test_a_linear_layer_without_the_kernel_is_pytorchs(monkeypatch):
 
 @needs_kernel
 def test_a_gradient_with_gaps_between_its_rows_takes_no_slow_path():
-    """What the gradient of a concatenation is; about as fast as any, or 500 times slower where the kernel gets it."""
+    """The gradient of a concatenation has such gaps: about as fast, or 500 times slower if the kernel gets it."""
     x, weight = torch.randn(8192, 48), torch.randn(144, 48, requires_grad=True)
     gradient = torch.randn(8192, 288)[:, :144]
 
@@ -164,7 +164,7 @@ def test_only_depthwise_convolutions_of_stride_1_take_the_fast_backward_pass(arg
 @pytest.mark.parametrize(
     "changes",
     [
-        {"dilation": 2, "padding": 2},
+        {"dilation": 2},
         {"padding": 0},
         {"padding_mode": "circular"},
         {"out_channels": 8},

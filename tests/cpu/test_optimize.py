@@ -1,4 +1,4 @@
-"""Optimised networks against plain ones, and everything else that happens to a network."""
+"""Optimised networks against plain ones: steps, copies, weights, export, compilation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FUNCTION_OF = {
 
 @pytest.fixture
 def applied(monkeypatch):
-    """The kernels' autograd functions by name, as they are applied."""
+    """Names of the kernels' autograd functions, in the order of their calls."""
     names: list[str] = []
 
     def count(function):
@@ -47,8 +47,15 @@ def applied(monkeypatch):
     return names
 
 
+@pytest.fixture
+def product_in_float64(monkeypatch):
+    """oneDNN's product, which has float32 only, is PyTorch's: what is around it is compared in float64."""
+    monkeypatch.setattr(linear, "KERNEL", lambda x, weight, bias, *_: F.linear(x, weight, bias))
+    monkeypatch.setattr(linear, "is_applicable", may_choose_kernel)
+
+
 def kernels_of(network: nn.Module) -> set[str]:
-    """Names of the classes that a network has for CPU."""
+    """Names of a network's layer classes with CPU kernels."""
     return {type(module).__name__ for module in network.modules() if type(module) is not plain_class(module)}
 
 
@@ -71,10 +78,8 @@ def step(network, image):
 
 
 @pytest.mark.parametrize("name,patch_size", forms(list_networks(), patches=COMPILED))
-def test_a_step_of_every_network_in_float64(name, patch_size, applied, monkeypatch):
-    """Attention and convolutions have kernels for it. oneDNN's product, which has none, is PyTorch's here."""
-    monkeypatch.setattr(linear, "KERNEL", lambda x, weight, bias, *_: F.linear(x, weight, bias))
-    monkeypatch.setattr(linear, "is_applicable", may_choose_kernel)
+@pytest.mark.usefixtures("product_in_float64")
+def test_a_step_of_every_network_in_float64(name, patch_size, applied):
     plain = build(name, patch_size, torch.float64, **shallow(name, len(patch_size)))
     network, image = optimize(deepcopy(plain)), torch.randn(2, 1, *patch_size, dtype=torch.float64)
     expected = step(plain, image)
@@ -158,10 +163,11 @@ class TestOptimised:
         with FakeTensorMode():
             network = optimize(create_network(name, 1, 2, patch_size, **overrides))
             network(torch.empty(1, 1, *patch_size)).mean().backward()
-        # the one that is about memory
+        # the only kernel that also saves memory
         assert set(applied) <= {"WindowAttentionFunction"}
 
 
+@pytest.mark.usefixtures("product_in_float64")
 @pytest.mark.parametrize("name", [name for name in SMALLEST if name != "resnet18_unet"])
 def test_compiled_with_the_plain_operations(name, applied):
     patch_size = COMPILED["2d"]

@@ -139,5 +139,5 @@ def test_linear_probe_of_any_network(name, patch_size):
     logits.sum().backward()
     assert all(p.grad is not None for p in probe.heads.parameters())
     assert all(p.grad is None for p in probe.network.parameters())
-    # the encoder does not change between training and evaluation, its drop path rests
+    # the frozen encoder is in evaluation mode during training too, without drop path
     assert all(torch.equal(a, b) for a, b in zip(*(probe.network.encode(image) for _ in range(2)), strict=True))

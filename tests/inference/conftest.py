@@ -1,20 +1,20 @@
-"""A planned dataset with models as their trainers initialise them: 3D with two folds, 2D, both stages of a cascade."""
+"""A planned dataset with freshly initialised models: 3D with two folds, 2D, both stages of a cascade."""
 
 from __future__ import annotations
 
 import pytest
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
 
-from tests.conftest import write_dataset
+from tests.conftest import light_nnunet, write_dataset
 from tests.sharing.conftest import add_cascade, environment, initialise
 from tests.trainers.conftest import PLANNER
 
 
 @pytest.fixture(scope="session")
 def planned(tmp_path_factory):
-    """The folders, with a plan for a dataset of images larger than its patch."""
+    """Create nnU-Net's folders, with a plan for a dataset whose images are larger than the patch."""
     folders = tmp_path_factory.mktemp("planned")
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    with light_nnunet(), pytest.MonkeyPatch.context() as monkeypatch:
         environment(folders, monkeypatch)
         write_dataset(folders / "raw", size=(20, 24, 20), cases=2)
         extract_fingerprints([900], num_processes=1)
@@ -25,7 +25,7 @@ def planned(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def models(planned):
-    """Folders of the models by configuration; 3d_fullres has two folds."""
+    """Create the models and return their folders by configuration; 3d_fullres has two folds."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         environment(planned, monkeypatch)
         initialise(planned, 1)

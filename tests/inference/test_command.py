@@ -1,4 +1,4 @@
-"""`nnunet-transformers predict` against nnU-Net's own commands, with the same arguments, on models in their folders."""
+"""`nnunet-transformers predict` against nnU-Net's commands, with the same arguments and models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SEQUENTIAL = ("-device", "cpu", "-npp", 0, "-nps", 0, "--disable_progress_bar")
 
 @pytest.fixture
 def folders(planned, monkeypatch):
-    """nnU-Net's folders, set."""
+    """Set nnU-Net's folders."""
     environment(planned, monkeypatch)
     # nnU-Net's commands take all cores
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
@@ -41,7 +41,7 @@ def folders(planned, monkeypatch):
 
 
 def named(configuration: str = "3d_fullres") -> tuple:
-    """The arguments that name a model."""
+    """Return the arguments that select a model."""
     return ("-d", 900, "-c", configuration, "-tr", TRAINER, "-p", PLANS)
 
 
@@ -64,7 +64,7 @@ def theirs(monkeypatch, output: Path, images: Path, *arguments: object) -> Path:
 
 
 def assert_same(ours: Path, theirs: Path, probabilities: bool = False) -> None:
-    """The same files; labels differ in at most one voxel of a thousand, probabilities by rounding."""
+    """Expect the same files; labels may differ in 0.1 % of voxels, probabilities by rounding."""
     assert sorted(path.name for path in ours.iterdir()) == sorted(path.name for path in theirs.iterdir())
     names = [path.name for path in theirs.glob("*.nii.gz")]
     assert names
@@ -173,7 +173,7 @@ def test_mirroring_that_a_checkpoint_allows(folders, models, tmp_path, monkeypat
 class TestMistakes:
     @pytest.fixture
     def said(self, folders, models, tmp_path, monkeypatch, capsys):
-        """What the command prints to standard error, with arguments that are changed or left out."""
+        """Return a function that runs the command with changed or omitted arguments and returns its standard error."""
         images = some_images(folders, tmp_path / "images")
 
         def run(**changed: object) -> str:
@@ -201,7 +201,7 @@ class TestMistakes:
         assert "-f 'zero' is neither a number nor 'all'" in said(f="zero")
         assert "-npp 0 -nps 1: both are 0, without -num_parts, or neither" in said(nps=1)
         if not torch.cuda.is_available():
-            assert said(device="cuda") == "error: -device cuda is not there; give -device cpu"
+            assert said(device="cuda") == "error: -device cuda is not available on this machine; use -device cpu"
 
     def test_models(self, said):
         assert "901" in said(d=901)
@@ -222,7 +222,7 @@ class TestMistakes:
 
 
 class Harmful:
-    """A pickle that runs code."""
+    """Object whose pickle runs code."""
 
     def __reduce__(self):
         return os.putenv, ("HARMED", "1")
@@ -241,7 +241,7 @@ class Parsed(Exception):
 
 
 def options_of(parser: argparse.ArgumentParser) -> dict:
-    """Everything about a parser's options but their help."""
+    """Return all properties of a parser's options but their help."""
     properties = ("option_strings", "default", "type", "nargs", "required", "choices", "const")
     return {
         action.dest: {"class": type(action), **{name: getattr(action, name) for name in properties}}
@@ -252,7 +252,7 @@ def options_of(parser: argparse.ArgumentParser) -> dict:
 @pytest.mark.parametrize("processes", [None, "7", "many"])
 @pytest.mark.parametrize("entry_point", ["predict_entry_point", "predict_entry_point_modelfolder"])
 def test_options_are_nnunets(monkeypatch, entry_point, processes):
-    """A new option of nnU-Net's, another default or another alias is noticed here."""
+    """A new option of nnU-Net, another default or another alias fails here."""
     for variable in ("nnUNet_npp", "nnUNet_nps"):
         monkeypatch.delenv(variable, raising=False)
         if processes is not None:

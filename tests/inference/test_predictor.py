@@ -17,16 +17,16 @@ from nnunet_transformers.inference import BatchedPredictor
 from nnunet_transformers.inference.batch_size import GPU_SHARE, GPU_VOXELS, cpu_batch_size, fitting_batch_size
 from tests.trainers.conftest import CPU
 
-# of logits about 1, that are added up in float16: three of its steps
+# for logits around 1 that are summed in float16: three of its steps
 TOLERANCE = 3 * 2**-10
 
 
 class SmallNetwork(nn.Sequential):
-    """A network that tells left from right and looks at the whole patch, and that notes its batches.
+    """Network that is not symmetric, depends on the whole patch and records its batch sizes.
 
     Args:
-        ndim: 2 or 3.
-        limit: patches at which it is out of memory.
+        ndim: number of spatial axes, 2 or 3.
+        limit: number of patches at which it runs out of memory.
     """
 
     def __init__(self, ndim: int, channels: int = 1, limit: int | None = None) -> None:
@@ -44,7 +44,7 @@ class SmallNetwork(nn.Sequential):
 
 
 def make(kind: type[nnUNetPredictor], network: nn.Module, patch_size, axes=None, folds: int = 1, **options):
-    """A predictor without a model folder."""
+    """Create a predictor without a model folder."""
     predictor = kind(device=CPU, allow_tqdm=False, **options)
     parameters = [{k: v + 0.05 * n for k, v in network.state_dict().items()} for n in range(folds)]
     predictor.manual_initialization(
@@ -56,7 +56,7 @@ def make(kind: type[nnUNetPredictor], network: nn.Module, patch_size, axes=None,
 
 
 def both(network, patch_size, size, batch_size=None, axes=None, channels=1, folds=1, **options):
-    """Logits of ours and of nnU-Net's predictor."""
+    """Compute the logits of ``BatchedPredictor`` and of nnU-Net's predictor."""
     data = torch.randn(channels, *size)
     theirs = make(nnUNetPredictor, network, patch_size, axes, folds, **options)
     ours = make(BatchedPredictor, network, patch_size, axes, folds, batch_size=batch_size, **options)
@@ -67,7 +67,7 @@ def assert_close(ours, theirs):
     assert ours.dtype == theirs.dtype == torch.float16
     assert ours.shape == theirs.shape
     torch.testing.assert_close(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
-    # labels differ only where two classes are as good as each other
+    # labels differ only where two classes are equally likely
     best = theirs.float().topk(2, 0).values
     assert ((best[0] - best[1])[ours.argmax(0) != theirs.argmax(0)] <= 2 * TOLERANCE).all()
 
@@ -153,7 +153,7 @@ def test_out_of_memory_halves_the_batch(limit):
     network.batches.clear()
     predictor.predict_logits_from_preprocessed_data(data)
     assert max(network.batches) == remaining
-    # which says nothing of another network
+    # the limit of one network does not apply to another
     other = SmallNetwork(3)
     labels = SimpleNamespace(get_label_manager=lambda _: predictor.label_manager)
     plan = predictor.configuration_manager
@@ -184,16 +184,16 @@ def test_batch_size_by_itself():
     assert fitting_batch_size((128, 128, 128), gigabyte, 1000 * gigabyte) == GPU_VOXELS // 128**3
 
 
-def test_a_device_that_is_not_there(monkeypatch):
+def test_a_device_that_is_not_available(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"-device cuda is not there; give -device cpu"):
+    with pytest.raises(ValueError, match=r"-device cuda is not available on this machine; use -device cpu"):
         BatchedPredictor()
 
 
 class TestCompiled:
     @pytest.fixture
     def compiled(self, monkeypatch):
-        """Counts compilations; what is compiled runs as it is."""
+        """Count compilations; compiled graphs run unchanged."""
         torch._dynamo.reset()
         graphs = []
 
@@ -218,7 +218,7 @@ class TestCompiled:
             assert_close(predictor.predict_logits_from_preprocessed_data(data), expected)
         assert len(compiled) == 1
 
-    def test_as_nnunets_variable_says(self, compiled, monkeypatch):
+    def test_nnunets_variable_decides(self, compiled, monkeypatch):
         monkeypatch.setenv("nnUNet_compile", "true")
         predictor = make(BatchedPredictor, nn.Sequential(*SmallNetwork(3)), (6, 8, 4))
         for size in ((11, 13, 9), (6, 8, 4)):

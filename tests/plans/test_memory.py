@@ -1,4 +1,4 @@
-"""The memory estimate against what training really keeps."""
+"""The memory estimate against the memory that training keeps."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ CLASSES = [getattr(import_module(module), name) for name, module in PLANNERS.ite
 
 
 def plan(folder, planner_class, spacing, shape, channels=1, labels=2, cases=20, **kwargs):
-    """Run a planner on a dataset of which there is only the fingerprint."""
+    """Run a planner on a dataset that has only a fingerprint."""
     name = "Dataset903_Fingerprint"
     raw, preprocessed = (Path(folder) / kind / name for kind in ("raw", "preprocessed"))
     for path in (raw / "imagesTr", raw / "labelsTr", preprocessed):
@@ -64,7 +64,7 @@ def plan(folder, planner_class, spacing, shape, channels=1, labels=2, cases=20, 
 
 
 def of_the_network(planner_class):
-    """Configurations that every dataset of volumes has with a network."""
+    """Configurations of a plan with this network for any dataset of volumes."""
     return ["2d", "3d_fullres"] if 3 in get_network(planner_class.network_name).dimensions else ["2d"]
 
 
@@ -208,7 +208,7 @@ def test_large_images_get_low_resolution_and_cascade(folder):
             return super()._peak_bytes(tokens, options, input_channels, batch_size)
 
     plans = plan(folder, Planner, (0.8, 0.8, 0.8), (400, 500, 500), labels=4, plans_name="nnUNetQTUNetTPlans")
-    # nnU-Net tries 28 spacings for the low resolution; only the last one's batch is looked for
+    # nnU-Net tries 28 spacings for the low resolution; the batch size is searched for the last one only
     assert len([batch_size for dimensions, batch_size in traced if dimensions == 3 and batch_size > 2]) <= 4
     configurations = plans["configurations"]
     assert set(configurations) == {"2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"}
@@ -228,7 +228,7 @@ def test_networks_in_2d_have_no_3d_configuration(folder, planner_class):
     plans = plan(folder, planner_class, (0.8, 0.8, 0.8), (400, 500, 500), labels=4)
     assert list(plans["configurations"]) == ["2d"]
     assert plans["configurations"]["2d"]["data_identifier"] == "nnUNetPlans_2d"
-    # unequal pixels and small images change nothing of the strides, which pretrained weights have
+    # anisotropic pixels and small images do not change the strides of pretrained weights
     for spacing, shape in (((1, 0.5, 2), (1, 300, 200)), ((1, 1, 1), (1, 20, 24))):
         arguments = plan(folder, planner_class, spacing, shape)["configurations"]["2d"]["architecture"]["arch_kwargs"]
         assert arguments["strides"] == [[1, 1], *[[2, 2]] * (len(arguments["strides"]) - 1)]
@@ -274,7 +274,7 @@ def test_checkpointing_comes_before_a_smaller_patch(folder, capsys, voxel_bytes,
 
 
 def test_batch_where_memory_falls_from_some_batch_on(folder):
-    """A batch between two that were traced can need more than a line through them says."""
+    """A batch size between two traced ones can need more memory than a line through them predicts."""
 
     class Planner(nnUNetPlannerQTUNetT):
         def _peak_bytes(self, tokens, options, input_channels, batch_size):
@@ -307,7 +307,7 @@ def test_own_data_where_stock_planned_other_data(folder):
 
 
 class TestArgumentsThatTheNetworkDoesNotTake:
-    """They are errors with the class and the argument, never silently dropped."""
+    """They raise errors that name class and argument, and are never dropped silently."""
 
     def assert_error(self, folder, base, message, **attributes):
         planner = type("nnUNetPlannerWrong", (base,), attributes)
@@ -329,7 +329,7 @@ class TestArgumentsThatTheNetworkDoesNotTake:
 
 
 def test_plans_hold_the_paths_of_before(folder):
-    """Where a class stands inside its package is not a plan's affair."""
+    """Plans do not depend on the module of a class inside its package."""
     modules = {"mit": "MiT", "qt_unet": "QTUNet", "resnet_unet": "ResNetUNet", "setr_pup": "SETRPUP"}
     modules["unet2022"] = "UNet2022"
     paths = {f"nnunet_transformers.architectures.{module}.{name}" for module, name in modules.items()}

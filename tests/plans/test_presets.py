@@ -1,4 +1,4 @@
-"""Every preset of a registered network: it builds, its plan is whole, and nnU-Net reads it."""
+"""Every preset: its network builds, its plan is complete, and nnU-Net reads it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """A dataset of which there is the fingerprint and the plan of QT-UNet Tiny, 3 mm slices."""
+    """A dataset with a fingerprint and the plan of QT-UNet Tiny, 3 mm slices."""
     folder = tmp_path_factory.mktemp("planned")
     with pytest.MonkeyPatch.context() as monkeypatch:
         for kind in ("raw", "preprocessed"):
@@ -86,11 +86,11 @@ class TestTable:
 
 @pytest.mark.parametrize("name", PRESETS)
 class TestNetwork:
-    def test_builds_and_says_everything(self, name):
+    def test_builds_and_states_everything(self, name):
         preset = PRESETS[name]
         channels, classes = preset.data["channels"] or 1, preset.data["classes"] or 2
         arguments = preset.network_arguments(channels, classes)
-        # a plan outlives a change of defaults: all that has a value is written down
+        # a plan outlives a change of defaults, so it states every argument that has a value
         known = get_network(preset.network).all_arguments(preset.ndim)
         assert {n for n, value in known.items() if value is not None} | {"strides", "patch_size"} <= set(arguments)
         assert None not in arguments.values()
@@ -185,8 +185,8 @@ class TestApply:
             configuration.network_arch_class_name,
             configuration.network_arch_init_kwargs,
             configuration.network_arch_init_kwargs_req_import,
-            applied.input_channels,
-            applied.num_classes,
+            applied.written.input_channels,
+            applied.written.num_classes,
         )
         assert sum(p.numel() for p in network.parameters()) == applied.parameters
         assert network.encoder.stages[-1].blocks[-1].drop_path.drop_prob == pytest.approx(0.2)
@@ -209,7 +209,7 @@ class TestApply:
     def test_2d(self, planned):
         applied = apply_preset(get_preset("cityscapes-tiny"), "903", "Mine")
         assert json.loads((planned / "Mine.json").read_text())["plans_name"] == "Mine"
-        assert list(applied.plans["configurations"]) == ["2d"]
+        assert list(applied.written.plans["configurations"]) == ["2d"]
         assert applied.configuration["batch_size"] == 4
         assert len(applied.configuration["spacing"]) == 2
 

@@ -1,4 +1,4 @@
-"""What several files of pretraining's tests share."""
+"""Fixtures of the pretraining tests."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from benchmarks.synthetic_reports import write_text_encoder
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory):
-    """A tiny text encoder's folder."""
+    """Folder of a tiny text encoder and its tokenizer."""
     return str(write_text_encoder(tmp_path_factory.mktemp("bert")))

@@ -1,4 +1,4 @@
-"""A callback for a run that is to die."""
+"""A callback that kills its run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning import Callback
 
 
 class KillAt(Callback):
-    """Kill the process in the middle of an optimiser step, as a power cut would."""
+    """Kill the process within an optimiser step, as a power cut would."""
 
     def __init__(self, step: int) -> None:
         self.step = step

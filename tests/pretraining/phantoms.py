@@ -1,4 +1,4 @@
-"""Bodies with a known map between them: the same organs, stretched, sheared and in another field of view."""
+"""Phantoms with known maps between them: the same organs, stretched, sheared and in another field of view."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VALUES = _rng.uniform(-1, 1, 60)
 
 
 def anatomy(places: NDArray) -> NDArray:
-    """Grey value at places of the body, (..., 3) in mm."""
+    """Compute the grey values at positions of the body, (..., 3) in mm."""
     grey = np.zeros(places.shape[:-1])
     for centre, radius, value in zip(CENTRES, RADII, VALUES, strict=True):
         grey += value / (1 + np.exp(6 * ((((places - centre) / radius) ** 2).sum(-1) - 1)))
@@ -27,7 +27,7 @@ def anatomy(places: NDArray) -> NDArray:
 
 
 def random_map(rng: np.random.Generator, shift: float, stretch: float = 0.1) -> NDArray:
-    """4x4 matrix from mm of a volume to mm of the body."""
+    """Draw a 4x4 matrix from mm of a volume to mm of the body."""
     matrix = np.eye(4)
     matrix[:3, :3] += rng.uniform(-stretch, stretch, (3, 3)) * np.where(np.eye(3), 1, 0.5)
     matrix[:3, 3] = rng.uniform(-shift, shift, 3)
@@ -35,7 +35,7 @@ def random_map(rng: np.random.Generator, shift: float, stretch: float = 0.1) -> 
 
 
 def make_volume(name: str, matrix: NDArray, seed: int = 0, noise: float = 0.03) -> Volume:
-    """The part of the body that a volume with this map shows."""
+    """Make the volume that shows the body by this map."""
     grid = np.stack(np.meshgrid(*(np.arange(n) * s for n, s in zip(SHAPE, SPACING, strict=True)), indexing="ij"), -1)
     grey = anatomy(apply_affine(matrix, grid.reshape(-1, 3))).reshape(SHAPE)
     grey = grey + np.random.default_rng(seed).normal(0, noise, SHAPE)
@@ -43,12 +43,12 @@ def make_volume(name: str, matrix: NDArray, seed: int = 0, noise: float = 0.03) 
 
 
 def true_match(query: NDArray, key: NDArray, points: NDArray) -> NDArray:
-    """Where points of the query are in the key, by the maps of both."""
+    """Map points of the query into the key by the maps of both."""
     return apply_affine(np.linalg.inv(key) @ query, points)
 
 
 def write_volumes(folder: Path, number: int, shift: float) -> Path:
-    """Write as many volumes of random maps into a new folder; returns it."""
+    """Write ``number`` volumes with random maps into a new folder; return the folder."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for case in range(number):

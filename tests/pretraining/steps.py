@@ -1,4 +1,4 @@
-"""Real optimiser steps of a method on given batches, seen from outside: a Lightning Trainer with a callback."""
+"""Optimiser steps of a method on given batches, recorded by a callback of Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nnunet_transformers.testing.method import Batches
 
 
 class Recorder(Callback):
-    """Weights before and after each batch, and the optimiser's groups, gradients and moments at each step.
+    """Record weights before and after each batch, and parameter groups, gradients and moments at each step.
 
     Attributes:
         weights: state dicts, the first from before training, one more after each batch.
@@ -47,7 +47,7 @@ class Recorder(Callback):
         self.moments.append({names[p]: s["exp_avg"].clone() for p, s in state.items() if "exp_avg" in s})
 
     def settings(self, name: str) -> list[float]:
-        """A setting of the first parameter group at each step."""
+        """Return a setting of the first parameter group at each step."""
         return [groups[0][name] for groups in self.groups]
 
 
@@ -77,22 +77,22 @@ def train(
 
 
 def cosine(step: int, steps: int, start: float, end: float) -> float:
-    """From ``start`` at step 0 to ``end`` at the last of ``steps``."""
+    """Compute a cosine from ``start`` at step 0 to ``end`` at the last of ``steps``."""
     return end + (start - end) * (1 + math.cos(math.pi * step / (steps - 1))) / 2
 
 
 def warmup_cosine(steps: int, warmup: int, highest: float, end: float = 0.0) -> list[float]:
-    """Rates of a linear warm-up, whose last step has the highest one, and a cosine decay from there to ``end``."""
+    """Compute the learning rates of a linear warm-up up to ``highest`` and a cosine decay to ``end``."""
     rising = [highest * (step + 1) / warmup for step in range(warmup)]
     return rising + [cosine(step, steps - warmup, highest, end) for step in range(steps - warmup)]
 
 
 def check_target_follows(recorder: Recorder, pairs: dict[str, str], taus: Sequence[float]) -> None:
-    """After each step target = tau * target + (1 - tau) * online.
+    """Check that target = tau * target + (1 - tau) * online after each step.
 
     Args:
-        recorder: of a run with a batch a step.
-        pairs: prefix of the target's weights to that of the weights that they follow.
+        recorder: recorder of a run with one batch per step.
+        pairs: prefixes of online weights by the prefixes of the target weights that follow them.
         taus: momentum of each step.
     """
     assert len(recorder.weights) == len(taus) + 1
@@ -113,14 +113,14 @@ def _is_buffer(name: str) -> bool:
 
 
 def separate(target: nn.Module) -> None:
-    """Make a target network another one than the online network that it is a copy of."""
+    """Perturb a target network, which starts as a copy of the online network."""
     with torch.no_grad():
         for parameter in target.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Of classes (rows,) or probabilities (rows, classes), the mean over the rows; with no function of torch's."""
+    """Compute the mean cross-entropy of classes (rows,) or probabilities (rows, classes), without torch's."""
     log_probabilities = logits - logits.exp().sum(1, keepdim=True).log()
     if targets.dim() == 1:
         return -log_probabilities[torch.arange(len(logits)), targets].mean()
@@ -128,5 +128,5 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
-    """Of the last axis."""
+    """Compute cosine similarities over the last axis."""
     return (a * b).sum(-1) / (a.square().sum(-1).sqrt() * b.square().sum(-1).sqrt())

@@ -1,4 +1,4 @@
-"""Alice: masked cells, matched views, every network, each loss by itself, whole runs."""
+"""Alice: masking, networks, losses, optimiser steps, matched views, a run of the recipe."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ class TestMasking:
 class TestPrimus:
     PATCH = (16, 24, 32)
 
-    def test_visible_tokens_alone_are_computed(self):
-        """The same as its own blocks with attention that excludes masked tokens."""
+    def test_only_visible_tokens_are_computed(self):
+        """The result equals that of Primus's blocks with masked tokens excluded from attention."""
         encoder = create_masked_encoder("primus_s", 1, self.PATCH).double().eval()
         eva, image = encoder.network.eva, torch.randn(2, 1, *self.PATCH, dtype=torch.float64)
         mask = torch.stack(
@@ -133,7 +133,7 @@ class TestPrimus:
         assert str(theirs).partition("(")[2] == str(ours).partition("(")[2]
 
     def test_mistakes(self):
-        with pytest.raises(ValueError, match="overrides are for this package"):
+        with pytest.raises(ValueError, match="overrides are for registered networks"):
             create_masked_encoder("primus_s", 1, self.PATCH, {"depths": 2})
         with pytest.raises(ValueError, match="stride of 8 does not divide"):
             create_masked_encoder("primus_s", 1, (16, 24, 30))
@@ -165,13 +165,13 @@ class TestMethod:
         module = method(similarity=similarity, released_casa=released_casa)
         assert module.training_step(batch(module.encoder.grid, SIZE), 0).isfinite()
 
-    def test_pairs_of_one_person_have_no_view_loss(self):
+    def test_pairs_of_one_subject_have_no_view_loss(self):
         module = method(losses=["views"])
         given = batch(module.encoder.grid, SIZE, matched=(False, False))
         assert module.training_step(given, 0) == 0
 
     def test_reconstruction_is_in_place(self):
-        """A decoder that knew the image would have no error: cells go back to where they were cut out."""
+        """Unpatchify inverts patchify, so a perfect prediction has no error."""
         image, grid = torch.randn(2, 2, 8, 12, 16), (2, 4, 2)
         cells = patchify(image, grid)
         assert torch.equal(cells[1, 4 * 2 + 2 * 2 + 1], image[1, :, 4:, 6:9, 8:].flatten())
@@ -188,7 +188,7 @@ class TestMethod:
 
 
 def still(**kwargs):
-    """The method of two channels without drop path, its target network another one than its online network."""
+    """Build the method for two channels, without drop path and with a perturbed target network."""
     module = method(overrides={**SMALL, "drop_path_rate": 0}, input_channels=2, decoder_depth=1, **kwargs).double()
     separate(module.target)
     return module
@@ -199,10 +199,10 @@ def three_pairs(module, **kwargs):
 
 
 class TestFormula:
-    """Section 3: the loss is l_r + l_dv + l_st; l_s of two vectors is 2 - 2 cos."""
+    """Section 3: the loss is l_r + l_dv + l_st, with l_s = 2 - 2 cos."""
 
     def reconstruction(self, module, side, given):
-        """l_r: the squared error of masked cells, whose target has mean 0 and variance 1 over voxels and channels."""
+        """Compute l_r: the squared error of masked cells, normalised over voxels and channels."""
         image, mask = given[f"{side}_masked"], given[f"{side}_mask"]
         _, reconstruction = module.decoder(module.encoder(image, mask))
         edge, errors = SIZE[0] // mask.shape[1], []
@@ -215,7 +215,7 @@ class TestFormula:
         return torch.stack(errors).mean()
 
     def attend(self, casa, queries, tokens):
-        """Softmax(q k^T / sqrt(C)) v of normed tokens."""
+        """Compute softmax(q k^T / sqrt(C)) v of normalised tokens."""
         q, kv = casa.norm_q(queries), casa.norm_kv(tokens)
         q, k, v = q @ casa.q.weight.T, kv @ casa.k.weight.T, kv @ casa.v.weight.T
         scores = (q @ k.transpose(1, 2) / q.shape[2] ** 0.5).exp()
@@ -244,8 +244,8 @@ class TestFormula:
         loss.backward()
         assert all(p.grad is None for p in module.target.parameters())
 
-    def test_gradient_of_the_alignment_is_the_online_sides(self):
-        """What the queries find in the target's tokens is a target as well: no gradient goes through it."""
+    def test_alignment_stops_the_gradient_of_the_target(self):
+        """CASA's output for the target tokens is a target too: no gradient flows through it."""
         module = still(losses=["alignment"])
         given = {n: v.double() if v.is_floating_point() else v for n, v in three_pairs(module).items()}
         module.training_step(given, 0).backward()
@@ -272,7 +272,7 @@ class TestSteps:
         recorder = train(module, [three_pairs(module) for _ in range(2)], epochs=2)
         assert recorder.settings("lr") == pytest.approx(warmup_cosine(4, 2, 1e-3))
         assert recorder.groups[0][0]["betas"] == (0.9, 0.95)
-        # AdamW's first step moves a weight by at most the rate besides its decay, which vectors and biases do not have
+        # besides weight decay, of which vectors and biases are exempt, AdamW's first step is at most the learning rate
         before, after = recorder.weights[:2]
         for name in recorder.gradients[0]:
             decay = 100.0 if before[name].dim() > 1 and not name.endswith(".bias") else 0.0
@@ -302,7 +302,7 @@ class TestData:
         views = self.views(prepared, "precomputed", matcher_arguments=arguments)
         assert [(views[i]["is_matched"], views[i]["redraws"]) for i in range(4)] == [(False, 2)] * 4
 
-    def test_features_and_maps_are_kept(self, prepared, monkeypatch):
+    def test_features_and_maps_are_cached(self, prepared, monkeypatch):
         from nnunet_transformers.pretraining.matching import affine
 
         points = np.array([[30.0, 40, 50]])

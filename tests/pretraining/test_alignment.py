@@ -1,4 +1,4 @@
-"""What MGCA attends to: maps, pictures, the command, mistakes."""
+"""MGCA's attention: maps, figure, command, error messages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_maps_of_every_kind_of_encoder(network, bert, image, tmp_path):
     size = (64, 64) if network == "unet2022_tiny" else (48, 32)
     module = saved(bert, tmp_path, network, size)
     checkpoint = AlignmentCheckpoint.load(tmp_path / "alignment.pth")
-    loaded = MGCA.from_checkpoint(checkpoint)
+    loaded = checkpoint.build_method(MGCA)
     assert not loaded.training
     assert all(torch.equal(value, module.state_dict()[name]) for name, value in loaded.state_dict().items())
     attention = attend(loaded, checkpoint.max_length, image, REPORT)
@@ -57,7 +57,7 @@ def test_maps_of_every_kind_of_encoder(network, bert, image, tmp_path):
     draw_attention(attention, tmp_path / "attention.png", words=3)
     picture = imread(tmp_path / "attention.png")[..., :3]
     upper, lower = picture[: len(picture) // 2], picture[-len(picture) // 8 :]
-    assert min((upper < 0.9).mean(), (lower < 0.9).mean()) > 0.001  # image and words are there
+    assert min((upper < 0.9).mean(), (lower < 0.9).mean()) > 0.001  # neither half is blank
 
 
 def test_a_word_finds_its_patch():
@@ -86,7 +86,7 @@ def test_command(bert, image, tmp_path):
     assert "none.pth" in mistake(2, tmp_path / "none.pth")
     assert "none.png" in mistake(3, tmp_path / "none.png")
     checkpoints(method(bert))["encoder.pth"].save(tmp_path / "encoder.pth")
-    assert "is no alignment checkpoint" in mistake(2, tmp_path / "encoder.pth")
+    assert "is not a checkpoint of kind alignment" in mistake(2, tmp_path / "encoder.pth")
     saved(bert, tmp_path, cta_weight=0)
     assert "without CTA" in mistake(4, REPORT)
 

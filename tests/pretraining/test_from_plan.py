@@ -1,4 +1,4 @@
-"""Preparing and pretraining for a plan: folds, order of axes, spacing, network."""
+"""Preparation and pretraining for a plan: folds, order of axes, spacing, network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PLANS = "nnUNetQTUNetTPlans"
 @pytest.fixture
 def planned(nnunet_folders, monkeypatch):
     source = write_dataset(nnunet_folders / "raw", cases=10)
-    # the thick axis is not the first one, so that nnU-Net transposes
+    # the axis of largest spacing is not the first, so nnU-Net transposes
     for file in source.rglob("*.nii.gz"):
         image = sitk.ReadImage(str(file))
         image.SetSpacing((3.0, 1.0, 1.0))
@@ -48,7 +48,7 @@ def test_prepared_and_trained_as_planned(planned, tmp_path):
     configuration = PlannedConfiguration.load("900", PLANS, "3d_fullres").configuration
     index = read_index(prepared)
     assert list(index.spacing) == configuration.spacing == [3.0, 1.0, 1.0]
-    # 20x24x20 voxels with the last axis thick
+    # transposed from 20x24x20 voxels, whose last axis has the largest spacing
     assert {case.shape for case in index.cases} == {(1, 20, 20, 24)}
     left_out = set(validation_cases(planned, 1))
     assert left_out.isdisjoint(case.name for case in index.cases)
@@ -74,8 +74,8 @@ def test_prepared_and_trained_as_planned(planned, tmp_path):
     assert checkpoint.recipe["batch_size"] == 2
     assert not any(name.startswith("_") for name in checkpoint.recipe)
 
-    # the same folder again would mix two runs; another one's encoder in its place is noticed
-    assert "holds a run already" in str(invoke(*fit).exception)
+    # a second run in the folder is refused, and so is an encoder that replaced the attached one
+    assert "already holds a run" in str(invoke(*fit).exception)
     attach = ["attach", tmp_path / "encoder.pth", "-d", 900, "-p", PLANS, "-o", f"{PLANS}_ssl", "-c", "3d_fullres"]
     result = invoke(*attach)
     assert result.exit_code == 0, result.output
@@ -97,12 +97,12 @@ def test_network_of_a_plan(planned):
     assert list(arguments) == ["network", "network_overrides", "patch_size_2d", "patch_size_3d"]
     assert arguments["network"] == "qt_unet_tiny"
     assert arguments["patch_size_2d"] == arguments["patch_size_3d"][1:]
-    with pytest.raises(ValueError, match="wants volumes, but 2d is a 2D configuration"):
+    with pytest.raises(ValueError, match="needs volumes, but 2d is a 2D configuration"):
         model_arguments(PlannedConfiguration.load("900", PLANS, "2d"), known)
     with pytest.raises(ValueError, match="has no 3d_lowres"):
         PlannedConfiguration.load("900", PLANS, "3d_lowres")
     plan_experiments([900])
-    with pytest.raises(ValueError, match="none of this package's"):
+    with pytest.raises(ValueError, match="is not of this package"):
         model_arguments(PlannedConfiguration.load("900", "nnUNetPlans", "3d_fullres"), known)
 
 
@@ -117,7 +117,7 @@ def test_folds(nnunet_folders):
     with pytest.raises(ValueError, match="no fold 1; folds are 0 to 0"):
         validation_cases(source, 1)
     (folder / "splits_final.json").write_text(json.dumps([{"train": ["ball_1"], "val": ["ball_33"]}]))
-    with pytest.raises(ValueError, match="ball_33, which is no image"):
+    with pytest.raises(ValueError, match=r"validates on ball_33, of which .* has no image"):
         validation_cases(source, 0)
 
 

@@ -1,4 +1,4 @@
-"""Losses against values that the papers' releases computed, and against their definitions."""
+"""Losses against values computed by the papers' releases, and against their definitions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TestMGCA:
     def test_release(self, mgca, case):
         golden = mgca["mgca"][case]
         given = golden["inputs"]
-        # the release normalises its prototypes in place, so that its gradient is that of the normalised ones
+        # the release normalises its prototypes in place: its gradient is with respect to normalised prototypes
         leaves = {k: given[k].clone() for k in golden["grads_wrt"]}
         leaves["prototypes"] = F.normalize(leaves["prototypes"], dim=-1)
         for leaf in leaves.values():
@@ -109,7 +109,7 @@ class TestMGCA:
         torch.testing.assert_close(weights[0, :20], torch.full((20,), 1 / 20))
 
     def test_chance(self):
-        # all alike: every other report is as good
+        # with equal embeddings every report matches as well as the right one
         ones = torch.ones(16, 4)
         assert ita_loss(ones, ones) == pytest.approx(2 * math.log(16), rel=1e-5)
 
@@ -146,7 +146,7 @@ class TestAlice:
                 cls, tokens, recon = (
                     golden[k].clone().requires_grad_() for k in ("student_cls", "student_patch", "recon")
                 )
-                # the two volumes' class tokens are compared with each other's, their tokens with their own
+                # class tokens are compared across the two volumes, other tokens within each volume
                 losses = {
                     "cls": cls_loss(cls, golden["teacher_cls"].roll(cfg["bs"], 0)),
                     "patch": token_loss(tokens, golden["teacher_patch"]),

@@ -1,4 +1,4 @@
-"""Matchers on phantoms whose map is known."""
+"""Matchers on phantoms with known maps, and the training of the anatomical embedding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STRIDE = 2 * max(SPACING)
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """The embedding, trained by its recipe on a few phantoms."""
+    """Checkpoint of the embedding, trained by its recipe on a few phantoms."""
     folder = tmp_path_factory.mktemp("matcher")
     prepare(write_volumes(folder / "raw", 16, shift=10), folder / "prepared", patch_size=(24, 24, 24))
     arguments = {
@@ -57,7 +57,7 @@ def matchers(weights, tmp_path):
 
 
 def errors(matcher, query, key, query_map, key_map, number=100):
-    """Distance in mm of what is found from where it is, for points that the key volume shows."""
+    """Return error in mm and validity of the matches of points that the key volume shows."""
     points = random_points(query.extent, number, np.random.default_rng(0), 0.15)
     true = true_match(query_map, key_map, points)
     shown = ((true >= 0) & (true <= key.extent)).all(axis=1)
@@ -84,7 +84,7 @@ class TestPhantoms:
     def test_shift_and_affine_map(self, matchers, name):
         shift = np.eye(4)
         shift[:3, 3] = 9, -6, 6
-        # maps are kept by the volumes' names
+        # maps are cached by the names of the volumes
         for kind, known in {"shifted": shift, "mapped": random_map(np.random.default_rng(3), 8)}.items():
             query, key = make_volume("a", np.eye(4), 1), make_volume(kind, known, 2)
             found, _ = errors(matchers[name], query, key, np.eye(4), known)
@@ -110,7 +110,7 @@ class TestPhantoms:
     @pytest.mark.parametrize("name", ["affine", "hybrid"])
     def test_points_outside_the_field_of_view(self, matchers, name):
         away = np.eye(4)
-        away[0, 3] = 15  # the key begins 5 voxels further up
+        away[0, 3] = 15  # the key's field of view begins 5 voxels later
         query, key = make_volume("a", np.eye(4), 1), make_volume("b", away, 2)
         points = np.array([[6.0, 45, 45], [80.0, 45, 45]])
         match = matchers[name].match(matchers[name].prepare(query), matchers[name].prepare(key), points)
@@ -170,8 +170,6 @@ class TestParts:
                 assert (cell_positions(embedding.shape[2:], stride) < torch.tensor(size)).all()
 
     def test_sample_at_cells(self):
-        import torch
-
         grid = torch.nn.functional.normalize(torch.randn(5, 3, 4, 6), dim=0)
         places = cell_positions((3, 4, 6), 4)
         torch.testing.assert_close(sample(grid, places, 4), grid.flatten(1).T)
@@ -180,7 +178,7 @@ class TestParts:
         from nnunet_transformers.weights import load_encoder
 
         assert MatcherCheckpoint.load(weights).settings["dim"] == 32
-        with pytest.raises(ValueError, match="is no encoder or timm_encoder checkpoint"):
+        with pytest.raises(ValueError, match="is not a checkpoint of kind encoder or timm_encoder"):
             load_encoder(weights)
         damaged = bytearray(Path(weights).read_bytes())
         damaged[len(damaged) // 2] ^= 1
@@ -193,22 +191,22 @@ EMBEDDING = {"channels": (4, 6, 8), "dim": 8, "points": 12, "negative_radius": 5
 
 
 class TestAnatomicalEmbedding:
-    """SAM, section 3: a point's embedding against the hardest of those far from it, fine and coarse."""
+    """SAM, section 3: fine and coarse InfoNCE of points with the hardest negatives."""
 
     SIZE = (16, 24, 16)
 
     def batch(self, number=3):
-        """Pairs of crops, and where they lie in their volume: first voxel and step, in voxels."""
+        """Make pairs of crops and their frames: first voxel and step in voxels of the volume."""
         start = torch.tensor([[4.0, 5, 6], [0, 8, 2], [3, 3, 9]])[:number]
         key = (
             start + torch.tensor([[3.0, -2, 4], [1, 4, -3], [100, 100, 100]])[:number]
-        )  # the last have nothing in common
+        )  # the last pair does not overlap
         steps = (torch.tensor([1.0, 1.1, 0.9]), torch.tensor([0.9, 1.0, 1.2]))
         frames = [torch.stack([s, step.expand_as(s)], dim=1) for s, step in zip((start, key), steps, strict=True)]
         return [(torch.randn(number, 1, *self.SIZE), frame) for frame in frames]
 
     def at(self, grid, point, stride):
-        """Of eight neighbours, the nearest cells at the border; of length 1."""
+        """Interpolate linearly between eight cells, clamped at the border, and normalise."""
         shape = grid.shape[1:]
         place = [min(max(float(x) / stride, 0.0), n - 1.0) for x, n in zip(point, shape, strict=True)]
         value = 0.0
@@ -262,7 +260,7 @@ class TestAnatomicalEmbedding:
         torch.testing.assert_close(loss, sum(expected.values()))
 
     def test_steps(self):
-        """SGD with momentum and decay, its rate falling along a polynomial."""
+        """The optimiser is SGD with momentum and weight decay; its learning rate falls along a polynomial."""
         torch.manual_seed(0)
         module = AnatomyMatching(**EMBEDDING, lr=0.1, weight_decay=0.5)
         recorder = train(module, [self.batch() for _ in range(3)])
@@ -275,7 +273,7 @@ class TestAnatomicalEmbedding:
                 velocity[name] = 0.9 * velocity.get(name, 0.0) + gradient + 0.5 * before[name]
                 torch.testing.assert_close(after[name], before[name] - rates[step] * velocity[name], msg=name)
 
-    def test_nothing_in_common_still_has_gradients(self):
+    def test_crops_without_overlap_still_have_gradients(self):
         module = AnatomyMatching(**EMBEDDING)
         module.log_dict = lambda *args, **kwargs: None
         (image, frame), (other, _) = self.batch(2)

@@ -1,4 +1,4 @@
-"""MGCA: image encoders, what a step trains, losses left out, runs of the recipe."""
+"""MGCA: image encoders, losses, optimiser steps, runs of the recipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nnunet_transformers.pretraining.data import PreparedCase, PreparedIndex
 from nnunet_transformers.pretraining.encoders.image import create_image_encoder
 from nnunet_transformers.pretraining.encoders.text import load_tokenizer, tokenize
 from nnunet_transformers.pretraining.fit import fit
-from nnunet_transformers.pretraining.heads import alignment_head, apply_to_tokens
+from nnunet_transformers.pretraining.heads import AlignmentHead, apply_to_tokens
 from nnunet_transformers.pretraining.methods.mgca import MGCA
 from nnunet_transformers.weights import (
     TimmCheckpoint,
@@ -49,7 +49,7 @@ def method(bert, network=VIT, size=32, **settings):
 
 
 def checkpoints(module):
-    """What a run on these data would write."""
+    """Build the checkpoints that a run on these data writes."""
     module.trainer = SimpleNamespace(datamodule=DATA)
     return module.checkpoints(INDEX, {})
 
@@ -95,7 +95,7 @@ class TestImageEncoders:
         trained = {n for n, p in encoder.named_parameters() if p.requires_grad}
         assert trained == {n for n, p in encoder.named_parameters() if p.grad is not None}
         frozen = {n for n, p in encoder.named_parameters() if not p.requires_grad}
-        # a ViT's patches are of its last layer
+        # the patches of a ViT are those of its last layer, so nothing is frozen
         is_last = used == "instance" or name.startswith("setr_pup")
         assert is_last or any("layer4" in n or "stages.3" in n or "norm" in n for n in frozen)
 
@@ -104,7 +104,7 @@ class TestImageEncoders:
             create_image_encoder("resnet5", 1, (64, 64))
         with pytest.raises(ValueError, match="pretrained is for timm's networks"):
             create_image_encoder("unet2022_tiny", 1, (64, 64), pretrained=True)
-        with pytest.raises(ValueError, match="resnet18 is none of them"):
+        with pytest.raises(ValueError, match="resnet18 is a timm model or unknown"):
             create_image_encoder("resnet18", 1, (64, 64), {"embed_dim": 8})
         with pytest.raises(ValueError, match="class token"):
             create_image_encoder("vit_base_patch16_gap_224", 1, (32, 32))
@@ -126,7 +126,7 @@ def test_every_encoder_trains(name, bert):
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_own_network_goes_downstream(name, bert, tmp_path):
+def test_registered_network_goes_downstream(name, bert, tmp_path):
     module = method(bert, name, 64)
     checkpoints(module)["encoder.pth"].save(tmp_path / "encoder.pth")
     checkpoint = load_encoder(tmp_path / "encoder.pth")
@@ -175,7 +175,7 @@ class TestLosses:
             torch.testing.assert_close(module.losses(longer)[0][name], value, rtol=1e-3, atol=1e-4)
 
     def test_head_sees_no_padding(self):
-        head, tokens = alignment_head(6, 16, 4), torch.randn(2, 5, 6)
+        head, tokens = AlignmentHead(6, 16, 4), torch.randn(2, 5, 6)
         padding = torch.tensor([[False] * 5, [False, False, True, True, True]])
         tokens[1, 2:] = 100
         rows = apply_to_tokens(head, tokens, padding)
@@ -195,7 +195,7 @@ class TestLosses:
 
 
 def still(bert, network=VIT, **settings):
-    """The method without dropout, its losses of three different weights."""
+    """Build the method without dropout, with different loss weights."""
     weights = {"ita_weight": 2.0, "cta_weight": 3.0, "cpa_weight": 0.5}
     module = method(bert, network, **{**weights, **settings}).double()
     for dropout in (m for m in module.modules() if isinstance(m, torch.nn.Dropout)):
@@ -205,13 +205,13 @@ def still(bert, network=VIT, **settings):
 
 
 class TestFormula:
-    """Section 3 and the supplement's A: weights times ITA, CTA and CPA, each in both directions."""
+    """Section 3 and supplement A: the weighted sum of ITA, CTA and CPA, each in both directions."""
 
     def unit(self, x):
         return x / x.square().sum(-1, keepdim=True).sqrt()
 
     def clipped(self, attention):
-        """Within the quantiles of 10 and 90 % of what is not zero, with a sum of 1."""
+        """Clip to the 10 % and 90 % quantiles and normalise to sum 1."""
         low, high = attention.quantile(0.1), attention.quantile(0.9)
         weights = attention.detach().clamp(low, high)
         return weights / weights.sum()
@@ -222,7 +222,7 @@ class TestFormula:
         return cross_entropy(similarity, own) + cross_entropy(similarity.T, own)
 
     def direction(self, tokens, others, weights):
-        """Each token of a sample against what it, and what its neighbours attend to in the other modality."""
+        """Contrast each token with its own context in the other modality among those of the sample's tokens."""
         attention = (tokens @ others.T / 0.1).exp()
         context = self.unit(attention / attention.sum(1, keepdim=True) @ others)
         similarity = tokens @ context.T / 0.1
@@ -233,7 +233,7 @@ class TestFormula:
         return loss
 
     def cta(self, patches, words, patch_weights, word_weights):
-        """Of lists with one entry a sample, words without padding."""
+        """Compute CTA of lists with one entry per sample, words without padding."""
         losses = []
         for p, w, own_p, own_w in zip(patches, words, patch_weights, word_weights, strict=True):
             p, w = self.unit(p), self.unit(w)
@@ -241,7 +241,7 @@ class TestFormula:
         return sum(losses) / len(losses)
 
     def codes(self, scores):
-        """Sinkhorn: in turns every prototype as often as another, and every sample once."""
+        """Sinkhorn: alternately normalise over the samples of each prototype and the prototypes of each sample."""
         q = (scores.detach() / 0.05).exp().T
         for _ in range(3):
             q = q / q.sum(1, keepdim=True)
@@ -290,7 +290,7 @@ class TestSteps:
         assert recorder.settings("lr") == pytest.approx(warmup_cosine(4, 2, 1e-3, 1e-5))
         before, after = recorder.weights[:2]
         for name in recorder.gradients[0]:
-            # AdamW moves a weight by at most the rate besides its decay, which is every parameter's
+            # besides weight decay, which every parameter has, AdamW's first step is at most the learning rate
             value = before[name]
             value = torch.nn.functional.normalize(value) if name == "prototypes.weight" else value
             torch.testing.assert_close(after[name], value * (1 - 0.05), rtol=0, atol=5e-4 + 1e-9, msg=name)
@@ -343,15 +343,15 @@ class TestRuns:
         assert float(module.lowest_val_loss) < math.inf
         alignment = AlignmentCheckpoint.load(tmp_path / "alignment.pth")
         assert alignment.max_length == 40
-        twin = MGCA.from_checkpoint(alignment).image_encoder.network
+        twin = alignment.build_method(MGCA).image_encoder.network
         assert torch.equal(twin.patch_embed.proj.weight, network.patch_embed.proj.weight)
-        # nothing in it has to be unpickled, and what was altered is refused
+        # the file holds no pickles, and an altered file is refused
         content = load_checkpoint(tmp_path / "encoder.pth")
         content["timm_encoder"]["num_cases"] += 1
         torch.save(content, tmp_path / "altered.pth")
         with pytest.raises(ValueError, match="altered"):
             TimmCheckpoint.load(tmp_path / "altered.pth")
-        # downstream it is the encoder of a SETR-PUP
+        # downstream the ViT is the encoder of a SETR-PUP
         downstream = load_encoder(tmp_path / "encoder.pth")
         assert (downstream.name, downstream.overrides["embed_dim"], downstream.patch_size) == (
             "setr_pup",
@@ -359,7 +359,7 @@ class TestRuns:
             (32, 32),
         )
 
-    def test_recipe_with_an_own_network(self, bert, tmp_path):
+    def test_recipe_with_a_registered_network(self, bert, tmp_path):
         changes = {"model.init_args.patch_size": "[64,64]", "trainer.max_epochs": 1}
         self.run(bert, tmp_path, "qt_unet_tiny", **changes)
         checkpoint = load_encoder(tmp_path / "encoder.pth")
@@ -383,7 +383,7 @@ class TestRuns:
             assert torch.equal(resumed.state_dict()[name], value), name
 
     def test_an_epoch_cut_short_is_not_written(self, bert, tmp_path):
-        """Unless nothing was validated before."""
+        """Files of an unvalidated epoch are written only if no epoch was validated before."""
         settings = {"model.init_args.lr": 1e-3, "trainer.max_epochs": 1}
         steps = self.run(bert, tmp_path / "instance", "resnet18", **settings).global_step
         for given, written in ((1, 1), (steps + 1, steps)):

@@ -1,4 +1,4 @@
-"""Unlabelled images into the prepared folder, and crops out of it."""
+"""Preparation of unlabelled images, and crops of prepared images."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_folder_of_images(tmp_path):
     assert (float(part.min()), float(part.max())) == (0, 1)
     index = read_index(tmp_path / "scaled")
     assert index.normalization == ("RescaleTo01Normalization",)
-    # what the index says prepares other images alike
+    # the index's plan prepares other images in the same way
     prepare(folder, tmp_path / "like", planned=(index.plans, index.configuration))
     assert read_index(tmp_path / "like").normalization == index.normalization
     with pytest.raises(ValueError, match="no normalization 'minmax'; it has ct, nonorm"):
@@ -111,7 +111,7 @@ def test_folder_of_images(tmp_path):
 
 
 class TestIndex:
-    """The file as it has been since the first release."""
+    """The file's layout, unchanged since the first release."""
 
     CONTENT = {  # noqa: RUF012
         "cases": [{"name": "a", "shape": [1, 4, 5, 6]}],
@@ -133,7 +133,7 @@ class TestIndex:
         index.save(tmp_path / "again.json")
         assert json.loads((tmp_path / "again.json").read_text()) == self.CONTENT
 
-    def test_what_a_file_may_lack(self, tmp_path):
+    def test_optional_entries(self, tmp_path):
         old = {key: value for key, value in self.CONTENT.items() if key not in ("plans", "configuration")}
         (tmp_path / "index.json").write_text(json.dumps(old))
         index = read_index(tmp_path)
@@ -147,7 +147,7 @@ class TestIndex:
     @pytest.mark.parametrize("content", ["{", "[]", '{"cases": []}', '{"cases": [1]}'])
     def test_damaged(self, content, tmp_path):
         (tmp_path / "index.json").write_text(content)
-        with pytest.raises(ValueError, match="is no index of prepared images"):
+        with pytest.raises(ValueError, match="is not an index of prepared images"):
             read_index(tmp_path)
 
 

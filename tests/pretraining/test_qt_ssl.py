@@ -1,4 +1,4 @@
-"""QT-UNet's SSL: its parts by themselves, with every network, and whole runs."""
+"""QT-UNet's SSL: views, networks, losses, optimiser steps, whole runs."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class TestViews:
 
 
 def views(patch_size, batch=2):
-    """A batch as the data gives it."""
+    """Make a batch of the data module's layout."""
     image, turns = torch.randn(batch, 1, *patch_size), torch.arange(batch)
     return [(image, image, turns), (image + 1, image, turns)]
 
@@ -99,7 +99,7 @@ TARGETS = {"target.encoder.": "encoder.", "target.projection.": "projection."}
 
 
 def different_views(channels=2, batch=3):
-    """Two views, each with an image, a target and turns of its own."""
+    """Make two views with different images, targets and rotations."""
     return [
         (torch.randn(batch, channels, *SIZE), torch.randn(batch, channels, *SIZE), torch.tensor(turns))
         for turns in ([0, 1, 2], [3, 1, 0])
@@ -107,7 +107,7 @@ def different_views(channels=2, batch=3):
 
 
 def still(**kwargs):
-    """The method without drop path, its target network another one than its online network."""
+    """Build the method without drop path, with a perturbed target network."""
     torch.manual_seed(0)
     module = QTSSL("qt_unet_tiny", SIZE, 2, network_overrides={**SMALL, "drop_path_rate": 0}, **kwargs).double()
     module.log_dict = lambda values, **kwargs: setattr(module, "logged", values)
@@ -117,7 +117,7 @@ def still(**kwargs):
 
 
 def test_formula():
-    """Thesis, section 3.3.12: reconstruction, rotation and BYOL (its eq. 2, both ways), the mean of two views."""
+    """Thesis, section 3.3.12: reconstruction, rotation and BYOL (eq. 2, symmetrised), each the mean of two views."""
     module = still()
     batch = [(view.double(), target.double(), turns) for view, target, turns in different_views()]
     loss = module.training_step(batch, 0)
@@ -167,7 +167,7 @@ class TestSteps:
         module = still(heads=["rotation"], lr=1e-2, warmup_epochs=1, weight_decay=0.5)
         recorder = train(module, [different_views() for _ in range(2)], epochs=3)
         assert recorder.settings("lr") == pytest.approx(warmup_cosine(6, 2, 1e-2))
-        # Adam's first step, whose decay is part of the gradient, of weights and biases alike
+        # Adam's first step; its L2 penalty is part of the gradient, for weights and biases
         before, after = recorder.weights[:2]
         for name, gradient in recorder.gradients[0].items():
             gradient = gradient + 0.5 * before[name]
@@ -179,13 +179,13 @@ class TestRuns:
     def test_writes_an_encoder(self, prepared, tmp_path):
         module = method()
         name = "encoder.encoder.norm.weight"
-        module.target.get_parameter(name).data.fill_(0.5)  # far from the encoder's 1, so that a move shows
+        module.target.get_parameter(name).data.fill_(0.5)  # the encoder's value is 1, so a move is visible
         trainer(tmp_path).fit(module, data(prepared))
         checkpoint = load_encoder(tmp_path / "encoder.pth")
         assert (checkpoint.method, checkpoint.num_cases, checkpoint.recipe["steps"]) == ("QTSSL", 4, 4)
         weights = checkpoint.weights["encoder.norm.weight"]
         assert torch.equal(weights, module.encoder.encoder.norm.weight)
-        # four steps, each a little towards the encoder
+        # four small steps towards the encoder
         moved = module.target.get_parameter(name)
         assert ((moved > 0.5) & (moved < 0.5 + 4 * 0.004 * 0.6)).all()
 

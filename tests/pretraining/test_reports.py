@@ -1,4 +1,4 @@
-"""Tables of reports with every kind of bad row, images as MGCA sees them, tokens summed into words."""
+"""MGCA's data: tables with every kind of unusable row, radiographs, samples, text encoder."""
 
 from __future__ import annotations
 
@@ -78,15 +78,15 @@ class TestTable:
             "c.png": "has no report",
             "d.png": "holds bytes that are not UTF-8",
             "line 6": "names no image",
-            "gone.png": "image is not there",
+            "gone.png": "image does not exist",
             "a.png": "image is in the table more than once",
             "e.png": "report is in the table more than once",
-            "line 10": "has not as many fields as the table has columns",
-            "line 11": "has not as many fields as the table has columns",
+            "line 10": "has more or fewer fields than the header",
+            "line 11": "has more or fewer fields than the header",
             "line 13": "malformed row: ',' expected after '\"'",
             "line 17": "malformed row: unexpected end of data",
         }
-        assert "skipped 2: has not as many fields as the table has columns (line 10, line 11)" in table.summary()
+        assert "skipped 2: has more or fewer fields than the header (line 10, line 11)" in table.summary()
         kept = read_reports(tmp_path / "table.csv", tmp_path, keep_repeated_reports=True)
         assert [pair.image for pair in kept.pairs] == ["a.png", "e.png", "h.png", "i.png"]
 
@@ -107,8 +107,8 @@ class TestTable:
             ("heart is large", "7"),
         ]
         assert [(s.name, s.reason) for s in table.skipped] == [
-            ("line 3", "is no JSON object"),
-            ("line 5", "is no JSON object"),
+            ("line 3", "is not a JSON object"),
+            ("line 5", "is not a JSON object"),
             ("line 7", "names no image"),
             ("b.png", "holds bytes that are not UTF-8"),
         ]
@@ -140,7 +140,7 @@ class TestTable:
             splits.setdefault(pair.patient_id, set()).add(pair.split)
         assert all(len(split) == 1 for split in splits.values())
         assert {pair.split for pair in pairs} == {"train", "val"}
-        # the same patients when others come and go
+        # a patient's split does not depend on the other patients
         table.write_text("\n".join(text.splitlines()[:31]))
         assert read_reports(table, tmp_path, **options).pairs == pairs[:30]
         assert split_of("p1", 0.5) == split_of("p1", 0.5)
@@ -169,7 +169,7 @@ class TestImages:
         assert (float(image.min()), float(image.max())) == (0, 1)
         assert torch.equal(image[0], image[2])
 
-    def test_what_is_no_radiograph(self, tmp_path):
+    def test_unusable_images(self, tmp_path):
         write_image(tmp_path / "flat.png", np.full((4, 4), 7, np.uint8))
         write_image(tmp_path / "volume.mha", np.random.default_rng(0).random((3, 4, 4)))
         (tmp_path / "image.dcm").write_bytes(b"x")
@@ -244,7 +244,7 @@ class TestText:
         assert features.words.shape == (2, 4, 64)
         assert features.padding.tolist() == [[False, False, True, True], [False] * 4]
         assert (features.attention[0, 2:] == 0).all()
-        # the rest goes to [CLS] and [SEP]
+        # the remaining attention is to [CLS] and [SEP]
         assert (features.attention.sum(1) < 1).all()
 
     def test_padding_does_not_matter(self, bert):
@@ -265,7 +265,7 @@ class TestText:
     def test_reference_compat(self, bert):
         reports = ("left small lung", "left lung")
         features = self.encode(TextEncoder(bert, 2, reference_compat=True), bert, *reports, length=5)
-        # the first fills its five tokens
+        # the first report fills all five tokens
         assert features.padding.tolist() == [[False, False], [False, False]]
         tokens = tokenize(load_tokenizer(bert), reports, 5)
         encoder = TextEncoder(bert, 2).eval()
@@ -280,11 +280,11 @@ class TestText:
     def test_errors(self, bert, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="num_layers must be 1 to 3"):
             TextEncoder(bert, 4)
-        with pytest.raises(OSError, match="no folder with a tokenizer"):
+        with pytest.raises(OSError, match="not a folder with a tokenizer"):
             load_tokenizer(str(tmp_path))
-        with pytest.raises(OSError, match="no folder with a text encoder"):
+        with pytest.raises(OSError, match="not a folder with a text encoder"):
             TextEncoder(str(tmp_path), 1)
-        with pytest.raises(ValueError, match="max_length is 80, the text encoder has 64 positions"):
+        with pytest.raises(ValueError, match="max_length is 80, but the text encoder has 64 positions"):
             self.encode(TextEncoder(bert, 1), bert, "left lung", length=80)
         monkeypatch.setitem(sys.modules, "transformers", None)
         with pytest.raises(ModuleNotFoundError, match=r"nnunet-transformers\[reports\]"):

@@ -1,4 +1,4 @@
-"""Whole runs of every method: killed and resumed, and in two processes."""
+"""Whole runs of methods: killed and resumed, and in two processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).with_name("nnunet-transformers")
 IMPORTED = ["nnunet_transformers.cli", "nnunet_transformers.pretraining.fit", "tests.pretraining.killer"]
 EPOCHS, STEPS = 3, 4
-# without drop path, whose random numbers are each process's own
+# without drop path, whose random numbers differ between processes
 QT_UNET = '{"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4, "drop_path_rate": 0}'
 METHODS = {
     "qt_ssl_in_task": {
@@ -43,7 +43,7 @@ METHODS = {
 }
 RATES = {"qt_ssl_in_task": 1e-2, "unimiss": 0.02 * 4 / 256}
 ENCODERS = {"qt_ssl_in_task": "encoder.pth", "unimiss": "encoder_3d.pth"}
-# optimiser steps in the middle of which a run is killed: in the first epoch, when no state is saved, and in later ones
+# optimiser steps within which a run is killed: in the first epoch, before a state is saved, and in later ones
 KILLED_AT = {"qt_ssl_in_task": (2, STEPS + 2), "unimiss": (STEPS - 1, 2 * STEPS + 1)}
 
 
@@ -55,7 +55,7 @@ def prepared(tmp_path_factory):
 
 
 def command(recipe: str, prepared: Path, folder: Path, *arguments: str, batch_size: int = 2) -> list[str]:
-    """What a user types to run a recipe."""
+    """Return the command line that runs a recipe."""
     settings = {name: prepared if value is None else value for name, value in METHODS[recipe].items()}
     settings |= {
         "data.init_args.batch_size": batch_size,
@@ -75,7 +75,7 @@ def command(recipe: str, prepared: Path, folder: Path, *arguments: str, batch_si
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
-    """What the last run in a folder logged, a row for each optimiser step."""
+    """Return the logged metrics of the last run in a folder, one row per optimiser step."""
     versions = sorted((folder / "lightning_logs").iterdir(), key=lambda path: int(path.name.removeprefix("version_")))
     with open(versions[-1] / "metrics.csv") as file:
         return list(csv.DictReader(file))
@@ -83,12 +83,12 @@ def metrics(folder: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def run(prepared, monkeypatch):
-    """Run a recipe in a process of its own, forked from one that has imported everything; returns the exit status."""
+    """Run a recipe in a process forked from one with all imports done; return the exit status."""
     context = get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
 
     def run(recipe: str, folder: Path, *arguments: str, batch_size: int = 2) -> int:
-        # the process takes the arguments of this one
+        # the new process inherits the arguments of this one
         monkeypatch.setattr(sys, "argv", command(recipe, prepared, folder, *arguments, batch_size=batch_size))
         process = context.Process(target=cli.main)
         process.start()
@@ -111,7 +111,7 @@ class TestRuns:
             assert run(recipe, folder, *kill) == -signal.SIGKILL, step
             assert (folder / "last.ckpt").exists() == (step >= STEPS), step
             assert run(recipe, folder, "--ckpt_path=last") == 0, step
-            # it goes on after the last whole epoch, rather than from the start
+            # the run resumes after the last whole epoch instead of starting again
             trained = list(range(STEPS * (step // STEPS), EPOCHS * STEPS))
             assert [int(row["step"]) for row in metrics(folder)] == trained, step
             whole, resumed = (load_encoder(f / ENCODERS[recipe]).weights for f in (tmp_path / "whole", folder))
@@ -121,7 +121,7 @@ class TestRuns:
     def test_two_processes_equal_one_with_twice_the_batch(self, recipe, prepared, run, tmp_path):
         strategy = "ddp_find_unused_parameters_true" if recipe == "unimiss" else "ddp"
         two = [f"--trainer.strategy={strategy}", "--trainer.devices=2"]
-        # the command starts itself a second time
+        # Lightning runs the command a second time for the second process
         result = subprocess.run(
             command(recipe, prepared, tmp_path / "two", *two), cwd=ROOT, capture_output=True, text=True
         )
@@ -133,7 +133,7 @@ class TestRuns:
         for one, two in zip(*rows, strict=True):
             for name in (name for name in losses if one[name]):
                 assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-2), (name, one["step"])
-        # Adam moves a weight by about its rate a step; runs that shared no gradient would be that far apart
+        # Adam's steps are about as long as its rate, so runs without shared gradients would differ by that much
         one, two = (load_encoder(tmp_path / n / ENCODERS[recipe]).weights for n in ("one", "two"))
         apart = torch.cat([(one[n] - two[n]).flatten() for n in one]).square().mean().sqrt()
         assert apart < 0.1 * RATES[recipe] * len(rows[0])

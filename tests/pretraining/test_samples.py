@@ -1,4 +1,4 @@
-"""Samples of every kind of data, pinned: a seed draws today what it drew when published checkpoints were trained."""
+"""Pinned samples of every data module: a seed draws the samples that it drew when checkpoints were published."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def prepared(tmp_path_factory):
 
 
 def sums(tensor):
-    """The sum of a sample's values, and their sum weighted by place, which a flip or another crop changes."""
+    """Return the sum of the values, and their sum weighted by position, which flips and other crops change."""
     values = tensor.double().flatten()
     return float(values.sum()), float(values @ torch.linspace(0, 1, len(values), dtype=torch.float64))
 

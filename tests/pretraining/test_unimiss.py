@@ -1,4 +1,4 @@
-"""UniMiSS: its losses against a direct computation, what a step reaches, whole runs."""
+"""UniMiSS: losses, optimiser steps, networks, gradients, data, a run of the recipe."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class TestLoss:
 
 
 def still(**kwargs):
-    """The method without drop path, its target network another one than its online network, its centre not zero."""
+    """Build the method without drop path, with a perturbed target network and centre."""
     torch.manual_seed(0)
     overrides = {"drop_path_rate": 0, "embed_dims": (8, 16, 24, 32)}
     module = UniMiSS("mit_7", **SIZES, network_overrides=overrides, output_dim=8, **kwargs).double()
@@ -89,16 +89,16 @@ def still(**kwargs):
 
 
 def networks(module):
-    """Pair and head of the online and of the target network."""
+    """Return pair and head of the online and of the target network."""
     return (module.encoder, module.head), (module.target["encoder"], module.target["head"])
 
 
 class TestFormula:
-    """Appendix and release: DINO's cross-entropy between different views, over every pair of dimensionalities."""
+    """Appendix and release: DINO's cross-entropy between different views, over all pairs of dimensionalities."""
 
     @torch.no_grad()
     def slices(self, pair, head, volumes):
-        """Every slice an image of three channels by itself, the mean of their logits."""
+        """Compute the mean logits of the slices, each repeated to an image of three channels."""
         rows = []
         for volume in volumes:
             images = [image[None, None].repeat(1, 3, 1, 1) for image in volume[0]]
@@ -143,7 +143,7 @@ class TestSteps:
 
     def test_rate_and_decay(self):
         module = still(lr=1e-3 * 256 / 6, min_lr=1e-5, warmup_epochs=1, weight_decay=(100.0, 400.0))
-        # two batches of three are one step
+        # a step has two batches of three
         recorder = train(module, [views(2, batch=3) for _ in range(4)], epochs=2, accumulate_grad_batches=2)
         assert recorder.settings("lr") == pytest.approx(warmup_cosine(4, 2, 1e-3, 1e-5))
         decays = [sorted(group["weight_decay"] for group in groups) for groups in recorder.groups]

@@ -1,4 +1,4 @@
-"""Recipes: read, based on others, named where they are wrong."""
+"""Recipes: reading, base recipes, error messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RECIPES = [(name, package) for package in PACKAGES for name in list_recipes(pack
 
 
 @pytest.mark.parametrize(("name", "package"), RECIPES)
-def test_every_recipe_names_what_there_is(name, package):
+def test_every_recipe_names_existing_arguments(name, package):
     recipe = read_recipe(name, package)
     for part in ("model", "data"):
         assert set(recipe.content[part].get("init_args", {})) <= set(recipe.parameters(part))
@@ -40,7 +40,7 @@ def test_mistakes(tmp_path):
     with pytest.raises(ValueError, match="there are qt_ssl_ct"):
         read_recipe("qt_ssl_cd", PACKAGES[0])
     own = tmp_path / "mine.yaml"
-    for text, message in (("", "holds no settings"), ("a: [", "is no YAML"), ("base: alise", "no recipe and no file")):
+    for text, message in (("", "holds no settings"), ("a: [", "is not YAML"), ("base: alise", "no recipe and no file")):
         own.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_recipe(str(own), PACKAGES[0])

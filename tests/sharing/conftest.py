@@ -1,4 +1,4 @@
-"""Trained models for the tests of sharing: fold 0 really trained, briefly; others as their trainer initialises them."""
+"""Trained models for the tests of sharing: fold 0 is trained briefly; other folds are freshly initialised."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from typer.testing import CliRunner
 
 from nnunet_transformers import cli
 from nnunet_transformers.trainers.trainer import TransformerTrainer
+from tests.conftest import light_nnunet
 from tests.trainers.conftest import CPU, PLANS, TRAINER, prepare, train
 
 MODEL = f"{TRAINER}__{PLANS}__3d_fullres"
 
 
 def initialise(folder: Path, fold: int = 0, configuration: str = "3d_fullres", trainer: str = TRAINER) -> Path:
-    """A checkpoint as the trainer writes it before it has learnt anything; returns the model's folder."""
+    """Write a trainer's checkpoint before any training step, and return the model's folder."""
     torch.manual_seed(fold + len(configuration))
     trained = get_trainer_from_args("900", configuration, fold, trainer, PLANS, device=CPU)
     # nnU-Net looks at the endings of prepared cases, and needs none here
@@ -41,7 +42,7 @@ def initialise(folder: Path, fold: int = 0, configuration: str = "3d_fullres", t
 
 
 def some_images(folder: Path, target: Path, count: int = 1) -> Path:
-    """A folder with the first cases of the dataset."""
+    """Create a folder with the first cases of the dataset."""
     target.mkdir()
     for case in range(count):
         for path in (folder / "raw" / "Dataset900_Balls" / "imagesTr").glob(f"ball_{case}_*"):
@@ -52,7 +53,7 @@ def some_images(folder: Path, target: Path, count: int = 1) -> Path:
 def stock_predict(
     model: Path, images: Path, output: Path, *folds: int, previous: Path | None = None, **options
 ) -> Path:
-    """What nnUNetv2_predict -npp 0 -nps 0 does, with one process to list the images rather than twelve."""
+    """Predict as nnUNetv2_predict -npp 0 -nps 0 does, with one process to list the images rather than twelve."""
     settings = {"use_mirroring": options.pop("mirroring", True), "tile_step_size": options.pop("step_size", 0.5)}
     predictor = nnUNetPredictor(device=CPU, allow_tqdm=False, **settings)
     predictor.initialize_from_trained_model_folder(str(model), folds, "checkpoint_final.pth")
@@ -66,7 +67,7 @@ def stock_predict(
 
 
 def stock_command(monkeypatch, model: Path, images: Path, output: Path, *more: object) -> Path:
-    """nnU-Net's own command in this process, with its worker processes."""
+    """Run nnU-Net's own command in this process, with its worker processes."""
     arguments = ["-m", model, "-i", images, "-o", output, "-device", "cpu", "-npp", 1, "-nps", 1, *more]
     monkeypatch.setattr(sys, "argv", ["nnUNetv2_predict_from_modelfolder", *map(str, arguments)])
     predict_entry_point_modelfolder()
@@ -74,7 +75,7 @@ def stock_command(monkeypatch, model: Path, images: Path, output: Path, *more: o
 
 
 def invoke(*arguments: object):
-    """Our command in this process."""
+    """Run the plugin's command in this process."""
     result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -82,7 +83,7 @@ def invoke(*arguments: object):
 
 
 def environment(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """nnU-Net's folders, and epochs of two iterations."""
+    """Set nnU-Net's folders, and epochs of two iterations."""
     for name in ("raw", "preprocessed", "results"):
         (folders / name).mkdir(exist_ok=True)
         monkeypatch.setenv(f"nnUNet_{name}", str(folders / name))
@@ -92,9 +93,9 @@ def environment(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The folders with a model of two folds, the first trained."""
+    """Create nnU-Net's folders with a model of two folds, the first trained."""
     folders = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    with light_nnunet(), pytest.MonkeyPatch.context() as monkeypatch:
         environment(folders, monkeypatch)
         prepare(folders, monkeypatch)
         train()
@@ -104,13 +105,13 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def model(trained):
-    """Folder of that model."""
+    """Return the folder of that model."""
     return trained / "results" / "Dataset900_Balls" / MODEL
 
 
 @pytest.fixture(scope="session")
 def package(model, tmp_path_factory):
-    """A package of both folds."""
+    """Make a package of both folds."""
     folder = tmp_path_factory.mktemp("package") / "package"
     result = invoke("package", model, "-f", 0, 1, "-o", folder, "--licence", "CC-BY-4.0")
     assert result.exit_code == 0, result.output
@@ -120,12 +121,12 @@ def package(model, tmp_path_factory):
 
 @pytest.fixture
 def copied(package, tmp_path):
-    """A copy to damage."""
+    """Copy the package, to damage it."""
     return Path(shutil.copytree(package, tmp_path / "copied"))
 
 
 def add_cascade(folders: Path) -> None:
-    """Two stages in the plan, as nnU-Net plans them for large images."""
+    """Add the two stages of a cascade to the plan, as nnU-Net plans them for large images."""
     path = folders / "preprocessed" / "Dataset900_Balls" / f"{PLANS}.json"
     plans = json.loads(path.read_text())
     configurations = plans["configurations"]

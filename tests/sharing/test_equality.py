@@ -1,4 +1,4 @@
-"""What a package predicts is what nnU-Net's own commands predict from the same checkpoints, byte for byte."""
+"""A package's predictions equal those of nnU-Net's commands from the same checkpoints, byte for byte."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def assert_equal(ours, theirs, names=("ball_0",), probabilities=False):
 
 @pytest.fixture
 def planned(trained, tmp_path, monkeypatch):
-    """The shared dataset and its plan, without its trained models."""
+    """Copy the shared dataset and its plan, without its trained models."""
     environment(tmp_path, monkeypatch)
     for name in ("raw", "preprocessed"):
         shutil.copytree(trained / name, tmp_path / name, dirs_exist_ok=True)
@@ -114,12 +114,12 @@ def test_ensemble_of_configurations(planned, tmp_path):
 
     said = json.loads((models[1] / "dataset.json").read_text())
     (models[1] / "dataset.json").write_text(json.dumps({**said, "channel_names": {"0": "CT"}}))
-    with pytest.raises(ValueError, match=r"are no ensemble: their dataset\.json differ in channel_names"):
+    with pytest.raises(ValueError, match=r"cannot be an ensemble: their dataset\.json differ in channel_names"):
         invoke("package", *models, "-o", tmp_path / "other")
 
 
 def test_estimate_counts_what_a_run_does(trained, package, tmp_path):
-    """Passes are counted on the real prediction of an image of that size."""
+    """The estimated number of passes is that of a real prediction of an image of that size."""
     import torch
 
     from nnunet_transformers.sharing import estimate, load_package, predict_folder

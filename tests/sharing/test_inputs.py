@@ -1,4 +1,4 @@
-"""Images as they come: a clear message for each case that cannot be predicted, and the other cases are."""
+"""Faulty images: a clear message for each case that cannot be predicted, while the other cases are."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def test_a_folder_of_all_kinds(trained, package, tmp_path, noise):
         "flat: a 2D image (1x24x20 voxels), the model takes 3D images",
         "two_channels: 2 channels, the model takes 1 (MRI): more than it was trained with",
         "first_missing: _0000 (MRI) is missing; there is first_missing_0001.nii.gz",
-        "no_number.nii.gz: no channel number in its name; call it no_number_0000.nii.gz",
-        "other_0000.mha: the model reads .nii.gz",
+        "no_number.nii.gz: no channel number in its name; rename it to no_number_0000.nii.gz",
+        "other_0000.mha: the model reads .nii.gz files",
         "half: half_0000.nii.gz cannot be read",
     ):
         assert f"error: {message}" in result.output
-    assert "coarse: spacing 5x1x1 mm is far from the training's, 1x1x1 to 1x1x1" in result.output
-    assert "turned: axes are stored RAS, the training's LPS" in result.output
+    assert "coarse: spacing 5x1x1 mm is far from the training images', 1x1x1 to 1x1x1" in result.output
+    assert "turned: axes are stored as RAS, the training images' as LPS" in result.output
     assert "notes" not in result.output
 
 
@@ -117,5 +117,5 @@ def test_folders(package, tmp_path):
     with pytest.raises(ValueError, match=r"has no fold 4 .*it has 0, 1"):
         invoke("package", "predict", package, tmp_path / "images", tmp_path / "output", "-f", 0, 4, *arguments)
     shutil.rmtree(tmp_path / "images")
-    with pytest.raises(ValueError, match=r"--device tpu is not there; this machine has .*cpu"):
+    with pytest.raises(ValueError, match=r"--device tpu is not available; this machine has .*cpu"):
         invoke("package", "predict", package, tmp_path, tmp_path / "output", "--device", "tpu")

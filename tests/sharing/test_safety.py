@@ -1,4 +1,4 @@
-"""Nothing is loaded from a package that is not as it was made, and nothing in a package or a checkpoint is executed."""
+"""Nothing is loaded from a package that was changed, and nothing in a package or a checkpoint is executed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nnunet_transformers.sharing import load_package, verify
 from nnunet_transformers.sharing.manifest import MAX_MANIFEST_BYTES, NAME, write_manifest
-from nnunet_transformers.sharing.weights import load_weights, save_weights
+from nnunet_transformers.sharing.weights_file import load_weights, save_weights
 from nnunet_transformers.weights.nnunet_checkpoint import read_checkpoint
 
 from .conftest import MODEL, invoke
@@ -28,7 +28,7 @@ FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthChe
 
 
 class Bomb:
-    """What a pickle runs when it is loaded."""
+    """Object whose pickle runs code when it is loaded."""
 
     def __init__(self, target):
         self.target = target
@@ -38,7 +38,7 @@ class Bomb:
 
 
 def rewrite(package, name, change):
-    """Alter a JSON file and make the manifest agree, as someone who prepares a package would."""
+    """Alter a JSON file and update the manifest, as the author of a malicious package would."""
     content = json.loads((package / name).read_text())
     change(content)
     (package / name).write_text(json.dumps(content))
@@ -86,12 +86,12 @@ class TestVerify:
     @pytest.mark.parametrize(
         "text,message",
         [
-            ("{", "no list of files"),
-            ("[" * 100_000, "no list of files"),
-            ('{"format": 2, "files": {}}', "has format 2, this version reads 1"),
-            ('{"format": 1, "files": {"../a": {"bytes": 1, "sha256": ""}}}', "not inside the package"),
-            ('{"format": 1, "files": {"/etc/hosts": {"bytes": 1, "sha256": ""}}}', "not inside the package"),
-            (" " * (MAX_MANIFEST_BYTES + 1), "more than a package's can have"),
+            ("{", "not a list of files"),
+            ("[" * 100_000, "not a list of files"),
+            ('{"format": 2, "files": {}}', "has format 2, this version reads format 1"),
+            ('{"format": 1, "files": {"../a": {"bytes": 1, "sha256": ""}}}', "outside of the package"),
+            ('{"format": 1, "files": {"/etc/hosts": {"bytes": 1, "sha256": ""}}}', "outside of the package"),
+            (" " * (MAX_MANIFEST_BYTES + 1), "more than any package's"),
         ],
         ids=["half", "deep", "version", "outside", "absolute", "large"],
     )
@@ -101,7 +101,7 @@ class TestVerify:
             verify(copied)
 
     def test_no_package(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"is no package: it has no manifest\.json"):
+        with pytest.raises(FileNotFoundError, match=r"is not a package: it has no manifest\.json"):
             verify(tmp_path)
 
     def test_oversized_header(self, copied):
@@ -137,7 +137,7 @@ def test_any_damage_is_refused_by_name(package, data):
 
 
 class TestHostileContent:
-    """Packages whose manifest agrees with what they hold."""
+    """Malicious packages whose manifest matches their files."""
 
     @pytest.mark.parametrize(
         "name",
@@ -190,7 +190,7 @@ class TestHostileContent:
 
 
 def test_weights_under_several_names(tmp_path):
-    """Parts of one storage stay what they are, and what has two names is stored once."""
+    """Parts of one storage stay separate tensors, and a tensor with two names is stored once."""
     whole = torch.arange(12.0).reshape(3, 4)
     weights = {"a": whole, "b": whole, "row": whole[1], "turned": whole.T, "half": whole.half(), "n": torch.tensor(3)}
     save_weights(weights, tmp_path / "w.safetensors")
@@ -250,7 +250,7 @@ def _damage(content: bytes, data: st.DataObject) -> bytes:
 class TestTrust:
     @pytest.fixture
     def bombed(self, model, tmp_path):
-        """A model whose checkpoint runs something when it is unpickled."""
+        """Create a model whose checkpoint runs code when it is unpickled."""
         folder = Path(shutil.copytree(model, tmp_path / MODEL))
         path = folder / "fold_1" / "checkpoint_final.pth"
         content, _ = read_checkpoint(path)
@@ -277,7 +277,7 @@ class TestTrust:
         with pytest.raises(ValueError, match=r"holds '\.\./plans\.json', which leads outside"):
             invoke("package", "--from-zip", tmp_path / "model.zip", "-o", tmp_path / "package")
         (tmp_path / "model.zip").write_bytes(b"PK")
-        with pytest.raises(ValueError, match="is truncated or no zip"):
+        with pytest.raises(ValueError, match="is truncated or not a zip"):
             invoke("package", "--from-zip", tmp_path / "model.zip", "-o", tmp_path / "package")
 
     @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ class TestTrust:
         [(6, 8, b"\x01", "encrypted"), (8, 10, b"\x63", "compression"), (40, None, b"\xff" * 8, "decompressing")],
     )
     def test_zip_that_cannot_be_read(self, tmp_path, in_local_header, in_directory, value, said):
-        """A password, an unknown compression, damaged content."""
+        """zipfile's errors for a password, an unknown compression and damaged content are translated."""
         with zipfile.ZipFile(tmp_path / "model.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("plans.json", "{}" * 1000)
         content = bytearray((tmp_path / "model.zip").read_bytes())
@@ -293,6 +293,6 @@ class TestTrust:
         if in_directory is not None:
             content[content.index(b"PK\x01\x02") + in_directory] = value[0]
         (tmp_path / "model.zip").write_bytes(content)
-        with pytest.raises(ValueError, match=f"is truncated or no zip .*{said}"):
+        with pytest.raises(ValueError, match=f"is truncated or not a zip .*{said}"):
             invoke("package", "--from-zip", tmp_path / "model.zip", "-o", tmp_path / "package")
         assert not (tmp_path / "package").exists()

@@ -1,4 +1,4 @@
-"""How a package travels: the entry point in an environment of its own, zips, and nnU-Net's own commands."""
+"""Ways to share a model: the entry point in an environment of its own, zips, and nnU-Net's own commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory):
-    """Interpreter of a virtual environment that has this one's packages and no network."""
+    """Return the interpreter of a virtual environment with this one's packages and no network access."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=True)
     (site,) = (folder / "lib").glob("python*/site-packages")
@@ -43,7 +43,7 @@ def python(tmp_path_factory):
 
 
 def test_entry_point(trained, model, package, python, tmp_path):
-    """In another environment, another folder, without network, the package read-only."""
+    """The entry point works in another environment and folder, without network, from a read-only package."""
     images = some_images(trained, tmp_path / "images")
     theirs = stock_predict(model, images, tmp_path / "theirs", 0, 1)
     moved = Path(shutil.copytree(package, tmp_path / "moved"))
@@ -62,7 +62,7 @@ def test_entry_point(trained, model, package, python, tmp_path):
     assert (tmp_path / "ours" / "ball_0.nii.gz").read_bytes() == (theirs / "ball_0.nii.gz").read_bytes()
 
 
-def test_what_a_package_says(package):
+def test_description_and_card(package):
     pins = (package / "requirements.txt").read_text().splitlines()
     assert f"nnunetv2=={version('nnunetv2')}" in pins
     assert not any(pin.startswith(("nvidia", "triton", "pytest")) or "+" in pin for pin in pins)
@@ -95,7 +95,7 @@ def test_wheels_are_found_from_the_requirements(model, tmp_path):
 def test_nothing_to_package(model, tmp_path):
     with pytest.raises(ValueError, match="name a folder of results"):
         invoke("package", "make", "-o", tmp_path / "package")
-    with pytest.raises(FileNotFoundError, match=r"has no plans\.json; name a model's folder"):
+    with pytest.raises(FileNotFoundError, match=r"has no plans\.json; specify a model's folder"):
         invoke("package", tmp_path, "-o", tmp_path / "package")
     with pytest.raises(FileNotFoundError, match=r"fold 3 of .* has no checkpoint_final\.pth; finished: 0, 1"):
         invoke("package", model, "-f", 0, 3, "-o", tmp_path / "package")
@@ -104,7 +104,7 @@ def test_nothing_to_package(model, tmp_path):
 
 
 def test_zips_and_stock(trained, tmp_path, monkeypatch):
-    """Export and install with nnU-Net; a package of the zip; the same model under nnU-Net's trainer's name."""
+    """Export and install with nnU-Net, package the zip, and export the model under the name of nnU-Net's trainer."""
     environment(tmp_path, monkeypatch)
     shutil.copytree(trained / "raw", tmp_path / "raw", dirs_exist_ok=True)
     shutil.copytree(trained / "preprocessed", tmp_path / "preprocessed", dirs_exist_ok=True)
@@ -125,7 +125,7 @@ def test_zips_and_stock(trained, tmp_path, monkeypatch):
         invoke("package", "other", "--from-zip", archive, "-o", tmp_path / "package_2")
 
     result = invoke("export-stock", model, "-f", 0, "-o", tmp_path / "stock")
-    assert "needs nnunet_transformers.architectures.qt_unet.QTUNet and no trainer of ours" in result.output
+    assert "needs nnunet_transformers.architectures.qt_unet.QTUNet but not our trainers" in result.output
     stock = tmp_path / "stock" / f"nnUNetTrainer__{PLANS}__3d_fullres"
     assert (stock_predict(stock, images, tmp_path / "c", 0) / "ball_0.nii.gz").read_bytes() == expected
     with pytest.raises(FileExistsError):
@@ -143,7 +143,7 @@ def test_zips_and_stock(trained, tmp_path, monkeypatch):
 
 
 def test_trainer_with_a_network_of_its_own(trained, tmp_path, monkeypatch):
-    """The linear probe's: kept in the package, refused as a stock copy."""
+    """The linear probe's trainer builds its own network: a package keeps it, a stock export refuses it."""
     environment(tmp_path, monkeypatch)
     for name in ("raw", "preprocessed"):
         shutil.copytree(trained / name, tmp_path / name, dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""A small dataset that is planned, and what trains on it and predicts, as nnU-Net's commands do."""
+"""A small planned dataset, and functions that train and predict on it as nnU-Net's commands do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnunet_transformers.architectures import get_network
 from nnunet_transformers.discovery import PLANNERS
 from nnunet_transformers.trainers.trainer import TransformerTrainer
 from tests.architectures.test_networks import SMALLEST
-from tests.conftest import write_dataset
+from tests.conftest import light_nnunet, write_dataset
 
 TRAINER, PLANNER, PLANS = "nnUNetTrainerQTUNet_1epoch", "nnUNetPlannerQTUNetT", "nnUNetQTUNetTPlans"
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def predict(folders, configuration="3d_fullres", trainer=TRAINER, plans=PLANS, p
 def shared_folders(tmp_path_factory):
     """nnU-Net's folders with a dataset that is planned and preprocessed."""
     folders = tmp_path_factory.mktemp("prepared")
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    with light_nnunet(), pytest.MonkeyPatch.context() as monkeypatch:
         for name in ("raw", "preprocessed", "results"):
             (folders / name).mkdir()
             monkeypatch.setenv(f"nnUNet_{name}", str(folders / name))
@@ -70,7 +70,7 @@ def shared_folders(tmp_path_factory):
 
 @pytest.fixture
 def prepared(shared_folders, monkeypatch):
-    """That dataset, which many tests share, to train on."""
+    """nnU-Net's folders of the shared dataset."""
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(shared_folders / name))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")

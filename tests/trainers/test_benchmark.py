@@ -52,5 +52,5 @@ def test_a_crash_is_the_result(folder, monkeypatch):
 
 
 def test_other_folds(folder):
-    with pytest.raises(ValueError, match="fold 1: a benchmark's result is looked for in fold 0"):
+    with pytest.raises(ValueError, match="fold 1: a benchmark runs on fold 0 only"):
         get_trainer_from_args("900", "3d_fullres", 1, TRAINER, PLANS, device=CPU)

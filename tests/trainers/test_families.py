@@ -1,4 +1,4 @@
-"""Every network and configuration from its plan to a prediction, and the recipes of their papers."""
+"""Every network and configuration from plan to prediction, and the recipes of the papers."""
 
 from __future__ import annotations
 

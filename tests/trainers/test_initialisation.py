@@ -127,12 +127,12 @@ def test_stock_primus_starts_from_a_pretrained_one(prepared, tmp_path):
     """An encoder of another patch, for the network that nnU-Net's own trainer builds."""
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
-    from nnunet_transformers.weights import InitialWeights, PrimusCheckpoint, create_primus, primus_weights
+    from nnunet_transformers.weights import InitialWeights, PrimusCheckpoint, create_primus, encoder_weights
     from nnunet_transformers.weights.attach import attach, export_full
 
     stock = "nnUNet_Primus_S_Trainer"
     source = create_primus("primus_s", 2, (16, 16, 32))
-    checkpoint = PrimusCheckpoint(primus_weights(source), "primus_s", (16, 16, 32), 2, method="Alice")
+    checkpoint = PrimusCheckpoint(encoder_weights(source), "primus_s", (16, 16, 32), 2, method="Alice")
     checkpoint.save(tmp_path / "encoder.pth")
     weights = InitialWeights.from_file(tmp_path / "encoder.pth")
     with pytest.raises(ValueError, match="weights are of primus_s, the network is QTUNet"):

@@ -1,4 +1,4 @@
-"""Training in bfloat16 as far as it can be seen without a GPU."""
+"""Training in bfloat16, as far as it can be tested without a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainer's steps, checkpoints and refusals, without a whole training."""
+"""The trainer's recipe, checkpoints and errors, without a complete training."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class TestRecipe:
         with pytest.raises(RuntimeError, match="image of case a holds NaN"):
             trainer.train_step(bad)
 
-    def test_divergence_says_what_to_do(self, trainer):
+    def test_divergence_states_the_remedy(self, trainer):
         with torch.no_grad():
             trainer.network.stem.proj.weight.fill_(float("inf"))
         target = [torch.zeros(2, 1, *size) for size in self.output_sizes(trainer)]
@@ -89,7 +89,7 @@ class TestCheckpoints:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         try:
-            # the system refuses to write more, as it does on a full disk
+            # writing fails as on a full disk
             resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
             with pytest.raises(RuntimeError, match=r"could not write .*Free some space"):
                 trainer.save_checkpoint(str(path))

@@ -110,12 +110,12 @@ def test_layer_wise_rates(plan_with, layer_decay):
         names = [n for n, _ in trainer.network.named_parameters() if n.startswith(part)]
         changes = torch.cat([moved[n].abs().flatten() for n in names])
         rate = RATE * layer_decay ** (len(parts) - 1 - layer)
-        # of a grid of one cell only a kernel's centre gets a gradient
+        # on a map of one element only a kernel's centre gets a gradient
         assert changes[changes > 0].median().item() == pytest.approx(rate, rel=0.01), part
 
 
 class ForeignQTUNet(QTUNet):
-    """With an embedding as timm names it, which the network states, and a layer that states its own."""
+    """A network that states an embedding of its own, with a layer that states its own table."""
 
     class Tokens(nn.Module):
         def __init__(self):
@@ -123,7 +123,7 @@ class ForeignQTUNet(QTUNet):
             self.table = nn.Parameter(torch.zeros(3, 3))
 
         def no_weight_decay(self):
-            return {"table", "dist_token"}  # as some of timm's, one that it does not have
+            return {"table", "dist_token"}  # like some of timm's layers, also one that it does not have
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Encoder checkpoints: written, refused, fitted into other networks."""
+"""Encoder checkpoints are written, refused, and loaded into networks that differ."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_other_patch_and_channels(name):
         assert all(f.isfinite().all() for f in network.encode(torch.randn(1, 3, *patch_size)))
 
 
-def test_channels_that_agree_are_seen_as_one():
+def test_equal_channels_are_seen_as_one():
     source, checkpoint = checkpoint_of("qt_unet_tiny", (32, 32))
     network = create_network("qt_unet_tiny", 3, 2, (32, 32)).eval()
     load_encoder_weights(network, checkpoint)
@@ -126,7 +126,7 @@ class TestRefused:
 
     def test_something_else(self, tmp_path):
         torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "other.pth")
-        with pytest.raises(ValueError, match="is no encoder or timm_encoder checkpoint"):
+        with pytest.raises(ValueError, match="is not a checkpoint of kind encoder or timm_encoder"):
             load_encoder(tmp_path / "other.pth")
 
     def test_no_plain_types(self, tmp_path):

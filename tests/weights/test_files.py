@@ -1,4 +1,4 @@
-"""Files of weights: read without unpickling, written whole."""
+"""Weight files are read without unpickling and written whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of every kind: recognised by their content, read once, verified once, refused with advice."""
+"""Checkpoints of every kind are recognised by their content, read once, verified once, and refused with advice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLASSES = [*(type(checkpoint) for checkpoint in CHECKPOINTS), ClassifierCheckpoi
 
 @pytest.fixture
 def kinds(monkeypatch):
-    """Kinds that a test defines are forgotten after it."""
+    """Unregister the kinds that a test defines."""
     monkeypatch.setattr(sealed, "_kinds", dict(sealed._kinds))
 
 
@@ -52,17 +52,18 @@ def test_another_kind_is_refused_with_advice(kind_class, tmp_path):
     other = CHECKPOINTS[kind_class is EncoderCheckpoint]
     other.save(tmp_path / "file.pth")
     with pytest.raises(
-        ValueError, match=rf"file.pth is no {kind_class.kind} checkpoint \(its kind is {other.kind}\)\. `nnunet-"
+        ValueError,
+        match=rf"file.pth is not a checkpoint of kind {kind_class.kind} \(its kind is {other.kind}\)\. `nnunet-",
     ):
         kind_class.load(tmp_path / "file.pth")
-    with pytest.raises(ValueError, match=rf"is no {kind_class.kind} checkpoint \(it has state_dict\)"):
+    with pytest.raises(ValueError, match=rf"is not a checkpoint of kind {kind_class.kind} \(it has state_dict\)"):
         torch.save({"state_dict": {}}, tmp_path / "file.pth")
         kind_class.load(tmp_path / "file.pth")
 
 
 def test_one_of_several_kinds(tmp_path):
     CHECKPOINTS[3].save(tmp_path / "matcher.pth")
-    with pytest.raises(ValueError, match=r"is no timm_encoder, encoder or primus checkpoint .*is matcher.*convert"):
+    with pytest.raises(ValueError, match=r"is not a .* of kind timm_encoder, encoder or primus .*is matcher.*convert"):
         weights.load(tmp_path / "matcher.pth", (TimmCheckpoint, EncoderCheckpoint, PrimusCheckpoint))
     ENCODER.save(tmp_path / "encoder.pth")
     assert weights.load(tmp_path / "encoder.pth", (TimmCheckpoint, EncoderCheckpoint)).name == "qt_unet_tiny"
@@ -70,7 +71,7 @@ def test_one_of_several_kinds(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "number,advice", [(2, "this version reads 1; update nnunet-transformers"), (0, "write it again")]
+    "number,advice", [(2, "this version reads format 1; update nnunet-transformers"), (0, "write it again")]
 )
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda c: c.kind)
 def test_other_formats_are_refused(checkpoint, number, advice, tmp_path, monkeypatch):
@@ -78,7 +79,7 @@ def test_other_formats_are_refused(checkpoint, number, advice, tmp_path, monkeyp
     checkpoint.save(tmp_path / "file.pth")
     weights.load(tmp_path / "file.pth")
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=rf"has format {number} of {checkpoint.kind} checkpoints, .*{advice}"):
+    with pytest.raises(ValueError, match=rf"has format {number} of kind {checkpoint.kind}, .*{advice}"):
         weights.load(tmp_path / "file.pth")
 
 
@@ -94,9 +95,9 @@ def test_a_package_defines_its_own_kind(kinds, tmp_path):
     del sealed._kinds["own"]
     with pytest.raises(ValueError, match=r"\(its kind is own\)"):
         weights.load(tmp_path / "own.pth")
-    with pytest.raises(TypeError, match="Without states kind 'without' but no format"):
+    with pytest.raises(TypeError, match="Without defines kind 'without' but no format"):
         type("Without", (SealedCheckpoint,), {"kind": "without"})
-    with pytest.raises(TypeError, match="kind 'encoder' of Second is that of EncoderCheckpoint"):
+    with pytest.raises(TypeError, match="kind 'encoder' of Second is already that of EncoderCheckpoint"):
         type("Second", (SealedCheckpoint,), {"kind": "encoder", "format": 1})
 
 
@@ -105,8 +106,8 @@ def test_a_package_defines_its_own_kind(kinds, tmp_path):
     [
         ({"network_weights": {"stem.proj.weight": torch.zeros(2, 3)}}, "was altered"),
         ({"network_weights": {"stem.proj.weight": torch.eye(3).to_sparse()}}, "was altered"),
-        ({"network_weights": {"stem.proj.weight": [1.0]}}, "is no encoder checkpoint"),
-        ({"network_weights": None}, "is no encoder checkpoint"),
+        ({"network_weights": {"stem.proj.weight": [1.0]}}, "is not a checkpoint of kind encoder"),
+        ({"network_weights": None}, "is not a checkpoint of kind encoder"),
         ({"encoder": {"sha256": "", "format": 1, "name": torch.ones(1)}}, "was altered"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Encoders that are timm's networks, as stem and encoder of ours: the same features, other patches, refusals."""
+"""timm networks as stem and encoder of registered networks: equal features, other patches, refusals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZE, OTHER = (64, 96), (96, 128)
 
 
 def timm_network(name, size=SIZE, channels=3):
-    """A network of timm's whose every number differs from its initial one."""
+    """Build a timm network all of whose parameters and statistics differ from their initial values."""
     network = create_timm(name, channels, size).eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -39,7 +39,7 @@ def timm_network(name, size=SIZE, channels=3):
 
 
 def written(network, name, path, size=SIZE, channels=3):
-    """Its checkpoint as MGCA writes it."""
+    """Write its checkpoint as MGCA does."""
     TimmCheckpoint(network.state_dict(), name, size, channels, method="MGCA", num_cases=7).save(path)
     return path
 
@@ -107,7 +107,7 @@ class TestFeatures:
 
 
 def test_size_that_is_no_multiple_of_the_stride(tmp_path):
-    """timm's ViT leaves what remains behind the last whole patch out, and its position embeddings do."""
+    """timm's ViT and its position embeddings ignore the remainder of an image after the last whole patch."""
     source = timm_network(VIT, (70, 104))
     checkpoint = load_encoder(written(source, VIT, tmp_path / "encoder.pth", (70, 104)))
     assert checkpoint.patch_size == (64, 96)

@@ -1,4 +1,4 @@
-"""The transfer of weights and its adapters: exact values, the report, what is refused."""
+"""Transfer of weights and its adapters: exact values, load reports, refusals."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from nnunet_transformers.weights import (
     ImageNetWeights,
     PrimusCheckpoint,
     create_primus,
+    encoder_weights,
     load_imagenet,
     load_primus_weights,
-    primus_weights,
     transfer,
 )
 from nnunet_transformers.weights.adapters import (
@@ -64,7 +64,7 @@ def test_report_and_values():
 
 class TestAdapters:
     def test_bias_tables(self):
-        """A linear function of the offset stays one; tables of as many rows are not mistaken for each other."""
+        """A linear function of the offset stays linear; tables with equally many rows are not confused."""
         network = nn.ModuleDict({"bias": RelativePositionBias((2, 3), (2, 3), 1)})  # 3x5 offsets
         rows, columns = torch.meshgrid(torch.linspace(-1, 1, 5), torch.linspace(-1, 1, 3), indexing="ij")
         table = (rows + 10 * columns).reshape(15, 1)
@@ -94,7 +94,7 @@ class TestAdapters:
         report = transfer(target, {"first": value, "other": value}, [first_layers(["first"])])
         assert report.adapted == {"first": "kernel 4x4 to 2x2, channels 2 to 3"}
         assert list(report.fresh) == ["other"]
-        # halving an edge is the mean of pairs; a flat image of every channel gives the same response
+        # halving an edge averages pairs; the response to a constant image in every channel stays the same
         expected = 4 * nn.functional.avg_pool2d(value, 2).sum(1, keepdim=True).expand(-1, 3, -1, -1) / 3
         torch.testing.assert_close(target["first"], expected)
         torch.testing.assert_close(target["first"].sum((1, 2, 3)), value.sum((1, 2, 3)))
@@ -103,7 +103,7 @@ class TestAdapters:
 
     @pytest.mark.parametrize("kernel", [(3, 5), (3, 3, 5), (1, 7, 7)])
     def test_depthwise_kernels(self, kernel):
-        """Cropped in-plane and, in 3D, repeated along the depth and divided by it."""
+        """Kernels are cropped in-plane and, in 3D, repeated along the depth and divided by its length."""
         value = torch.randn(2, 1, 7, 7)
         target = {"conv_dw.weight": torch.zeros(2, 1, *kernel)}
         adapters = [pointwise_convolutions, depthwise_kernels("conv_dw.weight")]
@@ -203,11 +203,11 @@ class TestImageNet:
 
 
 def test_primus_of_a_turned_patch():
-    """Its flat position embeddings have the same shape."""
+    """The flat position embeddings of both grids have the same shape."""
     source = create_primus("primus_s", 1, (16, 8, 24))
     with torch.no_grad():
         source.eva.pos_embed.copy_(torch.arange(6.0)[None, :, None].expand_as(source.eva.pos_embed))
-    checkpoint = PrimusCheckpoint(primus_weights(source), "primus_s", (16, 8, 24), 1)
+    checkpoint = PrimusCheckpoint(encoder_weights(source), "primus_s", (16, 8, 24), 1)
     network = create_primus("primus_s", 1, (24, 8, 16))
     report = load_primus_weights(network, (24, 8, 16), checkpoint)
     assert report.adapted == {"eva.pos_embed": "grid 2x1x3 to 3x1x2"}
@@ -216,9 +216,9 @@ def test_primus_of_a_turned_patch():
 
 
 def test_primus_that_sees_the_image_in_two_layers():
-    """The stems of later versions have layers under several names."""
+    """The stems of later versions register layers under several names."""
     source = create_primus("primus_v2_s", 1, (16, 16, 16))
-    checkpoint = PrimusCheckpoint(primus_weights(source), "primus_v2_s", (16, 16, 16), 1)
+    checkpoint = PrimusCheckpoint(encoder_weights(source), "primus_v2_s", (16, 16, 16), 1)
     network = create_primus("primus_v2_s", 2, (16, 16, 16))
     report = load_primus_weights(network, (16, 16, 16), checkpoint)
     stem = "down_projection.stem.blocks.0."

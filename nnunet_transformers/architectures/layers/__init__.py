@@ -1,7 +1,7 @@
 """Layers that the networks share, one idea a file."""
 
 from .channels_last import convolution
-from .checkpointing import in_pieces, recomputed
+from .checkpointing import apply_in_chunks, recomputed
 from .conv_norm_act import ConvNormAct
 from .patch_embed import PatchEmbed
 from .patch_expand import PatchExpand, tokens_to_image
@@ -11,7 +11,7 @@ from .position_embedding import PositionEmbedding, fit_position_embeddings, resi
 from .relative_position_bias import RelativePositionBias, resize_bias_table
 from .spatial_reduction_attention import SpatialReductionAttention
 from .window_attention import WindowAttention
-from .window_choice import tiling_windows
+from .window_choice import choose_windows
 from .window_partition import WindowPartition
 
 __all__ = [
@@ -24,13 +24,13 @@ __all__ = [
     "SpatialReductionAttention",
     "WindowAttention",
     "WindowPartition",
+    "apply_in_chunks",
+    "choose_windows",
     "convolution",
     "fit_position_embeddings",
-    "in_pieces",
     "patch_transpose",
     "recomputed",
     "resize_bias_table",
     "resize_position_embedding",
-    "tiling_windows",
     "tokens_to_image",
 ]

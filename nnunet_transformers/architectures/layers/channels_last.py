@@ -1,7 +1,7 @@
 """Convolutions in 2D and 3D on tensors with the channels last, (batch, *size, channels).
 
-Attention, norms and MLPs want the channels last, and so do fast convolution kernels: PyTorch sees its channels-last
-memory format here, so no data move between the layers of a network.
+Attention, norms and MLPs need the channels last, and convolution kernels are fastest on them: PyTorch sees its
+channels-last memory format here, so no data is copied between the layers of a network.
 """
 
 from __future__ import annotations

@@ -10,45 +10,50 @@ from torch.utils.checkpoint import checkpoint
 
 from ._export import is_exporting
 
-# elements of a piece: what stays in a CPU's cache, what keeps another device busy, and what does where memory is short
-CACHED, BUSY, SHORT = 2**20, 2**25, 2**22
+# elements of a chunk's intermediates: few enough for a CPU's cache, enough to keep another device busy, and as few as
+# keep it busy where memory is short
+CPU_CHUNK, DEVICE_CHUNK, LOW_MEMORY_CHUNK = 2**20, 2**25, 2**22
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor, active: bool) -> Tensor:
     """Call ``function(*inputs)``; if ``active``, backward recomputes its intermediates rather than keeping them.
 
-    The recomputation draws the same random numbers. Not for batch norm, which would count a batch twice.
+    The recomputation draws the same random numbers. Batch norm must not be recomputed: it would count a batch twice.
     """
     if active and torch.is_grad_enabled():
         return checkpoint(function, *inputs, use_reentrant=False)
     return function(*inputs)
 
 
-def in_pieces(
+def apply_in_chunks(
     function: Callable[[Tensor], Tensor], tokens: Tensor, elements: int, activation_checkpointing: bool = False
 ) -> Tensor:
-    """Apply a pointwise function to one piece of the sequence at a time.
+    """Apply a pointwise function to one chunk of the sequence at a time.
 
-    This is for functions whose intermediates far exceed input and output. Backward recomputes the intermediates of
-    each piece, so that memory holds those of one piece only. On CPU they stay in cache, which saves more time than the
+    It serves functions whose intermediates exceed input and output. Backward recomputes the intermediates of each
+    chunk, so memory holds those of one chunk only. On CPU they stay in cache, which saves more time than the
     recomputation takes.
 
     Args:
         function: (batch, length, channels) to (batch, length, any), each token independently.
         tokens: (batch, length, channels).
         elements: elements of the intermediates per token.
-        activation_checkpointing: memory is short: use smaller pieces, and recompute a single piece, too.
+        activation_checkpointing: use smaller chunks, and recompute even a single one, since memory is short.
+
+    Returns:
+        (batch, length, any).
     """
     if is_exporting() or torch.jit.is_tracing():
         return function(tokens)
-    pieces = tokens.split(max(1, _piece_size(tokens, activation_checkpointing) // (tokens.shape[0] * elements)), dim=1)
-    active = activation_checkpointing or len(pieces) > 1
-    return torch.cat([recomputed(function, piece, active=active) for piece in pieces], dim=1)
+    length = max(1, _chunk_size(tokens, activation_checkpointing) // (tokens.shape[0] * elements))
+    chunks = tokens.split(length, dim=1)
+    active = activation_checkpointing or len(chunks) > 1
+    return torch.cat([recomputed(function, chunk, active=active) for chunk in chunks], dim=1)
 
 
-def _piece_size(tokens: Tensor, activation_checkpointing: bool) -> int:
-    """Elements of the intermediates of a piece."""
+def _chunk_size(tokens: Tensor, activation_checkpointing: bool) -> int:
+    """Elements of a chunk's intermediates."""
     # a fake tensor stands for one on a GPU, and a compiler fuses operations rather than relying on the cache
     if type(tokens) is Tensor and tokens.device.type == "cpu" and not torch.compiler.is_compiling():
-        return CACHED
-    return SHORT if activation_checkpointing else BUSY
+        return CPU_CHUNK
+    return LOW_MEMORY_CHUNK if activation_checkpointing else DEVICE_CHUNK

@@ -33,12 +33,12 @@ class ConvNormAct(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(batch, in_dim, *size) to (batch, out_dim, *size / stride)."""
         if image.shape[1] == 1:
-            # both formats are the same to a single channel, and what follows would get channels first
+            # a single channel has both memory formats at once, and the convolution would return channels first
             image = image.clone(memory_format=self.memory_format)
         features = self.conv(image)
         if features.device.type == "cpu":
-            # the same under the name by which the CPU's kernel takes channels last without a copy; on CUDA autocast
-            # would run it in float32
+            # one group per channel is instance norm, and the CPU's group norm reads channels last without a copy; on
+            # CUDA autocast would run it in float32
             norm = self.norm
             return self.act(F.group_norm(features, features.shape[1], norm.weight, norm.bias, norm.eps))
         return self.act(self.norm(features))

@@ -1,4 +1,4 @@
-"""Attention in matrix products, for what cannot take a fused kernel."""
+"""Attention as plain matrix products, where no fused kernel can be used."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from torch import Tensor
 
 
 def matrix_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
-    """softmax(scale q k^T + bias) v.
+    """Compute softmax(scale q k^T + bias) v.
 
-    Scores of float16 and bfloat16 are float32, as in the fused kernels: they overflow float16 above 65504, and bfloat16
-    knows a score of 1000 to within 4.
+    Scores of float16 and bfloat16 inputs are float32, as in the fused kernels: float16 overflows above 65504, and
+    bfloat16 resolves a score of 1000 to within 4.
 
     Args:
         q, k, v: (..., length, head_dim).
         scale: factor of the scores.
         bias: added to the scores, broadcast to (..., length, length).
+
+    Returns:
+        (..., length, head_dim), of the inputs' type.
     """
     if q.dtype in (torch.float16, torch.bfloat16):
         with torch.autocast(q.device.type, enabled=False):

@@ -14,6 +14,8 @@ def blocks_to_grid(tokens: Tensor, grid_size: Sequence[int], stride: Sequence[in
 
     Args:
         tokens: (batch, length, prod(stride) x channels), the channels of an element side by side.
+        grid_size: tokens per axis.
+        stride: block edge per axis.
 
     Returns:
         (batch, *(grid_size x stride), channels).
@@ -26,9 +28,13 @@ def blocks_to_grid(tokens: Tensor, grid_size: Sequence[int], stride: Sequence[in
 
 
 def tokens_to_image(tokens: Tensor, grid_size: Sequence[int], stride: Sequence[int]) -> Tensor:
-    """The same as an image, (batch, channels, *(grid_size x stride))."""
+    """Lay out tokens as ``blocks_to_grid`` does, channels first.
+
+    Returns:
+        (batch, channels, *(grid_size x stride)).
+    """
     voxels = blocks_to_grid(tokens, grid_size, stride)
-    # a sample's matrix is transposed several times as fast as the same is permuted
+    # transposing each sample as a matrix is several times as fast as permuting the batch
     samples = [sample.flatten(0, -2).T.contiguous() for sample in voxels]
     image = samples[0][None] if len(samples) == 1 else torch.stack(samples)
     return image.unflatten(2, voxels.shape[1:-1])

@@ -1,4 +1,4 @@
-"""Transposed convolutions whose kernel is their stride: a block out of each element."""
+"""Transposed convolutions whose kernel size is their stride: each element becomes a block."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from .patch_expand import blocks_to_grid
 
 
 class _PatchTranspose:
-    """No two blocks overlap, so the convolution is one matrix product, of which libraries' kernels reach a few percent.
+    """The convolution as one matrix product, since no two blocks overlap; convolution kernels reach a few percent of
+    its rate.
 
     Attributes:
         channels_last: the channels of input and output are the last axis, not the second.
@@ -36,7 +37,7 @@ class _PatchTranspose:
         return F.linear(x, weight, bias)
 
 
-class PatchTranspose2d(_PatchTranspose, nn.ConvTranspose2d):  # type: ignore[misc]  # no output_size
+class PatchTranspose2d(_PatchTranspose, nn.ConvTranspose2d):  # type: ignore[misc]  # forward takes no output_size
     """``nn.ConvTranspose2d`` with a kernel of the size of its stride."""
 
 
@@ -45,13 +46,13 @@ class PatchTranspose3d(_PatchTranspose, nn.ConvTranspose3d):  # type: ignore[mis
 
 
 def patch_transpose(dim: int, out_dim: int, stride: Sequence[int], channels_last: bool = True) -> nn.Module:
-    """A transposed convolution that makes a block of ``stride`` out of each element.
+    """Build a transposed convolution that turns each element into a block of ``stride`` elements.
 
     Args:
         dim, out_dim: channels before and after.
-        stride: of the block per axis, two or three of them.
-        channels_last: from (batch, *grid, dim) to (batch, *(grid x stride), out_dim), rather than with the channels
-            second.
+        stride: block edge per axis, two or three of them.
+        channels_last: the layer maps (batch, *grid, dim) to (batch, *(grid x stride), out_dim); False for channels in
+            the second axis.
     """
     layer_class: Any = {2: PatchTranspose2d, 3: PatchTranspose3d}[len(stride)]
     layer = layer_class(dim, out_dim, tuple(stride), tuple(stride))

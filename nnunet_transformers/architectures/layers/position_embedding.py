@@ -1,4 +1,4 @@
-"""Learned absolute position embeddings that know the grid they belong to."""
+"""Learned absolute position embeddings with the shape of their token grid."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def fit_position_embeddings(state_dict: Mapping[str, Tensor], network: nn.Module
 
     Args:
         state_dict: weights by the network's names, position embeddings laid out on the grid they were trained on.
-        network: has a ``PositionEmbedding`` wherever the state dict has one.
+        network: has a ``PositionEmbedding`` for each of them.
 
     Returns:
         a copy with the embeddings resized and everything else as it was.
@@ -108,7 +108,7 @@ def fit_position_embeddings(state_dict: Mapping[str, Tensor], network: nn.Module
             fitted[key] = resize_position_embedding(tensor, tensor.shape[1:-1], module.grid_size)
         elif tensor.shape[1] != flat_length:
             raise ValueError(
-                f"{key} has {tensor.shape[1]} tokens in a row, the network's grid {module.grid_size} has "
-                f"{flat_length}; load it into a network of its own patch size first, whose state dict tells the grid"
+                f"{key} is flattened to {tensor.shape[1]} tokens, the network's grid {module.grid_size} has "
+                f"{flat_length}; load it into a network of its own patch size first, whose state dict states the grid"
             )
     return fitted

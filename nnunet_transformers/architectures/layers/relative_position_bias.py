@@ -23,8 +23,8 @@ class RelativePositionBias(nn.Module):
         window_size: window in use, at most the table's; smaller ones read the table's centre.
         num_heads: attention heads.
         init_std: standard deviation of the truncated normal initialisation, 0 for zeros.
-        reference_compat: read a smaller window as the released QT-UNet does, from the first rows and columns of the
-            table window's pairs, which are the wrong offsets for most pairs.
+        reference_compat: read a smaller window as the released QT-UNet does: from the first rows and columns of the
+            table window's pairs, which have the wrong offsets for most pairs.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class RelativePositionBias(nn.Module):
 
         Returns:
             (heads, window_length, window_length) without a mask, else
-            (num_windows, heads, window_length, window_length). Kept between calls while no gradient is wanted.
+            (num_windows, heads, window_length, window_length). Cached between calls without gradients.
         """
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
             return self._compute(mask)
@@ -91,12 +91,13 @@ class RelativePositionBias(nn.Module):
 
 
 def resize_bias_table(table: Tensor, shape: Sequence[int], new_shape: Sequence[int]) -> Tensor:
-    """A table for another window, its offsets interpolated linearly.
+    """Resize a bias table to another window by linear interpolation over the offsets.
 
     Args:
         table: (prod(shape), heads).
-        shape: offsets per axis, 2 w - 1 of its window.
-        new_shape: wanted; with one axis more than ``shape`` the table is repeated along the new first axis.
+        shape: offsets per axis of ``table``, 2 w - 1 for a window of w.
+        new_shape: wanted offsets per axis; with one axis more than ``shape`` the table is repeated along the new
+            first axis.
 
     Returns:
         (prod(new_shape), heads).

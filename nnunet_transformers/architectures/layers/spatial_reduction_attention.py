@@ -18,8 +18,8 @@ from .matrix_attention import matrix_attention
 class SpatialReductionAttention(nn.Module):
     """Attention whose keys and values come from a strided convolution over the token grid.
 
-    Pyramid Vision Transformer, https://arxiv.org/abs/2102.12122, section 3.3. Extra tokens, which stand before those
-    of the grid (a class or self-supervision token), are keys and values as they are.
+    Pyramid Vision Transformer, https://arxiv.org/abs/2102.12122, section 3.3. Extra tokens before those of the grid
+    (a class or SSL token) become keys and values without reduction.
 
     Args:
         dim: channels.
@@ -27,13 +27,13 @@ class SpatialReductionAttention(nn.Module):
         grid_size: tokens per axis.
         reduction: tokens per key along each axis, clamped to the grid; 1 on every axis for plain attention.
         qkv_bias: biases of queries, keys and values.
-        reference_compat: leave out of keys and values what does not fill up a block at the grid's end, as the
-            released MiT does; by default no token is left out.
+        reference_compat: drop tokens at the end of an axis that the reduction does not divide from keys and values, as
+            the released MiT does; by default none is dropped.
 
     Attributes:
-        reduction: the reduction in use.
-        fused_attn: use scaled_dot_product_attention; False spells it out in matrix products (timm's switch
-            ``timm.layers.set_fused_attn`` sets it at construction), for operation counters and export.
+        reduction: the clamped reduction.
+        fused_attn: use scaled_dot_product_attention, or for operation counters and export plain matrix products. Taken
+            from ``timm.layers.set_fused_attn`` at construction.
 
     Raises:
         ValueError: if ``num_heads`` does not divide ``dim``.
@@ -82,7 +82,7 @@ class SpatialReductionAttention(nn.Module):
         return matrix_attention(q, k, v, self.scale)
 
     def _reduce(self, tokens: Tensor) -> Tensor:
-        """The convolution as one matrix product over blocks, several times as fast as its kernels on CPU."""
+        """Convolve as one matrix product over blocks, several times as fast as convolution kernels on CPU."""
         batch, length, dim = tokens.shape
         ndim = len(self.grid_size)
         extra = length - prod(self.grid_size)
@@ -91,8 +91,8 @@ class SpatialReductionAttention(nn.Module):
             for axis, (g, r) in enumerate(zip(self.grid_size, self.reduction, strict=True)):
                 grid = grid.narrow(1 + axis, 0, g // r * r)
         elif any(g % r for g, r in zip(self.grid_size, self.reduction, strict=True)):
-            # A zero token adds nothing to the convolution's sum, so a block at the end is the sum over the tokens that
-            # it has, and the norm below takes out its smaller scale. Every block has a token: none is the bias alone.
+            # A zero token adds nothing to the convolution, so an incomplete block sums over the tokens that it has, and
+            # the norm below removes its smaller scale. Every block has a token, so none is the bias alone.
             ends = [n for g, r in zip(self.grid_size, self.reduction, strict=True) for n in (-g % r, 0)]
             grid = F.pad(grid, (0, 0, *reversed(ends)))
         split = [n for g, r in zip(grid.shape[1:-1], self.reduction, strict=True) for n in (g // r, r)]

@@ -22,9 +22,12 @@ class WindowAttention(nn.Module):
         bias: relative position bias of this attention.
         cross_attention: queries from the tokens, keys and values from a context on the same grid.
 
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``dim``.
+
     Attributes:
-        fused_attn: use scaled_dot_product_attention; False spells it out in matrix products (timm's switch
-            ``timm.layers.set_fused_attn`` sets it at construction), for operation counters and export.
+        fused_attn: use scaled_dot_product_attention, or for operation counters and export plain matrix products. Taken
+            from ``timm.layers.set_fused_attn`` at construction.
     """
 
     def __init__(
@@ -62,6 +65,12 @@ class WindowAttention(nn.Module):
         Args:
             tokens: (batch, length, channels), in raster order.
             context: same shape; needed for cross-attention, unused otherwise.
+
+        Returns:
+            (batch, length, channels).
+
+        Raises:
+            ValueError: if cross-attention has no context.
         """
         return self.partition.reverse(self.proj(self._windows(tokens, context)))
 

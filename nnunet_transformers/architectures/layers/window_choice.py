@@ -6,18 +6,22 @@ from functools import lru_cache
 from itertools import product
 from math import inf, log, prod
 
-# tokens in a window: about the published 7^3 at most, and rather 6^3, as attention's cost grows with them; in 2D fewer
-# reach as far
+# tokens in a window: at most about the published 7^3 and preferably 6^3, since attention's cost grows with them; in 2D
+# fewer tokens reach as far
 MAX_WINDOW_TOKENS = {2: 256, 3: 350}
 GOOD_WINDOW_TOKENS = {2: 14**2, 3: 6**3}
 
 
 @lru_cache(maxsize=4096)
 def choose_window(grid_size: tuple[int, ...], token_spacing: tuple[float, ...]) -> tuple[float, tuple[int, ...]]:
-    """The window that divides the grid, holds about ``GOOD_WINDOW_TOKENS`` and is near a cube in mm.
+    """Choose a window that divides the grid, holds about ``GOOD_WINDOW_TOKENS`` and is near a cube in mm.
+
+    Args:
+        grid_size: tokens per axis, two or three of them.
+        token_spacing: mm per token and axis.
 
     Returns:
-        its penalty (0 is ideal) and the window.
+        its penalty (0 is ideal) and the window, tokens per axis.
     """
     best = (inf, grid_size)
     limit = MAX_WINDOW_TOKENS[len(grid_size)]
@@ -28,7 +32,7 @@ def choose_window(grid_size: tuple[int, ...], token_spacing: tuple[float, ...]) 
             continue
         if window == grid_size:
             return 0.0, window
-        # deviation from a cube in mm; an axis that the window spans entirely is not to blame for being short
+        # deviation from a cube in mm; an axis that the window spans entirely may be short
         edges = [log(w * s) for w, s in zip(window, token_spacing, strict=True)]
         mean = sum(edges) / len(edges)
         shape = sum(
@@ -38,6 +42,6 @@ def choose_window(grid_size: tuple[int, ...], token_spacing: tuple[float, ...]) 
     return best
 
 
-def tiling_windows(grid_sizes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
-    """The best window of each grid, tokens taken to be as long on every axis."""
+def choose_windows(grid_sizes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    """Choose the best window of each grid, for tokens of the same length on every axis."""
     return tuple(choose_window(grid_size, (1.0,) * len(grid_size))[1] for grid_size in grid_sizes)

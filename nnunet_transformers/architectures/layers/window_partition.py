@@ -19,15 +19,15 @@ class WindowPartition(nn.Module):
 
     Args:
         grid_size: tokens per axis.
-        window_size: wanted tokens per window and axis.
-        shifted: shift by half a window, with a mask that keeps apart what the shift wraps around.
-        mask_padding: also mask the tokens that pad a grid up to a multiple of the window.
+        window_size: tokens per window and axis, clamped to the grid.
+        shifted: shift by half a window, and mask pairs of tokens from opposite edges that the shift brings together.
+        mask_padding: also mask the tokens that pad the grid to a multiple of the window.
 
     Attributes:
-        window_size, padded_size, shift: the window in use, the grid filled up to whole windows, the shift, per axis.
+        window_size, padded_size, shift: the clamped window, the grid padded to whole windows and the shift, per axis.
         num_windows, window_length: windows in the grid and tokens in each.
         mask: additive mask (num_windows, 1, window_length, window_length), 0 or minus infinity, or None where nothing
-            is masked. The releases have -100 for infinity, the same up to scores that differ by about as much.
+            is masked. The releases use -100, which is equivalent unless scores differ by about as much.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class WindowPartition(nn.Module):
         length = prod(self.grid_size)
         tokens = torch.arange(length).view(self.grid_size)
         for axis, (size, grid) in enumerate(zip(padded, self.grid_size, strict=True)):
-            # index `length` is the zero row that stands for every padded token
+            # index `length` is the zero row that every padding token reads
             if size > grid:
                 fill = (*tokens.shape[:axis], size - grid, *tokens.shape[axis + 1 :])
                 tokens = torch.cat([tokens, torch.full(fill, length)], dim=axis)
         tokens = tokens.roll([-s for s in shift], dims=list(range(len(padded))))
         # constants, but no buffers: DistributedDataParallel sends those to every process in every step
         self.to_windows = self._into_windows(tokens).flatten()
-        # position in window order of each token; the padded ones sort to the end and are dropped
+        # position of each token in window order; padding sorts to the end and is dropped
         self.to_tokens = torch.argsort(self.to_windows, stable=True)[:length]
         self.mask = self._region_mask(length if mask_padding and self.has_padding else None)
 
@@ -76,7 +76,7 @@ class WindowPartition(nn.Module):
         apart = region.unsqueeze(1) != region.unsqueeze(2)
         if pad_index is not None:
             is_padding = (self.to_windows == pad_index).view(self.num_windows, 1, self.window_length)
-            # a padded token, whose output is dropped, keeps itself: of no score at all the softmax would be NaN
+            # a padding token attends to itself, or its softmax would be NaN; its output is dropped
             apart = (apart | is_padding) & ~torch.eye(self.window_length, dtype=torch.bool)
         return torch.zeros(apart.shape).masked_fill(apart, -torch.inf).unsqueeze(1)
 
@@ -98,13 +98,13 @@ class WindowPartition(nn.Module):
         return windows.flatten(1, 2).index_select(1, self.to_tokens)
 
     def roll(self, grid_map: Tensor) -> Tensor:
-        """(batch, *grid_size, channels) as it lies when it is cut into windows: padded and shifted."""
+        """Pad and shift a map (batch, *grid_size, channels) to (batch, *padded_size, channels), as for windows."""
         fill = [n for p, g in zip(self.padded_size[::-1], self.grid_size[::-1], strict=True) for n in (0, p - g)]
         axes = list(range(1, 1 + len(self.shift)))
         return F.pad(grid_map, (0, 0, *fill)).roll([-s for s in self.shift], axes)
 
     def unroll(self, rolled: Tensor) -> Tensor:
-        """Undo ``roll``."""
+        """Undo ``roll``: (batch, *padded_size, channels) to (batch, *grid_size, channels)."""
         grid_map = rolled.roll(self.shift, list(range(1, 1 + len(self.shift))))
         for axis, size in enumerate(self.grid_size, start=1):
             grid_map = grid_map.narrow(axis, 0, size)

@@ -1,4 +1,4 @@
-"""MiT, the encoder-decoder of UniMiSS: for segmentation, for classification, and as a pair of a 2D and a 3D form."""
+"""MiT, the encoder-decoder of UniMiSS: for segmentation, classification, and as a 2D and 3D pair for pretraining."""
 
 from .classifier import MiTClassifier
 from .pair import MiTPair

@@ -1,4 +1,4 @@
-"""MiT for classification of whole images: the encoder with the token of pretraining (UniMiSS, section 4)."""
+"""MiT for image classification: the encoder with the SSL token of pretraining (UniMiSS, section 4)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .trunk import ENCODER_NORM_EPS, MiTTrunk, init_weights
 
 
 class MiTClassifier(Backbone):
-    """Encoder and one linear head on the mean of the token and the average of the other tokens.
+    """Encoder and a linear head on the mean of the SSL token and the averaged patch tokens.
 
     Args:
         input_channels: image channels.
-        num_classes: outputs; 0 for the features without a head.
+        num_classes: outputs; 0 for no head.
         patch_size: edge lengths in voxels, two or three of them.
-        trunk_arguments: of ``MiTTrunk``; what is for the decoder has no effect.
+        trunk_arguments: further arguments of ``MiTTrunk``; those of the decoder have no effect.
 
     Raises:
-        ValueError: as ``MiTTrunk`` does.
+        ValueError: as ``MiTTrunk``.
 
     Examples:
         >>> import torch
@@ -41,10 +41,15 @@ class MiTClassifier(Backbone):
         self.head.apply(init_weights)
 
     def features(self, image: Tensor) -> Tensor:
-        """Mean of the token and the average of the others, (batch, head_hidden_size).
+        """Average the normalised SSL token and the mean of the normalised patch tokens.
 
-        UniMiSS classifies by both and averages the logits; the head is linear, so that the mean of the features has
-        the same logits.
+        UniMiSS classifies both and averages the logits; since the head is linear, averaging the features is the same.
+
+        Args:
+            image: (batch, input_channels, *patch_size).
+
+        Returns:
+            (batch, head_hidden_size).
 
         Raises:
             ValueError: on an image of another size.
@@ -55,7 +60,7 @@ class MiTClassifier(Backbone):
         return (self.norm(token).squeeze(1) + average) / 2
 
     def forward(self, image: Tensor) -> Tensor:
-        """(batch, input_channels, *patch_size) to raw logits (batch, num_classes), or without a head to the features.
+        """Map (batch, input_channels, *patch_size) to raw logits (batch, num_classes), or to features without a head.
 
         Raises:
             ValueError: on an image of another size.

@@ -1,4 +1,4 @@
-"""MiT in 2D and 3D at once, sharing what does not know the dimensionality: the network that UniMiSS pretrains.
+"""MiT in 2D and 3D with shared layers: the network that UniMiSS pretrains.
 
 Xie et al., "UniMiSS: Universal Medical Self-Supervised Learning via Breaking Dimensionality Barrier", ECCV 2022,
 section 3.
@@ -17,19 +17,19 @@ from .trunk import MiTTrunk
 
 
 class MiTPair(NetworkPair):
-    """A 2D and a 3D trunk with the SSL token, which they share as well.
+    """A 2D and a 3D trunk that share linear layers, layer norms of equal shape, and the SSL token.
 
-    Convolutions (stem, patch embeddings, the attention's reduction), their norms and position embeddings are each
-    form's own. Of MiT-22's 43.9 M parameters 16.9 M are shared.
+    Each form has its own convolutions (stem, patch embeddings, spatial reduction), their norms and position embeddings.
+    MiT-22 has 43.9 M parameters, of which 16.9 M are shared.
 
     Args:
         patch_size_2d, patch_size_3d: edge lengths in pixels and voxels.
         input_channels_2d, input_channels_3d: image channels.
-        patch_embed_stride: voxels per token; in 2D without the first axis, as all arguments with an entry per axis.
-        trunk_arguments: others of ``MiTTrunk``, for both forms.
+        patch_embed_stride: voxels per token; the 2D form drops the first axis of all arguments with an entry per axis.
+        trunk_arguments: further arguments of ``MiTTrunk``, for both forms.
 
     Raises:
-        ValueError: as ``MiTTrunk`` does.
+        ValueError: as ``MiTTrunk``.
 
     Examples:
         >>> import torch
@@ -58,21 +58,21 @@ class MiTPair(NetworkPair):
         form_3d.encoder.token = form_2d.encoder.token
 
     def form_weights(self, ndim: int, ssl_token: bool = False) -> dict[str, Tensor]:
-        """The weights of one form, by the names of ``MiT``.
+        """Weights of one form, by the names of ``MiT``.
 
         Args:
             ndim: 2 or 3.
-            ssl_token: keep what belongs to the token, for ``MiTTrunk`` and ``MiTClassifier``.
+            ssl_token: keep the SSL token's weights, for ``MiTTrunk`` and ``MiTClassifier``.
 
         Returns:
-            a state dict of stem, encoder and decoder; a ``MiT`` of the same patch size lacks nothing in it but its
-            heads, the last up-sampling and the convolution after it.
+            a state dict of stem, encoder and decoder. It covers a ``MiT`` of the same patch size except the heads, the
+            last up-sampling and the convolution after it.
         """
         weights = self.form(ndim).state_dict()
         return {name: value for name, value in weights.items() if ssl_token or ".token" not in name}
 
     def token_weights(self, ndim: int) -> dict[str, Tensor]:
-        """The weights of the encoder's token, by ``MiTClassifier``'s names after ``TOKEN_PREFIX``."""
+        """Weights of the encoder's SSL token, by ``MiTClassifier``'s names after ``TOKEN_PREFIX``."""
         weights = self.form_weights(ndim, ssl_token=True)
         return {
             f"{TOKEN_PREFIX}{name}": value

@@ -1,7 +1,7 @@
 """MiT, the pyramid transformer U-Net of UniMiSS, for segmentation.
 
 Xie et al., "UniMiSS: Universal Medical Self-Supervised Learning via Breaking Dimensionality Barrier", ECCV 2022,
-and its appendix, section 3.2. Where the paper is silent the authors' release decides.
+and its appendix, section 3.2. Details that the paper omits follow the authors' release.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .._arguments import PerAxis, check_strides
 from .._network import SegmentationNetwork
-from .._registry import RenamingRule, register_checkpoint_filter, register_network
+from .._registry import RenamingRule, register_network, register_released_family
 from ..layers import ConvNormAct, patch_transpose
 from .classifier import MiTClassifier
 from .pair import MiTPair
@@ -25,13 +25,13 @@ DIMENSION = re.compile(r"[23]D(?=\d*(\.|$))")
 
 
 class MiTSegmentationDecoder(MiTDecoder):
-    """The trunk's decoder, the step back to the stem's resolution and the heads, full resolution first.
+    """The trunk's decoder, up-sampling to the stem's resolution, and the heads, full resolution first.
 
     Args:
-        trunk: its decoder's stages and norm are taken over.
+        trunk: provides the decoder's stages.
         dims: channels of the trunk's stages, finest first.
         num_classes: output channels.
-        auxiliary_heads: have the heads of deep supervision.
+        auxiliary_heads: build the heads of deep supervision.
         deep_supervision: return all outputs.
     """
 
@@ -45,7 +45,7 @@ class MiTSegmentationDecoder(MiTDecoder):
         ndim = len(first_stride)
         self.up = patch_transpose(dims[0], STEM_DIM, first_stride, channels_last=False)
         self.fuse = ConvNormAct(STEM_DIM, STEM_DIM, 3, (1,) * ndim)
-        # maps that have the resolution of the one before need no head of their own
+        # a map of the same resolution as the one before gets no head
         self.has_stem_output = prod(self.stem_stride) > 1
         self.first_level = int(prod(first_stride) == 1)
         head_dims = [STEM_DIM]
@@ -57,10 +57,10 @@ class MiTSegmentationDecoder(MiTDecoder):
             module.apply(init_weights)
 
     def forward(self, stem: Tensor, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """The stem's output and encoder features, finest first, to logits (a list of them under deep supervision)."""
+        """Map the stem's output and encoder features, finest first, to logits (a list under deep supervision)."""
         decoded, _ = self.decode(features)
         image = self.fuse(self.up(decoded[0]) + stem)
-        # a 1x1 convolution and an interpolation commute: classify before there are more voxels
+        # a 1x1 convolution and an interpolation commute: classify at the lower resolution
         logits = self.seg_layers[0](image)
         if self.has_stem_output:
             size = [n * s for n, s in zip(logits.shape[2:], self.stem_stride, strict=True)]
@@ -74,24 +74,25 @@ class MiTSegmentationDecoder(MiTDecoder):
 class MiT(SegmentationNetwork):
     """MiT in 2D and 3D.
 
-    The lists of the encoder count from the finest stage, those of the decoder from the deepest.
+    Per-stage arguments of the encoder begin with the finest stage, those of the decoder with the deepest.
 
     Args:
         input_channels: image channels.
         num_classes: output channels.
-        patch_size: edge lengths in voxels; two make a 2D network, three a 3D one. The learned position embeddings
-            belong to it.
-        embed_dims, num_heads, depths, sr_ratios: channels, attention heads, transformer layers and reduction of the
-            attention's keys of each encoder stage. A reduction is an integer or one per axis, clamped to the grid.
+        patch_size: edge lengths in voxels; two for a 2D network, three for a 3D one. The learned
+            position embeddings depend on it.
+        embed_dims, num_heads, depths, sr_ratios: channels, attention heads, transformer layers and spatial reduction of
+            each encoder stage. A reduction is an integer or one per axis, clamped to the grid.
         decoder_num_heads, decoder_depths, decoder_sr_ratios: the same for each decoder stage.
-        num_stages: resolutions, the bottleneck included; with fewer, the finest of the lists' entries are used.
+        num_stages: resolutions, including the bottleneck; longer per-stage arguments are cut to the finest stages.
         patch_embed_stride: voxels per token of the finest token grid; 1, 2, 4 or 8, an integer or one per axis.
         merge_strides: strides between the stages, 1 or 2: an integer or one entry per stage (per axis).
-        drop_path_rate: stochastic depth of the last encoder block.
+        drop_path_rate: stochastic depth rate of the last encoder block.
         deep_supervision: return a list of logits, full resolution first.
-        auxiliary_heads: have the heads of deep supervision whether or not it is on; by default only when it is.
-        strides: nnU-Net's copy of the strides in a plan; must match the other arguments.
-        reference_compat: drop tokens at the end of a grid that the reduction does not divide, as the release does.
+        auxiliary_heads: build the heads of deep supervision; by default only under ``deep_supervision``.
+        strides: the plan's copy of the strides for nnU-Net; must match the other arguments.
+        reference_compat: drop tokens at the end of an axis that the reduction does not divide from keys and values, as
+            the release does.
         activation_checkpointing: recompute the transformer layers in the backward pass: less memory, more time.
 
     Raises:
@@ -172,7 +173,10 @@ class MiT(SegmentationNetwork):
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """(batch, input_channels, *patch_size) to logits (batch, num_classes, *patch_size).
 
-        Under deep supervision a list, each output at the resolution that ``strides`` gives it.
+        Under deep supervision a list, each output at the resolution that ``strides`` states.
+
+        Raises:
+            ValueError: on an image of another size.
         """
         self.check_input(image)
         stem = self.stem(image)
@@ -183,9 +187,9 @@ class MiT(SegmentationNetwork):
 def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """Translate the weights of the authors' release, in each of its three forms.
 
-    Segmentation weights become those of ``MiT``, a classifier's those of ``MiTClassifier``, and pretraining's, 2D
-    and 3D together, those of ``MiTPair``; heads of the pretraining method are left out. A position embedding stays
-    flattened, since a release does not state its grid; it loads into a network of the patch size of its training.
+    Segmentation weights become those of ``MiT``, a classifier's those of ``MiTClassifier``, and pretraining's (2D and
+    3D) those of ``MiTPair``; heads of the pretraining method are dropped. Position embeddings stay flattened, since a
+    release does not state their grid; they load into a network of the patch size of its training.
 
     Returns:
         A state dict that loads strictly into the same variant, built with ``reference_compat=True``.
@@ -196,7 +200,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     if any(key.startswith("backbone.") for key in state_dict):
         state_dict = {k.removeprefix("backbone."): v for k, v in state_dict.items() if k.startswith("backbone.")}
     if "head_new.weight" in state_dict:
-        # the classifier is the encoder alone, so its names lack the encoder's prefix
+        # a classifier is an encoder, so its names lack the encoder's prefix
         state_dict = {k if "_new." in k else f"transformer.{k}": v for k, v in state_dict.items()}
     dimensions = {key: match[0] for key in state_dict if (match := DIMENSION.search(key))}
     is_pair = len(set(dimensions.values())) == 2
@@ -206,7 +210,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         name = _translate(DIMENSION.sub("", key))
         parts = {name: value}
         if has_token and name.endswith("position.weight"):
-            # the release keeps the token's row before those of the grid
+            # the release stores the SSL token's row before those of the grid
             parts = {name.replace("position.weight", "token_position"): value[:, :1], name: value[:, 1:]}
         forms = (f"form_{dimensions[key].lower()}.",) if key in dimensions else ("form_2d.", "form_3d.")
         for form in forms if is_pair else ("",):
@@ -217,7 +221,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _translate(key: str) -> str:
-    """A name of the release, without its dimensionality, in terms of ``MiTTrunk``, ``MiT`` and ``MiTClassifier``."""
+    """Translate a name of the release, its dimensionality removed, to ``MiTTrunk``, ``MiT`` and ``MiTClassifier``."""
 
     def encoder(rest: str) -> Callable[[re.Match[str]], str]:
         return lambda m: f"encoder.stages.{int(m[1]) - 1}.{rest}"
@@ -247,7 +251,7 @@ def _translate(key: str) -> str:
     raise ValueError(f"these are not the weights of a released MiT: it has no {key!r}")
 
 
-register_checkpoint_filter(
+register_released_family(
     "mit",
     checkpoint_filter_fn,
     head="decoder.seg_layers.0.weight",

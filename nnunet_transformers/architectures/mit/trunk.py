@@ -1,8 +1,7 @@
-"""The trunk of MiT: stem, encoder and decoder, with or without the token of self-supervised pretraining.
+"""The trunk of MiT: stem, encoder and decoder, with or without the SSL token of self-supervised pretraining.
 
 Xie et al., "UniMiSS: Universal Medical Self-Supervised Learning via Breaking Dimensionality Barrier", ECCV 2022,
-and its appendix, section 3.2. The networks are in ``segmentation``, ``pair`` (pretraining in 2D and 3D at once) and
-``classifier``.
+and its appendix, section 3.2. ``segmentation``, ``pair`` (pretraining in 2D and 3D) and ``classifier`` build on it.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ T = TypeVar("T")
 
 
 class MiTBlock(nn.Module):
-    """Spatial-reduction attention and MLP, each normalised before.
+    """Pre-norm transformer block with spatial-reduction attention.
 
     Args:
         attn: the attention.
         dim: channels.
         norm_eps: epsilon of the norms.
-        drop_path_rate: stochastic depth of this block.
+        drop_path_rate: stochastic depth rate of this block.
     """
 
     def __init__(self, attn: SpatialReductionAttention, dim: int, norm_eps: float, drop_path_rate: float) -> None:
@@ -49,16 +48,15 @@ class MiTBlock(nn.Module):
 
 
 class MiTStage(nn.Module):
-    """The switchable patch embedding, positions and blocks at one resolution; the same in encoder and decoder.
+    """Switchable patch embedding, position embeddings and blocks at one resolution, in encoder and decoder.
 
     Args:
-        embed: changes resolution and channels, down in the encoder and up in the decoder.
+        embed: patch embedding; down-samples in the encoder and up-samples in the decoder.
         grid_size: tokens per axis.
         blocks: the transformer layers.
         dim: channels.
-        token_dim: channels of the incoming SSL token; None for a stage without one. A token of other channels than
-            ``dim`` goes through a linear layer.
-        activation_checkpointing: recompute the blocks in the backward pass instead of keeping what they computed.
+        token_dim: channels of the incoming SSL token, projected to ``dim`` where they differ; None for no token.
+        activation_checkpointing: recompute the blocks in the backward pass instead of storing their activations.
     """
 
     def __init__(
@@ -82,13 +80,13 @@ class MiTStage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def no_weight_decay(self) -> set[str]:
-        """The token's position; the grid's positions are a layer's."""
+        """The SSL token's position embedding; ``PositionEmbedding`` states the grid's."""
         return {"token_position"}
 
     def forward(
         self, image: Tensor, token: Tensor | None = None, skip: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """A coarser or finer feature map, and the SSL token if there is one.
+        """Embed a feature map at this stage's resolution and attend, together with the SSL token if there is one.
 
         Args:
             image: (batch, channels, *size).
@@ -112,11 +110,11 @@ class MiTStage(nn.Module):
 
 
 class MiTEncoder(nn.Module):
-    """The stages, and the SSL token that goes into the first one. There is no final norm.
+    """The encoder stages and the SSL token that enters the first one, without a final norm.
 
     Args:
         stages: finest first.
-        token_dim: channels of the SSL token; None to have none.
+        token_dim: channels of the SSL token; None for no token.
     """
 
     def __init__(self, stages: Sequence[MiTStage], token_dim: int | None = None) -> None:
@@ -131,7 +129,7 @@ class MiTEncoder(nn.Module):
         return {"token"}
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """The stem's output to the feature maps of every stage, finest first, and the last stage's SSL token."""
+        """Map the stem's output to the feature maps of all stages, finest first, and the last stage's SSL token."""
         token = None if self.token is None else self.token.expand(image.shape[0], -1, -1)
         features = []
         for stage in self.stages:
@@ -141,7 +139,7 @@ class MiTEncoder(nn.Module):
 
 
 class MiTDecoder(nn.Module):
-    """The stages, deepest first, and the norm of the last one's output."""
+    """The decoder stages, deepest first, and the norm of the finest output."""
 
     def __init__(self, stages: Iterable[nn.Module], dim: int) -> None:
         super().__init__()
@@ -149,7 +147,11 @@ class MiTDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=DECODER_NORM_EPS)
 
     def decode(self, features: Sequence[Tensor], token: Tensor | None = None) -> tuple[list[Tensor], Tensor | None]:
-        """Encoder features, finest first, to decoder features, finest first and that one normalised, and the token."""
+        """Decode encoder features, finest first, and the SSL token.
+
+        Returns:
+            decoder features, finest first, of which the finest is normalised, and the normalised token or None.
+        """
         image = features[-1]
         decoded: list[Tensor] = []
         for stage, skip in zip(self.stages, reversed(features[:-1]), strict=True):
@@ -160,41 +162,42 @@ class MiTDecoder(nn.Module):
 
 
 class MiTTokenDecoder(MiTDecoder):
-    """The decoder of pretraining."""
+    """The decoder of pretraining, which returns the SSL token."""
 
     def forward(self, features: Sequence[Tensor], token: Tensor) -> Tensor:
-        """Encoder features, finest first, and the token of the last stage to the normalised SSL token, (batch, dim)."""
+        """Map encoder features, finest first, and the last stage's SSL token to the normalised token (batch, dim)."""
         _, normalised = self.decode(features, token)
         assert normalised is not None
         return normalised.squeeze(1)
 
 
 class MiTTrunk(nn.Module):
-    """Stem, encoder and decoder. Called, it gives the SSL token; the networks take its parts.
+    """Stem, encoder and decoder; ``forward`` returns the SSL token. ``MiT`` and ``MiTClassifier`` take its parts.
 
     Args:
         input_channels: image channels.
         patch_size: edge lengths in voxels, two or three of them.
-        embed_dims: channels of each encoder stage; the decoder goes back through them.
+        embed_dims: channels of each encoder stage; the decoder mirrors them.
         num_heads: attention heads of each encoder stage.
-        decoder_num_heads: of each decoder stage, deepest first.
+        decoder_num_heads: attention heads of each decoder stage, deepest first.
         depths: transformer layers of each encoder stage.
-        decoder_depths: of each decoder stage, deepest first.
-        num_stages: encoder stages to build; what is given for more of them is cut to the finest ones.
+        decoder_depths: transformer layers of each decoder stage, deepest first.
+        num_stages: encoder stages; longer per-stage arguments are cut to the finest stages.
         patch_embed_stride: voxels per token of the finest grid; 1, 2, 4 or 8, an integer or one per axis. The first
-            stage's embedding takes a stride of 2 where there is one, the stem takes the rest.
+            stage's embedding has stride 2 where the total is above 1, the stem the remaining factor.
         merge_strides: strides of the other stages' embeddings, 1 or 2: an integer or one entry per stage.
-        sr_ratios: reduction of the attention's keys in each encoder stage, an integer or one per axis each; clamped
-            to the token grid.
+        sr_ratios: spatial reduction of keys and values in each encoder stage, an integer or one per axis, clamped to
+            the token grid.
         decoder_sr_ratios: the same in each decoder stage, deepest first.
-        drop_path_rate: stochastic depth, rising linearly to this in the encoder and falling back in the decoder.
-        ssl_token: have the learnable token of pretraining.
-        reference_compat: drop tokens at the end of a grid that the reduction does not divide, as the release does.
+        drop_path_rate: stochastic depth rate, rising linearly from 0 in the encoder and falling to 0 in the decoder.
+        ssl_token: build the learnable SSL token of pretraining.
+        reference_compat: drop tokens at the end of an axis that the reduction does not divide from keys and values, as
+            the release does.
         activation_checkpointing: recompute the transformer layers in the backward pass.
 
     Attributes:
-        strides: as nnU-Net counts them, of the input, the stem and each stage; strides of 1 on all axes in stem or
-            first stage have no entry, since the resolution stays.
+        strides: as in nnU-Net's plans, of the input, the stem and each stage; a stem or first stage without
+            down-sampling has no entry.
         stem_stride: stride of the stem.
         embed_strides: stride of each encoder stage.
         dims, grid_sizes: channels and tokens per axis of each encoder stage.
@@ -332,7 +335,7 @@ class MiTTrunk(nn.Module):
 
 
 def split_stride(patch_embed_stride: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Strides of the stem and of the first stage's embedding: the latter takes a 2 where there is one.
+    """Split the stride into those of the stem and of the first stage's embedding, which is 2 where the total exceeds 1.
 
     Raises:
         ValueError: if a stride is not 1, 2, 4 or 8.
@@ -344,7 +347,7 @@ def split_stride(patch_embed_stride: Sequence[int]) -> tuple[tuple[int, ...], tu
 
 
 def init_weights(module: nn.Module) -> None:
-    """Initialisation of the release; transposed convolutions keep PyTorch's."""
+    """Initialise as the release does; transposed convolutions keep PyTorch's initialisation."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""Training curves from nnU-Net's text logs; its checkpoints hold them too, but only as a pickle."""
+"""Read training curves from nnU-Net's text logs; its checkpoints hold them too, but have to be unpickled."""
 
 from __future__ import annotations
 

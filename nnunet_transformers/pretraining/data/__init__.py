@@ -1,4 +1,4 @@
-"""Prepared images and the samples that methods train on, one file for each kind of sample."""
+"""Prepared images, and the data modules that draw the methods' samples from them."""
 
 from .cached_matcher import CachedMatcher
 from .epoch import Epoch, EpochData, ShuffledEpoch

@@ -1,4 +1,4 @@
-"""Matcher over a folder of prepared images; its features are computed once and cached on disk."""
+"""Anatomical matching between prepared images, with the matcher's features cached on disk."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SEPARATOR = "/"
 
 
 class CachedMatcher:
-    """Matcher over a folder of prepared images.
+    """Match points between prepared images.
 
-    Features are cached in ``matching/`` of the folder, apart for each matcher and its arguments.
+    The folder of the images has a subfolder ``matching`` with one cache of features for each matcher and its arguments.
 
     Args:
         images: prepared images.
@@ -29,10 +29,10 @@ class CachedMatcher:
         arguments: arguments of the matcher; files among them are identified by their content.
 
     Attributes:
-        images: the images.
+        images: prepared images.
         matcher: the matcher.
         spacing: mm per voxel and axis.
-        folder: the cache.
+        folder: folder of the cache.
 
     Raises:
         ValueError: if there is no such matcher, or the images have no spacing.

@@ -1,4 +1,4 @@
-"""Images of a source folder: nnU-Net's raw layout or plain files, their names and folds."""
+"""Images of a source folder, in nnU-Net's raw layout or plain files, and the folds of a dataset."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".png", ".bmp", ".t
 
 @dataclass(frozen=True)
 class ImageCase:
-    """An image to prepare: one file, or one per channel."""
+    """An image to prepare.
+
+    Attributes:
+        name: name of the prepared image.
+        files: one file, or one per channel.
+    """
 
     name: str
     files: tuple[str, ...]
@@ -38,8 +43,11 @@ def strip_ending(name: str) -> str:
 def find_cases(folder: Path) -> tuple[list[ImageCase], list[str] | None]:
     """Find the images of a folder in nnU-Net's raw layout (``imagesTr`` and ``imagesTs``) or of plain files.
 
+    Args:
+        folder: source folder; plain files are searched in its subfolders too.
+
     Returns:
-        the images, and the channel names if ``dataset.json`` has them.
+        the images, and the channel names if ``dataset.json`` states them.
 
     Raises:
         ValueError: if there is no image, or two images would have the same name.
@@ -84,8 +92,8 @@ def validation_cases(source: Path, fold: int) -> list[str]:
 
     Args:
         source: dataset in nnU-Net's raw layout.
-        fold: number in ``splits_final.json`` of the preprocessed folder, or in nnU-Net's default split before that
-            file is written.
+        fold: number of the fold in ``splits_final.json`` of the preprocessed folder; without that file, in nnU-Net's
+            default split.
 
     Raises:
         ValueError: if there is no such fold, ``source`` has no labels, or a case has no image.
@@ -103,5 +111,5 @@ def validation_cases(source: Path, fold: int) -> list[str]:
         raise ValueError(f"there is no fold {fold}; folds are 0 to {len(folds) - 1}")
     absent = sorted(set(folds[fold]["val"]) - names)
     if absent:
-        raise ValueError(f"fold {fold} validates on {absent[0]}, which is no image of {source}")
+        raise ValueError(f"fold {fold} validates on {absent[0]}, of which {source} has no image")
     return list(folds[fold]["val"])

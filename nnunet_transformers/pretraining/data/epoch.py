@@ -1,4 +1,4 @@
-"""Samples that depend only on seed, epoch and index, and their loader."""
+"""Datasets whose samples depend on seed, epoch and index only, and the base of the data modules."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from ...runs.distributed import samples_per_step
 from .index import PreparedIndex
 
 
 class Epoch(Dataset, ABC):
     """Dataset of random samples, drawn anew in each epoch.
 
-    Sample i of epoch e depends only on seed, e and i. A resumed run therefore sees the same samples as an uninterrupted
-    one, whatever the number of workers.
+    Sample i of epoch e depends on the seed, e and i only. A resumed run therefore sees the same samples as an
+    uninterrupted one, with any number of workers.
 
     Args:
         samples: samples per epoch.
@@ -37,7 +38,7 @@ class Epoch(Dataset, ABC):
         return self.sample(self.generator(index))
 
     def generator(self, index: int) -> np.random.Generator:
-        """Return a sample's random generator and seed the global generators from it."""
+        """Return the random generator of sample ``index``, and seed the global generators from it."""
         rng = np.random.default_rng((self.seed, self.epoch, index))
         # batchgeneratorsv2 draws from both global generators
         torch.manual_seed(int(rng.integers(2**62)))
@@ -46,7 +47,7 @@ class Epoch(Dataset, ABC):
 
     @abstractmethod
     def sample(self, rng: np.random.Generator) -> Any:
-        """Draw a sample."""
+        """Draw a sample from ``rng`` and from the global generators of torch and NumPy."""
 
 
 class ShuffledEpoch(Epoch):
@@ -69,14 +70,14 @@ class ShuffledEpoch(Epoch):
 
     @abstractmethod
     def sample(self, rng: np.random.Generator, number: int | None = None) -> Any:
-        """Draw a sample of item ``number``, by default of a random item."""
+        """Draw a sample of item ``number``; by default of a random item."""
 
 
 class EpochData(LightningDataModule, ABC):
     """Base of the data modules: a training loader over an ``Epoch``.
 
     Attributes:
-        index: index of the prepared images.
+        index: index of the images.
         batch_size: samples per batch and device.
         num_workers: worker processes of a loader.
     """
@@ -87,10 +88,10 @@ class EpochData(LightningDataModule, ABC):
 
     @property
     def attached_trainer(self) -> Trainer:
-        """The trainer that runs this data.
+        """Trainer of the run.
 
         Raises:
-            RuntimeError: if there is none yet.
+            RuntimeError: if there is no trainer yet.
         """
         if self.trainer is None:
             raise RuntimeError(f"{type(self).__name__} has no trainer yet; call it through Trainer.fit")
@@ -98,7 +99,7 @@ class EpochData(LightningDataModule, ABC):
 
     @abstractmethod
     def epoch(self) -> Epoch:
-        """Return the samples of the current epoch."""
+        """Return the dataset of the current epoch."""
 
     def train_dataloader(self) -> DataLoader:
         """Build the loader of the current epoch.
@@ -106,17 +107,18 @@ class EpochData(LightningDataModule, ABC):
         Raises:
             ValueError: if an epoch has fewer samples than one optimiser step.
         """
-        # rebuilt in every epoch (reload_dataloaders_every_n_epochs=1), so that workers know the epoch
+        # Lightning rebuilds the loader in every epoch (reload_dataloaders_every_n_epochs=1): workers learn the epoch
         trainer, samples = self.attached_trainer, self.epoch()
         samples.epoch = trainer.current_epoch
-        wanted = self.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        wanted = samples_per_step(trainer, self.batch_size)
         if len(samples) < wanted:
             raise ValueError(
-                f"an epoch of {len(samples)} samples is less than one step: batch_size {self.batch_size}, "
-                f"{trainer.world_size} processes and {trainer.accumulate_grad_batches} accumulated batches "
-                f"make {wanted}. Set --data.init_args.samples_per_epoch, or a smaller batch or accumulation"
+                f"an epoch of {len(samples)} samples is less than one step of {wanted} samples (batch_size "
+                f"{self.batch_size}, {trainer.world_size} processes, {trainer.accumulate_grad_batches} accumulated "
+                "batches). Raise --data.init_args.samples_per_epoch, or lower --data.init_args.batch_size or "
+                "--trainer.accumulate_grad_batches"
             )
-        # unshuffled: a step of n processes sees the same samples as a step of one process with an n times larger batch
+        # not shuffled, so that n processes see the same samples per step as one process with an n times larger batch
         return DataLoader(
             samples,
             self.batch_size,
@@ -127,6 +129,6 @@ class EpochData(LightningDataModule, ABC):
         )
 
     def sampler(self, samples: Dataset) -> DistributedSampler:
-        """Return a sampler of this process's share of the samples, in order."""
+        """Build a sampler of this process's share of the samples, in order."""
         trainer = self.attached_trainer
         return DistributedSampler(samples, trainer.world_size, trainer.global_rank, shuffle=False)

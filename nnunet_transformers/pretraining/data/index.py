@@ -1,4 +1,4 @@
-"""The index of a prepared folder: its images and how they were prepared."""
+"""Index of a prepared folder: its images and their preparation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INDEX = "index.json"
 
 @dataclass(frozen=True)
 class PreparedCase:
-    """A usable image.
+    """A usable image of an index.
 
     Attributes:
         name: name of its ``.b2nd`` file.
@@ -37,15 +37,15 @@ class Skipped:
 
 @dataclass(frozen=True)
 class PreparedIndex:
-    """The images that a run trains on, and how they were prepared.
+    """Images that a run trains on, and their preparation.
 
     Attributes:
         cases: usable images.
-        skipped: the others.
+        skipped: other images, with reasons.
         channels: channel names.
         spacing: mm per voxel and axis; None for images without spacing, such as PNG files.
         normalization: nnU-Net's normalisation scheme of each channel.
-        plans, configuration: plan, and the configuration of it, that reproduce the preparation; None where unknown.
+        plans, configuration: plan, and name of its configuration, that reproduce the preparation; None if unknown.
         images: index of the 2D images that accompany the volumes, if any (UniMiSS).
     """
 
@@ -73,7 +73,7 @@ class PreparedIndex:
         """Build an index from its JSON form.
 
         Raises:
-            KeyError, TypeError: if an entry is missing or malformed.
+            KeyError, TypeError, AttributeError: if an entry is missing or malformed.
         """
         spacing, images = content["spacing"], content.get("images")
         return cls(
@@ -88,7 +88,7 @@ class PreparedIndex:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form, without the entries that are unknown."""
+        """Return the JSON form, without unknown entries."""
         optional = {
             "plans": self.plans,
             "configuration": self.configuration,
@@ -103,13 +103,16 @@ class PreparedIndex:
             **{key: value for key, value in optional.items() if value is not None},
         }
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the JSON file, whole or not at all."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the index as JSON, whole or not at all."""
         write_json(self.to_json(), Path(path))
 
 
 def read_index(folder: Path) -> PreparedIndex:
     """Read the index of a prepared folder.
+
+    Args:
+        folder: folder written by ``prepare``.
 
     Raises:
         FileNotFoundError: if the folder was not prepared, or its preparation was interrupted.
@@ -117,8 +120,8 @@ def read_index(folder: Path) -> PreparedIndex:
     """
     path = folder / INDEX
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no prepared folder; make one with `nnunet-transformers pretrain prepare`")
+        raise FileNotFoundError(f"{folder} holds no prepared images; run `nnunet-transformers pretrain prepare` first")
     try:
         return PreparedIndex.from_json(json.loads(path.read_text()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no index of prepared images ({error!r}); prepare them again") from error
+        raise ValueError(f"{path} is not an index of prepared images ({error!r}); prepare them again") from error

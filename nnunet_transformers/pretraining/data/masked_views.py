@@ -1,4 +1,4 @@
-"""QT-UNet's views: rotated, with boxes of noise."""
+"""QT-UNet's views: rotated crops with boxes of noise."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .transforms import cut_out, rotate, rotations_of
 
 
 class MaskedViews(Epoch):
-    """Two views of a random crop, rotated by right angles and with boxes of noise (QT-UNet thesis, section 3.3.12).
+    """Two views of a random crop, rotated by right angles, with boxes of noise (QT-UNet thesis, section 3.3.12).
 
-    A sample is a pair of (view, reconstruction target, index of its rotation in ``rotations_of``); view and target are
-    (channels, *patch_size).
+    A sample has two entries (view, reconstruction target, index of the rotation in ``rotations_of``); view and target
+    are (channels, *patch_size).
 
     Args:
-        folder: prepared images.
+        folder: folder of prepared images.
         patch_size: voxels per axis; two axes crop a random slice.
         samples, seed: as for ``Epoch``.
     """
@@ -41,15 +41,18 @@ class MaskedViews(Epoch):
 
 
 class MaskedViewData(EpochData):
-    """Batches of masked views.
+    """Data module of ``MaskedViews``.
 
     Args:
-        folder: prepared images.
+        folder: folder of prepared images.
         patch_size: voxels per axis; two axes crop a random slice.
         batch_size: crops per batch and device.
         samples_per_epoch: crops per epoch over all devices; by default one per image.
-        num_workers: worker processes that read.
-        seed: seed of crops and views.
+        num_workers: worker processes of the loader.
+        seed: seed of the samples.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_index``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Alice's views: crops of two subjects around points that a matcher identifies with each other."""
+"""Alice's views: crops of two subjects around matched points."""
 
 from __future__ import annotations
 
@@ -20,22 +20,25 @@ from .transforms import flip, intensity_transforms, rotate, rotations_of
 
 
 class MatchedViews(Epoch):
-    """Crops of two images around matched points, each as a view to mask and as an augmented view (Alice).
+    """Crops of two images around matched points, each as a masked and as an augmented view (Alice, section 3).
 
-    A sample has, for "query" and "key", a ``_masked`` and an ``_intact`` view, (channels, *patch_size), and a
-    ``_mask``, boolean (*grid), true for masked cells. The intact view is rotated, mirrored and changed in intensity.
-    ``is_matched`` is false if no match was valid; the key crop then is another crop of the query image. ``redraws``
-    counts the points without a valid match.
+    A sample has the entries
+
+    - ``query_masked``, ``key_masked``: the crops, (channels, *patch_size), and ``query_mask``, ``key_mask``: boolean
+      (*grid), true for masked cells;
+    - ``query_intact``, ``key_intact``: the same crops, rotated, mirrored and changed in intensity;
+    - ``is_matched``: false if no match was valid; the key is then another crop of the query image;
+    - ``redraws``: number of points without a valid match.
 
     Args:
-        folder: prepared images.
+        folder: folder of prepared images.
         patch_size: voxels per axis, three axes.
         grid: cells per axis that are masked or visible.
         mask_ratio: share of masked cells.
         matcher: one of ``matching.MATCHERS``.
         matcher_arguments: arguments of the matcher.
-        partners: number of images that an image is matched with; maps between two images are computed once.
-        tries: points, each with another partner, before a match is given up.
+        partners: number of images that an image is matched with; few partners limit the pairs to register.
+        tries: maximum number of points to match, each with a random partner.
         samples, seed: as for ``Epoch``.
 
     Raises:
@@ -76,7 +79,11 @@ class MatchedViews(Epoch):
         return sample
 
     def _crops(self, query: str, rng: np.random.Generator) -> tuple[dict[str, tuple[str, list[int]]], int]:
-        """Return image and first voxel of both crops, and the number of points without a valid match."""
+        """Draw a pair of crops.
+
+        Returns:
+            image name and first voxel of the query and of the key, and the number of points without a valid match.
+        """
         for redraws in range(self.tries):
             start = self._random_start(query, rng)
             key = self._partner(query, rng)
@@ -90,7 +97,7 @@ class MatchedViews(Epoch):
         return self.intensity(image=flip(rotated, 0.5, (1, 2, 3)).contiguous())["image"]
 
     def _partner(self, query: str, rng: np.random.Generator) -> str:
-        """Return one of an image's partners, which stay the same throughout a run."""
+        """Draw one of an image's partners, which are the same throughout a run."""
         others = [name for name in self.images.names if name != query]
         own = np.random.default_rng((self.seed, self.images.names.index(query))).permutation(len(others))
         return others[own[rng.integers(min(self.partners, len(others)))]]
@@ -104,28 +111,29 @@ class MatchedViews(Epoch):
         return (np.array(start) + (np.array(self.patch_size) - 1) / 2) * self.matcher.spacing
 
     def _start(self, name: str, centre: NDArray) -> list[int]:
-        """Return the first voxel of the crop around a point in mm, moved into the image."""
+        """Return the first voxel of the crop around a point in mm, shifted into the image."""
         size = np.array(self.images.shapes[name][1:])
         start = np.round(centre / self.matcher.spacing - (np.array(self.patch_size) - 1) / 2)
         return np.clip(start, 0, np.maximum(0, size - self.patch_size)).astype(int).tolist()
 
 
 class MatchedViewData(EpochData):
-    """Batches of matched views.
+    """Data module of ``MatchedViews``.
 
     Args:
-        folder: prepared images.
+        folder: folder of prepared images.
         patch_size: voxels per axis.
-        grid: cells per axis that are masked or visible; a recipe takes them from the method's ``encoder.grid``.
+        grid: cells per axis that are masked or visible; the command line takes them from the method's
+            ``encoder.grid``.
         mask_ratio: share of masked cells.
         matcher: "identity", "affine", "embedding", "hybrid" or "precomputed".
         matcher_arguments: arguments of the matcher, such as ``{"weights": "matcher.pth"}``.
         partners: number of images that an image is matched with.
-        tries: points before a match is given up.
+        tries: maximum number of points to match.
         batch_size: pairs per batch and device.
         samples_per_epoch: pairs per epoch over all devices; by default one per image.
-        num_workers: worker processes that read.
-        seed: seed of the views.
+        num_workers: worker processes of the loader.
+        seed: seed of the samples.
 
     Raises:
         FileNotFoundError: if the folder was not prepared.

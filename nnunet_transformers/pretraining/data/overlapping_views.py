@@ -1,4 +1,4 @@
-"""Overlapping crops with known positions, for the anatomical embedding."""
+"""Views for the anatomical embedding: overlapping crops with known positions (SAM)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .epoch import Epoch, EpochData
@@ -19,13 +20,13 @@ SCALE = (0.8, 1.2)
 
 
 class OverlappingViews(Epoch):
-    """Two overlapping views of a random volume, scaled and changed in intensity independently (SAM).
+    """Two overlapping views of a random volume, each scaled and changed in intensity by itself (SAM, section 3.1).
 
-    A sample is a pair of (view, frame). A view is (1, *patch_size), the mean over the channels. A frame is (2, 3): the
-    view's first voxel and its step between voxels on each axis, in voxels of the volume.
+    A sample has two entries (view, frame). A view is (1, *patch_size), the mean over the channels. A frame is (2, 3):
+    first voxel of the view, and step from one voxel to the next, in voxels of the volume.
 
     Args:
-        folder: prepared images.
+        folder: folder of prepared images.
         patch_size: voxels per axis of a view.
         samples, seed: as for ``Epoch``.
     """
@@ -41,8 +42,8 @@ class OverlappingViews(Epoch):
         centre = rng.uniform(0.25, 0.75, 3) * size
         return tuple(self._view(name, size, centre, rng) for _ in range(2))
 
-    def _view(self, name: str, size: np.ndarray, centre: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Cut a view whose centre is within a quarter of its size of ``centre``, inside the volume if possible."""
+    def _view(self, name: str, size: NDArray, centre: NDArray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Cut a view whose centre is at most a quarter of its size from ``centre``, inside the volume if possible."""
         patch = np.array(self.patch_size)
         scale = rng.uniform(*SCALE, 3)
         length = np.maximum(np.round(patch * scale).astype(int), 2)
@@ -50,7 +51,7 @@ class OverlappingViews(Epoch):
         start = np.clip(start, np.minimum(0, size - length), np.maximum(0, size - length))
         inner = np.maximum(start, 0)
         crop = self.images.read(name, inner.tolist(), np.minimum(length, size - inner).tolist()).mean(0, keepdim=True)
-        # outside the volume the minimum, as in PreparedImages.read
+        # pad with the minimum, as PreparedImages.read does
         before = inner - start
         after = length - before - np.array(crop.shape[1:])
         padding = [int(n) for axis in (2, 1, 0) for n in (before[axis], after[axis])]
@@ -61,15 +62,18 @@ class OverlappingViews(Epoch):
 
 
 class OverlappingViewData(EpochData):
-    """Batches of overlapping views.
+    """Data module of ``OverlappingViews``.
 
     Args:
-        folder: prepared images.
+        folder: folder of prepared images.
         patch_size: voxels per axis of a view.
         batch_size: pairs per batch and device.
         samples_per_epoch: pairs per epoch over all devices; by default one per image.
-        num_workers: worker processes that read.
-        seed: seed of the views.
+        num_workers: worker processes of the loader.
+        seed: seed of the samples.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_index``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Preparation of images: resampled, normalised and stored by nnU-Net's own preprocessor."""
+"""Preparation of images: resampling, normalisation and storage by nnU-Net's preprocessor."""
 
 from __future__ import annotations
 
@@ -30,18 +30,20 @@ from .cases import FILE_ENDINGS, ImageCase, find_cases
 from .index import INDEX, PreparedCase, PreparedIndex, Skipped
 
 CONFIGURATION = "pretraining"
-# intensities over all images, as many as nnU-Net's fingerprint samples
+# number of sampled intensities over all images, as in nnU-Net's fingerprint
 SAMPLES = 10_000_000
 
 
 @dataclass(frozen=True)
 class _Fingerprint:
+    """Spacing in mm, and sampled intensities above each channel's minimum, (channels, samples)."""
+
     spacing: tuple[float, ...]
     intensities: NDArray
 
 
 def _inspect(case: ImageCase, samples: int) -> _Fingerprint | Skipped:
-    """Return spacing and sampled foreground intensities, (channels, samples)."""
+    """Read an image and compute its fingerprint."""
     try:
         for file in case.files:
             _check_complete(file)
@@ -129,6 +131,7 @@ def _plans(
 
 
 def _store(case: ImageCase, plans: dict[str, Any], name: str, folder: Path) -> PreparedCase | Skipped:
+    """Preprocess an image by configuration ``name`` of a plan and store it."""
     manager = PlansManager(plans)
     configuration = manager.get_configuration(name)
     try:
@@ -154,17 +157,17 @@ def prepare(
 ) -> tuple[list[PreparedCase], list[Skipped]]:
     """Fingerprint, resample, normalise and store images.
 
-    The worker processes import the calling script: a script of your own needs ``if __name__ == "__main__":``.
+    Worker processes import the calling script, so a script that calls this needs ``if __name__ == "__main__":``.
 
     Args:
         source: dataset in nnU-Net's raw layout, whose labels are ignored, or folder of images.
         output: folder to write; must be new or empty.
-        spacing: mm per voxel and axis to resample to; the median of the images by default.
+        spacing: mm per voxel and axis to resample to; by default the median of the images.
         patch_size: approximate size of the crops that will be read, which determines the layout of the files.
-        processes: worker processes.
+        processes: number of worker processes.
         left_out: names of images to leave out, such as the validation cases of a fold.
-        planned: plan and configuration that replace the images' own order of axes, spacing, normalisation and
-            intensity statistics. The images then look as they do in training from this plan.
+        planned: plan and name of its configuration, whose order of axes, spacing, normalisation and intensity
+            statistics prepare the images as for training from this plan.
         normalization: nnU-Net's name of a normalisation, such as ``rescale_to_0_1`` or ``nonorm``, for images without
             channel names.
 
@@ -227,14 +230,14 @@ def prepare(
 
 @contextmanager
 def _workers(processes: int) -> Iterator[Executor]:
-    """Spawn the worker processes: a forked one can crash, because blosc2 and torch run threads."""
+    """Spawn worker processes: forked ones can crash, because blosc2 and torch run threads."""
     try:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
             yield pool
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "a worker process was killed, most often because memory ran out: use fewer --processes. (In a script of "
-            "your own, call prepare under `if __name__ == '__main__':`.)"
+            "a worker process was killed, most often because memory ran out: use fewer --processes. (A script must "
+            "call prepare under `if __name__ == '__main__':`.)"
         ) from error
 
 

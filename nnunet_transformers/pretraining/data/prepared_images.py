@@ -1,4 +1,4 @@
-"""Prepared images, read block by block."""
+"""Reader of parts of prepared images."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .index import read_index
 
 
 def tile_starts(shape: Sequence[int], size: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Return the first voxels of tiles that cover an image.
+    """Return the first voxel of each tile of an image, tiles side by side as in nnU-Net's sliding window.
 
     Args:
-        shape: image size, three axes.
-        size: tile size; two axes tile each slice.
+        shape: voxels of the image per axis, three axes.
+        size: voxels of a tile per axis; two axes tile each slice.
     """
     wanted = (1,) * (3 - len(size)) + tuple(size)
     covered = tuple(max(n, s) for n, s in zip(shape, wanted, strict=True))
@@ -29,18 +29,18 @@ def tile_starts(shape: Sequence[int], size: Sequence[int]) -> Iterator[tuple[int
 
 
 class PreparedImages:
-    """Reader of parts of prepared images; an image is opened, not loaded.
+    """Read parts of prepared images, without loading whole images.
 
     Args:
         folder: folder written by ``prepare``.
 
     Attributes:
-        index: the folder's index.
+        index: index of the folder.
         shapes: shape of each image, (channels, depth, height, width), by name.
         names: image names.
 
     Raises:
-        FileNotFoundError: if the folder was not prepared.
+        FileNotFoundError, ValueError: as ``read_index``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,8 +52,8 @@ class PreparedImages:
     def read(self, name: str, start: Sequence[int], size: Sequence[int]) -> Tensor:
         """Read a part of an image.
 
-        An axis that is shorter than the part is padded on both sides with the part's minimum; zero would be the image's
-        mean.
+        An axis that is shorter than the part is padded on both sides with the part's minimum, because zero is the mean
+        of a z-scored image.
 
         Args:
             name: image name.
@@ -67,7 +67,8 @@ class PreparedImages:
         mmap = {} if os.name == "nt" else {"mmap_mode": "r"}
         image = blosc2.open(str(self.folder / f"{name}.b2nd"), mode="r", **mmap)
         wanted = (1, *size) if len(size) == 2 else tuple(size)
-        part = np.asarray(image[(slice(None), *(slice(a, a + s) for a, s in zip(start, wanted, strict=True)))])
+        block = (slice(None), *(slice(a, a + s) for a, s in zip(start, wanted, strict=True)))
+        part = np.asarray(image[block])
         missing = [s - n for s, n in zip(wanted, part.shape[1:], strict=True)]
         if any(missing):
             ends = [(m // 2, m - m // 2) for m in missing]
@@ -76,7 +77,7 @@ class PreparedImages:
         return tensor[:, 0] if len(size) == 2 else tensor
 
     def tiles(self, name: str, size: Sequence[int]) -> Iterator[Tensor]:
-        """Yield tiles that cover an image, (channels, *size) each; the last ones overlap, 2D ones cover all slices."""
+        """Yield tiles that cover an image, (channels, *size) each; the last ones overlap. 2D tiles cover all slices."""
         for start in tile_starts(self.shapes[name][1:], size):
             yield self.read(name, start, size)
 

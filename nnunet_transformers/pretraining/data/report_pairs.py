@@ -26,12 +26,13 @@ from .index import PreparedCase, PreparedIndex
 from .report_table import ReportPair, read_reports
 from .transforms import fit_canvas
 
-# list of used and skipped images in the run's folder
+# file in the run's folder that lists used and skipped images
 PAIRS = "pairs.json"
-# supplement A.1: crops of 224 from images of 256
+# MGCA's supplement, A.1: crops of 224 from images of 256
 CANVAS = 256 / 224
-# nnU-Net excludes JPEG because it damages labels; there are none here
+# nnU-Net excludes JPEG because it damages labels, which are not needed here
 JPEG = (".jpg", ".jpeg")
+# unreadable images in a row before an error
 ATTEMPTS = 100
 
 
@@ -41,7 +42,7 @@ def _reader(ending: str) -> BaseReaderWriter:
 
 
 def read_radiograph(file: Path, channels: int) -> Tensor:
-    """Read a 2D image of one of nnU-Net's formats, or JPEG.
+    """Read a 2D image in JPEG or one of nnU-Net's formats.
 
     Args:
         file: the image.
@@ -52,7 +53,7 @@ def read_radiograph(file: Path, channels: int) -> Tensor:
 
     Raises:
         ValueError: if the image is not 2D, constant, or has another number of channels.
-        Exception: any error that nnU-Net's readers raise for a broken file.
+        Exception: errors of nnU-Net's readers on broken files.
     """
     name = file.name.lower()
     ending = next((e for e in (*FILE_ENDINGS, *JPEG) if name.endswith(e)), file.suffix.lower())
@@ -100,7 +101,7 @@ class ReportPairs(ShuffledEpoch):
     Random order separates the images of a patient, which are adjacent in many tables and hard to tell apart.
 
     A sample has ``image``, (channels, *patch_size) in the range 0 to 1, and the tokens of the report, see ``tokenize``.
-    Another pair replaces one whose image cannot be read, and a warning names the image.
+    If an image cannot be read, a warning names it and another pair takes its place.
 
     Args:
         pairs: pairs to draw from.
@@ -167,7 +168,7 @@ class ReportPairs(ShuffledEpoch):
 
 
 class ReportPairData(EpochData):
-    """Batches of images and their radiology reports.
+    """Data module of ``ReportPairs``.
 
     Args:
         table: CSV or JSONL file, see ``read_reports``.
@@ -176,10 +177,10 @@ class ReportPairData(EpochData):
         input_channels: input channels of the image encoder.
         image_folder: folder that the table's images are relative to; by default the table's.
         batch_size: pairs per batch and device.
-        num_workers: worker processes that read.
+        num_workers: worker processes of a loader.
         max_length: tokens of a report; longer reports are truncated.
         val_share: share of the patients to validate on, if the table has no column ``split``.
-        keep_repeated_reports: use all images of a report.
+        keep_repeated_reports: use all images of a report, not only the first.
         seed: seed of order and crops.
 
     Attributes:
@@ -245,6 +246,6 @@ class ReportPairData(EpochData):
     def epoch(self) -> ReportPairs:
         return self.training
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         sampler = self.sampler(self.validation)
         return DataLoader(self.validation, self.batch_size, sampler=sampler, num_workers=self.num_workers)

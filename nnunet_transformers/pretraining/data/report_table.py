@@ -1,4 +1,4 @@
-"""Tables of images and their radiology reports: read, cleaned and split by patient, without unusable rows."""
+"""Tables of images and radiology reports: reading, cleaning, split by patient."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ReportTable:
     """Content of a table.
 
     Attributes:
-        pairs: usable pairs.
+        pairs: usable rows.
         skipped: other rows, named by image or line, with reasons.
     """
 
@@ -154,7 +154,7 @@ def _pair(
     if not image:
         return Skipped(name, "names no image")
     if not (image_folder / image).is_file():
-        return Skipped(name, "image is not there")
+        return Skipped(name, "image does not exist")
     text = row.get("report") or " ".join(row.get(column, "") for column in TEXT_COLUMNS[1:])
     report = clean_report(text)
     if not report:
@@ -169,7 +169,7 @@ def _pair(
 
 
 def _read_rows(table: Path) -> tuple[list[tuple[int, dict[str, Any]]], list[Skipped]]:
-    """Return rows with their line numbers, and malformed lines."""
+    """Return the rows with their line numbers, and the malformed lines."""
     reader = _jsonl_rows if table.suffix.lower() == ".jsonl" else _csv_rows
     rows, skipped = [], []
     # bytes that are not UTF-8 become surrogates, which invalidate only their own row
@@ -200,7 +200,7 @@ def _csv_rows(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
         if header is None:
             header = [column.strip() for column in row]
         elif len(row) != len(header):
-            yield line, "has not as many fields as the table has columns"
+            yield line, "has more or fewer fields than the header"
         else:
             yield line, dict(zip(header, row, strict=True))
 
@@ -213,13 +213,14 @@ def _jsonl_rows(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
             row = json.loads(text)
         except ValueError:
             row = None
-        yield line, row if isinstance(row, dict) else "is no JSON object"
+        yield line, row if isinstance(row, dict) else "is not a JSON object"
 
 
 def _text(value: Any) -> str:
-    """Return a table's value as text, empty if there is none."""
+    """Return a value of a table as text, empty if there is none."""
     return "" if value is None or isinstance(value, (dict, list)) else str(value).strip()
 
 
 def _is_broken(value: str) -> bool:
+    """Return whether a text holds surrogates or replacement characters, which stand for bytes that are not UTF-8."""
     return any("\ud800" <= character <= "\udfff" or character == "\ufffd" for character in value)

@@ -1,4 +1,4 @@
-"""Image transforms that make views: rotation, cut-out, crop, resize, flip and intensity."""
+"""Transforms of views: rotation, cut-out, crop, resize, flip and intensity."""
 
 from __future__ import annotations
 
@@ -45,14 +45,19 @@ def cut_out(image: Tensor, boxes: tuple[int, int] = (1, 3), edge: tuple[float, f
     image = image.clone()
     low, high = image.min(), image.max()
     for _ in range(int(torch.randint(boxes[0], boxes[1] + 1, ()))):
-        at = []
+        box = [slice(None)]
         for n in image.shape[1:]:
             length = max(1, round(n * uniform(*edge)))
-            start = int(torch.randint(n - length + 1, ()))
-            at.append(slice(start, start + length))
-        box = image[(slice(None), *at)]
-        box.copy_(low + (high - low) * torch.rand_like(box))
+            box.append(_random_slice(length, n))
+        part = image[tuple(box)]
+        part.copy_(low + (high - low) * torch.rand_like(part))
     return image
+
+
+def _random_slice(length: int, n: int) -> slice:
+    """Draw ``length`` consecutive ones of ``n`` voxels."""
+    start = int(torch.randint(n - length + 1, ()))
+    return slice(start, start + length)
 
 
 def uniform(low: float, high: float) -> float:
@@ -66,19 +71,17 @@ def random_resized_crop(image: Tensor, size: Sequence[int], scale: Sequence[tupl
     Args:
         image: (channels, *axes).
         size: size of the result.
-        scale: minimum and maximum edge of the box for each axis in units of ``size``; limited by the image.
+        scale: minimum and maximum edge of the box for each axis, in units of ``size`` and at most the image's.
 
     Returns:
         (channels, *size).
     """
-    at = []
+    box = [slice(None)]
     for n, s, (low, high) in zip(image.shape[1:], size, scale, strict=True):
         length = min(n, max(1, round(s * uniform(low, high))))
-        start = int(torch.randint(n - length + 1, ()))
-        at.append(slice(start, start + length))
-    box = image[(slice(None), *at)]
+        box.append(_random_slice(length, n))
     mode = {2: "bilinear", 3: "trilinear"}[len(size)]
-    return F.interpolate(box[None], size=tuple(size), mode=mode, align_corners=False)[0]
+    return F.interpolate(image[tuple(box)][None], size=tuple(size), mode=mode, align_corners=False)[0]
 
 
 def resize(image: Tensor, size: Sequence[int]) -> Tensor:
@@ -121,7 +124,7 @@ def fit_canvas(image: Tensor, size: Sequence[int], fill: float = 0.0) -> Tensor:
 
 
 def flip(image: Tensor, p: float, axes: Sequence[int]) -> Tensor:
-    """Mirror each axis of ``axes`` with probability ``p``."""
+    """Mirror an image, (channels, *size), on each axis of ``axes`` with probability ``p``."""
     flipped = [axis for axis in axes if uniform(0, 1) < p]
     return image.flip(flipped) if flipped else image
 

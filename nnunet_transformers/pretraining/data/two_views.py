@@ -1,4 +1,4 @@
-"""UniMiSS's views of images and volumes."""
+"""UniMiSS's views: two of an image or of a volume."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .transforms import flip, intensity_transforms, random_resized_crop
 
 
 class TwoViews(Epoch):
-    """Two views of a random crop, (channels, *patch_size) each (UniMiSS appendix and release).
+    """Two views of a random crop, (channels, *patch_size) each (UniMiSS, appendix and release).
 
-    Views of a volume share one crop of twice their depth and 1.4 to 1.8 times their in-plane size, limited by the
-    volume. Each view covers 0.8 to 1.2 times its in-plane size before resizing and is mirrored on each axis with
-    probability 0.8. Views of an image, or of a slice, cover 14 to 100 % of its area and are mirrored from left to right
-    with probability 0.5. The intensities of both change.
+    The views of a volume are taken from one crop of twice their depth and 1.4 to 1.8 times their in-plane size, as far
+    as the volume extends. Each covers 0.8 to 1.2 times its in-plane size before it is resized, and is mirrored on each
+    axis with probability 0.8. The views of an image or slice cover 14 to 100 % of its area and are mirrored from left
+    to right with probability 0.5. All views change in intensity.
 
     Args:
-        folder: prepared images.
+        folder: folder of prepared images.
         patch_size: size of a view; two axes make views of slices.
         channels: number of channels; a grey image is repeated.
         samples, seed: as for ``Epoch``.
@@ -45,7 +45,7 @@ class TwoViews(Epoch):
         if depth:
             scale = rng.uniform(1.4, 1.8)
             wanted = (2 * depth[0], round(scale * height), round(scale * width))
-            # the crop ends with the volume, but must not be smaller than a view
+            # at most the volume, at least a view
             size = [max(p, min(w, n)) for p, w, n in zip(self.patch_size, wanted, shape, strict=True)]
             crop = self.images.crop(size, rng, name)
             boxes, axes, p = [(1.0, 1.0), (0.8, 1.2), (0.8, 1.2)], (1, 2, 3), 0.8
@@ -58,7 +58,7 @@ class TwoViews(Epoch):
         return view(), view()
 
     def _part(self, shape: Sequence[int], rng: np.random.Generator) -> list[tuple[float, float]]:
-        """Return the edges of a random part of an image, equal shares of both axes, in units of the view."""
+        """Draw the size of a random part of an image, the same share of both axes, as ranges in units of the view."""
         edge = rng.uniform(0.14, 1.0) ** 0.5
         return [(edge * n / s, edge * n / s) for n, s in zip(shape, self.patch_size, strict=True)]
 
@@ -69,18 +69,21 @@ class TwoViews(Epoch):
 
 
 class TwoViewData(EpochData):
-    """Batches of views of images and of volumes, in alternating groups of epochs (UniMiSS).
+    """Data module of ``TwoViews`` of images and of volumes, in alternating groups of epochs (UniMiSS).
 
     Args:
-        folder_3d: prepared volumes.
-        patch_size_2d, patch_size_3d: sizes of the views.
-        folder_2d: prepared images; slices of the volumes by default.
+        folder_3d: folder of prepared volumes.
+        patch_size_2d, patch_size_3d: voxels per axis of the views.
+        folder_2d: folder of prepared images; by default slices of the volumes are used.
         input_channels_2d: input channels of the network's 2D form.
         batch_size: samples per batch and device.
         samples_per_epoch: samples per epoch over all devices; by default one per volume.
-        period: consecutive epochs of images, then of volumes.
-        num_workers: worker processes that read.
-        seed: seed of the views.
+        period: number of consecutive epochs of images, and then of volumes.
+        num_workers: worker processes of the loader.
+        seed: seed of the samples.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_index``.
     """
 
     def __init__(

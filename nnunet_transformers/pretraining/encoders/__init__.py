@@ -1,1 +1,1 @@
-"""Encoders of the pretraining methods: of images, masked images, slices and reports."""
+"""Encoders of the pretraining methods: images, masked images, slices and radiology reports."""

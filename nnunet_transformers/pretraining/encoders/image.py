@@ -43,11 +43,11 @@ class ImageFeatures:
 
 
 class ImageEncoder(nn.Module, ABC):
-    """A network that gives global and local features of an image.
+    """Base of the encoders that compute global and local features of an image.
 
     Attributes:
-        network: backbone without MGCA's heads.
-        dim, local_dim: channels of the global and the local features.
+        network: backbone.
+        dim, local_dim: channels of the global and of the local features.
     """
 
     network: Any
@@ -60,7 +60,7 @@ class ImageEncoder(nn.Module, ABC):
 
 
 class TimmViT(ImageEncoder):
-    """timm's ViT: [CLS] and the patch tokens of the last layer.
+    """Encode by timm's ViT: global features are [CLS], local features the patch tokens of the last layer.
 
     Args:
         network: the ViT.
@@ -92,10 +92,10 @@ class TimmViT(ImageEncoder):
 
 
 class TimmCNN(ImageEncoder):
-    """timm's CNN: its pooled features and the feature map whose stride is nearest to 16.
+    """Encode by timm's CNN: global features are its pooled features, local features the map of stride nearest to 16.
 
     Args:
-        network: with timm's ``forward_intermediates``, such as a ResNet.
+        network: network with timm's ``forward_intermediates``, such as a ResNet.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -113,8 +113,9 @@ class TimmCNN(ImageEncoder):
         return ImageFeatures(instance, local.flatten(2).transpose(1, 2), tuple(local.shape[2:]))
 
 
-class OwnEncoder(ImageEncoder):
-    """A registered 2D network: the mean of its deepest feature map, and the map whose stride is nearest to 16.
+class RegisteredEncoder(ImageEncoder):
+    """Encode by a registered 2D network: global features are the mean of its deepest feature map, local features the
+    map of stride nearest to 16.
 
     Args:
         network: result of ``create_encoder``.
@@ -122,7 +123,7 @@ class OwnEncoder(ImageEncoder):
 
     def __init__(self, network: SegmentationNetwork) -> None:
         super().__init__()
-        # create_encoder freezes the norms of the finer maps, one of which is used here
+        # create_encoder freezes the norms of all maps but the deepest, and one of them is used here
         self.network = network.requires_grad_()
         self.stage = _nearest([math.prod(stride) ** (1 / len(stride)) for stride in network.feature_strides])
         self.dim, self.local_dim = network.feature_channels[-1], network.feature_channels[self.stage]
@@ -142,25 +143,26 @@ def create_image_encoder(
     instance: bool = True,
     patches: bool = True,
 ) -> ImageEncoder:
-    """Build an image encoder; parameters that the features in use do not depend on are frozen.
+    """Build an image encoder and freeze the parameters that the used features do not depend on.
 
     Args:
-        name: registered network of this package, or a timm model.
+        name: registered network, or a timm model.
         input_channels: image channels.
         patch_size: height and width.
-        overrides: arguments of a network of this package.
-        pretrained: timm's weights, downloaded, or a file with them.
-        instance, patches: which features are in use.
+        overrides: arguments of a registered network.
+        pretrained: start from timm's weights, downloaded or from the given file.
+        instance, patches: whether the global and the local features are used.
 
     Raises:
         ValueError: if there is no such network, or its arguments are invalid.
+        FileNotFoundError: if there is no such file of weights.
     """
     if name in list_networks():
         if pretrained:
-            raise ValueError(f"pretrained is for timm's networks; for {name}, this package's, set it to false")
-        encoder: ImageEncoder = OwnEncoder(create_encoder(name, input_channels, patch_size, **(overrides or {})))
+            raise ValueError(f"pretrained is for timm's networks; set it to false for {name}, a registered network")
+        encoder: ImageEncoder = RegisteredEncoder(create_encoder(name, input_channels, patch_size, **(overrides or {})))
     elif overrides:
-        raise ValueError(f"network_overrides are for this package's networks; {name} is none of them")
+        raise ValueError(f"network_overrides are for registered networks; {name} is a timm model or unknown")
     elif not timm.is_model(name):
         close = get_close_matches(name, [*list_networks(), *timm.list_models()], n=3)
         raise ValueError(f"unknown network {name!r}; did you mean {', '.join(close) or 'one of timm.list_models()'}?")
@@ -172,7 +174,13 @@ def create_image_encoder(
 
 
 def _freeze_unused(encoder: ImageEncoder, shape: Sequence[int], instance: bool, patches: bool) -> None:
-    """Freeze unused parameters: DDP requires a gradient for every trainable parameter."""
+    """Freeze unused parameters: DDP requires a gradient for every trainable parameter.
+
+    Args:
+        encoder: encoder, in place.
+        shape: (batch, channels, height, width) to trace the encoder with.
+        instance, patches: whether the global and the local features are used.
+    """
     twin = deepcopy(encoder).to("meta")
     features = twin(torch.empty(*shape, device="meta"))
     used = [features.instance.sum()] * instance + [features.patches.sum()] * patches
@@ -183,5 +191,5 @@ def _freeze_unused(encoder: ImageEncoder, shape: Sequence[int], instance: bool, 
 
 
 def _nearest(strides: Sequence[float]) -> int:
-    """Index of the stride that is nearest to 16 on a logarithmic scale."""
+    """Return the index of the stride that is nearest to 16 on a logarithmic scale."""
     return min(range(len(strides)), key=lambda i: abs(math.log2(strides[i] / LOCAL_STRIDE)))

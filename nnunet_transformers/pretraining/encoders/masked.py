@@ -1,8 +1,7 @@
 """Encoders of masked images.
 
-Networks with windows and convolutions need a whole grid: mask tokens replace the embedded patches of masked cells
-(SimMIM, https://arxiv.org/abs/2111.09886). A ViT processes the visible tokens only (MAE,
-https://arxiv.org/abs/2111.06377).
+Windows and convolutions need the whole grid, so mask tokens replace the embedded patches of masked cells (SimMIM,
+https://arxiv.org/abs/2111.09886). A ViT processes visible tokens only (MAE, https://arxiv.org/abs/2111.06377).
 """
 
 from __future__ import annotations
@@ -24,18 +23,31 @@ from ...weights.primus import SIZES, TOKEN, create_primus
 
 
 def random_mask(grid: tuple[int, ...], ratio: float, rng: np.random.Generator) -> NDArray:
-    """Draw a mask, boolean of shape ``grid``; ``ratio`` of its cells, rounded to whole cells, are true."""
+    """Draw a mask.
+
+    Args:
+        grid: cells per axis.
+        ratio: share of masked cells, rounded to whole cells.
+        rng: generator to draw from.
+
+    Returns:
+        boolean array of shape ``grid``, true for masked cells.
+    """
     mask = np.zeros(np.prod(grid), dtype=bool)
     mask[rng.permutation(mask.size)[: round(ratio * mask.size)]] = True
     return mask.reshape(grid)
 
 
 class MaskedEncoder(nn.Module):
-    """A network's encoder with a learned token for masked cells; cells are those of its deepest feature map.
+    """Encode images by a network whose masked cells are replaced by a learned token.
 
     Args:
         network: result of ``create_encoder``.
         input_channels: image channels.
+
+    Attributes:
+        grid: cells per axis of the deepest feature map; these cells are masked or visible.
+        dim: channels of the deepest feature map.
     """
 
     def __init__(self, network: SegmentationNetwork, input_channels: int) -> None:
@@ -45,7 +57,7 @@ class MaskedEncoder(nn.Module):
         self.dim = network.feature_channels[-1]
         stem: Any = network.stem
         with torch.no_grad():
-            # in evaluation mode, so that the zeros do not enter the running statistics of a batch norm
+            # evaluation mode keeps the zeros out of the running statistics of batch norms
             embedded = stem.eval()(torch.zeros(1, input_channels, *network.patch_size))
         stem.train()
         self.mask_token = nn.Parameter(trunc_normal_(torch.zeros(embedded.shape[self._channel_axis]), std=0.02))
@@ -55,15 +67,18 @@ class MaskedEncoder(nn.Module):
         return -1 if self.network.stem_channels_last else 1
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Encode images to tokens (batch, cells, dim) of the deepest map.
+        """Encode images.
 
         Args:
             image: (batch, channels, *patch_size).
-            mask: (batch, *grid), true for masked cells; no cell is masked by default.
+            mask: (batch, *grid), true for masked cells; by default no cell is masked.
+
+        Returns:
+            tokens of the deepest feature map, (batch, cells, dim).
         """
         if mask is None:
             return self._tokens(image)
-        # the voxels are masked too: kernels of a stem reach beyond a cell, and norms further
+        # mask the voxels too: the stem's kernels and norms reach beyond a cell
         image = image.masked_fill(_enlarge(mask, image.shape[2:])[:, None], 0.0)
         stem: Any = self.network.stem
         handle = stem.register_forward_hook(lambda _, inputs, output: self._replace(output, mask))
@@ -86,11 +101,15 @@ class MaskedEncoder(nn.Module):
 
 
 class VisibleEncoder(nn.Module):
-    """The encoder of nnU-Net's Primus, which processes visible tokens only; its output has a learned token elsewhere.
+    """Encode images by nnU-Net's Primus, which processes visible tokens only; a learned token fills masked cells.
 
     Args:
         network: result of ``create_primus``; its decoder is removed.
-        patch_size: voxels per axis that it was built for.
+        patch_size: voxels per axis that the network was built for.
+
+    Attributes:
+        grid: tokens per axis.
+        dim: channels of a token.
     """
 
     def __init__(self, network: Primus, patch_size: Sequence[int]) -> None:
@@ -102,10 +121,10 @@ class VisibleEncoder(nn.Module):
         self.mask_token = nn.Parameter(trunc_normal_(torch.zeros(self.dim), std=0.02))
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Encode as ``MaskedEncoder`` does; the same number of cells must be masked in each image of a batch."""
+        """Encode images, see ``MaskedEncoder.forward``; each image of a batch must have as many masked cells."""
         eva = self.network.eva
         if mask is not None:
-            # the stems of Primus's later versions reach beyond a cell
+            # the stems of Primus V2 and V3 reach beyond a cell
             image = image.masked_fill(_enlarge(mask, image.shape[2:])[:, None], 0.0)
         tokens = self.network.down_projection(image).flatten(2).transpose(1, 2) + eva.pos_embed
         rope = eva.rope.get_embed()
@@ -127,23 +146,24 @@ class VisibleEncoder(nn.Module):
 def create_masked_encoder(
     name: str, input_channels: int, patch_size: Sequence[int], overrides: Mapping[str, Any] | None = None
 ) -> MaskedEncoder | VisibleEncoder:
-    """Build the encoder of masked images of a network.
+    """Build a network's encoder of masked images.
 
     Args:
-        name: registered network, or one of nnU-Net's Primus.
+        name: registered network, or a size of nnU-Net's Primus.
         input_channels: image channels.
         patch_size: voxels per axis.
         overrides: arguments of a registered network.
 
     Raises:
-        ValueError: if there is no such network, or it cannot have these arguments.
+        ValueError: if there is no such network, or its arguments are invalid.
     """
     if name not in SIZES:
         return MaskedEncoder(create_encoder(name, input_channels, patch_size, **(overrides or {})), input_channels)
     if overrides:
-        raise ValueError(f"network_overrides are for this package's networks; {name} has none")
+        raise ValueError(f"network_overrides are for registered networks, not for {name}, which has fixed sizes")
     return VisibleEncoder(create_primus(name, input_channels, patch_size), patch_size)
 
 
 def _enlarge(mask: Tensor, grid: Sequence[int]) -> Tensor:
+    """Resize a mask, (batch, *cells), to (batch, *grid)."""
     return F.interpolate(mask[:, None].float(), size=tuple(grid), mode="nearest")[:, 0] > 0.5

@@ -1,4 +1,4 @@
-"""The light decoder of masked reconstruction (MAE, https://arxiv.org/abs/2111.06377, section 3)."""
+"""Decoder of masked reconstruction (MAE, https://arxiv.org/abs/2111.06377, section 3)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..patchify import unpatchify
 
 
 class MaskedDecoder(nn.Module):
-    """A few transformer blocks over all tokens, and a linear layer from each token to the voxels of its cell.
+    """Decode all tokens by a few transformer blocks, then predict the voxels of each cell by a linear layer.
 
     Args:
         grid: cells per axis.
         dim: channels of the tokens.
-        depth, num_heads: number of blocks, and of their attention heads.
-        patch_size: voxels per axis of the image.
+        depth, num_heads: number of blocks and of their attention heads.
+        patch_size: voxels of the image per axis.
         channels: image channels.
     """
 
@@ -35,6 +35,13 @@ class MaskedDecoder(nn.Module):
         self.voxels = nn.Linear(dim, channels * prod(patch_size) // prod(grid))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, cells, dim) to decoded tokens, (batch, cells, dim), and an image, (batch, channels, *patch_size)."""
+        """Decode tokens.
+
+        Args:
+            tokens: (batch, cells, dim).
+
+        Returns:
+            decoded tokens, (batch, cells, dim), and the image, (batch, channels, *patch_size).
+        """
         tokens = self.norm(self.blocks(tokens + self.position))
         return tokens, unpatchify(self.voxels(tokens), self.grid, self.patch_size)

@@ -1,4 +1,4 @@
-"""Logits of images and of volumes, the latter as volumes and as slices (UniMiSS, ECCV 2022, section 3)."""
+"""Logits of images, volumes and the slices of volumes (UniMiSS, https://arxiv.org/abs/2112.09356, section 3)."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from ...architectures import NetworkPair
 
 
 def cross_dimension_logits(pair: NetworkPair, head: DINOProjectionHead, views: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Compute the logits of views in every dimensionality that they have.
+    """Compute the logits of views in every dimensionality: images in 2D, volumes in 3D and, by their slices, in 2D.
 
     Args:
-        pair: network in 2D and 3D.
-        head: of its outputs.
-        views: each images (batch, channels, height, width) or volumes (batch, 1, depth, height, width).
+        pair: 2D and 3D form of the network.
+        head: projection head.
+        views: images (batch, channels, height, width) or volumes (batch, 1, depth, height, width).
 
     Returns:
-        the logits of the views, (batch, output_dim) each; for volumes also those of their slices, as a second entry.
+        for each dimensionality the logits of the views, (batch, output_dim) each: of images one entry, of volumes two,
+        those of the volumes and those of their slices.
     """
     logits = [[head(pair(view)) for view in views]]
     return [*logits, [slice_logits(pair, head, view) for view in views]] if views[0].dim() == 5 else logits
 
 
 def slice_logits(pair: NetworkPair, head: DINOProjectionHead, volumes: Tensor) -> Tensor:
-    """Compute the logits of all slices in the 2D form, averaged over each volume.
+    """Compute the logits of slices by the 2D form, averaged over the slices of each volume.
 
-    The average is taken of the normalised features before the last layer: that layer is linear, so the result is the
-    same, and the layer runs once instead of once per slice.
+    The last layer is linear, so averaging the normalised features before it gives the average of its outputs and saves
+    running it for every slice.
 
     Args:
-        pair: network in 2D and 3D.
-        head: of its outputs.
+        pair: 2D and 3D form of the network.
+        head: projection head.
         volumes: (batch, 1, depth, height, width).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Text encoder of MGCA: the first layers of a BERT, whose sub-word tokens are summed into words."""
+"""Text encoder of MGCA: the first layers of a BERT; features of sub-word tokens are summed into words."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def _transformers() -> Any:
 
 
 def _load(auto_class: str, what: str, name: str, **options: Any) -> Any:
-    """Load by one of transformers' Auto classes."""
+    """Load a tokenizer, configuration or model by one of transformers' Auto classes."""
     transformers = _transformers()
     try:
         return getattr(transformers, auto_class).from_pretrained(name, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise OSError(f"{name} is no folder with a {what}, and the hub gave none of that name: {reason}") from error
+        raise OSError(f"{name} is not a folder with a {what}, and the hub has none of that name: {reason}") from error
 
 
 def load_tokenizer(name: str) -> Any:
@@ -39,7 +39,7 @@ def load_tokenizer(name: str) -> Any:
         name: local folder or hub name.
 
     Raises:
-        OSError: if there is none of that name.
+        OSError: if there is no tokenizer of that name.
         ValueError: if it does not map tokens to words, or has no padding token.
         ModuleNotFoundError: without the extra ``[reports]``.
     """
@@ -77,8 +77,8 @@ class ReportFeatures:
         report: global features, those of [CLS], (batch, dim).
         words: local features, each the sum over the word's tokens, (batch, words, dim); 0 for padding.
         padding: (batch, words), true for padding.
-        attention: (batch, words), attention of [CLS] to each word in the last layer, averaged over the heads and summed
-            over the word's tokens; 0 for padding.
+        attention: (batch, words), attention of [CLS] to each word in the last layer, averaged over the heads and
+            summed over the word's tokens; 0 for padding.
     """
 
     report: Tensor
@@ -88,16 +88,16 @@ class ReportFeatures:
 
 
 class TextEncoder(nn.Module):
-    """The first layers of a BERT.
+    """Encode radiology reports by the first layers of a BERT.
 
     Args:
         name: local folder or hub name.
         num_layers: number of layers to keep.
-        reference_compat: reproduce MGCA's release: every token has position 0, so that word order is lost; a token has
+        reference_compat: reproduce MGCA's release: every token has position 0, so that word order is lost; a token gets
             the attention of the next one; a report without padding loses its last word.
 
     Raises:
-        OSError: if there is none of that name.
+        OSError: if there is no text encoder of that name.
         ValueError: if it has fewer layers.
         ModuleNotFoundError: without the extra ``[reports]``.
     """
@@ -106,12 +106,12 @@ class TextEncoder(nn.Module):
         super().__init__()
         config = _load("AutoConfig", "text encoder", name)
         if not 1 <= num_layers <= config.num_hidden_layers:
-            raise ValueError(f"num_layers must be 1 to {config.num_hidden_layers}, those of {name}; got {num_layers}")
+            raise ValueError(f"num_layers must be 1 to {config.num_hidden_layers} for {name}, got {num_layers}")
         config.num_hidden_layers = num_layers
         # eager: the other attention implementations do not return attention maps
         options = {"config": config, "attn_implementation": "eager", "add_pooling_layer": False}
         self.model = _load("AutoModel", "text encoder", name, **options)
-        # from_pretrained gives evaluation mode, and Lightning keeps the mode of each module
+        # from_pretrained sets evaluation mode, which Lightning would keep
         self.model.train()
         self.dim, self.max_length = config.hidden_size, config.max_position_embeddings
         self.reference_compat = reference_compat
@@ -126,7 +126,10 @@ class TextEncoder(nn.Module):
             ValueError: if they are longer than the model's position embeddings.
         """
         if input_ids.shape[1] > self.max_length:
-            raise ValueError(f"max_length is {input_ids.shape[1]}, the text encoder has {self.max_length} positions")
+            raise ValueError(
+                f"max_length is {input_ids.shape[1]}, but the text encoder has {self.max_length} positions; lower "
+                "--data.init_args.max_length"
+            )
         if self.reference_compat:
             word_ids = _without_last_word(word_ids, attention_mask)
         length = int(attention_mask.sum(1).max())
@@ -151,10 +154,10 @@ def sum_into_words(tokens: Tensor, word_ids: Tensor) -> Tensor:
 
     Args:
         tokens: (batch, length, dim).
-        word_ids: (batch, length), index of the word; -1 for tokens outside words.
+        word_ids: (batch, length), index of each token's word; -1 for tokens outside words.
 
     Returns:
-        (batch, words, dim) with the number of words of the longest report; 0 beyond the words of a report.
+        (batch, words, dim), with as many words as the longest report has; 0 beyond the words of a report.
     """
     words = int(word_ids.max()) + 1
     index = word_ids.masked_fill(word_ids == NO_WORD, words)[..., None].expand_as(tokens)

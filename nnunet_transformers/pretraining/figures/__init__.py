@@ -1,1 +1,1 @@
-"""Figures of pretraining's matches and attention."""
+"""Figures of matches and of attention."""

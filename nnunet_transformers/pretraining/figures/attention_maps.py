@@ -17,11 +17,11 @@ RED_WORDS, WORDS_PER_LINE = 10, 12
 def draw_attention(attention: ReportAttention, output: Path, words: int = 6) -> None:
     """Draw the image, the weights of its patches, the maps of the words of largest weight, and the report.
 
-    The words of largest weight are red, as in the supplement's table 7; its figure 1 shows the weights of the patches.
+    The panels follow figure 1 of MGCA's supplement, the report with the words of largest weight in red its table 7.
 
     Args:
         attention: result of ``attend``.
-        output: figure to write, PNG or another of matplotlib's formats.
+        output: file to write, PNG or another of matplotlib's formats.
         words: number of maps to draw.
     """
     order = np.argsort(-attention.word_weights, kind="stable")

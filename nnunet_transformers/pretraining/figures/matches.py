@@ -1,4 +1,4 @@
-"""Figure of matches, to judge a matcher by eye."""
+"""Figure of a matcher's matches between two images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ COLOUR = {True: "tab:green", False: "tab:red"}
 def draw_matches(matcher: CachedMatcher, query: str, key: str, output: Path, points: int = 6, seed: int = 0) -> None:
     """Draw random points of the query image beside their matches in the key image, one point per row.
 
-    Each image is cut perpendicular to its first axis at the point. The title states the cycle error in mm: the distance
-    of the match's own match from the point.
+    Each image is shown in the slice of its first axis through the point. The title states the cycle error: the distance
+    in mm between the point and the match of its match.
 
     Args:
         matcher: matcher over a folder of prepared images.
         query, key: image names.
-        output: figure to write, PNG or another of matplotlib's formats.
+        output: file to write, PNG or another of matplotlib's formats.
         points: number of points.
         seed: seed of the points.
 
@@ -32,7 +32,7 @@ def draw_matches(matcher: CachedMatcher, query: str, key: str, output: Path, poi
     for name in (query, key):
         if name not in matcher.images.shapes:
             known = ", ".join(matcher.images.names[:5])
-            raise ValueError(f"no image {name!r} in {matcher.images.folder}; there are {known} ...")
+            raise ValueError(f"no image {name!r} in {matcher.images.folder}, which has {known} ...")
     spacing = np.array(matcher.spacing)
     extents = {name: (np.array(matcher.images.shapes[name][1:]) - 1) * spacing for name in (query, key)}
     places = random_points(extents[query], points, np.random.default_rng(seed), 0.2)

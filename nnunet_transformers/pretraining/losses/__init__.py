@@ -1,4 +1,4 @@
-"""Losses of the pretraining methods, where no library has them as the papers state them."""
+"""Losses of the pretraining methods that no library has in the papers' form."""
 
 from .cross_dimension import CrossDimensionLoss
 from .cross_modal import cpa_loss, cta_loss, ita_loss, sinkhorn, token_weights, word_attention

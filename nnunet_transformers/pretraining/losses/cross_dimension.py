@@ -11,10 +11,12 @@ from torch import Tensor
 
 
 class CrossDimensionLoss(DINOLoss):
-    """DINO's loss between different views, summed over every pair of a target's and an online dimensionality.
+    """DINO's loss between different views, summed over all pairs of target and online dimensionality.
 
-    With slices and volumes these are UniMiSS's four terms: volume to volume, slices to volume, slices to slices, volume
-    to slices. One centre serves all terms and moves once per training step.
+    For volumes and their slices these are UniMiSS's four terms: volume to volume, slices to volume, slices to slices,
+    volume to slices. All terms share one centre, which moves once per training step.
+
+    Args: as for lightly's ``DINOLoss``.
 
     Examples:
         >>> loss = CrossDimensionLoss(output_dim=8)
@@ -27,8 +29,8 @@ class CrossDimensionLoss(DINOLoss):
         """Compute the loss of a batch.
 
         Args:
-            target, online: logits of the target and the online network: for each dimensionality its views, each
-                (batch, output_dim).
+            target, online: logits of the target and of the online network, for each dimensionality one tensor
+                (batch, output_dim) per view.
         """
         terms = [super(CrossDimensionLoss, self).forward(list(t), list(o)) for t, o in product(target, online)]
         if self.training:
@@ -36,4 +38,4 @@ class CrossDimensionLoss(DINOLoss):
         return torch.stack(terms).sum()
 
     def update_center(self, teacher_out: Tensor) -> None:
-        """Do nothing: ``forward`` moves the centre once, not with each term."""
+        """Do nothing: ``DINOLoss.forward`` calls this for each term, but ``forward`` moves the centre once."""

@@ -1,7 +1,7 @@
 """MGCA's losses between images and reports (https://arxiv.org/abs/2210.06044, section 3).
 
 The functions normalise embeddings, but not prototypes. With several processes pass ``ita_loss`` and ``cpa_loss`` the
-embeddings of all of them (``distributed.gather``); ``cta_loss`` contrasts within each sample.
+embeddings of all of them (``runs.distributed.gather``); ``cta_loss`` contrasts within each sample.
 """
 
 from __future__ import annotations
@@ -31,8 +31,13 @@ def ita_loss(image: Tensor, report: Tensor, temperature: float = 0.07) -> Tensor
     return F.cross_entropy(similarities, targets) + F.cross_entropy(similarities.T, targets)
 
 
+def at_least_single(x: Tensor) -> Tensor:
+    """Convert half precision to single precision: the exponential of similarities over a temperature overflows."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def token_weights(attention: Tensor) -> Tensor:
-    """Compute token weights for CTA from attention; clipping keeps a single token from dominating.
+    """Compute CTA's token weights from attention, clipped so that no single token dominates.
 
     Args:
         attention: (batch, tokens), attention of the [CLS] token in the last layer, averaged over the heads; 0 for
@@ -46,7 +51,8 @@ def token_weights(attention: Tensor) -> Tensor:
         >>> token_weights(torch.tensor([[1.0, 1.0, 1.0, 0.0]]))
         tensor([[0.3333, 0.3333, 0.3333, 0.0000]])
     """
-    present = attention.detach().masked_fill(attention == 0, torch.nan)
+    attention = at_least_single(attention.detach())
+    present = attention.masked_fill(attention == 0, torch.nan)
     low, high = (present.nanquantile(q, dim=1, keepdim=True) for q in (0.1, 0.9))
     clipped = present.clamp(low, high).nan_to_num(0.0)
     return clipped / clipped.sum(dim=1, keepdim=True)
@@ -110,7 +116,7 @@ def word_attention(words: Tensor, patches: Tensor, temperature: float = 0.1) -> 
 
 
 def _attention(queries: Tensor, keys: Tensor, padding: Tensor | None, temperature: float) -> Tensor:
-    """Attention of each query to each key, (batch, queries, keys)."""
+    """Compute the attention of each query to each key, (batch, queries, keys)."""
     scores = queries @ keys.transpose(1, 2) / temperature
     if padding is not None:
         scores = scores.masked_fill(padding[:, None], -torch.inf)
@@ -118,13 +124,13 @@ def _attention(queries: Tensor, keys: Tensor, padding: Tensor | None, temperatur
 
 
 def _contrast(tokens: Tensor, context: Tensor, weights: Tensor, padding: Tensor | None, temperature: float) -> Tensor:
-    """Weighted cross-entropies between each token and its own context, among the contexts of its sample, both ways."""
+    """Contrast each token with its own context among the contexts of its sample, and vice versa, weighted."""
     similarities = tokens @ context.transpose(1, 2) / temperature
     targets = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
     losses = []
     for logits in (similarities, similarities.transpose(1, 2)):
         if padding is not None:
-            # finite, so that a row of padding, whose weight is 0, does not get a NaN gradient
+            # a finite value: -inf would give rows of padding, whose weight is 0, a NaN gradient
             logits = logits.masked_fill(padding[:, None], torch.finfo(logits.dtype).min)
         losses.append((F.cross_entropy(logits.transpose(1, 2), targets, reduction="none") * weights).sum(1).mean())
     return torch.stack(losses).mean()

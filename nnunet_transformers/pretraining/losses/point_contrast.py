@@ -1,4 +1,4 @@
-"""The contrast of points that trains the anatomical embedding (SAM, https://arxiv.org/abs/2012.02383, section 3.2)."""
+"""Contrastive loss of points (SAM, https://arxiv.org/abs/2012.02383, section 3.2)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def point_contrast(
     temperature: float,
     others: Tensor | None = None,
 ) -> Tensor:
-    """Contrast the embedding of a point with its match's in another view and its hardest negatives.
+    """Contrast the embeddings of points with those of their matches in another view and of the hardest negatives.
 
     Args:
         points: (points, dim), embeddings of length 1.
-        matches: (points, dim), embeddings of the same places in the other view.
+        matches: (points, dim), embeddings of the same positions in the other view.
         cells: (cells, dim), all embeddings of the other view.
-        distances: (points, cells), from a point to a cell.
-        negative_radius: distance from which on a cell is a negative.
+        distances: (points, cells), distance of each point from each cell.
+        negative_radius: smallest distance of a negative.
         negatives: number of the hardest negatives of each point.
-        temperature: of the similarities.
+        temperature: temperature of the similarities.
         others: (number, dim), further negatives, such as embeddings of other volumes.
 
     Returns:
-        the mean InfoNCE loss (https://arxiv.org/abs/1807.03748) of the points.
+        InfoNCE loss (https://arxiv.org/abs/1807.03748), the mean over the points.
 
     Examples:
         >>> points = torch.eye(2)

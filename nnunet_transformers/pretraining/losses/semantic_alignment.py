@@ -49,12 +49,12 @@ def info_nce_loss(online: Tensor, target: Tensor, temperature: float = 0.2) -> T
 
 
 class CentredCrossEntropy(nn.Module):
-    """The release's loss: DINO's cross-entropy (https://arxiv.org/abs/2104.14294) between corresponding rows.
+    """Alice's release's loss: DINO's cross-entropy (https://arxiv.org/abs/2104.14294) between corresponding rows.
 
     Args:
-        dim: of a row.
-        student_temperature, teacher_temperature: of the softmax of the online and of the target network's rows.
-        center_momentum: momentum of the centre, the running mean that is subtracted from the target's rows; it moves
+        dim: channels of a row.
+        student_temperature, teacher_temperature: temperatures of the online and of the target network's softmax.
+        center_momentum: momentum of the centre, the running mean that is subtracted from the target's rows. It moves
             after each call in training mode.
 
     Examples:
@@ -83,6 +83,7 @@ class CentredCrossEntropy(nn.Module):
         return F.cross_entropy(online.flatten(0, -2) / self.student_temperature, probabilities)
 
 
+# losses between rows (..., dim) of the online and of the target network, by dim
 SIMILARITIES: dict[str, Callable[[int], Callable[[Tensor, Tensor], Tensor]]] = {
     "cosine": lambda dim: cosine_loss,
     "info_nce": lambda dim: info_nce_loss,
@@ -116,15 +117,15 @@ def masked_reconstruction_loss(
 
 
 class CASA(nn.Module):
-    """Conditional anatomical semantic alignment (section 3.3): cross-attention of queries to projected tokens.
+    """Conditional anatomical semantic alignment (CASA, section 3.3): cross-attention of queries to projected tokens.
 
-    The same queries attend to the tokens of the online and of the target network; the loss aligns the two results.
+    The same queries attend to the tokens of the online and of the target network, and the loss aligns the outputs.
 
     Args:
         dim: channels of queries and tokens.
         released: use the release's block, which has several heads, an output projection, a residual connection and
             post-norm, instead of the paper's single head without residual connection.
-        num_heads, head_dim, mlp_dim, dropout: of the released block.
+        num_heads, head_dim, mlp_dim, dropout: hyper-parameters of the released block.
 
     Examples:
         >>> CASA(dim=16)(torch.randn(2, 8, 16), torch.randn(2, 27, 16)).shape
@@ -153,7 +154,11 @@ class CASA(nn.Module):
             self.norm_q, self.norm_kv = nn.LayerNorm(dim), nn.LayerNorm(dim)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        """Attend with queries (batch, queries, dim) to tokens (batch, tokens, dim); returns (batch, queries, dim)."""
+        """Attend from queries (batch, queries, dim) to tokens (batch, tokens, dim).
+
+        Returns:
+            (batch, queries, dim).
+        """
         if not self.released:
             return self._attend(self.norm_q(queries), self.norm_kv(tokens))
         queries = self.norm1(queries + self.dropout(self.proj(self._attend(queries, tokens))))

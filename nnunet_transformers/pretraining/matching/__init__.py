@@ -1,4 +1,4 @@
-"""Anatomical matching: five matchers that find a point of one subject in another behind one interface."""
+"""Anatomical matching: five matchers with one interface find the points of one subject in another."""
 
 from __future__ import annotations
 

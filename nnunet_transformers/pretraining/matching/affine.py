@@ -11,6 +11,7 @@ from scipy.ndimage import zoom
 
 from .matcher import AffineMapMatcher, Volume
 
+# voxels along the longest axis at the finest resolution
 LONGEST = 64
 
 
@@ -34,14 +35,14 @@ class AffineMatcher(AffineMapMatcher):
 
 
 def small_image(volume: Volume, longest: int) -> dict[str, Any]:
-    """Downsample a volume to a size that registers in a second.
+    """Downsample a volume for a registration of about a second.
 
     Args:
-        volume: the volume.
+        volume: prepared image.
         longest: voxels along the longest axis.
 
     Returns:
-        name, image, spacing and extent in mm.
+        ``name``; ``image``, the mean over the channels (depth, height, width); ``spacing`` and ``extent`` in mm, (3,).
     """
     grey = volume.grey
     extent = volume.extent
@@ -60,7 +61,7 @@ def register(
         query, key: results of ``small_image``.
         start: 4x4 matrix in mm to start from.
         iterations: maximum iterations of the optimiser at each resolution.
-        centre: align the volumes' centres to start from instead.
+        centre: start from aligned centres of the volumes instead.
 
     Returns:
         the 4x4 matrix in mm, with axes in the order of the volumes, and the mutual information; ``start`` and 0 if the

@@ -1,4 +1,4 @@
-"""Matching by the self-supervised anatomical embedding."""
+"""Matching by the self-supervised anatomical embedding (SAM, https://arxiv.org/abs/2012.02383)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class MatcherCheckpoint(SealedCheckpoint):
     """Weights of an ``AnatomyEmbedding`` and their description.
 
     Attributes:
-        settings: arguments of the network.
+        settings: arguments of ``AnatomyEmbedding``.
         spacing: mm per voxel and axis of the training images.
         recipe: settings of the run, plain types.
     """
@@ -36,16 +36,17 @@ class MatcherCheckpoint(SealedCheckpoint):
 class EmbeddingMatcher(AnatomicalMatcher):
     """Match by the largest mean similarity of fine and coarse embeddings.
 
-    The similarity predicts the error poorly. A match is therefore valid if its own match in the query volume is close
-    to the point (cycle consistency).
+    The similarity predicts the error poorly. Validity is therefore cycle consistency: matched back into the query
+    volume, a match has to return close to the point.
 
     Args:
-        weights: file written by the recipe ``matcher``.
-        cycle_error: largest distance in mm of the match's own match; by default four voxels of the training images.
+        weights: ``matcher.pth``, written by the recipe ``matcher``.
+        cycle_error: largest valid distance in mm between a point and the match of its match; by default four voxels of
+            the training images.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no matcher checkpoint.
+        ValueError: if it is not a matcher checkpoint.
     """
 
     def __init__(self, weights: str, cycle_error: float | None = None) -> None:
@@ -58,7 +59,7 @@ class EmbeddingMatcher(AnatomicalMatcher):
     @torch.inference_mode()
     def prepare(self, volume: Volume) -> dict[str, Any]:
         fine, coarse = self.network(torch.from_numpy(volume.grey)[None, None])
-        # half precision: embeddings are the largest part of the cache
+        # half precision, because embeddings are the largest part of the cache
         return {
             "fine": fine[0].half().numpy(),
             "coarse": coarse[0].half().numpy(),
@@ -73,14 +74,15 @@ class EmbeddingMatcher(AnatomicalMatcher):
         return Match(found, score, np.linalg.norm(back - points, axis=1) <= self.cycle_error)
 
     def _find(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> tuple[NDArray, NDArray]:
+        """Return the best matches of points (points, 3) in mm, and their similarities (points,)."""
         voxels = torch.from_numpy(points / query["spacing"]).float()
         grids = [torch.from_numpy(key[level]).float() for level in ("fine", "coarse")]
-        places = cell_positions(grids[0].shape[1:], self.network.strides[0])
-        similarity = torch.zeros(len(places), len(points))
+        candidates = cell_positions(grids[0].shape[1:], self.network.strides[0])
+        similarity = torch.zeros(len(candidates), len(points))
         for level, grid, stride in zip(("fine", "coarse"), grids, self.network.strides, strict=True):
-            wanted = sample(torch.from_numpy(query[level]).float(), voxels, stride)
-            alike = (wanted @ grid.flatten(1)).unflatten(1, grid.shape[1:])
-            similarity += resample(alike, places, stride) / 2
+            embeddings = sample(torch.from_numpy(query[level]).float(), voxels, stride)
+            at_cells = (embeddings @ grid.flatten(1)).unflatten(1, grid.shape[1:])
+            similarity += resample(at_cells, candidates, stride) / 2
         score, best = similarity.max(dim=0)
-        found = places[best].double().numpy() * key["spacing"]
+        found = candidates[best].double().numpy() * key["spacing"]
         return np.minimum(found, key["extent"]), score.numpy()

@@ -1,4 +1,4 @@
-"""Self-supervised anatomical embedding: a vector per voxel, similar for the same anatomy in different subjects.
+"""Network of the anatomical embedding: one vector per cell, similar for the same anatomy in different subjects.
 
 Yan et al., "SAM: Self-supervised learning of pixel-wise anatomical embeddings in radiological images",
 https://arxiv.org/abs/2012.02383. This network is smaller and accepts volumes of any size.
@@ -20,12 +20,15 @@ STRIDE = 2
 class AnatomyEmbedding(nn.Module):
     """Residual encoder with a feature pyramid: a fine embedding at stride 2 and a coarse one at the deepest stride.
 
-    It has batch normalisation because instance statistics differ between a crop and the whole volume, which are
-    compared (SAM, section 3.2).
+    Embeddings of crops and of whole volumes are compared, and their instance statistics differ; the network therefore
+    has batch normalisation (SAM, section 3.2).
 
     Args:
         channels: channels of each resolution, the first at stride 2.
         dim: dimension of the embeddings.
+
+    Attributes:
+        strides: stride of the fine and of the coarse embedding.
     """
 
     def __init__(self, channels: Sequence[int] = (24, 48, 96), dim: int = 64) -> None:
@@ -49,12 +52,17 @@ class AnatomyEmbedding(nn.Module):
         self.strides = (STRIDE, STRIDE ** len(channels))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed images, (batch, 1, *size), finely and coarsely, (batch, dim, *grid) each, with unit length.
+        """Embed images.
 
-        The cells are centred at every ``stride``-th voxel, beginning with the first.
+        Args:
+            image: (batch, 1, *size).
+
+        Returns:
+            fine and coarse embeddings of unit length, (batch, dim, *cells) each. Cells are centred at every
+            ``stride``-th voxel, beginning with the first.
         """
         size, deepest = image.shape[2:], self.strides[1]
-        # convolution and pooling of a residual block round odd sizes differently
+        # pad to whole cells: convolution and pooling of a residual block round odd sizes differently
         missing = [-n % deepest for n in reversed(size)]
         features = self.encoder(F.pad(image, [n for m in missing for n in (0, m)], mode="replicate"))
         pyramid = self.laterals[-1](features[-1])
@@ -67,8 +75,8 @@ class AnatomyEmbedding(nn.Module):
 
 def _within(grid: Tensor, size: Sequence[int], stride: int) -> Tensor:
     """Crop a grid to the cells that are centred in an image of ``size``."""
-    cells: list[Any] = [slice(-(-n // stride)) for n in size]
-    return grid[(..., *cells)]
+    cells: tuple[Any, ...] = (..., *(slice(-(-n // stride)) for n in size))
+    return grid[cells]
 
 
 def resample(grid: Tensor, points: Tensor, stride: int) -> Tensor:
@@ -77,12 +85,12 @@ def resample(grid: Tensor, points: Tensor, stride: int) -> Tensor:
     Args:
         grid: (channels, *cells).
         points: (points, 3) in voxels of the image.
-        stride: voxels per cell.
+        stride: voxels of the image per cell.
 
     Returns:
-        (points, channels).
+        (points, channels); the border's values outside the grid.
     """
-    # with padding of 1 and kernels of 3, cell i looks at voxel i * stride
+    # kernels of 3 with padding of 1 centre cell i at voxel i * stride
     size = torch.tensor(grid.shape[1:], device=grid.device)
     position = 2 * points / stride / (size - 1).clamp(min=1) - 1
     found = F.grid_sample(

@@ -11,6 +11,7 @@ from .affine import LONGEST, register, small_image
 from .embedding import EmbeddingMatcher
 from .matcher import AffineMapMatcher, Volume, apply_affine, fit_affine, random_points
 
+# points to match, smallest number of inliers, rounds of the robust fit
 POINTS, FEWEST, ROUNDS = 200, 12, 10
 # plausible singular values of a map between two subjects
 SMALLEST, LARGEST = 0.5, 2.0
@@ -22,8 +23,7 @@ class HybridMatcher(AffineMapMatcher):
     The embedding avoids wrong minima of the registration; the registration refines the embedding's coarse matches.
 
     Args:
-        weights: file written by the recipe ``matcher``.
-        cycle_error: mm, see ``EmbeddingMatcher``.
+        weights, cycle_error: as for ``EmbeddingMatcher``.
         iterations: maximum iterations of the registration at each resolution.
     """
 
@@ -42,7 +42,7 @@ class HybridMatcher(AffineMapMatcher):
         matched = self.embedding.match(query["embedding"], key["embedding"], seeds)
         affine = robust_affine(seeds[matched.valid], matched.points[matched.valid], self.embedding.cycle_error)
         if affine is None:
-            # too few valid matches for a map: register without them
+            # too few valid matches for a map: register from aligned centres
             return register(query["small"], key["small"], np.eye(4), self.iterations, centre=True)
         return self._refine(query["small"], key["small"], affine)
 
@@ -55,14 +55,14 @@ class HybridMatcher(AffineMapMatcher):
 
 
 def robust_affine(source: NDArray, target: NDArray, tolerance: float) -> NDArray | None:
-    """Fit an affine map robustly: repeatedly to the points that the last map fits.
+    """Fit an affine map robustly, by repeated fits to the inliers of the previous map.
 
     Args:
         source, target: (points, 3) in mm.
-        tolerance: residual in mm below which a point is always an inlier.
+        tolerance: residual in mm up to which a point is always an inlier.
 
     Returns:
-        the 4x4 matrix, or None if there are too few inliers or the map is implausible between two subjects.
+        the 4x4 matrix; None if there are too few inliers, or no two subjects differ as much as the map states.
     """
     if len(source) < FEWEST:
         return None

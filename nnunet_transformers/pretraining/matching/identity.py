@@ -11,7 +11,7 @@ from .matcher import AnatomicalMatcher, Match, Volume
 
 
 class IdentityMatcher(AnatomicalMatcher):
-    """Keep a point's relative position: a third of the query's height maps to a third of the key's."""
+    """Match points by their relative position: a third of the query's height maps to a third of the key's."""
 
     def prepare(self, volume: Volume) -> dict[str, Any]:
         return {"extent": volume.extent}

@@ -48,8 +48,8 @@ class Match:
 
     Attributes:
         points: (points, 3) in mm.
-        score: (points,), larger is better; its scale depends on the matcher.
-        valid: (points,), whether each match is reliable.
+        score: (points,), larger for better matches; the scale depends on the matcher.
+        valid: boolean (points,), true for reliable matches.
     """
 
     points: NDArray
@@ -62,25 +62,25 @@ class AnatomicalMatcher(ABC):
 
     @abstractmethod
     def prepare(self, volume: Volume) -> dict[str, Any]:
-        """Compute the features of a volume that the matcher needs: arrays and strings in (nested) dictionaries."""
+        """Compute the features of a volume that ``match`` needs: arrays and strings in (nested) dictionaries."""
 
     @abstractmethod
     def match(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> Match:
         """Find points of the query volume in the key volume.
 
         Args:
-            query, key: results of ``prepare``.
+            query, key: results of ``prepare``, possibly read from a cache of arrays.
             points: (points, 3) in mm.
         """
 
 
 class AffineMapMatcher(AnatomicalMatcher):
-    """Base of the matchers that compute one affine map for each pair of volumes.
+    """Base of the matchers that compute one affine map per pair of volumes.
 
-    The result of ``prepare`` has entries ``name`` and ``extent``.
+    The result of ``prepare`` must have entries ``name`` and ``extent``.
 
     Attributes:
-        folder: cache of the maps beyond this process, if set.
+        folder: folder that caches the maps on disk, if any.
     """
 
     folder: Path | None = None
@@ -112,7 +112,7 @@ class AffineMapMatcher(AnatomicalMatcher):
 
 
 def write_array(array: NDArray | dict[str, NDArray], file: Path) -> None:
-    """Write one or several arrays atomically, even if several processes write the same file."""
+    """Write an array (npy) or arrays by name (npz) atomically, even if several processes write the same file."""
     with replacing(file, is_shared=True) as partial, open(partial, "wb") as stream:
         if isinstance(array, dict):
             np.savez(stream, **array)  # type: ignore[arg-type]  # no array is named allow_pickle
@@ -121,7 +121,7 @@ def write_array(array: NDArray | dict[str, NDArray], file: Path) -> None:
 
 
 def inside(points: NDArray, extent: NDArray) -> NDArray:
-    """Return which points lie in a volume's field of view, (points,)."""
+    """Return which points, (points, 3) in mm, lie in a volume of ``extent``: boolean (points,)."""
     return np.asarray(((points >= 0) & (points <= np.asarray(extent))).all(axis=1))
 
 
@@ -138,5 +138,5 @@ def fit_affine(source: NDArray, target: NDArray) -> NDArray:
 
 
 def random_points(extent: Sequence[float], number: int, rng: np.random.Generator, margin: float = 0.1) -> NDArray:
-    """Draw points of a volume, (number, 3) in mm, away from its border by a share ``margin`` of its extent."""
+    """Draw points of a volume, (number, 3) in mm, at least a share ``margin`` of its extent away from its border."""
     return rng.uniform(margin, 1 - margin, (number, 3)) * np.asarray(extent)

@@ -1,4 +1,4 @@
-"""Matching by the user's own landmarks."""
+"""Matching by landmarks that the user gives."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ FEWEST = 4
 
 
 class PrecomputedMatcher(AnatomicalMatcher):
-    """Interpolate shared landmarks of two volumes: an affine map and, if there are many, a spline of its residual.
+    """Match by the landmarks that two volumes share: an affine map and, if they are many, a spline of its residuals.
 
     Args:
         landmarks: JSON file ``{"case": {"landmark": [z, y, x], ...}, ...}`` in mm.
 
     Raises:
+        FileNotFoundError: if there is no such file.
         ValueError: if the file has another layout.
     """
 

@@ -1,8 +1,8 @@
 """Alice: masked reconstruction plus cross-subject feature alignment with an EMA target network.
 
 Jiang et al., "Anatomical Invariance Modeling and Semantic Alignment for Self-supervised Learning in 3D Medical Image
-Analysis", ICCV 2023, section 3. In encoders of several resolutions mask tokens replace masked cells, and the tokens are
-those of the deepest feature map.
+Analysis", ICCV 2023, section 3. The paper's encoder is a plain ViT. In an encoder of several resolutions the tokens are
+the cells of the deepest feature map, and a mask token replaces masked cells.
 """
 
 from __future__ import annotations
@@ -15,10 +15,7 @@ from lightly.models.modules.heads import DINOProjectionHead
 from timm.optim import param_groups_weight_decay
 from torch import Tensor
 
-from ...weights.sealed import SealedCheckpoint
-from ..data.index import PreparedIndex
-from ..encoder_checkpoint import encoder_checkpoint
-from ..encoder_pretraining import EncoderPretraining
+from ..encoder_pretraining import EncoderPretraining, check_choice
 from ..encoders.masked import create_masked_encoder
 from ..encoders.masked_decoder import MaskedDecoder
 from ..losses import CASA, SIMILARITIES, masked_reconstruction_loss
@@ -31,9 +28,9 @@ class OnlineOutput(NamedTuple):
     """Output of the online network for the masked views of one side.
 
     Attributes:
-        tokens: of the encoder, (batch, cells, dim).
+        tokens: output of the encoder, (batch, cells, dim).
         image: reconstruction, (batch, channels, *patch_size).
-        projected: of the projection head, (batch, cells, dim).
+        projected: output of the projection head, (batch, cells, dim).
     """
 
     tokens: Tensor
@@ -45,7 +42,7 @@ class Alice(EncoderPretraining):
     """Pretrain the encoder of any network on matched crops of two subjects.
 
     Args:
-        network: registered name, or one of nnU-Net's Primus (``primus_s``), which processes visible tokens only.
+        network: registered name, or a size of nnU-Net's Primus (``primus_s``), which processes visible tokens only.
         patch_size: voxels per axis.
         input_channels: image channels.
         network_overrides: arguments of a registered network.
@@ -53,15 +50,15 @@ class Alice(EncoderPretraining):
             CASA) to train; each has weight 1.
         similarity: loss of "views" and "alignment": "cosine" (the paper's), "info_nce" or "centred" (the release's).
         released_casa: use the release's attention block instead of the paper's.
-        decoder_depth, decoder_heads: blocks of the light decoder, and their attention heads.
-        hidden_dim, bottleneck_dim: of the projection head.
+        decoder_depth, decoder_heads: number of blocks of the light decoder, and of their attention heads.
+        hidden_dim, bottleneck_dim: widths of the projection head.
         lr: peak learning rate of AdamW.
         weight_decay: of AdamW; none on biases and vectors.
         warmup_epochs: epochs of linear warm-up before the cosine decay.
         tau: momentum of the target network at the start; rises to 1 along a cosine.
 
     Raises:
-        ValueError: if there is no loss, or an unknown one.
+        ValueError: if there is no loss, or an unknown loss or similarity; as ``create_masked_encoder``.
     """
 
     def __init__(
@@ -83,9 +80,7 @@ class Alice(EncoderPretraining):
         tau: float = 0.996,
     ) -> None:
         super().__init__()
-        unknown = [loss for loss in losses if loss not in LOSSES]
-        if unknown or not losses:
-            raise ValueError(f"losses must be some of {', '.join(LOSSES)}, got {losses}")
+        check_choice("losses", losses, LOSSES)
         if similarity not in SIMILARITIES:
             raise ValueError(f"similarity must be one of {', '.join(SIMILARITIES)}, got {similarity!r}")
         self.save_hyperparameters()
@@ -95,7 +90,7 @@ class Alice(EncoderPretraining):
         heads = [DINOProjectionHead(dim, hidden_dim, bottleneck_dim, dim) for _ in range(2)]
         self.encoder, self.head = encoders[0], heads[0]
         self.decoder = MaskedDecoder(grid, dim, decoder_depth, decoder_heads, patch_size, input_channels)
-        # parameters without a gradient are frozen, which DDP asks for
+        # freeze unused parameters: DDP requires a gradient for every trainable parameter
         if "reconstruction" not in losses:
             self.decoder.voxels.requires_grad_(False)
         if "views" in losses or "alignment" in losses:
@@ -108,10 +103,14 @@ class Alice(EncoderPretraining):
             self.casa = CASA(dim, released_casa)
             self.token_similarity = SIMILARITIES[similarity](dim)
 
+    @property
+    def network(self) -> Any:
+        return self.encoder.network
+
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute the losses of a batch of ``MatchedViews``; each is the sum over query and key."""
+        """Compute the losses of a batch of ``MatchedViews``, each summed over query and key."""
         online = {side: self._online(batch[f"{side}_masked"], batch[f"{side}_mask"]) for side in SIDES}
-        losses = {}
+        losses: dict[str, Tensor] = {}
         if "reconstruction" in self.terms:
             errors = [
                 masked_reconstruction_loss(online[side].image, batch[f"{side}_masked"], batch[f"{side}_mask"])
@@ -140,7 +139,7 @@ class Alice(EncoderPretraining):
         return OnlineOutput(tokens, reconstruction, self.head(decoded))
 
     def _views(self, online: Mapping[str, OnlineOutput], target: Mapping[str, Tensor], is_matched: Tensor) -> Tensor:
-        """Align the class tokens of each subject with the other's (l_dv); pairs within one subject do not count."""
+        """Align the class tokens of each subject with the other subject's (l_dv), omitting pairs within one subject."""
         if not is_matched.any():
             return 0.0 * online["query"].projected.sum()
         query, key = (online[side].projected.mean(1)[is_matched] for side in SIDES)
@@ -155,7 +154,3 @@ class Alice(EncoderPretraining):
     def create_optimizer(self) -> torch.optim.Optimizer:
         groups = param_groups_weight_decay(self, self.hparams.weight_decay)
         return torch.optim.AdamW(groups, lr=self.hparams.lr, betas=(0.9, 0.95))
-
-    def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> Mapping[str, SealedCheckpoint]:
-        network = self.encoder.network
-        return {"encoder.pth": encoder_checkpoint(network, type(self).__name__, self.hparams, index, recipe)}

@@ -1,14 +1,14 @@
-"""Training of the anatomical embedding: contrastive learning of points in two overlapping crops of one volume.
+"""SAM: contrastive learning of points in two overlapping crops of one volume, for the anatomical matcher.
 
 Yan et al., "SAM: Self-supervised learning of pixel-wise anatomical embeddings in radiological images",
-https://arxiv.org/abs/2012.02383, section 3. Distances are in voxels of the prepared images, where the paper resamples
-to 2 mm, so that they scale with the data.
+https://arxiv.org/abs/2012.02383, section 3. Distances are in voxels of the prepared images and scale with their
+spacing; the paper resamples to 2 mm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,38 +16,27 @@ from torch.optim.lr_scheduler import LRScheduler, PolynomialLR
 
 from ...runs.schedules import total_steps
 from ..data.index import PreparedIndex
+from ..encoder_checkpoint import all_weights
 from ..encoder_pretraining import EncoderPretraining
 from ..losses import point_contrast
 from ..matching import MatcherCheckpoint
 from ..matching.embedding_network import AnatomyEmbedding, cell_positions, sample
+from ..matching.placed_crop import PlacedCrop, shared_points
 
 LEVELS = ("fine", "coarse")
-
-
-class Crop(NamedTuple):
-    """A crop of a volume.
-
-    Attributes:
-        grids: its fine and coarse embeddings, (dim, *cells) each.
-        first, step: its first voxel, and the step from one voxel to the next, in voxels of the volume, (3,) each.
-    """
-
-    grids: Sequence[Tensor]
-    first: Tensor
-    step: Tensor
 
 
 class AnatomyMatching(EncoderPretraining):
     """Train the embedding network of the anatomical matcher.
 
     Args:
-        channels, dim: of the network.
-        points: random points of each crop; those inside the other crop are used.
-        negative_radius: voxels from a point to its negatives.
+        channels, dim: arguments of ``AnatomyEmbedding``.
+        points: number of random points of each crop; those inside the other crop are used.
+        negative_radius: smallest distance of a negative from the point, in voxels.
         negatives: number of the hardest negatives of each point.
-        temperature: of the similarities.
+        temperature: temperature of the similarities.
         lr: initial learning rate of SGD with momentum 0.9; falls to 0 along a polynomial.
-        weight_decay: of SGD.
+        weight_decay: weight decay of SGD.
     """
 
     def __init__(
@@ -66,11 +55,11 @@ class AnatomyMatching(EncoderPretraining):
         self.embedding = AnatomyEmbedding(channels, dim)
 
     def losses(self, batch: Sequence[tuple[Tensor, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute the fine and coarse loss of a batch of ``PlacedViews``.
+        """Compute the fine and coarse loss of a batch of ``OverlappingViews``.
 
         Args:
-            batch: two views; each has crops (batch, 1, *size) and their first voxel and step in voxels of the volume,
-                (batch, 2, 3).
+            batch: two views; each has crops (batch, 1, *size) and frames (batch, 2, 3), a crop's first voxel and step
+                in voxels of the volume.
         """
         images, frames = zip(*batch, strict=True)
         number = len(images[0])
@@ -78,34 +67,31 @@ class AnatomyMatching(EncoderPretraining):
         size = torch.tensor(images[0].shape[2:], device=images[0].device)
         losses = []
         for i in range(number):
-            crops = [Crop([level[view, i] for level in grids], *frames[view][i]) for view in range(2)]
+            crops = [PlacedCrop([level[view, i] for level in grids], *frames[view][i]) for view in range(2)]
             # coarse cells of other volumes are negatives too, as in the paper: they separate the organs
             others = [grids[1][view, j].flatten(1).T for view in range(2) for j in range(number) if j != i]
             for query, key in (crops, crops[::-1]):
-                points = torch.rand(self.hparams.points, 3, device=size.device) * (size - 1)
-                matches = (query.first + query.step * points - key.first) / key.step
-                inside = ((matches >= 0) & (matches <= size - 1)).all(dim=1)
-                if inside.any():
-                    losses.append(self._contrast(query, key, points[inside], matches[inside], others))
-        # a batch without a common point still has to give a gradient to every process
+                points, matches = shared_points(query, key, size, self.hparams.points)
+                if len(points):
+                    losses.append(self._contrast(query, key, points, matches, others))
+        # DDP requires gradients even if no crops share a point
         terms = map(sum, zip(*losses, strict=True)) if losses else (0.0 * level.sum() for level in grids)
         features = grids[0][0].flatten(2).mT.flatten(0, 1)
         return {name: term / max(1, len(losses)) for name, term in zip(LEVELS, terms, strict=True)}, features
 
     def _contrast(
-        self, query: Crop, key: Crop, points: Tensor, matches: Tensor, others: Sequence[Tensor]
+        self, query: PlacedCrop, key: PlacedCrop, points: Tensor, matches: Tensor, others: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Fine and coarse loss of points (points, 3) in voxels of the query and their matches in those of the key."""
+        """Return the fine and the coarse loss of points of the query and their matches in the key."""
         settings, losses = self.hparams, []
-        places = query.first + query.step * points
         for level, (own, grid, stride) in enumerate(zip(query.grids, key.grids, self.embedding.strides, strict=True)):
-            cells = key.first + key.step * cell_positions(grid.shape[1:], stride).to(key.first)
+            cells = key.to_volume(cell_positions(grid.shape[1:], stride).to(key.first))
             losses.append(
                 point_contrast(
                     sample(own, points, stride),
                     sample(grid, matches, stride),
                     grid.flatten(1).T,
-                    torch.cdist(places, cells),
+                    torch.cdist(query.to_volume(points), cells),
                     settings.negative_radius,
                     settings.negatives,
                     settings.temperature,
@@ -123,6 +109,5 @@ class AnatomyMatching(EncoderPretraining):
 
     def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> dict[str, MatcherCheckpoint]:
         """Build ``matcher.pth``, which the matchers "embedding" and "hybrid" read."""
-        weights = {name: value.detach().cpu() for name, value in self.embedding.state_dict().items()}
         settings = {"channels": list(self.hparams.channels), "dim": self.hparams.dim}
-        return {"matcher.pth": MatcherCheckpoint(weights, settings, index.spacing_of(3), recipe)}
+        return {"matcher.pth": MatcherCheckpoint(all_weights(self.embedding), settings, index.spacing_of(3), recipe)}

@@ -16,23 +16,20 @@ from lightly.utils.scheduler import CosineWarmupScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from ...architectures import list_networks
 from ...runs.distributed import gather
 from ...runs.schedules import total_steps
-from ...weights import EncoderCheckpoint, TimmCheckpoint, encoder_weights
 from ...weights.sealed import SealedCheckpoint
 from ..alignment import AlignmentCheckpoint
+from ..best_epoch import BestEpochPretraining
 from ..data.index import PreparedIndex
-from ..encoder_checkpoint import data_settings
-from ..encoder_pretraining import EncoderPretraining
-from ..encoders.image import ImageEncoder, create_image_encoder
+from ..encoders.image import create_image_encoder
 from ..encoders.text import TextEncoder
-from ..heads import alignment_head, apply_to_tokens
+from ..heads import AlignmentHead, apply_to_tokens
 from ..losses import cpa_loss, cta_loss, ita_loss, token_weights
 
 
-class MGCA(EncoderPretraining):
-    """Pretrain an image encoder on images and their reports.
+class MGCA(BestEpochPretraining):
+    """Pretrain an image encoder on images and their radiology reports.
 
     Args:
         text_encoder: local folder or hub name of a BERT and its tokenizer.
@@ -40,24 +37,21 @@ class MGCA(EncoderPretraining):
         patch_size: height and width.
         input_channels: image channels.
         network_overrides: arguments of a registered network.
-        pretrained: start from timm's weights, downloaded, or a file with them.
-        num_text_layers: number of BERT layers to keep, from the first one on.
+        pretrained: start from timm's weights, downloaded or from the given file.
+        num_text_layers: number of BERT layers to keep, from the first on.
         ita_weight, cta_weight, cpa_weight: weights of the instance-wise, token-wise and prototype loss; 0 omits a loss.
         num_prototypes: number of prototypes, which stand for diseases.
-        frozen_epochs: epochs at the start in which the prototypes are frozen.
+        frozen_epochs: number of first epochs in which the prototypes are frozen.
         lr: peak learning rate of AdamW.
         min_lr: learning rate at the end.
         weight_decay: of AdamW.
-        warmup_share: fraction of all steps that is linear warm-up before the cosine decay.
-        reference_compat: behave as the authors' release, see ``TextEncoder`` and ``cta_loss``.
+        warmup_share: fraction of the steps that is linear warm-up before the cosine decay.
+        reference_compat: reproduce the authors' release, see ``TextEncoder`` and ``cta_loss``.
 
     Raises:
-        ValueError: if a weight is negative or all are 0, or as ``create_image_encoder`` and ``TextEncoder``.
+        ValueError: if a weight is negative or all are 0; as ``create_image_encoder`` and ``TextEncoder``.
+        OSError, ModuleNotFoundError: as ``TextEncoder``.
     """
-
-    image_encoder: ImageEncoder
-    prototypes: nn.Linear
-    lowest_val_loss: Tensor
 
     def __init__(
         self,
@@ -84,36 +78,23 @@ class MGCA(EncoderPretraining):
         if min(self.loss_weights.values()) < 0 or not any(self.loss_weights.values()):
             raise ValueError(f"weights of the losses must not be negative, and one at least not 0: {self.loss_weights}")
         self.save_hyperparameters()
-        instance, tokens = bool(ita_weight or cpa_weight), bool(cta_weight)
-        arguments = (network, input_channels, patch_size, network_overrides, pretrained, instance, tokens)
-        self.image_encoder = create_image_encoder(*arguments)
+        use_instances, use_tokens = bool(ita_weight or cpa_weight), bool(cta_weight)
+        self.image_encoder = create_image_encoder(
+            network, input_channels, patch_size, network_overrides, pretrained, use_instances, use_tokens
+        )
         self.text_encoder = TextEncoder(text_encoder, num_text_layers, reference_compat)
-        if instance:
-            self.image_head = alignment_head(self.image_encoder.dim)
-            self.report_head = alignment_head(self.text_encoder.dim)
-        if tokens:
-            self.patch_head = alignment_head(self.image_encoder.local_dim)
-            self.word_head = alignment_head(self.text_encoder.dim)
+        if use_instances:
+            self.image_head = AlignmentHead(self.image_encoder.dim)
+            self.report_head = AlignmentHead(self.text_encoder.dim)
+        if use_tokens:
+            self.patch_head = AlignmentHead(self.image_encoder.local_dim)
+            self.word_head = AlignmentHead(self.text_encoder.dim)
         if cpa_weight:
             self.prototypes = nn.Linear(128, num_prototypes, bias=False)
-        self.register_buffer("lowest_val_loss", torch.tensor(torch.inf))
-        self.is_best = True
 
-    @classmethod
-    def from_checkpoint(cls, checkpoint: AlignmentCheckpoint, text_encoder: str | None = None) -> MGCA:
-        """Rebuild a trained method, in evaluation mode.
-
-        Args:
-            checkpoint: weights and settings.
-            text_encoder: local folder or hub name, if it has moved since training.
-
-        Raises:
-            OSError: if there is no such text encoder.
-        """
-        changes = {"pretrained": False} | ({"text_encoder": text_encoder} if text_encoder else {})
-        method = cls(**{**checkpoint.settings, **changes})
-        method.load_state_dict(checkpoint.weights)
-        return method.eval()
+    @property
+    def network(self) -> Any:
+        return self.image_encoder.network
 
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the losses of a batch of ``ReportPairs``, without those of weight 0.
@@ -122,22 +103,23 @@ class MGCA(EncoderPretraining):
         """
         image = self.image_encoder(batch["image"])
         report = self.text_encoder(batch["input_ids"], batch["attention_mask"], batch["word_ids"])
-        features, losses = gather(image.instance), {}
+        features = gather(image.instance)
+        losses: dict[str, Tensor] = {}
         ita, cta, cpa = self.loss_weights.values()
         if ita or cpa:
             if len(features) < 2 and self.training:
                 raise ValueError("MGCA contrasts the images of a batch: batch_size must be at least 2")
-            instances = _upcast(self.image_head(features)), _upcast(self.report_head(gather(report.report)))
+            instances = self.image_head(features), self.report_head(gather(report.report))
         if cta:
-            patches = _upcast(apply_to_tokens(self.patch_head, image.patches))
-            words = _upcast(apply_to_tokens(self.word_head, report.words, report.padding))
-        # the exponential of similarities over a temperature overflows in half precision
+            patches = apply_to_tokens(self.patch_head, image.patches)
+            words = apply_to_tokens(self.word_head, report.words, report.padding)
+        # similarities in single precision, see AlignmentHead
         with torch.autocast(self.device.type, enabled=False):
             if ita:
                 losses["ita"] = ita_loss(*instances)
             if cta:
-                patch_weights = None if image.attention is None else token_weights(_upcast(image.attention))
-                weights = patch_weights, token_weights(_upcast(report.attention)), report.padding
+                patch_weights = None if image.attention is None else token_weights(image.attention)
+                weights = patch_weights, token_weights(report.attention), report.padding
                 losses["cta"] = cta_loss(patches, words, *weights, reference_compat=self.hparams.reference_compat)
             if cpa:
                 with torch.no_grad():
@@ -145,19 +127,8 @@ class MGCA(EncoderPretraining):
                 losses["cpa"] = cpa_loss(*instances, self.prototypes.weight)
         return losses, features
 
-    def on_train_epoch_start(self) -> None:
-        # an epoch that is cut short is not validated
-        self.is_best = not self.trainer.enable_validation or bool(self.lowest_val_loss.isinf())
-
-    def on_validation_end(self) -> None:
-        if self.trainer.sanity_checking:
-            return
-        loss, lowest = float(self.trainer.callback_metrics["val_loss"]), float(self.lowest_val_loss)
-        self.is_best = loss < lowest
-        self.lowest_val_loss.fill_(min(loss, lowest))
-
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # not by requires_grad, of which DDP must know from the start
+        # requires_grad would have to be constant for DDP
         if self.loss_weights["cpa"] and self.current_epoch < self.hparams.frozen_epochs:
             self.prototypes.weight.grad = None
 
@@ -172,33 +143,7 @@ class MGCA(EncoderPretraining):
 
     def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> Mapping[str, SealedCheckpoint]:
         """Build ``encoder.pth`` and ``alignment.pth``, all weights, if the validation loss is the lowest so far."""
-        if not self.is_best:
-            return {}
-        settings, network = self.hparams, self.image_encoder.network
-        known = {
-            "name": settings.network,
-            "patch_size": tuple(settings.patch_size),
-            "input_channels": settings.input_channels,
-            "method": type(self).__name__,
-            "recipe": recipe,
-            **data_settings(index),
-        }
-        encoder: SealedCheckpoint
-        if settings.network in list_networks():
-            encoder = EncoderCheckpoint(encoder_weights(network), overrides=settings.network_overrides or {}, **known)
-        else:
-            encoder = TimmCheckpoint(_weights(network), **known)
-        # LightningCLI adds entries of its own to the hyper-parameters
-        own = {name: value for name, value in settings.items() if not name.startswith("_")}
-        trainer: Any = self.trainer  # which has the data module as an attribute
-        alignment = AlignmentCheckpoint(_weights(self), own, trainer.datamodule.max_length)
-        return {"encoder.pth": encoder, "alignment.pth": alignment}
-
-
-def _upcast(x: Tensor) -> Tensor:
-    """Convert half precision to single precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _weights(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+        files = super().checkpoints(index, recipe)
+        if not files:
+            return files
+        return {**files, "alignment.pth": AlignmentCheckpoint.from_method(self, self.datamodule.max_length)}

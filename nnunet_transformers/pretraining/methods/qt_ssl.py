@@ -1,8 +1,8 @@
 """QT-UNet's self-supervision: reconstruction, rotation prediction, and BYOL with an EMA target network.
 
-Håversen, "QT-UNet", master's thesis, NTNU, section 3.3.12 and tables 3.3 to 3.5. Where a training of the thesis failed,
-this implementation differs: features are pooled before the heads, which then are smaller than the encoder; the
-reconstruction target is rotated with the view; the target network moves once per optimiser step and not once per
+Håversen, "QT-UNet", master's thesis, NTNU, section 3.3.12 and tables 3.3 to 3.5. Three things differ because trainings
+of the thesis failed: features are pooled before the heads, which makes the heads smaller than the encoder; the
+reconstruction target is rotated with the view; the target network moves once per optimiser step instead of once per
 accumulated batch.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from ...architectures import create_encoder
 from ...runs.distributed import gather
 from ..data.transforms import rotations_of
-from ..encoder_pretraining import EncoderPretraining
+from ..encoder_pretraining import EncoderPretraining, check_choice
 from ..heads import reconstruction_head, rotation_head
 
 HEADS = ("reconstruction", "rotation", "byol")
@@ -58,9 +58,7 @@ class QTSSL(EncoderPretraining):
         tau: float = 0.996,
     ) -> None:
         super().__init__()
-        unknown = [head for head in heads if head not in HEADS]
-        if unknown or not heads:
-            raise ValueError(f"heads must be some of {', '.join(HEADS)}, got {heads}")
+        check_choice("heads", heads, HEADS)
         self.save_hyperparameters()
         self.heads = tuple(heads)
         self.encoder = create_encoder(network, input_channels, patch_size, **(network_overrides or {}))
@@ -78,15 +76,19 @@ class QTSSL(EncoderPretraining):
         """Compute the losses of a batch of ``MaskedViews``, each the mean over the two views.
 
         Args:
-            batch: two views; each is (image, reconstruction target, index of the rotation).
+            batch: two views; each is (images, reconstruction targets, indices of the rotations): images and targets
+                (batch, channels, *patch_size), indices (batch,).
+
+        Raises:
+            ValueError: if there is only one image in the batches of all processes.
         """
         views, targets, turns = zip(*batch, strict=True)
         features = [self.encoder.encode(view)[-1] for view in views]
-        # the heads normalise over the batch: they see the batches of all processes
+        # the heads have batch norm: they see the batches of all processes
         pooled = [gather(f.flatten(2).mean(2)) for f in features]
         if len(pooled[0]) < 2:
             raise ValueError("QT-UNet's SSL normalises over the batch: batch_size must be at least 2")
-        losses = {}
+        losses: dict[str, Tensor] = {}
         if "reconstruction" in self.heads:
             errors = [F.l1_loss(self.reconstruction(f), t) for f, t in zip(features, targets, strict=True)]
             losses["reconstruction"] = torch.stack(errors).mean()
@@ -99,10 +101,9 @@ class QTSSL(EncoderPretraining):
 
     def _byol(self, views: Sequence[Tensor], pooled: Sequence[Tensor]) -> Tensor:
         """BYOL's loss (https://arxiv.org/abs/2006.07733, eq. 2), symmetrised: each view predicts the other's target."""
-        networks: Any = self.target
         with torch.no_grad():
-            targets = [gather(networks["encoder"].encode(view)[-1].flatten(2).mean(2)) for view in views]
-            first, second = map(networks["projection"], targets)
+            targets = [gather(self.target["encoder"].encode(view)[-1].flatten(2).mean(2)) for view in views]
+            first, second = map(self.target["projection"], targets)
         predicted = [self.prediction(self.projection(p)) for p in pooled]
         return (self.similarity(predicted[0], second) + self.similarity(predicted[1], first)) / 2
 

@@ -1,9 +1,8 @@
 """UniMiSS: self-distillation of one network for images and volumes, across views, slices and volumes.
 
-Xie et al., "UniMiSS: Universal Medical Self-Supervised Learning via Breaking Dimensionality Barrier", ECCV 2022,
-and its appendix. Where they are silent the authors' release decides, except for its schedules: the release computes
-their index wrongly, here they follow the optimiser steps. The paper's teacher is the EMA target network, its student
-the online network.
+Xie et al., "UniMiSS: Universal Medical Self-Supervised Learning via Breaking Dimensionality Barrier", ECCV 2022, and
+its appendix; what they do not state follows the authors' release. The schedules follow the optimiser steps, because
+the release indexes them wrongly. The paper's teacher is the EMA target network, its student the online network.
 """
 
 from __future__ import annotations
@@ -17,42 +16,42 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from ...architectures import create_pair, form_overrides
-from ...architectures._arguments import in_plane
+from ...architectures import create_pair
+from ...runs.distributed import samples_per_step
 from ...runs.schedules import cosine_with_warmup
 from ...weights import EncoderCheckpoint
 from ..data.index import PreparedIndex
-from ..encoder_checkpoint import data_settings
+from ..encoder_checkpoint import pair_checkpoints
 from ..encoder_pretraining import EncoderPretraining
 from ..encoders.slices import cross_dimension_logits
 from ..losses import CrossDimensionLoss
 
 
 class UniMiSS(EncoderPretraining):
-    """Pretrain a network on images and volumes: MiT with its token and decoder, of any other network the encoder.
+    """Pretrain a network on images and volumes: MiT with its class token and decoder, other networks' encoders.
 
     Args:
         network: registered name.
         patch_size_2d, patch_size_3d: voxels per axis of the views.
         input_channels_2d: channels of the 2D form; a grey image is repeated.
-        network_overrides: arguments of the network's 3D form, such as a plan's; the 2D form has the same, without
-            the first axis where they have an entry per axis.
-        output_dim: of the head.
-        batch_norm: use batch norm in the head, which the paper does not; it prevents representation collapse in small
+        network_overrides: arguments of the network's 3D form, such as a plan's; the 2D form omits the first axis of
+            those with an entry per axis.
+        output_dim: output channels of the projection head.
+        batch_norm: use batch norm in the head, unlike the paper; it prevents representation collapse with small
             batches.
-        lr: peak learning rate of AdamW for a batch of 256; that of the run is proportional to its batch.
+        lr: peak learning rate of AdamW for a batch of 256; that of a run is proportional to its batch.
         warmup_epochs: epochs of linear warm-up before the cosine decay to ``min_lr``.
         min_lr: learning rate at the end.
-        weight_decay: at the start and at the end, along a cosine; none on norms and biases.
+        weight_decay: weight decay at the start and at the end, along a cosine; none on norms and biases.
         tau: momentum of the target network at the start; rises to 1 along a cosine.
-        student_temperature, teacher_temperature, center_momentum: of DINO's loss.
-        clip_grad_norm: maximum gradient norm of each single parameter.
+        student_temperature, teacher_temperature, center_momentum: arguments of DINO's loss.
+        clip_grad_norm: maximum gradient norm of each parameter.
 
     Raises:
         ValueError: as ``create_pair``.
     """
 
-    strategy = "ddp_find_unused_parameters_true"  # a batch trains one form of the network
+    strategy = "ddp_find_unused_parameters_true"  # a batch of images trains the 2D form only
 
     def __init__(
         self,
@@ -92,15 +91,18 @@ class UniMiSS(EncoderPretraining):
         )
 
     def losses(self, batch: Sequence[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute the loss of two views of a batch, of images or of volumes."""
-        networks: Any = self.target
+        """Compute the loss of a batch of ``TwoViews``.
+
+        Args:
+            batch: two views of images (batch, channels, height, width) or of volumes (batch, 1, depth, height, width).
+        """
         with torch.no_grad():
-            target = cross_dimension_logits(networks["encoder"], networks["head"], batch)
+            target = cross_dimension_logits(self.target["encoder"], self.target["head"], batch)
         online = cross_dimension_logits(self.encoder, self.head, batch)
         return {f"loss_{batch[0].dim() - 2}d": self.loss(target, online)}, online[0][0]
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
-        """Clip each parameter by itself and freeze the head's last layer in the first epoch, as DINO's release does."""
+        """Clip each gradient by itself and freeze the head's last layer in the first epoch, as DINO's release does."""
         for parameter in self.trainable_parameters():
             if parameter.grad is not None:
                 torch.nn.utils.clip_grad_norm_(parameter, self.hparams.clip_grad_norm)
@@ -113,8 +115,7 @@ class UniMiSS(EncoderPretraining):
         super().optimizer_step(epoch, batch_index, optimizer, closure)
 
     def create_optimizer(self) -> torch.optim.Optimizer:
-        trainer: Any = self.trainer  # which has the data module as an attribute
-        batch_size = trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        batch_size = samples_per_step(self.trainer, self.datamodule.batch_size)
         groups = param_groups_weight_decay(self, self.hparams.weight_decay[0])
         for group in groups:
             group["decays"] = group["weight_decay"] > 0
@@ -126,20 +127,4 @@ class UniMiSS(EncoderPretraining):
 
     def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> dict[str, EncoderCheckpoint]:
         """Build ``encoder_2d.pth`` and ``encoder_3d.pth``, of the online network's two forms."""
-        settings = self.hparams
-        overrides = form_overrides(settings.network, settings.network_overrides)
-        checkpoints = {}
-        for ndim, patch_size in ((2, settings.patch_size_2d), (3, settings.patch_size_3d)):
-            weights = {**self.encoder.form_weights(ndim), **self.encoder.token_weights(ndim)}
-            channels, data = self.encoder.form(ndim).input_channels, data_settings(index, ndim)
-            checkpoints[f"encoder_{ndim}d.pth"] = EncoderCheckpoint(
-                weights={name: value.detach().cpu() for name, value in weights.items()},
-                name=settings.network,
-                patch_size=tuple(patch_size),
-                input_channels=channels,
-                overrides=overrides if ndim == 3 else in_plane(overrides),
-                method=type(self).__name__,
-                recipe=recipe,
-                **data | {"normalization": data["normalization"][:1] * channels},
-            )
-        return checkpoints
+        return pair_checkpoints(self.encoder, type(self).__name__, self.hparams, index, recipe)

@@ -1,4 +1,4 @@
-"""A fold's weights as a safetensors file; tensors that a network has under several names are kept once."""
+"""Weights of a fold in a safetensors file, which stores a tensor with several names once."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ ALIASES = "aliases"
 
 
 def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write weights; nnU-Net's U-Nets, whose decoder holds the encoder, have most of theirs several times over."""
+    """Write weights; nnU-Net's U-Nets list most tensors several times, as their decoder holds the encoder."""
     first: dict[tuple, str] = {}
     kept, aliases = {}, {}
     for name, value in weights.items():
         place = value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride(), value.dtype
         original = first.setdefault(place, name) if value.numel() else name
         if original == name:
-            # a copy, where names share a storage but not the same part of it
+            # copied, as other names may refer to other parts of the storage
             kept[name] = value.detach().cpu().contiguous().clone()
         else:
             aliases[name] = original
     save_file(kept, path, metadata={ALIASES: json.dumps(aliases)})
-    # safetensors writes for its user alone, and a container's is another
+    # safetensors makes the file readable for its owner only, but a container runs as another user
     path.chmod(0o644)
 
 
@@ -34,7 +34,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """Read weights under all of their names.
 
     Raises:
-        ValueError: if the file is truncated or no safetensors file of a package.
+        ValueError: if the file is truncated or not a safetensors file of a package.
     """
     try:
         with safe_open(path, "pt") as opened:

@@ -1,0 +1,45 @@
+"""Methods that keep the epoch of the lowest validation loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..weights.sealed import SealedCheckpoint
+from .data.index import PreparedIndex
+from .encoder_pretraining import EncoderPretraining
+
+
+class BestEpochPretraining(EncoderPretraining):
+    """Base of the methods whose files are written only when the validation loss is the lowest so far.
+
+    An epoch that ``max_steps`` cuts short is not validated; its files are written only if no epoch was validated.
+
+    Attributes:
+        lowest_val_loss: lowest validation loss so far, infinite before the first; a buffer, for resumed runs.
+        is_best: whether the current weights are to be written.
+    """
+
+    lowest_val_loss: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("lowest_val_loss", torch.tensor(torch.inf))
+        self.is_best = True
+
+    def on_train_epoch_start(self) -> None:
+        self.is_best = not self.trainer.enable_validation or bool(self.lowest_val_loss.isinf())
+
+    def on_validation_end(self) -> None:
+        if self.trainer.sanity_checking:
+            return
+        loss, lowest = float(self.trainer.callback_metrics["val_loss"]), float(self.lowest_val_loss)
+        self.is_best = loss < lowest
+        self.lowest_val_loss.fill_(min(loss, lowest))
+
+    def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> Mapping[str, SealedCheckpoint]:
+        """Build the files to write after an epoch; none if an earlier epoch was better."""
+        return super().checkpoints(index, recipe) if self.is_best else {}
