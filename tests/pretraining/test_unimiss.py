@@ -201,7 +201,7 @@ def test_any_network(name):
 
 
 def test_network_without_a_3d_form():
-    with pytest.raises(ValueError, match="a 2D and a 3D form, and setr_pup_tiny has one"):
+    with pytest.raises(ValueError, match="a 2D and a 3D form; setr_pup_tiny has only one"):
         UniMiSS("setr_pup_tiny", output_dim=32, **SIZES)
 
 
