@@ -125,7 +125,7 @@ def refused(name, size=(224, 224)):
     [
         (
             "convnext_atto",
-            r"encoder of no segmentation network here; those of ResNet .*resnet50_unet\) and Vis.*setr_pup",
+            r"encoder of no segmentation network here; take one of ResNet .*resnet50_unet\) and Vis.*setr_pup",
         ),
         ("deit_tiny_distilled_patch16_224", "is no ViT with one class token"),
         ("deit3_small_patch16_224", "is no ViT with one class token"),
