@@ -19,6 +19,7 @@ from nnunet_transformers.pretraining.losses import (
     info_nce_loss,
     ita_loss,
     masked_reconstruction_loss,
+    point_contrast,
     sinkhorn,
     token_weights,
 )
@@ -52,6 +53,27 @@ def test_examples(name):
     results = doctest.testmod(module, extraglobs={"torch": torch})
     assert results.attempted
     assert not results.failed
+
+
+def test_point_contrast_takes_the_hardest_cells_of_all_volumes():
+    rng = torch.Generator().manual_seed(0)
+    points, matches, cells, others = (torch.randn(n, 4, generator=rng, dtype=torch.float64) for n in (3, 3, 5, 6))
+    distances = torch.linspace(0, 14, 15, dtype=torch.float64).view(3, 5)
+    loss = point_contrast(points, matches, cells, distances, 4.0, 2, 0.5, others)
+    expected = []
+    for i in range(3):
+        far = [points[i] @ cells[j] for j in range(5) if distances[i, j] >= 4.0]
+        hardest = sorted([*far, *(points[i] @ other for other in others)], reverse=True)[:2]
+        logits = torch.stack([points[i] @ matches[i], *hardest]) / 0.5
+        expected.append(logits.logsumexp(0) - logits[0])
+    torch.testing.assert_close(loss, torch.stack(expected).mean())
+
+
+def test_token_weights_are_constants_in_single_precision():
+    attention = torch.rand(2, 6, dtype=torch.float16, requires_grad=True)
+    weights = token_weights(attention)
+    assert weights.dtype == torch.float32
+    assert not weights.requires_grad
 
 
 class TestMGCA:
