@@ -69,6 +69,7 @@ class TransformerPlanner(ExperimentPlanner):
                 f"it takes {', '.join(entry.override_names)}"
             )
         self._dimensions = entry.dimensions
+        self._known_arguments: dict[Any, dict[str, Any]] = {}
         if 3 not in self._dimensions:
             self.lowres_creation_threshold = 0  # saves the search for a spacing of 3d_lowres
         self._shares_stock_data = (
@@ -124,7 +125,7 @@ class TransformerPlanner(ExperimentPlanner):
         plan["batch_size"] = batch_size
         plan["architecture"] = {
             "network_class_name": get_network(self.network_name).class_path,
-            "arch_kwargs": self.network_arguments(tokens, **options),
+            "arch_kwargs": self._arguments(tokens, options),
             "_kw_requires_import": [],
         }
         return plan
@@ -180,6 +181,13 @@ class TransformerPlanner(ExperimentPlanner):
                 "or give the planner token_rules with the network's strides and stages"
             )
         return entry.plan_arguments(network, **given)
+
+    def _arguments(self, tokens: TokenPlan, options: dict[str, bool]) -> dict[str, Any]:
+        """``network_arguments``, built once for the patch that several of the spacings of a search have."""
+        key = (tokens, tuple(options.items()))
+        if key not in self._known_arguments:
+            self._known_arguments[key] = self.network_arguments(tokens, **options)
+        return dict(self._known_arguments[key])
 
     def _stock_data_differ(self, plan: dict[str, Any]) -> bool:
         """Whether stock nnU-Net has planned different data under the identifier that this configuration would share."""
@@ -274,7 +282,7 @@ class TransformerPlanner(ExperimentPlanner):
         self, tokens: TokenPlan, options: dict[str, bool], input_channels: int, batch_size: int
     ) -> tuple[int, int]:
         """Static and peak bytes of a training step, see ``training_peak_bytes``."""
-        arguments = self.network_arguments(tokens, **options)
+        arguments = self._arguments(tokens, options)
         patch_size = arguments.pop("patch_size")
         num_classes = len(self.dataset_json["labels"])
         return training_peak_bytes(

@@ -47,7 +47,7 @@ def test_line_over_the_batch_holds_further_on(name, options):
 
     fixed, sample = training_step_bytes(build, 1, patch)
     own, peak = training_peak_bytes(build, 1, patch, batch_size=8)
-    assert own + peak == pytest.approx(fixed + 8 * sample, rel=0.02)
+    assert own + peak == pytest.approx(fixed + 8 * sample, rel=0.03)
 
 
 def test_half_precision_takes_less():
