@@ -100,13 +100,43 @@ class Target:
 # the first pattern that fits a file counts
 TARGETS = (
     Target("losses", "pretraining/losses/*.py", ("tests/pretraining/test_losses.py",)),
-    Target("methods", "pretraining/methods/mgca.py", ("tests/pretraining/test_mgca.py",)),
-    Target("methods", "pretraining/methods/alice.py", ("tests/pretraining/test_alice.py",)),
-    Target("methods", "pretraining/methods/qt_ssl.py", ("tests/pretraining/test_qt_ssl.py",)),
-    Target("methods", "pretraining/methods/unimiss.py", ("tests/pretraining/test_unimiss.py",)),
-    Target("methods", "pretraining/methods/anatomical_embedding.py", ("tests/pretraining/test_matching.py",)),
+    Target(
+        "methods",
+        "pretraining/methods/mgca.py",
+        ("tests/pretraining/test_defaults.py", "tests/pretraining/test_mgca.py"),
+    ),
+    Target(
+        "methods",
+        "pretraining/methods/alice.py",
+        ("tests/pretraining/test_defaults.py", "tests/pretraining/test_alice.py"),
+    ),
+    Target(
+        "methods",
+        "pretraining/methods/qt_ssl.py",
+        ("tests/pretraining/test_defaults.py", "tests/pretraining/test_qt_ssl.py"),
+    ),
+    Target(
+        "methods",
+        "pretraining/methods/unimiss.py",
+        ("tests/pretraining/test_defaults.py", "tests/pretraining/test_unimiss.py"),
+    ),
+    Target(
+        "methods",
+        "pretraining/methods/anatomical_embedding.py",
+        ("tests/pretraining/test_defaults.py", "tests/pretraining/test_matching.py"),
+    ),
     Target("methods", "pretraining/methods/*.py", ("tests/pretraining",)),
-    Target("trainers", "trainers/trainer.py", ("tests/trainers",)),
+    Target(
+        "trainers",
+        "trainers/trainer.py",
+        (
+            "tests/trainers/test_steps.py",
+            "tests/trainers/test_recipe.py",
+            "tests/trainers/test_initialisation.py",
+            "tests/trainers/test_precision.py",
+            "tests/trainers/test_families.py",
+        ),
+    ),
     Target(
         "trainers",
         "trainers/*.py",
@@ -115,10 +145,12 @@ TARGETS = (
     Target("plans", "plans/tiling.py", ("tests/plans/test_tiling.py", "tests/plans/test_planner.py")),
     Target("plans", "plans/memory.py", ("tests/plans/test_memory.py",)),
     Target("plans", "plans/presets.py", ("tests/plans/test_presets.py",)),
-    Target("plans", "plans/*.py", ("tests/plans",)),
-    Target("weights", "weights/transfer.py", ("tests/weights/test_encoder.py", "tests/weights/test_timm_encoder.py")),
+    Target("plans", "plans/planned.py", ("tests/plans/test_planned.py", "tests/plans/test_presets.py")),
+    Target("plans", "plans/plan_files.py", ("tests/plans/test_presets.py", "tests/cli/test_presets.py")),
+    Target("plans", "plans/*.py", ("tests/plans/test_planner.py",)),
+    Target("weights", "weights/transfer.py", ("tests/weights/test_transfer.py", "tests/weights/test_encoder.py")),
     Target("methods", "pretraining/encoder_pretraining.py", ("tests/pretraining/test_qt_ssl.py",)),
-    Target("weights", "weights/adapters.py", ("tests/weights/test_encoder.py", "tests/weights/test_timm_encoder.py")),
+    Target("weights", "weights/adapters.py", ("tests/weights/test_transfer.py", "tests/weights/test_encoder.py")),
     Target("weights", "weights/sealed.py", ("tests/weights", "tests/test_stored_files.py")),
 )
 
@@ -434,7 +466,8 @@ def run(arguments: argparse.Namespace) -> None:
     with copy_of_commit(commit) as root:
         folders = arguments.folders or list(dict.fromkeys(target.folder for target in TARGETS))
         mutants = [m for folder in folders for m in draw(root, folder, arguments.sample, arguments.seed)]
-        known = {key(entry) for entry in read_results(results)}
+        earlier = {key(entry): entry for entry in read_results(results)}
+        known = {k for k, entry in earlier.items() if not (arguments.again and entry["outcome"] == "survived")}
         mutants = [m for m in mutants if fnmatch(m.file, arguments.files) and key(asdict(m)) not in known]
         print(f"{len(mutants)} mutants of {commit} in {', '.join(folders)}", flush=True)
         environment = os.environ | {
@@ -444,7 +477,7 @@ def run(arguments: argparse.Namespace) -> None:
             "CI": "true",  # the same examples of hypothesis each time
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        start, processes = time.monotonic(), []
+        start, number, processes = time.monotonic(), len(read_results(results)), []
         for job in range(arguments.jobs):
             part = root / f"mutants_{job}.json"
             part.write_text(json.dumps([asdict(m) for m in mutants[job :: arguments.jobs]]))
@@ -456,7 +489,7 @@ def run(arguments: argparse.Namespace) -> None:
             for process in processes:
                 process.kill()
         minutes = (time.monotonic() - start) / 60
-        tested = len({key(e) for e in read_results(results)} - known)
+        tested = len(read_results(results)) - number
         print(f"{tested} mutants in {minutes:.1f} minutes, {tested / minutes:.1f} a minute")
     if any(codes):
         sys.exit(1)
@@ -500,6 +533,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--commit", default="HEAD")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/mutation.jsonl")
+    parser.add_argument("--again", action="store_true", help="test the survivors of earlier runs again")
     parser.add_argument("--report", action="store_true", help="write the page of the results and stop")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
