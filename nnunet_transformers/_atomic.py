@@ -5,50 +5,140 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+from ._lease import lease
+
+if sys.platform != "win32":
+    import fcntl
+
+PARTIAL = ".partial"
+_searched: set[Path] = set()
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], is_shared: bool = False) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a file beside ``path`` to write to, which replaces ``path`` at the end.
 
-    An error removes the new file and leaves ``path`` unchanged.
+    Each writer has a file of its own, so of several at the same time the last one wins with a whole file. An error
+    removes the new file and leaves ``path`` unchanged. What killed processes left in the folder is removed by the next
+    process that writes there.
 
     Args:
         path: file to write.
-        is_shared: whether several processes may write it at the same time; each then writes a file of its own.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial" if is_shared else f"{path.name}.partial")
+    _remove_orphans(path.parent.absolute())
+    partial, descriptor = _new_partial(path)
     try:
         yield partial
+        with open(partial, "rb") as written:
+            os.fsync(written.fileno())
         os.replace(partial, path)
+        _sync_folder(path.parent)
     except BaseException:
         with suppress(OSError):
             partial.unlink()
         raise
+    finally:
+        os.close(descriptor)
+
+
+def _new_partial(path: Path) -> tuple[Path, int]:
+    """Create and lock a partial file of ``path``; return it and the descriptor that keeps the lock."""
+    while True:
+        partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}{PARTIAL}")
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        _try_lock(descriptor)
+        # another process may have taken it for an orphan before it was locked
+        if partial.exists():
+            return partial, descriptor
+        os.close(descriptor)
+
+
+def _remove_orphans(folder: Path) -> None:
+    """Remove the partial files that nobody has locked, as their writers are dead; once per process and folder."""
+    if folder in _searched:
+        return
+    _searched.add(folder)
+    for partial in folder.glob(f"*.{'[0-9a-f]' * 8}{PARTIAL}"):
+        with suppress(OSError):
+            descriptor = os.open(partial, os.O_RDWR)
+            try:
+                if _try_lock(descriptor):
+                    partial.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Lock a file for as long as the descriptor is open; False if it is locked, or locks are not supported.
+
+    Unlike the lock of a lease it survives that the file is opened and closed again, as ``torch.save`` does.
+    """
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Write the entries of a folder to the disk, where the system can: a rename then survives a power cut."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder beside ``path`` to fill, which is renamed to ``path`` at the end; an error removes it.
+    """Yield a folder ``PATH.partial`` to fill, which is renamed to ``path`` at the end; an error removes it.
 
     Args:
         path: folder that does not exist yet. An empty folder, which may be a mount, is filled in place and emptied
             after an error.
+
+    Raises:
+        FolderInUse: if another process is making the folder.
+        FileExistsError: if the folder was made in the meantime.
     """
-    is_there = path.exists()
-    filled = path if is_there else path.with_name(f"{path.name}.{os.getpid()}.partial")
+    if path.exists():
+        with _emptied_after_error(path):
+            yield path
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    with lease(path, path.with_name(f"{path.name}.lease")):
+        if partial.exists():
+            print(f"note: removes {partial}, which a process that was killed has left")
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            if path.exists():
+                raise FileExistsError(f"{path} was made by another process in the meantime; remove one of the two")
+            partial.rename(path)
+            _sync_folder(path.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _emptied_after_error(folder: Path) -> Iterator[None]:
     try:
-        filled.mkdir(parents=True, exist_ok=is_there)
-        yield filled
-        if not is_there:
-            filled.rename(path)
+        yield
     except BaseException:
-        for content in [*filled.iterdir()] if is_there else [filled]:
+        for content in [*folder.iterdir()]:
             shutil.rmtree(content, ignore_errors=True)
             with suppress(OSError):
                 content.unlink()

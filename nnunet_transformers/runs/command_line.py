@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from .._lease import lease
 from ..cpu import optimize
 from .callbacks import CheckpointWriter, SeedEveryBatch
 from .recipe import Recipe
+from .state import FILE, NAME, REQUEUED, AtomicCheckpointIO, EpochState, StepState
 
 
 class RecipeCLI(LightningCLI, ABC):
@@ -25,10 +29,12 @@ class RecipeCLI(LightningCLI, ABC):
     Attributes:
         shared: names of arguments of both module and data module, which users give to the module only.
         from_method: functions that compute an argument of the data module from the built module, by its name.
+        held: what is held until the run ends: the lease of its folder.
     """
 
     shared: Sequence[str] = ()
     from_method: Mapping[str, Callable[[Any], Any]] = {}
+    held: ExitStack
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for name in self.shared:
@@ -45,15 +51,50 @@ class RecipeCLI(LightningCLI, ABC):
         self.check()
         if isinstance(self.trainer.accelerator, CPUAccelerator):
             optimize(self.model)
-        # --ckpt_path last looks in dirpath, which by default is the folder of a logger version
         root = Path(self.trainer.default_root_dir)
-        if isinstance(self.trainer.checkpoint_callback, ModelCheckpoint):
-            self.trainer.checkpoint_callback.dirpath = str(root)
-        if (root / "last.ckpt").exists() and not self.config.fit.ckpt_path:
-            raise FileExistsError(
-                f"{root} already holds a run: resume it with --ckpt_path last, or choose another folder with "
-                "--trainer.default_root_dir"
-            )
+        for callback in self.trainer.checkpoint_callbacks:
+            # by default the folder of a logger's version, where --ckpt_path last would not find the state
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(root)
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if self.trainer.is_global_zero:
+            self.held.enter_context(lease(root, root / "run.lease"))
+            _check_folder(root, self.config.fit.ckpt_path)
+
+
+def _check_folder(root: Path, state: str | None) -> None:
+    """Check that a run can start in its folder, or be resumed there.
+
+    Args:
+        root: the folder.
+        state: ``--ckpt_path``.
+
+    Raises:
+        ValueError: if the state is on the internet.
+        FileNotFoundError: if there is no state to resume from.
+        FileExistsError: if the folder holds another run.
+    """
+    if state and "://" in state:
+        raise ValueError(f"--ckpt_path {state}: a run resumes from a file only; download it first")
+    if state == NAME and not any(root.glob(f"{NAME}*.ckpt")):
+        raise FileNotFoundError(
+            f"{root} holds no {FILE} to resume from; leave out --ckpt_path to start a run there, or name its folder "
+            "with --trainer.default_root_dir"
+        )
+    if state or any(root.glob(REQUEUED)):
+        return
+    if (root / FILE).exists():
+        raise FileExistsError(
+            f"{root} already holds a run: resume it with --ckpt_path last, or choose another folder with "
+            "--trainer.default_root_dir"
+        )
+    weights = sorted(root.glob("*.pth"))
+    if weights:
+        raise FileExistsError(
+            f"{root} already holds {weights[0].name}, which a run would replace: move it, or choose another folder "
+            "with --trainer.default_root_dir"
+        )
 
 
 def run_recipe(
@@ -80,32 +121,35 @@ def run_recipe(
         ValueError: if the settings are invalid or contradict each other.
         FileNotFoundError: if the data do not exist.
         FileExistsError: if the output folder holds another run.
+        FolderInUse: if another run is writing to the output folder.
     """
     taken = recipe.parameters("data")
     from_method = {name: function for name, function in cli_class.from_method.items() if name in taken}
     shared = [name for name in recipe.parameters("model") if name in taken and name not in from_method]
     callbacks = [
-        # a name instead of save_last, by which Lightning writes nothing before the end unless it keeps others too
-        ModelCheckpoint(filename=ModelCheckpoint.CHECKPOINT_NAME_LAST, every_n_epochs=1, enable_version_counter=False),
+        EpochState(),
+        StepState(),
         SeedEveryBatch(),
         *trainer_defaults.get("callbacks", ()),
         CheckpointWriter(),
     ]
     try:
-        cli = type("CLI", (cli_class,), {"shared": shared, "from_method": from_method, **attributes})(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults={
-                # data modules rebuild their loader in every epoch, see EpochData
-                "reload_dataloaders_every_n_epochs": 1,
-                **trainer_defaults,
-                "callbacks": callbacks,
-            },
-            args=["fit", "--config", yaml.safe_dump(recipe.content), *arguments],
-        )
+        with ExitStack() as held:
+            attributes |= {"shared": shared, "from_method": from_method, "held": held}
+            cli = type("CLI", (cli_class,), attributes)(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_kwargs={"overwrite": True},
+                trainer_defaults={
+                    # data modules rebuild their loader in every epoch, see EpochData
+                    "reload_dataloaders_every_n_epochs": 1,
+                    **trainer_defaults,
+                    "callbacks": callbacks,
+                },
+                args=["fit", "--config", yaml.safe_dump(recipe.content), *arguments],
+            )
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     except ValueError as error:

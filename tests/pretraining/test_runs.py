@@ -101,22 +101,28 @@ def run(prepared, monkeypatch):
 @pytest.mark.parametrize("recipe", METHODS)
 class TestRuns:
     def test_killed_run_resumes(self, recipe, run, tmp_path):
+        """After the last whole epoch, or with a state after every step after the last step, in both of two runs."""
         assert run(recipe, tmp_path / "whole") == 0
-        for step in KILLED_AT[recipe]:
+        every_step = ["--trainer.callbacks+=nnunet_transformers.runs.state.StepState"]
+        every_step += ["--trainer.callbacks.init_args.interval=0:0:0"]
+        for step, options in zip(KILLED_AT[recipe], ([], every_step), strict=True):
             folder = tmp_path / f"killed_at_{step}"
             kill = [
+                *options,
                 "--trainer.callbacks+=tests.pretraining.killer.KillAt",
                 f"--trainer.callbacks.init_args.step={step}",
             ]
             assert run(recipe, folder, *kill) == -signal.SIGKILL, step
-            assert (folder / "last.ckpt").exists() == (step >= STEPS), step
-            assert run(recipe, folder, "--ckpt_path=last") == 0, step
-            # the run resumes after the last whole epoch instead of starting again
-            trained = list(range(STEPS * (step // STEPS), EPOCHS * STEPS))
+            assert (folder / "last.ckpt").exists(), step
+            assert run(recipe, folder, "--ckpt_path=last", *options) == 0, step
+            # what was done before the state was written is not repeated
+            first = step if options else STEPS * (step // STEPS)
+            trained = list(range(first, EPOCHS * STEPS))
             assert [int(row["step"]) for row in metrics(folder)] == trained, step
             whole, resumed = (load_encoder(f / ENCODERS[recipe]).weights for f in (tmp_path / "whole", folder))
             for name, value in whole.items():
                 assert torch.equal(value, resumed[name]), (step, name)
+            assert not [*folder.glob("*.partial"), *folder.glob("*.lease")]
 
     def test_two_processes_equal_one_with_twice_the_batch(self, recipe, prepared, run, tmp_path):
         strategy = "ddp_find_unused_parameters_true" if recipe == "unimiss" else "ddp"

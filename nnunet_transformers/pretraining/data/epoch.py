@@ -11,6 +11,7 @@ from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ...runs.distributed import samples_per_step
+from ...runs.state import ResumableLoader
 from .index import PreparedIndex
 
 
@@ -119,10 +120,10 @@ class EpochData(LightningDataModule, ABC):
                 "--trainer.accumulate_grad_batches"
             )
         # not shuffled, so that n processes see the same samples per step as one process with an n times larger batch
-        return DataLoader(
+        return ResumableLoader(
             samples,
             self.batch_size,
-            sampler=self.sampler(samples),
+            trainer,
             num_workers=self.num_workers,
             drop_last=True,
             pin_memory=torch.cuda.is_available(),

@@ -113,7 +113,7 @@ class AffineMapMatcher(AnatomicalMatcher):
 
 def write_array(array: NDArray | dict[str, NDArray], file: Path) -> None:
     """Write an array (npy) or arrays by name (npz) atomically, even if several processes write the same file."""
-    with replacing(file, is_shared=True) as partial, open(partial, "wb") as stream:
+    with replacing(file) as partial, open(partial, "wb") as stream:
         if isinstance(array, dict):
             np.savez(stream, **array)  # type: ignore[arg-type]  # no array is named allow_pickle
         else:

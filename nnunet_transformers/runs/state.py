@@ -1,0 +1,122 @@
+"""The state of a run, ``last.ckpt``: written after every epoch and every few minutes, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from .._atomic import replacing
+
+INTERVAL = timedelta(minutes=10)
+NAME = ModelCheckpoint.CHECKPOINT_NAME_LAST
+FILE = NAME + ModelCheckpoint.FILE_EXTENSION
+# states that Lightning writes when SLURM requeues a job, and finds by itself
+REQUEUED = "hpc_ckpt_*.ckpt"
+
+
+class EpochState(ModelCheckpoint):
+    """Write the state at the start of a run and after every epoch.
+
+    With the state of the start, a run that was killed in its first epoch resumes like any other.
+    """
+
+    def __init__(self) -> None:
+        # a name instead of save_last, by which Lightning writes nothing before the end unless it keeps others too
+        super().__init__(filename=NAME, every_n_epochs=1, enable_version_counter=False)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if trainer.global_step == 0 and self.dirpath is not None and not trainer.fast_dev_run:
+            trainer.save_checkpoint(Path(self.dirpath) / FILE)
+
+
+class StepState(ModelCheckpoint):
+    """Write the state every ``interval`` within an epoch, between two optimiser steps.
+
+    Args:
+        interval: shortest time between two states.
+    """
+
+    def __init__(self, interval: timedelta = INTERVAL) -> None:
+        super().__init__(filename=NAME, train_time_interval=interval, enable_version_counter=False)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # gradients that are being accumulated are not part of the state; the end of an epoch has its own
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's reader and writer of states, without its detour over TMPDIR, and without unpickling."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a state beside ``path``, then rename it.
+
+        Raises:
+            OSError: if it cannot be written; an existing state is then unchanged.
+        """
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with replacing(path) as partial:
+                torch.save(checkpoint, partial)
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"could not write {path}: {error}. The state written before it is intact; free some space on that disk "
+                "and resume with --ckpt_path last"
+            ) from error
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = lambda storage, location: storage, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a state; only tensors and plain types."""
+        state: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only=True)
+        return state
+
+
+class RestSampler(DistributedSampler):
+    """Sampler of a process's share of the samples, in order, without those that a run has seen before it was resumed.
+
+    Attributes:
+        skipped: number of samples to leave out; ``len`` counts them still, as the epoch has them.
+    """
+
+    skipped = 0
+
+    def __init__(self, samples: Dataset, trainer: Trainer) -> None:
+        super().__init__(samples, trainer.world_size, trainer.global_rank, shuffle=False)
+
+    def __iter__(self) -> Iterator[int]:
+        return islice(super().__iter__(), self.skipped, None)
+
+
+class ResumableLoader(DataLoader):
+    """Loader whose position is part of the state of a run: a resumed epoch goes on after its last step.
+
+    Args:
+        samples: samples of the epoch.
+        batch_size: samples per batch.
+        trainer: trainer of the run.
+        options: further arguments of ``DataLoader``.
+    """
+
+    def __init__(self, samples: Dataset, batch_size: int, trainer: Trainer, **options: Any) -> None:
+        self._trainer, self._rest = trainer, RestSampler(samples, trainer)
+        super().__init__(samples, batch_size, sampler=self._rest, **options)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the number of batches of this epoch that training has done, not those that workers have loaded."""
+        return {"batches": self._trainer.fit_loop.epoch_loop.batch_progress.current.processed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._rest.skipped = state["batches"] * (self.batch_size or 1)
