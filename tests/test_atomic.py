@@ -1,10 +1,107 @@
-"""Folders are written whole or not at all."""
+"""Files and folders are written whole or not at all, by however many processes."""
 
 from __future__ import annotations
 
-import pytest
+import os
+import signal
+import subprocess
+import sys
 
-from nnunet_transformers._atomic import new_folder
+import pytest
+import torch
+
+from nnunet_transformers import _atomic
+from nnunet_transformers._atomic import new_folder, replacing
+from nnunet_transformers._lease import FolderInUse
+
+WRITER = """
+import sys, torch
+from nnunet_transformers._atomic import replacing
+number = int(sys.argv[2])
+print("ready", flush=True)
+for _ in range(200):
+    with replacing(sys.argv[1]) as partial:
+        torch.save({name: torch.full((50,), number) for name in "abcdefgh"}, partial)
+"""
+STOPPED = """
+import sys, time
+from pathlib import Path
+from nnunet_transformers._atomic import new_folder, replacing
+write = new_folder if sys.argv[2] == "folder" else replacing
+with write(Path(sys.argv[1])) as partial:
+    if sys.argv[2] == "folder":
+        (partial / "half").touch()
+    print(partial, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """Start a process that stops in the middle of writing; return it and what it has written so far."""
+    processes = []
+
+    def start(kind):
+        command = [sys.executable, "-c", STOPPED, str(tmp_path / kind), kind]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        return processes[-1], tmp_path / processes[-1].stdout.readline().strip()
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def kill(process):
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+class TestReplacing:
+    def test_two_writers_leave_no_mixture(self, tmp_path):
+        path = tmp_path / "weights.pth"
+        writers = [
+            subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(number)], stdout=subprocess.PIPE, text=True)
+            for number in (1, 2)
+        ]
+        for writer in writers:
+            assert writer.stdout.readline() == "ready\n"
+        seen = set()
+        while any(writer.poll() is None for writer in writers):
+            if path.exists():
+                values = {int(v) for tensor in torch.load(path).values() for v in tensor}
+                assert len(values) == 1
+                seen |= values
+        assert [writer.returncode for writer in writers] == [0, 0]
+        assert seen == {1, 2}
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_orphan_is_removed_by_the_next_writer(self, tmp_path, stopped, monkeypatch):
+        process, partial = stopped("file")
+        monkeypatch.setattr(_atomic, "_searched", set())
+        with replacing(tmp_path / "other") as other:
+            other.touch()
+        assert partial.exists()  # its writer lives
+        kill(process)
+        monkeypatch.setattr(_atomic, "_searched", set())
+        with replacing(tmp_path / "other") as other:
+            other.touch()
+        assert os.listdir(tmp_path) == ["other"]
+
+    def test_error_leaves_the_file(self, tmp_path):
+        path = tmp_path / "file"
+        path.write_text("before")
+        with pytest.raises(KeyboardInterrupt), replacing(path) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+        assert path.read_text() == "before"
+        assert os.listdir(tmp_path) == ["file"]
+
+    def test_permissions_are_those_of_any_new_file(self, tmp_path):
+        (tmp_path / "usual").touch()
+        with replacing(tmp_path / "file") as partial:
+            partial.touch()
+        assert (tmp_path / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 def fill(path, fails=False):
@@ -16,17 +113,38 @@ def fill(path, fails=False):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("is_there", [False, True])
-def test_new_folder(tmp_path, is_there):
-    path = tmp_path / "folder"
-    if is_there:
-        path.mkdir()
-    before = [(p, p.stat().st_ino) for p in tmp_path.iterdir()]
-    with pytest.raises(KeyboardInterrupt):
-        fill(path, fails=True)
-    assert [(p, p.stat().st_ino) for p in tmp_path.iterdir()] == before
-    assert not is_there or not list(path.iterdir())
-    fill(path)
-    assert {p.name for p in path.iterdir()} == {"sub", "file"}
-    # one that is there, which may be a mount, is not replaced
-    assert not is_there or path.stat().st_ino == before[0][1]
+class TestNewFolder:
+    @pytest.mark.parametrize("is_there", [False, True])
+    def test_whole_or_not_at_all(self, tmp_path, is_there):
+        path = tmp_path / "folder"
+        if is_there:
+            path.mkdir()
+        before = [(p, p.stat().st_ino) for p in tmp_path.iterdir()]
+        with pytest.raises(KeyboardInterrupt):
+            fill(path, fails=True)
+        assert [(p, p.stat().st_ino) for p in tmp_path.iterdir()] == before
+        assert not is_there or not list(path.iterdir())
+        fill(path)
+        assert {p.name for p in path.iterdir()} == {"sub", "file"}
+        assert os.listdir(tmp_path) == ["folder"]
+        # one that is there, which may be a mount, is not replaced
+        assert not is_there or path.stat().st_ino == before[0][1]
+
+    def test_second_writer_is_refused_and_leaves_the_work_of_the_first(self, tmp_path, stopped):
+        _, partial = stopped("folder")
+        with pytest.raises(FolderInUse, match="folder is being written by process"):
+            fill(tmp_path / "folder")
+        assert (partial / "half").exists()
+
+    def test_what_a_killed_writer_left_is_named_and_removed(self, tmp_path, stopped, capsys):
+        process, partial = stopped("folder")
+        kill(process)
+        fill(tmp_path / "folder")
+        assert f"note: removes {partial}, which a process that was killed has left" in capsys.readouterr().out
+        assert os.listdir(tmp_path) == ["folder"]
+        assert not (tmp_path / "folder" / "half").exists()
+
+    def test_folder_that_appears_in_the_meantime_is_kept(self, tmp_path):
+        with pytest.raises(FileExistsError, match="was made by another process"), new_folder(tmp_path / "folder"):
+            (tmp_path / "folder").mkdir()
+        assert os.listdir(tmp_path) == ["folder"]

@@ -18,13 +18,15 @@ from typing import Any, cast
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.helpers import empty_cache
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
-from ..cpu import keep_freed_memory, use_kernels
+from ..cpu import keep_freed_memory, release_freed_memory, use_kernels
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint, reading_plain_types
 from .batch_size import bytes_of_pass, cpu_batch_size, fitting_batch_size, free_bytes
+from .whole_files import WholeFilePlans
 
 # patches per pass of a compiled network; all its passes have this size, the last one padded. Eight flips in 3D or two
 # tiles with four flips each in 2D fill a pass.
@@ -45,6 +47,7 @@ class BatchedPredictor(nnUNetPredictor):
     """
 
     network: nn.Module
+    plans_manager: PlansManager
 
     def __init__(
         self, batch_size: int | None = None, use_compile: bool = False, trust: bool = False, **arguments: Any
@@ -100,6 +103,7 @@ class BatchedPredictor(nnUNetPredictor):
 
     def _prepare(self) -> None:
         self._bytes_of_pass = self._limit = None  # were those of another network
+        self.plans_manager = WholeFilePlans(self.plans_manager.plans)
         if self.device.type == "cpu" and self.batch_size != 1:
             # with a batch size of 1 the results equal nnU-Net's to the last bit, which these kernels do not keep
             use_kernels(self.network)
@@ -133,6 +137,15 @@ class BatchedPredictor(nnUNetPredictor):
             raise ValueError(f"-npp {processes[0]} -nps {processes[1]}: both are 0, without -num_parts, or neither is")
         known = signature(self.predict_from_files_sequential).parameters
         return self.predict_from_files_sequential(**{name: value for name, value in given.items() if name in known})
+
+    def predict_logits_from_preprocessed_data(self, data: Tensor) -> Tensor:
+        """Predict an image as nnU-Net does; on a CPU, memory that it leaves is given back before the next one."""
+        try:
+            logits: Tensor = super().predict_logits_from_preprocessed_data(data)
+            return logits
+        finally:
+            if self.device.type == "cpu":
+                release_freed_memory()
 
     # ---- passes ----
 

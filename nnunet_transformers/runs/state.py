@@ -35,7 +35,7 @@ class EpochState(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if trainer.global_step == 0 and self.dirpath is not None and not trainer.fast_dev_run:
+        if trainer.global_step == 0 and self.dirpath is not None:
             trainer.save_checkpoint(Path(self.dirpath) / FILE)
 
 
@@ -84,7 +84,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return state
 
 
-class RestSampler(DistributedSampler):
+class RestSampler(DistributedSampler[Any]):
     """Sampler of a process's share of the samples, in order, without those that a run has seen before it was resumed.
 
     Attributes:
@@ -93,14 +93,14 @@ class RestSampler(DistributedSampler):
 
     skipped = 0
 
-    def __init__(self, samples: Dataset, trainer: Trainer) -> None:
+    def __init__(self, samples: Dataset[Any], trainer: Trainer) -> None:
         super().__init__(samples, trainer.world_size, trainer.global_rank, shuffle=False)
 
     def __iter__(self) -> Iterator[int]:
         return islice(super().__iter__(), self.skipped, None)
 
 
-class ResumableLoader(DataLoader):
+class ResumableLoader(DataLoader[Any]):
     """Loader whose position is part of the state of a run: a resumed epoch goes on after its last step.
 
     Args:
@@ -110,13 +110,14 @@ class ResumableLoader(DataLoader):
         options: further arguments of ``DataLoader``.
     """
 
-    def __init__(self, samples: Dataset, batch_size: int, trainer: Trainer, **options: Any) -> None:
+    def __init__(self, samples: Dataset[Any], batch_size: int, trainer: Trainer, **options: Any) -> None:
         self._trainer, self._rest = trainer, RestSampler(samples, trainer)
         super().__init__(samples, batch_size, sampler=self._rest, **options)
 
     def state_dict(self) -> dict[str, int]:
         """Return the number of batches of this epoch that training has done, not those that workers have loaded."""
-        return {"batches": self._trainer.fit_loop.epoch_loop.batch_progress.current.processed}
+        progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress.current
+        return {"batches": progress.processed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._rest.skipped = state["batches"] * (self.batch_size or 1)

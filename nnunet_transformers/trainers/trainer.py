@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import pydoc
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from .._atomic import replacing
+from .._lease import lease
+from .._processes import forks_exit_with_parent
 from ..architectures import SegmentationNetwork, class_path
 from ..cpu import optimize
 from ..discovery import plans_name
@@ -123,6 +127,17 @@ class TransformerTrainer(nnUNetTrainer):
         if self.device.type == "cpu":
             # nnU-Net has no hook between network and optimiser; the optimiser's parameters stay the same objects
             optimize(self.plain_network)
+
+    def run_training(self) -> None:
+        """Train as nnU-Net does, as the only run that writes to this fold.
+
+        Raises:
+            FolderInUse: if another run trains this fold.
+        """
+        forks_exit_with_parent()
+        fold = Path(self.output_folder)
+        with lease(fold, fold / "training.lease") if self.local_rank == 0 else nullcontext():
+            super().run_training()
 
     # ---- recipe ----
 

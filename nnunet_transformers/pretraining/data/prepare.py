@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from ..._atomic import new_folder
+from ..._processes import exit_with_parent
 from .cases import FILE_ENDINGS, ImageCase, find_cases
 from .index import INDEX, PreparedCase, PreparedIndex, Skipped
 
@@ -232,7 +233,7 @@ def prepare(
 def _workers(processes: int) -> Iterator[Executor]:
     """Spawn worker processes: forked ones can crash, because blosc2 and torch run threads."""
     try:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=exit_with_parent) as pool:
             yield pool
     except BrokenProcessPool as error:
         raise RuntimeError(

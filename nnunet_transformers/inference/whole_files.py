@@ -1,0 +1,38 @@
+"""Segmentations that are written whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from numpy.typing import NDArray
+
+from .._atomic import replacing
+
+
+class WholeFilePlans(PlansManager):
+    """Plan whose segmentations are written to a temporary folder and moved, as image libraries write in place.
+
+    A prediction that is killed otherwise leaves a truncated segmentation, which ``--continue_prediction`` keeps.
+    """
+
+    @property
+    def image_reader_writer_class(self) -> type[BaseReaderWriter]:
+        """nnU-Net's class for the files of the dataset, with a ``write_seg`` that moves."""
+        base: Any = super().image_reader_writer_class
+
+        class WholeFiles(base):
+            def write_seg(self, seg: NDArray, output_fname: str, properties: dict) -> None:
+                target = Path(output_fname)
+                with TemporaryDirectory() as folder:
+                    super().write_seg(seg, str(Path(folder) / target.name), properties)
+                    # what stands beside the segmentation, such as the spacing of a TIFF, comes before it
+                    for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):
+                        with replacing(target.parent / file.name) as partial:
+                            shutil.copyfile(file, partial)
+
+        return WholeFiles
