@@ -69,7 +69,7 @@ def _context_of_threads(method: str | None = None) -> BaseContext:
     return _Threads() if method == "spawn" else _get_context(method)
 
 
-def _executor_of_threads(processes: int, mp_context: BaseContext) -> Executor:
+def _executor_of_threads(processes: int, mp_context: BaseContext, initializer: object) -> Executor:
     return ThreadPoolExecutor(processes)
 
 

@@ -88,6 +88,7 @@ class BatchedPredictor(nnUNetPredictor):
             for fold in self._folds(model_training_output_dir, use_folds, checkpoint_name):
                 read_checkpoint(Path(model_training_output_dir) / f"fold_{fold}" / checkpoint_name, self.trust)
             raise
+        self.plans_manager = WholeFilePlans(self.plans_manager.plans)
         self._prepare()
 
     def manual_initialization(self, *args: Any, **kwargs: Any) -> None:
@@ -103,7 +104,6 @@ class BatchedPredictor(nnUNetPredictor):
 
     def _prepare(self) -> None:
         self._bytes_of_pass = self._limit = None  # were those of another network
-        self.plans_manager = WholeFilePlans(self.plans_manager.plans)
         if self.device.type == "cpu" and self.batch_size != 1:
             # with a batch size of 1 the results equal nnU-Net's to the last bit, which these kernels do not keep
             use_kernels(self.network)
