@@ -18,6 +18,7 @@ from nnunet_transformers.pretraining.matching.embedding_network import AnatomyEm
 from nnunet_transformers.pretraining.matching.hybrid import robust_affine
 from nnunet_transformers.pretraining.matching.matcher import apply_affine, random_points
 from nnunet_transformers.pretraining.methods.anatomical_embedding import AnatomyMatching
+from nnunet_transformers.runs.callbacks import feature_spread
 
 from .phantoms import SPACING, make_volume, random_map, true_match, write_volumes
 from .steps import cross_entropy, train
@@ -225,6 +226,9 @@ class TestAnatomicalEmbedding:
         loss = module.training_step(batch, 0)
         images, frames = zip(*batch, strict=True)
         embeddings = module.embedding(torch.cat(images))
+        # of the fine embeddings of all points of the first views
+        features = torch.cat([grid.flatten(1).T for grid in embeddings[0][: len(images[0])]])
+        torch.testing.assert_close(module.logged["feature_spread"], feature_spread(features))
         number, losses = len(images[0]), {"fine": [], "coarse": []}
         torch.manual_seed(1)
         for i in range(number):

@@ -98,10 +98,11 @@ class TestAdapters:
         expected = 4 * nn.functional.avg_pool2d(value, 2).sum(1, keepdim=True).expand(-1, 3, -1, -1) / 3
         torch.testing.assert_close(target["first"], expected)
         torch.testing.assert_close(target["first"].sum((1, 2, 3)), value.sum((1, 2, 3)))
-        report = transfer(target, {"first": torch.ones(4, 3, 2, 2)}, [first_layers(["first"])])
-        assert list(report.fresh) == ["first", "other"]
+        for other in (torch.ones(4, 3, 2, 2), torch.ones(2, 3, 2, 2, 2), torch.ones(2, 3, 2)):
+            report = transfer(target, {"first": other}, [first_layers(["first"])])
+            assert list(report.fresh) == ["first", "other"]
 
-    @pytest.mark.parametrize("kernel", [(3, 5), (3, 3, 5), (1, 7, 7)])
+    @pytest.mark.parametrize("kernel", [(3, 5), (3, 3, 5), (4, 3, 5), (1, 7, 7)])
     def test_depthwise_kernels(self, kernel):
         """Kernels are cropped in-plane and, in 3D, repeated along the depth and divided by its length."""
         value = torch.randn(2, 1, 7, 7)
@@ -118,11 +119,27 @@ class TestAdapters:
     def test_kernels_that_do_not_fit(self):
         adapters = [pointwise_convolutions, depthwise_kernels("conv_dw.weight")]
         report = transfer(
-            {"conv_dw.weight": torch.zeros(2, 1, 9, 9), "fc.weight": torch.zeros(2, 6)},
-            {"conv_dw.weight": torch.ones(2, 1, 7, 7), "fc.weight": torch.ones(3, 4, 1, 1)},
+            {
+                "conv_dw.weight": torch.zeros(2, 1, 9, 9),
+                "fc.weight": torch.zeros(2, 6),
+                "conv.weight": torch.zeros(2, 1, 3, 3),
+            },
+            {
+                "conv_dw.weight": torch.ones(2, 1, 7, 7),
+                "fc.weight": torch.ones(3, 4, 1, 1),
+                "conv.weight": torch.ones(2, 1, 7, 7),
+            },
             adapters,
         )
-        assert set(report.fresh) == {"conv_dw.weight", "fc.weight"}
+        assert set(report.fresh) == {"conv_dw.weight", "fc.weight", "conv.weight"}
+
+    def test_pointwise_convolutions_of_fewer_axes(self):
+        """A linear layer that is larger in one axis than the convolution is not reshaped."""
+        value = torch.arange(6.0)
+        assert torch.equal(
+            pointwise_convolutions("", value.view(2, 3), torch.zeros(2, 3, 1, 1))[0], value.view(2, 3, 1, 1)
+        )
+        assert torch.equal(pointwise_convolutions("", value.view(2, 3, 1, 1), torch.zeros(2, 3))[0], value.view(2, 3))
 
 
 class TestImageNet:
