@@ -41,16 +41,16 @@ def holder(file):
 
 
 def test_second_run_is_refused(file, holder):
-    with pytest.raises(FolderInUse, match=rf"run is being written by process {holder.pid} on .*; wait until it ends"):
-        with lease(file.parent, file):
-            raise AssertionError("two holders")
+    message = rf"run is being written by process {holder.pid} on .*; wait until it ends"
+    with pytest.raises(FolderInUse, match=message), lease(file.parent, file):
+        raise AssertionError("two holders")
     assert json.loads(file.read_text())["pid"] == holder.pid
 
 
 def test_second_holder_in_one_process(file):
-    with lease(file.parent, file), pytest.raises(FolderInUse, match="by this process already"):
-        with lease(file.parent, file):
-            raise AssertionError("two holders")
+    message = "by this process already"
+    with lease(file.parent, file), pytest.raises(FolderInUse, match=message), lease(file.parent, file):
+        raise AssertionError("two holders")
 
 
 def test_killed_holder_is_replaced_at_once(file, holder, capsys):
