@@ -35,6 +35,11 @@ class EpochState(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        loop: Any = trainer.fit_loop
+        if loop._combined_loader_states_to_load:
+            # To count the steps of the schedule, Lightning has built the first loader before it read the state. It
+            # builds another one at the start of the epoch, which gets the position, if the last one is old.
+            loop._last_train_dl_reload_epoch = float("-inf")
         if trainer.global_step == 0 and self.dirpath is not None:
             trainer.save_checkpoint(Path(self.dirpath) / FILE)
 

@@ -43,8 +43,9 @@ METHODS = {
 }
 RATES = {"qt_ssl_in_task": 1e-2, "unimiss": 0.02 * 4 / 256}
 ENCODERS = {"qt_ssl_in_task": "encoder.pth", "unimiss": "encoder_3d.pth"}
-# optimiser steps within which a run is killed: in the first epoch, before a state is saved, and in later ones
-KILLED_AT = {"qt_ssl_in_task": (2, STEPS + 2), "unimiss": (STEPS - 1, 2 * STEPS + 1)}
+# optimiser steps within which runs are killed, one without and one with a state after every step: in the first epoch,
+# whose loader Lightning builds before it reads the state, and in later ones
+KILLED_AT = {"qt_ssl_in_task": (2, 2), "unimiss": (STEPS + 1, 2 * STEPS + 1)}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ class TestRuns:
         every_step = ["--trainer.callbacks+=nnunet_transformers.runs.state.StepState"]
         every_step += ["--trainer.callbacks.init_args.interval=0:0:0"]
         for step, options in zip(KILLED_AT[recipe], ([], every_step), strict=True):
-            folder = tmp_path / f"killed_at_{step}"
+            folder = tmp_path / f"killed_at_{step}_{len(options)}"
             kill = [
                 *options,
                 "--trainer.callbacks+=tests.pretraining.killer.KillAt",
