@@ -82,8 +82,10 @@ COMMANDS = {
         ["nnUNetv2_train", "904", CONFIGURATION, "0", "-tr", TRAINER, "-p", PLANS, "-device", "cpu"], ["--c"]
     ),
     "predict": Command(
-        ["predict", "-m", MODEL_FOLDER, "-i", f"raw/{DATASET}/imagesTr", "-o", "out", "-f", "0", "-device", "cpu"]
-        + ["-npp", "1", "-nps", "1", "--disable_tta"],
+        [
+            *("predict", "-m", MODEL_FOLDER, "-i", f"raw/{DATASET}/imagesTr", "-o", "out", "-f", "0"),
+            *("-device", "cpu", "-npp", "1", "-nps", "1", "--disable_tta"),
+        ],
         ["--continue_prediction"],
         "out/*.nii.gz",
     ),
@@ -148,14 +150,10 @@ def count_writes(scratch: Path, at: int | None, delay: float, counter: Path) -> 
 
     def is_write(event: str, arguments: tuple[Any, ...]) -> bool:
         if event == "open":
-            path, _, flags = arguments
+            path, _, flags = str(arguments[0]), *arguments[1:]
+            is_below = path.startswith(root) or not os.path.isabs(path)
             writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-            return (
-                bool(writes)
-                and str(path) != str(counter)
-                and not os.path.isabs(str(path)) | False
-                or (bool(writes) and str(path).startswith(root) and str(path) != str(counter))
-            )
+            return bool(writes) and is_below and path != str(counter)
         return event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree")
 
     def kill() -> None:
@@ -308,7 +306,7 @@ def workplace() -> Iterator[Path]:
         scratch.mkdir()
         for kind in ("raw", "preprocessed", "results"):
             os.environ[f"nnUNet_{kind}"] = str(scratch / kind)
-        os.environ |= {"nnUNet_n_proc_DA": "1", "nnUNet_compile": "f", "OMP_NUM_THREADS": "1"}
+        os.environ |= {"nnUNet_n_proc_DA": "1", "nnUNet_compile": "f", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}
         yield scratch
 
 
@@ -391,7 +389,6 @@ def main() -> None:
         _, status = in_child(scratch, lambda: run_command(COMMANDS["train"].words), scratch.parent / "log")
         if status != 0:
             raise RuntimeError((scratch.parent / "log").read_text()[-3000:])
-        trained = scratch / "results"
         shutil.copytree(scratch, template)
         share = -(-arguments.kills // len(arguments.commands))
         for name in arguments.commands:
@@ -406,7 +403,6 @@ def main() -> None:
             results[name]["minutes"] = round((time.monotonic() - start) / 60, 1)
             print(name, json.dumps(results[name], indent=1), flush=True)
             arguments.output.write_text(json.dumps(results, indent=1) + "\n")
-        del trained
 
 
 if __name__ == "__main__":

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 import typer
 
 from . import classify, demo, doctor, evaluate, models, package, predict, preset, pretrain, probe, weights
 from ._options import missing_extra
+
+SOFTWARE_ERROR = 70  # of sysexits.h
+BUG = (
+    "this is a bug of nnunet-transformers. Please report the command and the lines above at "
+    "https://github.com/nnunet-transformers/nnunet-transformers/issues"
+)
 
 app = typer.Typer(
     help="Transformer U-Nets for nnU-Net v2: checks, tables, released weights, reports and a demo. Train with "
@@ -30,9 +37,17 @@ app.add_typer(demo.commands)
 
 
 def main() -> None:
-    """Run the command; a user's mistake ends it with a line on stderr and exit code 1 instead of a traceback."""
+    """Run the command.
+
+    A user's mistake ends it with a line on stderr and exit code 1 instead of a traceback. Any other error is a bug of
+    this package: it shows its traceback and where to report it, with exit code 70.
+    """
     try:
         app()
     except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
         typer.secho(f"error: {missing_extra(error) or error}", fg=typer.colors.RED, err=True)
         sys.exit(1)
+    except Exception as error:
+        traceback.print_exception(error)
+        typer.secho(f"error: {BUG}", fg=typer.colors.RED, err=True)
+        sys.exit(SOFTWARE_ERROR)

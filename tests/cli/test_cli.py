@@ -183,3 +183,24 @@ def test_demo_dataset_is_real_and_reproducible(tmp_path):
     assert set(np.unique(label)) == set(LABELS.values())
     # white matter is brighter than grey matter in T1
     assert image[label == 2].mean() > image[label == 1].mean() > image[label == 0].mean()
+
+
+class TestErrors:
+    def run(self, monkeypatch, capsys, error):
+        def command(*_):
+            raise error
+
+        monkeypatch.setattr(cli, "app", command)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code, capsys.readouterr().err
+
+    def test_mistakes_are_one_line(self, monkeypatch, capsys):
+        for error in (ValueError("wrong"), FileNotFoundError("wrong"), RuntimeError("wrong")):
+            assert self.run(monkeypatch, capsys, error) == (1, "error: wrong\n")
+
+    def test_bugs_ask_for_a_report(self, monkeypatch, capsys):
+        code, text = self.run(monkeypatch, capsys, TypeError("not your mistake"))
+        assert code == 70
+        assert text.startswith("Traceback")
+        assert "TypeError: not your mistake\nerror: this is a bug of nnunet-transformers. Please report" in text
