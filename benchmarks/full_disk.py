@@ -32,9 +32,10 @@ from survival import (
 COUNTED = ("broken", "tracebacks", "failed", "litter")
 
 
-def size_of(folder: Path) -> int:
-    """Return the bytes of a folder on a tmpfs, whole pages."""
-    return sum(-(-path.stat().st_size // 4096) * 4096 + 4096 for path in folder.rglob("*"))
+def used(disk: Path) -> int:
+    """Return the bytes in use on a disk."""
+    state = os.statvfs(disk)
+    return (state.f_blocks - state.f_bfree) * state.f_frsize
 
 
 def resize(disk: Path, size: int) -> None:
@@ -45,18 +46,20 @@ def test_command(name: str, runs: int, template: Path, scratch: Path, disk: Path
     """Run a command on disks of some sizes and list what went wrong."""
     command, log, large = COMMANDS[name], Path(tempfile.gettempdir()) / f"full_disk_{os.getpid()}.log", 2**31
     restore(template, scratch, name)
-    before = size_of(scratch)
+    before = used(disk)
     in_child(scratch, lambda: run_command(command.words), log)
-    needed = size_of(scratch) - before
+    needed = used(disk) - before
     result: dict[str, Any] = {"bytes": needed, "runs": 0, **{kind: [] for kind in COUNTED}}
     for _ in range(runs):
         room = rng.randint(0, needed)
         restore(template, scratch, name)
-        resize(disk, size_of(disk) + room)
+        resize(disk, used(disk) + room)
         _, status = in_child(scratch, lambda: run_command(command.words), log)
         resize(disk, large)
         where, text = f"room {room}", log.read_text(errors="replace")
-        result["runs"] += status != 0
+        if status == 0:
+            continue  # there was room enough
+        result["runs"] += 1
         result["broken"] += [f"{where}: {line}" for line in damaged(scratch)]
         if "Traceback" in text and name != "train":  # nnU-Net's command shows what our trainer raises
             result["tracebacks"].append(f"{where}: {text.strip().splitlines()[-1][:300]}")

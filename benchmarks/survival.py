@@ -273,8 +273,18 @@ def set_up(scratch: Path) -> None:
     description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "ball": 1}, "numTraining": 6}
     (raw / "dataset.json").write_text(json.dumps({**description, "file_ending": ".nii.gz"}))
     binaries = Path(sys.executable).parent
-    plan = [binaries / "nnUNetv2_plan_and_preprocess", "-d", "904", "-pl", PLANNER, "-c", CONFIGURATION, "-np", "1"]
-    own = [binaries / "nnunet-transformers"]
+    plan: list[Path | str] = [
+        binaries / "nnUNetv2_plan_and_preprocess",
+        "-d",
+        "904",
+        "-pl",
+        PLANNER,
+        "-c",
+        CONFIGURATION,
+        "-np",
+        "1",
+    ]
+    own: list[Path | str] = [binaries / "nnunet-transformers"]
     first = [word.replace("default_root_dir=run", "default_root_dir=first") for word in PRETRAIN]
     commands: tuple[list[Path | str], ...] = (
         [*plan, "-npfp", "1", "-gpu_memory_target", "2"],
