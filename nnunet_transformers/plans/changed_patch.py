@@ -15,8 +15,9 @@ from ..architectures._arguments import per_axis, per_stage, token_grids
 from ..discovery import PLANNERS
 from .tiling import TokenRules, choose_windows
 
-# arguments that a plan for one of this package's networks, or a network like them, states
-OF_OUR_NETWORKS = {"patch_size", "strides", "auxiliary_heads"}
+# arguments that a plan states of this package's networks and of those made like them, and of their windows
+OF_NETWORKS = {"patch_size", "strides", "auxiliary_heads"}
+OF_WINDOWS = {"window_sizes", "patch_embed_stride", "num_stages", "merge_strides"}
 
 
 def architecture_for_patch(configuration: Mapping[str, Any], planner: str | None) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def architecture_for_patch(configuration: Mapping[str, Any], planner: str | None
     architecture: dict[str, Any] = configuration["architecture"]
     arguments = architecture["arch_kwargs"]
     patch_size = [int(n) for n in configuration["patch_size"]]
-    if not arguments.keys() >= OF_OUR_NETWORKS or list(arguments["patch_size"]) == patch_size:
+    if not arguments.keys() >= OF_NETWORKS or list(arguments["patch_size"]) == patch_size:
         return architecture
     try:
         changed = {"patch_size": patch_size, **_windows(arguments, patch_size, configuration["spacing"], planner)}
@@ -54,7 +55,7 @@ def _windows(
     """The argument ``window_sizes`` for a patch, if it is to change."""
     ndim = len(patch_size)
     token_grids(patch_size, arguments["strides"])
-    if "window_sizes" not in arguments:
+    if not arguments.keys() >= OF_WINDOWS:
         return {}
     stem = per_axis(arguments["patch_embed_stride"], ndim, "patch_embed_stride")
     count = int(arguments["num_stages"])
