@@ -68,8 +68,8 @@ def data_differences(plans: Mapping[str, Any], other: Mapping[str, Any], data_id
 def _using(plans: Mapping[str, Any], data_identifier: str) -> Iterator[dict[str, Any]]:
     """The configurations of a plan that use a preprocessed folder, with what they inherit."""
     manager = PlansManager(dict(plans))
-    for name in manager.available_configurations:
-        with suppress(KeyError, RuntimeError):  # of a version of nnU-Net's that this one cannot read
+    for name in plans["configurations"]:
+        with suppress(KeyError, TypeError, RuntimeError):  # no plan, or of a version of nnU-Net's that this cannot read
             configuration = manager.get_configuration(name).configuration
             if configuration.get("data_identifier") == data_identifier:
                 yield configuration
@@ -132,7 +132,7 @@ class StoredData:
     @property
     def path(self) -> Path:
         """Folder of the cases."""
-        return self.folder / self.planned.configuration.data_identifier
+        return self.folder / str(self.planned.configuration.data_identifier)
 
     @cached_property
     def cases(self) -> list[str]:

@@ -143,8 +143,9 @@ class TransformerTrainer(nnUNetTrainer):
 
     def _adapt_architecture(self) -> None:
         planned = self._planned()
+        before = self.configuration_manager.configuration["architecture"]
         architecture = planned.configuration.configuration["architecture"]
-        if architecture["arch_kwargs"] != self.configuration_manager.network_arch_init_kwargs:
+        if architecture != before:
             windows = architecture["arch_kwargs"].get("window_sizes")
             self.print_to_log_file(
                 f"patch_size was changed to {list(planned.patch_size)}: the network is built for it"
@@ -153,13 +154,10 @@ class TransformerTrainer(nnUNetTrainer):
         if not self.enable_deep_supervision and architecture["arch_kwargs"].get("auxiliary_heads"):
             # DDP requires a gradient for every parameter, and these heads get none without deep supervision
             architecture = {**architecture, "arch_kwargs": {**architecture["arch_kwargs"], "auxiliary_heads": False}}
-        # nnU-Net builds the network from one and stores the other beside the model, from which prediction builds it
-        for configuration in (
-            self.configuration_manager.configuration,
-            self.plans_manager.plans["configurations"][self.configuration_name],
-        ):
-            if configuration.get("architecture") != architecture:
-                configuration["architecture"] = architecture
+        if architecture != before:
+            # nnU-Net builds the network from one and stores the other beside the model, for prediction
+            self.configuration_manager.configuration["architecture"] = architecture
+            self.plans_manager.plans["configurations"][self.configuration_name]["architecture"] = architecture
 
     def _planned(self) -> PlannedConfiguration:
         return PlannedConfiguration(self.plans_manager.plans, self.dataset_json, self.configuration_name)
@@ -222,10 +220,23 @@ class TransformerTrainer(nnUNetTrainer):
         self.lr_scheduler.step(progress)
         self._freeze_encoder(progress)
         self._iteration += 1
+        statistics = [] if self.grad_scaler is None else self._batch_norm_statistics()
+        before = [tensor.clone() for tensor in statistics]
         with default_autocast_dtype(self.autocast_dtype):
             result = super().train_step(batch)
-        self._check_loss(float(result["loss"]), batch)
+        if np.isfinite(result["loss"]):
+            self._overflows = 0
+            return result
+        self._overflows += 1
+        self._stop_on_overflow(batch)
+        # the scaler skipped the weights' step; infinite statistics would stay so
+        for tensor, value in zip(statistics, before, strict=True):
+            tensor.copy_(value)
         return result
+
+    def _batch_norm_statistics(self) -> list[torch.Tensor]:
+        norms = [m for m in self.network.modules() if isinstance(m, _BatchNorm)]
+        return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
 
     def _encoder_parts(self) -> tuple[nn.Module, nn.Module]:
         # not a property: nnU-Net reads all properties for debug.json, and a linear probe has no such parts
@@ -317,15 +328,11 @@ class TransformerTrainer(nnUNetTrainer):
                 "segmentation or dataset.json, then run nnUNetv2_plan_and_preprocess with --verify_dataset_integrity."
             )
 
-    def _check_loss(self, loss: float, batch: dict[str, Any]) -> None:
+    def _stop_on_overflow(self, batch: dict[str, Any]) -> None:
         """Stop on a loss that is not finite; where gradients are scaled, on ``MAX_OVERFLOWS`` of them in a row.
 
         ``GradScaler`` skips the step of an overflow and lowers its scale, so one of them does no harm.
         """
-        if np.isfinite(loss):
-            self._overflows = 0
-            return
-        self._overflows += 1
         where = f"epoch {self.current_epoch}, iteration {self._iteration}: the loss is not finite"
         finite = torch.isfinite(batch["data"]).flatten(1).all(1)
         if not finite.all():

@@ -311,7 +311,9 @@ def test_tiny_patches_are_refused(folder, static, voxel_bytes):
             patches.append(prod(tokens.patch_size))
             return static, batch_size * prod(tokens.patch_size) * voxel_bytes
 
-    message = r"does not fit 8 GB even at a patch of \(.*\) and 4 stages: its weights .* need .* GB, a batch of 2 .* GB;"
+    message = (
+        r"does not fit 8 GB even at a patch of \(.*\) and 4 stages: its weights .* need .* GB, a batch of 2 .* GB;"
+    )
     with pytest.raises(RuntimeError, match=message):
         plan(folder, Planner, (1, 1, 1), (160, 160, 160))
     # in steps: the patch after a small one may fit

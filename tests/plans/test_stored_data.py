@@ -181,7 +181,9 @@ class TestContent:
         (folder / "nnUNetPlans.json").unlink()
         data = stored_data(folder)
         data.check_plans()
-        message = r"case ball_0 has channels and voxels \(1, 40, 48, 40\) where the plan makes \(1, 20, 24, 20\)\. .* Run `"
+        message = (
+            r"case ball_0 has channels and voxels \(1, 40, 48, 40\) where the plan makes \(1, 20, 24, 20\)\. .* Run `"
+        )
         with pytest.raises(ValueError, match=message):
             data.check_content()
 

@@ -46,7 +46,7 @@ def test_autocast_and_scaler(trainer, planned, used, monkeypatch):
         monkeypatch.setattr(nnUNetTrainer, name, step)
     monkeypatch.setattr(StoredData, "check_content", lambda self: None)  # the dataset has only a fingerprint
     trainer = trainer(planned)
-    trainer.lr_scheduler = Mock()
+    trainer.lr_scheduler, trainer.network = Mock(), torch.nn.Identity()
     batch = {"target": torch.zeros(1, 1, 2, 2, 2), "keys": ["case"]}
     assert trainer.train_step(batch) == trainer.validation_step(batch)
     trainer.perform_actual_validation()
