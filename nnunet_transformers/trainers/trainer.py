@@ -220,7 +220,7 @@ class TransformerTrainer(nnUNetTrainer):
         self.lr_scheduler.step(progress)
         self._freeze_encoder(progress)
         self._iteration += 1
-        statistics = [] if self.grad_scaler is None else self._batch_norm_statistics()
+        statistics = self._batch_norm_statistics()
         before = [tensor.clone() for tensor in statistics]
         with default_autocast_dtype(self.autocast_dtype):
             result = super().train_step(batch)
@@ -235,6 +235,9 @@ class TransformerTrainer(nnUNetTrainer):
         return result
 
     def _batch_norm_statistics(self) -> list[torch.Tensor]:
+        """The statistics to restore after a step that the scaler skips."""
+        if self.grad_scaler is None:
+            return []
         norms = [m for m in self.network.modules() if isinstance(m, _BatchNorm)]
         return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
 

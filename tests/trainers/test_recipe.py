@@ -136,7 +136,7 @@ def test_labels_with_a_gap(prepared):
         labels = {**dataset, "labels": {"background": 0, **labels}, **entries}
         return nnUNetTrainerQTUNet(dict(plans), "3d_fullres", 0, labels, CPU)
 
-    with pytest.raises(ValueError, match="labels in dataset.json are 0, 1, 3, but"):
+    with pytest.raises(ValueError, match=r"labels in dataset.json are 0, 1, 3, but"):
         make({"a": 1, "b": 3})
     trainer = make({"a": 1, "b": 2, "ignore": 3})
     batch = {"target": torch.tensor([0, 1, 2, 3.0]).view(1, 1, 4), "keys": ["case"]}

@@ -187,7 +187,7 @@ class TestStoredData:
         # the dataset may have grown since a training began, but its own cases are needed
         trainer.current_epoch = 1
         (folder / "splits_final.json").write_text(json.dumps([{"train": ["ball_0"], "val": ["ball_1"]}]))
-        with pytest.raises(ValueError, match="has cases in fold 0 that .* lacks: ball_0"):
+        with pytest.raises(ValueError, match=r"has cases in fold 0 that .* lacks: ball_0"):
             trainer.on_train_start()
 
     def test_not_preprocessed(self, folder):
