@@ -100,8 +100,19 @@ def test_cases_added_after_stock_was_preprocessed(folder):
     data = stored_data(folder)
     check(data)
     assert len(data.cases) == 6
-    # once the folder is the plan's, older plans that share the other one do not matter
-    assert find_conflict(data.planned.plans, folder, data.path.name) is None
+
+
+def test_plans_made_from_the_owner_of_a_folder_have_to_agree_with_it(folder):
+    """Else a plan that ``attach`` wrote from an earlier state would stop the trainings of the plan itself."""
+    change(folder, lambda p: p["configurations"]["3d_fullres"].update(data_identifier=f"{PLANS}_3d_fullres"))
+    derived = f"{PLANS}_pretrained"
+    shutil.copy(folder / f"{PLANS}.json", folder / f"{derived}.json")
+    change(folder, lambda plans: plans.update(plans_name=derived, attached={}), derived)
+    stored_data(folder, derived).check_plans()
+    change(folder, lambda plans: plans[INTENSITIES]["0"].update(mean=300.0))
+    stored_data(folder).check_plans()
+    with pytest.raises(ValueError, match=f"^{derived} shares the data in .* with {PLANS}, which was planned with"):
+        stored_data(folder, derived).check_plans()
 
 
 def test_planner_says_what_differs(folder, capsys):
