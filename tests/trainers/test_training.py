@@ -173,11 +173,10 @@ class TestStoredData:
         plans = json.loads(path.read_text())
         plans["configurations"]["3d_fullres"]["spacing"] = [0.5, 0.5, 0.5]
         path.write_text(json.dumps(plans))
-        with pytest.raises(ValueError, match="where the plan makes"):
-            train()
         trainer = get_trainer_from_args("900", "3d_fullres", 0, TRAINER, PLANS, device=CPU)
-        with pytest.raises(ValueError, match="where the plan makes"):
-            trainer.perform_actual_validation()
+        for start in (trainer.on_train_start, trainer.perform_actual_validation):
+            with pytest.raises(ValueError, match="where the plan makes"):
+                start()
 
     def test_missing_cases_and_a_resumed_training(self, folder):
         (folder / "nnUNetPlans_3d_fullres/ball_0.pkl").unlink()
