@@ -13,10 +13,11 @@ from typing import Any
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from .changed_patch import architecture_for_patch
 from .plan_files import dataset_folder, load_plans
 
 
@@ -28,6 +29,21 @@ def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
     """
     names = dataset_json.get("channel_names") or dataset_json["modality"]
     return [names[key] for key in sorted(names, key=int)]
+
+
+def check_labels(labels: LabelManager) -> None:
+    """Check that each label is the number of a segmentation head, as nnU-Net's loss assumes of labels without regions.
+
+    Raises:
+        ValueError: names the labels.
+    """
+    if not labels.has_regions and labels.all_labels != list(range(labels.num_segmentation_heads)):
+        values = ", ".join(map(str, labels.all_labels))
+        raise ValueError(
+            f"the labels in dataset.json are {values}, but nnU-Net needs consecutive ones from 0 to "
+            f"{labels.num_segmentation_heads - 1}. Renumber them in dataset.json and in the files of labelsTr, then "
+            "plan and preprocess again"
+        )
 
 
 def find_trainer(name: str) -> type[nnUNetTrainer]:
@@ -93,8 +109,18 @@ class PlannedConfiguration:
 
     @cached_property
     def configuration(self) -> ConfigurationManager:
-        """The configuration as nnU-Net reads it, including inherited entries."""
-        return self.manager.get_configuration(self.name)
+        """The configuration as nnU-Net reads it, including inherited entries, with the network for its patch.
+
+        Raises:
+            ValueError: if ``patch_size`` was changed to one that the network's strides do not divide.
+        """
+        configuration: ConfigurationManager = self.manager.get_configuration(self.name)
+        entries = configuration.configuration
+        try:
+            entries["architecture"] = architecture_for_patch(entries, self.planner)
+        except ValueError as error:
+            raise ValueError(f"{self.plans['plans_name']}, {self.name}: {error}") from error
+        return configuration
 
     @property
     def patch_size(self) -> tuple[int, ...]:

@@ -5,19 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import isfile, join, load_json
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from ..architectures import create_network, get_network
 from ..discovery import plans_name
-from .memory import training_peak_bytes
-from .planned import channel_names
+from .memory import CUDA_OVERHEAD, training_peak_bytes
+from .planned import channel_names, check_labels
+from .stored_data import find_conflict
 from .tiling import TokenPlan, TokenRules, choose_patch_embed_stride, plan_tokens, shrink
+
+# nnU-Net's default plans, whose preprocessed folders other plans share
+STOCK = "nnUNetPlans"
+# voxels of the smallest patch that a lack of memory may lead to: below, a larger batch of them teaches little
+SMALLEST_PATCH = {2: 64**2, 3: 32**3}
+# most by which the volume of the patch falls before memory is traced again
+LARGEST_STEP = 4.0
 
 
 class TransformerPlanner(ExperimentPlanner):
@@ -27,8 +38,9 @@ class TransformerPlanner(ExperimentPlanner):
 
     nnU-Net first plans its CNN, whose patch size is the target: ``plan_tokens`` picks the nearest patch whose token
     grids the windows tile. Where a step with two samples exceeds the memory target, activation checkpointing is
-    switched on; where it still does, the patch shrinks, as in nnU-Net. The remaining memory goes into a larger batch,
-    within nnU-Net's limit of 5 % of the dataset.
+    switched on; where it still does, the network gets fewer stages if its weights take more than half of the target,
+    and else the patch shrinks, as in nnU-Net. The remaining memory goes into a larger batch, within nnU-Net's limit of
+    5 % of the dataset.
 
     Attributes:
         network_name: the registered network, set by a subclass.
@@ -37,7 +49,8 @@ class TransformerPlanner(ExperimentPlanner):
         token_rules: the network's requirements on its token grids.
 
     Raises:
-        ValueError: if ``network_overrides`` has arguments that the network does not take.
+        ValueError: if ``network_overrides`` has arguments that the network does not take, or the labels of the dataset
+            are not consecutive.
     """
 
     network_name: str
@@ -69,6 +82,8 @@ class TransformerPlanner(ExperimentPlanner):
                 f"it takes {', '.join(entry.override_names)}"
             )
         self._dimensions = entry.dimensions
+        self._labels = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
+        check_labels(self._labels)
         self._known_arguments: dict[Any, dict[str, Any]] = {}
         if 3 not in self._dimensions:
             self.lowres_creation_threshold = 0  # saves the search for a spacing of 3d_lowres
@@ -85,18 +100,31 @@ class TransformerPlanner(ExperimentPlanner):
         """Name of the preprocessed folder; stock nnU-Net's where the data are the same.
 
         They are in 2d and 3d_fullres, whose spacing depends on the fingerprint alone; that of 3d_lowres also depends on
-        the patch.
+        the patch. ``save_plans`` renames the folder if an existing plan makes other data under that name.
         """
         if self._shares_stock_data and configuration_name in ("2d", "3d_fullres"):
-            return f"nnUNetPlans_{configuration_name}"
+            return f"{STOCK}_{configuration_name}"
         identifier: str = super().generate_data_identifier(configuration_name)
         return identifier
 
     @staticmethod
-    def static_estimate_VRAM_usage(*args: Any, **kwargs: Any) -> int:
-        """nnU-Net's estimate for its CNN, computed on the meta device, which saves the initialisation of weights."""
+    def static_estimate_VRAM_usage(
+        patch_size: Sequence[int],
+        input_channels: int,
+        output_channels: int,
+        arch_class_name: str,
+        arch_kwargs: dict[str, Any],
+        arch_kwargs_req_import: Sequence[str],
+    ) -> int:
+        """nnU-Net's estimate for its CNN, computed on the meta device, which saves the initialisation of weights.
+
+        nnU-Net's own also sets PyTorch's threads to nnUNet_n_proc_DA, which fails where that is 0.
+        """
         with torch.device("meta"):
-            estimate: int = ExperimentPlanner.static_estimate_VRAM_usage(*args, **kwargs)
+            network = get_network_from_plans(
+                arch_class_name, arch_kwargs, arch_kwargs_req_import, input_channels, output_channels, allow_init=False
+            )
+            estimate: int = network.compute_conv_feature_map_size(patch_size)
         return estimate
 
     def get_plans_for_configuration(
@@ -114,8 +142,6 @@ class TransformerPlanner(ExperimentPlanner):
         if len(spacing) not in self._dimensions:
             return plan  # save_plans drops it
         spacing = tuple(float(s) for s in spacing)
-        if self._stock_data_differ(plan):
-            plan["data_identifier"] = data_identifier.replace("nnUNetPlans", self.plans_identifier)
         # nnU-Net searches the spacing of 3d_lowres by planning one after another until the patch covers enough
         is_search = data_identifier == self.generate_data_identifier("3d_lowres")
         tokens, options, batch_size = self._plan_to_fit(
@@ -131,11 +157,17 @@ class TransformerPlanner(ExperimentPlanner):
         return plan
 
     def save_plans(self, plans: dict[str, Any]) -> None:
-        """Save the plans without configurations that the network does not support; print where memory was short."""
+        """Save the plans without configurations that the network does not support.
+
+        A configuration whose data an existing plan would make differently gets a folder of its own. Prints this, and
+        where memory was short.
+        """
         if 3 not in self._dimensions:
             plans["configurations"].pop("3d_fullres", None)
             print(f"{self.network_name} is a 2D network: the plan has no 3D configuration")
+        recursive_fix_for_json_export(plans)  # super's, which the comparison needs as well
         for name, configuration in plans["configurations"].items():
+            self._separate_data(plans, name, configuration)
             arguments = configuration.get("architecture", {}).get("arch_kwargs", {})
             if arguments.get("activation_checkpointing") and "activation_checkpointing" not in self.network_overrides:
                 print(
@@ -144,6 +176,18 @@ class TransformerPlanner(ExperimentPlanner):
                     f"{configuration['batch_size']}"
                 )
         super().save_plans(plans)
+
+    def _separate_data(self, plans: dict[str, Any], name: str, configuration: dict[str, Any]) -> None:
+        identifier = configuration.get("data_identifier", "")
+        folder = Path(nnUNet_preprocessed) / self.dataset_name
+        conflict = find_conflict(plans, folder, identifier) if identifier.startswith(f"{STOCK}_") else None
+        if conflict is not None:
+            other, entries = conflict
+            configuration["data_identifier"] = identifier.replace(STOCK, self.plans_identifier)
+            print(
+                f"{name}: {other} makes other data in {identifier} ({', '.join(entries)}), so this plan has a folder "
+                f"of its own, {configuration['data_identifier']}; preprocess it before training"
+            )
 
     def network_arguments(self, tokens: TokenPlan, **options: Any) -> dict[str, Any]:
         """Complete arguments of the network for the plan's ``arch_kwargs``.
@@ -189,30 +233,15 @@ class TransformerPlanner(ExperimentPlanner):
             self._known_arguments[key] = self.network_arguments(tokens, **options)
         return dict(self._known_arguments[key])
 
-    def _stock_data_differ(self, plan: dict[str, Any]) -> bool:
-        """Whether stock nnU-Net has planned different data under the identifier that this configuration would share."""
-        stock_plans = join(nnUNet_preprocessed, self.dataset_name, "nnUNetPlans.json")
-        configuration = plan["data_identifier"].removeprefix("nnUNetPlans_")
-        if configuration == plan["data_identifier"] or not isfile(stock_plans):
-            return False
-        stock = load_json(stock_plans)
-        theirs = stock["configurations"].get(configuration)
-        if theirs is None:
-            return False
-        keys = ("preprocessor_name", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data")
-        same = all(theirs[key] == plan[key] for key in keys) and np.allclose(theirs["spacing"], plan["spacing"])
-        return not same or stock["transpose_forward"] != [int(i) for i in self.determine_transpose()[0]]
-
-    def _covers_too_little(self, patch_size: Sequence[int], dataset_voxels: float) -> bool:
+    def _covers_too_little(self, patch_size: Sequence[int], image_voxels: float) -> bool:
         """Whether the patch covers so little of an image that nnU-Net plans a lower resolution."""
-        image_voxels = dataset_voxels / self.dataset_json["numTraining"]
         return len(patch_size) == 3 and prod(patch_size) / image_voxels < self.lowres_creation_threshold
 
-    def _input_channels(self, patch_size: Sequence[int], dataset_voxels: float) -> int:
+    def _input_channels(self, patch_size: Sequence[int], image_voxels: float) -> int:
         """Channels of the largest input: in a cascade, one more for each foreground label."""
         channels = len(channel_names(self.dataset_json))
-        cascade = self._covers_too_little(patch_size, dataset_voxels)
-        return channels + (len(self.dataset_json["labels"]) - 1 if cascade else 0)
+        cascade = self._covers_too_little(patch_size, image_voxels)
+        return channels + (len(self._labels.foreground_labels) if cascade else 0)
 
     def _plan_to_fit(
         self,
@@ -238,11 +267,13 @@ class TransformerPlanner(ExperimentPlanner):
             token plan, network arguments that make it fit, and batch size.
 
         Raises:
-            RuntimeError: if not even a patch of 8 voxels per axis fits.
+            RuntimeError: if not even a patch of ``SMALLEST_PATCH`` fits.
         """
         target = tuple(int(n) for n in patch_size)
         stem = choose_patch_embed_stride(target, spacing, self.token_rules)
-        channels = self._input_channels(target, dataset_voxels)
+        cases = self.dataset_json["numTraining"]
+        image_voxels = dataset_voxels / cases if cases else float(prod(median_shape))
+        channels = self._input_channels(target, image_voxels)
         budget, batch_size = self.UNet_vram_target_GB * 1e9, self.UNet_min_batch_size
         plan = partial(plan_tokens, spacing=spacing, rules=self.token_rules, patch_embed_stride=stem)
 
@@ -256,26 +287,36 @@ class TransformerPlanner(ExperimentPlanner):
             peaks: tuple[int, int] = cache[key]
             return peaks
 
+        smallest = min(prod(target), SMALLEST_PATCH[len(target)])
+        max_stages: int | None = None
         while True:
-            tokens = plan(target)
+            tokens = plan(target, max_stages=max_stages)
             static, peak = peak_bytes(tokens, batch_size)
-            excess = peak / max(1.0, budget - static)
-            if excess <= 1:
-                if is_search and self._covers_too_little(tokens.patch_size, dataset_voxels):
+            if static + peak <= budget:
+                if is_search and self._covers_too_little(tokens.patch_size, image_voxels):
                     return tokens, options, batch_size
                 return tokens, options, self._fitting_batch(partial(peak_bytes, tokens), tokens, dataset_voxels)
             if can_checkpoint and not options and "activation_checkpointing" not in self.network_overrides:
                 options["activation_checkpointing"] = True
                 continue
-            if prod(target) <= 8 ** len(target):
+            fewer = plan(target, max_stages=tokens.num_stages - 1)
+            if static - CUDA_OVERHEAD > (budget - CUDA_OVERHEAD) / 2 and fewer.num_stages < tokens.num_stages:
+                # weights and their optimiser take most of the memory, and a smaller patch hardly changes them
+                max_stages = fewer.num_stages
+                options.clear()
+                continue
+            if static >= budget or prod(target) <= smallest:
                 raise RuntimeError(
                     f"{self.network_name} does not fit {self.UNet_vram_target_GB} GB even at a patch of "
-                    f"{tokens.patch_size}; plan with a larger -gpu_memory_target or a smaller network"
+                    f"{tokens.patch_size} and {tokens.num_stages} stages: its weights and their optimiser need "
+                    f"{static / 1e9:.2f} GB, a batch of {batch_size} {peak / 1e9:.2f} GB; plan with a larger "
+                    "-gpu_memory_target or a smaller network"
                 )
             # memory is about proportional to the volume: remove most of the excess before tracing the network again
-            volume = prod(tokens.patch_size) / excess**0.9
+            excess = peak / (budget - static)
+            volume = prod(tokens.patch_size) / min(LARGEST_STEP, excess**0.9)
             target = shrink(target, median_shape[: len(target)])
-            while prod(plan(target).patch_size) > volume and prod(target) > 8 ** len(target):
+            while prod(plan(target, max_stages=max_stages).patch_size) > volume and prod(target) > smallest:
                 target = shrink(target, median_shape[: len(target)])
 
     def _peak_bytes(
@@ -284,7 +325,7 @@ class TransformerPlanner(ExperimentPlanner):
         """Static and peak bytes of a training step, see ``training_peak_bytes``."""
         arguments = self._arguments(tokens, options)
         patch_size = arguments.pop("patch_size")
-        num_classes = len(self.dataset_json["labels"])
+        num_classes = self._labels.num_segmentation_heads
         return training_peak_bytes(
             lambda: create_network(
                 self.network_name, input_channels, num_classes, patch_size, deep_supervision=True, **arguments

@@ -175,6 +175,7 @@ def plan_tokens(
     spacing: Sequence[float],
     rules: TokenRules = TokenRules(),
     patch_embed_stride: Size | None = None,
+    max_stages: int | None = None,
 ) -> TokenPlan:
     """Choose a patch near ``patch_size`` and everything that follows from it.
 
@@ -183,14 +184,49 @@ def plan_tokens(
         spacing: mm per voxel; only its proportions matter.
         rules: the network's requirements.
         patch_embed_stride: use this stride instead of choosing one.
+        max_stages: most resolutions, where the network has that many or can have fewer.
     """
+    return _plan_tokens(
+        tuple(int(n) for n in patch_size), _relative(spacing), rules, patch_embed_stride, max_stages or MAX_MERGES + 1
+    )
+
+
+def choose_windows(
+    patch_size: Sequence[int], spacing: Sequence[float], strides: tuple[Size, ...], rules: TokenRules = TokenRules()
+) -> tuple[Size, ...] | None:
+    """Choose the windows of a patch whose strides are given.
+
+    Args:
+        patch_size: voxels per axis.
+        spacing: mm per voxel; only its proportions matter.
+        strides: of the patch embedding and the merges, per stage and axis.
+        rules: the network's requirements.
+
+    Returns:
+        the window of each stage, None for a network without windows.
+
+    Raises:
+        ValueError: if the total stride does not divide the patch.
+    """
+    return rules.windows(token_grids(patch_size, strides), _token_spacings(_relative(spacing), strides))[1]
+
+
+def _relative(spacing: Sequence[float]) -> tuple[float, ...]:
     # rounded to a fifth: nnU-Net searches the spacing of 3d_lowres in small steps, most of which the cache serves
-    relative = tuple(2 ** (round(4 * log2(float(s) / min(spacing))) / 4) for s in spacing)
-    return _plan_tokens(tuple(int(n) for n in patch_size), relative, rules, patch_embed_stride)
+    return tuple(2 ** (round(4 * log2(float(s) / min(spacing))) / 4) for s in spacing)
+
+
+def _token_spacings(spacing: tuple[float, ...], strides: tuple[Size, ...]) -> tuple[tuple[float, ...], ...]:
+    """Length of a token on each axis after each of the strides."""
+    spacings = []
+    for stride in strides:
+        spacing = tuple(x * s for x, s in zip(spacing, stride, strict=True))
+        spacings.append(spacing)
+    return tuple(spacings)
 
 
 def _merge_options(
-    target: Size, stem: Size, token_spacing: tuple[float, ...], rules: TokenRules
+    target: Size, stem: Size, token_spacing: tuple[float, ...], rules: TokenRules, max_stages: int
 ) -> list[tuple[Size, ...]]:
     """Possible sequences of merges, shortest first."""
     if rules.isotropic:
@@ -201,24 +237,23 @@ def _merge_options(
     # deep supervision needs three strides; the patch embedding is one of them unless its stride is 1
     fewest = most if rules.num_stages is not None else 1 if prod(stem) > 1 else 2
     merges += ((2,) * len(target),) * (fewest - len(merges))
-    return [merges[:count] for count in range(fewest, len(merges) + 1)]
+    most = max(fewest, min(len(merges), max_stages - 1))
+    return [merges[:count] for count in range(fewest, most + 1)]
 
 
 @lru_cache(maxsize=4096)
 def _plan_tokens(
-    target: Size, spacing: tuple[float, ...], rules: TokenRules, patch_embed_stride: Size | None
+    target: Size, spacing: tuple[float, ...], rules: TokenRules, patch_embed_stride: Size | None, max_stages: int
 ) -> TokenPlan:
     stem = patch_embed_stride or choose_patch_embed_stride(target, spacing, rules)
     token_spacing = tuple(s * p for s, p in zip(spacing, stem, strict=True))
     best: tuple[float, TokenPlan] | None = None
-    for merges in _merge_options(target, stem, token_spacing, rules):
+    for merges in _merge_options(target, stem, token_spacing, rules, max_stages):
         step = tuple(map(prod, zip(stem, *merges, strict=True)))
-        spacings = [token_spacing]
-        for stride in merges:
-            spacings.append(tuple(x * s for x, s in zip(spacings[-1], stride, strict=True)))
+        spacings = _token_spacings(spacing, (stem, *merges))
         for size in product(*(_sizes_near(n, s) for n, s in zip(target, step, strict=True))):
             stage_grids = token_grids(size, (stem, *merges))
-            window_penalty, windows = rules.windows(stage_grids, tuple(spacings))
+            window_penalty, windows = rules.windows(stage_grids, spacings)
             deepest = prod(stage_grids[-1])
             if deepest < rules.min_deepest_tokens:
                 continue

@@ -28,8 +28,14 @@ from .._processes import forks_exit_with_parent
 from ..architectures import SegmentationNetwork, class_path
 from ..cpu import optimize
 from ..discovery import plans_name
+from ..plans.planned import PlannedConfiguration, check_labels
+from ..plans.stored_data import StoredData
 from ..weights import initialise
 from .precision import default_autocast_dtype, planned_autocast_dtype
+
+# non-finite losses in a row that end a training whose ``GradScaler`` skips such steps; halved each time, its scale of
+# 65,536 is 1 after 16 of them
+MAX_OVERFLOWS = 40
 
 
 class TransformerTrainer(nnUNetTrainer):
@@ -59,6 +65,7 @@ class TransformerTrainer(nnUNetTrainer):
     Raises:
         RuntimeError: if the plan specifies another network, no initial weights where ``frozen_fraction`` is 1, or an
             unsupported ``autocast_dtype``.
+        ValueError: if the labels in dataset.json are not consecutive.
     """
 
     network_class: type[SegmentationNetwork]
@@ -100,7 +107,8 @@ class TransformerTrainer(nnUNetTrainer):
         # deep supervision needs the auxiliary heads of the plan's network
         has_heads = self.configuration_manager.network_arch_init_kwargs.get("auxiliary_heads", True)
         self.enable_deep_supervision = self.default_deep_supervision and has_heads
-        self._iteration = 0
+        self._iteration = self._overflows = 0
+        check_labels(self.label_manager)
 
     def _check_plan(self, plans: PlansManager, configuration: str) -> None:
         planned_configuration = plans.get_configuration(configuration)
@@ -123,6 +131,14 @@ class TransformerTrainer(nnUNetTrainer):
             )
 
     def initialize(self) -> None:
+        """Build the network for the configuration's patch, with auxiliary heads only under deep supervision.
+
+        Raises:
+            FileNotFoundError: if the dataset was not preprocessed for this plan.
+            ValueError: if ``patch_size`` was changed to one that the network cannot take.
+        """
+        self._stored_data().check_presence()
+        self._adapt_architecture()
         super().initialize()
         if self.device.type == "cpu":
             # nnU-Net has no hook between network and optimiser; the optimiser's parameters stay the same objects
@@ -138,6 +154,30 @@ class TransformerTrainer(nnUNetTrainer):
         fold = Path(self.output_folder)
         with lease(fold, fold / "training.lease") if self.local_rank == 0 else nullcontext():
             super().run_training()
+
+    def _adapt_architecture(self) -> None:
+        planned = self._planned()
+        before = self.configuration_manager.configuration["architecture"]
+        architecture = planned.configuration.configuration["architecture"]
+        if architecture != before:
+            windows = architecture["arch_kwargs"].get("window_sizes")
+            self.print_to_log_file(
+                f"patch_size was changed to {list(planned.patch_size)}: the network is built for it"
+                + (f", with windows {windows}" if windows else "")
+            )
+        if not self.enable_deep_supervision and architecture["arch_kwargs"].get("auxiliary_heads"):
+            # DDP requires a gradient for every parameter, and these heads get none without deep supervision
+            architecture = {**architecture, "arch_kwargs": {**architecture["arch_kwargs"], "auxiliary_heads": False}}
+        if architecture != before:
+            # nnU-Net builds the network from one and stores the other beside the model, for prediction
+            self.configuration_manager.configuration["architecture"] = architecture
+            self.plans_manager.plans["configurations"][self.configuration_name]["architecture"] = architecture
+
+    def _planned(self) -> PlannedConfiguration:
+        return PlannedConfiguration(self.plans_manager.plans, self.dataset_json, self.configuration_name)
+
+    def _stored_data(self) -> StoredData:
+        return StoredData(self._planned(), Path(self.preprocessed_dataset_folder_base))
 
     # ---- recipe ----
 
@@ -194,11 +234,26 @@ class TransformerTrainer(nnUNetTrainer):
         self.lr_scheduler.step(progress)
         self._freeze_encoder(progress)
         self._iteration += 1
+        statistics = self._batch_norm_statistics()
+        before = [tensor.clone() for tensor in statistics]
         with default_autocast_dtype(self.autocast_dtype):
             result = super().train_step(batch)
-        if not np.isfinite(result["loss"]):
-            raise RuntimeError(self._explain_non_finite_loss(batch))
+        if np.isfinite(result["loss"]):
+            self._overflows = 0
+            return result
+        self._overflows += 1
+        self._stop_on_overflow(batch)
+        # the scaler skipped the weights' step; infinite statistics would stay so
+        for tensor, value in zip(statistics, before, strict=True):
+            tensor.copy_(value)
         return result
+
+    def _batch_norm_statistics(self) -> list[torch.Tensor]:
+        """The statistics to restore after a step that the scaler skips."""
+        if self.grad_scaler is None:
+            return []
+        norms = [m for m in self.network.modules() if isinstance(m, _BatchNorm)]
+        return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
 
     def _encoder_parts(self) -> tuple[nn.Module, nn.Module]:
         # not a property: nnU-Net reads all properties for debug.json, and a linear probe has no such parts
@@ -231,6 +286,7 @@ class TransformerTrainer(nnUNetTrainer):
             return super().validation_step(batch)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        self._stored_data().check_content()
         with default_autocast_dtype(self.autocast_dtype):
             super().perform_actual_validation(save_probabilities)
 
@@ -253,6 +309,19 @@ class TransformerTrainer(nnUNetTrainer):
         return self.configuration_manager.configuration.get("initialisation")
 
     def on_train_start(self) -> None:
+        """Check the stored data, and load the plan's initial weights.
+
+        Raises:
+            FileNotFoundError, ValueError: if the stored data are not those of the plan and the dataset.
+        """
+        stored = self._stored_data()
+        stored.check_presence()
+        if self.current_epoch == 0:
+            stored.check_plans()
+            stored.check_cases()
+        if note := stored.check_split(self.fold):
+            self.print_to_log_file(note)
+        stored.check_content()
         # initialised before means that nnU-Net has loaded a checkpoint or -pretrained_weights, which take precedence
         is_fresh = not self.was_initialized
         super().on_train_start()
@@ -266,7 +335,8 @@ class TransformerTrainer(nnUNetTrainer):
             return
         target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
         low, high = int(target.min()), int(target.max())
-        largest = max([*self.label_manager.all_labels, self.label_manager.ignore_label or 0])
+        # the ignore label follows the last one
+        largest = self.label_manager.num_segmentation_heads - (not self.label_manager.has_ignore_label)
         if low < 0 or high > largest:
             bad = low if low < 0 else high
             cases = [key for key, t in zip(batch["keys"], target, strict=True) if bool((t == bad).any())]
@@ -275,19 +345,26 @@ class TransformerTrainer(nnUNetTrainer):
                 "segmentation or dataset.json, then run nnUNetv2_plan_and_preprocess with --verify_dataset_integrity."
             )
 
-    def _explain_non_finite_loss(self, batch: dict[str, Any]) -> str:
-        where = f"epoch {self.current_epoch}, iteration {self._iteration}: the loss is not finite. "
+    def _stop_on_overflow(self, batch: dict[str, Any]) -> None:
+        """Stop on a loss that is not finite; where gradients are scaled, on ``MAX_OVERFLOWS`` of them in a row.
+
+        ``GradScaler`` skips the step of an overflow and lowers its scale, so one of them does no harm.
+        """
+        where = f"epoch {self.current_epoch}, iteration {self._iteration}: the loss is not finite"
         finite = torch.isfinite(batch["data"]).flatten(1).all(1)
         if not finite.all():
             cases = [key for key, ok in zip(batch["keys"], finite, strict=True) if not ok]
-            return (
-                f"{where}The image of case {', '.join(cases)} holds NaN or infinity. Mend or remove it, then run "
+            raise RuntimeError(
+                f"{where}. The image of case {', '.join(cases)} holds NaN or infinity. Mend or remove it, then run "
                 "nnUNetv2_plan_and_preprocess with --verify_dataset_integrity."
             )
-        return (
-            f"{where}The images are finite, so training diverged. The last checkpoint in {self.output_folder} is "
-            "intact: continue from it with --c, or start again with a lower rate (a subclass of "
-            f"{type(self).__name__} with another default_lr, now {self.initial_lr:g})."
+        if self.grad_scaler is not None and self._overflows < MAX_OVERFLOWS:
+            return
+        times = f" for {self._overflows} iterations in a row" if self._overflows > 1 else ""
+        raise RuntimeError(
+            f"{where}{times}. The images are finite, so training diverged. The last checkpoint in "
+            f"{self.output_folder} is intact: continue from it with --c, or start again with a lower rate (a subclass "
+            f"of {type(self).__name__} with another default_lr, now {self.initial_lr:g})."
         )
 
     # ---- checkpoints ----

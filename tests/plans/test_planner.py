@@ -8,6 +8,7 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 
@@ -288,6 +289,62 @@ def test_batch_where_memory_falls_from_some_batch_on(folder):
 def test_too_little_memory_is_an_error(folder):
     with pytest.raises(RuntimeError, match=r"does not fit 0\.5 GB .* larger -gpu_memory_target"):
         plan(folder, nnUNetPlannerQTUNetB, (1, 1, 1), (100, 100, 100), gpu_memory_target_in_gb=0.5)
+
+
+def test_weights_that_leave_too_little_memory_get_fewer_stages(folder):
+    """Of five stages the weights alone take 2 GB, and a patch of 8x8 left in the rest; four fit at the whole image."""
+    configurations = plan(
+        folder, nnUNetPlannerQTUNetB, (999, 1, 1), (1, 512, 512), cases=100, gpu_memory_target_in_gb=2
+    )["configurations"]
+    assert set(configurations) == {"2d"}
+    check(configurations["2d"], 1, 2, gigabytes=2)
+    assert configurations["2d"]["patch_size"] == [512, 512]
+    assert configurations["2d"]["architecture"]["arch_kwargs"]["num_stages"] == 4
+
+
+@pytest.mark.parametrize("static,voxel_bytes", [(7_990_000_000, 3000), (8_100_000_000, 0)])
+def test_tiny_patches_are_refused(folder, static, voxel_bytes):
+    """They would be trained in batches of thousands."""
+    patches = []
+
+    class Planner(nnUNetPlannerMiT7):  # its stages are fixed
+        def _peak_bytes(self, tokens, options, input_channels, batch_size):
+            patches.append(prod(tokens.patch_size))
+            return static, batch_size * prod(tokens.patch_size) * voxel_bytes
+
+    message = (
+        r"does not fit 8 GB even at a patch of \(.*\) and 4 stages: its weights .* need .* GB, a batch of 2 .* GB;"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        plan(folder, Planner, (1, 1, 1), (160, 160, 160))
+    # in steps: the patch after a small one may fit
+    assert all(after >= before / 8 for before, after in pairwise(patches))
+    assert patches[-1] >= 32**3 / 2
+
+
+def test_dataset_without_cases_is_planned_as_by_nnunet(folder):
+    configuration = plan(folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40), cases=0)["configurations"]["3d_fullres"]
+    assert (configuration["patch_size"], configuration["batch_size"]) == ([40, 40, 40], 2)
+
+
+def test_plans_without_workers_for_augmentation(folder, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    assert plan(folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40))["configurations"].keys() == {"2d", "3d_fullres"}
+
+
+def test_labels_have_to_be_consecutive(folder):
+    raw = folder / "raw/Dataset903_Fingerprint/dataset.json"
+    plan(folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40))
+    dataset = json.loads(raw.read_text())
+
+    def planner(labels, **entries):
+        raw.write_text(json.dumps({**dataset, "labels": {"background": 0, **labels}, **entries}))
+        return nnUNetPlannerQTUNetT(raw.parent.name)
+
+    with pytest.raises(ValueError, match=r"labels in dataset.json are 0, 1, 3, but .* from 0 to 2\. Renumber"):
+        planner({"a": 1, "b": 3})
+    planner({"a": 1, "b": 2, "ignore": 3})
+    planner({"all": [1, 3], "b": 3}, regions_class_order=[1, 3])
 
 
 def test_own_data_where_spacing_is_overridden(folder):

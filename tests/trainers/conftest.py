@@ -92,15 +92,13 @@ def plan_smallest(monkeypatch):
 
 
 @pytest.fixture
-def plan_with(prepared, monkeypatch, plan_smallest):
+def plan_with(prepared, plan_smallest):
     """The same for the shared dataset, once for each planner."""
 
     def plan(planner):
         name = getattr(import_module(PLANNERS[planner]), planner).default_plans_name()
         if not (prepared / "preprocessed" / "Dataset900_Balls" / f"{name}.json").is_file():
-            monkeypatch.setenv("nnUNet_n_proc_DA", "1")  # nnU-Net plans with its number of threads and trains with 0
             assert plan_smallest(planner) == name
-            monkeypatch.setenv("nnUNet_n_proc_DA", "0")
         return name
 
     return plan

@@ -11,6 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_transformers.plans.planner import TransformerPlanner
 from nnunet_transformers.plans.qt_unet import nnUNetPlannerQTUNetT
+from nnunet_transformers.plans.stored_data import StoredData
 from nnunet_transformers.trainers.qt_unet import nnUNetTrainerQTUNet
 from tests.plans.test_planner import plan
 
@@ -43,8 +44,9 @@ def test_autocast_and_scaler(trainer, planned, used, monkeypatch):
 
     for name in ("train_step", "validation_step", "perform_actual_validation"):
         monkeypatch.setattr(nnUNetTrainer, name, step)
+    monkeypatch.setattr(StoredData, "check_content", lambda self: None)  # the dataset has only a fingerprint
     trainer = trainer(planned)
-    trainer.lr_scheduler = Mock()
+    trainer.lr_scheduler, trainer.network = Mock(), torch.nn.Identity()
     batch = {"target": torch.zeros(1, 1, 2, 2, 2), "keys": ["case"]}
     assert trainer.train_step(batch) == trainer.validation_step(batch)
     trainer.perform_actual_validation()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
 from nnunetv2.run.run_training import get_trainer_from_args
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_transformers.cpu.linear import CPULinear
+from nnunet_transformers.trainers.qt_unet import nnUNetTrainerQTUNet
 from tests.conftest import write_dataset
 
 from .conftest import CPU, PLANS, TRAINER
@@ -66,9 +70,81 @@ class TestRecipe:
         with pytest.raises(RuntimeError, match=r"training diverged.*--c.*lower rate"):
             trainer.train_step(batch)
 
+    def batch(self, trainer):
+        target = [torch.zeros(2, 1, *size) for size in self.output_sizes(trainer)]
+        return {"data": torch.ones(2, 1, *trainer.network.patch_size), "target": target, "keys": ["a", "b"]}
+
+    def test_overflows_under_a_scaler_are_skipped(self, trainer, monkeypatch):
+        monkeypatch.setattr("nnunet_transformers.trainers.trainer.MAX_OVERFLOWS", 2)
+        trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        overflows = []
+        trainer.network.stem.register_forward_hook(lambda _, __, tokens: tokens * float("inf" if overflows else 1))
+        weights = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+
+        def moved():
+            return any(not torch.equal(p, weights[name]) for name, p in trainer.network.named_parameters())
+
+        overflows.append(True)
+        assert not torch.isfinite(torch.tensor(trainer.train_step(self.batch(trainer))["loss"]))
+        assert not moved()
+        assert trainer.grad_scaler.get_scale() == 512.0
+        overflows.clear()
+        trainer.train_step(self.batch(trainer))
+        assert moved()
+        # a finite loss starts the count again
+        overflows.append(True)
+        trainer.train_step(self.batch(trainer))
+        with pytest.raises(RuntimeError, match=r"not finite for 2 iterations in a row\. .* training diverged"):
+            trainer.train_step(self.batch(trainer))
+
+    def test_images_that_are_not_finite_stop_it_under_a_scaler_as_well(self, trainer):
+        trainer.grad_scaler = torch.amp.GradScaler("cpu")
+        batch = self.batch(trainer)
+        batch["data"][1, 0, 0, 0, 0] = float("inf")
+        with pytest.raises(RuntimeError, match="image of case b holds NaN or infinity"):
+            trainer.train_step(batch)
+
     def output_sizes(self, trainer):
         scales = trainer._get_deep_supervision_scales()
         return [[round(n * s) for n, s in zip(trainer.network.patch_size, scale, strict=True)] for scale in scales]
+
+
+@pytest.mark.parametrize("off", ["class", "instance"])
+def test_every_parameter_has_a_gradient_without_deep_supervision(prepared, monkeypatch, off):
+    """As DDP requires; inference builds the same network from the plan beside the model."""
+    if off == "class":
+        monkeypatch.setattr(nnUNetTrainerQTUNet, "default_deep_supervision", False)
+    trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerQTUNet", PLANS, device=CPU)
+    if off == "instance":
+        trainer.enable_deep_supervision = False
+    trainer.initialize()
+    patch_size = trainer.network.patch_size
+    batch = {"data": torch.randn(2, 1, *patch_size), "target": torch.zeros(2, 1, *patch_size), "keys": ["a", "b"]}
+    trainer.train_step(batch)
+    assert [name for name, p in trainer.network.named_parameters() if p.grad is None] == []
+    stored = PlansManager(trainer.plans_manager.plans).get_configuration("3d_fullres")
+    network = nnUNetTrainer.build_network_architecture(None, stored, 1, 3, False)
+    network.load_state_dict(trainer.network.state_dict())
+
+
+def test_labels_with_a_gap(prepared):
+    plans = json.loads((prepared / "preprocessed/Dataset900_Balls" / f"{PLANS}.json").read_text())
+    dataset = json.loads((prepared / "preprocessed/Dataset900_Balls/dataset.json").read_text())
+    plans["continue_training"] = False
+
+    def make(labels, **entries):
+        labels = {**dataset, "labels": {"background": 0, **labels}, **entries}
+        return nnUNetTrainerQTUNet(dict(plans), "3d_fullres", 0, labels, CPU)
+
+    with pytest.raises(ValueError, match=r"labels in dataset.json are 0, 1, 3, but"):
+        make({"a": 1, "b": 3})
+    trainer = make({"a": 1, "b": 2, "ignore": 3})
+    batch = {"target": torch.tensor([0, 1, 2, 3.0]).view(1, 1, 4), "keys": ["case"]}
+    trainer._check_labels(batch)
+    batch["target"][0, 0, 0] = 4
+    with pytest.raises(RuntimeError, match=r"label 4 in case case is not in dataset.json \(labels 0 to 3\)"):
+        trainer._check_labels(batch)
+    make({"all": [1, 3], "b": 3}, regions_class_order=[1, 3])._check_labels(batch)
 
 
 class TestCheckpoints:

@@ -98,6 +98,17 @@ def test_group_of_encoder_and_decoder_cannot_be_frozen(plan_with):
         step(trainer)
 
 
+def test_overflow_under_a_scaler_leaves_no_trace(plan_with):
+    """The scaler skips the step of the weights; batch norm's statistics would be infinite from then on."""
+    trainer = initialised("2d", "nnUNetTrainerResNet50UNet", plan_with("nnUNetPlannerResNet50UNet"))
+    trainer.grad_scaler = torch.amp.GradScaler("cpu")
+    hook = trainer.network.stem.register_forward_pre_hook(lambda _, images: images[0] * float("inf"))
+    moved = step(trainer)
+    assert [n for n, change in moved.items() if change.any() and not n.endswith("num_batches_tracked")] == []
+    hook.remove()
+    assert step(trainer)["stem.bn1.running_mean"].any()
+
+
 @pytest.mark.parametrize("layer_decay", [1.0, 0.75])
 def test_layer_wise_rates(plan_with, layer_decay):
     """The first step of AdamW moves each weight by about its rate."""

@@ -10,9 +10,11 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunet_transformers.evaluation.report import write_report
+from nnunet_transformers.sharing.stock import export_stock
 from nnunet_transformers.trainers.trainer import TransformerTrainer
 from tests.conftest import worker_processes
 
@@ -122,6 +124,75 @@ class TestMainJob:
         assert trainer.network.encoder.stages[-1].blocks[-1].drop_path.drop_prob == pytest.approx(0.2)
         train(trainer="nnUNetTrainerQTUNetThesis_1epoch")
         predict(prepared, trainer="nnUNetTrainerQTUNetThesis_1epoch")
+
+
+@pytest.fixture
+def folder(prepared, tmp_path, monkeypatch):
+    """The shared dataset's preprocessed folder, in a copy."""
+    for name in ("raw", "preprocessed"):
+        shutil.copytree(prepared / name, tmp_path / name)
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    return tmp_path / "preprocessed/Dataset900_Balls"
+
+
+def test_changed_patch(folder, tmp_path):
+    """A patch that a configuration changes, as nnU-Net documents it, in training, prediction and export."""
+    plans = json.loads((folder / f"{PLANS}.json").read_text())
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]
+    strides = np.prod(architecture["arch_kwargs"]["strides"], axis=0)
+    patch_size = (plans["configurations"]["3d_fullres"]["patch_size"] + strides).tolist()
+    changed = {"inherits_from": "3d_fullres", "patch_size": patch_size}
+    plans |= {"plans_name": "changed", "configurations": {**plans["configurations"], "3d_other": changed}}
+    (folder / "changed.json").write_text(json.dumps(plans))
+    train("3d_other", plans="changed")
+    label = predict(tmp_path, "3d_other", plans="changed")
+    assert label.shape == (20, 24, 20)
+    model = model_folder(tmp_path, "3d_other", plans="changed")
+    written = json.loads((model / "plans.json").read_text())["configurations"]
+    assert written["3d_other"]["architecture"]["arch_kwargs"]["patch_size"] == patch_size
+    assert written["3d_fullres"]["architecture"] == architecture
+    (log,) = (model / "fold_0").glob("training_log*.txt")
+    assert f"patch_size was changed to {patch_size}: the network is built for it, with windows" in log.read_text()
+    stock, _ = export_stock(model, tmp_path / "exported")
+    nnUNetPredictor(device=CPU).initialize_from_trained_model_folder(str(stock), (0,), "checkpoint_final.pth")
+
+
+class TestStoredData:
+    """Training does not start on data that are not the plan's; tests/plans/test_stored_data.py has the cases."""
+
+    def test_of_another_plan(self, folder):
+        plans = json.loads((folder / f"{PLANS}.json").read_text())
+        plans["configurations"]["3d_fullres"]["spacing"] = [0.5, 0.5, 0.5]
+        (folder / "nnUNetPlans.json").write_text(json.dumps({**plans, "plans_name": "nnUNetPlans"}))
+        with pytest.raises(ValueError, match="with nnUNetPlans, which was planned with other spacing"):
+            train()
+
+    def test_of_another_spacing_in_training_and_validation(self, folder):
+        path = folder / f"{PLANS}.json"
+        plans = json.loads(path.read_text())
+        plans["configurations"]["3d_fullres"]["spacing"] = [0.5, 0.5, 0.5]
+        path.write_text(json.dumps(plans))
+        trainer = get_trainer_from_args("900", "3d_fullres", 0, TRAINER, PLANS, device=CPU)
+        for start in (trainer.on_train_start, trainer.perform_actual_validation):
+            with pytest.raises(ValueError, match="where the plan makes"):
+                start()
+
+    def test_missing_cases_and_a_resumed_training(self, folder):
+        (folder / "nnUNetPlans_3d_fullres/ball_0.pkl").unlink()
+        trainer = get_trainer_from_args("900", "3d_fullres", 0, TRAINER, PLANS, device=CPU)
+        with pytest.raises(ValueError, match="holds 4 cases and the dataset has 5; missing: ball_0"):
+            trainer.on_train_start()
+        # the dataset may have grown since a training began, but its own cases are needed
+        trainer.current_epoch = 1
+        (folder / "splits_final.json").write_text(json.dumps([{"train": ["ball_0"], "val": ["ball_1"]}]))
+        with pytest.raises(ValueError, match=r"has cases in fold 0 that .* lacks: ball_0"):
+            trainer.on_train_start()
+
+    def test_not_preprocessed(self, folder):
+        shutil.rmtree(folder / "nnUNetPlans_3d_fullres")
+        with pytest.raises(FileNotFoundError, match=f"Run `nnUNetv2_preprocess -d 900 -plans_name {PLANS} -c 3d_full"):
+            train()
 
 
 def test_cascade(nnunet_folders, monkeypatch):
