@@ -191,8 +191,11 @@ class TestStoredData:
 
     def test_not_preprocessed(self, folder):
         shutil.rmtree(folder / "nnUNetPlans_3d_fullres")
-        with pytest.raises(FileNotFoundError, match=f"Run `nnUNetv2_preprocess -d 900 -plans_name {PLANS} -c 3d_full"):
-            train()
+        trainer = get_trainer_from_args("900", "3d_fullres", 0, TRAINER, PLANS, device=CPU)
+        message = f"Run `nnUNetv2_preprocess -d 900 -plans_name {PLANS} -c 3d_fullres`$"
+        for start in (trainer.initialize, trainer.on_train_start):
+            with pytest.raises(FileNotFoundError, match=message):
+                start()
 
 
 def test_cascade(nnunet_folders, monkeypatch):
