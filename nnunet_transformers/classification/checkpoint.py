@@ -39,7 +39,8 @@ class ClassifierCheckpoint(SealedCheckpoint):
     """
 
     kind: ClassVar[str] = "classifier"
-    format: ClassVar[int] = 1
+    format: ClassVar[int] = 2
+    earlier: ClassVar[tuple[int, ...]] = (1,)
     remedy: ClassVar[str] = "`nnunet-transformers classify fit` writes classifiers"
     tuples: ClassVar[tuple[str, ...]] = ("columns", "classes", "spacing", "normalization", "channels")
     backbone: BackboneDescription

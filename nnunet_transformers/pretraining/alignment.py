@@ -24,7 +24,8 @@ class AlignmentCheckpoint(SealedCheckpoint):
     """
 
     kind: ClassVar[str] = "alignment"
-    format: ClassVar[int] = 1
+    format: ClassVar[int] = 2
+    earlier: ClassVar[tuple[int, ...]] = (1,)
     remedy: ClassVar[str] = "`nnunet-transformers pretrain fit --config mgca` writes alignment.pth beside the encoder"
     settings: dict[str, Any]
     max_length: int

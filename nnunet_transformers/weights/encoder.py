@@ -35,7 +35,8 @@ class EncoderCheckpoint(PretrainedWeights):
     """
 
     kind: ClassVar[str] = "encoder"
-    format: ClassVar[int] = 1
+    format: ClassVar[int] = 2
+    earlier: ClassVar[tuple[int, ...]] = (1,)
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def build_network(self) -> SegmentationNetwork:

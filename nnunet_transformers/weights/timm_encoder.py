@@ -18,7 +18,8 @@ class TimmCheckpoint(PretrainedWeights):
     """Weights of a timm network without its classifier, by timm's names, and their description."""
 
     kind: ClassVar[str] = "timm_encoder"
-    format: ClassVar[int] = 1
+    format: ClassVar[int] = 2
+    earlier: ClassVar[tuple[int, ...]] = (1,)
 
     def build_network(self) -> nn.Module:
         """Build the network with its weights."""

@@ -25,7 +25,8 @@ class MatcherCheckpoint(SealedCheckpoint):
     """
 
     kind: ClassVar[str] = "matcher"
-    format: ClassVar[int] = 1
+    format: ClassVar[int] = 2
+    earlier: ClassVar[tuple[int, ...]] = (1,)
     remedy: ClassVar[str] = "`nnunet-transformers pretrain fit --config matcher` writes matcher checkpoints"
     tuples: ClassVar[tuple[str, ...]] = ("spacing",)
     settings: dict[str, Any]
