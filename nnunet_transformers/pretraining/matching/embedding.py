@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...weights.described import build_filled
 from ...weights.sealed import SealedCheckpoint
 from .embedding_network import AnatomyEmbedding, cell_positions, resample, sample
 from .matcher import AnatomicalMatcher, Match, Volume
@@ -52,8 +53,7 @@ class EmbeddingMatcher(AnatomicalMatcher):
 
     def __init__(self, weights: str, cycle_error: float | None = None) -> None:
         checkpoint = MatcherCheckpoint.load(weights)
-        self.network = AnatomyEmbedding(**checkpoint.settings)
-        self.network.load_state_dict(checkpoint.weights)
+        self.network = build_filled(lambda: AnatomyEmbedding(**checkpoint.settings), checkpoint.weights, weights)
         self.network.eval()
         self.cycle_error = 4 * max(checkpoint.spacing) if cycle_error is None else cycle_error
 
