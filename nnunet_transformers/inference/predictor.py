@@ -22,6 +22,7 @@ from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
+from .._image_size import check_size
 from ..cpu import keep_freed_memory, use_kernels
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint, reading_plain_types
 from .batch_size import bytes_of_pass, cpu_batch_size, fitting_batch_size, free_bytes
@@ -114,7 +115,10 @@ class BatchedPredictor(nnUNetPredictor):
         if isinstance(images, str):
             # in one process; nnU-Net starts twelve to list the files
             images = create_lists_from_splitted_dataset_folder(images, self.dataset_json["file_ending"], None, 1)
-        return super()._manage_input_and_output_lists(images, *args, **kwargs)
+        cases, *others = super()._manage_input_and_output_lists(images, *args, **kwargs)
+        for files in cases:
+            check_size(files)
+        return cases, *others
 
     @wraps(nnUNetPredictor.predict_from_files)  # nnU-Net inspects the names of this method's arguments
     def predict_from_files(self, *args: Any, **kwargs: Any) -> Any:

@@ -91,7 +91,9 @@ def check_finite(weights: Mapping[str, Tensor], path: str | os.PathLike[str]) ->
     for name, value in weights.items():
         # PyTorch cannot test 8-bit floats
         tested = value.float() if value.is_floating_point() and value.element_size() == 1 else value
-        if not torch.isfinite(tested).all():
+        # single numbers, such as the lowest loss so far, begin at infinity
+        is_sound = torch.isfinite(tested).all() if value.dim() else not torch.isnan(tested)
+        if not is_sound:
             raise RefusedError(
                 f"{path} is damaged, or of a training that diverged: {name} holds NaN or infinity; get it again, or "
                 "take another checkpoint"

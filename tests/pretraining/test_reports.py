@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+import transformers
 
 from benchmarks.synthetic_reports import write_dataset, write_text_encoder
 from nnunet_transformers.pretraining.data.report_pairs import ReportPairData, ReportPairs, read_radiograph
@@ -277,6 +280,29 @@ class TestText:
         torch.testing.assert_close(features.attention, output.attentions[-1][:, :, 0, 2:4].mean(1))
         torch.testing.assert_close(features.words, output.last_hidden_state[:, 1:3])
 
+    def test_code_of_a_text_encoder_is_not_run(self, bert, tmp_path):
+        """transformers would ask on the terminal, and run the modules that the folder names after a yes."""
+        folder = Path(shutil.copytree(bert, tmp_path / "bert"))
+        code = {"AutoConfig": "code.Config", "AutoModel": "code.Model", "AutoTokenizer": ["code.Slow", "code.Fast"]}
+        for name in ("config.json", "tokenizer_config.json"):
+            content = json.loads((folder / name).read_text())
+            content.pop("tokenizer_class", None)
+            (folder / name).write_text(json.dumps({**content, "model_type": "other", "auto_map": code}))
+        (folder / "code.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+        for load in (load_tokenizer, TextEncoder):
+            with pytest.raises(OSError, match="contains custom code which must be executed"):
+                load(str(folder))
+        assert not (tmp_path / "executed").exists()
+
+    def test_names_of_the_hub_are_shown(self, bert, monkeypatch, capsys):
+        load_tokenizer(bert)
+        assert not capsys.readouterr().out
+        monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: 1 / 0)
+        for _ in range(2):
+            with pytest.raises(OSError, match="the hub has none of that name: division by zero"):
+                TextEncoder("someone/bert")
+        assert capsys.readouterr().out == "note: the text encoder 'someone/bert' is fetched from the Hugging Face hub\n"
+
     def test_errors(self, bert, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="num_layers must be 1 to 3"):
             TextEncoder(bert, 4)
@@ -286,6 +312,9 @@ class TestText:
             TextEncoder(str(tmp_path), 1)
         with pytest.raises(ValueError, match="max_length is 80, but the text encoder has 64 positions"):
             self.encode(TextEncoder(bert, 1), bert, "left lung", length=80)
+        (tmp_path / "tokenizer.json").write_text("{")
+        with pytest.raises(OSError, match="not a folder with a tokenizer"):
+            load_tokenizer(str(tmp_path))
         monkeypatch.setitem(sys.modules, "transformers", None)
         with pytest.raises(ModuleNotFoundError, match=r"nnunet-transformers\[reports\]"):
             load_tokenizer(bert)

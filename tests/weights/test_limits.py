@@ -149,6 +149,16 @@ def test_nan(value, dtype, tmp_path):
             read(tmp_path / "file.pth")
 
 
+def test_single_numbers_may_be_infinite(tmp_path):
+    for value, is_accepted in ((torch.inf, True), (torch.nan, False)):
+        save_checkpoint({**WEIGHTS, "lowest_val_loss": torch.tensor(value)}, tmp_path / "file.pth")
+        if is_accepted:
+            assert load_state_dict(tmp_path / "file.pth")["lowest_val_loss"] == torch.inf
+            continue
+        with pytest.raises(ValueError, match="lowest_val_loss holds NaN"):
+            load_state_dict(tmp_path / "file.pth")
+
+
 def test_state_without_pytorchs_advice(tmp_path):
     """PyTorch's own message for a damaged file recommends weights_only=False, over many lines."""
     path = tmp_path / "last.ckpt"

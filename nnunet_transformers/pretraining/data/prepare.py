@@ -26,12 +26,15 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from ..._atomic import new_folder
+from ..._image_size import check_size
 from .cases import FILE_ENDINGS, ImageCase, find_cases
 from .index import INDEX, PreparedCase, PreparedIndex, Skipped
 
 CONFIGURATION = "pretraining"
 # number of sampled intensities over all images, as in nnU-Net's fingerprint
 SAMPLES = 10_000_000
+# value whose square, summed over the voxels of an image, single precision can hold, in which nnU-Net normalises
+LARGEST = 1e12
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class _Fingerprint:
 def _inspect(case: ImageCase, samples: int) -> _Fingerprint | Skipped:
     """Read an image and compute its fingerprint."""
     try:
+        check_size(case.files)
         for file in case.files:
             _check_complete(file)
         reader = determine_reader_writer_from_file_ending(_ending(case.files[0]), case.files[0], verbose=False)()
@@ -54,6 +58,9 @@ def _inspect(case: ImageCase, samples: int) -> _Fingerprint | Skipped:
         for index, channel in enumerate(image):
             if channel.min() == channel.max():
                 return Skipped(case.name, f"channel {index} is constant ({channel.min():g})")
+            largest = max(abs(float(channel.min())), abs(float(channel.max())))
+            if largest > LARGEST:
+                return Skipped(case.name, f"channel {index} holds values up to {largest:g}, which overflow")
         rng = np.random.default_rng(0)
         intensities = [rng.choice(channel[channel != channel.min()], samples) for channel in image]
         return _Fingerprint(tuple(float(s) for s in properties["spacing"]), np.array(intensities, dtype=np.float32))
@@ -85,8 +92,8 @@ def _intensity_properties(samples: NDArray) -> dict[str, dict[str, float]]:
     for channel, values in enumerate(samples):
         low, high = np.percentile(values, (0.5, 99.5))
         properties[str(channel)] = {
-            "mean": float(values.mean()),
-            "std": float(values.std()),
+            "mean": float(values.mean(dtype=np.float64)),
+            "std": float(values.std(dtype=np.float64)),
             "median": float(np.median(values)),
             "min": float(values.min()),
             "max": float(values.max()),
@@ -138,6 +145,8 @@ def _store(case: ImageCase, plans: dict[str, Any], name: str, folder: Path) -> P
         preprocessor = DefaultPreprocessor(verbose=False)
         data, seg, properties = preprocessor.run_case(list(case.files), None, manager, configuration, {"labels": {}})
         data = data.astype(np.float32)
+        if not np.isfinite(data).all():
+            return Skipped(case.name, "holds NaN or infinity after resampling and normalisation")
         blocks, chunks = comp_blosc2_params(data.shape, tuple(configuration.patch_size))
         nnUNetDatasetBlosc2.save_case(data, seg, properties, str(folder / case.name), chunks, blocks)
     except Exception as error:  # as in _inspect

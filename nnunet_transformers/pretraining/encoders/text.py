@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..._reading import first_line
 
 NO_WORD = -1
 
@@ -23,13 +27,22 @@ def _transformers() -> Any:
 
 
 def _load(auto_class: str, what: str, name: str, **options: Any) -> Any:
-    """Load a tokenizer, configuration or model by one of transformers' Auto classes."""
+    """Load a tokenizer, configuration or model by one of transformers' Auto classes, never code or pickles."""
     transformers = _transformers()
+    _show_hub_name(name)
     try:
-        return getattr(transformers, auto_class).from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise OSError(f"{name} is not a folder with a {what}, and the hub has none of that name: {reason}") from error
+        return getattr(transformers, auto_class).from_pretrained(name, trust_remote_code=False, **options)
+    except Exception as error:  # damaged files make transformers and tokenizers raise anything
+        raise OSError(
+            f"{name} is not a folder with a {what}, and the hub has none of that name: {first_line(error)}"
+        ) from error
+
+
+@cache
+def _show_hub_name(name: str) -> None:
+    """Print the name of a text encoder that is not a local folder, since recipes and checkpoints can state any."""
+    if not Path(name).is_dir():
+        print(f"note: the text encoder {name!r} is fetched from the Hugging Face hub")
 
 
 def load_tokenizer(name: str) -> Any:
@@ -109,7 +122,7 @@ class TextEncoder(nn.Module):
             raise ValueError(f"num_layers must be 1 to {config.num_hidden_layers} for {name}, got {num_layers}")
         config.num_hidden_layers = num_layers
         # eager: the other attention implementations do not return attention maps
-        options = {"config": config, "attn_implementation": "eager", "add_pooling_layer": False}
+        options = {"config": config, "attn_implementation": "eager", "add_pooling_layer": False, "weights_only": True}
         self.model = _load("AutoModel", "text encoder", name, **options)
         # from_pretrained sets evaluation mode, which Lightning would keep
         self.model.train()
