@@ -34,7 +34,9 @@ def test_colours(tmp_path):
 def test_claims(ending, tmp_path):
     path = write(tmp_path / f"a{ending}")
     claim(path, (1000, 1000, 1000))
-    with pytest.raises(ValueError, match=r"a\.nii.* is truncated: its header claims 1000x1000x1000 voxels, which \d+ by"):
+    with pytest.raises(
+        ValueError, match=r"a\.nii.* is truncated: its header claims 1000x1000x1000 voxels, which \d+ by"
+    ):
         check_size([path])
     claim(path, (32767,) * 7)
     with pytest.raises(ValueError, match=r"its header claims 32767x"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -80,6 +79,7 @@ def segment(
     from nnunetv2.run.run_training import run_training
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
+    from .._reading import read_json
     from ..weights import InitialWeights
     from ..weights.attach import attach
 
@@ -90,7 +90,7 @@ def segment(
     print(reports[configuration])
     run_training(dataset, configuration, fold, trainer, probed, device=torch.device(device))
     folder = Path(get_output_folder(dataset, trainer, probed, configuration, fold))
-    summary = json.loads((folder / "validation" / "summary.json").read_text())
+    summary = read_json(folder / "validation" / "summary.json")
     for label, scores in summary["mean"].items():
         print(f"label {label}: Dice {scores['Dice']:.4f}")
     print(f"mean: Dice {summary['foreground_mean']['Dice']:.4f} ({folder})")

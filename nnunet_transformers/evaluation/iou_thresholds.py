@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import redirect_stderr, suppress
@@ -20,6 +19,8 @@ from nnunetv2.imageio.reader_writer_registry import (
 )
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.typing import NDArray
+
+from .._reading import read_json, reading
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
@@ -154,11 +155,9 @@ def _load_dataset_json(predictions: Path) -> dict[str, Any] | None:
     path = predictions / "dataset.json"
     if not path.is_file():
         return None
-    try:
-        dataset = json.loads(path.read_text())
+    with reading(path, "a dataset.json of nnU-Net", "predict again"):
+        dataset = read_json(path, "a dataset.json of nnU-Net")
         return {**dataset, "labels": dataset["labels"], "file_ending": dataset["file_ending"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a dataset.json of nnU-Net ({error}); predict again") from error
 
 
 def _file_ending(labels: Path) -> str:

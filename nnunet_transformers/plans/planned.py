@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from copy import deepcopy
@@ -17,6 +16,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from .._reading import read_json
 from .plan_files import dataset_folder, load_plans
 
 
@@ -84,7 +84,7 @@ class PlannedConfiguration:
         """
         folder = dataset_folder(dataset)
         plans = load_plans(folder, plans_name)
-        return cls(plans, json.loads((folder / "dataset.json").read_text()), name)
+        return cls(plans, read_json(folder / "dataset.json"), name)
 
     @cached_property
     def manager(self) -> PlansManager:

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from .._reading import reading
+
 BASE = "base"
 
 
@@ -71,16 +73,15 @@ def read_recipe(name: str, package: str) -> Recipe:
     """
     known = list_recipes(package)
     if Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
+        with reading(name, "a recipe in YAML"):
+            text = Path(name).read_text(encoding="utf-8")
     elif name in known:
         text = files(package).joinpath("recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:
         close = get_close_matches(name, known, n=2) or known
         raise ValueError(f"no recipe and no file {name!r}; there are {', '.join(close)}")
-    try:
+    with reading(name, "a recipe in YAML"):
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{name} holds no settings; the recipes of the package ({', '.join(known)}) are examples")
     base = content.pop(BASE, None)

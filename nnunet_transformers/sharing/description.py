@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .._atomic import write_json
-from .trained import read_json
+from .._reading import read_json
 
 NAME = "models.json"
 FORMAT = 1

@@ -15,10 +15,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
+from .._reading import read_json
 from ..plans.planned import PlannedConfiguration
 from .description import Description, Model, check_plan
 from .manifest import verify
-from .trained import read_json
 from .weights_file import load_weights
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._atomic import new_folder
+from .._reading import read_json
 from ..plans.planned import find_trainer
 from ..weights import save_checkpoint
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint
 from .load import builds_plans_network
-from .trained import find_folds, read_json
+from .trained import find_folds
 
 STOCK = "nnUNetTrainer"
 BESIDE = ("plans.json", "dataset.json", "dataset_fingerprint.json")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
 
@@ -92,21 +90,6 @@ def find_folds(folder: Path, wanted: Sequence[str] = (), checkpoint: str = FINAL
     if not finished:
         raise FileNotFoundError(f"no fold of {folder} has a {checkpoint}; finish training with nnUNetv2_train")
     return list(wanted) or [fold for fold in finished if fold != "all"] or finished
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
-
-    Raises:
-        ValueError: if the file is damaged or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
-    return content
 
 
 def extract_models(archive: Path, target: Path, wanted: Iterable[str] = (), checkpoint: str = FINAL) -> list[Path]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
 from .._atomic import write_json
+from .._reading import read_json
 from ..plans.plan_files import check_new_plans, dataset_folder, load_plans
 from ..plans.planned import PlannedConfiguration
 from .file import save_checkpoint
@@ -56,7 +56,7 @@ def attach(
     unknown = [name for name in configurations if name not in own]
     if unknown:
         raise ValueError(f"{plans_name} has no network in {', '.join(unknown)}; it has {', '.join(own)}")
-    dataset_json = json.loads((folder / "dataset.json").read_text())
+    dataset_json = read_json(folder / "dataset.json")
     reports, left = {}, {}
     for name in configurations or own:
         try:

@@ -264,7 +264,7 @@ def _check_format(path: str | os.PathLike[str], stated: Any, kind_class: type[Se
 
 
 def _is_intact(content: Mapping[str, Any], kind: str) -> bool:
-    """Tell whether the content has the hash that its entry ``kind`` states; what cannot be hashed was not written here."""
+    """Tell whether content has the hash that its entry ``kind`` states; what cannot be hashed was not written here."""
     entry = dict(content[kind])
     stated = entry.pop("sha256")
     try:

@@ -216,7 +216,7 @@ def break_kinds(predictions, labels):
         (break_colour, 1, "em_0.png has 3 channels; a segmentation has one"),
         (break_image, 1, "Unable to determine a reader"),
         (break_later_image, 1, "em_1.png cannot be read as a segmentation"),
-        (break_dataset_json, 1, "is not a dataset.json of nnU-Net"),
+        (break_dataset_json, 1, "is truncated or not a dataset.json of nnU-Net"),
         (break_kinds, 1, "files of one ending, found .png, .txt"),
         (lambda predictions, labels: None, 2, "--label 2 is not among the classes"),
         (lambda predictions, labels: (predictions / "dataset.json").unlink(), 2, "not among the 2 classes of"),

@@ -169,7 +169,7 @@ class TestIndex:
     @pytest.mark.parametrize("content", ["{", "[]", '{"cases": []}', '{"cases": [1]}'])
     def test_damaged(self, content, tmp_path):
         (tmp_path / "index.json").write_text(content)
-        with pytest.raises(ValueError, match="is not an index of prepared images"):
+        with pytest.raises(ValueError, match="is truncated or not an index of prepared images: "):
             read_index(tmp_path)
 
 

@@ -40,7 +40,11 @@ def test_mistakes(tmp_path):
     with pytest.raises(ValueError, match="there are qt_ssl_ct"):
         read_recipe("qt_ssl_cd", PACKAGES[0])
     own = tmp_path / "mine.yaml"
-    for text, message in (("", "holds no settings"), ("a: [", "is not YAML"), ("base: alise", "no recipe and no file")):
+    for text, message in (
+        ("", "holds no settings"),
+        ("a: [", "is truncated or not a recipe in YAML"),
+        ("base: alise", "no recipe and no file"),
+    ):
         own.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_recipe(str(own), PACKAGES[0])

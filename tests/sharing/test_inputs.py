@@ -11,7 +11,6 @@ import torch
 
 from nnunet_transformers.sharing import load_package, predict, predict_folder
 from nnunet_transformers.sharing.inputs import check_case
-
 from tests.images import claim
 
 from .conftest import invoke, some_images

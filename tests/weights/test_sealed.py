@@ -137,7 +137,7 @@ def test_decoy_with_the_pinned_hash(tmp_path):
     for kind in ("timm_encoder", "other"):
         decoy = {"sha256": pinned, "format": 2}
         torch.save({kind: decoy, **resealed({kind: decoy, **zeroed}, "encoder")}, tmp_path / "file.pth")
-        with pytest.raises(ValueError, match="was altered|is another file than when the plan was written"):
+        with pytest.raises(ValueError, match=r"was altered|is another file than when the plan was written"):
             weights.InitialWeights({"checkpoint": str(tmp_path / "file.pth"), "sha256": pinned})
 
 
@@ -159,7 +159,9 @@ def test_what_json_cannot_tell_apart_is_not_hashed(entry):
 
 
 def test_weights_with_nan_are_refused(tmp_path):
-    dataclasses.replace(ENCODER, weights={"stem.proj.weight": torch.full((2, 3), torch.nan)}).save(tmp_path / "file.pth")
+    dataclasses.replace(ENCODER, weights={"stem.proj.weight": torch.full((2, 3), torch.nan)}).save(
+        tmp_path / "file.pth"
+    )
     with pytest.raises(ValueError, match=r"diverged: stem\.proj\.weight holds NaN or infinity"):
         EncoderCheckpoint.load(tmp_path / "file.pth")
 

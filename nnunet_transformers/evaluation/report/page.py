@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from ..._reading import read_json
 from .figures import COLOURS, draw_curves, draw_overlay, most_labelled_slice
 from .training_log import read_curves
 
@@ -50,7 +50,7 @@ class CaseScores:
 def _read_json(path: Path, made_by: str) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {made_by}")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def _read_cases(summary: dict, keys: list[str], file_ending: str) -> list[CaseScores]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..._atomic import write_json
+from ..._reading import read_json, reading
 
 INDEX = "index.json"
 
@@ -73,15 +73,17 @@ class PreparedIndex:
         """Build an index from its JSON form.
 
         Raises:
-            KeyError, TypeError, AttributeError: if an entry is missing or malformed.
+            KeyError, TypeError, AttributeError, ValueError: if an entry is missing or malformed.
         """
         spacing, images = content["spacing"], content.get("images")
         return cls(
-            cases=tuple(PreparedCase(case["name"], tuple(case.get("shape", ()))) for case in content["cases"]),
-            skipped=tuple(Skipped(case["name"], case["reason"]) for case in content["skipped"]),
-            channels=tuple(content["channels"]),
-            spacing=None if spacing is None else tuple(spacing),
-            normalization=tuple(content["normalization"]),
+            cases=tuple(
+                PreparedCase(_text(case["name"]), tuple(_size(case.get("shape", ())))) for case in content["cases"]
+            ),
+            skipped=tuple(Skipped(_text(case["name"]), _text(case["reason"])) for case in content["skipped"]),
+            channels=tuple(map(_text, content["channels"])),
+            spacing=None if spacing is None else tuple(map(float, spacing)),
+            normalization=tuple(map(_text, content["normalization"])),
             plans=content.get("plans"),
             configuration=content.get("configuration"),
             images=None if images is None else cls.from_json(images),
@@ -108,6 +110,19 @@ class PreparedIndex:
         write_json(self.to_json(), Path(path))
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _size(shape: Sequence[Any]) -> Iterator[int]:
+    for size in shape:
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{size!r} is no number of voxels")
+        yield size
+
+
 def read_index(folder: Path) -> PreparedIndex:
     """Read the index of a prepared folder.
 
@@ -121,7 +136,5 @@ def read_index(folder: Path) -> PreparedIndex:
     path = folder / INDEX
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no prepared images; run `nnunet-transformers pretrain prepare` first")
-    try:
-        return PreparedIndex.from_json(json.loads(path.read_text()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not an index of prepared images ({error!r}); prepare them again") from error
+    with reading(path, "an index of prepared images", "prepare them again"):
+        return PreparedIndex.from_json(read_json(path))

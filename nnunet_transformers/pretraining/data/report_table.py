@@ -211,7 +211,7 @@ def _jsonl_rows(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
             continue
         try:
             row = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         yield line, row if isinstance(row, dict) else "is not a JSON object"
 
