@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -53,7 +53,7 @@ def list_recipes(package: str) -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in files(package).joinpath("recipes").iterdir())
 
 
-def read_recipe(name: str, package: str) -> Recipe:
+def read_recipe(name: str, package: str, within: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
     A recipe with an entry ``base: OTHER`` starts from the settings of the recipe OTHER and overrides those that it
@@ -62,17 +62,18 @@ def read_recipe(name: str, package: str) -> Recipe:
     Args:
         name: name of a recipe, or path of a YAML file.
         package: package with a folder ``recipes``, by its import name.
+        within: recipes whose base it is.
 
     Raises:
         ValueError: if there is no such recipe and no such file (the message names the closest recipes), or the file
-            is not YAML or holds no settings.
+            is not YAML, holds no settings or is its own base.
 
     Examples:
         >>> read_recipe("alice_views", "nnunet_transformers.pretraining").content["model"]["init_args"]["losses"]
         ['views']
     """
     known = list_recipes(package)
-    if Path(name).is_file():
+    if "\0" not in name and Path(name).is_file():
         with reading(name, "a recipe in YAML"):
             text = Path(name).read_text(encoding="utf-8")
     elif name in known:
@@ -85,7 +86,11 @@ def read_recipe(name: str, package: str) -> Recipe:
     if not isinstance(content, dict):
         raise ValueError(f"{name} holds no settings; the recipes of the package ({', '.join(known)}) are examples")
     base = content.pop(BASE, None)
-    return Recipe(name, content if base is None else _merge(read_recipe(base, package).content, content))
+    if base is not None and (not isinstance(base, str) or base in (*within, name)):
+        raise ValueError(f"{name} must name another recipe as base, not {base!r}")
+    return Recipe(
+        name, content if base is None else _merge(read_recipe(base, package, (*within, name)).content, content)
+    )
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """
     with reading(path, "a weights file of a package", "get the package again from its source"):
         with safe_open(path, "pt") as opened:
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
+            # copied, as tensors of safetensors show the file, and change with it
+            weights = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  (no mapping)
             aliases = json.loads((opened.metadata() or {})[ALIASES])
         weights |= {name: weights[original] for name, original in aliases.items()}
         check_finite(weights, path)

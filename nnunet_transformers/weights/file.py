@@ -101,7 +101,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"no such checkpoint: {path}")
     if path.suffix == ".safetensors":
         with reading(path, "a safetensors file"):
-            return load_safetensors(path)
+            # copied, as tensors of safetensors show the file, and change with it
+            return {name: value.clone() for name, value in load_safetensors(path).items()}
     try:
         content = read_plain_types(path)
     except HoldsObjectsError as error:

@@ -44,6 +44,9 @@ def test_mistakes(tmp_path):
         ("", "holds no settings"),
         ("a: [", "is truncated or not a recipe in YAML"),
         ("base: alise", "no recipe and no file"),
+        ('base: "a\\0"', "no recipe and no file"),
+        ("base: [a]", "must name another recipe as base"),
+        (f"base: {own}", "must name another recipe as base"),
     ):
         own.write_text(text)
         with pytest.raises(ValueError, match=message):

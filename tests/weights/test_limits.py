@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch._utils import _rebuild_tensor_v2
 
+from nnunet_transformers.sharing import weights_file
 from nnunet_transformers.weights import (
     EncoderCheckpoint,
     TimmCheckpoint,
+    file,
     load_checkpoint,
     load_state_dict,
     save_checkpoint,
@@ -157,6 +159,16 @@ def test_single_numbers_may_be_infinite(tmp_path):
             continue
         with pytest.raises(ValueError, match="lowest_val_loss holds NaN"):
             load_state_dict(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize("module", [file, weights_file])
+def test_weights_stay_when_their_file_changes(module, tmp_path):
+    """Tensors of safetensors are views of the file."""
+    path = tmp_path / "file.safetensors"
+    weights_file.save_weights(WEIGHTS, path)
+    loaded = getattr(module, "load_weights", file.load_checkpoint)(path)
+    path.write_bytes(bytes(path.stat().st_size))
+    assert torch.equal(loaded["a"], WEIGHTS["a"])
 
 
 def test_state_without_pytorchs_advice(tmp_path):
