@@ -1,4 +1,4 @@
-"""Every reader refuses damaged files and files of every other kind in one line; `benchmarks/mutate_files.py` has more."""
+"""Every reader refuses damaged files and files of other kinds in one line; `benchmarks/mutate_files.py` has more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.mutate_files import KINDS, STORED, main, make_package, outcome, run
+from benchmarks.mutate_files import KINDS, STORED, Kind, main, make_package, outcome, run
 from nnunet_transformers.classification.checkpoint import ClassifierCheckpoint
 from nnunet_transformers.evaluation.iou_thresholds import _load_dataset_json, _load_probabilities
 from nnunet_transformers.pretraining.alignment import AlignmentCheckpoint
@@ -116,14 +116,12 @@ def test_outcomes(tmp_path):
         (ValueError("no file"), "traceback"),
         (IndexError(f"{path} is no file"), "traceback"),
     ):
-        kind = type(KINDS["plan"])(True, shutil.copy, partial(fails, error))
+        kind = Kind(True, shutil.copy, partial(fails, error))
         assert outcome(kind, path, None)[0] == expected
     for found, expected in (({"a": 1}, "identical"), ({"a": True}, "changed"), ({"a": 1.0}, "changed")):
-        assert (
-            outcome(type(KINDS["plan"])(True, shutil.copy, lambda _, value=found: value), path, {"a": 1})[0] == expected
-        )
+        assert outcome(Kind(True, shutil.copy, lambda _, value=found: value), path, {"a": 1})[0] == expected
     tensor = torch.tensor([0.0])
-    kind = type(KINDS["plan"])(True, shutil.copy, lambda _: [tensor.clone()])
+    kind = Kind(True, shutil.copy, lambda _: [tensor.clone()])
     assert outcome(kind, path, [tensor])[0] == "identical"
     assert outcome(kind, path, [-tensor])[0] == "changed"
 

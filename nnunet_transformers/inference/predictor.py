@@ -24,6 +24,8 @@ from torch._dynamo import OptimizedModule
 
 from .._image_size import check_size
 from ..cpu import keep_freed_memory, use_kernels
+from ..weights.file import check_file
+from ..weights.limits import check_finite
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint, reading_plain_types
 from .batch_size import bytes_of_pass, cpu_batch_size, fitting_batch_size, free_bytes
 
@@ -74,8 +76,14 @@ class BatchedPredictor(nnUNetPredictor):
         """Load a model as nnU-Net does, but without unpickling.
 
         Raises:
-            ValueError: if a checkpoint is truncated, or would have to be unpickled and is not trusted.
+            ValueError: if a checkpoint is truncated or damaged, its weights hold NaN or infinity, or it would have to
+                be unpickled and is not trusted.
         """
+        folds = self._folds(model_training_output_dir, use_folds, checkpoint_name)
+        files = [Path(model_training_output_dir) / f"fold_{fold}" / checkpoint_name for fold in folds]
+        for path in files:
+            if path.is_file():
+                check_file(path)
         try:
             with nullcontext() if self.trust else reading_plain_types():
                 super().initialize_from_trained_model_folder(model_training_output_dir, use_folds, checkpoint_name)
@@ -83,9 +91,11 @@ class BatchedPredictor(nnUNetPredictor):
             raise
         except Exception:  # a damaged file can make the unpickler, or the code that uses its content, raise anything
             # raises an error that names the file, if a file is the cause
-            for fold in self._folds(model_training_output_dir, use_folds, checkpoint_name):
-                read_checkpoint(Path(model_training_output_dir) / f"fold_{fold}" / checkpoint_name, self.trust)
+            for path in files:
+                read_checkpoint(path, self.trust)
             raise
+        for path, weights in zip(files, self.list_of_parameters, strict=True):
+            check_finite(weights, path)
         self._prepare()
 
     def manual_initialization(self, *args: Any, **kwargs: Any) -> None:

@@ -76,6 +76,17 @@ def read_plain_types(path: str | os.PathLike[str], allowed: Sequence[Any] = ()) 
     return content
 
 
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Check the checksums of a file of ``torch.save`` that another library will read, see ``check_archive``.
+
+    Raises:
+        OSError: if it cannot be opened.
+        ValueError: if it is truncated or damaged.
+    """
+    with reading(path, "a checkpoint"), Path(path).open("rb") as file:
+        check_archive(file, path)
+
+
 def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read the state of a run, such as Lightning's ``last.ckpt``: a mapping of tensors and plain types.
 

@@ -116,8 +116,20 @@ def test_checksums(read, tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(WEIGHTS["a"].numpy().tobytes()) + 5] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"file\.pth is damaged: the checksum of 'file\.pth/data/0' differs"):
+    with pytest.raises(ValueError, match=r"file\.pth is damaged: 'file\.pth/data/0' is not as it was written"):
         read(path)
+
+
+def test_entries_of_folders(tmp_path):
+    """By one bit in the archive's directory PyTorch returns memory that nobody has written to."""
+    path = tmp_path / "file.pth"
+    save_checkpoint(CONTENT, path)
+    content = bytearray(path.read_bytes())
+    start = content.rindex(b"PK\x01\x02", 0, content.rindex(b"file.pth/data/0"))
+    content[start + 38] |= 0x10
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"'file\.pth/data/0' is not as it was written"):
+        load_checkpoint(path)
 
 
 def test_entries_larger_than_the_file(tmp_path):
