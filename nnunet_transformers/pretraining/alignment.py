@@ -44,9 +44,13 @@ class AlignmentCheckpoint(SealedCheckpoint):
 
         Raises:
             OSError: if there is no such text encoder.
+            ValueError: if the settings are not those of the class.
             RuntimeError: if the weights belong to another class.
         """
         changes = {"pretrained": False} | ({"text_encoder": text_encoder} if text_encoder else {})
-        method = method_class(**{**self.settings, **changes})
+        try:
+            method = method_class(**{**self.settings, **changes})
+        except TypeError as error:
+            raise ValueError(f"the alignment's settings are not those of {method_class.__name__}: {error}") from error
         method.load_state_dict(self.weights)
         return method.eval()

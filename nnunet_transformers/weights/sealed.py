@@ -269,8 +269,8 @@ def _is_intact(content: Mapping[str, Any], kind: str) -> bool:
     stated = entry.pop("sha256")
     try:
         if "seal" in entry:
-            return entry["seal"] == SEAL and content_hash({**content, kind: entry}) == stated
-        return _hash_without_seal(content[WEIGHTS], entry) == stated
+            return bool(entry["seal"] == SEAL and content_hash({**content, kind: entry}) == stated)
+        return bool(_hash_without_seal(content[WEIGHTS], entry) == stated)
     except (TypeError, ValueError, RuntimeError):
         return False
 
