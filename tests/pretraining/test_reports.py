@@ -280,7 +280,7 @@ class TestText:
         torch.testing.assert_close(features.attention, output.attentions[-1][:, :, 0, 2:4].mean(1))
         torch.testing.assert_close(features.words, output.last_hidden_state[:, 1:3])
 
-    def test_code_of_a_text_encoder_is_not_run(self, bert, tmp_path):
+    def test_code_of_a_text_encoder_is_not_run(self, bert, tmp_path, monkeypatch):
         """transformers would ask on the terminal, and run the modules that the folder names after a yes."""
         folder = Path(shutil.copytree(bert, tmp_path / "bert"))
         code = {"AutoConfig": "code.Config", "AutoModel": "code.Model", "AutoTokenizer": ["code.Slow", "code.Fast"]}
@@ -289,6 +289,7 @@ class TestText:
             content.pop("tokenizer_class", None)
             (folder / name).write_text(json.dumps({**content, "model_type": "other", "auto_map": code}))
         (folder / "code.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+        monkeypatch.setattr("builtins.input", lambda *_: "y")
         for load in (load_tokenizer, TextEncoder):
             with pytest.raises(OSError, match="contains custom code which must be executed"):
                 load(str(folder))
