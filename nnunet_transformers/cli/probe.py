@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from .._atomic import write_json
-from ._options import Configuration, Dataset, EncoderFile, PreparedFolder, TorchDevice
+from ._options import Configuration, Dataset, EncoderFile, PreparedFolder, TorchDevice, Trust
 
 PROBE_TRAINER = "nnUNetTrainerLinearProbe"
 
@@ -74,19 +74,25 @@ def segment(
         str, typer.Option("--trainer", "-tr", help="The probe's trainer, or one with another schedule.")
     ] = PROBE_TRAINER,
     device: Annotated[str, typer.Option("--device", "-device", help="cuda, cpu or mps, as for nnU-Net.")] = "cuda",
+    trust: Trust = False,
 ) -> None:
     """Train 1x1 heads on the frozen encoder with nnU-Net, and print the validation cases' Dice."""
     import torch
     from nnunetv2.run.run_training import run_training
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
+    from ..plans.gate import check_plan
+    from ..plans.plan_files import dataset_folder, load_plans
     from ..weights import InitialWeights
     from ..weights.attach import attach
 
+    if not trust:
+        # the training runs all of the plan, its preprocessing and export too
+        check_plan(load_plans(dataset_folder(dataset), plans), f"the plan {plans}")
     weights = InitialWeights.from_file(encoder)
     # a plan for each encoder keeps the results of several encoders apart
     probed = f"{plans}_probe_{weights.specification['sha256'][:8]}"
-    _, reports, _ = attach(weights, dataset, plans, probed, [configuration], force=True)
+    _, reports, _ = attach(weights, dataset, plans, probed, [configuration], force=True, trust=trust)
     print(reports[configuration])
     run_training(dataset, configuration, fold, trainer, probed, device=torch.device(device))
     folder = Path(get_output_folder(dataset, trainer, probed, configuration, fold))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._options import Configuration, Configurations, Dataset, EncoderFile, Force, NewPlans, parse_patch_size
+from ._options import Configuration, Configurations, Dataset, EncoderFile, Force, NewPlans, Trust, parse_patch_size
 
 if TYPE_CHECKING:
     from ..weights import LoadReport
@@ -27,6 +27,7 @@ def attach(
         float, typer.Option(min=0, max=1, help="Smallest share of the encoder's parameters that must be loaded.")
     ] = 0.5,
     force: Force = False,
+    trust: Trust = False,
 ) -> None:
     """Write a plan whose networks start from a pretrained encoder, and print the load report."""
     from ..weights import InitialWeights
@@ -41,6 +42,7 @@ def attach(
             configurations=configuration or (),
             force=force,
             min_coverage=min_coverage,
+            trust=trust,
         )
     )
 
@@ -61,6 +63,7 @@ def attach_imagenet(
         bool, typer.Option("--spread", help="Load from blocks spread over a stage instead of its first blocks.")
     ] = False,
     force: Force = False,
+    trust: Trust = False,
 ) -> None:
     """Write a plan whose UNet-2022 starts from ImageNet weights, and print the load report."""
     from ..weights import InitialWeights
@@ -80,6 +83,7 @@ def attach_imagenet(
             configurations=configuration or (),
             force=force,
             min_coverage=0.0,
+            trust=trust,
         )
     )
 
@@ -94,12 +98,14 @@ def export_full(
     trainer: Annotated[
         str, typer.Option("--trainer", "-tr", help="Trainer that builds the network.")
     ] = "nnUNetTrainer",
+    trust: Trust = False,
 ) -> None:
     """Write a whole network's weights, with the encoder loaded, for nnUNetv2_train -pretrained_weights."""
     from ..weights import InitialWeights
     from ..weights.attach import export_full as export_weights
 
-    print(export_weights(InitialWeights.from_file(checkpoint), dataset, plans, configuration, output, trainer=trainer))
+    weights = InitialWeights.from_file(checkpoint)
+    print(export_weights(weights, dataset, plans, configuration, output, trainer=trainer, trust=trust))
     print(f"written: {output}; nnUNetv2_train ... -tr {trainer} -p {plans} -pretrained_weights {output}")
 
 

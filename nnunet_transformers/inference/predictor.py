@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
 from ..cpu import keep_freed_memory, use_kernels
+from ..plans.gate import check_plan
+from ..plans.plan_files import read_json
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint, reading_plain_types
 from .batch_size import bytes_of_pass, cpu_batch_size, fitting_batch_size, free_bytes
 
@@ -37,7 +39,8 @@ class BatchedPredictor(nnUNetPredictor):
     Args:
         batch_size: patches per pass; by default as many as fit into a GPU's memory or are fast on a CPU.
         use_compile: compile the network, with passes of one size only; otherwise ``nnUNet_compile`` decides.
-        trust: unpickle checkpoints, which runs any code in them; otherwise only tensors and plain types are read.
+        trust: unpickle checkpoints and build what the plan names, which runs any code in them; otherwise only tensors
+            and plain types are read, and the plan may name only parts of segmentation.
         arguments: keyword arguments of nnU-Net's predictor.
 
     Raises:
@@ -70,11 +73,15 @@ class BatchedPredictor(nnUNetPredictor):
         use_folds: tuple[int | str, ...] | None,
         checkpoint_name: str = FINAL,
     ) -> None:
-        """Load a model as nnU-Net does, but without unpickling.
+        """Load a model as nnU-Net does, but without unpickling, and with a plan that passed the gate.
 
         Raises:
-            ValueError: if a checkpoint is truncated, or would have to be unpickled and is not trusted.
+            ValueError: if a checkpoint is truncated, or would have to be unpickled and is not trusted, or the plan
+                names other code.
         """
+        if not self.trust:
+            plans = Path(model_training_output_dir) / "plans.json"
+            check_plan(read_json(plans), str(plans))
         try:
             with nullcontext() if self.trust else reading_plain_types():
                 super().initialize_from_trained_model_folder(model_training_output_dir, use_folds, checkpoint_name)

@@ -34,6 +34,21 @@ def dataset_folder(dataset: str) -> Path:
     return Path(nnUNet_preprocessed) / name
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        ValueError: if the file is damaged or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
+    return content
+
+
 def load_plans(folder: Path, name: str) -> dict[str, Any]:
     """Read a plan.
 

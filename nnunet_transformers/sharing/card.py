@@ -10,10 +10,11 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._atomic import write_text
+from ..plans.plan_files import read_json
 from ..plans.planned import channel_names
 from .description import Description, Model
 from .manifest import file_hash
-from .trained import TrainedFold, read_json
+from .trained import TrainedFold
 
 NAME = "README.md"
 USE = """## Use

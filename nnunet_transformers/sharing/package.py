@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._atomic import new_folder, write_text
+from ..plans.plan_files import read_json
 from ..plans.planned import find_trainer
 from ..weights.nnunet_checkpoint import FINAL
 from ..weights.sealed import package_versions
@@ -23,7 +24,7 @@ from .load import build_network, builds_plans_network, check_weights
 from .manifest import Manifest, write_manifest
 from .orientation import training_orientations
 from .requirements import pinned_requirements
-from .trained import TrainedFold, extract_models, find_folds, read_fold, read_json
+from .trained import TrainedFold, extract_models, find_folds, read_fold
 from .weights_file import save_weights
 
 TEMPLATES = files(__package__) / "templates"

@@ -9,11 +9,13 @@ from pathlib import Path
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._atomic import new_folder
+from ..plans.gate import check_plan
+from ..plans.plan_files import read_json
 from ..plans.planned import find_trainer
 from ..weights import save_checkpoint
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint
 from .load import builds_plans_network
-from .trained import find_folds, read_json
+from .trained import find_folds
 
 STOCK = "nnUNetTrainer"
 BESIDE = ("plans.json", "dataset.json", "dataset_fingerprint.json")
@@ -32,7 +34,7 @@ def export_stock(
         output: folder of results to write to, such as nnUNet_results/DATASET.
         folds: folds to copy; by default all finished ones.
         checkpoint: file name of the checkpoints.
-        trust: unpickle checkpoints that cannot be read otherwise.
+        trust: unpickle checkpoints that cannot be read otherwise, and copy a plan that names any code.
 
     Returns:
         the new folder of the model, and the import path of the network that it needs.
@@ -40,7 +42,8 @@ def export_stock(
     Raises:
         FileExistsError: if the new folder exists.
         FileNotFoundError: if a file of the model is missing.
-        ValueError: if the trainer builds a network of its own, or a checkpoint cannot be read.
+        ValueError: if the trainer builds a network of its own, the plan names other code than networks, or a
+            checkpoint cannot be read.
     """
     source = source.resolve()
     names = find_folds(source, folds, checkpoint)
@@ -52,6 +55,8 @@ def export_stock(
         raise ValueError(
             f"{trainer} builds a network of its own, which nnUNetTrainer does not; share the model as a package"
         )
+    if not trust:
+        check_plan(read_json(source / "plans.json"), str(source / "plans.json"))
     with new_folder(target) as partial:
         for name in names:
             (partial / f"fold_{name}").mkdir(parents=True)

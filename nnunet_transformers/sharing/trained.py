@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
-
+from pathlib import Path
 import torch
 
+from .._paths import inside
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint
 
 # files of an exported zip that a package is made from
@@ -89,21 +87,6 @@ def find_folds(folder: Path, wanted: Sequence[str] = (), checkpoint: str = FINAL
     return list(wanted) or [fold for fold in finished if fold != "all"] or finished
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
-
-    Raises:
-        ValueError: if the file is damaged or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
-    return content
-
-
 def extract_models(archive: Path, target: Path, wanted: Iterable[str] = (), checkpoint: str = FINAL) -> list[Path]:
     """Extract the files that a package needs, and no others, from a zip of nnUNetv2_export_model_to_zip.
 
@@ -125,9 +108,10 @@ def extract_models(archive: Path, target: Path, wanted: Iterable[str] = (), chec
     try:
         with zipfile.ZipFile(archive) as opened:
             for member in opened.infolist():
-                path = PurePosixPath(member.filename)
-                if path.is_absolute() or ".." in path.parts or "\\" in member.filename:
-                    raise ValueError(f"{archive} holds {member.filename!r}, which leads outside; refused")
+                try:
+                    path = inside(target, member.filename)
+                except ValueError as error:
+                    raise ValueError(f"{archive} holds {member.filename!r}, which leads outside; refused") from error
                 if path.name in (*WANTED, checkpoint) and not member.is_dir():
                     opened.extract(member, target)
     # zipfile raises RuntimeError for a password, and its subclass NotImplementedError for an unknown compression

@@ -154,7 +154,7 @@ class TestHostileContent:
             plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = name
 
         rewrite(copied, PLANS_FILE, change)
-        with pytest.raises(ValueError, match=f"names {name!r} as network, which is not loaded"):
+        with pytest.raises(ValueError, match=f"names {name!r} as network, which is part of neither"):
             load_package(copied, CPU)
 
     def test_layer(self, copied):
