@@ -13,6 +13,7 @@ from ._options import (
     OptionalPlans,
     PlanReference,
     PreparedFolder,
+    Trust,
     parse_patch_size,
     parse_spacing,
 )
@@ -36,6 +37,7 @@ def prepare(
         typer.Option(help="nnU-Net's name, such as rescale_to_0_1, for a folder of images; zscore by default."),
     ] = None,
     like: Annotated[Path | None, typer.Option(help="Prepare images as for the training of this classifier.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Resample, normalise and store images as nnU-Net does; labels are not needed."""
     from ..pretraining.data.cases import validation_cases
@@ -62,6 +64,7 @@ def prepare(
         left_out=left_out,
         planned=chosen,
         normalization=normalization,
+        trust=trust,
     )
     for case in skipped:
         print(f"skipped {case.name}: {case.reason}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from .._atomic import write_json
+from .._paths import inside
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -134,9 +134,10 @@ def _read_manifest(folder: Path) -> Manifest:
             f"{folder} has format {stated}, this version reads format {FORMAT}; update nnunet-transformers"
         )
     for name in entries:
-        parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts or str(parts) != name or "\\" in name or os.path.isabs(name):
-            raise ValueError(f"{NAME} in {folder} names {name!r}, which is outside of the package; do not use it")
+        try:
+            inside(folder, name)
+        except ValueError as error:
+            raise ValueError(f"{NAME} in {folder} names a file outside of the package; do not use it: {error}") from error
     return Manifest(entries, file_hash(path))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..._atomic import write_json
+from ..._paths import inside
 
 INDEX = "index.json"
 
@@ -116,12 +117,15 @@ def read_index(folder: Path) -> PreparedIndex:
 
     Raises:
         FileNotFoundError: if the folder was not prepared, or its preparation was interrupted.
-        ValueError: if the index is damaged.
+        ValueError: if the index is damaged, or names an image outside of the folder.
     """
     path = folder / INDEX
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no prepared images; run `nnunet-transformers pretrain prepare` first")
     try:
-        return PreparedIndex.from_json(json.loads(path.read_text()))
+        index = PreparedIndex.from_json(json.loads(path.read_text()))
+        for case in index.cases:
+            inside(folder, case.name)
+        return index
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not an index of prepared images ({error!r}); prepare them again") from error

@@ -13,6 +13,7 @@ import torch
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from torch import Tensor
 
+from ..._paths import inside
 from .index import read_index
 
 
@@ -65,7 +66,7 @@ class PreparedImages:
         """
         blosc2.set_nthreads(1)
         mmap = {} if os.name == "nt" else {"mmap_mode": "r"}
-        image = blosc2.open(str(self.folder / f"{name}.b2nd"), mode="r", **mmap)
+        image = blosc2.open(str(inside(self.folder, f"{name}.b2nd")), mode="r", **mmap)
         wanted = (1, *size) if len(size) == 2 else tuple(size)
         block = (slice(None), *(slice(a, a + s) for a, s in zip(start, wanted, strict=True)))
         part = np.asarray(image[block])
