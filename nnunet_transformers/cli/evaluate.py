@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .._atomic import write_json
+from ._options import Trust
 
 commands = typer.Typer()
 
@@ -58,9 +59,13 @@ def report(
     images: Annotated[
         Path | None, typer.Option(help="Folder of the images; the dataset's imagesTr by default.")
     ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Folder of the reference segmentations; the dataset's own by default.")
+    ] = None,
     cases: Annotated[int, typer.Option(min=1, help="Cases to draw, from the worst to the best.")] = 3,
+    trust: Trust = False,
 ) -> None:
     """Write one self-contained HTML file: overlays, loss and Dice curves, Dice per case and label."""
     from ..evaluation.report import write_report
 
-    print(write_report(folder, output, predictions, images, cases))
+    print(write_report(folder, output, predictions, images, cases, labels, trust))
