@@ -27,7 +27,7 @@ PreparedFolder = Annotated[Path, typer.Argument(help="Folder written by `pretrai
 TorchDevice = Annotated[str, typer.Option(help="cpu, cuda or mps.")]
 Trust = Annotated[
     bool,
-    typer.Option("--trust", help="Take a model, plan or recipe that names or holds other code, which may run that code."),
+    typer.Option("--trust", help="Take files that hold or name other code, which may run that code."),
 ]
 
 # our extra that installs a module, by the module's name

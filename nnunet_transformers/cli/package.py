@@ -114,6 +114,8 @@ def verify(folder: PackageFolder, sha256: ManifestHash = None) -> None:
     checked = "as stated" if sha256 else "compare it with its source's, or give it with --sha256"
     print(f"{folder}: {len(manifest.entries)} files, {manifest.bytes / 1e6:.1f} MB, none changed, missing or added")
     print(f"SHA-256 of manifest.json: {manifest.sha256} ({checked})")
+    if wheels := [name for name in manifest.entries if name.startswith("wheels/")]:
+        print(f"installing requirements.txt installs code of the package's maker: {', '.join(wheels)}")
 
 
 @commands.command(cls=FoldsCommand)

@@ -15,6 +15,7 @@ from ..plans.planned import find_trainer
 from ..weights import save_checkpoint
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint
 from .load import builds_plans_network
+from .shareable import copy_shareable
 from .trained import find_folds
 
 STOCK = "nnUNetTrainer"
@@ -66,6 +67,7 @@ def export_stock(
         for name in (*BESIDE, *(f"fold_{fold}/{file}" for fold in names for file in OF_FOLD)):
             if (source / name).is_file():
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / name, partial / name)
+                copy = copy_shareable if name in BESIDE else shutil.copyfile
+                copy(source / name, partial / name)
     manager = PlansManager(read_json(target / "plans.json"))
     return target, manager.get_configuration(configuration).network_arch_class_name

@@ -16,6 +16,8 @@ from .initialise import InitialWeights
 from .load_report import LoadReport
 
 MARKER = "attached"
+# entry of a configuration, see ``InitialWeights``
+INITIALISATION = "initialisation"
 
 
 def attach(
@@ -70,7 +72,7 @@ def attach(
                 raise ValueError(f"{name}: {error}") from error
             left[name] = str(error)
             continue
-        plans["configurations"][name]["initialisation"] = weights.specification
+        plans["configurations"][name][INITIALISATION] = weights.specification
     if not reports:
         raise ValueError("; ".join(f"{name}: {reason}" for name, reason in left.items()))
     write_json({**plans, "plans_name": output, MARKER: weights.specification}, path)
