@@ -88,8 +88,8 @@ def _model(folder: Path, model: Model, folds: Sequence[TrainedFold], source: Pat
     lines = [
         f"## {markdown(model.folder.removeprefix('models/'))}\n",
         f"- network: {markdown(model.network)}",
-        f"- plan: {markdown(plans.plans_name)}, {markdown(model.configuration)}; patch {markdown(size)} at {spacing} mm, "
-        f"batch {markdown(configuration.batch_size)}, {schemes}",
+        f"- plan: {markdown(plans.plans_name)}, {markdown(model.configuration)}; patch {markdown(size)} at {spacing} "
+        f"mm, batch {markdown(configuration.batch_size)}, {schemes}",
         f"- recipe: {markdown(model.trainer)}, {folds[0].epochs} epochs; inference mirrors axes {axes}",
     ]
     if model.orientations:
