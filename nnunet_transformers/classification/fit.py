@@ -45,6 +45,7 @@ def fit(
     encoder: Path | None = None,
     labels: Sequence[str] = ("label",),
     arguments: Sequence[str] = (),
+    trust: bool = False,
 ) -> Trainer:
     """Train a classifier by a recipe.
 
@@ -59,6 +60,7 @@ def fit(
         labels: label columns.
         arguments: LightningCLI's arguments, such as ``--trainer.max_epochs`` or ``--ckpt_path``; they override the
             recipe.
+        trust: take a recipe that names any code, see ``read_recipe``.
 
     Returns:
         the trainer, with metrics and callbacks.
@@ -77,4 +79,4 @@ def fit(
     if encoder is not None:
         given.append(f"--model.init_args.encoder={encoder}")
     defaults = {"limit_val_batches": 1.0, "num_sanity_val_steps": 0}
-    return run.run_recipe(read_recipe(recipe, __package__), ClassificationCLI, [*given, *arguments], defaults)
+    return run.run_recipe(read_recipe(recipe, __package__, trust), ClassificationCLI, [*given, *arguments], defaults)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._atomic import write_json, write_text
-from ._options import PreparedFolder, TorchDevice
+from ._options import PreparedFolder, TorchDevice, Trust
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,6 +37,7 @@ def fit_classifier(
     labels: Annotated[
         str, typer.Option(help="Label columns; several, such as a,b,c, hold 1, 0, or nothing if unknown.")
     ] = "label",
+    trust: Trust = False,
 ) -> None:
     """Train a classifier by a recipe; other options, after the table, override it, such as --trainer.max_epochs 50."""
     from ..classification.checkpoint import ClassifierCheckpoint
@@ -46,7 +47,7 @@ def fit_classifier(
         if str(path).startswith("--"):
             raise ValueError(f"the folder and the table come before other options, got {path} instead")
     columns = [column.strip() for column in labels.split(",")]
-    trainer = fit(config, images, table, encoder, columns, context.args)
+    trainer = fit(config, images, table, encoder, columns, context.args, trust)
     if trainer.is_global_zero:
         file = Path(trainer.default_root_dir) / "classifier.pth"
         scores = ClassifierCheckpoint.load(file).scores

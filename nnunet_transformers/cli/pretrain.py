@@ -78,6 +78,7 @@ def fit(
     dataset: OptionalDataset = None,
     plans: OptionalPlans = None,
     configuration: Configuration = "3d_fullres",
+    trust: Trust = False,
 ) -> None:
     """Pretrain an encoder by a recipe; other options override it, such as --trainer.max_epochs 50.
 
@@ -85,7 +86,7 @@ def fit(
     """
     from ..pretraining.fit import fit as fit_recipe
 
-    fit_recipe(config, context.args, PlanReference(dataset, plans, configuration).load())
+    fit_recipe(config, context.args, PlanReference(dataset, plans, configuration).load(), trust)
 
 
 @commands.command()

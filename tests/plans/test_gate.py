@@ -75,14 +75,14 @@ def test_stock_plans_pass():
 @pytest.mark.parametrize("name", NETWORKS, ids=str)
 def test_networks(name, hostile):
     hostile_plan = plan(architecture={**STOCK, "network_class_name": name})
-    with pytest.raises(ValueError, match="the plan names .* as network"):
+    with pytest.raises(ValueError, match=r"the plan names .* as network"):
         check_plan(hostile_plan, "the plan")
 
 
 @pytest.mark.parametrize("layer", [f"{HOSTILE}.layer", "torch.load", "torch.nn.utils.skip_init", "webbrowser.open", 1])
 def test_layers(layer, hostile):
     architecture = {**STOCK, "arch_kwargs": {"norm_op": layer}, "_kw_requires_import": ["norm_op"]}
-    with pytest.raises(ValueError, match="the plan names .* as norm_op"):
+    with pytest.raises(ValueError, match=r"the plan names .* as norm_op"):
         check_plan(plan(architecture=architecture), "the plan")
 
 
@@ -119,7 +119,7 @@ def test_names_of_the_plan(entry):
     ],
 )
 def test_no_plan(damaged):
-    with pytest.raises(ValueError, match="the plan (is no plan|describes no network)"):
+    with pytest.raises(ValueError, match=r"the plan (is no plan|describes no network)"):
         check_plan(damaged, "the plan")
 
 

@@ -46,4 +46,4 @@ def test_mistakes(tmp_path):
             read_recipe(str(own), PACKAGES[0])
     own.write_text("model: {class_path: none.Such}\n")
     with pytest.raises(ValueError, match=r"names no class in model.class_path"):
-        read_recipe(str(own), PACKAGES[0]).part("model")
+        read_recipe(str(own), PACKAGES[0], trust=True).part("model")
