@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
+from .._text import printable
 from ..runs import command_line as run
 from ..runs.recipe import list_recipes as recipe_names
 from ..runs.recipe import read_recipe
@@ -30,10 +31,8 @@ class ClassificationCLI(run.RecipeCLI):
     def check(self) -> None:
         prepared, wanted = self.datamodule.index.normalization, self.model.normalization
         if wanted and set(prepared) != set(wanted):
-            print(
-                f"note: the images were prepared with normalization {', '.join(prepared)}, the encoder's images with "
-                f"{', '.join(wanted)}"
-            )
+            note = f"note: the images were prepared with normalization {', '.join(prepared)}"
+            print(printable(f"{note}, the encoder's images with {', '.join(wanted)}"))
         if self.config.fit.trainer.logger in (None, True):
             self.trainer.logger = CSVLogger(self.trainer.default_root_dir)
 

@@ -9,6 +9,7 @@ import typer
 
 from .._atomic import write_json
 from ._options import Trust
+from ._output import echo
 
 commands = typer.Typer()
 
@@ -27,7 +28,7 @@ def evaluate_iou(
     from ..evaluation import THRESHOLDS, evaluate_predictions
 
     summary = evaluate_predictions(predictions, labels, label)
-    print(f"label {label}, mean of {len(summary.per_case)} images")
+    echo(f"label {label}, mean of {len(summary.per_case)} images")
     table = Table()
     table.add_column("threshold", justify="right")
     table.add_column("IoU, %", justify="right")
@@ -37,14 +38,12 @@ def evaluate_iou(
     table.add_row("mean", f"{100 * summary.mean_iou:.2f}")
     Console().print(table)
     if summary.empty:
-        print(f"{summary.empty} pairs of image and threshold left out: neither prediction nor label holds the label")
+        echo(f"{summary.empty} pairs of image and threshold left out: neither prediction nor label holds the label")
     if summary.without_prediction:
-        print(
-            f"{len(summary.without_prediction)} label files have no prediction, {summary.without_prediction[0]} first"
-        )
+        echo(f"{len(summary.without_prediction)} label files have no prediction, {summary.without_prediction[0]} first")
     if output is not None:
         write_json(summary.as_json(), output)
-        print(f"written: {output}")
+        echo(f"written: {output}")
 
 
 @commands.command()
@@ -68,4 +67,4 @@ def report(
     """Write one self-contained HTML file: overlays, loss and Dice curves, Dice per case and label."""
     from ..evaluation.report import write_report
 
-    print(write_report(folder, output, predictions, images, cases, labels, trust))
+    echo(write_report(folder, output, predictions, images, cases, labels, trust))

@@ -17,6 +17,7 @@ from ._options import (
     parse_patch_size,
     parse_spacing,
 )
+from ._output import echo
 
 commands = typer.Typer(help="Encoder checkpoints from unlabelled images.", no_args_is_help=True)
 
@@ -67,8 +68,8 @@ def prepare(
         trust=trust,
     )
     for case in skipped:
-        print(f"skipped {case.name}: {case.reason}")
-    print(f"{output}: {len(stored)} images, {len(skipped)} skipped, {len(left_out)} left out for validation")
+        echo(f"skipped {case.name}: {case.reason}")
+    echo(f"{output}: {len(stored)} images, {len(skipped)} skipped, {len(left_out)} left out for validation")
 
 
 @commands.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -94,7 +95,7 @@ def recipes() -> None:
     """Print the names of the recipes."""
     from ..pretraining.fit import list_recipes
 
-    print("\n".join(list_recipes()))
+    echo("\n".join(list_recipes()))
 
 
 @commands.command("show-matches")
@@ -124,7 +125,7 @@ def show_matches(
             raise ValueError(f"the matcher {matcher} needs --{option}")
         arguments[option] = str(file)
     draw_matches(CachedMatcher(PreparedImages(images), matcher, arguments), query, key, output, points)
-    print(f"written: {output}")
+    echo(f"written: {output}")
 
 
 @commands.command("show-attention")
@@ -148,5 +149,5 @@ def show_attention(
     attention = attend(checkpoint.build_method(MGCA, text_encoder), checkpoint.max_length, image, report)
     draw_attention(attention, output, words)
     order = (-attention.word_weights).argsort(kind="stable")[:words]
-    print(", ".join(f"{attention.words[i]} {attention.word_weights[i]:.3f}" for i in order))
-    print(f"written: {output}")
+    echo(", ".join(f"{attention.words[i]} {attention.word_weights[i]:.3f}" for i in order))
+    echo(f"written: {output}")

@@ -11,6 +11,7 @@ import typer
 
 from .._atomic import write_json
 from ._options import Configuration, Dataset, EncoderFile, PreparedFolder, TorchDevice, Trust
+from ._output import echo
 
 PROBE_TRAINER = "nnUNetTrainerLinearProbe"
 
@@ -48,7 +49,7 @@ def classify(
     features = np.stack([frozen.features(prepared, name) for name in track(labelled.names, description="features")])
     scores = probe_classification(features, labelled.labels, is_test)
     how = "cross-validated" if is_test is None else f"{int(is_test.sum())} of them to test on"
-    print(f"{encoder}: {len(labelled.names)} images, {len(set(labelled.labels))} labels, {how}")
+    echo(f"{encoder}: {len(labelled.names)} images, {len(set(labelled.labels))} labels, {how}")
     columns = Table()
     for column in ("classifier", "labels", "cases", "AUC", "accuracy"):
         columns.add_column(column, justify="left" if column == "classifier" else "right")
@@ -57,10 +58,10 @@ def classify(
         columns.add_row(s.classifier, f"{s.share:.0%}", f"{s.cases:.0f}", auc, accuracy)
     Console().print(columns)
     if labelled.unknown:
-        print(f"{len(labelled.unknown)} images of {labels} are not in {images}, {labelled.unknown[0]} first")
+        echo(f"{len(labelled.unknown)} images of {labels} are not in {images}, {labelled.unknown[0]} first")
     if output is not None:
         write_json({"encoder": str(encoder), "scores": [asdict(s) for s in scores]}, output)
-        print(f"written: {output}")
+        echo(f"written: {output}")
 
 
 @commands.command()
@@ -93,10 +94,10 @@ def segment(
     # a plan for each encoder keeps the results of several encoders apart
     probed = f"{plans}_probe_{weights.specification['sha256'][:8]}"
     _, reports, _ = attach(weights, dataset, plans, probed, [configuration], force=True, trust=trust)
-    print(reports[configuration])
+    echo(reports[configuration])
     run_training(dataset, configuration, fold, trainer, probed, device=torch.device(device))
     folder = Path(get_output_folder(dataset, trainer, probed, configuration, fold))
     summary = json.loads((folder / "validation" / "summary.json").read_text())
     for label, scores in summary["mean"].items():
-        print(f"label {label}: Dice {scores['Dice']:.4f}")
-    print(f"mean: Dice {summary['foreground_mean']['Dice']:.4f} ({folder})")
+        echo(f"label {label}: Dice {scores['Dice']:.4f}")
+    echo(f"mean: Dice {summary['foreground_mean']['Dice']:.4f} ({folder})")

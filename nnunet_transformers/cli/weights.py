@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._options import Configuration, Configurations, Dataset, EncoderFile, Force, NewPlans, Trust, parse_patch_size
+from ._output import echo
 
 if TYPE_CHECKING:
     from ..weights import LoadReport
@@ -105,8 +106,8 @@ def export_full(
     from ..weights.attach import export_full as export_weights
 
     weights = InitialWeights.from_file(checkpoint)
-    print(export_weights(weights, dataset, plans, configuration, output, trainer=trainer, trust=trust))
-    print(f"written: {output}; nnUNetv2_train ... -tr {trainer} -p {plans} -pretrained_weights {output}")
+    echo(export_weights(weights, dataset, plans, configuration, output, trainer=trainer, trust=trust))
+    echo(f"written: {output}; nnUNetv2_train ... -tr {trainer} -p {plans} -pretrained_weights {output}")
 
 
 @commands.command()
@@ -144,7 +145,7 @@ def convert(
         given = "" if patch_size else " (a published size that fits; give --patch-size if it was another)"
         size = f", patch size {'x'.join(map(str, found.patch_size))}{given}"
     save_checkpoint({"network_weights": weights, "network": description}, output)
-    print(
+    echo(
         f"{output}: {found.name} in {found.ndim}D, {found.input_channels} input channels, "
         f"{found.num_classes} classes{size}; all {len(weights)} tensors translated"
     )
@@ -152,7 +153,7 @@ def convert(
 
 def _print_attached(path: Path, reports: Mapping[str, LoadReport], left: Mapping[str, str]) -> None:
     for configuration, report in reports.items():
-        print(f"{configuration}: {report}")
+        echo(f"{configuration}: {report}")
     for configuration, reason in left.items():
-        print(f"{configuration} is left unchanged: {reason}")
-    print(f"written: {path}; train with -p {path.stem}")
+        echo(f"{configuration} is left unchanged: {reason}")
+    echo(f"written: {path}; train with -p {path.stem}")

@@ -10,6 +10,7 @@ import torch
 from lightning import LightningModule, Trainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
+from .._text import printable
 from ..plans.planned import PlannedConfiguration
 from ..runs import recipe as recipes
 from ..runs.callbacks import CollapseMonitor
@@ -64,10 +65,8 @@ class PretrainingCLI(RecipeCLI):
         )
         for name, prepared, planned in compared:
             if prepared is not None and list(prepared)[-len(planned) :] != list(planned):
-                print(
-                    f"note: the images were prepared with {name} {list(prepared)}, the plan has {list(planned)}; "
-                    "`pretrain prepare -d ... -p ...` prepares them as for training"
-                )
+                note = f"note: the images were prepared with {name} {list(prepared)}, the plan has {list(planned)}; "
+                print(printable(note) + "`pretrain prepare -d ... -p ...` prepares them as for training")
 
 
 def fit(
