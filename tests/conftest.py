@@ -29,7 +29,7 @@ from nnunet_transformers.weights import sealed
 
 # folders and modules of tests that run nnU-Net's pools, or ours
 LIGHT = {"classification", "evaluation", "inference", "plans", "pretraining", "sharing", "trainers", "weights"}
-LIGHT |= {"test_cli.py", "test_docs.py"}
+LIGHT |= {"test_cli.py", "test_docs.py", "test_security.py"}
 # the module of the fixture ``hostile``
 HOSTILE = "stranger"
 EXAMPLES = Path(__file__).parents[1] / "docs/examples"
