@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+
+from ..._text import printable
 
 NO_WORD = -1
 
@@ -23,10 +27,13 @@ def _transformers() -> Any:
 
 
 def _load(auto_class: str, what: str, name: str, **options: Any) -> Any:
-    """Load a tokenizer, configuration or model by one of transformers' Auto classes."""
+    """Load a tokenizer, configuration or model by one of transformers' Auto classes, and none of the code beside it."""
     transformers = _transformers()
+    if not Path(name).is_dir():
+        # the name may come from a recipe or a checkpoint, so the user is told what is fetched
+        rank_zero_info(printable(f"{what}: {name}, from the hub unless it is there from before"))
     try:
-        return getattr(transformers, auto_class).from_pretrained(name, **options)
+        return getattr(transformers, auto_class).from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise OSError(f"{name} is not a folder with a {what}, and the hub has none of that name: {reason}") from error
