@@ -7,21 +7,33 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 import shutil
 import sys
+from collections import Counter
+from contextlib import redirect_stderr, suppress
+from copy import deepcopy
+from io import StringIO
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import yaml
+from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningCLI
 
 from nnunet_transformers._paths import inside
 from nnunet_transformers._text import code, markdown, printable
 from nnunet_transformers.classification.checkpoint import ClassifierCheckpoint
+from nnunet_transformers.plans.gate import check_plan
+from nnunet_transformers.plans.plan_files import read_json
 from nnunet_transformers.pretraining.data import CachedMatcher, PreparedImages
 from nnunet_transformers.pretraining.data.cases import find_cases
 from nnunet_transformers.pretraining.data.index import read_index
 from nnunet_transformers.pretraining.data.report_table import read_reports
+from nnunet_transformers.runs.recipe import read_recipe
 from nnunet_transformers.sharing.card import write_card
 from nnunet_transformers.sharing.description import Description, Model
 from nnunet_transformers.sharing.shareable import without_paths
@@ -351,3 +363,131 @@ class TestPaths:
         with pytest.raises(FileNotFoundError, match=r"no label of case ball_0 .*; name the folder with --labels"):
             run("report", folders, model)
         assert run("report", folders, model, "--labels", folders / "labels").exit_code == 0
+
+
+class TestMutations:
+    """Changed plans, indices and recipes are refused in one line or still name nothing else; ``MUTATIONS`` of each."""
+
+    NUMBER = int(os.environ.get("MUTATIONS", "100"))
+    EVIL = f"{HOSTILE}.Thing"
+    VALUES = (
+        None,
+        True,
+        -1,
+        1e300,
+        "",
+        EVIL,
+        "torch.hub.load",
+        "../x",
+        "\x1b[2J",
+        "https://stranger/x",
+        f"{{class_path: {EVIL}}}",
+        f"- {EVIL}",
+        [],
+        {},
+        [EVIL],
+        {"class_path": EVIL},
+        [{"class_path": EVIL, "init_args": {"x": EVIL}}],
+        {"network_class_name": EVIL, "arch_kwargs": {"x": EVIL}, "_kw_requires_import": ["x"]},
+    )
+    KEYS = ("class_path", "init_args", "callbacks", "ckpt_path", "architecture", "_kw_requires_import", "name", "x", "")
+
+    def places(self, content):
+        """Yield each container in a content with each of its keys."""
+        for key in list(content) if isinstance(content, dict) else range(len(content)):
+            yield content, key
+            if isinstance(content[key], (dict, list)):
+                yield from self.places(content[key])
+
+    def mutated(self, content, random):
+        content = deepcopy(content)
+        for _ in range(random.randint(1, 3)):
+            places = list(self.places(content)) or [(content, None)]
+            container, key = random.choice(places)
+            match random.choice(["replace", "remove", "add", "move"]):
+                case "replace" if key is not None:
+                    container[key] = deepcopy(random.choice(self.VALUES))
+                case "remove" if key is not None:
+                    del container[key]
+                case "add" if isinstance(container, dict):
+                    container[random.choice(self.KEYS)] = deepcopy(random.choice(self.VALUES))
+                case "move" if key is not None:
+                    other, other_key = random.choice(places)
+                    container[key] = deepcopy(other[other_key]) if other_key in range_of(other) else None
+        return content
+
+    def damaged(self, text, random):
+        """Bytes of a file, a third of them damaged."""
+        content = bytearray(text.encode())
+        if random.random() < 1 / 3:
+            content[random.randrange(len(content))] = random.randrange(256)
+            del content[random.choice([random.randrange(len(content)), len(content)]) :]
+        return bytes(content)
+
+    def refused(self, read):
+        """Read a file; tells whether it is refused, which must be in one line."""
+        try:
+            read()
+        except ValueError as error:
+            assert "\n" not in str(error)
+            return True
+        finally:
+            assert HOSTILE not in sys.modules
+        return False
+
+    def test_plans(self, tmp_path, hostile):
+        random, path = Random(0), tmp_path / "plans.json"
+        original = json.loads((MODEL / "plans.json").read_text())
+        numbers = Counter()
+        for _ in range(self.NUMBER):
+            path.write_bytes(self.damaged(json.dumps(self.mutated(original, random)), random))
+            numbers[self.refused(lambda: check_plan(read_json(path), str(path)))] += 1
+        assert len(numbers) == 2
+
+    def test_indices(self, tmp_path, hostile):
+        random, folder = Random(0), tmp_path / "prepared"
+        folder.mkdir()
+        original = json.loads((STORED / "prepared" / "index.json").read_text())
+        numbers = Counter()
+        for _ in range(self.NUMBER):
+            (folder / "index.json").write_bytes(self.damaged(json.dumps(self.mutated(original, random)), random))
+            numbers[self.refused(lambda: read_index(folder))] += 1
+        assert len(numbers) == 2
+
+    def test_recipes(self, tmp_path, hostile, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        random, path = Random(0), tmp_path / "recipe.yaml"
+        package = "nnunet_transformers.pretraining"
+        originals = [read_recipe(name, package).content for name in ("qt_ssl_ct", "mgca")]
+        numbers = Counter()
+        for number in range(self.NUMBER):
+            text = yaml.safe_dump(self.mutated(originals[number % 2], random))
+            path.write_bytes(self.damaged(text, random))
+            is_refused = self.refused(lambda: read_recipe(str(path), package))
+            numbers[is_refused] += 1
+            if not is_refused:
+                content = yaml.safe_dump(read_recipe(str(path), package).content)
+                with suppress(Exception, SystemExit), redirect_stderr(StringIO()):
+                    ParsedOnly(
+                        LightningModule,
+                        LightningDataModule,
+                        subclass_mode_model=True,
+                        subclass_mode_data=True,
+                        args=["fit", "--config", content],
+                    )
+                assert HOSTILE not in sys.modules
+        assert len(numbers) == 2
+
+
+class ParsedOnly(LightningCLI):
+    """Parses a recipe, which is when Lightning imports what it names, and builds nothing."""
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def range_of(container):
+    return container if isinstance(container, dict) else range(len(container))

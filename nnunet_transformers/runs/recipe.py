@@ -87,7 +87,7 @@ def read_recipe(name: str, package: str, trust: bool = False, derived: tuple[str
         content = yaml.safe_load(text)
         has_aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not YAML: {error}") from error
+        raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{name} holds no settings; the recipes of the package ({', '.join(known)}) are examples")
     base = content.pop(BASE, None)

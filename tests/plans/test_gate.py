@@ -35,6 +35,7 @@ NETWORKS = [
     f"{OWN}.nn.Sequential",
     f"{OWN}.QTUNet.__class__",
     f"{OWN}.NoSuchNetwork",
+    "nnunet_transformers.architectures._registry.NetworkEntry",
     "nnunet_transformers.architectures.no_module.Network",
     "nnunet_transformers.cli.main",
     "nnunet_transformers.architectures_of_others.Network",
@@ -150,6 +151,10 @@ def test_registered_and_declared(examples, monkeypatch):
     sys.modules.pop("hybrid_unet")
     import_module("hybrid_unet")
     check_plan(plan(architecture=architecture), "the plan")
+
+
+def test_packages_are_whole_names(hostile):
+    assert _declared.find_class(f"{HOSTILE}.Thing", [HOSTILE[:-1]]) is None
 
 
 def test_declared_by_an_installed_package(tmp_path, monkeypatch):

@@ -171,9 +171,8 @@ def write_report(
 
 def _image_files(case: str, dataset_json: dict, dataset_name: str, images: Path | None) -> list[str]:
     if images is not None:
-        files = sorted(
-            str(path) for path in Path(images).glob(f"{case}_[0-9][0-9][0-9][0-9]{dataset_json['file_ending']}")
-        )
+        pattern = inside(Path(images), f"{case}_[0-9][0-9][0-9][0-9]{dataset_json['file_ending']}").name
+        files = sorted(str(path) for path in Path(images).glob(pattern))
     elif nnUNet_raw.is_set():
         raw = inside(Path(str(nnUNet_raw)), dataset_name)
         files = get_filenames_of_train_images_and_targets(str(raw), dataset_json).get(case, {}).get("images", [])
