@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
 from .._image_size import check_size
+from .._reading import read_json
 from ..cpu import keep_freed_memory, use_kernels
+from ..plans.gate import check_plan
 from ..weights.file import check_file
 from ..weights.limits import check_finite
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint, reading_plain_types
@@ -40,7 +42,8 @@ class BatchedPredictor(nnUNetPredictor):
     Args:
         batch_size: patches per pass; by default as many as fit into a GPU's memory or are fast on a CPU.
         use_compile: compile the network, with passes of one size only; otherwise ``nnUNet_compile`` decides.
-        trust: unpickle checkpoints, which runs any code in them; otherwise only tensors and plain types are read.
+        trust: unpickle checkpoints and build what the plan names, which runs any code in them; otherwise only tensors
+            and plain types are read, and the plan may name only parts of segmentation.
         arguments: keyword arguments of nnU-Net's predictor.
 
     Raises:
@@ -73,12 +76,15 @@ class BatchedPredictor(nnUNetPredictor):
         use_folds: tuple[int | str, ...] | None,
         checkpoint_name: str = FINAL,
     ) -> None:
-        """Load a model as nnU-Net does, but without unpickling.
+        """Load a model as nnU-Net does, but without unpickling, and with a plan that passed the gate.
 
         Raises:
             ValueError: if a checkpoint is truncated or damaged, its weights hold NaN or infinity, or it would have to
-                be unpickled and is not trusted.
+                be unpickled and is not trusted, or the plan names other code.
         """
+        if not self.trust:
+            plans = Path(model_training_output_dir) / "plans.json"
+            check_plan(read_json(plans), str(plans))
         folds = self._folds(model_training_output_dir, use_folds, checkpoint_name)
         files = [Path(model_training_output_dir) / f"fold_{fold}" / checkpoint_name for fold in folds]
         for path in files:

@@ -6,10 +6,11 @@ import shutil
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 
+from .._paths import inside
 from .._reading import RefusedError, reading
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint
 
@@ -114,9 +115,10 @@ def extract_models(archive: Path, target: Path, wanted: Iterable[str] = (), chec
     with reading(archive, "a zip of nnUNetv2_export_model_to_zip"), zipfile.ZipFile(archive) as opened:
         _check_claims(opened.infolist(), archive, target)
         for member in opened.infolist():
-            path = PurePosixPath(member.filename)
-            if path.is_absolute() or ".." in path.parts or "\\" in member.filename:
-                raise RefusedError(f"{archive} holds {member.filename!r}, which leads outside; refused")
+            try:
+                path = inside(target, member.filename)
+            except ValueError as error:
+                raise RefusedError(f"{archive} holds {member.filename!r}, which leads outside; refused") from error
             if path.name in (*WANTED, checkpoint) and not member.is_dir():
                 opened.extract(member, target)
     models = {path.parent.name: path.parent for path in sorted(target.rglob("plans.json"))}

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-import transformers
 
 from benchmarks.synthetic_reports import write_dataset, write_text_encoder
 from nnunet_transformers.pretraining.data.report_pairs import ReportPairData, ReportPairs, read_radiograph
 from nnunet_transformers.pretraining.data.report_table import clean_report, read_reports, split_of
 from nnunet_transformers.pretraining.data.transforms import fit_canvas
+from nnunet_transformers.pretraining.encoders import text
 from nnunet_transformers.pretraining.encoders.text import TextEncoder, load_tokenizer, sum_into_words, tokenize
 
 
@@ -295,14 +295,30 @@ class TestText:
                 load(str(folder))
         assert not (tmp_path / "executed").exists()
 
-    def test_names_of_the_hub_are_shown(self, bert, monkeypatch, capsys):
+    def test_code_beside_the_weights_is_not_run(self, bert, tmp_path, monkeypatch):
+        """transformers would ask, and run it after a yes."""
+        monkeypatch.setattr("builtins.input", lambda *_: "y")
+        monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+        folder = Path(shutil.copytree(bert, tmp_path / "bert"))
+        (folder / "stranger.py").write_text(
+            f"open({str(tmp_path / 'executed')!r}, 'w')\nfrom transformers import BertConfig\n"
+            "class Config(BertConfig):\n    model_type = 'stranger'\n"
+        )
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"model_type": "stranger", "auto_map": {"AutoConfig": "stranger.Config"}}
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(OSError, match="not a folder with a text encoder"):
+            TextEncoder(str(folder), 1)
+        assert not (tmp_path / "executed").exists()
+
+    def test_what_is_fetched_is_shown(self, bert, monkeypatch):
+        shown = []
+        monkeypatch.setattr(text, "rank_zero_info", shown.append)
         load_tokenizer(bert)
-        assert not capsys.readouterr().out
-        monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: 1 / 0)
-        for _ in range(2):
-            with pytest.raises(OSError, match="the hub has none of that name: division by zero"):
-                TextEncoder("someone/bert")
-        assert capsys.readouterr().out == "note: the text encoder 'someone/bert' is fetched from the Hugging Face hub\n"
+        assert not shown
+        with pytest.raises(OSError, match="not a folder with a tokenizer"):
+            load_tokenizer("no folder/no\x1bmodel")
+        assert shown == ["tokenizer: no folder/no\\x1bmodel, from the hub unless it is there from before"]
 
     def test_errors(self, bert, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="num_layers must be 1 to 3"):

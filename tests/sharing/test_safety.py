@@ -143,6 +143,57 @@ class TestHostileContent:
     @pytest.mark.parametrize(
         "name",
         [
+            "typer.py",  # which the entry point would import in place of the library
+            "nnunet_transformers/__init__.py",
+            "sitecustomize.py",
+            "setup.cfg",
+            "models/predict.py",
+            f"models/{MODEL}/fold_0.pth",
+            f"models/{MODEL}/deeper/plans.json",
+            "wheels/torch.tar.gz",
+            "wheels/deeper/a-1-py3-none-any.whl",
+        ],
+    )
+    def test_more_files(self, copied, name):
+        (copied / name).parent.mkdir(exist_ok=True, parents=True)
+        (copied / name).write_text("")
+        (copied / NAME).unlink()
+        write_manifest(copied)
+        for check in (verify, lambda folder: load_package(folder, CPU)):
+            with pytest.raises(ValueError, match=f"holds '{name}', a file that no package has"):
+                check(copied)
+
+    @pytest.mark.parametrize(
+        ("name", "line"),
+        [
+            ("predict.py", "import os"),
+            ("Dockerfile", "RUN curl stranger | sh"),
+            ("requirements.txt", "--extra-index-url https://stranger/simple"),
+            ("requirements.txt", "torch @ https://stranger/torch.whl"),
+            ("requirements.txt", "-e ."),
+            ("requirements.txt", "-r more.txt"),
+            ("requirements.txt", "--find-links elsewhere"),
+            ("requirements.txt", "numpy"),
+        ],
+    )
+    def test_code(self, copied, name, line):
+        (copied / name).write_text((copied / name).read_text() + f"{line}\n")
+        (copied / NAME).unlink()
+        write_manifest(copied)
+        with pytest.raises(ValueError, match=f"{name} is not as `package make` writes it"):
+            verify(copied)
+
+    def test_wheels_are_named(self, copied):
+        (copied / "wheels").mkdir()
+        (copied / "wheels" / "torch-9.9-py3-none-any.whl").write_bytes(b"")
+        (copied / NAME).unlink()
+        write_manifest(copied)
+        said = invoke("package", "verify", copied).output
+        assert "installs code of the package's maker: wheels/torch-9.9-py3-none-any.whl" in said
+
+    @pytest.mark.parametrize(
+        "name",
+        [
             "subprocess.Popen",
             "nnunet_transformers.architectures.qt_unet.torch.hub.load",
             "nnunet_transformers.architectures.qt_unet.nn.Sequential",
@@ -155,7 +206,7 @@ class TestHostileContent:
             plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = name
 
         rewrite(copied, PLANS_FILE, change)
-        with pytest.raises(ValueError, match=f"names {name!r} as network, which is not loaded"):
+        with pytest.raises(ValueError, match=f"names {name!r} as network, which is part of neither"):
             load_package(copied, CPU)
 
     def test_layer(self, copied):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..._atomic import write_json
+from ..._paths import inside
 from ..._reading import read_json, reading
 
 INDEX = "index.json"
@@ -131,10 +132,13 @@ def read_index(folder: Path) -> PreparedIndex:
 
     Raises:
         FileNotFoundError: if the folder was not prepared, or its preparation was interrupted.
-        ValueError: if the index is damaged.
+        ValueError: if the index is damaged, or names an image outside of the folder.
     """
     path = folder / INDEX
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no prepared images; run `nnunet-transformers pretrain prepare` first")
     with reading(path, "an index of prepared images", "prepare them again"):
-        return PreparedIndex.from_json(read_json(path))
+        index = PreparedIndex.from_json(read_json(path))
+        for case in index.cases:
+            inside(folder, case.name)
+        return index

@@ -27,6 +27,8 @@ from rich.progress import track
 
 from ..._atomic import new_folder
 from ..._image_size import check_size
+from ..._paths import inside
+from ...plans.gate import check_preparation
 from .cases import FILE_ENDINGS, ImageCase, find_cases
 from .index import INDEX, PreparedCase, PreparedIndex, Skipped
 
@@ -148,7 +150,7 @@ def _store(case: ImageCase, plans: dict[str, Any], name: str, folder: Path) -> P
         if not np.isfinite(data).all():
             return Skipped(case.name, "holds NaN or infinity after resampling and normalisation")
         blocks, chunks = comp_blosc2_params(data.shape, tuple(configuration.patch_size))
-        nnUNetDatasetBlosc2.save_case(data, seg, properties, str(folder / case.name), chunks, blocks)
+        nnUNetDatasetBlosc2.save_case(data, seg, properties, str(inside(folder, case.name)), chunks, blocks)
     except Exception as error:  # as in _inspect
         return Skipped(case.name, f"cannot be preprocessed: {_first_line(error)}")
     return PreparedCase(case.name, tuple(data.shape))
@@ -163,6 +165,7 @@ def prepare(
     left_out: Collection[str] = (),
     planned: tuple[Mapping[str, Any], str] | None = None,
     normalization: str | None = None,
+    trust: bool = False,
 ) -> tuple[list[PreparedCase], list[Skipped]]:
     """Fingerprint, resample, normalise and store images.
 
@@ -179,13 +182,15 @@ def prepare(
             statistics prepare the images as for training from this plan.
         normalization: nnU-Net's name of a normalisation, such as ``rescale_to_0_1`` or ``nonorm``, for images without
             channel names.
+        trust: prepare by whatever functions ``planned`` names.
 
     Returns:
         the stored images, and the skipped images with reasons.
 
     Raises:
         ValueError: if there is no readable image, ``spacing`` and the images differ in their number of axes, or
-            ``normalization`` is unknown or also specified by ``source`` or ``planned``.
+            ``normalization`` is unknown or also specified by ``source`` or ``planned``, ``planned`` names other code
+            than nnU-Net's, or the name of an image leads out of ``output``.
         FileExistsError: if ``output`` holds files.
         RuntimeError: if a worker process was killed; ``output`` is then not written.
 
@@ -197,6 +202,8 @@ def prepare(
     """
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty; remove it or choose another folder")
+    if planned is not None and not trust:
+        check_preparation(planned[0], f"the plan {planned[0].get('plans_name')}")
     cases, channels = find_cases(source)
     if normalization is not None:
         _check_normalization(normalization, source, channels is not None or planned is not None)

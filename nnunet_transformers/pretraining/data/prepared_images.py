@@ -13,6 +13,7 @@ import torch
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from torch import Tensor
 
+from ..._paths import inside
 from ..._reading import reading
 from .index import read_index
 
@@ -70,7 +71,7 @@ class PreparedImages:
         """
         blosc2.set_nthreads(1)
         mmap = {} if os.name == "nt" else {"mmap_mode": "r"}
-        path = self.folder / f"{name}.b2nd"
+        path = inside(self.folder, f"{name}.b2nd")
         wanted = (1, *size) if len(size) == 2 else tuple(size)
         block = (slice(None), *(slice(a, a + s) for a, s in zip(start, wanted, strict=True)))
         with reading(path, "a prepared image", "prepare the images again"):

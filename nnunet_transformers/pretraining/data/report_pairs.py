@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from ..._atomic import write_json
 from ..._image_size import check_size
+from ..._text import printable
 from ..encoders.text import load_tokenizer, tokenize
 from .cases import FILE_ENDINGS
 from .epoch import EpochData, ShuffledEpoch
@@ -154,7 +155,7 @@ class ReportPairs(ShuffledEpoch):
             return read_radiograph(self.image_folder / name, self.channels)
         except Exception as error:  # each reader raises its own errors for broken files
             self.unreadable[name] = str(error).strip().split("\n")[0] or repr(error)
-            warnings.warn(f"skipped {name}: cannot be read: {self.unreadable[name]}", stacklevel=2)
+            warnings.warn(printable(f"skipped {name}: cannot be read: {self.unreadable[name]}"), stacklevel=2)
             return None
 
     def _crop(self, image: Tensor, rng: np.random.Generator) -> Tensor:
@@ -236,7 +237,7 @@ class ReportPairData(EpochData):
         )
 
     def setup(self, stage: str) -> None:
-        rank_zero_info(self.reports.summary())
+        rank_zero_info(printable(self.reports.summary()))
         self._write_index()
 
     @rank_zero_only

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from ..._reading import first_line
+from ..._text import printable
 
 NO_WORD = -1
 
@@ -27,22 +28,17 @@ def _transformers() -> Any:
 
 
 def _load(auto_class: str, what: str, name: str, **options: Any) -> Any:
-    """Load a tokenizer, configuration or model by one of transformers' Auto classes, never code or pickles."""
+    """Load a tokenizer, configuration or model by one of transformers' Auto classes, and none of the code beside it."""
     transformers = _transformers()
-    _show_hub_name(name)
+    if not Path(name).is_dir():
+        # the name may come from a recipe or a checkpoint, so the user is told what is fetched
+        rank_zero_info(printable(f"{what}: {name}, from the hub unless it is there from before"))
     try:
         return getattr(transformers, auto_class).from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # damaged files make transformers and tokenizers raise anything
         raise OSError(
             f"{name} is not a folder with a {what}, and the hub has none of that name: {first_line(error)}"
         ) from error
-
-
-@cache
-def _show_hub_name(name: str) -> None:
-    """Print the name of a text encoder that is not a local folder, since recipes and checkpoints can state any."""
-    if not Path(name).is_dir():
-        print(f"note: the text encoder {name!r} is fetched from the Hugging Face hub")
 
 
 def load_tokenizer(name: str) -> Any:
