@@ -29,7 +29,9 @@ from nnunet_transformers.weights import sealed
 
 # folders and modules of tests that run nnU-Net's pools, or ours
 LIGHT = {"classification", "evaluation", "inference", "plans", "pretraining", "sharing", "trainers", "weights"}
-LIGHT |= {"test_cli.py", "test_docs.py"}
+LIGHT |= {"test_cli.py", "test_docs.py", "test_security.py"}
+# the module of the fixture ``hostile``
+HOSTILE = "stranger"
 EXAMPLES = Path(__file__).parents[1] / "docs/examples"
 
 # the same examples in every run of CI; elsewhere new ones each time
@@ -118,6 +120,19 @@ def nnunet_folders(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     return tmp_path
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+    """A module that can be imported and that nothing from a file may import; yields the file that it then writes."""
+    executed = tmp_path / "executed"
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    (folder / f"{HOSTILE}.py").write_text(f"open({str(executed)!r}, 'w')\n")
+    monkeypatch.syspath_prepend(folder)
+    yield executed
+    sys.modules.pop(HOSTILE, None)
+    assert not executed.exists(), "code from a file was executed"
 
 
 @pytest.fixture

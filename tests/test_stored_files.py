@@ -1,7 +1,8 @@
 """Files that earlier versions wrote: every later version must read them, and its networks return the same numbers.
 
-``tests/data/make.py`` made them, by the version that first wrote each format. They are never made again: a version that
-cannot read one has broken what users have on their disks. A new format gets a folder beside these.
+``tests/data/make.py`` made those of ``format_1``, by the version that first wrote them. They are never made again: a
+version that cannot read one has broken what users have on their disks. A new format gets a folder beside these.
+``format_2`` has the same weights and descriptions, under the hash over the whole file.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import lzma
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,7 @@ from tests.data.outputs import RECIPE, REPORTS, SPACING, TinyPrimus, digest, fix
 
 STORED = Path(__file__).parent / "data" / "format_1"
 EXPECTED = json.loads((STORED / "expected.json").read_text())
+SECOND = STORED.with_name("format_2")
 NETWORKS, PLANS = EXPECTED["networks"], EXPECTED["plans"]
 # entry of the file, and class that reads it
 KINDS = {
@@ -76,6 +79,22 @@ def assert_as_stored(name, outputs):
 
 def test_one_of_each_kind_is_stored():
     assert {name.partition("_")[0] for name in CHECKPOINTS} == set(KINDS)
+    assert {path.name.partition(".")[0].partition("_")[0] for path in SECOND.iterdir()} == set(KINDS)
+
+
+@pytest.mark.parametrize("path", sorted(SECOND.iterdir()), ids=lambda path: path.name.partition(".")[0])
+def test_second_format(path, stored, tmp_path):
+    name = path.name.partition(".")[0]
+    kind, checkpoint_class = KINDS[name.partition("_")[0]]
+    (tmp_path / name).write_bytes(lzma.decompress(path.read_bytes()))
+    assert load_checkpoint(tmp_path / name)[kind]["format"] == 2
+    first, second = checkpoint_class.load(stored / f"{name}.pth"), checkpoint_class.load(tmp_path / name)
+    for field in fields(first):
+        if field.name != "weights":
+            assert getattr(first, field.name) == getattr(second, field.name)
+    assert first.weights.keys() == second.weights.keys()
+    assert all(torch.equal(first.weights[name], second.weights[name]) for name in first.weights)
+    assert first.sha256 != second.sha256
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)

@@ -14,6 +14,8 @@ PER_AXIS_ARGUMENTS = ("patch_embed_stride", "kernel_size")
 PER_STAGE_ARGUMENTS = ("merge_strides", "window_sizes", "sr_ratios", "decoder_sr_ratios")
 # arguments of segmentation heads and their supervision
 HEAD_ARGUMENTS = ("deep_supervision", "auxiliary_heads", "strides")
+# of all stages, far above any published network: a file may claim any number
+MAX_BLOCKS = 256
 AXIS_NAMES = {2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
@@ -68,6 +70,16 @@ def one_per_stage(values: Sequence[int], num_stages: int, name: str) -> tuple[in
     if isinstance(values, int) or len(values) != num_stages:
         raise ValueError(f"{name} must have one entry per stage ({num_stages}), got {values}")
     return tuple(int(v) for v in values)
+
+
+def check_depth(depths: Sequence[int], name: str) -> None:
+    """Check that a network has no absurd number of blocks, which would take hours to build.
+
+    Raises:
+        ValueError: if a number is negative, or together they exceed ``MAX_BLOCKS``; ``name`` is the argument's.
+    """
+    if min(depths, default=0) < 0 or sum(depths) > MAX_BLOCKS:
+        raise ValueError(f"{name} must be 0 to {MAX_BLOCKS} blocks in total, got {sum(depths)}")
 
 
 def in_plane(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ._arguments import (
     PerAxis,
+    check_depth,
     check_dimensions,
     check_strides,
     one_per_stage,
@@ -274,7 +275,9 @@ class QTUNet(SegmentationNetwork):
             raise ValueError(f"norm_placement must be 'post' or 'pre', got {norm_placement!r}")
         if num_stages < 2:
             raise ValueError(f"num_stages must be at least 2 (one stage and the bottleneck), got {num_stages}")
+        check_depth((num_stages,), "num_stages")
         depths = one_per_stage((*(2,) * (num_stages - 1), 1) if depths is None else depths, num_stages, "depths")
+        check_depth(depths, "depths")
         patch_embed_stride = per_axis(patch_embed_stride, ndim, "patch_embed_stride")
         if merge_strides is None:
             merge_strides = [(1, 2, 2) if in_plane_merging and ndim == 3 else 2] * (num_stages - 1)

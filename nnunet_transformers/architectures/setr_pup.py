@@ -19,7 +19,7 @@ from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ._arguments import PerAxis, check_strides, per_axis, token_grids
+from ._arguments import PerAxis, check_depth, check_strides, per_axis, token_grids
 from ._network import SegmentationNetwork
 from ._registry import register_network, register_timm_family
 from .layers import PositionEmbedding, recomputed
@@ -151,6 +151,7 @@ class SETRPUP(SegmentationNetwork):
                 f"patch_embed_stride must be powers of two, and decoder_dims have an entry for each factor of 2 in "
                 f"the larger one, got {stride} and {len(decoder_dims)} entries"
             )
+        check_depth((depth,), "depth")
         # finest first; an axis with a smaller stride reaches full resolution sooner
         steps = [[2 if s >> level > 1 else 1 for s in stride] for level in range(len(decoder_dims))]
         self.strides = [[1, 1], *steps]

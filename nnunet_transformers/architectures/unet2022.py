@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ._arguments import (
     PerAxis,
+    check_depth,
     check_dimensions,
     check_strides,
     one_per_stage,
@@ -302,7 +303,9 @@ class UNet2022(SegmentationNetwork):
         ndim = check_dimensions(self.patch_size)
         if num_stages < 2:
             raise ValueError(f"num_stages must be at least 2, got {num_stages}")
+        check_depth((num_stages,), "num_stages")
         depths = one_per_stage((3,) * num_stages if depths is None else depths, num_stages, "depths")
+        check_depth(depths, "depths")
         patch_embed_stride = per_axis(patch_embed_stride, ndim, "patch_embed_stride")
         if any(p & (p - 1) for p in patch_embed_stride) or max(patch_embed_stride) < 2:
             raise ValueError(f"patch_embed_stride must be powers of two, one of them above 1, got {patch_embed_stride}")

@@ -11,6 +11,7 @@ import numpy as np
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 
 from ..pretraining.data.index import PreparedIndex
+from ..weights.described import build_filled
 from ..weights.sealed import SealedCheckpoint, package_versions
 from .classifier import BackboneDescription, ImageClassifier
 from .crops import ImageCrops
@@ -39,7 +40,8 @@ class ClassifierCheckpoint(SealedCheckpoint):
     """
 
     kind: ClassVar[str] = "classifier"
-    format: ClassVar[int] = 1
+    format: ClassVar[int] = 2
+    earlier: ClassVar[tuple[int, ...]] = (1,)
     remedy: ClassVar[str] = "`nnunet-transformers classify fit` writes classifiers"
     tuples: ClassVar[tuple[str, ...]] = ("columns", "classes", "spacing", "normalization", "channels")
     backbone: BackboneDescription
@@ -64,10 +66,14 @@ class ClassifierCheckpoint(SealedCheckpoint):
         return {**description, "backbone": BackboneDescription(**backbone), "views": ImageCrops(**views)}
 
     def build_network(self) -> ImageClassifier:
-        """Build the network and load its weights."""
-        network = ImageClassifier(self.backbone.build(), len(self.classes))
-        network.load_state_dict(self.weights)
-        return network
+        """Build the network and load its weights.
+
+        Raises:
+            ValueError: if there is no such network, or it has other weights.
+        """
+        return build_filled(
+            lambda: ImageClassifier(self.backbone.build(), len(self.classes)), self.weights, "a classifier checkpoint"
+        )
 
     def check_images(self, index: PreparedIndex, folder: Path) -> None:
         """Check that images were prepared like the training images.

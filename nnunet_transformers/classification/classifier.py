@@ -151,6 +151,7 @@ def pretrained_backbone(
             network.set_input_size(img_size=size)
         description = BackboneDescription(checkpoint.name, size, checkpoint.input_channels)
         return network, description, f"weights from {checkpoint.method} of timm's {checkpoint.name}"
+    origin = checkpoint.build_network()  # without memory, so that no forged description takes any below
     arguments = (checkpoint.name, size, checkpoint.input_channels, dict(checkpoint.overrides))
     if not any(name.startswith(TOKEN_PREFIX) for name in checkpoint.weights):
         description = BackboneDescription(*arguments)
@@ -159,5 +160,5 @@ def pretrained_backbone(
     description = BackboneDescription(*arguments, has_token=True)
     network = description.build()
     weights = {name.removeprefix(TOKEN_PREFIX): value for name, value in checkpoint.weights.items()}
-    adapters = encoder_adapters(network, checkpoint.build_network())
+    adapters = encoder_adapters(network, origin)
     return network, description, str(transfer(network.state_dict(), weights, adapters, checkpoint.origin))

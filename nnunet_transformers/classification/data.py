@@ -14,6 +14,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .._text import printable
 from ..pretraining.data import EpochData, PreparedImages, ShuffledEpoch
 from .augmentation import Augmentation
 from .crops import ImageCrops
@@ -170,7 +171,7 @@ class ClassificationData(EpochData):
         names = self.names[self.train_numbers]
         self.training = LabelledCrops(self.images, names, self.train_targets, self.crops, self.augmentation, self.seed)
         self.validation = EvaluationCrops(self.images, self.names[self.val_numbers], self.crops)
-        rank_zero_info(self.summary())
+        rank_zero_info(printable(self.summary()))
 
     def summary(self) -> str:
         """Count the images of each split and class, and the images of the table that were not prepared."""

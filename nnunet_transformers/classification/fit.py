@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
+from .._text import printable
 from ..runs import command_line as run
 from ..runs.recipe import list_recipes as recipe_names
 from ..runs.recipe import read_recipe
@@ -30,10 +31,8 @@ class ClassificationCLI(run.RecipeCLI):
     def check(self) -> None:
         prepared, wanted = self.datamodule.index.normalization, self.model.normalization
         if wanted and set(prepared) != set(wanted):
-            print(
-                f"note: the images were prepared with normalization {', '.join(prepared)}, the encoder's images with "
-                f"{', '.join(wanted)}"
-            )
+            note = f"note: the images were prepared with normalization {', '.join(prepared)}"
+            print(printable(f"{note}, the encoder's images with {', '.join(wanted)}"))
         if self.config.fit.trainer.logger in (None, True):
             self.trainer.logger = CSVLogger(self.trainer.default_root_dir)
 
@@ -45,6 +44,7 @@ def fit(
     encoder: Path | None = None,
     labels: Sequence[str] = ("label",),
     arguments: Sequence[str] = (),
+    trust: bool = False,
 ) -> Trainer:
     """Train a classifier by a recipe.
 
@@ -59,6 +59,7 @@ def fit(
         labels: label columns.
         arguments: LightningCLI's arguments, such as ``--trainer.max_epochs`` or ``--ckpt_path``; they override the
             recipe.
+        trust: take a recipe that names any code, see ``read_recipe``.
 
     Returns:
         the trainer, with metrics and callbacks.
@@ -77,4 +78,4 @@ def fit(
     if encoder is not None:
         given.append(f"--model.init_args.encoder={encoder}")
     defaults = {"limit_val_batches": 1.0, "num_sanity_val_steps": 0}
-    return run.run_recipe(read_recipe(recipe, __package__), ClassificationCLI, [*given, *arguments], defaults)
+    return run.run_recipe(read_recipe(recipe, __package__, trust), ClassificationCLI, [*given, *arguments], defaults)

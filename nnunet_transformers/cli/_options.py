@@ -26,7 +26,8 @@ EncoderFile = Annotated[Path, typer.Argument(help="Encoder checkpoint written by
 PreparedFolder = Annotated[Path, typer.Argument(help="Folder written by `pretrain prepare`.")]
 TorchDevice = Annotated[str, typer.Option(help="cpu, cuda or mps.")]
 Trust = Annotated[
-    bool, typer.Option("--trust", help="Unpickle a checkpoint that cannot be read otherwise, which may run its code.")
+    bool,
+    typer.Option("--trust", help="Take files that hold or name other code, which may run that code."),
 ]
 
 # our extra that installs a module, by the module's name

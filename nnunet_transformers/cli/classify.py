@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._atomic import write_json, write_text
-from ._options import PreparedFolder, TorchDevice
+from .._text import printable
+from ._options import PreparedFolder, TorchDevice, Trust
+from ._output import echo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,6 +39,7 @@ def fit_classifier(
     labels: Annotated[
         str, typer.Option(help="Label columns; several, such as a,b,c, hold 1, 0, or nothing if unknown.")
     ] = "label",
+    trust: Trust = False,
 ) -> None:
     """Train a classifier by a recipe; other options, after the table, override it, such as --trainer.max_epochs 50."""
     from ..classification.checkpoint import ClassifierCheckpoint
@@ -46,11 +49,11 @@ def fit_classifier(
         if str(path).startswith("--"):
             raise ValueError(f"the folder and the table come before other options, got {path} instead")
     columns = [column.strip() for column in labels.split(",")]
-    trainer = fit(config, images, table, encoder, columns, context.args)
+    trainer = fit(config, images, table, encoder, columns, context.args, trust)
     if trainer.is_global_zero:
         file = Path(trainer.default_root_dir) / "classifier.pth"
         scores = ClassifierCheckpoint.load(file).scores
-        print(f"{file}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+        echo(f"{file}: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
 
 
 @commands.command("predict")
@@ -81,14 +84,14 @@ def predict_classes(
     predictor, names = Predictor(checkpoint, device), prepared.names
     predictions = {name: predictor.probabilities(prepared, name) for name in track(names, description="predicting")}
     _write_csv(predictions, checkpoint, output)
-    print(f"written: {output}, {len(predictions)} images")
+    echo(f"written: {output}, {len(predictions)} images")
     if labelled is not None:
         scored, targets = labelled
         title, probabilities = f"{len(scored)} images of {labels}", [predictions[name] for name in scored]
         values = _print_scores(title, checkpoint, probabilities, targets)
         if scores is not None:
             write_json({"classifier": str(classifier), "images": len(scored), "scores": values}, scores)
-            print(f"written: {scores}")
+            echo(f"written: {scores}")
 
 
 @commands.command("recipes")
@@ -96,7 +99,7 @@ def classification_recipes() -> None:
     """Print the names of the recipes."""
     from ..classification.fit import list_recipes
 
-    print("\n".join(list_recipes()))
+    echo("\n".join(list_recipes()))
 
 
 def _print_scores(
@@ -106,15 +109,17 @@ def _print_scores(
     import numpy as np
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from ..classification.scores import as_text, score_with_intervals
 
     scores = score_with_intervals(np.stack(probabilities), targets, checkpoint.classes, checkpoint.multi_label)
-    table = Table(title=f"{title}, 95 % intervals")
+    # texts, in which rich obeys no markup
+    table = Table(title=Text(printable(f"{title}, 95 % intervals")))
     table.add_column("score")
     table.add_column("value", justify="right")
     for name, text in as_text(scores).items():
-        table.add_row(name, text)
+        table.add_row(Text(printable(name)), text)
     Console().print(table)
     return {name: asdict(score) for name, score in scores.items()}
 

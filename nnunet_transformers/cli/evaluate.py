@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from .._atomic import write_json
+from ._options import Trust
+from ._output import echo
 
 commands = typer.Typer()
 
@@ -26,7 +28,7 @@ def evaluate_iou(
     from ..evaluation import THRESHOLDS, evaluate_predictions
 
     summary = evaluate_predictions(predictions, labels, label)
-    print(f"label {label}, mean of {len(summary.per_case)} images")
+    echo(f"label {label}, mean of {len(summary.per_case)} images")
     table = Table()
     table.add_column("threshold", justify="right")
     table.add_column("IoU, %", justify="right")
@@ -36,14 +38,12 @@ def evaluate_iou(
     table.add_row("mean", f"{100 * summary.mean_iou:.2f}")
     Console().print(table)
     if summary.empty:
-        print(f"{summary.empty} pairs of image and threshold left out: neither prediction nor label holds the label")
+        echo(f"{summary.empty} pairs of image and threshold left out: neither prediction nor label holds the label")
     if summary.without_prediction:
-        print(
-            f"{len(summary.without_prediction)} label files have no prediction, {summary.without_prediction[0]} first"
-        )
+        echo(f"{len(summary.without_prediction)} label files have no prediction, {summary.without_prediction[0]} first")
     if output is not None:
         write_json(summary.as_json(), output)
-        print(f"written: {output}")
+        echo(f"written: {output}")
 
 
 @commands.command()
@@ -58,9 +58,13 @@ def report(
     images: Annotated[
         Path | None, typer.Option(help="Folder of the images; the dataset's imagesTr by default.")
     ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Folder of the reference segmentations; the dataset's own by default.")
+    ] = None,
     cases: Annotated[int, typer.Option(min=1, help="Cases to draw, from the worst to the best.")] = 3,
+    trust: Trust = False,
 ) -> None:
     """Write one self-contained HTML file: overlays, loss and Dice curves, Dice per case and label."""
     from ..evaluation.report import write_report
 
-    print(write_report(folder, output, predictions, images, cases))
+    echo(write_report(folder, output, predictions, images, cases, labels, trust))

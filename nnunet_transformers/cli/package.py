@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ._options import Trust
+from ._output import echo
 
 if TYPE_CHECKING:
     from ..sharing import CaseResult
@@ -96,13 +97,13 @@ def make(
         raise ValueError("name a folder of results, .../TRAINER__PLANS__CONFIGURATION, or a zip with --from-zip")
     for model in made.description.models:
         stages = f", after {model.previous.configuration}" if model.previous else ""
-        print(f"{model.folder}: folds {', '.join(model.folds)}{stages}")
+        echo(f"{model.folder}: folds {', '.join(model.folds)}{stages}")
     if made.unpickled:
-        print(f"unpickled, as --trust allows: {', '.join(made.unpickled)}")
+        echo(f"unpickled, as --trust allows: {', '.join(made.unpickled)}")
     else:
-        print("checkpoints were read as tensors and plain types; nothing was unpickled")
-    print(f"written: {output}, {len(made.manifest.entries)} files, {made.manifest.bytes / 1e6:.1f} MB")
-    print(f"SHA-256 of manifest.json, to publish beside it: {made.manifest.sha256}")
+        echo("checkpoints were read as tensors and plain types; nothing was unpickled")
+    echo(f"written: {output}, {len(made.manifest.entries)} files, {made.manifest.bytes / 1e6:.1f} MB")
+    echo(f"SHA-256 of manifest.json, to publish beside it: {made.manifest.sha256}")
 
 
 @commands.command()
@@ -112,8 +113,10 @@ def verify(folder: PackageFolder, sha256: ManifestHash = None) -> None:
 
     manifest = verify_package(folder, sha256)
     checked = "as stated" if sha256 else "compare it with its source's, or give it with --sha256"
-    print(f"{folder}: {len(manifest.entries)} files, {manifest.bytes / 1e6:.1f} MB, none changed, missing or added")
-    print(f"SHA-256 of manifest.json: {manifest.sha256} ({checked})")
+    echo(f"{folder}: {len(manifest.entries)} files, {manifest.bytes / 1e6:.1f} MB, none changed, missing or added")
+    echo(f"SHA-256 of manifest.json: {manifest.sha256} ({checked})")
+    if wheels := [name for name in manifest.entries if name.startswith("wheels/")]:
+        echo(f"installing requirements.txt installs code of the package's maker: {', '.join(wheels)}")
 
 
 @commands.command(cls=FoldsCommand)
@@ -143,16 +146,16 @@ def predict(
     )
     results = predict_folder(models, images, output, save_probabilities, _print_case)
     failed = [result for result in results if result.problem]
-    print(f"{len(results) - len(failed)} segmented, {len(failed)} not; {output}")
+    echo(f"{len(results) - len(failed)} segmented, {len(failed)} not; {output}")
     for result in failed:
-        typer.secho(f"error: {result.name}: {result.problem}", fg=typer.colors.RED, err=True)
+        echo(f"error: {result.name}: {result.problem}", error=True, fg=typer.colors.RED)
     raise typer.Exit(int(bool(failed)))
 
 
 def _print_case(result: CaseResult) -> None:
     for remark in result.remarks:
-        typer.secho(f"{result.name}: {remark}", fg=typer.colors.YELLOW)
-    print(f"{result.name}: {'not segmented' if result.problem else f'{result.seconds:.1f} s'}", flush=True)
+        echo(f"{result.name}: {remark}", fg=typer.colors.YELLOW)
+    echo(f"{result.name}: {'not segmented' if result.problem else f'{result.seconds:.1f} s'}")
 
 
 @commands.command(cls=FoldsCommand)
@@ -177,7 +180,7 @@ def estimate(
     models = load_package(
         folder, select_device(device), step_size=step_size, use_mirroring=not disable_tta, folds=folds or ()
     )
-    print(estimate_package(models, shape, wanted))
+    echo(estimate_package(models, shape, wanted))
 
 
 @export_commands.command("export-stock", cls=FoldsCommand)
@@ -192,4 +195,4 @@ def export_stock(
     from ..sharing import export_stock as export_model
 
     target, network = export_model(model, output, folds or (), checkpoint, trust)
-    print(f"written: {target}; nnUNetv2_predict_from_modelfolder -m {target} needs {network} but not our trainers")
+    echo(f"written: {target}; nnUNetv2_predict_from_modelfolder -m {target} needs {network} but not our trainers")

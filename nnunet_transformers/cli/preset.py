@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._options import Force
+from ._output import echo
 
 if TYPE_CHECKING:
     from ..plans.presets import AppliedPreset, Preset
@@ -68,14 +69,14 @@ def apply_and_explain(name: str, dataset: str, plans_name: str | None, force: bo
 
     applied = apply_preset(get_preset(name), dataset, plans_name, force)
     preset = applied.preset
-    print(f"written: {applied.path}")
+    echo(f"written: {applied.path}")
     for heading, text in _summary(applied):
-        print(f"{heading + ':':15}{text}")
+        echo(f"{heading + ':':15}{text}")
     for note in (*_warnings(applied), *preset.notes):
-        print(f"note: {note}")
-    print("\nnext (INPUT and OUTPUT are your folders of images and predictions):")
+        echo(f"note: {note}")
+    echo("\nnext (INPUT and OUTPUT are your folders of images and predictions):")
     for command in applied.commands():
-        print(f"  {command}")
+        echo(f"  {command}")
 
 
 def _size(values: Sequence[float] | None) -> str:

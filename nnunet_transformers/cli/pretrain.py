@@ -13,9 +13,11 @@ from ._options import (
     OptionalPlans,
     PlanReference,
     PreparedFolder,
+    Trust,
     parse_patch_size,
     parse_spacing,
 )
+from ._output import echo
 
 commands = typer.Typer(help="Encoder checkpoints from unlabelled images.", no_args_is_help=True)
 
@@ -36,6 +38,7 @@ def prepare(
         typer.Option(help="nnU-Net's name, such as rescale_to_0_1, for a folder of images; zscore by default."),
     ] = None,
     like: Annotated[Path | None, typer.Option(help="Prepare images as for the training of this classifier.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Resample, normalise and store images as nnU-Net does; labels are not needed."""
     from ..pretraining.data.cases import validation_cases
@@ -62,10 +65,11 @@ def prepare(
         left_out=left_out,
         planned=chosen,
         normalization=normalization,
+        trust=trust,
     )
     for case in skipped:
-        print(f"skipped {case.name}: {case.reason}")
-    print(f"{output}: {len(stored)} images, {len(skipped)} skipped, {len(left_out)} left out for validation")
+        echo(f"skipped {case.name}: {case.reason}")
+    echo(f"{output}: {len(stored)} images, {len(skipped)} skipped, {len(left_out)} left out for validation")
 
 
 @commands.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -75,6 +79,7 @@ def fit(
     dataset: OptionalDataset = None,
     plans: OptionalPlans = None,
     configuration: Configuration = "3d_fullres",
+    trust: Trust = False,
 ) -> None:
     """Pretrain an encoder by a recipe; other options override it, such as --trainer.max_epochs 50.
 
@@ -82,7 +87,7 @@ def fit(
     """
     from ..pretraining.fit import fit as fit_recipe
 
-    fit_recipe(config, context.args, PlanReference(dataset, plans, configuration).load())
+    fit_recipe(config, context.args, PlanReference(dataset, plans, configuration).load(), trust)
 
 
 @commands.command()
@@ -90,7 +95,7 @@ def recipes() -> None:
     """Print the names of the recipes."""
     from ..pretraining.fit import list_recipes
 
-    print("\n".join(list_recipes()))
+    echo("\n".join(list_recipes()))
 
 
 @commands.command("show-matches")
@@ -120,7 +125,7 @@ def show_matches(
             raise ValueError(f"the matcher {matcher} needs --{option}")
         arguments[option] = str(file)
     draw_matches(CachedMatcher(PreparedImages(images), matcher, arguments), query, key, output, points)
-    print(f"written: {output}")
+    echo(f"written: {output}")
 
 
 @commands.command("show-attention")
@@ -144,5 +149,5 @@ def show_attention(
     attention = attend(checkpoint.build_method(MGCA, text_encoder), checkpoint.max_length, image, report)
     draw_attention(attention, output, words)
     order = (-attention.word_weights).argsort(kind="stable")[:words]
-    print(", ".join(f"{attention.words[i]} {attention.word_weights[i]:.3f}" for i in order))
-    print(f"written: {output}")
+    echo(", ".join(f"{attention.words[i]} {attention.word_weights[i]:.3f}" for i in order))
+    echo(f"written: {output}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,8 @@ from typing import Annotated
 import typer
 
 from .._atomic import write_json
-from ._options import Configuration, Dataset, EncoderFile, PreparedFolder, TorchDevice
+from ._options import Configuration, Dataset, EncoderFile, PreparedFolder, TorchDevice, Trust
+from ._output import echo
 
 PROBE_TRAINER = "nnUNetTrainerLinearProbe"
 
@@ -48,7 +48,7 @@ def classify(
     features = np.stack([frozen.features(prepared, name) for name in track(labelled.names, description="features")])
     scores = probe_classification(features, labelled.labels, is_test)
     how = "cross-validated" if is_test is None else f"{int(is_test.sum())} of them to test on"
-    print(f"{encoder}: {len(labelled.names)} images, {len(set(labelled.labels))} labels, {how}")
+    echo(f"{encoder}: {len(labelled.names)} images, {len(set(labelled.labels))} labels, {how}")
     columns = Table()
     for column in ("classifier", "labels", "cases", "AUC", "accuracy"):
         columns.add_column(column, justify="left" if column == "classifier" else "right")
@@ -57,10 +57,10 @@ def classify(
         columns.add_row(s.classifier, f"{s.share:.0%}", f"{s.cases:.0f}", auc, accuracy)
     Console().print(columns)
     if labelled.unknown:
-        print(f"{len(labelled.unknown)} images of {labels} are not in {images}, {labelled.unknown[0]} first")
+        echo(f"{len(labelled.unknown)} images of {labels} are not in {images}, {labelled.unknown[0]} first")
     if output is not None:
         write_json({"encoder": str(encoder), "scores": [asdict(s) for s in scores]}, output)
-        print(f"written: {output}")
+        echo(f"written: {output}")
 
 
 @commands.command()
@@ -74,23 +74,30 @@ def segment(
         str, typer.Option("--trainer", "-tr", help="The probe's trainer, or one with another schedule.")
     ] = PROBE_TRAINER,
     device: Annotated[str, typer.Option("--device", "-device", help="cuda, cpu or mps, as for nnU-Net.")] = "cuda",
+    trust: Trust = False,
 ) -> None:
     """Train 1x1 heads on the frozen encoder with nnU-Net, and print the validation cases' Dice."""
     import torch
     from nnunetv2.run.run_training import run_training
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
+    from .._reading import read_json
+    from ..plans.gate import check_plan
+    from ..plans.plan_files import dataset_folder, load_plans
     from ..weights import InitialWeights
     from ..weights.attach import attach
 
+    if not trust:
+        # the training runs all of the plan, its preprocessing and export too
+        check_plan(load_plans(dataset_folder(dataset), plans), f"the plan {plans}")
     weights = InitialWeights.from_file(encoder)
     # a plan for each encoder keeps the results of several encoders apart
     probed = f"{plans}_probe_{weights.specification['sha256'][:8]}"
-    _, reports, _ = attach(weights, dataset, plans, probed, [configuration], force=True)
-    print(reports[configuration])
+    _, reports, _ = attach(weights, dataset, plans, probed, [configuration], force=True, trust=trust)
+    echo(reports[configuration])
     run_training(dataset, configuration, fold, trainer, probed, device=torch.device(device))
     folder = Path(get_output_folder(dataset, trainer, probed, configuration, fold))
-    summary = json.loads((folder / "validation" / "summary.json").read_text())
+    summary = read_json(folder / "validation" / "summary.json")
     for label, scores in summary["mean"].items():
-        print(f"label {label}: Dice {scores['Dice']:.4f}")
-    print(f"mean: Dice {summary['foreground_mean']['Dice']:.4f} ({folder})")
+        echo(f"label {label}: Dice {scores['Dice']:.4f}")
+    echo(f"mean: Dice {summary['foreground_mean']['Dice']:.4f} ({folder})")

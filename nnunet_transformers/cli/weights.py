@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._options import Configuration, Configurations, Dataset, EncoderFile, Force, NewPlans, parse_patch_size
+from ._options import Configuration, Configurations, Dataset, EncoderFile, Force, NewPlans, Trust, parse_patch_size
+from ._output import echo
 
 if TYPE_CHECKING:
     from ..weights import LoadReport
@@ -27,6 +28,7 @@ def attach(
         float, typer.Option(min=0, max=1, help="Smallest share of the encoder's parameters that must be loaded.")
     ] = 0.5,
     force: Force = False,
+    trust: Trust = False,
 ) -> None:
     """Write a plan whose networks start from a pretrained encoder, and print the load report."""
     from ..weights import InitialWeights
@@ -41,6 +43,7 @@ def attach(
             configurations=configuration or (),
             force=force,
             min_coverage=min_coverage,
+            trust=trust,
         )
     )
 
@@ -61,6 +64,7 @@ def attach_imagenet(
         bool, typer.Option("--spread", help="Load from blocks spread over a stage instead of its first blocks.")
     ] = False,
     force: Force = False,
+    trust: Trust = False,
 ) -> None:
     """Write a plan whose UNet-2022 starts from ImageNet weights, and print the load report."""
     from ..weights import InitialWeights
@@ -80,6 +84,7 @@ def attach_imagenet(
             configurations=configuration or (),
             force=force,
             min_coverage=0.0,
+            trust=trust,
         )
     )
 
@@ -94,13 +99,15 @@ def export_full(
     trainer: Annotated[
         str, typer.Option("--trainer", "-tr", help="Trainer that builds the network.")
     ] = "nnUNetTrainer",
+    trust: Trust = False,
 ) -> None:
     """Write a whole network's weights, with the encoder loaded, for nnUNetv2_train -pretrained_weights."""
     from ..weights import InitialWeights
     from ..weights.attach import export_full as export_weights
 
-    print(export_weights(InitialWeights.from_file(checkpoint), dataset, plans, configuration, output, trainer=trainer))
-    print(f"written: {output}; nnUNetv2_train ... -tr {trainer} -p {plans} -pretrained_weights {output}")
+    weights = InitialWeights.from_file(checkpoint)
+    echo(export_weights(weights, dataset, plans, configuration, output, trainer=trainer, trust=trust))
+    echo(f"written: {output}; nnUNetv2_train ... -tr {trainer} -p {plans} -pretrained_weights {output}")
 
 
 @commands.command()
@@ -138,7 +145,7 @@ def convert(
         given = "" if patch_size else " (a published size that fits; give --patch-size if it was another)"
         size = f", patch size {'x'.join(map(str, found.patch_size))}{given}"
     save_checkpoint({"network_weights": weights, "network": description}, output)
-    print(
+    echo(
         f"{output}: {found.name} in {found.ndim}D, {found.input_channels} input channels, "
         f"{found.num_classes} classes{size}; all {len(weights)} tensors translated"
     )
@@ -146,7 +153,7 @@ def convert(
 
 def _print_attached(path: Path, reports: Mapping[str, LoadReport], left: Mapping[str, str]) -> None:
     for configuration, report in reports.items():
-        print(f"{configuration}: {report}")
+        echo(f"{configuration}: {report}")
     for configuration, reason in left.items():
-        print(f"{configuration} is left unchanged: {reason}")
-    print(f"written: {path}; train with -p {path.stem}")
+        echo(f"{configuration} is left unchanged: {reason}")
+    echo(f"written: {path}; train with -p {path.stem}")

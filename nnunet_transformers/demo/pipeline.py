@@ -98,9 +98,10 @@ def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Pat
             f"-djfile {shlex.quote(str(model / 'dataset.json'))} -pfile {shlex.quote(str(model / 'plans.json'))} -np 1",
             training,
         )
-        report = write_report(model / "fold_0", folder / "report.html", predictions, images)
+        report = write_report(model / "fold_0", folder / "report.html", predictions, images, labels=labels)
     else:
-        os.environ["nnUNet_raw"] = str(raw)
-        report = write_report(model / "fold_0", folder / "report.html", images=dataset / "imagesTr")
+        report = write_report(
+            model / "fold_0", folder / "report.html", images=dataset / "imagesTr", labels=dataset / "labelsTr"
+        )
     typer.secho(f"\ndone in {(time.monotonic() - start) / 60:.1f} minutes: {report}", bold=True)
     return report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import redirect_stderr, suppress
@@ -20,6 +19,10 @@ from nnunetv2.imageio.reader_writer_registry import (
 )
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.typing import NDArray
+
+from .._paths import inside
+from .._reading import read_json, reading
+from ..plans.gate import check_preparation
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
@@ -134,7 +137,7 @@ def evaluate_predictions(predictions: Path, labels: Path, label: int = 1) -> IoU
     reader = None
     per_case = {}
     for case in cases:
-        path = labels / f"{case}{file_ending}"
+        path = inside(labels, f"{case}{file_ending}")
         if not path.is_file():
             raise FileNotFoundError(f"label file {path} of the prediction {predictions / case}.npz is missing")
         reader = reader or _reader(dataset, file_ending, path)
@@ -154,11 +157,12 @@ def _load_dataset_json(predictions: Path) -> dict[str, Any] | None:
     path = predictions / "dataset.json"
     if not path.is_file():
         return None
-    try:
-        dataset = json.loads(path.read_text())
-        return {**dataset, "labels": dataset["labels"], "file_ending": dataset["file_ending"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a dataset.json of nnU-Net ({error}); predict again") from error
+    with reading(path, "a dataset.json of nnU-Net", "predict again"):
+        dataset = read_json(path, "a dataset.json of nnU-Net")
+        dataset = {**dataset, "labels": dataset["labels"], "file_ending": dataset["file_ending"]}
+    if (reader := dataset.get("overwrite_image_reader_writer")) not in (None, "None"):
+        check_preparation({"image_reader_writer": reader, "configurations": {}}, str(path), "predict again")
+    return dataset
 
 
 def _file_ending(labels: Path) -> str:

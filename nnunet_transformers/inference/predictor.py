@@ -23,7 +23,12 @@ from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
+from .._image_size import check_size
+from .._reading import read_json
 from ..cpu import keep_freed_memory, release_freed_memory, use_kernels
+from ..plans.gate import check_plan
+from ..weights.file import check_file
+from ..weights.limits import check_finite
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint, reading_plain_types
 from .batch_size import bytes_of_pass, cpu_batch_size, fitting_batch_size, free_bytes
 from .whole_files import WholeFilePlans
@@ -39,7 +44,8 @@ class BatchedPredictor(nnUNetPredictor):
     Args:
         batch_size: patches per pass; by default as many as fit into a GPU's memory or are fast on a CPU.
         use_compile: compile the network, with passes of one size only; otherwise ``nnUNet_compile`` decides.
-        trust: unpickle checkpoints, which runs any code in them; otherwise only tensors and plain types are read.
+        trust: unpickle checkpoints and build what the plan names, which runs any code in them; otherwise only tensors
+            and plain types are read, and the plan may name only parts of segmentation.
         arguments: keyword arguments of nnU-Net's predictor.
 
     Raises:
@@ -73,11 +79,20 @@ class BatchedPredictor(nnUNetPredictor):
         use_folds: tuple[int | str, ...] | None,
         checkpoint_name: str = FINAL,
     ) -> None:
-        """Load a model as nnU-Net does, but without unpickling.
+        """Load a model as nnU-Net does, but without unpickling, and with a plan that passed the gate.
 
         Raises:
-            ValueError: if a checkpoint is truncated, or would have to be unpickled and is not trusted.
+            ValueError: if a checkpoint is truncated or damaged, its weights hold NaN or infinity, or it would have to
+                be unpickled and is not trusted, or the plan names other code.
         """
+        if not self.trust:
+            plans = Path(model_training_output_dir) / "plans.json"
+            check_plan(read_json(plans), str(plans))
+        folds = self._folds(model_training_output_dir, use_folds, checkpoint_name)
+        files = [Path(model_training_output_dir) / f"fold_{fold}" / checkpoint_name for fold in folds]
+        for path in files:
+            if path.is_file():
+                check_file(path)
         try:
             with nullcontext() if self.trust else reading_plain_types():
                 super().initialize_from_trained_model_folder(model_training_output_dir, use_folds, checkpoint_name)
@@ -85,10 +100,12 @@ class BatchedPredictor(nnUNetPredictor):
             raise
         except Exception:  # a damaged file can make the unpickler, or the code that uses its content, raise anything
             # raises an error that names the file, if a file is the cause
-            for fold in self._folds(model_training_output_dir, use_folds, checkpoint_name):
-                read_checkpoint(Path(model_training_output_dir) / f"fold_{fold}" / checkpoint_name, self.trust)
+            for path in files:
+                read_checkpoint(path, self.trust)
             raise
         self.plans_manager = WholeFilePlans(self.plans_manager.plans)
+        for path, weights in zip(files, self.list_of_parameters, strict=True):
+            check_finite(weights, path)
         self._prepare()
 
     def manual_initialization(self, *args: Any, **kwargs: Any) -> None:
@@ -118,7 +135,10 @@ class BatchedPredictor(nnUNetPredictor):
         if isinstance(images, str):
             # in one process; nnU-Net starts twelve to list the files
             images = create_lists_from_splitted_dataset_folder(images, self.dataset_json["file_ending"], None, 1)
-        return super()._manage_input_and_output_lists(images, *args, **kwargs)
+        cases, *others = super()._manage_input_and_output_lists(images, *args, **kwargs)
+        for files in cases:
+            check_size(files)
+        return cases, *others
 
     @wraps(nnUNetPredictor.predict_from_files)  # nnU-Net inspects the names of this method's arguments
     def predict_from_files(self, *args: Any, **kwargs: Any) -> Any:

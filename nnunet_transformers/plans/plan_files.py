@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from .._reading import read_json, reading
 from ..discovery import PLANNERS, plans_name
 
 
@@ -50,10 +50,11 @@ def load_plans(folder: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"the plan {path} is missing. {_advice(folder, name)}")
     try:
-        plans: dict[str, Any] = json.loads(path.read_text())
-        PlansManager(plans).get_configuration(next(iter(plans["configurations"])))
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise ValueError(f"{path} is no plan of nnU-Net's ({error}). {_advice(folder, name)}") from error
+        with reading(path, "a plan of nnU-Net's"):
+            plans = read_json(path, "a plan of nnU-Net's")
+            PlansManager(plans).get_configuration(next(iter(plans["configurations"])))
+    except ValueError as error:
+        raise ValueError(f"{error}. {_advice(folder, name)}") from error
     return plans
 
 
@@ -72,8 +73,7 @@ def find_plans(folder: Path) -> list[str]:
     names = []
     for path in sorted(folder.glob("*.json")):
         with suppress(ValueError, OSError):
-            content = json.loads(path.read_text())
-            if isinstance(content, dict) and "configurations" in content:
+            if "configurations" in read_json(path):
                 names.append(path.stem)
     return names
 
@@ -106,7 +106,7 @@ def check_new_plans(folder: Path, name: str, original: str, marker: str, force: 
             raise FileExistsError(f"{path} exists; replace it with --force or choose another name with -o")
         written_here = False
         with suppress(ValueError):
-            written_here = marker in json.loads(path.read_text())
+            written_here = marker in read_json(path)
         if not written_here:
             raise FileExistsError(f"{path} was not written by this command; choose another name with -o")
     return path

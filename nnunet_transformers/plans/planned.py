@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from copy import deepcopy
@@ -17,7 +16,9 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, deter
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from .._reading import read_json
 from .changed_patch import architecture_for_patch
+from .gate import check_network
 from .plan_files import dataset_folder, load_plans
 
 
@@ -50,13 +51,13 @@ def find_trainer(name: str) -> type[nnUNetTrainer]:
     """Find the trainer class of this name.
 
     Raises:
-        ValueError: if nnU-Net does not find it.
+        ValueError: if nnU-Net does not find it, or what it finds is no trainer.
     """
     try:
         with redirect_stdout(StringIO()):  # nnU-Net prints advice for a name that it does not find
             trainer: type[nnUNetTrainer] = recursive_find_trainer_class_by_name(name)
             return trainer
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError, TypeError) as error:  # the latter two if the name is that of something else
         raise ValueError(
             f"nnU-Net does not find the trainer {name}, which builds the model's network; install the package that has "
             "it, or name its folder in nnUNet_extTrainer"
@@ -100,7 +101,7 @@ class PlannedConfiguration:
         """
         folder = dataset_folder(dataset)
         plans = load_plans(folder, plans_name)
-        return cls(plans, json.loads((folder / "dataset.json").read_text()), name)
+        return cls(plans, read_json(folder / "dataset.json"), name)
 
     @cached_property
     def manager(self) -> PlansManager:
@@ -144,17 +145,23 @@ class PlannedConfiguration:
         """Name of the planner that made the plan, None where the plan does not state it."""
         return self.plans.get("experiment_planner_used")
 
-    def build_network(self, trainer: str = "nnUNetTrainer", deep_supervision: bool = False) -> nn.Module:
+    def build_network(
+        self, trainer: str = "nnUNetTrainer", deep_supervision: bool = False, trust: bool = False
+    ) -> nn.Module:
         """Build the network as nnU-Net does.
 
         Args:
             trainer: name of the trainer that builds it. Most build the plan's network; some, such as nnU-Net's for
                 Primus, build a network of their own.
             deep_supervision: whether the network returns a list of logits.
+            trust: build whatever the plan names, see ``check_network``.
 
         Raises:
-            ValueError: if nnU-Net does not find the trainer, or the network cannot take the plan's patch.
+            ValueError: if the plan names other code than networks, nnU-Net does not find the trainer, or the network
+                cannot take the plan's patch.
         """
+        if not trust:
+            check_network(self.configuration.configuration, f"{self.name} of the plan {self.manager.plans_name}")
         build = find_trainer(trainer).build_network_architecture
         try:
             network: nn.Module = build(

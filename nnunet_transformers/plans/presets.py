@@ -20,6 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from .._atomic import write_json
+from .._reading import read_json
 from ..architectures import create_network, get_network
 from ..discovery import SCHEDULES, plans_name, schedule_name
 from .memory import CUDA_OVERHEAD, training_step_bytes
@@ -241,7 +242,7 @@ def apply_preset(preset: Preset, dataset: str, name: str | None = None, force: b
             f"{preset.name} is {preset.configuration}, and {preset.plans_name} of {folder.name} has only "
             f"{', '.join(manager.available_configurations)}; choose a preset of another configuration"
         )
-    dataset_json = json.loads((folder / "dataset.json").read_text())
+    dataset_json = read_json(folder / "dataset.json")
     replaced = PlannedConfiguration(plans, dataset_json, preset.configuration)
     planned = replaced.configuration.configuration
 

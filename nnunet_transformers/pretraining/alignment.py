@@ -24,7 +24,8 @@ class AlignmentCheckpoint(SealedCheckpoint):
     """
 
     kind: ClassVar[str] = "alignment"
-    format: ClassVar[int] = 1
+    format: ClassVar[int] = 2
+    earlier: ClassVar[tuple[int, ...]] = (1,)
     remedy: ClassVar[str] = "`nnunet-transformers pretrain fit --config mgca` writes alignment.pth beside the encoder"
     settings: dict[str, Any]
     max_length: int
@@ -43,9 +44,13 @@ class AlignmentCheckpoint(SealedCheckpoint):
 
         Raises:
             OSError: if there is no such text encoder.
+            ValueError: if the settings are not those of the class.
             RuntimeError: if the weights belong to another class.
         """
         changes = {"pretrained": False} | ({"text_encoder": text_encoder} if text_encoder else {})
-        method = method_class(**{**self.settings, **changes})
+        try:
+            method = method_class(**{**self.settings, **changes})
+        except TypeError as error:
+            raise ValueError(f"the alignment's settings are not those of {method_class.__name__}: {error}") from error
         method.load_state_dict(self.weights)
         return method.eval()

@@ -10,6 +10,7 @@ import torch
 from lightning import LightningModule, Trainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
+from .._text import printable
 from ..plans.planned import PlannedConfiguration
 from ..runs import recipe as recipes
 from ..runs.callbacks import CollapseMonitor
@@ -64,13 +65,13 @@ class PretrainingCLI(RecipeCLI):
         )
         for name, prepared, planned in compared:
             if prepared is not None and list(prepared)[-len(planned) :] != list(planned):
-                print(
-                    f"note: the images were prepared with {name} {list(prepared)}, the plan has {list(planned)}; "
-                    "`pretrain prepare -d ... -p ...` prepares them as for training"
-                )
+                note = f"note: the images were prepared with {name} {list(prepared)}, the plan has {list(planned)}; "
+                print(printable(note) + "`pretrain prepare -d ... -p ...` prepares them as for training")
 
 
-def fit(recipe: str, arguments: Sequence[str], planned: PlannedConfiguration | None = None) -> Trainer:
+def fit(
+    recipe: str, arguments: Sequence[str], planned: PlannedConfiguration | None = None, trust: bool = False
+) -> Trainer:
     """Run a pretraining recipe.
 
     A run saves its state and its encoder after every epoch. ``--ckpt_path last`` resumes it; the resumed run draws the
@@ -81,6 +82,7 @@ def fit(recipe: str, arguments: Sequence[str], planned: PlannedConfiguration | N
         arguments: LightningCLI's arguments, such as ``--data.init_args.folder``, ``--trainer.max_epochs`` or
             ``--ckpt_path``; they override recipe and plan.
         planned: planned configuration that specifies the network, its arguments, patch size and channels.
+        trust: take a recipe that names any code, see ``read_recipe``.
 
     Returns:
         the trainer, with metrics, callbacks and profiler.
@@ -94,7 +96,7 @@ def fit(recipe: str, arguments: Sequence[str], planned: PlannedConfiguration | N
     Examples:
         >>> fit("qt_ssl_in_task", ["--data.init_args.folder=prepared", "--trainer.max_epochs=50"])
     """
-    content = recipes.read_recipe(recipe, __package__)
+    content = recipes.read_recipe(recipe, __package__, trust)
     from_plan = {} if planned is None else model_arguments(planned, content.parameters("model"))
     network = [f"--model.init_args.{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in from_plan.items()]
     defaults = {"callbacks": [CollapseMonitor()], "limit_val_batches": 0, "strategy": _strategy(content)}

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..architectures import get_network, list_networks
 from ..plans.planned import PlannedConfiguration
+from ..runs.gate import check_arguments
 
 # arguments in a plan that are not among a method's network overrides
 NOT_OVERRIDES = ("patch_size", "strides")
@@ -25,11 +26,13 @@ def model_arguments(planned: PlannedConfiguration, known: Sequence[str]) -> dict
         ``patch_size_2d`` and ``patch_size_3d``.
 
     Raises:
-        ValueError: if the network is not one of this package, or the configuration is 2D and the method needs volumes.
+        ValueError: if the network is not one of this package, the plan has arguments of other types than plain ones,
+            or the configuration is 2D and the method needs volumes.
     """
     configuration = planned.configuration
     patch_size = list(planned.patch_size)
     overrides = {k: v for k, v in configuration.network_arch_init_kwargs.items() if k not in NOT_OVERRIDES}
+    check_arguments(overrides, f"{planned.name} of the plan {planned.plans.get('plans_name')}")
     arguments = {
         "network": _registered_name(configuration.network_arch_class_name, overrides, len(patch_size)),
         "network_overrides": overrides,

@@ -9,9 +9,13 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import yaml
+
+from .._reading import reading
+from .gate import check_checkpoint, check_recipe
 
 BASE = "base"
 
@@ -51,7 +55,7 @@ def list_recipes(package: str) -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in files(package).joinpath("recipes").iterdir())
 
 
-def read_recipe(name: str, package: str) -> Recipe:
+def read_recipe(name: str, package: str, trust: bool = False, derived: tuple[str, ...] = ()) -> Recipe:
     """Read a recipe.
 
     A recipe with an entry ``base: OTHER`` starts from the settings of the recipe OTHER and overrides those that it
@@ -60,31 +64,42 @@ def read_recipe(name: str, package: str) -> Recipe:
     Args:
         name: name of a recipe, or path of a YAML file.
         package: package with a folder ``recipes``, by its import name.
+        trust: take a file that names any code, see ``check_recipe``.
+        derived: recipes that start from this one.
 
     Raises:
         ValueError: if there is no such recipe and no such file (the message names the closest recipes), or the file
-            is not YAML or holds no settings.
+            is not YAML, holds no settings or names other code than this package's and that of installed plugins.
 
     Examples:
         >>> read_recipe("alice_views", "nnunet_transformers.pretraining").content["model"]["init_args"]["losses"]
         ['views']
     """
     known = list_recipes(package)
-    if Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
+    is_file = "\0" not in name and Path(name).is_file()
+    if is_file:
+        text = Path(name).read_text(encoding="utf-8", errors="replace")
     elif name in known:
         text = files(package).joinpath("recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:
         close = get_close_matches(name, known, n=2) or known
         raise ValueError(f"no recipe and no file {name!r}; there are {', '.join(close)}")
-    try:
+    with reading(name, "a recipe in YAML"):
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name} is not YAML: {error}") from error
+        has_aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
     if not isinstance(content, dict):
         raise ValueError(f"{name} holds no settings; the recipes of the package ({', '.join(known)}) are examples")
     base = content.pop(BASE, None)
-    return Recipe(name, content if base is None else _merge(read_recipe(base, package).content, content))
+    if not isinstance(base, (str, NoneType)) or base in (*derived, name):
+        raise ValueError(f"{name} has {base!r} as {BASE}, which is no recipe that it can start from")
+    check_checkpoint(content, name)
+    if is_file and not trust:
+        if has_aliases:
+            raise ValueError(f"{name} has YAML's aliases (*), which can stand for endless settings; write them out")
+        check_recipe(content, name)
+    return Recipe(
+        name, content if base is None else _merge(read_recipe(base, package, trust, (*derived, name)).content, content)
+    )
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

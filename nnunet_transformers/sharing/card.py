@@ -10,10 +10,12 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._atomic import write_text
+from .._reading import read_json
+from .._text import code, markdown
 from ..plans.planned import channel_names
 from .description import Description, Model
 from .manifest import file_hash
-from .trained import TrainedFold, read_json
+from .trained import TrainedFold
 
 NAME = "README.md"
 USE = """## Use
@@ -21,7 +23,7 @@ USE = """## Use
     pip install -r requirements.txt
     python predict.py INPUT OUTPUT
 
-INPUT holds {inputs}. OUTPUT gets one segmentation `case{ending}` each. `python predict.py --help` lists the options;
+INPUT holds {inputs}. OUTPUT gets one segmentation {segmentation} each. `python predict.py --help` lists the options;
 `nnunet-transformers package verify` checks the files against `manifest.json`. The Dockerfile builds a container that
 reads /input and writes /output, without network and without root.
 """
@@ -46,12 +48,13 @@ def write_card(
     first = read_json(folder / description.models[0].folder / "dataset.json")
     plans = read_json(folder / description.models[0].folder / "plans.json")
     ending = first["file_ending"]
-    channels = ", ".join(f"`case_{i:04d}{ending}` ({name})" for i, name in enumerate(channel_names(first)))
+    files = ((f"case_{i:04d}{ending}", name) for i, name in enumerate(channel_names(first)))
+    channels = ", ".join(f"{code(file)} ({markdown(name)})" for file, name in files)
     parts = [
-        f"# {plans['dataset_name']}: segmentation with nnU-Net\n",
+        f"# {markdown(plans['dataset_name'])}: segmentation with nnU-Net\n",
         f"Licence of the weights: {licence or 'not stated; ask the source before you use them'}\n",
         _data(first, plans["dataset_name"]),
-        USE.format(inputs=f"for each case {channels}", ending=ending),
+        USE.format(inputs=f"for each case {channels}", segmentation=code(f"case{ending}")),
     ]
     if len(description.models) > 1:
         parts.append(f"The probabilities of {len(description.models)} models are averaged.\n")
@@ -66,11 +69,12 @@ def write_card(
 
 
 def _data(dataset_json: Mapping[str, Any], name: str) -> str:
-    labels = ", ".join(f"{value} {label}" for label, value in dataset_json["labels"].items())
+    labels = ", ".join(f"{markdown(value)} {markdown(label)}" for label, value in dataset_json["labels"].items())
     stated = {key: dataset_json.get(key) for key in ("description", "reference", "licence", "license", "release")}
-    lines = [f"- {name}, {dataset_json.get('numTraining', 'unknown number of')} training cases"]
-    lines += [f"- channels: {', '.join(channel_names(dataset_json))}; labels: {labels}"]
-    lines += [f"- {key} of the data: {value}" for key, value in stated.items() if value]
+    number = dataset_json.get("numTraining", "unknown number of")
+    lines = [f"- {markdown(name)}, {markdown(number)} training cases"]
+    lines += [f"- channels: {', '.join(map(markdown, channel_names(dataset_json)))}; labels: {labels}"]
+    lines += [f"- {key} of the data: {markdown(value)}" for key, value in stated.items() if value]
     return "## Data\n\n" + "\n".join(lines) + "\n"
 
 
@@ -79,28 +83,34 @@ def _model(folder: Path, model: Model, folds: Sequence[TrainedFold], source: Pat
     configuration = plans.get_configuration(model.configuration)
     axes = "none" if model.mirroring_axes is None else ", ".join(map(str, model.mirroring_axes))
     spacing = " x ".join(f"{s:g}" for s in configuration.spacing)
+    size = "x".join(map(str, configuration.patch_size))
+    schemes = ", ".join(configuration.normalization_schemes)
     lines = [
-        f"## {model.folder.removeprefix('models/')}\n",
-        f"- network: {model.network}",
-        f"- plan: {plans.plans_name}, {model.configuration}; patch {'x'.join(map(str, configuration.patch_size))} at "
-        f"{spacing} mm, batch {configuration.batch_size}, {', '.join(configuration.normalization_schemes)}",
-        f"- recipe: {model.trainer}, {folds[0].epochs} epochs; inference mirrors axes {axes}",
+        f"## {markdown(model.folder.removeprefix('models/'))}\n",
+        f"- network: {markdown(model.network)}",
+        f"- plan: {markdown(plans.plans_name)}, {markdown(model.configuration)}; patch {markdown(size)} at {spacing} "
+        f"mm, batch {markdown(configuration.batch_size)}, {schemes}",
+        f"- recipe: {markdown(model.trainer)}, {folds[0].epochs} epochs; inference mirrors axes {axes}",
     ]
     if model.orientations:
         lines.append(f"- axes of the training images: {', '.join(model.orientations)}")
     if model.previous is not None:
-        lines.append(f"- takes the segmentation of {model.previous.folder.removeprefix('models/')}")
-    names = {str(tuple(v) if isinstance(v, list) else v): n for n, v in _labels(folder, model).items()}
+        lines.append(f"- takes the segmentation of {markdown(model.previous.folder.removeprefix('models/'))}")
+    names = {str(tuple(v) if isinstance(v, list) else v): markdown(n) for n, v in _labels(folder, model).items()}
     rows = []
     for fold in folds:
         summary = source / f"fold_{fold.name}" / "validation" / "summary.json"
         scores = read_json(summary) if summary.is_file() else None
         digest = file_hash(folder / model.weights_file(fold.name))
         if scores is None:
-            rows.append(f"| {fold.name} | not validated | | `{digest}` |")
+            rows.append(f"| {markdown(fold.name)} | not validated | | `{digest}` |")
             continue
-        per_label = ", ".join(f"{names.get(key, key)} {float(s['Dice']):.3f}" for key, s in scores["mean"].items())
-        rows.append(f"| {fold.name} | {float(scores['foreground_mean']['Dice']):.3f} | {per_label} | `{digest}` |")
+        per_label = ", ".join(
+            f"{names.get(key, markdown(key))} {float(s['Dice']):.3f}" for key, s in scores["mean"].items()
+        )
+        rows.append(
+            f"| {markdown(fold.name)} | {float(scores['foreground_mean']['Dice']):.3f} | {per_label} | `{digest}` |"
+        )
     head = "\n| fold | validation Dice | by label | SHA-256 of the weights |\n|---|---|---|---|"
     return "\n".join([*lines, head, *rows]) + "\n"
 

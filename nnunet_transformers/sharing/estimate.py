@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,7 +25,6 @@ except ImportError:  # Windows
 BASE_BYTES = 0.6e9
 # bytes per voxel and channel: cubic resampling in float64, its input and its output
 RESAMPLING = 8 + 8 + 4
-MEMORY_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
 
 
 @dataclass(frozen=True)
@@ -176,17 +174,3 @@ def _time_pass(network: nn.Module, loaded: LoadedModel) -> tuple[float, int]:
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - start)
     return min(seconds[1:]), torch.cuda.max_memory_allocated(device) if is_cuda else 0
-
-
-def available_bytes() -> int | None:
-    """Return the free main memory in bytes, within a container's limit; None if the system does not report it."""
-    free = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        if "MemAvailable" in lines:
-            free.append(1024 * int(lines["MemAvailable"].split()[0]))
-    limit, used = (Path(name) for name in MEMORY_FILES)
-    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
-        free.append(int(text) - int(used.read_text()))
-    return min(free, default=None)

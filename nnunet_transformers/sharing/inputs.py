@@ -15,6 +15,7 @@ import numpy as np
 from nibabel.dataobj_images import DataobjImage
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 
+from .._image_size import check_size
 from ..plans.planned import channel_names
 from .load import LoadedModel
 from .orientation import orientation
@@ -94,6 +95,7 @@ def check_case(files: Sequence[Path], loaded: LoadedModel) -> CheckedCase:
     dataset_json, plans = loaded.predictor.dataset_json, loaded.predictor.plans_manager
     channels = channel_names(dataset_json)
     _check_numbers(files, channels, loaded.file_ending)
+    check_size(files)
     reader = plans.image_reader_writer_class()
     images, properties = [], []
     for path in files:

@@ -15,10 +15,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
+from .._reading import read_json
+from ..plans.gate import check_plan
 from ..plans.planned import PlannedConfiguration
-from .description import Description, Model, check_plan
+from .description import Description, Model
 from .manifest import verify
-from .trained import read_json
 from .weights_file import load_weights
 
 
@@ -112,7 +113,7 @@ def build_network(plans: Mapping[str, Any], model: Model, dataset_json: Mapping[
         ValueError: if the plan is damaged, names other code than networks, or its trainer is not found.
     """
     try:
-        check_plan(plans, model)
+        check_plan(plans, f"the plan of {model.folder}", "a package has no other code")
         return PlannedConfiguration(plans, dataset_json, model.configuration).build_network(model.builder)
     except (KeyError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from .._atomic import write_json
+from .._paths import inside
+from .contents import check_code, check_kinds
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -80,7 +81,8 @@ def verify(folder: Path, sha256: str | None = None) -> Manifest:
 
     Raises:
         FileNotFoundError: if there is no package.
-        ValueError: if a file was changed, is missing, does not belong there or is a link; the message names it.
+        ValueError: if a file was changed, is missing, does not belong there, is a link, of a kind that no package has,
+            or code other than every package's; the message names it.
     """
     manifest = _read_manifest(folder)
     if sha256 is not None and manifest.sha256 != sha256.lower():
@@ -88,6 +90,7 @@ def verify(folder: Path, sha256: str | None = None) -> Manifest:
     found = _files(folder)
     for name in sorted(set(found) - {NAME} - set(manifest.entries)):
         raise ValueError(f"{name} does not belong to the package in {folder}; remove it, or get the package again")
+    check_kinds(manifest.entries, folder)
     for name, entry in manifest.entries.items():
         if name not in found:
             raise ValueError(f"{name} is missing in {folder}; get the package again from its source")
@@ -98,6 +101,7 @@ def verify(folder: Path, sha256: str | None = None) -> Manifest:
             raise ValueError(f"{name} in {folder} was changed: its SHA-256 differs; get the package again")
         if name.endswith(".safetensors"):
             _check_header(folder / name, size)
+    check_code(folder)
     return manifest
 
 
@@ -134,9 +138,10 @@ def _read_manifest(folder: Path) -> Manifest:
             f"{folder} has format {stated}, this version reads format {FORMAT}; update nnunet-transformers"
         )
     for name in entries:
-        parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts or str(parts) != name or "\\" in name or os.path.isabs(name):
-            raise ValueError(f"{NAME} in {folder} names {name!r}, which is outside of the package; do not use it")
+        try:
+            inside(folder, name)
+        except ValueError as error:
+            raise ValueError(f"{NAME} in {folder} names a file outside of the package: {error}") from error
     return Manifest(entries, file_hash(path))
 
 

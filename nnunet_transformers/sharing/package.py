@@ -6,27 +6,27 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from tempfile import TemporaryDirectory
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._atomic import new_folder, write_text
+from .._reading import read_json
 from ..plans.planned import find_trainer
 from ..weights.nnunet_checkpoint import FINAL
 from ..weights.sealed import package_versions
 from .card import write_card
+from .contents import DOCKERFILE, ENTRY_POINT, REQUIREMENTS, WHEELS, WHEELS_LINE, check_kinds, dockerfile, entry_point
 from .description import Description, Model
 from .load import build_network, builds_plans_network, check_weights
 from .manifest import Manifest, write_manifest
 from .orientation import training_orientations
 from .requirements import pinned_requirements
-from .trained import TrainedFold, extract_models, find_folds, read_fold, read_json
+from .shareable import copy_shareable
+from .trained import TrainedFold, extract_models, find_folds, read_fold
 from .weights_file import save_weights
 
-TEMPLATES = files(__package__) / "templates"
 SHIPPED = ("plans.json", "dataset.json", "dataset_fingerprint.json")
 # entries of dataset.json that must be equal in all models of an ensemble
 COMMON = ("channel_names", "labels", "file_ending", "regions_class_order")
@@ -87,6 +87,7 @@ def make_package(sources: Sequence[Path], output: Path, options: Options) -> Mad
         maker.add_files()
         write_card(partial, description, maker.folds, maker.sources, options.licence)
         manifest = write_manifest(partial)
+        check_kinds(manifest.entries, partial)
     return Made(description, manifest, maker.unpickled)
 
 
@@ -126,7 +127,7 @@ class _Maker:
         for name in SHIPPED:
             if not (source / name).is_file():
                 raise FileNotFoundError(f"{source / name} is missing; nnUNetv2_train writes it beside the folds")
-            shutil.copyfile(source / name, target / name)
+            copy_shareable(source / name, target / name)
         plans, dataset_json = read_json(source / "plans.json"), read_json(source / "dataset.json")
 
         folds = [read_fold(source, name, self.options.checkpoint, self.options.trust) for name in names]
@@ -180,12 +181,10 @@ class _Maker:
         """Write requirements, entry point and Dockerfile."""
         lines = pinned_requirements()
         if self.options.wheels:
-            (self.folder / "wheels").mkdir()
+            (self.folder / WHEELS).mkdir()
             for wheel in self.options.wheels:
-                shutil.copyfile(wheel, self.folder / "wheels" / wheel.name)
-            lines.insert(0, "--find-links wheels")
-        write_text("\n".join(lines) + "\n", self.folder / "requirements.txt")
-        write_text((TEMPLATES / "predict.py").read_text(), self.folder / "predict.py")
-        python = f"{sys.version_info.major}.{sys.version_info.minor}"
-        dockerfile = Template((TEMPLATES / "Dockerfile").read_text()).substitute(python=python)
-        write_text(dockerfile, self.folder / "Dockerfile")
+                shutil.copyfile(wheel, self.folder / WHEELS / wheel.name)
+            lines.insert(0, WHEELS_LINE)
+        write_text("\n".join(lines) + "\n", self.folder / REQUIREMENTS)
+        write_text(entry_point(), self.folder / ENTRY_POINT)
+        write_text(dockerfile(f"{sys.version_info.major}.{sys.version_info.minor}"), self.folder / DOCKERFILE)

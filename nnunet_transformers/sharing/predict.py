@@ -16,7 +16,8 @@ import torch
 from nnunetv2.ensembling.ensemble import merge_files
 
 from .._atomic import replacing
-from .estimate import available_bytes, needed_bytes
+from .._memory import available_bytes
+from .estimate import needed_bytes
 from .inputs import CheckedCase, check_case, find_cases
 from .load import LoadedModel
 

@@ -9,11 +9,14 @@ from pathlib import Path
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._atomic import new_folder
+from .._reading import read_json
+from ..plans.gate import check_plan
 from ..plans.planned import find_trainer
 from ..weights import save_checkpoint
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint
 from .load import builds_plans_network
-from .trained import find_folds, read_json
+from .shareable import copy_shareable
+from .trained import find_folds
 
 STOCK = "nnUNetTrainer"
 BESIDE = ("plans.json", "dataset.json", "dataset_fingerprint.json")
@@ -32,7 +35,7 @@ def export_stock(
         output: folder of results to write to, such as nnUNet_results/DATASET.
         folds: folds to copy; by default all finished ones.
         checkpoint: file name of the checkpoints.
-        trust: unpickle checkpoints that cannot be read otherwise.
+        trust: unpickle checkpoints that cannot be read otherwise, and copy a plan that names any code.
 
     Returns:
         the new folder of the model, and the import path of the network that it needs.
@@ -40,7 +43,8 @@ def export_stock(
     Raises:
         FileExistsError: if the new folder exists.
         FileNotFoundError: if a file of the model is missing.
-        ValueError: if the trainer builds a network of its own, or a checkpoint cannot be read.
+        ValueError: if the trainer builds a network of its own, the plan names other code than networks, or a
+            checkpoint cannot be read.
     """
     source = source.resolve()
     names = find_folds(source, folds, checkpoint)
@@ -52,6 +56,8 @@ def export_stock(
         raise ValueError(
             f"{trainer} builds a network of its own, which nnUNetTrainer does not; share the model as a package"
         )
+    if not trust:
+        check_plan(read_json(source / "plans.json"), str(source / "plans.json"))
     with new_folder(target) as partial:
         for name in names:
             (partial / f"fold_{name}").mkdir(parents=True)
@@ -61,6 +67,7 @@ def export_stock(
         for name in (*BESIDE, *(f"fold_{fold}/{file}" for fold in names for file in OF_FOLD)):
             if (source / name).is_file():
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / name, partial / name)
+                copy = copy_shareable if name in BESIDE else shutil.copyfile
+                copy(source / name, partial / name)
     manager = PlansManager(read_json(target / "plans.json"))
     return target, manager.get_configuration(configuration).network_arch_class_name

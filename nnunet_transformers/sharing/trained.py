@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import torch
 
+from .._paths import inside
+from .._reading import RefusedError, reading
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint
 
 # files of an exported zip that a package is made from
 WANTED = ("plans.json", "dataset.json", "dataset_fingerprint.json", "summary.json")
+# weights hardly shrink by compression; small archives, mostly of JSON, may by more
+MAX_EXPANSION = 20
+SMALL = 1_000_000
+MAX_MEMBERS = 100_000
 
 
 @dataclass(frozen=True)
@@ -89,21 +93,6 @@ def find_folds(folder: Path, wanted: Sequence[str] = (), checkpoint: str = FINAL
     return list(wanted) or [fold for fold in finished if fold != "all"] or finished
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
-
-    Raises:
-        ValueError: if the file is damaged or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
-    return content
-
-
 def extract_models(archive: Path, target: Path, wanted: Iterable[str] = (), checkpoint: str = FINAL) -> list[Path]:
     """Extract the files that a package needs, and no others, from a zip of nnUNetv2_export_model_to_zip.
 
@@ -118,21 +107,20 @@ def extract_models(archive: Path, target: Path, wanted: Iterable[str] = (), chec
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a zip, holds paths that lead outside, or lacks a requested model.
+        ValueError: if it is not a zip, claims far more than it holds or than the disk has, holds paths that lead
+            outside, or lacks a requested model.
     """
     if not archive.is_file():
         raise FileNotFoundError(f"no such file: {archive}")
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            for member in opened.infolist():
-                path = PurePosixPath(member.filename)
-                if path.is_absolute() or ".." in path.parts or "\\" in member.filename:
-                    raise ValueError(f"{archive} holds {member.filename!r}, which leads outside; refused")
-                if path.name in (*WANTED, checkpoint) and not member.is_dir():
-                    opened.extract(member, target)
-    # zipfile raises RuntimeError for a password, and its subclass NotImplementedError for an unknown compression
-    except (zipfile.BadZipFile, EOFError, zlib.error, RuntimeError) as error:
-        raise ValueError(f"{archive} is truncated or not a zip of nnUNetv2_export_model_to_zip: {error}") from error
+    with reading(archive, "a zip of nnUNetv2_export_model_to_zip"), zipfile.ZipFile(archive) as opened:
+        _check_claims(opened.infolist(), archive, target)
+        for member in opened.infolist():
+            try:
+                path = inside(target, member.filename)
+            except ValueError as error:
+                raise RefusedError(f"{archive} holds {member.filename!r}, which leads outside; refused") from error
+            if path.name in (*WANTED, checkpoint) and not member.is_dir():
+                opened.extract(member, target)
     models = {path.parent.name: path.parent for path in sorted(target.rglob("plans.json"))}
     names = list(wanted)
     if not names and len(models) != 1:
@@ -142,3 +130,18 @@ def extract_models(archive: Path, target: Path, wanted: Iterable[str] = (), chec
     if unknown:
         raise ValueError(f"{archive} has no {', '.join(unknown)}; it has {', '.join(models) or 'no model'}")
     return [models[name] for name in names] or list(models.values())
+
+
+def _check_claims(members: Sequence[zipfile.ZipInfo], archive: Path, target: Path) -> None:
+    """Check the sizes in the directory of a zip, by which zipfile reads no more than they state."""
+    claimed, held, free = sum(m.file_size for m in members), archive.stat().st_size, shutil.disk_usage(target).free
+    if len(members) > MAX_MEMBERS or claimed > MAX_EXPANSION * max(held, SMALL):
+        raise RefusedError(
+            f"{archive} claims {len(members)} files of {claimed / 1e9:.1f} GB in {held / 1e9:.3f} GB, which no model "
+            "has; refused"
+        )
+    if claimed > free:
+        raise RefusedError(
+            f"{archive} unpacks to {claimed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free in {target}; free some space "
+            "or set TMPDIR"
+        )

@@ -6,9 +6,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from .._reading import reading
+from ..weights.limits import check_finite
 
 ALIASES = "aliases"
 
@@ -34,12 +37,13 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """Read weights under all of their names.
 
     Raises:
-        ValueError: if the file is truncated or not a safetensors file of a package.
+        ValueError: if the file is truncated or not a safetensors file of a package, or weights hold NaN or infinity.
     """
-    try:
+    with reading(path, "a weights file of a package", "get the package again from its source"):
         with safe_open(path, "pt") as opened:
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
+            # copied, as tensors of safetensors show the file, and change with it
+            weights = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118  (no mapping)
             aliases = json.loads((opened.metadata() or {})[ALIASES])
-        return weights | {name: weights[original] for name, original in aliases.items()}
-    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is truncated or holds no weights of a package: {error!r}") from error
+        weights |= {name: weights[original] for name, original in aliases.items()}
+        check_finite(weights, path)
+    return weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import pydoc
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,12 +24,14 @@ from torch.optim import AdamW, Optimizer
 from .._atomic import replacing
 from .._lease import lease
 from .._processes import forks_exit_with_parent
+from .._reading import first_line
 from ..architectures import SegmentationNetwork, class_path
 from ..cpu import optimize
 from ..discovery import plans_name
 from ..plans.planned import PlannedConfiguration, check_labels
 from ..plans.stored_data import StoredData
 from ..weights import initialise
+from ..weights.file import check_file
 from .precision import default_autocast_dtype, planned_autocast_dtype
 
 # non-finite losses in a row that end a training whose ``GradScaler`` skips such steps; halved each time, its scale of
@@ -391,20 +392,22 @@ class TransformerTrainer(nnUNetTrainer):
         """Load a checkpoint as nnU-Net does.
 
         Raises:
-            RuntimeError: if the file is missing, truncated, not a checkpoint, or one of another network.
+            RuntimeError: if the file is missing, truncated, damaged, not a checkpoint, or one of another network.
         """
         if not self.was_initialized:
             self.initialize()
         try:
+            if isinstance(filename_or_checkpoint, str):
+                check_file(filename_or_checkpoint)
             super().load_checkpoint(filename_or_checkpoint)
         except torch.cuda.OutOfMemoryError:
             raise
-        except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        except Exception as error:  # the unpickler raises anything on damaged files
             name = filename_or_checkpoint if isinstance(filename_or_checkpoint, str) else "the checkpoint"
             if "loading state_dict" in str(error):
                 reason = f"it belongs to another network or plan: {error}"
             elif isinstance(error, FileNotFoundError):
                 reason = "there is no such file"
             else:
-                reason = f"it is truncated or not a checkpoint: {error}"
+                reason = f"it is truncated or not a checkpoint: {first_line(error)}"
             raise RuntimeError(f"cannot load {name}: {reason}") from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
 from .._atomic import write_json
+from .._reading import read_json
 from ..plans.plan_files import check_new_plans, dataset_folder, load_plans
 from ..plans.planned import PlannedConfiguration
 from .file import save_checkpoint
@@ -16,6 +16,8 @@ from .initialise import InitialWeights
 from .load_report import LoadReport
 
 MARKER = "attached"
+# entry of a configuration, see ``InitialWeights``
+INITIALISATION = "initialisation"
 
 
 def attach(
@@ -26,6 +28,7 @@ def attach(
     configurations: Sequence[str] = (),
     force: bool = False,
     min_coverage: float = 0.5,
+    trust: bool = False,
 ) -> tuple[Path, dict[str, LoadReport], dict[str, str]]:
     """Write a copy of a plan that specifies initial weights.
 
@@ -40,12 +43,14 @@ def attach(
         configurations: configurations to attach the weights to; by default those that the weights fit.
         force: replace a plan of that name, if this function wrote it.
         min_coverage: share of the encoder's parameters that the weights must cover.
+        trust: build whatever network the plan names.
 
     Returns:
         the plan file, the load report of each configuration, and the reasons why the others were left unchanged.
 
     Raises:
-        ValueError: if the weights do not fit or cover too little, or there is no such dataset or configuration.
+        ValueError: if the weights do not fit or cover too little, there is no such dataset or configuration, or the
+            plan names other code than networks.
         FileNotFoundError: if the plan, or a file of ImageNet weights, is missing.
         FileExistsError: if there is already a plan with the new name.
     """
@@ -56,18 +61,18 @@ def attach(
     unknown = [name for name in configurations if name not in own]
     if unknown:
         raise ValueError(f"{plans_name} has no network in {', '.join(unknown)}; it has {', '.join(own)}")
-    dataset_json = json.loads((folder / "dataset.json").read_text())
+    dataset_json = read_json(folder / "dataset.json")
     reports, left = {}, {}
     for name in configurations or own:
         try:
-            network = PlannedConfiguration(plans, dataset_json, name).build_network()
+            network = PlannedConfiguration(plans, dataset_json, name).build_network(trust=trust)
             reports[name] = _load_enough(weights, network, min_coverage)
         except ValueError as error:
             if configurations:
                 raise ValueError(f"{name}: {error}") from error
             left[name] = str(error)
             continue
-        plans["configurations"][name]["initialisation"] = weights.specification
+        plans["configurations"][name][INITIALISATION] = weights.specification
     if not reports:
         raise ValueError("; ".join(f"{name}: {reason}" for name, reason in left.items()))
     write_json({**plans, "plans_name": output, MARKER: weights.specification}, path)
@@ -93,6 +98,7 @@ def export_full(
     configuration: str,
     output: Path,
     trainer: str = "nnUNetTrainer",
+    trust: bool = False,
 ) -> LoadReport:
     """Write weights for stock ``nnUNetv2_train -pretrained_weights``: a whole network with its encoder loaded.
 
@@ -104,6 +110,7 @@ def export_full(
         output: file to write.
         trainer: trainer that will load them. Most trainers build the plan's network; some, such as nnU-Net's Primus
             trainers, build their own.
+        trust: build whatever network the plan names.
 
     Returns:
         the load report; tensors that were not loaded keep their initialisation.
@@ -115,7 +122,7 @@ def export_full(
     if output.exists():
         raise FileExistsError(f"{output} exists; remove it or choose another name")
     planned = PlannedConfiguration.load(dataset, plans_name, configuration)
-    network = planned.build_network(trainer)
+    network = planned.build_network(trainer, trust=trust)
     report = weights.load_into(network, planned.patch_size)
     save_checkpoint({"network_weights": network.state_dict()}, output)
     return report

@@ -19,11 +19,15 @@ from torch import Tensor, nn
 from ..architectures import SegmentationNetwork, create_network, get_network, get_timm_family
 from ..architectures.layers import RelativePositionBias
 from .adapters import bias_tables, first_layers, position_embeddings
+from .described import build_described
 from .load_report import LoadReport
 from .pretrained import PretrainedWeights
 from .sealed import load
 from .timm_encoder import TimmCheckpoint, create_timm
 from .transfer import Adapter, transfer
+
+# a checkpoint holds the whole encoder; a description of more would make networks that do not fit into memory
+MAX_CLAIMED = 4
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,27 @@ class EncoderCheckpoint(PretrainedWeights):
     """
 
     kind: ClassVar[str] = "encoder"
-    format: ClassVar[int] = 1
+    format: ClassVar[int] = 2
+    earlier: ClassVar[tuple[int, ...]] = (1,)
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def build_network(self) -> SegmentationNetwork:
-        """Build the network that the weights belong to on the meta device, for its token grids and windows."""
-        with torch.device("meta"):
-            return create_network(self.name, self.input_channels, 2, self.patch_size, **self.overrides)
+        """Build the network that the weights belong to on the meta device, for its token grids and windows.
+
+        Raises:
+            ValueError: if there is no such network, or its encoder has far more weights than the checkpoint.
+        """
+        network = build_described(
+            lambda: create_network(self.name, self.input_channels, 2, self.patch_size, **self.overrides),
+            "an encoder checkpoint",
+        )
+        claimed, held = (sum(v.numel() for v in w.values()) for w in (_encoder_state(network), self.weights))
+        if claimed > MAX_CLAIMED * held:
+            raise ValueError(
+                f"an encoder checkpoint describes a {self.name} of {claimed} weights in stem and encoder, but holds "
+                f"{held}; get it again from its source"
+            )
+        return network
 
     def _other_entries(self) -> dict[str, Any]:
         return {"nnssl_adaptation_plan": _adaptation_plan(self)}

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
 from .._atomic import replacing
+from .._reading import RefusedError, reading
+from .limits import check_archive, check_content, check_finite
 
 # entries in which training frameworks store the state dict; "" is the file itself
 STATE_DICT_KEYS = ("network_weights", "state_dict", "model", "model_state_dict", "student", "")
@@ -22,7 +23,7 @@ STATE_DICT_KEYS = ("network_weights", "state_dict", "model", "model_state_dict",
 FORCE, FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
-class HoldsObjectsError(ValueError):
+class HoldsObjectsError(RefusedError):
     """Raised for a file with Python objects, which can only be read by unpickling and thus running their code."""
 
 
@@ -45,41 +46,58 @@ def plain_types_only(allowed: Sequence[Any] = ()) -> Iterator[None]:
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
-@contextmanager
-def readable_errors(path: Path) -> Iterator[None]:
-    """Translate the exceptions of ``torch.load``.
-
-    Raises:
-        ValueError: if the file is truncated or not a checkpoint.
-    """
-    try:
-        yield
-    except (PermissionError, HoldsObjectsError):
-        raise
-    except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise ValueError(f"{path} is truncated or not a checkpoint: {error}") from error
-
-
-def read_plain_types(path: Path, allowed: Sequence[Any] = ()) -> Any:
+def read_plain_types(path: str | os.PathLike[str], allowed: Sequence[Any] = ()) -> Any:
     """Read a file of ``torch.save`` without unpickling other objects; all safe reading in this package calls it.
+
+    The checksums are verified, and what the file claims is checked against its size (``limits``).
 
     Args:
         path: file to read.
         allowed: as ``plain_types_only`` takes it.
 
     Raises:
+        OSError: if it cannot be opened.
         HoldsObjectsError: if it holds more than tensors, plain types and ``allowed``.
-        ValueError: if it is truncated or not a checkpoint.
+        ValueError: if it is truncated, damaged, not a checkpoint, or claims more than it holds.
     """
-    with readable_errors(path), plain_types_only(allowed):
+    with reading(path, "a checkpoint"), plain_types_only(allowed), Path(path).open("rb") as file:
+        check_archive(file, path)
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            if "unsupported" not in str(error).lower():
-                raise
+            # the rest of PyTorch's message recommends weights_only=False
+            reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+            if "unsupported" not in reason.lower():
+                raise ValueError(reason) from error
             raise HoldsObjectsError(
                 f"{path} holds Python objects besides weights, which could run code when they are loaded"
             ) from error
+        check_content(content, path)
+    return content
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Check the checksums of a file of ``torch.save`` that another library will read, see ``check_archive``.
+
+    Raises:
+        OSError: if it cannot be opened.
+        ValueError: if it is truncated or damaged.
+    """
+    with reading(path, "a checkpoint"), Path(path).open("rb") as file:
+        check_archive(file, path)
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the state of a run, such as Lightning's ``last.ckpt``: a mapping of tensors and plain types.
+
+    Raises:
+        OSError: if it cannot be opened.
+        ValueError: as ``read_plain_types``; also if it holds no mapping.
+    """
+    content = read_plain_types(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not the state of a run")
+    return content
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -93,10 +111,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
     if path.suffix == ".safetensors":
-        try:
-            return load_safetensors(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+        with reading(path, "a safetensors file"):
+            # copied, as tensors of safetensors show the file, and change with it
+            return {name: value.clone() for name, value in load_safetensors(path).items()}
     try:
         content = read_plain_types(path)
     except HoldsObjectsError as error:
@@ -112,12 +129,14 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the state dict of a checkpoint file, from the first of ``STATE_DICT_KEYS`` that holds one.
 
     Raises:
-        FileNotFoundError, ValueError: as ``load_checkpoint``; ValueError also if there is no state dict.
+        FileNotFoundError, ValueError: as ``load_checkpoint``; ValueError also if there is no state dict, or one with
+            NaN or infinity.
     """
     content = load_checkpoint(path)
     for key in STATE_DICT_KEYS:
         candidate = content.get(key) if key else content
         if isinstance(candidate, Mapping) and candidate and all(isinstance(v, Tensor) for v in candidate.values()):
+            check_finite(candidate, path)
             return dict(candidate)
     raise ValueError(f"{path} holds no state dict; it has {', '.join(map(str, list(content)[:8]))}")
 

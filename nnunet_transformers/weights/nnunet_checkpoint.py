@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .file import HoldsObjectsError, plain_types_only, read_plain_types, readable_errors
+from .._reading import reading
+from .file import HoldsObjectsError, plain_types_only, read_plain_types
+from .limits import check_finite
 
 FINAL = "checkpoint_final.pth"
 NEEDED = ("network_weights", "trainer_name", "init_args")
@@ -41,7 +44,8 @@ def read_checkpoint(path: Path, trust: bool = False) -> tuple[dict[str, Any], bo
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if it is truncated or not a checkpoint, or would have to be unpickled and is not trusted.
+        ValueError: if it is truncated, damaged or not a checkpoint, its weights hold NaN or infinity, or it would have
+            to be unpickled and is not trusted.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}; finish training with nnUNetv2_train, or choose others")
@@ -51,8 +55,12 @@ def read_checkpoint(path: Path, trust: bool = False) -> tuple[dict[str, Any], bo
     except HoldsObjectsError as error:
         if not trust:
             raise ValueError(f"{error}. Give --trust only if you know who made it") from error
-        with readable_errors(path):
+        with reading(path, "a checkpoint"):
             content, unpickled = torch.load(path, map_location="cpu", weights_only=False), True
     if not isinstance(content, dict) or not set(NEEDED) <= set(content):
         raise ValueError(f"{path} is no checkpoint of nnU-Net's trainer, which has {', '.join(NEEDED)}")
+    weights = content["network_weights"]
+    if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ValueError(f"{path} holds no weights: its network_weights are not tensors by name")
+    check_finite(weights, path)
     return content, unpickled

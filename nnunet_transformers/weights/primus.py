@@ -36,7 +36,8 @@ class PrimusCheckpoint(PretrainedWeights):
     """Weights of a Primus' stem and encoder, by dynamic-network-architectures' names; ``name`` is one of ``SIZES``."""
 
     kind: ClassVar[str] = "primus"
-    format: ClassVar[int] = 1
+    format: ClassVar[int] = 2
+    earlier: ClassVar[tuple[int, ...]] = (1,)
 
 
 def create_primus(name: str, input_channels: int, patch_size: Sequence[int], num_classes: int = 2) -> Primus:

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 from torch import Tensor, uint8
 
 from .file import load_checkpoint, save_checkpoint
+from .limits import check_finite
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
 
 PACKAGES = ("nnunet-transformers", "nnunetv2", "torch", "timm")
 WEIGHTS = "network_weights"
+# rule of the hash; files written before it have none, and are verified by the rule of that time
+SEAL = 2
 
 _kinds: dict[str, type[SealedCheckpoint]] = {}
 
@@ -32,8 +35,46 @@ def package_versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
-def content_hash(weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
-    """Compute the SHA-256 of the weights' names, types, shapes and bytes and of their description."""
+def content_hash(content: Mapping[str, Any]) -> str:
+    """Compute the SHA-256 of the whole content of a file: weights in the entry ``WEIGHTS``, plain types in the others.
+
+    The length of every part precedes it, so that no byte can move from one part into the next.
+
+    Raises:
+        TypeError: if the content holds anything else, or mappings whose keys are not texts.
+    """
+    weights = content[WEIGHTS]
+    rest = {name: value for name, value in content.items() if name != WEIGHTS}
+    _check_plain(rest)
+    digest = hashlib.sha256(f"nnunet_transformers, seal {SEAL}".encode())
+
+    def update(*parts: bytes | memoryview) -> None:
+        for part in parts:
+            digest.update(memoryview(part).nbytes.to_bytes(8, "little"))
+            digest.update(part)
+
+    update(json.dumps(rest, sort_keys=True).encode(), str(len(weights)).encode())
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        shape = json.dumps(list(value.shape)).encode()
+        update(name.encode(), str(value.dtype).encode(), shape, value.view(-1).view(uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _check_plain(value: Any) -> None:
+    """Check that JSON tells a value from every other: keys are texts, and there are lists but no tuples."""
+    if type(value) is dict and all(type(key) is str for key in value):
+        for inner in value.values():
+            _check_plain(inner)
+    elif type(value) is list:
+        for inner in value:
+            _check_plain(inner)
+    elif value is not None and type(value) not in (bool, int, float, str):
+        raise TypeError(f"a {type(value).__name__} is no plain type")
+
+
+def _hash_without_seal(weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
+    """Compute the hash of files written before 0.3, over the weights and the description alone."""
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name in sorted(weights):
         value = weights[name].detach().cpu().contiguous()
@@ -51,6 +92,7 @@ class SealedCheckpoint:
     Attributes:
         kind: name of the file's entry that holds the description.
         format: version of this kind's layout, to be raised when older versions cannot read new files.
+        earlier: formats before it that have the same fields or that ``_restore`` converts.
         remedy: advice for users who pass another file.
         tuples: names of the fields that are tuples, which a file stores as lists.
         weights: tensors by name.
@@ -69,6 +111,7 @@ class SealedCheckpoint:
 
     kind: ClassVar[str]
     format: ClassVar[int]
+    earlier: ClassVar[tuple[int, ...]] = ()
     remedy: ClassVar[str] = ""
     tuples: ClassVar[tuple[str, ...]] = ()
     weights: Mapping[str, Tensor]
@@ -87,7 +130,7 @@ class SealedCheckpoint:
     @cached_property
     def sha256(self) -> str:
         """Content hash, which the file stores."""
-        return content_hash(self.weights, self._description())
+        return content_hash(self._content())
 
     def save(self, path: str | os.PathLike[str]) -> str:
         """Write the checkpoint, whole or not at all.
@@ -99,10 +142,10 @@ class SealedCheckpoint:
             OSError: if it cannot be written.
             TypeError: if a field holds more than plain types.
         """
-        description = self._description()
-        sha256 = content_hash(self.weights, description)
-        entry = {**description, "sha256": sha256}
-        save_checkpoint({WEIGHTS: dict(self.weights), **self._other_entries(), self.kind: entry}, path)
+        content = self._content()
+        sha256 = content_hash(content)
+        content[self.kind]["sha256"] = sha256
+        save_checkpoint(content, path)
         return sha256
 
     @classmethod
@@ -110,12 +153,13 @@ class SealedCheckpoint:
         """Read a checkpoint of this kind; errors as for the function ``load``."""
         return load(path, cls)
 
-    def _description(self) -> dict[str, Any]:
+    def _content(self) -> dict[str, Any]:
+        """Return the content of the file, except for the hash."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "weights"}
         plain = {n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for n, v in values.items()}
+        entries = {**self._other_entries(), self.kind: {**plain, "format": self.format, "seal": SEAL}}
         # through JSON: tuples become lists, and other than plain types fail here rather than at loading
-        description: dict[str, Any] = json.loads(json.dumps({**plain, "format": self.format}))
-        return description
+        return {WEIGHTS: dict(self.weights), **json.loads(json.dumps(entries))}
 
     @classmethod
     def _restore(cls, description: dict[str, Any]) -> dict[str, Any]:
@@ -123,7 +167,7 @@ class SealedCheckpoint:
         return description
 
     def _other_entries(self) -> dict[str, Any]:
-        """Return entries of the file for other readers, which the hash leaves out; for subclasses to override."""
+        """Return entries of the file for other readers, of plain types; for subclasses to override."""
         return {}
 
 
@@ -165,7 +209,8 @@ def load(
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if it is truncated, altered, of another kind, or of a format that this version does not read.
+        ValueError: if it is truncated, altered, of another kind, or of a format that this version does not read, or its
+            weights hold NaN or infinity.
     """
     content = load_checkpoint(path)
     classes = expected if isinstance(expected, tuple) else (expected,)
@@ -179,21 +224,18 @@ def load(
             message = f"{path} is not a checkpoint of kind {needed} (its kind is {found})"
         remedies = dict.fromkeys(_kinds[kind].remedy for kind in wanted if _kinds[kind].remedy)
         raise ValueError(". ".join([message, *remedies]))
-    weights, description = content[WEIGHTS], dict(content[found])
-    stated, kind_class = description.pop("sha256"), _kinds[found]
-    if description["format"] != kind_class.format:
-        is_newer = isinstance(description["format"], int) and description["format"] > kind_class.format
-        raise ValueError(
-            f"{path} has format {description['format']} of kind {found}, this version reads format "
-            f"{kind_class.format}; {'update nnunet-transformers' if is_newer else 'write it again'}"
-        )
-    if not _is_intact(weights, description, stated):
+    weights, description, kind_class = content[WEIGHTS], dict(content[found]), _kinds[found]
+    _check_format(path, description["format"], kind_class)
+    if not _is_intact(content, found):
         raise ValueError(f"{path} was altered after it was written: its hash differs; get it again from its source")
-    del description["format"]
+    check_finite(weights, path)
+    stated = description.pop("sha256")
+    for name in ("format", "seal"):
+        description.pop(name, None)
     try:
         restored = {n: tuple(description[n]) for n in kind_class.tuples if description[n] is not None}
         checkpoint = kind_class(dict(weights), **kind_class._restore({**description, **restored}))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"the description in {path} is not that of kind {found}: {error}; write it again") from error
     vars(checkpoint)["sha256"] = stated  # just verified; the property would compute it again
     return checkpoint
@@ -210,10 +252,25 @@ def _kind_of(content: Mapping[str, Any], wanted: Sequence[str]) -> str | None:
     return next((kind for kind in kinds if kind in wanted), next(iter(kinds), None))
 
 
-def _is_intact(weights: Mapping[str, Tensor], description: Mapping[str, Any], stated: str) -> bool:
-    """Tell whether the content has the stated hash; content that this module never writes may not be hashable."""
+def _check_format(path: str | os.PathLike[str], stated: Any, kind_class: type[SealedCheckpoint]) -> None:
+    known = (*kind_class.earlier, kind_class.format)
+    # 1 == True, and a comparison with a tensor is a tensor
+    if type(stated) is not int or stated not in known:
+        is_newer = type(stated) is int and stated > kind_class.format
+        raise ValueError(
+            f"{path} has format {stated!r} of kind {kind_class.kind}, this version reads format "
+            f"{_alternatives([*map(str, known)])}; {'update nnunet-transformers' if is_newer else 'write it again'}"
+        )
+
+
+def _is_intact(content: Mapping[str, Any], kind: str) -> bool:
+    """Tell whether content has the hash that its entry ``kind`` states; what cannot be hashed was not written here."""
+    entry = dict(content[kind])
+    stated = entry.pop("sha256")
     try:
-        return content_hash(weights, description) == stated
+        if "seal" in entry:
+            return bool(entry["seal"] == SEAL and content_hash({**content, kind: entry}) == stated)
+        return bool(_hash_without_seal(content[WEIGHTS], entry) == stated)
     except (TypeError, ValueError, RuntimeError):
         return False
 

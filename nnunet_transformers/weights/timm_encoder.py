@@ -9,6 +9,7 @@ from typing import Any, ClassVar, cast
 import timm
 from torch import nn
 
+from .described import build_filled
 from .file import load_state_dict
 from .pretrained import PretrainedWeights
 
@@ -18,13 +19,18 @@ class TimmCheckpoint(PretrainedWeights):
     """Weights of a timm network without its classifier, by timm's names, and their description."""
 
     kind: ClassVar[str] = "timm_encoder"
-    format: ClassVar[int] = 1
+    format: ClassVar[int] = 2
+    earlier: ClassVar[tuple[int, ...]] = (1,)
 
     def build_network(self) -> nn.Module:
-        """Build the network with its weights."""
-        network = create_timm(self.name, self.input_channels, self.patch_size)
-        network.load_state_dict(self.weights)
-        return network
+        """Build the network with its weights.
+
+        Raises:
+            ValueError: if timm has no such network, or it has other weights.
+        """
+        return build_filled(
+            lambda: create_timm(self.name, self.input_channels, self.patch_size), self.weights, "a timm checkpoint"
+        )
 
 
 def create_timm(name: str, input_channels: int, patch_size: Sequence[int], pretrained: bool | str = False) -> nn.Module:

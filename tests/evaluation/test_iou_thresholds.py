@@ -193,6 +193,12 @@ def break_later_image(predictions, labels):
     (labels / "em_1.png").write_bytes(b"no image")
 
 
+def break_reader(predictions, labels):
+    path = predictions / "dataset.json"
+    content = {**json.loads(path.read_text()), "overwrite_image_reader_writer": "load_json"}
+    path.write_text(json.dumps(content))
+
+
 def break_dataset_json(predictions, labels):
     (predictions / "dataset.json").write_text("{}")
 
@@ -216,7 +222,8 @@ def break_kinds(predictions, labels):
         (break_colour, 1, "em_0.png has 3 channels; a segmentation has one"),
         (break_image, 1, "Unable to determine a reader"),
         (break_later_image, 1, "em_1.png cannot be read as a segmentation"),
-        (break_dataset_json, 1, "is not a dataset.json of nnU-Net"),
+        (break_dataset_json, 1, "is truncated or not a dataset.json of nnU-Net"),
+        (break_reader, 1, "names 'load_json' as image_reader_writer"),
         (break_kinds, 1, "files of one ending, found .png, .txt"),
         (lambda predictions, labels: None, 2, "--label 2 is not among the classes"),
         (lambda predictions, labels: (predictions / "dataset.json").unlink(), 2, "not among the 2 classes of"),

@@ -219,6 +219,14 @@ class TestMistakes:
         assert "truncated.pth is truncated or not a checkpoint" in said(chk="truncated.pth")
         torch.save({"weights": content["network_weights"]}, path.with_name("foreign.pth"))
         assert "foreign.pth is no checkpoint of nnU-Net's trainer" in said(chk="foreign.pth")
+        weight = max(content["network_weights"].values(), key=torch.numel)
+        damaged = bytearray(path.read_bytes())
+        damaged[damaged.index(weight.numpy().tobytes()) + 7] ^= 1
+        path.with_name("damaged.pth").write_bytes(damaged)
+        assert "damaged.pth is damaged: " in said(chk="damaged.pth")
+        weight[0] = torch.nan
+        torch.save(content, path.with_name("diverged.pth"))
+        assert "diverged.pth is damaged, or of a training that diverged: " in said(chk="diverged.pth")
 
 
 class Harmful:

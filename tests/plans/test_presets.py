@@ -257,7 +257,9 @@ class TestMistakes:
     @pytest.mark.parametrize("content", ["", "{}", "[]", '{"configurations": {}}', '{"configurations": {"2d": 1}}'])
     def test_broken_plan(self, planned, content):
         (planned / "nnUNetQTUNetTPlans.json").write_text(content)
-        with pytest.raises(ValueError, match=r"is no plan of nnU-Net's .*Run `nnUNetv2_plan_experiment"):
+        with pytest.raises(
+            ValueError, match=r"is truncated or not a plan of nnU-Net's: .*Run `nnUNetv2_plan_experiment"
+        ):
             apply_preset(get_preset("btcv-tiny"), "903")
 
     def test_no_3d_configuration(self, planned):

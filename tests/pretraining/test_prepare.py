@@ -15,6 +15,7 @@ from nnunet_transformers.pretraining.data import MaskedViews, PreparedCase, Prep
 from nnunet_transformers.pretraining.data import prepare as module
 from nnunet_transformers.pretraining.data.prepare import prepare
 from tests.conftest import worker_processes, write_dataset
+from tests.images import claim
 
 
 @pytest.fixture
@@ -86,6 +87,27 @@ def test_broken_images_are_skipped_by_name(source, tmp_path):
     assert [case.name for case in read_index(tmp_path / "prepared").skipped] == ["ball_0", "ball_1"]
 
 
+def test_values_that_overflow(source, tmp_path):
+    """Their statistics would be infinite, which JSON does not have, at the end of a whole run."""
+    path = source / "imagesTr" / "ball_0_0000.nii.gz"
+    image = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).astype(np.float32)
+    image[3, 4, 5] = 1e25
+    sitk.WriteImage(sitk.GetImageFromArray(image), str(path))
+    stored, skipped = prepare(source, tmp_path / "prepared")
+    assert [case.name for case in stored] == ["ball_1", "ball_2"]
+    assert skipped == [Skipped("ball_0", "channel 0 holds values up to 1e+25, which overflow")]
+    statistics = read_index(tmp_path / "prepared").plans["foreground_intensity_properties_per_channel"]
+    assert all(value < 1e6 for channel in statistics.values() for value in channel.values())
+
+
+def test_header_that_claims_more(source, tmp_path):
+    path = source / "imagesTr" / "ball_0_0000.nii.gz"
+    claim(path, (1000, 1000, 1000))
+    _, skipped = prepare(source, tmp_path / "prepared")
+    assert skipped[0].name == "ball_0"
+    assert "its header claims 1000x1000x1000 voxels, which" in skipped[0].reason
+
+
 def test_folder_of_images(tmp_path):
     folder = tmp_path / "slices"
     folder.mkdir()
@@ -147,7 +169,7 @@ class TestIndex:
     @pytest.mark.parametrize("content", ["{", "[]", '{"cases": []}', '{"cases": [1]}'])
     def test_damaged(self, content, tmp_path):
         (tmp_path / "index.json").write_text(content)
-        with pytest.raises(ValueError, match="is not an index of prepared images"):
+        with pytest.raises(ValueError, match="is truncated or not an index of prepared images: "):
             read_index(tmp_path)
 
 

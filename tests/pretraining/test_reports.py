@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from benchmarks.synthetic_reports import write_dataset, write_text_encoder
 from nnunet_transformers.pretraining.data.report_pairs import ReportPairData, ReportPairs, read_radiograph
 from nnunet_transformers.pretraining.data.report_table import clean_report, read_reports, split_of
 from nnunet_transformers.pretraining.data.transforms import fit_canvas
+from nnunet_transformers.pretraining.encoders import text
 from nnunet_transformers.pretraining.encoders.text import TextEncoder, load_tokenizer, sum_into_words, tokenize
 
 
@@ -277,6 +280,46 @@ class TestText:
         torch.testing.assert_close(features.attention, output.attentions[-1][:, :, 0, 2:4].mean(1))
         torch.testing.assert_close(features.words, output.last_hidden_state[:, 1:3])
 
+    def test_code_of_a_text_encoder_is_not_run(self, bert, tmp_path, monkeypatch):
+        """transformers would ask on the terminal, and run the modules that the folder names after a yes."""
+        folder = Path(shutil.copytree(bert, tmp_path / "bert"))
+        code = {"AutoConfig": "code.Config", "AutoModel": "code.Model", "AutoTokenizer": ["code.Slow", "code.Fast"]}
+        for name in ("config.json", "tokenizer_config.json"):
+            content = json.loads((folder / name).read_text())
+            content.pop("tokenizer_class", None)
+            (folder / name).write_text(json.dumps({**content, "model_type": "other", "auto_map": code}))
+        (folder / "code.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+        monkeypatch.setattr("builtins.input", lambda *_: "y")
+        for load in (load_tokenizer, TextEncoder):
+            with pytest.raises(OSError, match="contains custom code which must be executed"):
+                load(str(folder))
+        assert not (tmp_path / "executed").exists()
+
+    def test_code_beside_the_weights_is_not_run(self, bert, tmp_path, monkeypatch):
+        """transformers would ask, and run it after a yes."""
+        monkeypatch.setattr("builtins.input", lambda *_: "y")
+        monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+        folder = Path(shutil.copytree(bert, tmp_path / "bert"))
+        (folder / "stranger.py").write_text(
+            f"open({str(tmp_path / 'executed')!r}, 'w')\nfrom transformers import BertConfig\n"
+            "class Config(BertConfig):\n    model_type = 'stranger'\n"
+        )
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"model_type": "stranger", "auto_map": {"AutoConfig": "stranger.Config"}}
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(OSError, match="not a folder with a text encoder"):
+            TextEncoder(str(folder), 1)
+        assert not (tmp_path / "executed").exists()
+
+    def test_what_is_fetched_is_shown(self, bert, monkeypatch):
+        shown = []
+        monkeypatch.setattr(text, "rank_zero_info", shown.append)
+        load_tokenizer(bert)
+        assert not shown
+        with pytest.raises(OSError, match="not a folder with a tokenizer"):
+            load_tokenizer("no folder/no\x1bmodel")
+        assert shown == ["tokenizer: no folder/no\\x1bmodel, from the hub unless it is there from before"]
+
     def test_errors(self, bert, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="num_layers must be 1 to 3"):
             TextEncoder(bert, 4)
@@ -286,6 +329,9 @@ class TestText:
             TextEncoder(str(tmp_path), 1)
         with pytest.raises(ValueError, match="max_length is 80, but the text encoder has 64 positions"):
             self.encode(TextEncoder(bert, 1), bert, "left lung", length=80)
+        (tmp_path / "tokenizer.json").write_text("{")
+        with pytest.raises(OSError, match="not a folder with a tokenizer"):
+            load_tokenizer(str(tmp_path))
         monkeypatch.setitem(sys.modules, "transformers", None)
         with pytest.raises(ModuleNotFoundError, match=r"nnunet-transformers\[reports\]"):
             load_tokenizer(bert)

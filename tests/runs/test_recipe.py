@@ -40,10 +40,17 @@ def test_mistakes(tmp_path):
     with pytest.raises(ValueError, match="there are qt_ssl_ct"):
         read_recipe("qt_ssl_cd", PACKAGES[0])
     own = tmp_path / "mine.yaml"
-    for text, message in (("", "holds no settings"), ("a: [", "is not YAML"), ("base: alise", "no recipe and no file")):
+    for text, message in (
+        ("", "holds no settings"),
+        ("a: [", "is truncated or not a recipe in YAML"),
+        ("base: alise", "no recipe and no file"),
+        ('base: "a\\0"', "no recipe and no file"),
+        ("base: [a]", "which is no recipe that it can start from"),
+        (f"base: {own}", "which is no recipe that it can start from"),
+    ):
         own.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_recipe(str(own), PACKAGES[0])
     own.write_text("model: {class_path: none.Such}\n")
     with pytest.raises(ValueError, match=r"names no class in model.class_path"):
-        read_recipe(str(own), PACKAGES[0]).part("model")
+        read_recipe(str(own), PACKAGES[0], trust=True).part("model")

@@ -11,6 +11,7 @@ import torch
 
 from nnunet_transformers.sharing import load_package, predict, predict_folder
 from nnunet_transformers.sharing.inputs import check_case
+from tests.images import claim
 
 from .conftest import invoke, some_images
 
@@ -44,6 +45,8 @@ def test_a_folder_of_all_kinds(trained, package, tmp_path, noise):
         write(images / f"{name}.nii.gz", noise)
     write(images / "other_0000.mha", noise)
     (images / "half_0000.nii.gz").write_bytes((images / "no_number.nii.gz").read_bytes()[:999])
+    write(images / "forged_0000.nii.gz", noise)
+    claim(images / "forged_0000.nii.gz", (1000, 1000, 1000))
     (images / "notes.txt").write_text("not an image")
     write(images / "small_0000.nii.gz", noise[:6, :7, :8])
     write(images / "coarse_0000.nii.gz", noise[:4], spacing=(1.0, 1.0, 5.0))
@@ -54,7 +57,7 @@ def test_a_folder_of_all_kinds(trained, package, tmp_path, noise):
     segmented = {path.name.removesuffix(".nii.gz") for path in output.iterdir()}
     assert segmented == {"ball_0", "small", "coarse", "turned"}
     assert sitk.ReadImage(str(output / "coarse.nii.gz")).GetSize() == (20, 24, 4)
-    assert "4 segmented, 9 not" in result.output
+    assert "4 segmented, 10 not" in result.output
     for message in (
         "nan: nan_0000.nii.gz holds NaN or infinity in 1 voxels",
         "infinite: infinite_0000.nii.gz holds NaN or infinity in 480 voxels",
@@ -65,6 +68,7 @@ def test_a_folder_of_all_kinds(trained, package, tmp_path, noise):
         "no_number.nii.gz: no channel number in its name; rename it to no_number_0000.nii.gz",
         "other_0000.mha: the model reads .nii.gz files",
         "half: half_0000.nii.gz cannot be read",
+        "forged: forged_0000.nii.gz is truncated: its header claims 1000x1000x1000 voxels",
     ):
         assert f"error: {message}" in result.output
     assert "coarse: spacing 5x1x1 mm is far from the training images', 1x1x1 to 1x1x1" in result.output

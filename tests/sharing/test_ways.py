@@ -90,6 +90,10 @@ def test_wheels_are_found_from_the_requirements(model, tmp_path):
     assert invoke("package", "make", model, "-f", 0, "-o", tmp_path / "package", *wheel).exit_code == 0
     assert (tmp_path / "package" / "requirements.txt").read_text().startswith("--find-links wheels\n")
     assert (tmp_path / "package" / "wheels" / "nnunet_transformers-1-py3-none-any.whl").is_file()
+    (tmp_path / "a.tar.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match="a file that no package has"):
+        invoke("package", "make", model, "-f", 0, "-o", tmp_path / "other", "--wheel", tmp_path / "a.tar.gz")
+    assert not (tmp_path / "other").exists()
 
 
 def test_nothing_to_package(model, tmp_path):

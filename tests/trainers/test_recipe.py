@@ -192,6 +192,16 @@ class TestCheckpoints:
         with pytest.raises(RuntimeError, match="is truncated or not a checkpoint"):
             trainer.load_checkpoint(str(path))
 
+    def test_damaged(self, trained):
+        """PyTorch would load it: the damage is in a weight."""
+        trainer, path = trained
+        content = bytearray(path.read_bytes())
+        weight = max(trainer.network.state_dict().values(), key=torch.numel).cpu().numpy().tobytes()
+        content[content.index(weight) + len(weight) // 2] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(RuntimeError, match=r"is truncated or not a checkpoint: .*'.*' is not as it was written"):
+            trainer.load_checkpoint(str(path))
+
     def test_of_another_network(self, trained):
         trainer, path = trained
         checkpoint = torch.load(path, weights_only=False)

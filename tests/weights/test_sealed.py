@@ -71,7 +71,7 @@ def test_one_of_several_kinds(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "number,advice", [(2, "this version reads format 1; update nnunet-transformers"), (0, "write it again")]
+    "number,advice", [(3, "this version reads format 1 or 2; update nnunet-transformers"), (0, "write it again")]
 )
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda c: c.kind)
 def test_other_formats_are_refused(checkpoint, number, advice, tmp_path, monkeypatch):
@@ -105,10 +105,15 @@ def test_a_package_defines_its_own_kind(kinds, tmp_path):
     "change,message",
     [
         ({"network_weights": {"stem.proj.weight": torch.zeros(2, 3)}}, "was altered"),
-        ({"network_weights": {"stem.proj.weight": torch.eye(3).to_sparse()}}, "was altered"),
+        ({"network_weights": {"stem.proj.weight": torch.eye(3).to_sparse()}}, "holds a tensor that is not a plain one"),
         ({"network_weights": {"stem.proj.weight": [1.0]}}, "is not a checkpoint of kind encoder"),
         ({"network_weights": None}, "is not a checkpoint of kind encoder"),
-        ({"encoder": {"sha256": "", "format": 1, "name": torch.ones(1)}}, "was altered"),
+        ({"encoder": {"sha256": "", "format": 2, "name": torch.ones(1)}}, "was altered"),
+        ({"encoder": {"sha256": "", "format": 2, "seal": 2, "name": torch.ones(1)}}, "was altered"),
+        ({"encoder": {"sha256": "", "format": True, "seal": 2}}, "has format True of kind encoder"),
+        # the entry of other readers is sealed too, and no entry can be added
+        ({"nnssl_adaptation_plan": {"key_to_encoder": "decoder"}}, "was altered"),
+        ({"more": 1}, "was altered"),
     ],
 )
 def test_forged_content(change, message, tmp_path):
@@ -118,9 +123,52 @@ def test_forged_content(change, message, tmp_path):
         EncoderCheckpoint.load(tmp_path / "file.pth")
 
 
+def resealed(content, kind):
+    """Content with the hash that a forger computes."""
+    entry = {name: value for name, value in content[kind].items() if name != "sha256"}
+    return {**content, kind: {**entry, "sha256": sealed.content_hash({**content, kind: entry})}}
+
+
+def test_decoy_with_the_pinned_hash(tmp_path):
+    """The hash that is compared with the plan's is the one that was verified, wherever another one stands."""
+    pinned = ENCODER.save(tmp_path / "file.pth")
+    content = torch.load(tmp_path / "file.pth", weights_only=True)
+    zeroed = {**content, "network_weights": {"stem.proj.weight": torch.zeros(2, 3)}}
+    for kind in ("timm_encoder", "other"):
+        decoy = {"sha256": pinned, "format": 2}
+        torch.save({kind: decoy, **resealed({kind: decoy, **zeroed}, "encoder")}, tmp_path / "file.pth")
+        with pytest.raises(ValueError, match=r"was altered|is another file than when the plan was written"):
+            weights.InitialWeights({"checkpoint": str(tmp_path / "file.pth"), "sha256": pinned})
+
+
+def test_bytes_cannot_move_between_parts():
+    """Without lengths, a tensor and its neighbour's name could change places in what is hashed."""
+    z, y, w = (torch.tensor([ord(letter)], dtype=torch.uint8) for letter in "zyw")
+    for hash_of, inner, differ in (
+        (lambda weights: sealed._hash_without_seal(weights, {}), " torch.uint8 (1,) {}", False),
+        (lambda weights: sealed.content_hash({"network_weights": weights}), "torch.uint8[1]{}", True),
+    ):
+        first = {"a": z, f"b{inner.format('y')}c": w}
+        second = {f"a{inner.format('z')}b": y, "c": w}
+        assert (hash_of(first) != hash_of(second)) == differ
+
+
+@pytest.mark.parametrize("entry", [{"a": (1,)}, {1: "a"}, {"a": torch.ones(1)}], ids=["tuple", "key", "tensor"])
+def test_what_json_cannot_tell_apart_is_not_hashed(entry):
+    with pytest.raises(TypeError, match="is no plain type"):
+        sealed.content_hash({"network_weights": {}, "encoder": entry})
+
+
+def test_weights_with_nan_are_refused(tmp_path):
+    dataclasses.replace(ENCODER, weights={"stem.proj.weight": torch.full((2, 3), torch.nan)}).save(
+        tmp_path / "file.pth"
+    )
+    with pytest.raises(ValueError, match=r"diverged: stem\.proj\.weight holds NaN or infinity"):
+        EncoderCheckpoint.load(tmp_path / "file.pth")
+
+
 def test_description_of_another_layout(tmp_path):
-    description = {"name": "qt_unet_tiny", "format": 1}
-    entry = {**description, "sha256": sealed.content_hash({}, description)}
-    torch.save({"network_weights": {}, "encoder": entry}, tmp_path / "file.pth")
+    content = {"network_weights": {}, "encoder": {"name": "qt_unet_tiny", "format": 2, "seal": sealed.SEAL}}
+    torch.save(resealed(content, "encoder"), tmp_path / "file.pth")
     with pytest.raises(ValueError, match="is not that of kind encoder: 'patch_size'"):
         EncoderCheckpoint.load(tmp_path / "file.pth")

@@ -15,7 +15,16 @@ import torch
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
-from .._arguments import AXIS_NAMES, PerAxis, check_dimensions, check_image_size, per_axis, per_stage, token_grids
+from .._arguments import (
+    AXIS_NAMES,
+    PerAxis,
+    check_depth,
+    check_dimensions,
+    check_image_size,
+    per_axis,
+    per_stage,
+    token_grids,
+)
 from ..layers import ConvNormAct, PositionEmbedding, SpatialReductionAttention, patch_transpose, recomputed
 
 STEM_DIM = 32
@@ -289,6 +298,8 @@ class MiTTrunk(nn.Module):
 
         depths = _first(depths, num_stages, "depths")
         decoder_depths = _last(decoder_depths, num_stages - 1, "decoder_depths")
+        check_depth(depths, "depths")
+        check_depth(decoder_depths, "decoder_depths")
         self.stem = ConvNormAct(input_channels, STEM_DIM, 7, self.stem_stride)
         encoder_stages = stages(
             [ConvNormAct(i, o, 3, s) for i, o, s in zip((STEM_DIM, *dims[:-1]), dims, self.embed_strides, strict=True)],

@@ -39,7 +39,8 @@ def draw_curves(curves: Curves, label_names: Sequence[str]) -> str:
     for axes in (loss, dice):
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
+            for text in axes.legend(fontsize=8).get_texts():
+                text.set_parse_math(False)  # a label named $x is no formula
     figure.tight_layout()
     return _to_data_uri(figure)
 

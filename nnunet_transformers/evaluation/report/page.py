@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
-from nnunetv2.paths import nnUNet_raw
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from ..._atomic import write_text
+from ..._paths import inside
+from ..._reading import read_json
+from ...plans.gate import check_preparation
 from .figures import COLOURS, draw_curves, draw_overlay, most_labelled_slice
 from .training_log import read_curves
 
@@ -32,13 +36,12 @@ class CaseScores:
     Attributes:
         name: name of the case.
         dice: Dice per label, in the order of the report's labels; NaN where undefined.
-        prediction, reference: segmentation files.
+        file: name of its segmentation, both the predicted and the reference.
     """
 
     name: str
     dice: list[float]
-    prediction: Path
-    reference: Path
+    file: str
 
     @property
     def mean(self) -> float:
@@ -47,18 +50,19 @@ class CaseScores:
         return sum(finite) / len(finite) if finite else math.nan
 
 
-def _read_json(path: Path, made_by: str) -> dict:
+def _read_json(path: Path, made_by: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {made_by}")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def _read_cases(summary: dict, keys: list[str], file_ending: str) -> list[CaseScores]:
     cases = []
     for entry in summary["metric_per_case"]:
-        prediction, reference = Path(entry["prediction_file"]), Path(entry["reference_file"])
+        # nnU-Net states absolute paths, which are those of the machine that wrote them
+        file = PureWindowsPath(entry["prediction_file"]).name
         dice = [float(entry["metrics"][key]["Dice"]) for key in keys]
-        cases.append(CaseScores(prediction.name.removesuffix(file_ending), dice, prediction, reference))
+        cases.append(CaseScores(file.removesuffix(file_ending), dice, file))
     return sorted(cases, key=lambda case: (math.isnan(case.mean), case.mean))
 
 
@@ -82,6 +86,8 @@ def write_report(
     predictions: Path | None = None,
     images: Path | None = None,
     num_overlays: int = 3,
+    labels: Path | None = None,
+    trust: bool = False,
 ) -> Path:
     """Write the report of a trained fold.
 
@@ -92,17 +98,24 @@ def write_report(
             validation by default.
         images: folder of the images; ``imagesTr`` of the dataset by default.
         num_overlays: number of cases to draw, spread from the worst to the best.
+        labels: folder of the reference segmentations; by default those of the dataset, ``gt_segmentations``,
+            ``labelsTr`` or ``labelsTs``.
+        trust: read the images by whatever reader the plan names.
 
     Returns:
         the written file.
 
     Raises:
-        FileNotFoundError: if the fold, its validation or an image is missing; the message names the command that writes
-            it.
+        FileNotFoundError: if the fold, its validation, an image or a label is missing; the message names the command
+            that writes it.
+        ValueError: if a file is damaged, or the plan names a reader that is not nnU-Net's.
     """
     fold_folder = Path(fold_folder)
     output = Path(output) if output else fold_folder / "report.html"
-    plans = PlansManager(_read_json(fold_folder.parent / "plans.json", "is this the folder of a trained fold?"))
+    content = _read_json(fold_folder.parent / "plans.json", "is this the folder of a trained fold?")
+    if not trust:
+        check_preparation(content, str(fold_folder.parent / "plans.json"))
+    plans = PlansManager(content)
     dataset_json = _read_json(fold_folder.parent / "dataset.json", "is this the folder of a trained fold?")
     evaluated = Path(predictions) if predictions else fold_folder / "validation"
     made_by = (
@@ -122,7 +135,8 @@ def write_report(
     for case in (cases[i] for i in picked):
         files = _image_files(case.name, dataset_json, plans.dataset_name, images)
         image, properties = reader.read_images(files)
-        label, prediction = (reader.read_seg(str(path))[0][0] for path in (case.reference, case.prediction))
+        segmentations = _label_file(case, plans.dataset_name, labels), evaluated / case.file
+        label, prediction = (reader.read_seg(str(path))[0][0] for path in segmentations)
         index = most_labelled_slice(label)
         spacing = properties["spacing"]
         picture = draw_overlay(image[0][index], label[index], prediction[index], aspect=spacing[1] / spacing[2])
@@ -151,17 +165,16 @@ def write_report(
 <h2>Dice per case and label</h2>{_table(cases, label_names)}
 </html>"""
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page)
+    write_text(page, output)
     return output
 
 
 def _image_files(case: str, dataset_json: dict, dataset_name: str, images: Path | None) -> list[str]:
     if images is not None:
-        files = sorted(
-            str(path) for path in Path(images).glob(f"{case}_[0-9][0-9][0-9][0-9]{dataset_json['file_ending']}")
-        )
+        pattern = inside(Path(images), f"{case}_[0-9][0-9][0-9][0-9]{dataset_json['file_ending']}").name
+        files = sorted(str(path) for path in Path(images).glob(pattern))
     elif nnUNet_raw.is_set():
-        raw = Path(str(nnUNet_raw)) / dataset_name
+        raw = inside(Path(str(nnUNet_raw)), dataset_name)
         files = get_filenames_of_train_images_and_targets(str(raw), dataset_json).get(case, {}).get("images", [])
     else:
         files = []
@@ -169,3 +182,17 @@ def _image_files(case: str, dataset_json: dict, dataset_name: str, images: Path 
         where = images or "the dataset's imagesTr (is nnUNet_raw set?)"
         raise FileNotFoundError(f"no image of case {case} in {where}; name the folder with --images")
     return files
+
+
+def _label_file(case: CaseScores, dataset_name: str, labels: Path | None) -> Path:
+    """Find the reference segmentation of a case."""
+    folders = [] if labels is None else [Path(labels)]
+    if labels is None and nnUNet_preprocessed.is_set():
+        folders.append(inside(Path(str(nnUNet_preprocessed)), dataset_name) / "gt_segmentations")
+    if labels is None and nnUNet_raw.is_set():
+        folders += [inside(Path(str(nnUNet_raw)), dataset_name) / name for name in ("labelsTr", "labelsTs")]
+    found = next((path for folder in folders if (path := folder / case.file).is_file()), None)
+    if found is None:
+        where = labels or "the dataset's gt_segmentations, labelsTr and labelsTs (are nnU-Net's folders set?)"
+        raise FileNotFoundError(f"no label of case {case.name} in {where}; name the folder with --labels")
+    return found

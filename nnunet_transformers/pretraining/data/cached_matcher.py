@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..._paths import inside
+from ..._reading import reading
 from ..matching import MATCHERS
 from ..matching.matcher import AffineMapMatcher, Match, Volume, write_array
 from .prepared_images import PreparedImages
@@ -57,12 +59,15 @@ class CachedMatcher:
 
     def features(self, name: str) -> dict[str, Any]:
         """Return the matcher's features of an image, from the cache if possible."""
-        file = self.folder / f"{name}.npz"
+        file = inside(self.folder, f"{name}.npz")
         if not file.is_file():
             shape = self.images.shapes[name][1:]
             volume = Volume(name, self.images.read(name, (0, 0, 0), shape).numpy(), self.spacing)
             write_array(_flatten(self.matcher.prepare(volume)), file)
-        with np.load(file, allow_pickle=False) as content:
+        with (
+            reading(file, "features of a matcher", "remove it"),
+            np.load(file, allow_pickle=False) as content,
+        ):
             return _nest(dict(content))
 
     def match(self, query: str, key: str, points: NDArray) -> Match:

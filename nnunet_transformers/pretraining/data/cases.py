@@ -12,6 +12,7 @@ from pathlib import Path
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
+from ..._paths import inside
 from ...plans.planned import channel_names
 
 FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".png", ".bmp", ".tif", ".tiff")
@@ -50,7 +51,7 @@ def find_cases(folder: Path) -> tuple[list[ImageCase], list[str] | None]:
         the images, and the channel names if ``dataset.json`` states them.
 
     Raises:
-        ValueError: if there is no image, or two images would have the same name.
+        ValueError: if there is no image, two images would have the same name, or a name would lead out of a folder.
     """
     description = folder / "dataset.json"
     channels = None
@@ -83,7 +84,9 @@ def _raw(folder: Path, ending: str) -> list[ImageCase]:
 
 
 def _listed(folder: Path, dataset: dict[str, dict]) -> list[ImageCase]:
-    """Return the images that dataset.json lists by path, as nnU-Net allows."""
+    """Return the images that dataset.json lists by path, as nnU-Net allows; the images may lie anywhere."""
+    for name in dataset:
+        inside(folder, name)
     return [ImageCase(name, tuple(str(folder / image) for image in entry["images"])) for name, entry in dataset.items()]
 
 

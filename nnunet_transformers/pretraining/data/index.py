@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..._atomic import write_json
+from ..._paths import inside
+from ..._reading import read_json, reading
 
 INDEX = "index.json"
 
@@ -73,15 +74,17 @@ class PreparedIndex:
         """Build an index from its JSON form.
 
         Raises:
-            KeyError, TypeError, AttributeError: if an entry is missing or malformed.
+            KeyError, TypeError, AttributeError, ValueError: if an entry is missing or malformed.
         """
         spacing, images = content["spacing"], content.get("images")
         return cls(
-            cases=tuple(PreparedCase(case["name"], tuple(case.get("shape", ()))) for case in content["cases"]),
-            skipped=tuple(Skipped(case["name"], case["reason"]) for case in content["skipped"]),
-            channels=tuple(content["channels"]),
-            spacing=None if spacing is None else tuple(spacing),
-            normalization=tuple(content["normalization"]),
+            cases=tuple(
+                PreparedCase(_text(case["name"]), tuple(_size(case.get("shape", ())))) for case in content["cases"]
+            ),
+            skipped=tuple(Skipped(_text(case["name"]), _text(case["reason"])) for case in content["skipped"]),
+            channels=tuple(map(_text, content["channels"])),
+            spacing=None if spacing is None else tuple(map(float, spacing)),
+            normalization=tuple(map(_text, content["normalization"])),
             plans=content.get("plans"),
             configuration=content.get("configuration"),
             images=None if images is None else cls.from_json(images),
@@ -108,6 +111,19 @@ class PreparedIndex:
         write_json(self.to_json(), Path(path))
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _size(shape: Sequence[Any]) -> Iterator[int]:
+    for size in shape:
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{size!r} is no number of voxels")
+        yield size
+
+
 def read_index(folder: Path) -> PreparedIndex:
     """Read the index of a prepared folder.
 
@@ -116,12 +132,13 @@ def read_index(folder: Path) -> PreparedIndex:
 
     Raises:
         FileNotFoundError: if the folder was not prepared, or its preparation was interrupted.
-        ValueError: if the index is damaged.
+        ValueError: if the index is damaged, or names an image outside of the folder.
     """
     path = folder / INDEX
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no prepared images; run `nnunet-transformers pretrain prepare` first")
-    try:
-        return PreparedIndex.from_json(json.loads(path.read_text()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not an index of prepared images ({error!r}); prepare them again") from error
+    with reading(path, "an index of prepared images", "prepare them again"):
+        index = PreparedIndex.from_json(read_json(path))
+        for case in index.cases:
+            inside(folder, case.name)
+        return index

@@ -26,13 +26,18 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from ..._atomic import new_folder
+from ..._image_size import check_size
+from ..._paths import inside
 from ..._processes import exit_with_parent
+from ...plans.gate import check_preparation
 from .cases import FILE_ENDINGS, ImageCase, find_cases
 from .index import INDEX, PreparedCase, PreparedIndex, Skipped
 
 CONFIGURATION = "pretraining"
 # number of sampled intensities over all images, as in nnU-Net's fingerprint
 SAMPLES = 10_000_000
+# value whose square, summed over the voxels of an image, single precision can hold, in which nnU-Net normalises
+LARGEST = 1e12
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class _Fingerprint:
 def _inspect(case: ImageCase, samples: int) -> _Fingerprint | Skipped:
     """Read an image and compute its fingerprint."""
     try:
+        check_size(case.files)
         for file in case.files:
             _check_complete(file)
         reader = determine_reader_writer_from_file_ending(_ending(case.files[0]), case.files[0], verbose=False)()
@@ -55,6 +61,9 @@ def _inspect(case: ImageCase, samples: int) -> _Fingerprint | Skipped:
         for index, channel in enumerate(image):
             if channel.min() == channel.max():
                 return Skipped(case.name, f"channel {index} is constant ({channel.min():g})")
+            largest = max(abs(float(channel.min())), abs(float(channel.max())))
+            if largest > LARGEST:
+                return Skipped(case.name, f"channel {index} holds values up to {largest:g}, which overflow")
         rng = np.random.default_rng(0)
         intensities = [rng.choice(channel[channel != channel.min()], samples) for channel in image]
         return _Fingerprint(tuple(float(s) for s in properties["spacing"]), np.array(intensities, dtype=np.float32))
@@ -86,8 +95,8 @@ def _intensity_properties(samples: NDArray) -> dict[str, dict[str, float]]:
     for channel, values in enumerate(samples):
         low, high = np.percentile(values, (0.5, 99.5))
         properties[str(channel)] = {
-            "mean": float(values.mean()),
-            "std": float(values.std()),
+            "mean": float(values.mean(dtype=np.float64)),
+            "std": float(values.std(dtype=np.float64)),
             "median": float(np.median(values)),
             "min": float(values.min()),
             "max": float(values.max()),
@@ -139,8 +148,10 @@ def _store(case: ImageCase, plans: dict[str, Any], name: str, folder: Path) -> P
         preprocessor = DefaultPreprocessor(verbose=False)
         data, seg, properties = preprocessor.run_case(list(case.files), None, manager, configuration, {"labels": {}})
         data = data.astype(np.float32)
+        if not np.isfinite(data).all():
+            return Skipped(case.name, "holds NaN or infinity after resampling and normalisation")
         blocks, chunks = comp_blosc2_params(data.shape, tuple(configuration.patch_size))
-        nnUNetDatasetBlosc2.save_case(data, seg, properties, str(folder / case.name), chunks, blocks)
+        nnUNetDatasetBlosc2.save_case(data, seg, properties, str(inside(folder, case.name)), chunks, blocks)
     except Exception as error:  # as in _inspect
         return Skipped(case.name, f"cannot be preprocessed: {_first_line(error)}")
     return PreparedCase(case.name, tuple(data.shape))
@@ -155,6 +166,7 @@ def prepare(
     left_out: Collection[str] = (),
     planned: tuple[Mapping[str, Any], str] | None = None,
     normalization: str | None = None,
+    trust: bool = False,
 ) -> tuple[list[PreparedCase], list[Skipped]]:
     """Fingerprint, resample, normalise and store images.
 
@@ -171,13 +183,15 @@ def prepare(
             statistics prepare the images as for training from this plan.
         normalization: nnU-Net's name of a normalisation, such as ``rescale_to_0_1`` or ``nonorm``, for images without
             channel names.
+        trust: prepare by whatever functions ``planned`` names.
 
     Returns:
         the stored images, and the skipped images with reasons.
 
     Raises:
         ValueError: if there is no readable image, ``spacing`` and the images differ in their number of axes, or
-            ``normalization`` is unknown or also specified by ``source`` or ``planned``.
+            ``normalization`` is unknown or also specified by ``source`` or ``planned``, ``planned`` names other code
+            than nnU-Net's, or the name of an image leads out of ``output``.
         FileExistsError: if ``output`` holds files.
         RuntimeError: if a worker process was killed; ``output`` is then not written.
 
@@ -189,6 +203,8 @@ def prepare(
     """
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty; remove it or choose another folder")
+    if planned is not None and not trust:
+        check_preparation(planned[0], f"the plan {planned[0].get('plans_name')}")
     cases, channels = find_cases(source)
     if normalization is not None:
         _check_normalization(normalization, source, channels is not None or planned is not None)

@@ -13,6 +13,8 @@ import torch
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from torch import Tensor
 
+from ..._paths import inside
+from ..._reading import reading
 from .index import read_index
 
 
@@ -62,13 +64,21 @@ class PreparedImages:
 
         Returns:
             (channels, *size), float32.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is truncated. It has no checksum, so that other damage shows in the values alone.
         """
         blosc2.set_nthreads(1)
         mmap = {} if os.name == "nt" else {"mmap_mode": "r"}
-        image = blosc2.open(str(self.folder / f"{name}.b2nd"), mode="r", **mmap)
+        path = inside(self.folder, f"{name}.b2nd")
         wanted = (1, *size) if len(size) == 2 else tuple(size)
         block = (slice(None), *(slice(a, a + s) for a, s in zip(start, wanted, strict=True)))
-        part = np.asarray(image[block])
+        with reading(path, "a prepared image", "prepare the images again"):
+            image = blosc2.open(str(path), mode="r", **mmap)
+            if tuple(image.shape) != self.shapes[name]:
+                raise ValueError(f"it has {tuple(image.shape)} voxels, the index says {self.shapes[name]}")
+            part = np.asarray(image[block])
         missing = [s - n for s, n in zip(wanted, part.shape[1:], strict=True)]
         if any(missing):
             ends = [(m // 2, m - m // 2) for m in missing]

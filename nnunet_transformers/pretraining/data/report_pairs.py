@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..._atomic import write_json
+from ..._image_size import check_size
+from ..._text import printable
 from ..encoders.text import load_tokenizer, tokenize
 from .cases import FILE_ENDINGS
 from .epoch import EpochData, ShuffledEpoch
@@ -52,11 +54,12 @@ def read_radiograph(file: Path, channels: int) -> Tensor:
         (channels, height, width), scaled to the range 0 to 1 for each image.
 
     Raises:
-        ValueError: if the image is not 2D, constant, or has another number of channels.
+        ValueError: if the image is not 2D, constant, too large for memory, or has another number of channels.
         Exception: errors of nnU-Net's readers on broken files.
     """
     name = file.name.lower()
     ending = next((e for e in (*FILE_ENDINGS, *JPEG) if name.endswith(e)), file.suffix.lower())
+    check_size([file])
     array, _ = _reader(ending).read_images((str(file),))
     if array.shape[1] != 1:
         raise ValueError(f"has {array.shape[1]} slices, radiology reports describe 2D images")
@@ -152,7 +155,7 @@ class ReportPairs(ShuffledEpoch):
             return read_radiograph(self.image_folder / name, self.channels)
         except Exception as error:  # each reader raises its own errors for broken files
             self.unreadable[name] = str(error).strip().split("\n")[0] or repr(error)
-            warnings.warn(f"skipped {name}: cannot be read: {self.unreadable[name]}", stacklevel=2)
+            warnings.warn(printable(f"skipped {name}: cannot be read: {self.unreadable[name]}"), stacklevel=2)
             return None
 
     def _crop(self, image: Tensor, rng: np.random.Generator) -> Tensor:
@@ -234,7 +237,7 @@ class ReportPairData(EpochData):
         )
 
     def setup(self, stage: str) -> None:
-        rank_zero_info(self.reports.summary())
+        rank_zero_info(printable(self.reports.summary()))
         self._write_index()
 
     @rank_zero_only

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..._paths import inside
 from .index import Skipped
 
 SPLITS = ("train", "val")
@@ -153,7 +154,11 @@ def _pair(
         return Skipped(ascii(name)[1:-1], "holds bytes that are not UTF-8")
     if not image:
         return Skipped(name, "names no image")
-    if not (image_folder / image).is_file():
+    try:
+        file = inside(image_folder, image)
+    except ValueError:
+        return Skipped(name, "image is outside of the folder of the images")
+    if not file.is_file():
         return Skipped(name, "image does not exist")
     text = row.get("report") or " ".join(row.get(column, "") for column in TEXT_COLUMNS[1:])
     report = clean_report(text)
@@ -211,7 +216,7 @@ def _jsonl_rows(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
             continue
         try:
             row = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         yield line, row if isinstance(row, dict) else "is not a JSON object"
 

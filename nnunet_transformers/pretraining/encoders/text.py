@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+
+from ..._reading import first_line
+from ..._text import printable
 
 NO_WORD = -1
 
@@ -23,13 +28,17 @@ def _transformers() -> Any:
 
 
 def _load(auto_class: str, what: str, name: str, **options: Any) -> Any:
-    """Load a tokenizer, configuration or model by one of transformers' Auto classes."""
+    """Load a tokenizer, configuration or model by one of transformers' Auto classes, and none of the code beside it."""
     transformers = _transformers()
+    if not Path(name).is_dir():
+        # the name may come from a recipe or a checkpoint, so the user is told what is fetched
+        rank_zero_info(printable(f"{what}: {name}, from the hub unless it is there from before"))
     try:
-        return getattr(transformers, auto_class).from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise OSError(f"{name} is not a folder with a {what}, and the hub has none of that name: {reason}") from error
+        return getattr(transformers, auto_class).from_pretrained(name, trust_remote_code=False, **options)
+    except Exception as error:  # damaged files make transformers and tokenizers raise anything
+        raise OSError(
+            f"{name} is not a folder with a {what}, and the hub has none of that name: {first_line(error)}"
+        ) from error
 
 
 def load_tokenizer(name: str) -> Any:
@@ -109,7 +118,7 @@ class TextEncoder(nn.Module):
             raise ValueError(f"num_layers must be 1 to {config.num_hidden_layers} for {name}, got {num_layers}")
         config.num_hidden_layers = num_layers
         # eager: the other attention implementations do not return attention maps
-        options = {"config": config, "attn_implementation": "eager", "add_pooling_layer": False}
+        options = {"config": config, "attn_implementation": "eager", "add_pooling_layer": False, "weights_only": True}
         self.model = _load("AutoModel", "text encoder", name, **options)
         # from_pretrained sets evaluation mode, which Lightning would keep
         self.model.train()

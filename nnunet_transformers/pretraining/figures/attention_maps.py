@@ -47,7 +47,7 @@ def draw_attention(attention: ReportAttention, output: Path, words: int = 6) -> 
             # transparent where the weight is 0
             alpha = 0.8 * weights / weights.max()
             axis.imshow(weights, cmap="autumn_r", alpha=alpha, extent=extent, interpolation="bilinear")
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title, fontsize=9, parse_math=False)
     red = set(order[:RED_WORDS].tolist())
     axis = lower.subplots()
     axis.set_axis_off()
@@ -55,5 +55,14 @@ def draw_attention(attention: ReportAttention, output: Path, words: int = 6) -> 
         line, column = divmod(number, WORDS_PER_LINE)
         place = ((column + 0.5) / WORDS_PER_LINE, 1 - (line + 0.5) / lines)
         colour = "tab:red" if number in red else "black"
-        axis.text(*place, word, color=colour, ha="center", va="center", fontsize=9, transform=axis.transAxes)
+        axis.text(
+            *place,
+            word,
+            color=colour,
+            ha="center",
+            va="center",
+            fontsize=9,
+            transform=axis.transAxes,
+            parse_math=False,
+        )
     figure.savefig(output, dpi=110)

@@ -49,6 +49,8 @@ def draw_matches(matcher: CachedMatcher, query: str, key: str, output: Path, poi
             axis.imshow(image, cmap="gray", aspect=spacing[1] / spacing[2])
             axis.plot(voxel[2], voxel[1], "+", color=COLOUR[bool(valid)], markersize=14, markeredgewidth=2)
             axis.set_axis_off()
-        row[0].set_title(f"{query}: {', '.join(f'{p:.0f}' for p in place)} mm", fontsize=8)
-        row[1].set_title(f"{key}: {'valid' if valid else 'not valid'}, back within {error:.1f} mm", fontsize=8)
+        row[0].set_title(f"{query}: {', '.join(f'{p:.0f}' for p in place)} mm", fontsize=8, parse_math=False)
+        row[1].set_title(
+            f"{key}: {'valid' if valid else 'not valid'}, back within {error:.1f} mm", fontsize=8, parse_math=False
+        )
     figure.savefig(output, dpi=110)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...weights.described import build_filled
 from ...weights.sealed import SealedCheckpoint
 from .embedding_network import AnatomyEmbedding, cell_positions, resample, sample
 from .matcher import AnatomicalMatcher, Match, Volume
@@ -25,7 +26,8 @@ class MatcherCheckpoint(SealedCheckpoint):
     """
 
     kind: ClassVar[str] = "matcher"
-    format: ClassVar[int] = 1
+    format: ClassVar[int] = 2
+    earlier: ClassVar[tuple[int, ...]] = (1,)
     remedy: ClassVar[str] = "`nnunet-transformers pretrain fit --config matcher` writes matcher checkpoints"
     tuples: ClassVar[tuple[str, ...]] = ("spacing",)
     settings: dict[str, Any]
@@ -51,8 +53,7 @@ class EmbeddingMatcher(AnatomicalMatcher):
 
     def __init__(self, weights: str, cycle_error: float | None = None) -> None:
         checkpoint = MatcherCheckpoint.load(weights)
-        self.network = AnatomyEmbedding(**checkpoint.settings)
-        self.network.load_state_dict(checkpoint.weights)
+        self.network = build_filled(lambda: AnatomyEmbedding(**checkpoint.settings), checkpoint.weights, weights)
         self.network.eval()
         self.cycle_error = 4 * max(checkpoint.spacing) if cycle_error is None else cycle_error
 

@@ -15,6 +15,7 @@ from dynamic_network_architectures.building_blocks.residual_encoders import Resi
 from torch import Tensor, nn
 
 STRIDE = 2
+MAX_LEVELS = 10
 
 
 class AnatomyEmbedding(nn.Module):
@@ -27,12 +28,17 @@ class AnatomyEmbedding(nn.Module):
         channels: channels of each resolution, the first at stride 2.
         dim: dimension of the embeddings.
 
+    Raises:
+        ValueError: if there are no or more than ``MAX_LEVELS`` resolutions.
+
     Attributes:
         strides: stride of the fine and of the coarse embedding.
     """
 
     def __init__(self, channels: Sequence[int] = (24, 48, 96), dim: int = 64) -> None:
         super().__init__()
+        if not 1 <= len(channels) <= MAX_LEVELS:
+            raise ValueError(f"channels must have 1 to {MAX_LEVELS} entries, got {len(channels)}")
         self.encoder = ResidualEncoder(
             input_channels=1,
             n_stages=len(channels),

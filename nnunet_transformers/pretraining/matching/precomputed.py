@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import RBFInterpolator
 
+from ..._reading import read_json, reading
 from .matcher import AnatomicalMatcher, Match, Volume, apply_affine, fit_affine, inside
 
 FEWEST = 4
@@ -27,14 +26,12 @@ class PrecomputedMatcher(AnatomicalMatcher):
     """
 
     def __init__(self, landmarks: str) -> None:
-        try:
-            table = json.loads(Path(landmarks).read_text())
+        what = 'a JSON file of {"case": {"landmark": [z, y, x]}} in mm'
+        with reading(landmarks, what):
             self.landmarks = {
                 case: {name: np.asarray(point, dtype=float).reshape(3) for name, point in points.items()}
-                for case, points in table.items()
+                for case, points in read_json(landmarks, what).items()
             }
-        except (ValueError, AttributeError, TypeError) as error:
-            raise ValueError(f'{landmarks} must hold {{"case": {{"landmark": [z, y, x]}}}} in mm ({error})') from error
 
     def prepare(self, volume: Volume) -> dict[str, Any]:
         return {"extent": volume.extent, "landmarks": self.landmarks.get(volume.name, {})}

@@ -1,0 +1,58 @@
+"""Headers that claim more voxels than the file can hold, or than fit into memory, are refused before they are read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_transformers import _image_size
+from nnunet_transformers._image_size import check_size
+from tests.images import claim
+
+
+def write(path):
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 6, 7), dtype=np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(pixels), str(path))
+    return path
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".mha", ".nrrd", ".tif"])
+def test_images_are_as_large_as_they_claim(ending, tmp_path):
+    path = write(tmp_path / f"a{ending}")
+    assert _image_size._header(path) == ((7, 6, 5), 1)
+    check_size([path])
+
+
+def test_colours(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 7, 3), dtype=np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(pixels, isVector=True), str(tmp_path / "a.png"))
+    assert _image_size._header(tmp_path / "a.png") == ((7, 6), 3)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_claims(ending, tmp_path):
+    path = write(tmp_path / f"a{ending}")
+    claim(path, (1000, 1000, 1000))
+    with pytest.raises(
+        ValueError, match=r"a\.nii.* is truncated: its header claims 1000x1000x1000 voxels, which \d+ by"
+    ):
+        check_size([path])
+    claim(path, (32767,) * 7)
+    with pytest.raises(ValueError, match=r"its header claims 32767x"):
+        check_size([path])
+
+
+def test_memory(tmp_path, monkeypatch):
+    files = [write(tmp_path / f"a_000{channel}.mha") for channel in range(2)]
+    needed = 2 * 5 * 6 * 7 * (1 + 4)
+    monkeypatch.setattr(_image_size, "available_bytes", lambda: needed)
+    check_size(files)
+    monkeypatch.setattr(_image_size, "available_bytes", lambda: needed - 1)
+    with pytest.raises(ValueError, match=r"too large for memory: 7x6x5 voxels need 0\.0 GB"):
+        check_size(files)
+
+
+def test_other_files_are_left_to_their_reader(tmp_path):
+    (tmp_path / "a.nii.gz").write_bytes(b"not an image")
+    check_size([tmp_path / "a.nii.gz"])
