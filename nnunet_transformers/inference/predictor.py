@@ -79,8 +79,8 @@ class BatchedPredictor(nnUNetPredictor):
             ValueError: if a checkpoint is truncated, or would have to be unpickled and is not trusted, or the plan
                 names other code.
         """
-        if not self.trust:
-            plans = Path(model_training_output_dir) / "plans.json"
+        plans = Path(model_training_output_dir) / "plans.json"
+        if plans.is_file() and not self.trust:  # nnU-Net says what is missing
             check_plan(read_json(plans), str(plans))
         try:
             with nullcontext() if self.trust else reading_plain_types():
