@@ -339,7 +339,7 @@ class TestPaths:
     def test_report_of_another_machines_fold(self, folders, monkeypatch):
         """Files are found by name, labels with TeX-like and HTML-like names are shown as they are."""
         model = folders / "results" / DATASET / MODEL.name
-        labels = {"background": 0, "$\\frac": 1, "<b>small": 2}
+        labels = {"background": 0, "$\\frac$": 1, "<b>small": 2}
         content = json.loads((model / "dataset.json").read_text())
         (model / "dataset.json").write_text(json.dumps({**content, "labels": labels}))
         validation = model / "fold_0" / "validation"

@@ -85,8 +85,8 @@ class BatchedPredictor(nnUNetPredictor):
             ValueError: if a checkpoint is truncated or damaged, its weights hold NaN or infinity, or it would have to
                 be unpickled and is not trusted, or the plan names other code.
         """
-        if not self.trust:
-            plans = Path(model_training_output_dir) / "plans.json"
+        plans = Path(model_training_output_dir) / "plans.json"
+        if plans.is_file() and not self.trust:  # nnU-Net says what is missing
             check_plan(read_json(plans), str(plans))
         folds = self._folds(model_training_output_dir, use_folds, checkpoint_name)
         files = [Path(model_training_output_dir) / f"fold_{fold}" / checkpoint_name for fold in folds]
