@@ -9,6 +9,7 @@ import typer
 
 from . import classify, demo, doctor, evaluate, models, package, predict, preset, pretrain, probe, weights
 from ._options import missing_extra
+from ._output import echo
 
 SOFTWARE_ERROR = 70  # of sysexits.h
 BUG = (
@@ -45,9 +46,9 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
-        typer.secho(f"error: {missing_extra(error) or error}", fg=typer.colors.RED, err=True)
+        echo(f"error: {missing_extra(error) or error}", error=True, fg=typer.colors.RED)
         sys.exit(1)
     except Exception as error:
         traceback.print_exception(error)
-        typer.secho(f"error: {BUG}", fg=typer.colors.RED, err=True)
+        echo(f"error: {BUG}", error=True, fg=typer.colors.RED)
         sys.exit(SOFTWARE_ERROR)

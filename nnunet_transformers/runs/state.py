@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from .._atomic import replacing
+from ..weights.file import read_state
 
 INTERVAL = timedelta(minutes=10)
 NAME = ModelCheckpoint.CHECKPOINT_NAME_LAST
@@ -63,7 +64,7 @@ class StepState(ModelCheckpoint):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's reader and writer of states, without its detour over TMPDIR, and without unpickling."""
+    """Lightning's reader and writer of states, without its detour over TMPDIR and without unpickling."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a state beside ``path``, then rename it.
@@ -81,12 +82,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "and resume with --ckpt_path last"
             ) from error
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = lambda storage, location: storage, weights_only: bool | None = True
-    ) -> dict[str, Any]:
-        """Read a state; only tensors and plain types."""
-        state: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only=True)
-        return state
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """Read a state into main memory: tensors and plain types, with their checksums.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is truncated, not the state of a run, or would have to be unpickled.
+        """
+        return read_state(path)
 
 
 class RestSampler(DistributedSampler[Any]):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,7 +17,11 @@ ALIASES = "aliases"
 
 
 def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write weights; nnU-Net's U-Nets list most tensors several times, as their decoder holds the encoder."""
+    """Write weights; nnU-Net's U-Nets list most tensors several times, as their decoder holds the encoder.
+
+    Raises:
+        OSError: if the file cannot be written, for instance to a full disk.
+    """
     first: dict[tuple, str] = {}
     kept, aliases = {}, {}
     for name, value in weights.items():
@@ -28,7 +32,10 @@ def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
             kept[name] = value.detach().cpu().contiguous().clone()
         else:
             aliases[name] = original
-    save_file(kept, path, metadata={ALIASES: json.dumps(aliases)})
+    try:
+        save_file(kept, path, metadata={ALIASES: json.dumps(aliases)})
+    except SafetensorError as error:
+        raise OSError(f"could not write {path}: {error}") from error
     # safetensors makes the file readable for its owner only, but a container runs as another user
     path.chmod(0o644)
 
