@@ -13,7 +13,9 @@ from typing import Any
 from torch import nn
 
 from .._declared import find_class
+from .._reading import RefusedError
 from ..architectures import get_network, list_networks
+from ..architectures._arguments import MAX_BLOCKS
 
 # packages whose networks a plan may name
 NETWORKS = ("dynamic_network_architectures.architectures", "nnunet_transformers.architectures")
@@ -30,6 +32,8 @@ OF_CONFIGURATION = {
         r"resample_\w+|no_resampling(_hack)?|fast_resample_\w+",
     ),
 }
+# numbers of blocks in the networks of dynamic_network_architectures; those of this package check theirs themselves
+DEPTHS = ("n_stages", "n_blocks_per_stage", "n_conv_per_stage", "n_conv_per_stage_decoder", "eva_depth")
 NORMALISATION = r"\w+Normalization"
 TRUST = "give --trust only if you know who made it"
 
@@ -94,6 +98,13 @@ def check_network(configuration: Mapping[str, Any], source: str, remedy: str = T
         for key in architecture["_kw_requires_import"]:
             if (layer := architecture["arch_kwargs"].get(key)) is not None:
                 _check_name(key, layer, LAYERS, source, remedy)
+        for key in DEPTHS:
+            blocks = architecture["arch_kwargs"].get(key, 0)
+            number = sum(blocks) if isinstance(blocks, (list, tuple)) else blocks
+            if number > MAX_BLOCKS:
+                raise RefusedError(f"{source} describes a network with {key} of {number} in all; at most {MAX_BLOCKS}")
+    except RefusedError:
+        raise
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{source} describes no network that can be built here ({error!r})") from error
 

@@ -80,6 +80,14 @@ def test_networks(name, hostile):
         check_plan(hostile_plan, "the plan")
 
 
+@pytest.mark.parametrize("depths", [{"n_blocks_per_stage": [1, 10**5]}, {"n_stages": 10**5}, {"eva_depth": 257}])
+def test_networks_that_never_end(depths):
+    architecture = deepcopy(STOCK)
+    architecture["arch_kwargs"] |= depths
+    with pytest.raises(ValueError, match=r"plans\.json describes a network with .* in all; at most 256"):
+        check_plan(plan(architecture=architecture), "plans.json")
+
+
 @pytest.mark.parametrize("layer", [f"{HOSTILE}.layer", "torch.load", "torch.nn.utils.skip_init", "webbrowser.open", 1])
 def test_layers(layer, hostile):
     architecture = {**STOCK, "arch_kwargs": {"norm_op": layer}, "_kw_requires_import": ["norm_op"]}
