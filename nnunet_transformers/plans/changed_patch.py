@@ -36,8 +36,10 @@ def architecture_for_patch(configuration: Mapping[str, Any], planner: str | None
     """
     architecture: dict[str, Any] = configuration["architecture"]
     arguments = architecture["arch_kwargs"]
+    if not arguments.keys() >= OF_NETWORKS:
+        return architecture
     patch_size = [int(n) for n in configuration["patch_size"]]
-    if not arguments.keys() >= OF_NETWORKS or list(arguments["patch_size"]) == patch_size:
+    if list(arguments["patch_size"]) == patch_size:
         return architecture
     try:
         changed = {"patch_size": patch_size, **_windows(arguments, patch_size, configuration["spacing"], planner)}

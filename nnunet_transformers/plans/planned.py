@@ -121,6 +121,11 @@ class PlannedConfiguration:
             entries["architecture"] = architecture_for_patch(entries, self.planner)
         except ValueError as error:
             raise ValueError(f"{self.plans['plans_name']}, {self.name}: {error}") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{self.plans['plans_name']}, {self.name}: describes no network that can be built ({error!r}); plan "
+                "again"
+            ) from error
         return configuration
 
     @property
