@@ -188,7 +188,7 @@ def broken(path: Path) -> str | None:
 
 
 def is_partial(path: Path, scratch: Path) -> bool:
-    return any(part.endswith((".partial", ".lease")) for part in path.relative_to(scratch).parts)
+    return any(".partial" in part or part.endswith(".lease") for part in path.relative_to(scratch).parts)
 
 
 def session(leader: int) -> list[str]:

@@ -50,9 +50,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _new_partial(path: Path) -> tuple[Path, int]:
-    """Create and lock a partial file of ``path``; return it and the descriptor that keeps the lock."""
+    """Create and lock a partial file of ``path``; return it and the descriptor that keeps the lock.
+
+    The random part of its name is the suffix, as ``torch.save`` writes the rest into the file.
+    """
     while True:
-        partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}{PARTIAL}")
+        partial = path.with_name(f"{path.name}{PARTIAL}-{uuid4().hex[:8]}")
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         _try_lock(descriptor)
         # another process may have taken it for an orphan before it was locked
@@ -66,7 +69,7 @@ def _remove_orphans(folder: Path) -> None:
     if folder in _searched:
         return
     _searched.add(folder)
-    for partial in folder.glob(f"*.{'[0-9a-f]' * 8}{PARTIAL}"):
+    for partial in folder.glob(f"*{PARTIAL}-{'[0-9a-f]' * 8}"):
         with suppress(OSError):
             descriptor = os.open(partial, os.O_RDWR)
             try:

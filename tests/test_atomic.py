@@ -97,6 +97,15 @@ class TestReplacing:
         assert path.read_text() == "before"
         assert os.listdir(tmp_path) == ["file"]
 
+    def test_same_content_makes_the_same_file(self, tmp_path):
+        """``torch.save`` writes the name of its file into it."""
+        written = []
+        for _ in range(2):
+            with replacing(tmp_path / "weights.pth") as partial:
+                torch.save({"weight": torch.ones(3)}, partial)
+            written.append((tmp_path / "weights.pth").read_bytes())
+        assert written[0] == written[1]
+
     def test_permissions_are_those_of_any_new_file(self, tmp_path):
         (tmp_path / "usual").touch()
         with replacing(tmp_path / "file") as partial:

@@ -28,6 +28,8 @@ class ClassificationCLI(run.RecipeCLI):
         "input_channels": lambda method: method.description.input_channels,
     }
 
+    written = ("classifier.pth",)
+
     def check(self) -> None:
         prepared, wanted = self.datamodule.index.normalization, self.model.normalization
         if wanted and set(prepared) != set(wanted):

@@ -44,6 +44,7 @@ class PretrainingCLI(RecipeCLI):
     """
 
     from_method = {"grid": mask_grid}  # noqa: RUF012
+    written = ("encoder.pth", "encoder_2d.pth", "encoder_3d.pth", "matcher.pth", "alignment.pth")
     planned: PlannedConfiguration | None = None
 
     def check(self) -> None:

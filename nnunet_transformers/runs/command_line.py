@@ -29,11 +29,13 @@ class RecipeCLI(LightningCLI, ABC):
     Attributes:
         shared: names of arguments of both module and data module, which users give to the module only.
         from_method: functions that compute an argument of the data module from the built module, by its name.
+        written: names of the files that runs write to their folder; one that holds them already is refused.
         held: what is held until the run ends: the lease of its folder.
     """
 
     shared: Sequence[str] = ()
     from_method: Mapping[str, Callable[[Any], Any]] = {}
+    written: Sequence[str] = ()
     held: ExitStack
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -60,15 +62,16 @@ class RecipeCLI(LightningCLI, ABC):
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if self.trainer.is_global_zero:
             self.held.enter_context(lease(root, root / "run.lease"))
-            _check_folder(root, self.config.fit.ckpt_path)
+            _check_folder(root, self.config.fit.ckpt_path, self.written)
 
 
-def _check_folder(root: Path, state: str | None) -> None:
+def _check_folder(root: Path, state: str | None, written: Sequence[str]) -> None:
     """Check that a run can start in its folder, or be resumed there.
 
     Args:
         root: the folder.
         state: ``--ckpt_path``.
+        written: names of the files that runs write.
 
     Raises:
         ValueError: if the state is on the internet.
@@ -89,10 +92,10 @@ def _check_folder(root: Path, state: str | None) -> None:
             f"{root} already holds a run: resume it with --ckpt_path last, or choose another folder with "
             "--trainer.default_root_dir"
         )
-    weights = sorted(root.glob("*.pth"))
-    if weights:
+    existing = [name for name in written if (root / name).exists()]
+    if existing:
         raise FileExistsError(
-            f"{root} already holds {weights[0].name}, which a run would replace: move it, or choose another folder "
+            f"{root} already holds {existing[0]}, which a run would replace: move it, or choose another folder "
             "with --trainer.default_root_dir"
         )
 

@@ -144,7 +144,7 @@ class TestFolders:
         assert "1 label files have no prediction, other first" in result.output
         assert content["cases_without_prediction"] == ["other"]
         assert len(content["mean_iou_per_threshold"]) == len(content["thresholds"]) == 10
-        assert not list(tmp_path.glob("*.partial"))
+        assert not list(tmp_path.glob("*.partial*"))
 
 
 def break_no_probabilities(predictions, labels):

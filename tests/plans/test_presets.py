@@ -170,7 +170,7 @@ class TestApply:
         applied = apply_preset(get_preset("btcv-tiny"), "903")
         assert applied.path == planned / "nnUNetQTUNetTPlans_btcv-tiny.json"
         assert (planned / "nnUNetQTUNetTPlans.json").read_text() == before
-        assert not list(planned.glob("*.partial"))
+        assert not list(planned.glob("*.partial*"))
         manager = PlansManager(str(applied.path))
         assert manager.plans_name == applied.path.stem
         assert manager.available_configurations == ["3d_fullres"]

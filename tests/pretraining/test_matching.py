@@ -145,7 +145,7 @@ class TestPrecomputed:
     def test_mistakes(self, tmp_path):
         for content in ("[]", '{"a": {"x": [1, 2]}}', "no json"):
             (tmp_path / "landmarks.json").write_text(content)
-            with pytest.raises(ValueError, match=r"landmarks.json must hold"):
+            with pytest.raises(ValueError, match=r"landmarks.json is truncated or not a JSON file of"):
                 PrecomputedMatcher(str(tmp_path / "landmarks.json"))
 
 

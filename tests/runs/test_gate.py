@@ -176,10 +176,10 @@ def test_addresses_of_checkpoints_are_never_opened(tmp_path, address, trust):
     ("text", "message"),
     [
         ("a: &a [*a]\n", "has YAML's aliases"),
-        ("[" * 5000, "is not YAML"),
-        ("a: 2024-13-01", "is not YAML"),
-        ("a: !!python/object/apply:os.getcwd []", "is not YAML"),
-        ("\xff: {", "is not YAML"),
+        ("[" * 5000, "is truncated or not a recipe in YAML"),
+        ("a: 2024-13-01", "is truncated or not a recipe in YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "is truncated or not a recipe in YAML"),
+        ("\xff: {", "is truncated or not a recipe in YAML"),
     ],
 )
 def test_damaged_files(tmp_path, text, message):

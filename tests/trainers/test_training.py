@@ -43,7 +43,7 @@ class TestMainJob:
         # bright in noise; this label everywhere has a Dice of 0.25
         assert large_ball_dice(fold) > 0.8 > 0.4 > untrained
         assert (fold / "checkpoint_final.pth").is_file()
-        assert list(fold.glob("*.partial")) == []
+        assert list(fold.glob("*.partial*")) == []
         validation = json.loads((fold / "validation" / "summary.json").read_text())
         assert set(validation["mean"]) == {"1", "2"}
         assert len(list((fold / "validation").glob("*.npz"))) == len(validation["metric_per_case"])

@@ -27,10 +27,11 @@ class PrecomputedMatcher(AnatomicalMatcher):
 
     def __init__(self, landmarks: str) -> None:
         what = 'a JSON file of {"case": {"landmark": [z, y, x]}} in mm'
+        content = read_json(landmarks, what)
         with reading(landmarks, what):
             self.landmarks = {
                 case: {name: np.asarray(point, dtype=float).reshape(3) for name, point in points.items()}
-                for case, points in read_json(landmarks, what).items()
+                for case, points in content.items()
             }
 
     def prepare(self, volume: Volume) -> dict[str, Any]:
