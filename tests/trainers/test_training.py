@@ -133,7 +133,9 @@ def folder(prepared, tmp_path, monkeypatch):
         shutil.copytree(prepared / name, tmp_path / name)
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
-    return tmp_path / "preprocessed/Dataset900_Balls"
+    copied = tmp_path / "preprocessed/Dataset900_Balls"
+    (copied / "nnUNetPlans.json").unlink(missing_ok=True)  # other tests of the session plan it too
+    return copied
 
 
 def test_changed_patch(folder, tmp_path):
