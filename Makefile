@@ -19,7 +19,7 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python benchmarks/ratios.py
 
 types: $(VENV)/installed
@@ -34,7 +34,7 @@ test-floors test-newest: test-%: $(VENV)/installed
 	$(BIN)/python -m uv pip compile --quiet --python .venv-$*/bin/python --extra test --extra benchmark \
 		--resolution $(if $(filter floors,$*),lowest-direct,highest) -o .venv-$*/requirements.txt pyproject.toml
 	$(BIN)/python -m uv pip install --quiet --python .venv-$*/bin/python -r .venv-$*/requirements.txt --no-deps -e .
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-$*/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-$*/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/installed
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e ".[benchmark]"

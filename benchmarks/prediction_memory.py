@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 PATCH = (32, 64, 64)
-LARGEST = (64, 160, 160)
+LARGEST = (64, 128, 128)
 
 
 def resident() -> float:
