@@ -36,6 +36,7 @@ from survival import (
     in_child,
     is_partial,
     logged_steps,
+    logs,
     make_template,
     orphans,
     restore,
@@ -79,12 +80,15 @@ def test_command(
         result["kills"] += 1
         result["orphans"] += [f"{where}: {line}" for line in orphans(leader)]
         result["broken"] += [f"{where}: {line}" for line in damaged(scratch)]
-        step = state_step(scratch)
+        if command.makes and (scratch / command.makes).exists():
+            result["differs"] += [f"{where}: {file}" for file in differing(scratch, whole, command.results)]
+            continue
+        step, before = state_step(scratch), logs(scratch)
         _, status = in_child(scratch, run(to_go_on(name, command, scratch)), log)
         if status != 0:
             result["failed"].append(f"{where}: {log.read_text().strip().splitlines()[-1][:300]}")
             continue
-        if step is not None and (repeated := [s for s in logged_steps(scratch) if s < step]):
+        if step is not None and (repeated := [s for s in logged_steps(logs(scratch) - before) if s < step]):
             result["repeated"].append(f"{where}: {repeated}")
         result["litter"] += [f"{where}: {p.relative_to(scratch)}" for p in scratch.rglob("*") if is_partial(p, scratch)]
         result["differs"] += [f"{where}: {file}" for file in differing(scratch, whole, command.results)]
@@ -99,7 +103,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "kills.json")
     arguments = parser.parse_args()
-    results: dict[str, Any] = {}
+    # of the commands that are not killed this time, the results of before
+    results: dict[str, Any] = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
+    results.pop("total", None)
     with workplace(arguments.folder) as scratch:
         template = make_template(scratch)
         share = -(-arguments.kills // len(arguments.commands))

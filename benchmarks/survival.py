@@ -52,6 +52,7 @@ class Command:
 
     Attributes:
         words: of the command line, run in the scratch folder.
+        makes: folder that it makes at its end; where it is there, the command is done, and refuses to run again.
         again: further words to go on after a kill; None repeats the command as it is.
         results: pattern of the files that must equal those of an uninterrupted run.
     """
@@ -59,10 +60,11 @@ class Command:
     words: Sequence[str]
     again: Sequence[str] = ()
     results: str = ""
+    makes: str = ""
 
 
 COMMANDS = {
-    "prepare": Command(["pretrain", "prepare", f"raw/{DATASET}", "out", "-np", "2"], results="out/*.b2nd"),
+    "prepare": Command(["pretrain", "prepare", f"raw/{DATASET}", "out", "-np", "2"], results="out/*.b2nd", makes="out"),
     "pretrain": Command(PRETRAIN, ["--ckpt_path=last"], "run/*.pth"),
     "classify": Command(CLASSIFY, ["--ckpt_path=last"], "run/*.pth"),
     "train": Command(
@@ -79,8 +81,8 @@ COMMANDS = {
     "attach": Command(
         ["attach", "first/encoder.pth", "-d", "904", "-p", PLANS, "-o", "attached", "--min-coverage", "0"], ["--force"]
     ),
-    "package": Command(["package", "make", MODEL_FOLDER, "-o", "out"], results="out/**/*.pth"),
-    "export-stock": Command(["export-stock", MODEL_FOLDER, "-o", "out"], results="out/**/*.pth"),
+    "package": Command(["package", "make", MODEL_FOLDER, "-o", "out"], results="out/**/*.pth", makes="out"),
+    "export-stock": Command(["export-stock", MODEL_FOLDER, "-o", "out"], results="out/**/*.pth", makes="out"),
 }
 
 
@@ -222,13 +224,19 @@ def state_step(scratch: Path) -> int | None:
     return int(torch.load(file, weights_only=True)["global_step"]) if file.is_file() else None
 
 
-def logged_steps(scratch: Path) -> list[int]:
-    """Return the optimiser steps that the latest run has logged."""
-    files = sorted((scratch / "run").glob("lightning_logs/version_*/metrics.csv"), key=lambda f: f.stat().st_mtime)
-    files = files or sorted((scratch / "run").rglob("metrics.csv"), key=lambda f: f.stat().st_mtime)
-    lines = files[-1].read_text().splitlines() if files else ["step"]
-    column = lines[0].split(",").index("step")
-    return [int(line.split(",")[column]) for line in lines[1:]]
+def logs(scratch: Path) -> set[Path]:
+    """Return the files of logged metrics."""
+    return set((scratch / "run").rglob("metrics.csv"))
+
+
+def logged_steps(files: set[Path]) -> list[int]:
+    """Return the optimiser steps that are logged in files."""
+    steps = []
+    for file in files:
+        lines = file.read_text().splitlines()
+        column = lines[0].split(",").index("step")
+        steps += [int(line.split(",")[column]) for line in lines[1:]]
+    return steps
 
 
 def content(path: Path) -> Any:
