@@ -26,6 +26,9 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+# as the script of the command does, which spawned workers import
+import nnunet_transformers.cli  # noqa: F401
+
 DATASET, CONFIGURATION = "Dataset904_Kills", "3d_fullres"
 PLANNER, TRAINER, PLANS = "nnUNetPlannerQTUNetT", "nnUNetTrainerQTUNet_5epochs", "nnUNetQTUNetTPlans"
 MODEL = f"{TRAINER}__{PLANS}__{CONFIGURATION}"

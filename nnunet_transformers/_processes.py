@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from multiprocessing import parent_process
 from threading import Thread
@@ -11,10 +12,18 @@ _is_registered = False
 
 
 def exit_with_parent() -> None:
-    """End this worker process of ``multiprocessing`` as soon as its parent is gone: an initialiser of pools."""
-    parent = parent_process()
-    if parent is not None:
-        Thread(target=_exit_after, args=(parent.join,), daemon=True).start()
+    """End this worker process as soon as its parent is gone: an initialiser of pools."""
+    Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def exit_with_parent_if_spawned() -> None:
+    """End this process with its parent if it is a worker that ``multiprocessing`` has spawned; else do nothing.
+
+    A spawned worker imports the module of its parent's command. Called there, this reaches the workers of other
+    libraries too: nnU-Net's wait for their queues forever if their parent is killed.
+    """
+    if "--multiprocessing-fork" in sys.orig_argv:
+        exit_with_parent()
 
 
 def forks_exit_with_parent() -> None:
@@ -25,21 +34,13 @@ def forks_exit_with_parent() -> None:
     """
     global _is_registered
     if not _is_registered and hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_watch_fork)
+        os.register_at_fork(after_in_child=exit_with_parent)
         _is_registered = True
 
 
-def _watch_fork() -> None:
-    parent = os.getppid()
-
-    def wait() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-
-    Thread(target=_exit_after, args=(wait,), daemon=True).start()
-
-
-def _exit_after(wait: object) -> None:
-    assert callable(wait)
-    wait()
+def _watch(process: int) -> None:
+    # A parent that is dead already is known by the sentinel of multiprocessing alone, which a worker gets while it
+    # starts. Of forks it can be held open by others.
+    while os.getppid() == process and ((parent := parent_process()) is None or parent.is_alive()):
+        time.sleep(1)
     os._exit(1)

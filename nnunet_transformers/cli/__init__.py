@@ -7,9 +7,12 @@ import traceback
 
 import typer
 
+from .._processes import exit_with_parent_if_spawned
 from . import classify, demo, doctor, evaluate, models, package, predict, preset, pretrain, probe, weights
 from ._options import missing_extra
 from ._output import echo
+
+exit_with_parent_if_spawned()
 
 SOFTWARE_ERROR = 70  # of sysexits.h
 BUG = (
