@@ -85,7 +85,11 @@ COMMANDS = {
         ["attach", "first/encoder.pth", "-d", "904", "-p", PLANS, "-o", "attached", "--min-coverage", "0"], ["--force"]
     ),
     "package": Command(["package", "make", MODEL_FOLDER, "-o", "out"], results="out/**/*.pth", makes="out"),
-    "export-stock": Command(["export-stock", MODEL_FOLDER, "-o", "out"], results="out/**/*.pth", makes="out"),
+    "export-stock": Command(
+        ["export-stock", MODEL_FOLDER, "-o", "out"],
+        results="out/**/*.pth",
+        makes=f"out/nnUNetTrainer__{PLANS}__{CONFIGURATION}",
+    ),
 }
 
 
