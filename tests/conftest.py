@@ -113,13 +113,18 @@ def worker_processes() -> Iterator[None]:
         yield
 
 
+def set_nnunet_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Set nnUNet_raw, nnUNet_preprocessed and nnUNet_results to folders in this one, made where missing."""
+    for name in ("raw", "preprocessed", "results"):
+        (folder / name).mkdir(exist_ok=True)
+        monkeypatch.setenv(f"nnUNet_{name}", str(folder / name))
+    return folder
+
+
 @pytest.fixture
 def nnunet_folders(tmp_path, monkeypatch):
     """nnUNet_raw, nnUNet_preprocessed and nnUNet_results in a temporary folder."""
-    for name in ("raw", "preprocessed", "results"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    return tmp_path
+    return set_nnunet_folders(tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from nnunet_transformers.architectures import create_network
 from nnunet_transformers.discovery import CLASSES
 from nnunet_transformers.trainers.trainer import TransformerTrainer
 from nnunet_transformers.weights import EncoderCheckpoint, encoder_weights
-from tests.conftest import EXAMPLES, write_dataset
+from tests.conftest import EXAMPLES, set_nnunet_folders, write_dataset
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
@@ -172,10 +172,7 @@ def planned(tmp_path_factory):
 
 def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Work in a folder that holds nnU-Net's."""
-    monkeypatch.chdir(folder)
-    for name in ("raw", "preprocessed", "results"):
-        (folder / name).mkdir(exist_ok=True)
-        monkeypatch.setenv(f"nnUNet_{name}", str(folder / name))
+    monkeypatch.chdir(set_nnunet_folders(folder, monkeypatch))
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)

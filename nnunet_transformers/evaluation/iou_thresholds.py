@@ -223,7 +223,7 @@ def _read_segmentation(reader: BaseReaderWriter, path: Path, manager: LabelManag
 def _load_probabilities(path: Path, channel: int, label: int) -> NDArray:
     probabilities = None
     # any error of numpy or zipfile means that the file is damaged
-    with suppress(Exception), np.load(path, allow_pickle=False) as content:
+    with suppress(Exception), path.open("rb") as file, np.load(file, allow_pickle=False) as content:
         probabilities = content["probabilities"]
     if probabilities is None:
         raise ValueError(f"{path} is truncated or holds no `probabilities`; predict again with --save_probabilities")

@@ -20,7 +20,7 @@ from .._lease import lease
 from ..cpu import optimize
 from .callbacks import CheckpointWriter, SeedEveryBatch
 from .recipe import Recipe
-from .state import FILE, NAME, REQUEUED, AtomicCheckpointIO, EpochState, StepState
+from .state import FILE, NAME, REQUEUED, AtomicCheckpointIO, EpochState, RequeueBetweenSteps, StepState
 
 
 class RecipeCLI(LightningCLI, ABC):
@@ -132,6 +132,7 @@ def run_recipe(
     callbacks = [
         EpochState(),
         StepState(),
+        RequeueBetweenSteps(),
         SeedEveryBatch(),
         *trainer_defaults.get("callbacks", ()),
         CheckpointWriter(),

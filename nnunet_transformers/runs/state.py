@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -22,6 +24,7 @@ NAME = ModelCheckpoint.CHECKPOINT_NAME_LAST
 FILE = NAME + ModelCheckpoint.FILE_EXTENSION
 # states that Lightning writes when SLURM requeues a job, and finds by itself
 REQUEUED = "hpc_ckpt_*.ckpt"
+REQUEUE_SIGNAL = getattr(signal, "SIGUSR1", None)  # Windows has none
 
 
 class EpochState(ModelCheckpoint):
@@ -58,9 +61,55 @@ class StepState(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # gradients that are being accumulated are not part of the state; the end of an epoch has its own
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch:
+        if _is_between_steps(trainer, batch_idx):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+class RequeueBetweenSteps(Callback):
+    """Delay the answer to SLURM's signal, a state and a requeue, until the optimiser step, or the epoch, is done.
+
+    Lightning answers at once, also while gradients are accumulated or weights are updated, and its state lacks these.
+    """
+
+    def __init__(self) -> None:
+        self._is_in_step = False
+        self._received: tuple[Any, ...] | None = None
+        self._answer: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        answer = signal.getsignal(REQUEUE_SIGNAL) if REQUEUE_SIGNAL else None
+        # Lightning restores the handlers of before at the end of a run
+        if callable(answer) and current_thread() is main_thread():
+            self._answer = answer
+            signal.signal(REQUEUE_SIGNAL, self._receive)
+
+    def _receive(self, *received: Any) -> None:
+        self._received = received
+        if not self._is_in_step:
+            self._reply()
+
+    def _reply(self) -> None:
+        self._is_in_step = False
+        if self._received is not None:
+            received, self._received = self._received, None
+            self._answer(*received)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._is_in_step = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if _is_between_steps(trainer, batch_idx):
+            self._reply()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._reply()
+
+
+def _is_between_steps(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether a state of now is whole: gradients that are accumulated are no part of it, and an epoch has its own."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

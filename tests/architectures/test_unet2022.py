@@ -68,13 +68,14 @@ class TestPublished:
             assert network(torch.zeros(1, 1, 160, 320)).shape == (1, 2, 160, 320)
 
 
-class TestReleasedWeights:
-    @pytest.fixture(scope="class")
-    def golden(self):
-        """Names and shapes of a released network, and its three outputs (every second pixel)."""
-        archive = np.load(DATA / "unet2022_tiny_64.npz")
-        return json.loads(str(archive["shapes"])), [torch.from_numpy(archive[f"out{i}"]) for i in range(3)]
+@pytest.fixture(scope="module")
+def golden():
+    """Names and shapes of a released network, and its three outputs (every second pixel)."""
+    archive = np.load(DATA / "unet2022_tiny_64.npz")
+    return json.loads(str(archive["shapes"])), [torch.from_numpy(archive[f"out{i}"]) for i in range(3)]
 
+
+class TestReleasedWeights:
     def outputs(self, shapes, **overrides):
         network = create_network(
             "unet2022_tiny", 1, 9, (64, 64), window_sizes=(4, 4, 4, 2), deep_supervision=True, **overrides
@@ -177,15 +178,16 @@ def test_contradictions(overrides, message):
         create_network("unet2022_tiny", 1, 2, (64, 64), **overrides)
 
 
-class TestImageNet:
-    @pytest.fixture(scope="class")
-    def convnext(self, tmp_path_factory):
-        """timm's ConvNeXt with random weights, and its file."""
-        model = timm.create_model("convnext_tiny")
-        path = tmp_path_factory.mktemp("imagenet") / "convnext.safetensors"
-        save_file(model.state_dict(), path)
-        return model, path
+@pytest.fixture(scope="module")
+def convnext(tmp_path_factory):
+    """timm's ConvNeXt with random weights, and its file."""
+    model = timm.create_model("convnext_tiny")
+    path = tmp_path_factory.mktemp("imagenet") / "convnext.safetensors"
+    save_file(model.state_dict(), path)
+    return model, path
 
+
+class TestImageNet:
     def test_a_loaded_block_computes_the_same_as_timms(self, convnext):
         model, path = convnext
         with torch.no_grad():

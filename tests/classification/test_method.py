@@ -41,7 +41,7 @@ class TestLoss:
             F.binary_cross_entropy_with_logits(logits[2:, 1], targets[2:, 1], reduction="sum"),
         ]
         loss = method(True, weights).loss(logits, targets)
-        assert float(loss) == pytest.approx(float(sum(parts)) / 6)
+        assert loss.item() == pytest.approx(sum(part.item() for part in parts) / 6)
         loss.backward()
         assert logits.grad[:2, 1].tolist() == [0, 0]
         assert logits.grad.isfinite().all()
@@ -85,11 +85,12 @@ class TestBest:
         assert set(module.scores) == {"val_accuracy", "val_loss"}
 
 
-class TestData:
-    @pytest.fixture(scope="class")
-    def data(self, tmp_path_factory):
-        return write_shapes(tmp_path_factory.mktemp("data"), 16)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_shapes(tmp_path_factory.mktemp("data"), 16)
 
+
+class TestData:
     def test_share_of_the_training_images(self, data):
         folder, table = map(str, data)
         whole, half, again = (

@@ -48,7 +48,9 @@ def descriptions():
         yield BackboneDescription(name, patch_size, 3)
 
 
-@pytest.mark.parametrize("description", descriptions(), ids=lambda d: f"{d.name}-{len(d.patch_size)}d-{d.has_token}")
+@pytest.mark.parametrize(
+    "description", list(descriptions()), ids=lambda d: f"{d.name}-{len(d.patch_size)}d-{d.has_token}"
+)
 def test_step_and_round_trip(description, tmp_path):
     network = ImageClassifier(description.build(), 3)
     image = torch.randn(2, description.input_channels, *description.patch_size)

@@ -13,7 +13,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_transformers.plans.planned import PlannedConfiguration
 from nnunet_transformers.plans.stored_data import INTENSITIES, StoredData, data_differences, find_conflict
-from tests.conftest import light_nnunet, write_dataset
+from tests.conftest import light_nnunet, set_nnunet_folders, write_dataset
 
 NAME, PLANNER, PLANS = "Dataset900_Balls", "nnUNetPlannerQTUNetT", "nnUNetQTUNetTPlans"
 SHARED = "nnUNetPlans_3d_fullres"
@@ -24,9 +24,7 @@ def planned_folders(tmp_path_factory):
     """A CT dataset that stock nnU-Net has planned and preprocessed, and our plan of it."""
     folders = tmp_path_factory.mktemp("ct")
     with light_nnunet(), pytest.MonkeyPatch.context() as monkeypatch:
-        for name in ("raw", "preprocessed", "results"):
-            (folders / name).mkdir()
-            monkeypatch.setenv(f"nnUNet_{name}", str(folders / name))
+        set_nnunet_folders(folders, monkeypatch)
         write_dataset(folders / "raw", cases=3, channel_names={"0": "CT"})
         extract_fingerprints([900], num_processes=1)
         plan_experiments([900], gpu_memory_target_in_gb=2)
@@ -39,9 +37,7 @@ def planned_folders(tmp_path_factory):
 def folder(planned_folders, tmp_path, monkeypatch):
     """The dataset's preprocessed folder, in a copy."""
     shutil.copytree(planned_folders, tmp_path, dirs_exist_ok=True)
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    return tmp_path / "preprocessed" / NAME
+    return set_nnunet_folders(tmp_path, monkeypatch) / "preprocessed" / NAME
 
 
 def stored_data(folder, plans=PLANS, configuration="3d_fullres"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from nnunet_transformers.pretraining.matching import Volume
 from nnunet_transformers.pretraining.matching.matcher import apply_affine
@@ -22,7 +23,7 @@ def anatomy(places: NDArray) -> NDArray:
     """Compute the grey values at positions of the body, (..., 3) in mm."""
     grey = np.zeros(places.shape[:-1])
     for centre, radius, value in zip(CENTRES, RADII, VALUES, strict=True):
-        grey += value / (1 + np.exp(6 * ((((places - centre) / radius) ** 2).sum(-1) - 1)))
+        grey += value * expit(6 * (1 - (((places - centre) / radius) ** 2).sum(-1)))
     return grey
 
 

@@ -251,7 +251,7 @@ class TestAnatomicalEmbedding:
                         if level == "coarse":
                             others = [j for j in range(2 * number) if j % number != i]
                             negatives += [wanted @ v for j in others for v in grids[j].flatten(1).T]
-                        hardest = sorted(negatives, key=float)[-40:]
+                        hardest = sorted(negatives, key=torch.Tensor.item)[-40:]
                         rows[level].append(torch.stack([wanted @ self.at(other, found, stride), *hardest]) / 0.3)
                 for level, logits in rows.items():
                     if logits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from nnunet_transformers import cli
 from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.weights import load_encoder
+from nnunet_transformers.weights.file import read_state
 from tests.conftest import write_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -82,16 +84,22 @@ def metrics(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def main_in(environment: dict[str, str]) -> None:
+    """Run the command with variables of the environment, which a process of a fork server does not inherit."""
+    os.environ.update(environment)
+    cli.main()
+
+
 @pytest.fixture
 def run(prepared, monkeypatch):
     """Run a recipe in a process forked from one with all imports done; return the exit status."""
     context = get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
 
-    def run(recipe: str, folder: Path, *arguments: str, batch_size: int = 2) -> int:
+    def run(recipe: str, folder: Path, *arguments: str, batch_size: int = 2, **environment: str) -> int:
         # the new process inherits the arguments of this one
         monkeypatch.setattr(sys, "argv", command(recipe, prepared, folder, *arguments, batch_size=batch_size))
-        process = context.Process(target=cli.main)
+        process = context.Process(target=main_in, args=(environment,))
         process.start()
         process.join()
         return process.exitcode
@@ -144,3 +152,27 @@ class TestRuns:
         one, two = (load_encoder(tmp_path / n / ENCODERS[recipe]).weights for n in ("one", "two"))
         apart = torch.cat([(one[n] - two[n]).flatten() for n in one]).square().mean().sqrt()
         assert apart < 0.1 * RATES[recipe] * len(rows[0])
+
+
+@pytest.mark.parametrize(("batch", "step"), [(0, 1), (STEPS - 2, 2)])
+def test_requeue_while_gradients_accumulate(batch, step, run, tmp_path):
+    """The state is that of the step's end, in the epoch or at its end: the job ends as one that was not requeued."""
+    recipe, folder, accumulate = "qt_ssl_in_task", tmp_path / "requeued", "--trainer.accumulate_grad_batches=2"
+    assert run(recipe, tmp_path / "whole", accumulate) == 0
+    scontrol = tmp_path / "bin/scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text("#!/bin/sh\nkill -9 $PPID\n")  # as SLURM ends the job that it requeues
+    scontrol.chmod(0o755)
+    job = {"NTASKS": 1, "NNODES": 1, "JOB_ID": 7, "JOB_NAME": "pretrain", "PROCID": 0, "LOCALID": 0, "NODEID": 0}
+    environment = {f"SLURM_{name}": str(value) for name, value in job.items()}
+    environment["PATH"] = f"{scontrol.parent}:{os.environ['PATH']}"
+    requeue = [
+        "--trainer.callbacks+=tests.pretraining.killer.RequeueAt",
+        f"--trainer.callbacks.init_args.batch={batch}",
+    ]
+    for options, status in ((requeue, -signal.SIGKILL), ([], 0)):
+        assert run(recipe, folder, accumulate, *options, **environment) == status
+        assert read_state(folder / "hpc_ckpt_1.ckpt")["global_step"] == step
+    assert int(metrics(folder)[0]["step"]) == step
+    whole, requeued = (load_encoder(f / ENCODERS[recipe]).weights for f in (tmp_path / "whole", folder))
+    assert all(torch.equal(value, requeued[name]) for name, value in whole.items())

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from nnunet_transformers import cli
 from nnunet_transformers.trainers.trainer import TransformerTrainer
-from tests.conftest import light_nnunet
+from tests.conftest import light_nnunet, set_nnunet_folders
 from tests.trainers.conftest import CPU, PLANS, TRAINER, prepare, train
 
 MODEL = f"{TRAINER}__{PLANS}__3d_fullres"
@@ -84,9 +84,7 @@ def invoke(*arguments: object):
 
 def environment(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set nnU-Net's folders, and epochs of two iterations."""
-    for name in ("raw", "preprocessed", "results"):
-        (folders / name).mkdir(exist_ok=True)
-        monkeypatch.setenv(f"nnUNet_{name}", str(folders / name))
+    set_nnunet_folders(folders, monkeypatch)
     monkeypatch.setattr(TransformerTrainer, "default_iterations", 2)
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
 

@@ -15,7 +15,7 @@ from nnunet_transformers.architectures import get_network
 from nnunet_transformers.discovery import PLANNERS
 from nnunet_transformers.trainers.trainer import TransformerTrainer
 from tests.architectures.test_networks import SMALLEST
-from tests.conftest import light_nnunet, write_dataset
+from tests.conftest import light_nnunet, set_nnunet_folders, write_dataset
 
 TRAINER, PLANNER, PLANS = "nnUNetTrainerQTUNet_1epoch", "nnUNetPlannerQTUNetT", "nnUNetQTUNetTPlans"
 CPU = torch.device("cpu")
@@ -60,9 +60,7 @@ def shared_folders(tmp_path_factory):
     """nnU-Net's folders with a dataset that is planned and preprocessed."""
     folders = tmp_path_factory.mktemp("prepared")
     with light_nnunet(), pytest.MonkeyPatch.context() as monkeypatch:
-        for name in ("raw", "preprocessed", "results"):
-            (folders / name).mkdir()
-            monkeypatch.setenv(f"nnUNet_{name}", str(folders / name))
+        set_nnunet_folders(folders, monkeypatch)
         monkeypatch.setenv("nnUNet_n_proc_DA", "1")
         prepare(folders, monkeypatch, ("3d_fullres", "2d"), cases=5)  # of which a fold validates one
     return folders
@@ -71,10 +69,8 @@ def shared_folders(tmp_path_factory):
 @pytest.fixture
 def prepared(shared_folders, monkeypatch):
     """nnU-Net's folders of the shared dataset."""
-    for name in ("raw", "preprocessed", "results"):
-        monkeypatch.setenv(f"nnUNet_{name}", str(shared_folders / name))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    return shared_folders
+    return set_nnunet_folders(shared_folders, monkeypatch)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from nnunet_transformers.evaluation.report import write_report
 from nnunet_transformers.sharing.stock import export_stock
 from nnunet_transformers.trainers.trainer import TransformerTrainer
-from tests.conftest import worker_processes
+from tests.conftest import set_nnunet_folders, worker_processes
 
 from .conftest import CPU, PLANS, TRAINER, model_folder, predict, prepare, train
 
@@ -128,13 +128,13 @@ class TestMainJob:
 
 @pytest.fixture
 def folder(prepared, tmp_path, monkeypatch):
-    """The shared dataset's preprocessed folder, in a copy."""
+    """The shared dataset's preprocessed folder, in a copy without the plans that other tests of the session made."""
     for name in ("raw", "preprocessed"):
         shutil.copytree(prepared / name, tmp_path / name)
-        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
-    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
-    copied = tmp_path / "preprocessed/Dataset900_Balls"
-    (copied / "nnUNetPlans.json").unlink(missing_ok=True)  # other tests of the session plan it too
+    copied = set_nnunet_folders(tmp_path, monkeypatch) / "preprocessed/Dataset900_Balls"
+    for path in copied.glob("nnUNet*Plans.json"):
+        if path.stem != PLANS:
+            path.unlink()
     return copied
 
 

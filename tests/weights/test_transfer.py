@@ -136,16 +136,17 @@ class TestAdapters:
         assert torch.equal(pointwise_convolutions("", convolution, torch.zeros(2, 3))[0], linear)
 
 
-class TestImageNet:
-    @pytest.fixture(scope="class")
-    def files(self, tmp_path_factory):
-        folder, models = tmp_path_factory.mktemp("imagenet"), {}
-        for name in ("convnext_femto", "convnext_tiny", "swin_tiny_patch4_window7_224"):
-            torch.manual_seed(0)
-            models[name] = {n: torch.randn_like(v) for n, v in timm.create_model(name).state_dict().items()}
-            torch.save(models[name], folder / f"{name}.pth")
-        return folder, models
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder, models = tmp_path_factory.mktemp("imagenet"), {}
+    for name in ("convnext_femto", "convnext_tiny", "swin_tiny_patch4_window7_224"):
+        torch.manual_seed(0)
+        models[name] = {n: torch.randn_like(v) for n, v in timm.create_model(name).state_dict().items()}
+        torch.save(models[name], folder / f"{name}.pth")
+    return folder, models
 
+
+class TestImageNet:
     def test_2d(self, files):
         folder, models = files
         network = create_network("unet2022_tiny", 1, 2, (64, 64))
