@@ -24,7 +24,7 @@ NAME = ModelCheckpoint.CHECKPOINT_NAME_LAST
 FILE = NAME + ModelCheckpoint.FILE_EXTENSION
 # states that Lightning writes when SLURM requeues a job, and finds by itself
 REQUEUED = "hpc_ckpt_*.ckpt"
-REQUEUE_SIGNAL = getattr(signal, "SIGUSR1", None)  # Windows has none
+REQUEUE_SIGNAL: Any = getattr(signal, "SIGUSR1", None)  # Windows has none
 
 
 class EpochState(ModelCheckpoint):
