@@ -137,6 +137,8 @@ TARGETS = (
             "tests/trainers/test_families.py",
         ),
     ),
+    Target("trainers", "trainers/precision.py", ("tests/trainers/test_precision.py",)),
+    Target("trainers", "trainers/benchmark.py", ("tests/trainers/test_benchmark.py",)),
     Target(
         "trainers",
         "trainers/*.py",
@@ -147,6 +149,9 @@ TARGETS = (
     Target("plans", "plans/presets.py", ("tests/plans/test_presets.py",)),
     Target("plans", "plans/planned.py", ("tests/plans/test_planned.py", "tests/plans/test_presets.py")),
     Target("plans", "plans/plan_files.py", ("tests/plans/test_presets.py", "tests/cli/test_presets.py")),
+    Target("plans", "plans/stored_data.py", ("tests/plans/test_stored_data.py", "tests/plans/test_planner.py")),
+    Target("plans", "plans/changed_patch.py", ("tests/plans/test_changed_patch.py",)),
+    Target("plans", "plans/gate.py", ("tests/plans/test_gate.py",)),
     Target("plans", "plans/*.py", ("tests/plans/test_planner.py",)),
     Target("weights", "weights/transfer.py", ("tests/weights/test_transfer.py", "tests/weights/test_encoder.py")),
     Target("methods", "pretraining/encoder_pretraining.py", ("tests/pretraining/test_qt_ssl.py",)),
