@@ -72,11 +72,18 @@ def attach(
                 raise ValueError(f"{name}: {error}") from error
             left[name] = str(error)
             continue
-        plans["configurations"][name][INITIALISATION] = weights.specification
+        fresh = _fresh_in_encoder(reports[name], network)
+        plans["configurations"][name][INITIALISATION] = {**weights.specification, **({"fresh": fresh} if fresh else {})}
     if not reports:
         raise ValueError("; ".join(f"{name}: {reason}" for name, reason in left.items()))
     write_json({**plans, "plans_name": output, MARKER: weights.specification}, path)
     return path, reports, left
+
+
+def _fresh_in_encoder(report: LoadReport, network: nn.Module) -> list[str]:
+    """Names of the parameters of stem and encoder that keep their initialisation: training does not freeze them."""
+    parts, filled = (f"{network.key_to_stem}.", f"{network.key_to_encoder}."), {*report.loaded, *report.adapted}
+    return [n for n, _ in network.named_parameters() if n.startswith(parts) and n not in filled]
 
 
 def _load_enough(weights: InitialWeights, network: nn.Module, min_coverage: float) -> LoadReport:

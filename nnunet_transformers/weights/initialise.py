@@ -27,7 +27,8 @@ class InitialWeights:
     Args:
         specification: entry ``initialisation`` of a plan's configuration, either ``{"imagenet": {arguments of
             load_imagenet}}`` or ``{"checkpoint": file, "sha256": its hash}`` for an encoder checkpoint of a registered
-            network, a timm network or Primus.
+            network, a timm network or Primus. ``fresh`` names what the weights leave out of stem and encoder, for the
+            trainer.
 
     Attributes:
         specification: the specification, with the hash of the file.
@@ -42,7 +43,7 @@ class InitialWeights:
         self._weights: ImageNetWeights | PretrainedWeights
         self.specification: dict[str, Any]
         match dict(specification):
-            case {"imagenet": arguments}:
+            case {"imagenet": arguments, **_more}:
                 self._weights = ImageNetWeights(**arguments)
                 self.specification = {"imagenet": dict(arguments)}
             case {"checkpoint": path, **more}:
