@@ -253,6 +253,11 @@ def get_released_family(family: str) -> ReleasedFamily:
     return _look_up("family of networks", family, _released)
 
 
+def list_released_families() -> list[str]:
+    """Names of the families with released weights."""
+    return sorted(_released)
+
+
 def get_timm_family(network: nn.Module, name: str) -> TimmFamily:
     """Look up the family of timm's network.
 

@@ -30,8 +30,9 @@ from ..cpu import optimize
 from ..discovery import plans_name
 from ..plans.planned import PlannedConfiguration, check_labels
 from ..plans.stored_data import StoredData
-from ..weights import initialise
+from ..weights import InitialWeights
 from ..weights.file import check_file
+from ..weights.kinds import label_names
 from .loaded_encoder import LoadedEncoder
 from .precision import default_autocast_dtype, planned_autocast_dtype
 
@@ -296,8 +297,14 @@ class TransformerTrainer(nnUNetTrainer):
 
     @property
     def _initialisation(self) -> dict[str, Any] | None:
-        """The plan's specification of initial weights, if any."""
-        return self.configuration_manager.configuration.get("initialisation")
+        """The plan's specification of initial weights, if any.
+
+        Plans of nnU-Net's ``nnUNetv2_preprocess_like_nnssl`` have them in ``pretrain_info``, without a path for a
+        training from scratch.
+        """
+        specification: dict[str, Any] | None = self.configuration_manager.configuration.get("initialisation")
+        path = (self.plans_manager.plans.get("pretrain_info") or {}).get("checkpoint_path")
+        return specification or ({"checkpoint": path} if path else None)
 
     def on_train_start(self) -> None:
         """Check the stored data, and load the plan's initial weights.
@@ -317,7 +324,12 @@ class TransformerTrainer(nnUNetTrainer):
         is_fresh = not self.was_initialized
         super().on_train_start()
         if self._initialisation is not None and is_fresh:
-            self.print_to_log_file(initialise(self.initialised_network, self._initialisation), add_timestamp=False)
+            weights = InitialWeights(self._initialisation)
+            planned = self._planned()
+            report = weights.load_into(self.initialised_network, planned.patch_size, label_names(planned.dataset_json))
+            self.print_to_log_file(report, add_timestamp=False)
+            for citation in weights.citations:
+                self.print_to_log_file(f"please cite: {citation}", add_timestamp=False)
 
     # ---- invalid data ----
 

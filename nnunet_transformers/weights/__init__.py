@@ -9,6 +9,7 @@ from .pretrained import PretrainedWeights
 from .primus import PrimusCheckpoint, create_primus, load_primus_weights
 from .releases import from_reference, identify
 from .sealed import SealedCheckpoint, load, package_versions
+from .source import find_weights
 from .timm_encoder import TimmCheckpoint, create_timm
 from .transfer import transfer
 
@@ -26,6 +27,7 @@ __all__ = [
     "encoder_adapters",
     "encoder_specification",
     "encoder_weights",
+    "find_weights",
     "from_reference",
     "identify",
     "initialise",

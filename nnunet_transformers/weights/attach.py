@@ -13,6 +13,7 @@ from ..plans.plan_files import check_new_plans, dataset_folder, load_plans
 from ..plans.planned import PlannedConfiguration
 from .file import save_checkpoint
 from .initialise import InitialWeights
+from .kinds import label_names
 from .load_report import LoadReport
 
 MARKER = "attached"
@@ -51,7 +52,7 @@ def attach(
     Raises:
         ValueError: if the weights do not fit or cover too little, there is no such dataset or configuration, or the
             plan names other code than networks.
-        FileNotFoundError: if the plan, or a file of ImageNet weights, is missing.
+        FileNotFoundError: if the plan, or a file of weights, is missing.
         FileExistsError: if there is already a plan with the new name.
     """
     folder = dataset_folder(dataset)
@@ -65,8 +66,9 @@ def attach(
     reports, left = {}, {}
     for name in configurations or own:
         try:
-            network = PlannedConfiguration(plans, dataset_json, name).build_network(trust=trust)
-            reports[name] = _load_enough(weights, network, min_coverage)
+            planned = PlannedConfiguration(plans, dataset_json, name)
+            network = planned.build_network(trust=trust)
+            reports[name] = _load_enough(weights, network, planned, min_coverage)
         except ValueError as error:
             if configurations:
                 raise ValueError(f"{name}: {error}") from error
@@ -86,8 +88,10 @@ def _fresh_in_encoder(report: LoadReport, network: nn.Module) -> list[str]:
     return [n for n, _ in network.named_parameters() if n.startswith(parts) and n not in filled]
 
 
-def _load_enough(weights: InitialWeights, network: nn.Module, min_coverage: float) -> LoadReport:
-    report = weights.load_into(network)
+def _load_enough(
+    weights: InitialWeights, network: nn.Module, planned: PlannedConfiguration, min_coverage: float
+) -> LoadReport:
+    report = weights.load_into(network, planned.patch_size, label_names(planned.dataset_json))
     coverage = report.coverage(dict(network.named_parameters()), f"{network.key_to_encoder}.")
     if coverage < min_coverage:
         raise ValueError(
@@ -130,6 +134,6 @@ def export_full(
         raise FileExistsError(f"{output} exists; remove it or choose another name")
     planned = PlannedConfiguration.load(dataset, plans_name, configuration)
     network = planned.build_network(trainer, trust=trust)
-    report = weights.load_into(network, planned.patch_size)
+    report = weights.load_into(network, planned.patch_size, label_names(planned.dataset_json))
     save_checkpoint({"network_weights": network.state_dict()}, output)
     return report

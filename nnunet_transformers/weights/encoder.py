@@ -169,6 +169,8 @@ def _adaptation_plan(checkpoint: EncoderCheckpoint) -> dict[str, Any]:
     network_class = entry.network_class
     ndim = len(checkpoint.patch_size)
     arguments = {**entry.all_arguments(ndim), **checkpoint.overrides, "patch_size": checkpoint.patch_size}
+    # what nnU-Net's trainers read for deep supervision
+    arguments["strides"] = checkpoint.build_network().strides
     arguments = {name: value for name, value in arguments.items() if value is not None}
     spacing = None if checkpoint.spacing is None else list(checkpoint.spacing)
     configuration = {

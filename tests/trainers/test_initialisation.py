@@ -65,7 +65,7 @@ def test_training_starts_from_a_pretrained_encoder(prepared, tmp_path):
         encoder_weights(source), "qt_unet_tiny", (32, 32, 32), 1, overrides=overrides, method="QTSSL"
     )
     checkpoint.save(tmp_path / "encoder.pth")
-    weights = InitialWeights.from_file(tmp_path / "encoder.pth")
+    weights = InitialWeights.from_source(tmp_path / "encoder.pth")
     with pytest.raises(ValueError, match="2d: the weights are of a 3D network"):
         attach(weights, "900", PLANS, "nnUNetQTUNetTPlans_ssl", ["2d"])
     path, reports, left = attach(weights, "900", PLANS, "nnUNetQTUNetTPlans_ssl")
@@ -134,7 +134,7 @@ def test_stock_primus_starts_from_a_pretrained_one(prepared, tmp_path):
     source = create_primus("primus_s", 2, (16, 16, 32))
     checkpoint = PrimusCheckpoint(encoder_weights(source), "primus_s", (16, 16, 32), 2, method="Alice")
     checkpoint.save(tmp_path / "encoder.pth")
-    weights = InitialWeights.from_file(tmp_path / "encoder.pth")
+    weights = InitialWeights.from_source(tmp_path / "encoder.pth")
     with pytest.raises(ValueError, match="weights are of primus_s, the network is QTUNet"):
         attach(weights, "900", PLANS, "nnUNetQTUNetTPlans_primus")
     with pytest.raises(ValueError, match="Primus needs multiples of 8"):
@@ -177,7 +177,7 @@ def timm_plans(plan_with, tmp_path, request):
     with torch.no_grad():
         source(torch.randn(2, 3, 64, 64))  # moves the statistics of batch norms
     TimmCheckpoint(source.state_dict(), name, (64, 64), 3, method="MGCA").save(path)
-    attached, reports, _ = attach(InitialWeights.from_file(path), "900", plans, f"{plans}_mgca", force=True)
+    attached, reports, _ = attach(InitialWeights.from_source(path), "900", plans, f"{plans}_mgca", force=True)
     assert list(reports) == ["2d"]
     assert "channels 3 to 1" in reports["2d"].adapted.values()
     return plans, attached.stem, trainer, load_encoder(path)
