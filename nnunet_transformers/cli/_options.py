@@ -27,7 +27,7 @@ WeightSource = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="Weights: a file or folder of any kind (docs/weights.md), such as an encoder, a trained fold or a release; "
+        help="Weights: a file or folder of any kind (docs/weights.md), such as an encoder, a fold or a release; "
         "or timm:NAME[.TAG].",
     ),
 ]

@@ -10,15 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
-from torch._dynamo import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from .._atomic import replacing
@@ -28,11 +25,10 @@ from .._reading import first_line
 from ..architectures import SegmentationNetwork, class_path
 from ..cpu import optimize
 from ..discovery import plans_name
-from ..plans.planned import PlannedConfiguration, check_labels
+from ..plans.planned import check_labels
 from ..plans.stored_data import StoredData
-from ..weights import InitialWeights
 from ..weights.file import check_file
-from ..weights.kinds import label_names
+from .initial_weights import StartsFromPlan
 from .loaded_encoder import LoadedEncoder
 from .precision import default_autocast_dtype, planned_autocast_dtype
 
@@ -41,7 +37,7 @@ from .precision import default_autocast_dtype, planned_autocast_dtype
 MAX_OVERFLOWS = 40
 
 
-class TransformerTrainer(nnUNetTrainer):
+class TransformerTrainer(StartsFromPlan):
     """nnU-Net's training with a recipe for transformers.
 
     AdamW without weight decay of norms, biases and position tables; linear warm-up and nnU-Net's polynomial decay,
@@ -176,9 +172,6 @@ class TransformerTrainer(nnUNetTrainer):
             self.configuration_manager.configuration["architecture"] = architecture
             self.plans_manager.plans["configurations"][self.configuration_name]["architecture"] = architecture
 
-    def _planned(self) -> PlannedConfiguration:
-        return PlannedConfiguration(self.plans_manager.plans, self.dataset_json, self.configuration_name)
-
     def _stored_data(self) -> StoredData:
         return StoredData(self._planned(), Path(self.preprocessed_dataset_folder_base))
 
@@ -282,32 +275,8 @@ class TransformerTrainer(nnUNetTrainer):
         with default_autocast_dtype(self.autocast_dtype):
             super().perform_actual_validation(save_probabilities)
 
-    # ---- initial weights ----
-
-    @property
-    def plain_network(self) -> Any:
-        """The ``network_class`` without the wrappers of DDP and torch.compile."""
-        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        return network._orig_mod if isinstance(network, OptimizedModule) else network
-
-    @property
-    def initialised_network(self) -> nn.Module:
-        """The module that initial weights are loaded into."""
-        return self.plain_network
-
-    @property
-    def _initialisation(self) -> dict[str, Any] | None:
-        """The plan's specification of initial weights, if any.
-
-        Plans of nnU-Net's ``nnUNetv2_preprocess_like_nnssl`` have them in ``pretrain_info``, without a path for a
-        training from scratch.
-        """
-        specification: dict[str, Any] | None = self.configuration_manager.configuration.get("initialisation")
-        path = (self.plans_manager.plans.get("pretrain_info") or {}).get("checkpoint_path")
-        return specification or ({"checkpoint": path} if path else None)
-
     def on_train_start(self) -> None:
-        """Check the stored data, and load the plan's initial weights.
+        """Check the stored data, then start as ``StartsFromPlan``.
 
         Raises:
             FileNotFoundError, ValueError: if the stored data are not those of the plan and the dataset.
@@ -320,16 +289,7 @@ class TransformerTrainer(nnUNetTrainer):
         if note := stored.check_split(self.fold):
             self.print_to_log_file(note)
         stored.check_content()
-        # initialised before means that nnU-Net has loaded a checkpoint or -pretrained_weights, which take precedence
-        is_fresh = not self.was_initialized
         super().on_train_start()
-        if self._initialisation is not None and is_fresh:
-            weights = InitialWeights(self._initialisation)
-            planned = self._planned()
-            report = weights.load_into(self.initialised_network, planned.patch_size, label_names(planned.dataset_json))
-            self.print_to_log_file(report, add_timestamp=False)
-            for citation in weights.citations:
-                self.print_to_log_file(f"please cite: {citation}", add_timestamp=False)
 
     # ---- invalid data ----
 

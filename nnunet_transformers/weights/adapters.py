@@ -77,8 +77,12 @@ def first_layers(names: Container[str]) -> Adapter:
         changes = []
         kernel, new_kernel = value.shape[2:], tensor.shape[2:]
         if kernel != new_kernel:
-            mode = {2: "bilinear", 3: "trilinear"}[len(kernel)]
-            value = F.interpolate(value.float(), size=tuple(new_kernel), mode=mode) * (prod(kernel) / prod(new_kernel))
+            # along an axis that the new kernel has no extent on, the sum is exact
+            flat = [axis for axis, length in enumerate(new_kernel, start=2) if length == 1]
+            value = value.float().sum(flat, keepdim=True) if flat else value.float()
+            if value.shape[2:] != new_kernel:
+                mode, scale = {2: "bilinear", 3: "trilinear"}[len(kernel)], prod(value.shape[2:]) / prod(new_kernel)
+                value = F.interpolate(value, size=tuple(new_kernel), mode=mode) * scale
             changes.append(sizes_changed("kernel", kernel, new_kernel))
         channels, new_channels = value.shape[1], tensor.shape[1]
         if channels != new_channels:
