@@ -24,6 +24,7 @@ from ..architectures.unet2022 import UNet2022
 from .adapters import bias_tables, depthwise_kernels, pointwise_convolutions
 from .file import load_state_dict
 from .load_report import LoadReport
+from .timm_encoder import tagged
 from .transfer import transfer
 
 HUB = "hub"
@@ -104,7 +105,7 @@ class ImageNetWeights:
         name = family.names[width]
         if source == HUB:
             try:
-                return dict(timm.create_model(name, pretrained=True).state_dict())
+                return dict(timm.create_model(tagged(name), pretrained=True).state_dict())
             except Exception as error:  # the hub's client raises many types without a connection
                 raise ValueError(
                     f"cannot download {name}: {error}. Download it where there is a connection and give the file"

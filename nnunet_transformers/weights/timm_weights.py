@@ -23,7 +23,7 @@ from .encoder import EncoderCheckpoint, load_encoder_weights
 from .imagenet import CONVNEXT, SWIN, load_blocks
 from .layout import find_state_dicts, strip_prefix
 from .load_report import LoadReport
-from .timm_encoder import TimmCheckpoint
+from .timm_encoder import TimmCheckpoint, tagged
 from .transfer import transfer
 
 # timm's networks that files are compared with, those that networks here start from
@@ -33,27 +33,6 @@ CANDIDATES = (
     *(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")),
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
 )
-# the tag of each, stated so that an update of timm does not change what a name means
-TAGS = {
-    "convnext_femto": "d1_in1k",
-    "convnext_pico": "d1_in1k",
-    "convnext_tiny": "in12k_ft_in1k",
-    "convnext_base": "fb_in22k_ft_in1k",
-    "convnext_large": "fb_in22k_ft_in1k",
-    "swin_tiny_patch4_window7_224": "ms_in1k",
-    "swin_small_patch4_window7_224": "ms_in22k_ft_in1k",
-    "swin_base_patch4_window7_224": "ms_in22k_ft_in1k",
-    "swin_large_patch4_window7_224": "ms_in22k_ft_in1k",
-    "vit_tiny_patch16_224": "augreg_in21k_ft_in1k",
-    "vit_small_patch16_224": "augreg_in21k_ft_in1k",
-    "vit_base_patch16_224": "augreg2_in21k_ft_in1k",
-    "vit_large_patch16_224": "augreg_in21k_ft_in1k",
-    "resnet18": "a1_in1k",
-    "resnet34": "a1_in1k",
-    "resnet50": "a1_in1k",
-    "resnet101": "a1h_in1k",
-    "resnet152": "a1h_in1k",
-}
 CLASSIFIERS = ("head.", "fc.", "norm_pre.", "fc_norm.")
 
 
@@ -152,10 +131,9 @@ def timm_model(name: str) -> tuple[TimmWeights, str]:
     Raises:
         ValueError: if timm has no such network or tag, or the hub cannot be reached.
     """
-    network, _, tag = name.partition(".")
-    tag = tag or TAGS.get(network, "")
-    full = f"{network}.{tag}" if tag else network
-    if not timm.is_model(network) or (tag and full not in timm.list_pretrained(f"{network}.*")):
+    full = tagged(name)
+    network = full.partition(".")[0]
+    if full not in timm.list_pretrained(f"{network}*"):
         known = ", ".join(timm.list_pretrained(f"{network}.*")[:6])
         raise ValueError(
             f"timm has no weights {full!r}; " + (f"it has {known}" if known else "see timm.list_pretrained()")

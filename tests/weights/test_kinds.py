@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import timm
@@ -17,6 +18,7 @@ from nnunet_transformers.weights import find_weights
 from tests.released import released_keys, weights_from_names
 
 PATCH = (32, 64, 64)
+TABLE = (Path(__file__).parents[2] / "docs/weights.md").read_text()
 # released file: prefix of its names, the entry that holds them, the network and the share of its encoder that loads
 RELEASES = {
     "qt_unet_tiny_4ch_3cls_128": ("", "state_dict", "qt_unet_tiny", PATCH, 1.0),
@@ -40,6 +42,15 @@ def coverage(report, network):
     return report.coverage(dict(network.named_parameters()), f"{network.key_to_encoder}.")
 
 
+def check_row(source, network, report):
+    """The table in docs/weights.md has what was loaded: of the encoder, of the decoder, tensors resized."""
+    parameters = dict(network.named_parameters())
+    shares = [report.coverage(parameters, f"{part}.") for part in (network.key_to_encoder, "decoder")]
+    name = f"{type(network).__name__} {len(getattr(network, 'patch_size', PATCH))}D"
+    row = f"| {source} | {name} | {shares[0]:.0%} | {shares[1]:.0%} | {len(report.adapted)} |"
+    assert row in TABLE, row
+
+
 @pytest.mark.parametrize("release", RELEASES)
 def test_releases(release, tmp_path):
     prefix, entry, name, patch_size, expected = RELEASES[release]
@@ -50,6 +61,7 @@ def test_releases(release, tmp_path):
     report = find_weights(tmp_path / "released.pth").weights.load_into(network, patch_size=patch_size)
     assert coverage(report, network) == expected
     assert not [n for n in report.fresh if n.startswith(("stem.", "encoder."))]
+    check_row(f"`{release}`", network, report)
 
 
 def test_encoder_of_qt_unets_pretraining(tmp_path):
@@ -63,6 +75,7 @@ def test_encoder_of_qt_unets_pretraining(tmp_path):
     assert coverage(report, network) == 1
     assert all(name.startswith("decoder.") for name in report.fresh)
     assert report.adapted == {"stem.proj.weight": "channels 4 to 1"}
+    check_row("QT-UNet's pretraining", network, report)
 
 
 class TestNnssl:
@@ -105,6 +118,7 @@ class TestNnssl:
         found = find_weights(tmp_path).weights
         report = found.load_into(network)
         assert found.citations == ["Isensee et al. 2024"]
+        check_row("nnssl", network, report)
         assert coverage(report, network) == 1
         state = network.state_dict()
         for name, value in source.state_dict().items():
@@ -153,6 +167,7 @@ def test_timm_files(name, network, patch_size, prefix, least, ending, tmp_path):
     network = create_network(network, 1, 2, patch_size)
     report = find_weights(path).weights.load_into(network)
     assert coverage(report, network) >= least
+    check_row(f"timm's {name}", network, report)
 
 
 @pytest.mark.parametrize("weights", [{"a.weight": torch.ones(3)}, {"swinViT.layers1.0.norm.weight": torch.ones(3)}])
