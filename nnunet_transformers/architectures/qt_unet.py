@@ -407,7 +407,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         translated[key] = value.flatten(1) if key == "decoder.seg_layers.0.weight" else value
     if not depth:  # besides an encoder, the files of pretraining hold the heads of its tasks
         translated = {key: value for key, value in translated.items() if key.startswith(("stem.", "encoder."))}
-    if "stem.proj.weight" not in translated or "encoder.stages.0.blocks.0.norm1.weight" not in translated:
+    if "stem.proj.weight" not in translated or "encoder.layers.0.blocks.0.norm1.weight" not in state_dict:
         raise ValueError("these are not the weights of a released QT-UNet: no patch embedding or no encoder stage")
     return translated
 

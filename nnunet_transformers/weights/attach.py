@@ -12,7 +12,7 @@ from .._reading import read_json
 from ..plans.plan_files import check_new_plans, dataset_folder, load_plans
 from ..plans.planned import PlannedConfiguration
 from .file import save_checkpoint
-from .initialise import InitialWeights
+from .initialise import InitialWeights, load_enough
 from .kinds import label_names
 from .load_report import LoadReport
 
@@ -68,7 +68,7 @@ def attach(
         try:
             planned = PlannedConfiguration(plans, dataset_json, name)
             network = planned.build_network(trust=trust)
-            reports[name] = _load_enough(weights, network, planned, min_coverage)
+            reports[name] = load_enough(weights, network, planned.patch_size, label_names(dataset_json), min_coverage)
         except ValueError as error:
             if configurations:
                 raise ValueError(f"{name}: {error}") from error
@@ -86,20 +86,6 @@ def _fresh_in_encoder(report: LoadReport, network: nn.Module) -> list[str]:
     """Names of the parameters of stem and encoder that keep their initialisation: training does not freeze them."""
     parts, filled = (f"{network.key_to_stem}.", f"{network.key_to_encoder}."), {*report.loaded, *report.adapted}
     return [n for n, _ in network.named_parameters() if n.startswith(parts) and n not in filled]
-
-
-def _load_enough(
-    weights: InitialWeights, network: nn.Module, planned: PlannedConfiguration, min_coverage: float
-) -> LoadReport:
-    report = weights.load_into(network, planned.patch_size, label_names(planned.dataset_json))
-    coverage = report.coverage(dict(network.named_parameters()), f"{network.key_to_encoder}.")
-    if coverage < min_coverage:
-        raise ValueError(
-            f"the weights cover {coverage:.0%} of the encoder, less than the {min_coverage:.0%} asked for "
-            f"(--min-coverage): {len(report.loaded)} tensors loaded unchanged, {len(report.adapted)} adapted, "
-            f"{len(report.fresh)} missing or of another shape"
-        )
-    return report
 
 
 def export_full(

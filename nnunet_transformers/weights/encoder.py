@@ -64,6 +64,14 @@ class EncoderCheckpoint(PretrainedWeights):
             "an encoder checkpoint",
         )
 
+    def load_into(
+        self, network: nn.Module, patch_size: Sequence[int] | None = None, labels: Sequence[str] | None = None
+    ) -> LoadReport:
+        """Load the weights into a network, in place, see ``load_encoder_weights``."""
+        if not isinstance(network, SegmentationNetwork):
+            raise ValueError(f"the weights are of {self.name}, the network is {type(network).__name__}")
+        return load_encoder_weights(network, self)
+
     def _other_entries(self) -> dict[str, Any]:
         return {"nnssl_adaptation_plan": _adaptation_plan(self)}
 

@@ -6,16 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dynamic_network_architectures.architectures.primus import Primus
 from torch import nn
 
-from ..architectures import SegmentationNetwork
 from ..architectures.unet2022 import UNet2022
-from .encoder import EncoderCheckpoint, load_encoder_weights
 from .imagenet import ImageNetWeights
 from .load_report import LoadReport
 from .pretrained import PretrainedWeights
-from .primus import PrimusCheckpoint, load_primus_weights
 from .source import find_weights
 
 
@@ -74,16 +70,10 @@ class InitialWeights:
             if not isinstance(network, UNet2022):
                 raise ValueError(f"ImageNet weights are for UNet-2022, not {type(network).__name__}")
             return weights.load_into(network)
-        if not isinstance(weights, PretrainedWeights):
-            report: LoadReport = weights.load_into(network, patch_size=patch_size, labels=labels)
-            return report
-        source = f"{self.specification['checkpoint']} ({weights.origin})"
-        match network, weights:
-            case SegmentationNetwork(), EncoderCheckpoint() as checkpoint:
-                return load_encoder_weights(network, checkpoint, source)
-            case Primus(), PrimusCheckpoint() as checkpoint if patch_size is not None:
-                return load_primus_weights(network, patch_size, checkpoint, source)
-        raise ValueError(f"the weights are of {weights.name}, the network is {type(network).__name__}")
+        report: LoadReport = weights.load_into(network, patch_size=patch_size, labels=labels)
+        if isinstance(weights, PretrainedWeights):
+            report.source = f"{self.specification['checkpoint']} ({weights.origin})"
+        return report
 
 
 def initialise(
@@ -107,6 +97,36 @@ def initialise(
         ValueError, FileNotFoundError: as ``InitialWeights``; ValueError also if the weights do not fit.
     """
     return InitialWeights(specification).load_into(network, patch_size, labels)
+
+
+def load_enough(
+    weights: InitialWeights | str | os.PathLike[str],
+    network: nn.Module,
+    patch_size: Sequence[int] | None = None,
+    labels: Sequence[str] | None = None,
+    min_coverage: float = 0.5,
+) -> LoadReport:
+    """Load weights into a fresh network, in place, and check that they are more than a few tensors.
+
+    Args:
+        weights: the weights, or their source.
+        network, patch_size, labels: as for ``initialise``.
+        min_coverage: share of the encoder's parameters that the weights must cover.
+
+    Raises:
+        ValueError: if they cover less, or as ``InitialWeights``.
+        FileNotFoundError: as ``InitialWeights``.
+    """
+    weights = weights if isinstance(weights, InitialWeights) else InitialWeights.from_source(weights)
+    report = weights.load_into(network, patch_size, labels)
+    coverage = report.coverage(dict(network.named_parameters()), f"{network.key_to_encoder}.")
+    if coverage < min_coverage:
+        raise ValueError(
+            f"the weights cover {coverage:.0%} of the encoder, less than the {min_coverage:.0%} asked for "
+            f"(--min-coverage): {len(report.loaded)} tensors loaded unchanged, {len(report.adapted)} adapted, "
+            f"{len(report.fresh)} missing or of another shape"
+        )
+    return report
 
 
 def encoder_specification(path: str | os.PathLike[str]) -> dict[str, Any]:

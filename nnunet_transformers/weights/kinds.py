@@ -32,6 +32,8 @@ from .timm_encoder import TimmCheckpoint
 from .timm_weights import timm_file
 
 ADAPTATION_PLAN = "adaptation_plan.json"
+# parts of networks that this package does not have
+FOREIGN = {"swinViT": "a SwinUNETR (MONAI, VoCo)"}
 ENCODERS = (EncoderCheckpoint, TimmCheckpoint, PrimusCheckpoint)
 
 
@@ -40,7 +42,7 @@ Kind = Callable[[Path, Mapping[str, Any]], Any]
 
 
 def sealed(path: Path, content: Mapping[str, Any]) -> SealedCheckpoint | None:
-    """Encoder checkpoints of this package: of registered networks, timm networks and Primus."""
+    """Checkpoints of this package; encoders of timm networks become those of the registered networks."""
     if kind_of(content, [c.kind for c in ENCODERS]) is None:
         return None
     checkpoint = restore(path, content, ENCODERS)
@@ -165,6 +167,18 @@ def _unflattened(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str,
     }
 
 
+def foreign(path: Path, content: Mapping[str, Any]) -> None:
+    """Encoders of networks that this package does not have.
+
+    Raises:
+        ValueError: names the network.
+    """
+    for _, weights in find_state_dicts(content):
+        for part, network in FOREIGN.items():
+            if any(f".{name}".find(f".{part}.") >= 0 for name in weights):
+                raise ValueError(f"{path} holds weights of {network}, and no network here has its layers")
+
+
 def plain(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
     """Anything else that holds tensors by name: the names of the network to load into decide."""
     found = find_state_dicts(content)
@@ -190,7 +204,7 @@ def citations(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     return texts
 
 
-KINDS: tuple[Kind, ...] = (sealed, nnssl, nnunet, converted, released, timm_file, plain)
+KINDS: tuple[Kind, ...] = (sealed, nnssl, nnunet, converted, released, timm_file, foreign, plain)
 
 
 def recognise(path: Path, content: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from dynamic_network_architectures.architectures import primus
 from dynamic_network_architectures.architectures.primus import Primus
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..architectures._arguments import check_divisible, token_grids
 from ..architectures.layers import resize_position_embedding
@@ -38,6 +38,14 @@ class PrimusCheckpoint(PretrainedWeights):
     kind: ClassVar[str] = "primus"
     format: ClassVar[int] = 2
     earlier: ClassVar[tuple[int, ...]] = (1,)
+
+    def load_into(
+        self, network: nn.Module, patch_size: Sequence[int] | None = None, labels: Sequence[str] | None = None
+    ) -> LoadReport:
+        """Load the weights into a network built for ``patch_size``, in place, see ``load_primus_weights``."""
+        if not isinstance(network, Primus) or patch_size is None:
+            raise ValueError(f"the weights are of {self.name}, the network is {type(network).__name__}")
+        return load_primus_weights(network, patch_size, self)
 
 
 def create_primus(name: str, input_channels: int, patch_size: Sequence[int], num_classes: int = 2) -> Primus:

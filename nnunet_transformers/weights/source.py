@@ -10,7 +10,8 @@ from typing import Any
 
 from .file import load_checkpoint
 from .kinds import recognise
-from .sealed import WEIGHTS, SealedCheckpoint, content_hash
+from .sealed import WEIGHTS, SealedCheckpoint, content_hash, kind_of, restore
+from .sealed import load as load_sealed
 from .timm_weights import timm_model
 
 TIMM = "timm:"
@@ -58,6 +59,36 @@ def find_weights(source: str | os.PathLike[str]) -> Found:
     found = recognise(path, load_checkpoint(path))
     sha256 = found.sha256 if isinstance(found, SealedCheckpoint) else content_hash({WEIGHTS: found.weights})
     return Found(found, str(path), sha256)
+
+
+def load(source: str | os.PathLike[str], expected: Any = None) -> Any:
+    """Read weights of any kind.
+
+    Args:
+        source: as ``find_weights`` takes it; also any other checkpoint of this package.
+        expected: class or classes of checkpoints of this package that the caller accepts.
+
+    Returns:
+        a checkpoint of this package, or weights that it recognises. What a network can start from has
+        ``load_into(network)``, which returns the load report.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``find_weights``, with ``expected`` as ``sealed.load``.
+
+    Examples:
+        >>> from nnunet_transformers.architectures import create_network
+        >>> from nnunet_transformers.weights import load
+        >>> network = create_network("qt_unet_tiny", 1, 2, (64, 64, 64))
+        >>> print(load("released.pth").load_into(network))
+    """
+    if expected is not None:
+        return load_sealed(source, expected)
+    if not str(source).startswith(TIMM) and Path(source).is_file():
+        path = Path(source)
+        content = load_checkpoint(path)
+        # of all kinds, as a matcher or a classifier is none that networks start from
+        return restore(path, content) if kind_of(content) else recognise(path, content)
+    return find_weights(source).weights
 
 
 def _file(path: Path) -> Path:

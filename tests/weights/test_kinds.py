@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nnunet_transformers.architectures import create_network
-from nnunet_transformers.weights import find_weights
+from nnunet_transformers.weights import find_weights, load
 from tests.released import released_keys, weights_from_names
 
 PATCH = (32, 64, 64)
@@ -170,11 +170,24 @@ def test_timm_files(name, network, patch_size, prefix, least, ending, tmp_path):
     check_row(f"timm's {name}", network, report)
 
 
-@pytest.mark.parametrize("weights", [{"a.weight": torch.ones(3)}, {"swinViT.layers1.0.norm.weight": torch.ones(3)}])
-def test_nothing_that_fits(weights, tmp_path):
-    torch.save(weights, tmp_path / "file.pth")
-    with pytest.raises(ValueError, match=r"nothing of .*file\.pth fits this QTUNet"):
-        find_weights(tmp_path / "file.pth").weights.load_into(create_network("qt_unet_tiny", 1, 2, PATCH))
+def test_nothing_that_fits(tmp_path):
+    torch.save({"a.weight": torch.ones(3)}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"nothing of .*file\.pth fits this QTUNet, no name is the same"):
+        create_network("qt_unet_tiny", 1, 2, PATCH, pretrained=str(tmp_path / "file.pth"))
+    torch.save({"stem.proj.weight": torch.ones(48, 1, 4, 4, 4)}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match="the weights cover 0% of the encoder, less than the 50% asked for"):
+        create_network("qt_unet_tiny", 1, 2, PATCH, pretrained=str(tmp_path / "file.pth"))
+    torch.save({"state_dict": {"module.swinViT.layers1.0.norm.weight": torch.ones(3)}}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"holds weights of a SwinUNETR \(MONAI, VoCo\), and no network here"):
+        load(tmp_path / "file.pth")
+
+
+def test_create_network_from_weights(tmp_path):
+    source = create_network("qt_unet_tiny", 1, 2, PATCH)
+    torch.save({"model": source.state_dict()}, tmp_path / "file.pth")
+    network = create_network("qt_unet_tiny", 1, 2, PATCH, pretrained=str(tmp_path / "file.pth"))
+    for name, value in source.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value)
 
 
 def test_folders(tmp_path):
