@@ -74,16 +74,27 @@ def nnunet(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
     with reading(path, "a checkpoint of nnU-Net's trainer"):
         arguments = content["init_args"]
         planned = PlannedConfiguration(arguments["plans"], arguments["dataset_json"], arguments["configuration"])
-        network = None
-        with suppress(ValueError, ImportError), torch.device("meta"):
-            network = planned.build_network()
-        return NetworkWeights(
-            dict(content["network_weights"]),
-            f"{path}, {content['trainer_name']} on {planned.plans['dataset_name']}, {planned.name}",
-            network,
-            planned.patch_size,
-            label_names(planned.dataset_json),
-        )
+        return _planned(content["network_weights"], planned, f"{path}, {content['trainer_name']}")
+
+
+def packaged(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
+    """Folds of a package of this package, which lie beside their plan."""
+    beside = [path.parent / name for name in ("plans.json", "dataset.json")]
+    if path.suffix != ".safetensors" or not all(file.is_file() for file in beside):
+        return None
+    plans, dataset_json = (read_json(file, "a file of nnU-Net's") for file in beside)
+    with reading(beside[0], "a plan of nnU-Net's"):
+        planned = PlannedConfiguration(plans, dataset_json, path.parent.name.rpartition("__")[2])
+        return _planned(content, planned, str(path))
+
+
+def _planned(weights: Mapping[str, Tensor], planned: PlannedConfiguration, origin: str) -> NetworkWeights:
+    """Weights of a network of a plan."""
+    network = None
+    with suppress(ValueError, ImportError), torch.device("meta"):
+        network = planned.build_network()
+    origin = f"{origin} on {planned.plans['dataset_name']}, {planned.name}"
+    return NetworkWeights(dict(weights), origin, network, planned.patch_size, label_names(planned.dataset_json))
 
 
 def converted(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
@@ -204,7 +215,7 @@ def citations(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     return texts
 
 
-KINDS: tuple[Kind, ...] = (sealed, nnssl, nnunet, converted, released, timm_file, foreign, plain)
+KINDS: tuple[Kind, ...] = (sealed, nnssl, nnunet, packaged, converted, released, timm_file, foreign, plain)
 
 
 def recognise(path: Path, content: Mapping[str, Any]) -> Any:
