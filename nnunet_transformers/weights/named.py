@@ -63,6 +63,7 @@ def names_in(file: IO[bytes]) -> list[str]:
     pickles = io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl")) if is_archive else file
     names: dict[str, None] = {}
     for _ in range(1 if is_archive else PICKLES_BEFORE_ARCHIVES):
+        argument: Any
         for opcode, argument, _ in pickletools.genops(pickles):
             if opcode.proto > 2 or (opcode.name == "PROTO" and argument > 2):
                 raise UnknownProtocolError("pickle protocol 3 or later")

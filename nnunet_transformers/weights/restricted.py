@@ -115,7 +115,7 @@ def _array(kind: NumpyType, shape: tuple[int, ...], data: bytes, order: Any = "C
     numpy_type = kind.resolve()
     if type(data) is not bytes:
         raise TypeError("a NumPy array without bytes")
-    array = np.ndarray(shape, numpy_type, data, order=order)
+    array: np.ndarray[Any, Any] = np.ndarray(shape, numpy_type, data, order=order)
     if array.nbytes != len(data):
         raise ValueError("a NumPy array has another size than its bytes")
     return array
@@ -256,8 +256,8 @@ class _Conversion:
         match value:
             case Tensor():
                 return Tensor.detach(value)
-            case Attributes() if inside := OMEGACONF & value.keys():
-                return self(value[inside.pop()])
+            case Attributes() if inside := sorted(OMEGACONF & value.keys()):
+                return self(value[inside[0]])
             case dict():
                 # the class's own method, as a file can give an OrderedDict another one
                 return {self(key): self(inner) for key, inner in dict.items(value)}
