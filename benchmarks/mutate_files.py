@@ -5,7 +5,8 @@
 
 A damaged file must be refused in one line that names it, or give the same content. Where a checksum covers the content,
 none may give another one; where there is no checksum, as in JSON, some do, which nobody can know. Any other error would
-be a traceback on a user's screen. Mutations are drawn from a seed, so that a run can be repeated.
+be a traceback on a user's screen. Forged files, whose checksums are right, are refused or become other content, and
+nothing that they name is executed. Mutations are drawn from a seed, so that a run can be repeated.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ import random
 import shutil
 import signal
 import tempfile
-from collections import Counter
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from datetime import datetime
 from functools import cache, partial
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
+from forged_pickles import check_inert, forge, watched
 
 from nnunet_transformers._atomic import write_json, write_text
 from nnunet_transformers.plans.plan_files import load_plans
@@ -33,14 +37,14 @@ from nnunet_transformers.pretraining.data.index import read_index
 from nnunet_transformers.runs.recipe import read_recipe
 from nnunet_transformers.sharing.manifest import verify
 from nnunet_transformers.sharing.weights_file import load_weights
-from nnunet_transformers.weights import EncoderCheckpoint, load, package_versions
+from nnunet_transformers.weights import EncoderCheckpoint, load, load_checkpoint, package_versions
 from nnunet_transformers.weights.file import read_state
 from nnunet_transformers.weights.nnunet_checkpoint import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 STORED = ROOT / "tests" / "data" / "format_1"
 RESULTS = ROOT / "benchmarks" / "results"
-OUTCOMES = ("refused", "identical", "changed", "traceback")
+OUTCOMES = ("refused", "identical", "changed", "traceback", "executed")
 # longest time of a reader in seconds; what takes longer is counted as a traceback
 PATIENCE = 20
 
@@ -53,11 +57,13 @@ class Kind:
         has_checksum: whether a checksum covers the content.
         make: writes a file of the kind into an empty folder and returns its path.
         read: reads it.
+        mutate: returns the damaged bytes, from the whole ones, a source of choices and a file that executed code makes.
     """
 
     has_checksum: bool
     make: Callable[[Path], Path]
     read: Callable[[Path], Any]
+    mutate: Callable[[bytes, random.Random, str], bytes] = lambda content, rng, _: mutate(content, rng)
 
 
 def make_encoder(folder: Path) -> Path:
@@ -108,6 +114,38 @@ def make_trained_fold(folder: Path) -> Path:
     return folder / "checkpoint_final.pth"
 
 
+def make_foreign(is_archive: bool, folder: Path) -> Path:
+    """Write weights as training scripts do, among arguments, logs and configuration that are no plain types."""
+    from lightning.pytorch.utilities.parsing import AttributeDict
+
+    generator = torch.Generator().manual_seed(0)
+    weights = OrderedDict((f"module.backbone.{i}.weight", torch.randn(4, 8, generator=generator)) for i in range(6))
+    weights["module.head.bias"] = torch.nn.Parameter(torch.ones(3))
+    arguments = argparse.Namespace(
+        lr=1e-4, size=torch.Size([16, 16]), output=PurePosixPath("/data/runs"), dtype=np.float32
+    )
+    logs: dict[str, list[Any]] = defaultdict(list, dice=[np.float64(0.5), np.float32(0.25)], epochs=[np.int64(3)])
+    content = {
+        "student": weights,
+        "args": arguments,
+        "logs": logs,
+        "hyper_parameters": AttributeDict(
+            depths=[2, 2], mean=np.arange(6.0).reshape(2, 3), names=np.array(["CT", "MR"])
+        ),
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": np.float64(1e-4)}]},
+        "date": datetime(2026, 1, 2, 3, 4),
+    }
+    torch.save(content, folder / "foreign.pth", _use_new_zipfile_serialization=is_archive)
+    return folder / "foreign.pth"
+
+
+def read_foreign(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of others, and check that nothing but plain data came of it."""
+    content = load_checkpoint(path)
+    check_inert(content)
+    return content
+
+
 def make_plan(folder: Path) -> Path:
     """Copy a stored plan into the folder of a dataset."""
     dataset = folder / "Dataset004_Hippocampus"
@@ -154,6 +192,10 @@ KINDS = {
     "encoder": Kind(True, make_encoder, load),
     "state": Kind(True, make_state, read_state),
     "trained fold": Kind(True, make_trained_fold, lambda path: read_checkpoint(path)[0]),
+    "foreign": Kind(True, partial(make_foreign, True), read_foreign),
+    "foreign, PyTorch 1.5": Kind(False, partial(make_foreign, False), read_foreign),
+    "forged": Kind(False, partial(make_foreign, True), read_foreign, forge),
+    "forged, PyTorch 1.5": Kind(False, partial(make_foreign, False), read_foreign, forge),
     "package weights": Kind(True, partial(make_package, "fold_0.safetensors"), partial(read_package, None)),
     "package manifest": Kind(
         True, partial(make_package, "manifest.json"), lambda path: read_package(pinned_manifest(), path)
@@ -224,8 +266,14 @@ def patience(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def outcome(kind: Kind, path: Path, expected: Any) -> tuple[str, str]:
+def outcome(kind: Kind, path: Path, expected: Any, mark: Path | None = None) -> tuple[str, str]:
     """Read a damaged file.
+
+    Args:
+        kind: its kind.
+        path: the file.
+        expected: content of the whole file.
+        mark: file that executed code makes.
 
     Returns:
         one of ``OUTCOMES``, and the error's message, if there is one.
@@ -234,11 +282,15 @@ def outcome(kind: Kind, path: Path, expected: Any) -> tuple[str, str]:
         with patience(PATIENCE):
             content = kind.read(path)
     except Exception as error:
+        if mark and mark.exists():
+            return "executed", repr(error)
         message = str(error)
         # a user sees ValueError and OSError as one line, which names the file or the package that it is in
         is_named = path.name in message or path.parent.name in message
         is_line = isinstance(error, (ValueError, OSError)) and "\n" not in message and is_named
         return ("refused" if is_line and not isinstance(error, InterruptedError) else "traceback"), repr(error)
+    if mark and mark.exists():
+        return "executed", "without an error"
     return ("identical" if is_equal(content, expected) else "changed"), ""
 
 
@@ -256,14 +308,15 @@ def run(name: str, mutations: int, seed: int = 0) -> tuple[Counter[str], list[st
     kind, rng = KINDS[name], random.Random(f"{name} {seed}")
     counts: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
     errors = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other, watched(Path(other)) as mark:
         path = kind.make(Path(folder))
         whole, expected = path.read_bytes(), kind.read(path)
         for _ in range(mutations):
-            path.write_bytes(mutate(whole, rng))
-            found, message = outcome(kind, path, expected)
+            path.write_bytes(kind.mutate(whole, rng, str(mark)))
+            found, message = outcome(kind, path, expected, mark)
+            mark.unlink(missing_ok=True)
             counts[found] += 1
-            if found == "traceback":
+            if found in ("traceback", "executed"):
                 errors.append(message)
     return counts, errors
 
@@ -275,10 +328,11 @@ def report(results: Mapping[str, Any]) -> str:
         "",
         f"`python benchmarks/mutate_files.py --mutations {results['mutations']} --seed {results['seed']}`, by "
         f"{', '.join(f'{name} {version}' for name, version in results['versions'].items())}: one to three places of a "
-        "file damaged at random.",
+        "file damaged at random; of forged files one to three values of the pickle replaced by calls, with right "
+        "checksums.",
         "",
-        "| file | checksum | refused in one line | the same content | another content | traceback |",
-        "|---|---|---|---|---|---|",
+        "| file | checksum | refused in one line | the same content | another content | traceback | code executed |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, kind in results["kinds"].items():
         counts = " | ".join(f"{kind['counts'][found]:,}" for found in OUTCOMES)

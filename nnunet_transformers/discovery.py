@@ -40,6 +40,8 @@ TRAINERS = {
     "nnUNetTrainerLinearProbe": "nnunet_transformers.trainers.linear_probe",
 }
 DEMO_TRAINERS = {"nnUNetTrainerQTUNetDemo": "nnunet_transformers.trainers.qt_unet"}
+# trainers of networks that are not ours
+STOCK_TRAINERS = {"nnUNetTrainerPretrained": "nnunet_transformers.trainers.pretrained"}
 # the trainers that have nnU-Net's benchmark variants, and the suffixes of those
 BENCHMARKED = ("nnUNetTrainerQTUNet", "nnUNetTrainerUNet2022", "nnUNetTrainerMiT")
 BENCHMARKS = ("", "_noDataLoading")
@@ -77,6 +79,7 @@ CLASSES = {
     **TRAINERS,
     **{schedule_name(name, epochs): module for name, module in TRAINERS.items() for epochs in SCHEDULES},
     **DEMO_TRAINERS,
+    **STOCK_TRAINERS,
     **{benchmark_name(name, kind): BENCHMARK_MODULE for name in BENCHMARKED for kind in BENCHMARKS},
     **PLANNERS,
 }

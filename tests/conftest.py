@@ -37,6 +37,8 @@ LIGHT |= {"test_cli.py", "test_docs.py", "test_security.py"}
 # the module of the fixture ``hostile``
 HOSTILE = "stranger"
 EXAMPLES = Path(__file__).parents[1] / "docs/examples"
+# scripts there import each other; at the end, as some have names of other modules
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 # the same examples in every run of CI; elsewhere new ones each time
 settings.register_profile("ci", derandomize=True)

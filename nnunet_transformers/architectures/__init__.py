@@ -24,6 +24,7 @@ from ._registry import (
     get_released_family,
     get_timm_family,
     list_networks,
+    list_released_families,
     register_network,
     register_released_family,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "get_released_family",
     "get_timm_family",
     "list_networks",
+    "list_released_families",
     "per_axis",
     "per_stage",
     "register_network",

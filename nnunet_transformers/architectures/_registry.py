@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -253,6 +254,11 @@ def get_released_family(family: str) -> ReleasedFamily:
     return _look_up("family of networks", family, _released)
 
 
+def list_released_families() -> list[str]:
+    """Names of the families with released weights."""
+    return sorted(_released)
+
+
 def get_timm_family(network: nn.Module, name: str) -> TimmFamily:
     """Look up the family of timm's network.
 
@@ -283,6 +289,7 @@ def create_network(
     num_classes: int,
     patch_size: Sequence[int],
     deep_supervision: bool = False,
+    pretrained: str | None = None,
     **overrides: Any,
 ) -> SegmentationNetwork:
     """Build a network by name; 2D or 3D follows from the length of ``patch_size``.
@@ -293,10 +300,13 @@ def create_network(
         num_classes: output channels; the output holds raw logits.
         patch_size: edge lengths in voxels; the network takes images of exactly this size.
         deep_supervision: return a list of logits, full resolution first.
+        pretrained: weights to start from, of any kind that ``weights.load`` takes: a file, a folder or ``timm:NAME``.
         overrides: arguments of the network's class that replace those of the published configuration.
 
     Raises:
-        ValueError: on an unknown name or override, and as the class, such as on a patch size that it cannot take.
+        ValueError: on an unknown name or override, and as the class, such as on a patch size that it cannot take; if
+            the weights cover less than half of the encoder.
+        FileNotFoundError: if there are no such weights.
 
     Examples:
         >>> import torch
@@ -311,4 +321,8 @@ def create_network(
     entry = get_network(name)
     entry.check_overrides(overrides)
     arguments = {**entry.arguments_for(len(patch_size)), **overrides}
-    return entry.build(input_channels, num_classes, patch_size, deep_supervision, **arguments)
+    network = entry.build(input_channels, num_classes, patch_size, deep_supervision, **arguments)
+    if pretrained is not None:
+        # what reads weights builds on the networks, so it is imported only here
+        import_module("nnunet_transformers.weights").load_enough(pretrained, network)
+    return network

@@ -370,7 +370,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """Translate the weights of the author's release (3D, and the layout of its 2D port) to ``QTUNet``.
 
     Returns:
-        A state dict that loads strictly into the same variant, built with ``reference_compat=True``.
+        A state dict that loads strictly into the same variant, built with ``reference_compat=True``; of a file with an
+        encoder alone, as the release has them from pretraining, its stem and encoder.
 
     Raises:
         ValueError: if these are not the weights of a released QT-UNet.
@@ -404,8 +405,10 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         for pattern, replacement in rules:
             key = re.sub(pattern, replacement, key)
         translated[key] = value.flatten(1) if key == "decoder.seg_layers.0.weight" else value
-    if not depth or "stem.proj.weight" not in translated:
-        raise ValueError("these are not the weights of a released QT-UNet: no patch embedding or no decoder level")
+    if not depth:  # besides an encoder, the files of pretraining hold the heads of its tasks
+        translated = {key: value for key, value in translated.items() if key.startswith(("stem.", "encoder."))}
+    if "stem.proj.weight" not in translated or "encoder.layers.0.blocks.0.norm1.weight" not in state_dict:
+        raise ValueError("these are not the weights of a released QT-UNet: no patch embedding or no encoder stage")
     return translated
 
 

@@ -23,6 +23,14 @@ OptionalDataset = Annotated[
 OptionalPlans = Annotated[str | None, typer.Option("--plans", "-p", help="Plan to follow.")]
 Configuration = Annotated[str, typer.Option("--configuration", "-c", help="Configuration of the plan.")]
 EncoderFile = Annotated[Path, typer.Argument(help="Encoder checkpoint written by pretraining.")]
+WeightSource = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Weights: a file or folder of any kind (docs/weights.md), such as an encoder, a fold or a release; "
+        "or timm:NAME[.TAG].",
+    ),
+]
 PreparedFolder = Annotated[Path, typer.Argument(help="Folder written by `pretrain prepare`.")]
 TorchDevice = Annotated[str, typer.Option(help="cpu, cuda or mps.")]
 Trust = Annotated[

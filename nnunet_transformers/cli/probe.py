@@ -90,7 +90,7 @@ def segment(
     if not trust:
         # the training runs all of the plan, its preprocessing and export too
         check_plan(load_plans(dataset_folder(dataset), plans), f"the plan {plans}")
-    weights = InitialWeights.from_file(encoder)
+    weights = InitialWeights.from_source(encoder)
     # a plan for each encoder keeps the results of several encoders apart
     probed = f"{plans}_probe_{weights.specification['sha256'][:8]}"
     _, reports, _ = attach(weights, dataset, plans, probed, [configuration], force=True, trust=trust)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._options import Configuration, Configurations, Dataset, EncoderFile, Force, NewPlans, Trust, parse_patch_size
+from ._options import Configuration, Configurations, Dataset, Force, NewPlans, Trust, WeightSource, parse_patch_size
 from ._output import echo
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ commands = typer.Typer()
 
 @commands.command()
 def attach(
-    checkpoint: EncoderFile,
+    source: WeightSource,
     dataset: Dataset,
     plans: Annotated[str, typer.Option("--plans", "-p", help="Plan to start from.")],
     output: NewPlans,
@@ -30,13 +30,13 @@ def attach(
     force: Force = False,
     trust: Trust = False,
 ) -> None:
-    """Write a plan whose networks start from a pretrained encoder, and print the load report."""
+    """Write a plan whose networks start from pretrained weights, and print the load report."""
     from ..weights import InitialWeights
     from ..weights.attach import attach as attach_weights
 
     _print_attached(
         *attach_weights(
-            InitialWeights.from_file(checkpoint),
+            InitialWeights.from_source(source),
             dataset,
             plans,
             output,
@@ -91,7 +91,7 @@ def attach_imagenet(
 
 @commands.command("export-full")
 def export_full(
-    checkpoint: EncoderFile,
+    source: WeightSource,
     dataset: Dataset,
     plans: Annotated[str, typer.Option("--plans", "-p", help="Plan to train with.")],
     configuration: Configuration,
@@ -105,7 +105,7 @@ def export_full(
     from ..weights import InitialWeights
     from ..weights.attach import export_full as export_weights
 
-    weights = InitialWeights.from_file(checkpoint)
+    weights = InitialWeights.from_source(source)
     echo(export_weights(weights, dataset, plans, configuration, output, trainer=trainer, trust=trust))
     echo(f"written: {output}; nnUNetv2_train ... -tr {trainer} -p {plans} -pretrained_weights {output}")
 

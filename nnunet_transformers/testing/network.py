@@ -324,7 +324,10 @@ def check_anisotropic_strides(name: str, patch_size: Sequence[int]) -> None:
     finest, merges = max(network.feature_strides[0]), len(network.grid_sizes) - 1
     if not merges:
         return
-    strides = {"patch_embed_stride": (1, finest, finest), "merge_strides": [(1, 2, 2)] * (merges - 1) + [(2, 2, 2)]}
+    strides: dict[str, Any] = {
+        "patch_embed_stride": (1, finest, finest),
+        "merge_strides": [(1, 2, 2)] * (merges - 1) + [(2, 2, 2)],
+    }
     edge = finest * 2**merges
     network = create_network(name, 1, 3, (10, 2 * edge, edge), deep_supervision=True, **strides)
     outputs = network(torch.randn(1, 1, *network.patch_size))

@@ -17,3 +17,5 @@ class MGCARecipe:
     warmup_fraction = 0.0
     lr_power = 0.0
     clip_grad_norm = 12.0
+    layer_decay = 1.0
+    frozen_fraction = 0.0

@@ -26,6 +26,8 @@ class nnUNetTrainerMiTPaper(nnUNetTrainerMiT):
     default_weight_decay = 3e-5
     warmup_fraction = 0.0
     clip_grad_norm = 12.0
+    layer_decay = 1.0
+    frozen_fraction = 0.0
 
 
 globals().update(with_schedules(nnUNetTrainerMiT, nnUNetTrainerMiTPaper))

@@ -42,6 +42,7 @@ class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
     default_weight_decay = 0.0
     default_deep_supervision = False
     ce_weight = 0.0
+    layer_decay = 1.0
     frozen_fraction = 0.0
 
     @staticmethod

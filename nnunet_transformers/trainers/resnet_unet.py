@@ -18,8 +18,5 @@ class nnUNetTrainerResNet50UNet(TransformerTrainer):
 class nnUNetTrainerResNet50UNetPaper(MGCARecipe, nnUNetTrainerResNet50UNet):
     """MGCA's recipe for ResNet-50, trained as a whole at one rate: the supplement freezes the ViT only."""
 
-    layer_decay = 1.0
-    frozen_fraction = 0.0
-
 
 globals().update(with_schedules(nnUNetTrainerResNet50UNet, nnUNetTrainerResNet50UNetPaper))

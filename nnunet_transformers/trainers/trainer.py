@@ -10,15 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import param_groups_weight_decay
 from timm.scheduler import PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
-from torch._dynamo import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from .._atomic import replacing
@@ -28,10 +25,11 @@ from .._reading import first_line
 from ..architectures import SegmentationNetwork, class_path
 from ..cpu import optimize
 from ..discovery import plans_name
-from ..plans.planned import PlannedConfiguration, check_labels
+from ..plans.planned import check_labels
 from ..plans.stored_data import StoredData
-from ..weights import initialise
 from ..weights.file import check_file
+from .initial_weights import StartsFromPlan
+from .loaded_encoder import LoadedEncoder
 from .precision import default_autocast_dtype, planned_autocast_dtype
 
 # non-finite losses in a row that end a training whose ``GradScaler`` skips such steps; halved each time, its scale of
@@ -39,7 +37,7 @@ from .precision import default_autocast_dtype, planned_autocast_dtype
 MAX_OVERFLOWS = 40
 
 
-class TransformerTrainer(nnUNetTrainer):
+class TransformerTrainer(StartsFromPlan):
     """nnU-Net's training with a recipe for transformers.
 
     AdamW without weight decay of norms, biases and position tables; linear warm-up and nnU-Net's polynomial decay,
@@ -57,10 +55,10 @@ class TransformerTrainer(nnUNetTrainer):
         lr_power: exponent of the polynomial decay; 0 for a fixed rate.
         clip_grad_norm: norm to which gradients are clipped.
         layer_decay: factor of the learning rate from one stage of a pretrained encoder to the one before it, where the
-            plan specifies initial weights; the decoder has the full rate.
-        frozen_fraction: fraction of the schedule in which pretrained stem and encoder are frozen, including batch norm
-            statistics, while the decoder adapts to them; 1 freezes them throughout and requires a plan with initial
-            weights.
+            plan specifies initial weights; decoder and whatever the weights leave out have the full rate.
+        frozen_fraction: fraction of the schedule in which what was loaded of stem and encoder is frozen, including
+            batch norm statistics, while the rest adapts to it; 1 freezes it throughout and requires a plan with
+            initial weights.
         planners: planners to suggest where a plan does not fit.
 
     Raises:
@@ -174,9 +172,6 @@ class TransformerTrainer(nnUNetTrainer):
             self.configuration_manager.configuration["architecture"] = architecture
             self.plans_manager.plans["configurations"][self.configuration_name]["architecture"] = architecture
 
-    def _planned(self) -> PlannedConfiguration:
-        return PlannedConfiguration(self.plans_manager.plans, self.dataset_json, self.configuration_name)
-
     def _stored_data(self) -> StoredData:
         return StoredData(self._planned(), Path(self.preprocessed_dataset_folder_base))
 
@@ -193,8 +188,7 @@ class TransformerTrainer(nnUNetTrainer):
 
     def configure_optimizers(self) -> tuple[Optimizer, Scheduler]:
         if self.frozen_fraction >= 1:
-            for part in self._encoder_parts():
-                part.requires_grad_(False)
+            self._loaded_encoder().freeze()
         # fused takes a third of the time on CPU; on other devices None leaves the choice to PyTorch
         fused = True if self.device.type == "cpu" else None
         optimizer = AdamW(self._parameter_groups(), lr=self.initial_lr, weight_decay=self.weight_decay, fused=fused)
@@ -210,13 +204,10 @@ class TransformerTrainer(nnUNetTrainer):
         return optimizer, scheduler
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        network = self.plain_network
-        tables = network.no_weight_decay()
         if self._initialisation is None:
-            return param_groups_weight_decay(network, self.weight_decay, no_weight_decay_list=tables)
-        return param_groups_layer_decay(
-            network, self.weight_decay, no_weight_decay_list=tables, layer_decay=self.layer_decay
-        )
+            network = self.plain_network
+            return param_groups_weight_decay(network, self.weight_decay, network.no_weight_decay())
+        return self._loaded_encoder().parameter_groups(self.weight_decay, self.layer_decay)
 
     def _clip_gradients(self, *_: object) -> None:
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_grad_norm)
@@ -225,9 +216,7 @@ class TransformerTrainer(nnUNetTrainer):
         super().on_train_epoch_start()
         self._iteration = 0
         if self._encoder_is_frozen(self.current_epoch):
-            for module in (m for part in self._encoder_parts() for m in part.modules()):
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            self._loaded_encoder().freeze_statistics()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         self._check_labels(batch)
@@ -256,30 +245,25 @@ class TransformerTrainer(nnUNetTrainer):
         norms = [m for m in self.network.modules() if isinstance(m, _BatchNorm)]
         return [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
 
-    def _encoder_parts(self) -> tuple[nn.Module, nn.Module]:
+    def _loaded_encoder(self) -> LoadedEncoder:
         # not a property: nnU-Net reads all properties for debug.json, and a linear probe has no such parts
-        network = self.plain_network
-        return network.get_submodule(network.key_to_stem), network.get_submodule(network.key_to_encoder)
+        return LoadedEncoder(self.plain_network, (self._initialisation or {}).get("fresh", ()))
 
     def _encoder_is_frozen(self, progress: float) -> bool:
         """Whether the encoder is frozen at ``progress``, in epochs."""
         return self._initialisation is not None and progress < self.frozen_fraction * self.num_epochs
 
     def _freeze_encoder(self, progress: float) -> None:
-        # through the learning rate: DDP does not notice a change of requires_grad
         if not self._encoder_is_frozen(progress):
             return
-        encoder = {id(parameter) for part in self._encoder_parts() for parameter in part.parameters()}
-        for group in self.optimizer.param_groups:
-            members = {id(parameter) in encoder for parameter in group["params"]}
-            if len(members) > 1:
-                raise RuntimeError(
-                    f"{type(self).__name__} cannot freeze the encoder for the first {self.frozen_fraction:.0%} of the "
-                    "schedule: the optimiser has a group with parameters of encoder and decoder. Separate them in "
-                    "configure_optimizers or the network's group_matcher, or set frozen_fraction to 0."
-                )
-            if members == {True}:
-                group["lr"] = 0.0
+        try:
+            self._loaded_encoder().set_rates_to_zero(self.optimizer)
+        except ValueError as error:
+            raise RuntimeError(
+                f"{type(self).__name__} cannot freeze the encoder for the first {self.frozen_fraction:.0%} of the "
+                f"schedule: {error}. Separate them in configure_optimizers or the network's group_matcher, or set "
+                "frozen_fraction to 0."
+            ) from error
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         self._check_labels(batch)
@@ -291,26 +275,8 @@ class TransformerTrainer(nnUNetTrainer):
         with default_autocast_dtype(self.autocast_dtype):
             super().perform_actual_validation(save_probabilities)
 
-    # ---- initial weights ----
-
-    @property
-    def plain_network(self) -> Any:
-        """The ``network_class`` without the wrappers of DDP and torch.compile."""
-        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        return network._orig_mod if isinstance(network, OptimizedModule) else network
-
-    @property
-    def initialised_network(self) -> nn.Module:
-        """The module that initial weights are loaded into."""
-        return self.plain_network
-
-    @property
-    def _initialisation(self) -> dict[str, Any] | None:
-        """The plan's specification of initial weights, if any."""
-        return self.configuration_manager.configuration.get("initialisation")
-
     def on_train_start(self) -> None:
-        """Check the stored data, and load the plan's initial weights.
+        """Check the stored data, then start as ``StartsFromPlan``.
 
         Raises:
             FileNotFoundError, ValueError: if the stored data are not those of the plan and the dataset.
@@ -323,11 +289,7 @@ class TransformerTrainer(nnUNetTrainer):
         if note := stored.check_split(self.fold):
             self.print_to_log_file(note)
         stored.check_content()
-        # initialised before means that nnU-Net has loaded a checkpoint or -pretrained_weights, which take precedence
-        is_fresh = not self.was_initialized
         super().on_train_start()
-        if self._initialisation is not None and is_fresh:
-            self.print_to_log_file(initialise(self.initialised_network, self._initialisation), add_timestamp=False)
 
     # ---- invalid data ----
 

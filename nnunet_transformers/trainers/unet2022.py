@@ -29,6 +29,8 @@ class nnUNetTrainerUNet2022Paper(nnUNetTrainerUNet2022):
     warmup_fraction = 0.0
     lr_power = 0.0
     clip_grad_norm = 12.0
+    layer_decay = 1.0
+    frozen_fraction = 0.0
 
 
 globals().update(with_schedules(nnUNetTrainerUNet2022, nnUNetTrainerUNet2022Paper))

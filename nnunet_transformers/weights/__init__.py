@@ -3,12 +3,13 @@
 from .encoder import EncoderCheckpoint, encoder_adapters, encoder_weights, load_encoder, load_encoder_weights
 from .file import load_checkpoint, load_state_dict, save_checkpoint
 from .imagenet import ImageNetWeights, load_imagenet
-from .initialise import InitialWeights, encoder_specification, initialise
+from .initialise import InitialWeights, encoder_specification, initialise, load_enough
 from .load_report import LoadReport
 from .pretrained import PretrainedWeights
 from .primus import PrimusCheckpoint, create_primus, load_primus_weights
 from .releases import from_reference, identify
-from .sealed import SealedCheckpoint, load, package_versions
+from .sealed import SealedCheckpoint, package_versions
+from .source import find_weights, load
 from .timm_encoder import TimmCheckpoint, create_timm
 from .transfer import transfer
 
@@ -26,6 +27,7 @@ __all__ = [
     "encoder_adapters",
     "encoder_specification",
     "encoder_weights",
+    "find_weights",
     "from_reference",
     "identify",
     "initialise",
@@ -33,6 +35,7 @@ __all__ = [
     "load_checkpoint",
     "load_encoder",
     "load_encoder_weights",
+    "load_enough",
     "load_imagenet",
     "load_primus_weights",
     "load_state_dict",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Sequence
 from math import prod
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,6 +32,8 @@ def bias_tables(network: nn.Module, shape_in_source: Callable[[str, Tensor], Seq
         if not isinstance(module, RelativePositionBias) or value.shape[1] != tensor.shape[1]:
             return None
         shape = tuple(shape_in_source(name, value))
+        if prod(shape) != len(value):
+            return None
         change = sizes_changed("offsets", shape, module.table_shape) if shape != module.table_shape else ""
         return resize_bias_table(value, shape, module.table_shape), change
 
@@ -74,8 +77,12 @@ def first_layers(names: Container[str]) -> Adapter:
         changes = []
         kernel, new_kernel = value.shape[2:], tensor.shape[2:]
         if kernel != new_kernel:
-            mode = {2: "bilinear", 3: "trilinear"}[len(kernel)]
-            value = F.interpolate(value.float(), size=tuple(new_kernel), mode=mode) * (prod(kernel) / prod(new_kernel))
+            # along an axis that the new kernel has no extent on, the sum is exact
+            flat = [axis for axis, length in enumerate(new_kernel, start=2) if length == 1]
+            value = value.float().sum(flat, keepdim=True) if flat else value.float()
+            if value.shape[2:] != new_kernel:
+                mode, scale = {2: "bilinear", 3: "trilinear"}[len(kernel)], prod(value.shape[2:]) / prod(new_kernel)
+                value = F.interpolate(value, size=tuple(new_kernel), mode=mode) * scale
             changes.append(sizes_changed("kernel", kernel, new_kernel))
         channels, new_channels = value.shape[1], tensor.shape[1]
         if channels != new_channels:
@@ -91,6 +98,28 @@ def pointwise_convolutions(name: str, value: Tensor, tensor: Tensor) -> tuple[Te
     if value.shape == tensor.shape or value.squeeze().shape != tensor.squeeze().shape:
         return None
     return value.reshape(tensor.shape), ""
+
+
+def convolution_kernels(name: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
+    """Adapt a kernel to a plan that convolves along other axes: lengths of 1 where there was 3, or 3 where there was 1.
+
+    The response to an image that is constant along these axes stays the same: their kernel is summed, or becomes the
+    centre of the longer one.
+    """
+    if value.shape == tensor.shape or value.dim() != tensor.dim() or value.dim() < 4:
+        return None
+    if value.shape[:2] != tensor.shape[:2]:
+        return None
+    adapted = value
+    for axis, (before, after) in enumerate(zip(value.shape[2:], tensor.shape[2:], strict=True), start=2):
+        if after == 1:
+            adapted = adapted.sum(axis, keepdim=True)
+        elif before == 1:
+            zeros = adapted.new_zeros([*adapted.shape[:axis], after // 2, *adapted.shape[axis + 1 :]])
+            adapted = torch.cat([zeros, adapted, zeros], axis)
+    if adapted.shape != tensor.shape:
+        return None
+    return adapted, sizes_changed("kernel", value.shape[2:], tensor.shape[2:])
 
 
 def depthwise_kernels(suffix: str) -> Adapter:
@@ -116,6 +145,27 @@ def depthwise_kernels(suffix: str) -> Adapter:
         if tensor.dim() == 5:
             value = value.unsqueeze(2).expand_as(tensor) / tensor.shape[2]
         return value, change
+
+    return adapt
+
+
+def inflated_kernels(name: str, then: Adapter) -> Adapter:
+    """Create an adapter that inflates a 2D kernel to 3D, repeated along the depth and divided by its length.
+
+    Args:
+        name: name of the weight, (out, channels, *kernel).
+        then: adapter for what remains to be changed.
+    """
+
+    def adapt(other: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
+        if other != name:
+            return None
+        if tensor.dim() != value.dim() + 1:
+            return then(other, value, tensor)
+        depth = tensor.shape[2]
+        inflated = value.unsqueeze(2).expand(-1, -1, depth, *value.shape[2:]) / depth
+        adapted, change = then(other, inflated, tensor) or (inflated, "")
+        return adapted, ", ".join(filter(None, [f"inflated to {depth}", change]))
 
     return adapt
 

@@ -12,7 +12,8 @@ from .._reading import read_json
 from ..plans.plan_files import check_new_plans, dataset_folder, load_plans
 from ..plans.planned import PlannedConfiguration
 from .file import save_checkpoint
-from .initialise import InitialWeights
+from .initialise import InitialWeights, load_enough
+from .kinds import label_names
 from .load_report import LoadReport
 
 MARKER = "attached"
@@ -51,7 +52,7 @@ def attach(
     Raises:
         ValueError: if the weights do not fit or cover too little, there is no such dataset or configuration, or the
             plan names other code than networks.
-        FileNotFoundError: if the plan, or a file of ImageNet weights, is missing.
+        FileNotFoundError: if the plan, or a file of weights, is missing.
         FileExistsError: if there is already a plan with the new name.
     """
     folder = dataset_folder(dataset)
@@ -65,30 +66,26 @@ def attach(
     reports, left = {}, {}
     for name in configurations or own:
         try:
-            network = PlannedConfiguration(plans, dataset_json, name).build_network(trust=trust)
-            reports[name] = _load_enough(weights, network, min_coverage)
+            planned = PlannedConfiguration(plans, dataset_json, name)
+            network = planned.build_network(trust=trust)
+            reports[name] = load_enough(weights, network, planned.patch_size, label_names(dataset_json), min_coverage)
         except ValueError as error:
             if configurations:
                 raise ValueError(f"{name}: {error}") from error
             left[name] = str(error)
             continue
-        plans["configurations"][name][INITIALISATION] = weights.specification
+        fresh = _fresh_in_encoder(reports[name], network)
+        plans["configurations"][name][INITIALISATION] = {**weights.specification, **({"fresh": fresh} if fresh else {})}
     if not reports:
         raise ValueError("; ".join(f"{name}: {reason}" for name, reason in left.items()))
     write_json({**plans, "plans_name": output, MARKER: weights.specification}, path)
     return path, reports, left
 
 
-def _load_enough(weights: InitialWeights, network: nn.Module, min_coverage: float) -> LoadReport:
-    report = weights.load_into(network)
-    coverage = report.coverage(dict(network.named_parameters()), f"{network.key_to_encoder}.")
-    if coverage < min_coverage:
-        raise ValueError(
-            f"the weights cover {coverage:.0%} of the encoder, less than the {min_coverage:.0%} asked for "
-            f"(--min-coverage): {len(report.loaded)} tensors loaded unchanged, {len(report.adapted)} adapted, "
-            f"{len(report.fresh)} missing or of another shape"
-        )
-    return report
+def _fresh_in_encoder(report: LoadReport, network: nn.Module) -> list[str]:
+    """Names of the parameters of stem and encoder that keep their initialisation: training does not freeze them."""
+    parts, filled = (f"{network.key_to_stem}.", f"{network.key_to_encoder}."), {*report.loaded, *report.adapted}
+    return [n for n, _ in network.named_parameters() if n.startswith(parts) and n not in filled]
 
 
 def export_full(
@@ -123,6 +120,6 @@ def export_full(
         raise FileExistsError(f"{output} exists; remove it or choose another name")
     planned = PlannedConfiguration.load(dataset, plans_name, configuration)
     network = planned.build_network(trainer, trust=trust)
-    report = weights.load_into(network, planned.patch_size)
+    report = weights.load_into(network, planned.patch_size, label_names(planned.dataset_json))
     save_checkpoint({"network_weights": network.state_dict()}, output)
     return report

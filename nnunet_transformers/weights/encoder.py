@@ -49,10 +49,7 @@ class EncoderCheckpoint(PretrainedWeights):
         Raises:
             ValueError: if there is no such network, or its encoder has far more weights than the checkpoint.
         """
-        network = build_described(
-            lambda: create_network(self.name, self.input_channels, 2, self.patch_size, **self.overrides),
-            "an encoder checkpoint",
-        )
+        network = self._described()
         claimed, held = (sum(v.numel() for v in w.values()) for w in (_encoder_state(network), self.weights))
         if claimed > MAX_CLAIMED * held:
             raise ValueError(
@@ -60,6 +57,20 @@ class EncoderCheckpoint(PretrainedWeights):
                 f"{held}; get it again from its source"
             )
         return network
+
+    def _described(self) -> SegmentationNetwork:
+        return build_described(
+            lambda: create_network(self.name, self.input_channels, 2, self.patch_size, **self.overrides),
+            "an encoder checkpoint",
+        )
+
+    def load_into(
+        self, network: nn.Module, patch_size: Sequence[int] | None = None, labels: Sequence[str] | None = None
+    ) -> LoadReport:
+        """Load the weights into a network, in place, see ``load_encoder_weights``."""
+        if not isinstance(network, SegmentationNetwork):
+            raise ValueError(f"the weights are of {self.name}, the network is {type(network).__name__}")
+        return load_encoder_weights(network, self)
 
     def _other_entries(self) -> dict[str, Any]:
         return {"nnssl_adaptation_plan": _adaptation_plan(self)}
@@ -169,6 +180,8 @@ def _adaptation_plan(checkpoint: EncoderCheckpoint) -> dict[str, Any]:
     network_class = entry.network_class
     ndim = len(checkpoint.patch_size)
     arguments = {**entry.all_arguments(ndim), **checkpoint.overrides, "patch_size": checkpoint.patch_size}
+    # what nnU-Net's trainers read for deep supervision
+    arguments["strides"] = checkpoint._described().strides
     arguments = {name: value for name, value in arguments.items() if value is not None}
     spacing = None if checkpoint.spacing is None else list(checkpoint.spacing)
     configuration = {

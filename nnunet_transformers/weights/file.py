@@ -1,26 +1,30 @@
-"""Read weights from files without unpickling anything but tensors and plain types."""
+"""Read weights from files without unpickling anything but tensors, plain types and what becomes such."""
 
 from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
 from .._atomic import replacing
-from .._reading import RefusedError, reading
+from .._reading import RefusedError, first_line, reading
+from .._text import printable
+from .layout import find_state_dicts
 from .limits import check_archive, check_content, check_finite
+from .named import UnknownProtocolError, is_plain_name, names_in
+from .restricted import INERT, NotInertError, as_plain
 
-# entries in which training frameworks store the state dict; "" is the file itself
-STATE_DICT_KEYS = ("network_weights", "state_dict", "model", "model_state_dict", "student", "")
 # PyTorch refuses to load anything where both are set
 FORCE, FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+# names of classes in a message, and letters of each
+SHOWN_NAMES, SHOWN_LETTERS = 3, 80
 
 
 class HoldsObjectsError(RefusedError):
@@ -31,49 +35,70 @@ class HoldsObjectsError(RefusedError):
 def plain_types_only(allowed: Sequence[Any] = ()) -> Iterator[None]:
     """Make ``torch.load`` refuse all but tensors, plain types and ``allowed``, even with ``weights_only=False``.
 
-    PyTorch's environment variables for this purpose have no effect inside.
+    PyTorch's environment variables for this purpose have no effect inside, nor what other code has declared safe.
 
     Args:
         allowed: classes and functions, as ``torch.serialization.safe_globals`` takes them.
     """
+    declared = torch.serialization.get_safe_globals()
     before = {name: os.environ.pop(name, None) for name in (FORCE, FORCE_NOT)}
     os.environ[FORCE] = "1"
     try:
-        with torch.serialization.safe_globals(list(allowed)):
-            yield
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(list(allowed))
+        yield
     finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(declared)
         del os.environ[FORCE]
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
-def read_plain_types(path: str | os.PathLike[str], allowed: Sequence[Any] = ()) -> Any:
+def read_plain_types(path: str | os.PathLike[str], inert: bool = False) -> Any:
     """Read a file of ``torch.save`` without unpickling other objects; all safe reading in this package calls it.
 
     The checksums are verified, and what the file claims is checked against its size (``limits``).
 
     Args:
         path: file to read.
-        allowed: as ``plain_types_only`` takes it.
+        inert: also accept what files of others hold besides weights, such as arguments of a training, and turn it into
+            plain types; ``restricted`` has the list.
 
     Raises:
         OSError: if it cannot be opened.
-        HoldsObjectsError: if it holds more than tensors, plain types and ``allowed``.
+        HoldsObjectsError: if it holds more than that.
         ValueError: if it is truncated, damaged, not a checkpoint, or claims more than it holds.
     """
+    allowed = INERT if inert else ()
     with reading(path, "a checkpoint"), plain_types_only(allowed), Path(path).open("rb") as file:
         check_archive(file, path)
         try:
+            _check_names(file, {name for _, name in allowed})
             content = torch.load(file, map_location="cpu", weights_only=True)
+            if inert:
+                content = as_plain(content, Path(path).stat().st_size)
+        except (NotInertError, UnknownProtocolError) as error:
+            raise HoldsObjectsError(
+                f"{path} holds {first_line(error)} besides weights and plain types, which could run code when loaded"
+            ) from error
         except pickle.UnpicklingError as error:
             # the rest of PyTorch's message recommends weights_only=False
             reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
-            if "unsupported" not in reason.lower():
-                raise ValueError(reason) from error
-            raise HoldsObjectsError(
-                f"{path} holds Python objects besides weights, which could run code when they are loaded"
-            ) from error
+            raise ValueError(reason) from error
         check_content(content, path)
     return content
+
+
+def _check_names(file: IO[bytes], allowed: Collection[str]) -> None:
+    """Check which classes and functions a file names, before anything is made of it.
+
+    Raises:
+        NotInertError: names those that are neither allowed nor of tensors and plain types.
+    """
+    names = [name for name in names_in(file) if name not in allowed and not is_plain_name(name)]
+    if names:
+        shown = ", ".join(printable(name)[:SHOWN_LETTERS] for name in names[:SHOWN_NAMES])
+        raise NotInertError(f"{shown} and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else shown)
 
 
 def check_file(path: str | os.PathLike[str]) -> None:
@@ -115,7 +140,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             # copied, as tensors of safetensors show the file, and change with it
             return {name: value.clone() for name, value in load_safetensors(path).items()}
     try:
-        content = read_plain_types(path)
+        content = read_plain_types(path, inert=True)
     except HoldsObjectsError as error:
         raise ValueError(
             f"{error}; refused. Where you trust its origin, save its state dict alone with torch.save and use that file"
@@ -126,18 +151,16 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the state dict of a checkpoint file, from the first of ``STATE_DICT_KEYS`` that holds one.
+    """Read the state dict of a checkpoint file, the first that ``layout.find_state_dicts`` finds.
 
     Raises:
         FileNotFoundError, ValueError: as ``load_checkpoint``; ValueError also if there is no state dict, or one with
             NaN or infinity.
     """
     content = load_checkpoint(path)
-    for key in STATE_DICT_KEYS:
-        candidate = content.get(key) if key else content
-        if isinstance(candidate, Mapping) and candidate and all(isinstance(v, Tensor) for v in candidate.values()):
-            check_finite(candidate, path)
-            return dict(candidate)
+    for _, weights in find_state_dicts(content):
+        check_finite(weights, path)
+        return weights
     raise ValueError(f"{path} holds no state dict; it has {', '.join(map(str, list(content)[:8]))}")
 
 

@@ -7,7 +7,7 @@ code, the decoder stages of equal width take the same ConvNeXt blocks.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import isqrt
@@ -24,13 +24,14 @@ from ..architectures.unet2022 import UNet2022
 from .adapters import bias_tables, depthwise_kernels, pointwise_convolutions
 from .file import load_state_dict
 from .load_report import LoadReport
+from .timm_encoder import tagged
 from .transfer import transfer
 
 HUB = "hub"
 
 
 @dataclass(frozen=True)
-class _Family:
+class Family:
     """A timm family and its place in UNet-2022.
 
     Attributes:
@@ -50,7 +51,7 @@ class _Family:
     renamed: Mapping[str, str]
 
 
-CONVNEXT = _Family(
+CONVNEXT = Family(
     "ConvNeXt",
     # widths below 96 are those of the 3D networks
     {48: "convnext_femto", 64: "convnext_pico", 96: "convnext_tiny", 128: "convnext_base", 192: "convnext_large"},
@@ -59,7 +60,7 @@ CONVNEXT = _Family(
     "convnext",
     {},
 )
-SWIN = _Family(
+SWIN = Family(
     "Swin",
     {96: "swin_tiny_patch4_window7_224", 128: "swin_base_patch4_window7_224", 192: "swin_large_patch4_window7_224"},
     timm_swin.checkpoint_filter_fn,
@@ -90,19 +91,13 @@ class ImageNetWeights:
     def load_into(self, network: UNet2022) -> LoadReport:
         """Load the weights into a network, in place; errors as ``load_imagenet``."""
         width = network.feature_channels[0]
-        weights: dict[str, Tensor] = {}
-        origins = []
-        for family, source in self.sources:
-            weights |= _renamed(self._weights(family, source, width), network, family, self.spread)
-            origins.append(f"{family.title} ({family.names[width]}, {source})")
+        found = [
+            (f, self._weights(f, source, width), f"{f.title} ({f.names[width]}, {source})")
+            for f, source in self.sources
+        ]
+        return load_blocks(network, found, self.spread)
 
-        def table_shape(_: str, value: Tensor) -> tuple[int, int]:
-            return (isqrt(len(value)),) * 2  # Swin's windows are square
-
-        adapters = (bias_tables(network, table_shape), pointwise_convolutions, depthwise_kernels("conv_dw.weight"))
-        return transfer(dict(network.named_parameters()), weights, adapters, " and ".join(origins))
-
-    def _weights(self, family: _Family, source: str | os.PathLike[str], width: int) -> dict[str, Tensor]:
+    def _weights(self, family: Family, source: str | os.PathLike[str], width: int) -> dict[str, Tensor]:
         """Read the weights of the family's model of a width, by timm's names."""
         if width not in family.names:
             known = ", ".join(f"{channels} ({name})" for channels, name in family.names.items())
@@ -110,7 +105,7 @@ class ImageNetWeights:
         name = family.names[width]
         if source == HUB:
             try:
-                return dict(timm.create_model(name, pretrained=True).state_dict())
+                return dict(timm.create_model(tagged(name), pretrained=True).state_dict())
             except Exception as error:  # the hub's client raises many types without a connection
                 raise ValueError(
                     f"cannot download {name}: {error}. Download it where there is a connection and give the file"
@@ -127,6 +122,28 @@ class ImageNetWeights:
         if len(right) < len(expected) // 2:
             raise ValueError(f"{source} holds no weights of {name}: it has {len(right)} of the {len(expected)} tensors")
         return weights
+
+
+def load_blocks(
+    network: UNet2022, found: Sequence[tuple[Family, Mapping[str, Tensor], str]], spread: bool = False
+) -> LoadReport:
+    """Load the blocks of timm networks into a UNet-2022, in place.
+
+    Args:
+        network: 2D or 3D network.
+        found: families, weights by timm's names, and their origin in words.
+        spread: as ``ImageNetWeights`` takes it.
+    """
+    weights: dict[str, Tensor] = {}
+    for family, own, _ in found:
+        weights |= _renamed(own, network, family, spread)
+
+    def table_shape(_: str, value: Tensor) -> tuple[int, int]:
+        return (isqrt(len(value)),) * 2  # Swin's windows are square
+
+    adapters = (bias_tables(network, table_shape), pointwise_convolutions, depthwise_kernels("conv_dw.weight"))
+    origin = " and ".join(origin for *_, origin in found)
+    return transfer(dict(network.named_parameters()), weights, adapters, origin)
 
 
 def load_imagenet(
@@ -155,7 +172,7 @@ def load_imagenet(
     return ImageNetWeights(convnext, swin, spread).load_into(network)
 
 
-def _block_names(network: UNet2022, source: Mapping[str, Tensor], family: _Family, spread: bool) -> dict[str, str]:
+def _block_names(network: UNet2022, source: Mapping[str, Tensor], family: Family, spread: bool) -> dict[str, str]:
     """Map the name prefix of each block's part, in encoder and decoder, to the prefix of the source's block."""
     names = {}
     levels = len(cast(nn.ModuleList, network.decoder.levels))
@@ -173,7 +190,7 @@ def _block_names(network: UNet2022, source: Mapping[str, Tensor], family: _Famil
     return names
 
 
-def _renamed(weights: Mapping[str, Tensor], network: UNet2022, family: _Family, spread: bool) -> dict[str, Tensor]:
+def _renamed(weights: Mapping[str, Tensor], network: UNet2022, family: Family, spread: bool) -> dict[str, Tensor]:
     """Rename timm's weights to the network's names; unused ones become "swin: patch_embed.proj.weight"."""
     parameters = {name for name, _ in network.named_parameters()}
     renamed, used = {}, set()

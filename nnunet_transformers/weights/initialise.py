@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from dynamic_network_architectures.architectures.primus import Primus
 from torch import nn
 
-from ..architectures import SegmentationNetwork
 from ..architectures.unet2022 import UNet2022
-from .encoder import EncoderCheckpoint, load_encoder_weights
 from .imagenet import ImageNetWeights
 from .load_report import LoadReport
 from .pretrained import PretrainedWeights
-from .primus import PrimusCheckpoint, load_primus_weights
-from .sealed import load
-from .timm_encoder import TimmCheckpoint
+from .source import find_weights
 
 
 class InitialWeights:
@@ -26,64 +20,67 @@ class InitialWeights:
 
     Args:
         specification: entry ``initialisation`` of a plan's configuration, either ``{"imagenet": {arguments of
-            load_imagenet}}`` or ``{"checkpoint": file, "sha256": its hash}`` for an encoder checkpoint of a registered
-            network, a timm network or Primus.
+            load_imagenet}}`` or ``{"checkpoint": source, "sha256": its hash}``, see ``find_weights`` for the sources.
+            ``fresh`` names what the weights leave out of stem and encoder, for the trainer.
 
     Attributes:
-        specification: the specification, with the hash of the file.
+        specification: the specification, with the complete source and the hash.
+        citations: references that go with the weights.
 
     Raises:
-        ValueError: if the specification is neither of these, or the file is truncated, altered, of another kind, or
-            has another hash.
+        ValueError: if the specification is neither of these, or the source holds no weights, damaged ones, or others
+            than the hash says.
         FileNotFoundError: if there is no such file.
     """
 
     def __init__(self, specification: Mapping[str, Any]) -> None:
-        self._weights: ImageNetWeights | PretrainedWeights
+        self._weights: Any
         self.specification: dict[str, Any]
         match dict(specification):
-            case {"imagenet": arguments}:
+            case {"imagenet": arguments, **_more}:
                 self._weights = ImageNetWeights(**arguments)
                 self.specification = {"imagenet": dict(arguments)}
-            case {"checkpoint": path, **more}:
-                checkpoint = load(path, (EncoderCheckpoint, TimmCheckpoint, PrimusCheckpoint))
-                if more.get("sha256") not in (None, checkpoint.sha256):
-                    raise ValueError(f"{path} is another file than when the plan was written; attach it again")
-                self.specification = {"checkpoint": str(path), "sha256": checkpoint.sha256}
-                if isinstance(checkpoint, TimmCheckpoint):
-                    checkpoint = EncoderCheckpoint.from_timm(checkpoint)
-                self._weights = checkpoint
+            case {"checkpoint": source, **more}:
+                found = find_weights(source)
+                if more.get("sha256") not in (None, found.sha256):
+                    raise ValueError(f"{source} is another file than when the plan was written; attach it again")
+                self.specification = {"checkpoint": found.source, "sha256": found.sha256}
+                self._weights = found.weights
             case _:
                 raise ValueError(
                     f"the plan's initialisation must be imagenet or checkpoint, got {', '.join(specification)}"
                 )
+        self.citations: Sequence[str] = getattr(self._weights, "citations", ())
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str]) -> InitialWeights:
-        """Read an encoder checkpoint that no plan specifies yet; errors as for the class."""
-        return cls({"checkpoint": str(Path(path).resolve())})
+    def from_source(cls, source: str | os.PathLike[str]) -> InitialWeights:
+        """Read weights that no plan specifies yet; errors as for the class."""
+        return cls({"checkpoint": str(source)})
 
-    def load_into(self, network: nn.Module, patch_size: Sequence[int] | None = None) -> LoadReport:
+    def load_into(
+        self, network: nn.Module, patch_size: Sequence[int] | None = None, labels: Sequence[str] | None = None
+    ) -> LoadReport:
         """Load the weights into a fresh network, in place; arguments as for ``initialise``.
 
         Raises:
             ValueError: if the weights do not fit the network.
         """
-        if isinstance(self._weights, ImageNetWeights):
+        weights = self._weights
+        if isinstance(weights, ImageNetWeights):
             if not isinstance(network, UNet2022):
                 raise ValueError(f"ImageNet weights are for UNet-2022, not {type(network).__name__}")
-            return self._weights.load_into(network)
-        source = f"{self.specification['checkpoint']} ({self._weights.origin})"
-        match network, self._weights:
-            case SegmentationNetwork(), EncoderCheckpoint() as checkpoint:
-                return load_encoder_weights(network, checkpoint, source)
-            case Primus(), PrimusCheckpoint() as checkpoint if patch_size is not None:
-                return load_primus_weights(network, patch_size, checkpoint, source)
-        raise ValueError(f"the weights are of {self._weights.name}, the network is {type(network).__name__}")
+            return weights.load_into(network)
+        report: LoadReport = weights.load_into(network, patch_size=patch_size, labels=labels)
+        if isinstance(weights, PretrainedWeights):
+            report.source = f"{self.specification['checkpoint']} ({weights.origin})"
+        return report
 
 
 def initialise(
-    network: nn.Module, specification: Mapping[str, Any], patch_size: Sequence[int] | None = None
+    network: nn.Module,
+    specification: Mapping[str, Any],
+    patch_size: Sequence[int] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> LoadReport:
     """Load the weights that a plan specifies into a fresh network, in place.
 
@@ -91,6 +88,7 @@ def initialise(
         network: network that the plan describes.
         specification: as ``InitialWeights`` takes it.
         patch_size: voxels per axis that the network was built for; required for Primus, which does not store it.
+        labels: names of its labels in the order of the heads; heads of other labels are not loaded.
 
     Returns:
         the load report.
@@ -98,7 +96,37 @@ def initialise(
     Raises:
         ValueError, FileNotFoundError: as ``InitialWeights``; ValueError also if the weights do not fit.
     """
-    return InitialWeights(specification).load_into(network, patch_size)
+    return InitialWeights(specification).load_into(network, patch_size, labels)
+
+
+def load_enough(
+    weights: InitialWeights | str | os.PathLike[str],
+    network: nn.Module,
+    patch_size: Sequence[int] | None = None,
+    labels: Sequence[str] | None = None,
+    min_coverage: float = 0.5,
+) -> LoadReport:
+    """Load weights into a fresh network, in place, and check that they are more than a few tensors.
+
+    Args:
+        weights: the weights, or their source.
+        network, patch_size, labels: as for ``initialise``.
+        min_coverage: share of the encoder's parameters that the weights must cover.
+
+    Raises:
+        ValueError: if they cover less, or as ``InitialWeights``.
+        FileNotFoundError: as ``InitialWeights``.
+    """
+    weights = weights if isinstance(weights, InitialWeights) else InitialWeights.from_source(weights)
+    report = weights.load_into(network, patch_size, labels)
+    coverage = report.coverage(dict(network.named_parameters()), f"{network.key_to_encoder}.")
+    if coverage < min_coverage:
+        raise ValueError(
+            f"the weights cover {coverage:.0%} of the encoder, less than the {min_coverage:.0%} asked for "
+            f"(--min-coverage): {len(report.loaded)} tensors loaded unchanged, {len(report.adapted)} adapted, "
+            f"{len(report.fresh)} missing or of another shape"
+        )
+    return report
 
 
 def encoder_specification(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -107,4 +135,4 @@ def encoder_specification(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: as ``InitialWeights``.
     """
-    return InitialWeights.from_file(path).specification
+    return InitialWeights.from_source(path).specification

@@ -64,7 +64,7 @@ def check_content(content: Any, path: str | os.PathLike[str]) -> None:
 
     Args:
         content: nested mappings and sequences of tensors and plain types.
-        path: the file, for messages.
+        path: the file.
 
     Raises:
         RefusedError: if tensors claim more than the file holds or are not plain ones on the CPU, or nested content
@@ -77,10 +77,13 @@ def check_content(content: Any, path: str | os.PathLike[str]) -> None:
     for tensor in tensors:
         if not _is_plain(tensor):
             raise RefusedError(f"{path} holds a tensor that is not a plain one ({tensor.layout}, {tensor.device})")
+    size = os.stat(path).st_size
     storages = {s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in tensors)}
     claimed, held = sum(tensor.nbytes for tensor in tensors), sum(storages.values())
-    if claimed > MAX_SHARING * held:
-        raise RefusedError(f"{path} is damaged or forged: its tensors claim {claimed} bytes, it holds {held}")
+    if claimed > MAX_SHARING * held or held > size:
+        raise RefusedError(
+            f"{path} is damaged or forged: its tensors claim {claimed} bytes, it holds {min(held, size)}"
+        )
 
 
 def check_finite(weights: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:

@@ -7,29 +7,23 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .._reading import reading
 from .file import HoldsObjectsError, plain_types_only, read_plain_types
 from .limits import check_finite
+from .restricted import INERT
 
 FINAL = "checkpoint_final.pth"
 NEEDED = ("network_weights", "trainer_name", "init_args")
 
 
-def _numpy_scalars() -> list[Any]:
-    """Return the types that nnU-Net's checkpoints hold besides tensors and plain types, in the training log."""
-    scalar: Any = np.float64(0).__reduce__()[0]
-    types = (np.float16, np.float32, np.float64, np.int32, np.int64, np.uint8, np.bool_)
-    # numpy 1 and 2 have the function under different names
-    names = (f"numpy.{package}.multiarray.scalar" for package in ("core", "_core"))
-    return [np.dtype, *((scalar, name) for name in names), *{type(np.dtype(t)) for t in types}]
-
-
 def reading_plain_types() -> AbstractContextManager[None]:
-    """Make ``torch.load`` accept only what nnU-Net's checkpoints hold, even with ``weights_only=False``."""
-    return plain_types_only(_numpy_scalars())
+    """Make ``torch.load`` accept only weights, plain types and inert data, even with ``weights_only=False``.
+
+    The training logs of nnU-Net's checkpoints hold NumPy scalars.
+    """
+    return plain_types_only(INERT)
 
 
 def read_checkpoint(path: Path, trust: bool = False) -> tuple[dict[str, Any], bool]:
@@ -51,7 +45,7 @@ def read_checkpoint(path: Path, trust: bool = False) -> tuple[dict[str, Any], bo
         raise FileNotFoundError(f"no such checkpoint: {path}; finish training with nnUNetv2_train, or choose others")
     unpickled = False
     try:
-        content = read_plain_types(path, _numpy_scalars())
+        content = read_plain_types(path, inert=True)
     except HoldsObjectsError as error:
         if not trust:
             raise ValueError(f"{error}. Give --trust only if you know who made it") from error

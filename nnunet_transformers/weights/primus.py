@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from dynamic_network_architectures.architectures import primus
 from dynamic_network_architectures.architectures.primus import Primus
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..architectures._arguments import check_divisible, token_grids
 from ..architectures.layers import resize_position_embedding
@@ -38,6 +38,14 @@ class PrimusCheckpoint(PretrainedWeights):
     kind: ClassVar[str] = "primus"
     format: ClassVar[int] = 2
     earlier: ClassVar[tuple[int, ...]] = (1,)
+
+    def load_into(
+        self, network: nn.Module, patch_size: Sequence[int] | None = None, labels: Sequence[str] | None = None
+    ) -> LoadReport:
+        """Load the weights into a network built for ``patch_size``, in place, see ``load_primus_weights``."""
+        if not isinstance(network, Primus) or patch_size is None:
+            raise ValueError(f"the weights are of {self.name}, the network is {type(network).__name__}")
+        return load_primus_weights(network, patch_size, self)
 
 
 def create_primus(name: str, input_channels: int, patch_size: Sequence[int], num_classes: int = 2) -> Primus:
@@ -92,15 +100,22 @@ def load_primus_weights(
     # two layers of these stems see the image
     stem = [name for name in parameters if name.startswith(f"{network.key_to_stem}.")]
     before, after = (token_grids(size, [TOKEN])[0] for size in (checkpoint.patch_size, patch_size))
-    adapters = (_flat_position_embeddings(network.key_to_lpe, before, after), first_layers(stem))
+    adapters = (flat_position_embeddings(network.key_to_lpe, before, after), first_layers(stem))
     return transfer(parameters, weights, adapters, source or checkpoint.origin)
 
 
-def _flat_position_embeddings(name: str, before: Sequence[int], after: Sequence[int]) -> Adapter:
-    """Create an adapter for Primus' flat position embeddings (1, tokens, dim), whose shape does not show the grid."""
+def flat_position_embeddings(name: str, before: Sequence[int], after: Sequence[int]) -> Adapter:
+    """Create an adapter for Primus' flat position embeddings (1, tokens, dim), whose shape does not show the grid.
+
+    Args:
+        name: name of the embeddings.
+        before, after: tokens per axis in the source and in the network.
+    """
     change = "" if before == after else sizes_changed("grid", before, after)
 
     def adapt(other: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
-        return (resize_position_embedding(value, before, after).flatten(1, -2), change) if other == name else None
+        if other != name or value.shape[-1] != tensor.shape[-1]:
+            return None
+        return resize_position_embedding(value, before, after).flatten(1, -2), change
 
     return adapt

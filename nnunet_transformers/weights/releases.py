@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..architectures import create_network, get_network, get_released_family, list_networks
+from ..architectures import SegmentationNetwork, create_network, get_network, get_released_family, list_networks
 
 
 def from_reference(family: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -97,6 +97,39 @@ def identify(family: str, state_dict: Mapping[str, Tensor], patch_size: Sequence
         f"these weights fit no {family} network of the published widths and depths"
         + (f" at a patch size of {tried}" if released.patch_sizes is not None else "")
     )
+
+
+def identify_encoder(family: str, state_dict: Mapping[str, Tensor], ndim: int) -> SegmentationNetwork:
+    """Find the registered network whose stem and encoder translated weights are.
+
+    Args:
+        family: as for ``from_reference``.
+        state_dict: result of ``from_reference``, or one form of a pair of 2D and 3D.
+        ndim: number of spatial axes.
+
+    Returns:
+        the network on the meta device, at the published patch size that fits.
+
+    Raises:
+        ValueError: if the weights are the encoder of no registered network.
+    """
+    released = get_released_family(family)
+    names = [name for name in list_networks(ndim) if name.startswith(f"{family}_")]
+    sizes = [size for size in released.patch_sizes or ((128,) * ndim,) if len(size) == ndim]
+    numbers = {name: value.numel() for name, value in state_dict.items()}
+    for name, overrides, size in product(sorted(names, key=len), released.variants, sizes):
+        stem = state_dict.get(f"{get_network(name).network_class.keys_to_in_proj[0]}.weight")
+        if stem is None or stem.dim() - 2 != ndim:
+            continue
+        with torch.device("meta"):
+            try:
+                network = create_network(name, stem.shape[1], 2, size, **overrides)
+            except ValueError:
+                continue
+        own = network.encoder_state_dict()
+        if all(numbers.get(key) == value.numel() for key, value in own.items()):
+            return network
+    raise ValueError(f"these weights are the encoder of no {ndim}D {family} network of the published widths and depths")
 
 
 def _fits(network: nn.Module, weights: dict[str, Tensor]) -> bool:

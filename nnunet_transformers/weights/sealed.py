@@ -212,10 +212,18 @@ def load(
         ValueError: if it is truncated, altered, of another kind, or of a format that this version does not read, or its
             weights hold NaN or infinity.
     """
-    content = load_checkpoint(path)
+    return restore(path, load_checkpoint(path), expected)
+
+
+def restore(
+    path: str | os.PathLike[str],
+    content: Mapping[str, Any],
+    expected: type[SealedCheckpoint] | tuple[type[SealedCheckpoint], ...] = SealedCheckpoint,
+) -> SealedCheckpoint:
+    """Restore a checkpoint from the content of its file; arguments and errors as for ``load``."""
     classes = expected if isinstance(expected, tuple) else (expected,)
     wanted = list(dict.fromkeys(kind for c in classes for kind, other in _kinds.items() if issubclass(other, c)))
-    found = _kind_of(content, wanted)
+    found = kind_of(content, wanted)
     if found not in wanted:
         needed, keys = _alternatives(wanted), ", ".join(map(str, list(content)[:6]))
         if found is None:
@@ -241,7 +249,7 @@ def load(
     return checkpoint
 
 
-def _kind_of(content: Mapping[str, Any], wanted: Sequence[str]) -> str | None:
+def kind_of(content: Mapping[str, Any], wanted: Sequence[str] = ()) -> str | None:
     """Recognise the kind of a file by its content, a wanted kind if there are several; None if there is none."""
     weights = content.get(WEIGHTS)
     if not isinstance(weights, Mapping):

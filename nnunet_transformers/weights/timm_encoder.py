@@ -4,14 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import timm
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .described import build_filled
-from .file import load_state_dict
+from .file import load_checkpoint
+from .layout import find_state_dicts, strip_prefix
+from .limits import check_finite
 from .pretrained import PretrainedWeights
+
+# the training whose weights a name without a tag means, so that an update of timm does not change that
+TAGS = {
+    "convnext_femto": "d1_in1k",
+    "convnext_pico": "d1_in1k",
+    "convnext_tiny": "in12k_ft_in1k",
+    "convnext_base": "fb_in22k_ft_in1k",
+    "convnext_large": "fb_in22k_ft_in1k",
+    "swin_tiny_patch4_window7_224": "ms_in1k",
+    "swin_small_patch4_window7_224": "ms_in22k_ft_in1k",
+    "swin_base_patch4_window7_224": "ms_in22k_ft_in1k",
+    "swin_large_patch4_window7_224": "ms_in22k_ft_in1k",
+    "vit_tiny_patch16_224": "augreg_in21k_ft_in1k",
+    "vit_small_patch16_224": "augreg_in21k_ft_in1k",
+    "vit_base_patch16_224": "augreg2_in21k_ft_in1k",
+    "vit_large_patch16_224": "augreg_in21k_ft_in1k",
+    "resnet18": "a1_in1k",
+    "resnet34": "a1_in1k",
+    "resnet50": "a1_in1k",
+    "resnet101": "a1h_in1k",
+    "resnet152": "a1h_in1k",
+}
 
 
 @dataclass(frozen=True)
@@ -40,10 +66,11 @@ def create_timm(name: str, input_channels: int, patch_size: Sequence[int], pretr
         name: timm's name of the network.
         input_channels: image channels; timm sums the RGB kernels of pretrained weights for one channel.
         patch_size: height and width of the images; a ViT accepts no other size.
-        pretrained: True to download timm's weights, or a file of them; a ViT's position embeddings are interpolated.
+        pretrained: True to download timm's weights, those of ``TAGS`` if the name has no tag, or a file of them; a
+            ViT's position embeddings are interpolated.
 
     Raises:
-        ValueError: if timm has no such network, or the file cannot be read safely.
+        ValueError: if timm has no such network, or the file cannot be read safely or is of another network.
         FileNotFoundError: if there is no such file.
     """
     if not timm.is_model(name):
@@ -51,7 +78,30 @@ def create_timm(name: str, input_channels: int, patch_size: Sequence[int], pretr
     known = timm.get_pretrained_cfg(name)
     options: dict[str, Any] = {"img_size": tuple(patch_size)} if known and known.fixed_input_size else {}
     if isinstance(pretrained, str):
-        options["pretrained_cfg_overlay"] = {"state_dict": load_state_dict(pretrained)}
+        options["pretrained_cfg_overlay"] = {"state_dict": _weights_of(name, Path(pretrained))}
+    elif pretrained:
+        name = tagged(name)
     network: nn.Module = timm.create_model(name, bool(pretrained), in_chans=input_channels, num_classes=0, **options)
     cast(dict[str, Any], network.pretrained_cfg).pop("state_dict", None)
     return network
+
+
+def tagged(name: str) -> str:
+    """Complete timm's name of a network with the tag in ``TAGS``, if it has none."""
+    return name if "." in name or name not in TAGS else f"{name}.{TAGS[name]}"
+
+
+def _weights_of(name: str, path: Path) -> dict[str, Tensor]:
+    """Read a file's weights for a timm network, without prefixes: timm would load whatever has the right names."""
+    with torch.device("meta"):
+        expected = timm.create_model(name, num_classes=0).state_dict()
+    best: dict[str, Tensor] = {}
+    for _, found in find_state_dicts(load_checkpoint(path)):
+        weights, _ = strip_prefix(found, expected)
+        if len(weights.keys() & expected.keys()) > len(best.keys() & expected.keys()):
+            best = weights
+    matched = len(best.keys() & expected.keys())
+    if matched < len(expected) / 2:
+        raise ValueError(f"{path} holds {matched} of the {len(expected)} tensors of timm's {name}; get its weights")
+    check_finite(best, path)
+    return best

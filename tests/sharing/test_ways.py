@@ -164,3 +164,14 @@ def test_trainer_with_a_network_of_its_own(trained, tmp_path, monkeypatch):
     images = some_images(trained, tmp_path / "images")
     arguments = (images, tmp_path / "output", "--disable-tta", "--device", "cpu")
     assert invoke("package", "predict", tmp_path / "package", *arguments).exit_code == 0
+
+
+def test_a_package_starts_another_training(package, trained, model, monkeypatch):
+    """Its folds have the names of the network's own plan, so that all of it loads."""
+    environment(trained, monkeypatch)
+    folds = sorted(package.glob("models/*/fold_*.safetensors"))
+    result = invoke("attach", folds[0], "-d", 900, "-p", PLANS, "-o", f"{PLANS}_package", "-c", "3d_fullres", "--force")
+    assert result.exit_code == 0, result.output
+    assert "fresh: 0 tensors" in result.output
+    with pytest.raises(ValueError, match="holds several weights; give one of models/"):
+        invoke("attach", package, "-d", 900, "-p", PLANS, "-o", f"{PLANS}_package", "--force")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,11 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment
 from nnunetv2.run.run_training import get_trainer_from_args
 from typer.testing import CliRunner
 
+from nnunet_transformers.architectures import create_network
+
 from .conftest import CPU, PLANS, model_folder, train
+
+QTUNET = "nnUNetTrainerQTUNet"
 
 
 def test_training_starts_from_imagenet_weights(plan_with, tmp_path):
@@ -32,10 +37,12 @@ def test_training_starts_from_imagenet_weights(plan_with, tmp_path):
     trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerUNet2022", path.stem, device=CPU)
     trainer.on_train_start()
     assert (trainer.network.encoder.stages[0][0].convnext.gamma == 0.25).all()
-    # the stem learns slowest, the decoder at the full rate; at first the encoder is frozen
-    scales = {group["lr_scale"] for group in trainer.optimizer.param_groups}
-    assert min(scales) == pytest.approx(0.75**5)
-    assert max(scales) == 1
+    # what ConvNeXt fills learns slowest in the first stage; stem, attention and decoder at the full rate
+    scales = {id(p): group["lr_scale"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    block = trainer.network.encoder.stages[0][0]
+    assert scales[id(block.convnext.gamma)] == pytest.approx(0.75**4)
+    for fresh in (block.parallel.attn.qkv.weight, next(trainer.network.stem.parameters())):
+        assert scales[id(fresh)] == 1
     trainer.lr_scheduler.step(20)
     trainer._freeze_encoder(20)
     assert {group["lr"] > 0 for group in trainer.optimizer.param_groups if group["lr_scale"] < 1} == {False}
@@ -55,7 +62,6 @@ def test_training_starts_from_a_pretrained_encoder(prepared, tmp_path):
     """An encoder of another patch and window, through a plan and through nnU-Net's own -pretrained_weights."""
     from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
-    from nnunet_transformers.architectures import create_network
     from nnunet_transformers.weights import EncoderCheckpoint, InitialWeights, encoder_weights
     from nnunet_transformers.weights.attach import attach, export_full
 
@@ -65,7 +71,7 @@ def test_training_starts_from_a_pretrained_encoder(prepared, tmp_path):
         encoder_weights(source), "qt_unet_tiny", (32, 32, 32), 1, overrides=overrides, method="QTSSL"
     )
     checkpoint.save(tmp_path / "encoder.pth")
-    weights = InitialWeights.from_file(tmp_path / "encoder.pth")
+    weights = InitialWeights.from_source(tmp_path / "encoder.pth")
     with pytest.raises(ValueError, match="2d: the weights are of a 3D network"):
         attach(weights, "900", PLANS, "nnUNetQTUNetTPlans_ssl", ["2d"])
     path, reports, left = attach(weights, "900", PLANS, "nnUNetQTUNetTPlans_ssl")
@@ -89,9 +95,111 @@ def test_training_starts_from_a_pretrained_encoder(prepared, tmp_path):
         export_full(weights, "900", PLANS, "3d_fullres", tmp_path / "full.pth")
 
 
+def plan_of(prepared, base, name, **changes):
+    """A plan of the shared dataset under another name, with changed entries of 3d_fullres."""
+    folder = prepared / "preprocessed" / "Dataset900_Balls"
+    plan = json.loads((folder / f"{base}.json").read_text())
+    plan["plans_name"] = name
+    plan["configurations"]["3d_fullres"] |= changes
+    (folder / f"{name}.json").write_text(json.dumps(plan))
+    return name
+
+
+def attached(source, base, name):
+    """Attach a source by the command; returns its output."""
+    from nnunet_transformers.cli import app
+
+    arguments = ["attach", str(source), "-d", "900", "-p", base, "-o", name, "-c", "3d_fullres", "--force"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_trained_fold_starts_another_plan(prepared, tmp_path):
+    """Of a larger patch; decoder and heads are loaded as well, as the labels are the same."""
+    train("3d_fullres", f"{QTUNET}_1epoch", PLANS)
+    source = model_folder(prepared, trainer=f"{QTUNET}_1epoch") / "fold_0"
+    trained = torch.load(source / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    folder = prepared / "preprocessed" / "Dataset900_Balls"
+    configuration = json.loads((folder / f"{PLANS}.json").read_text())["configurations"]["3d_fullres"]
+    strides = [math.prod(axis) for axis in zip(*configuration["architecture"]["arch_kwargs"]["strides"], strict=True)]
+    patch_size = [n + s for n, s in zip(configuration["patch_size"], strides, strict=True)]
+    plans = plan_of(prepared, PLANS, "nnUNetLargerPlans", patch_size=patch_size)
+    output = attached(source, plans, "nnUNetLargerPlans_trained")
+    assert "fresh: 0 tensors" in output
+    trainer = get_trainer_from_args("900", "3d_fullres", 0, QTUNET, "nnUNetLargerPlans_trained", device=CPU)
+    trainer.on_train_start()
+    for name in ("decoder.seg_layers.0.weight", "encoder.stages.0.blocks.0.attn.qkv.weight"):
+        assert torch.equal(trainer.network.state_dict()[name], trained[name])
+    train("3d_fullres", f"{QTUNET}_1epoch", "nnUNetLargerPlans_trained", fold=1)
+
+
+@pytest.fixture
+def stock_plan(prepared, monkeypatch):
+    """nnU-Net's own plan of the shared dataset; it shares the data."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    plan_experiments([900], gpu_memory_target_in_gb=2)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    return "nnUNetPlans"
+
+
+def test_stock_network_starts_from_an_encoder_of_nnssl(prepared, stock_plan, tmp_path):
+    """Through a plan, and trained by nnU-Net's own recipe; the references are named."""
+    from nnunet_transformers.plans.planned import PlannedConfiguration
+
+    source = PlannedConfiguration.load("900", stock_plan, "3d_fullres").build_network()
+    plan = {
+        "architecture_plans": {"arch_class_name": "ResEncL", "arch_kwargs": None, "arch_kwargs_requiring_import": None},
+        "pretrain_plan": {"configurations": {"onemmiso": {"patch_size": [160, 160, 160]}}},
+    }
+    content = {"network_weights": source.state_dict(), "citations": [{"apa_citations": ["Wald et al. 2025"]}]}
+    torch.save({**content, "nnssl_adaptation_plan": plan}, tmp_path / "checkpoint_final.pth")
+    attached(tmp_path, stock_plan, "nnUNetPlans_nnssl")
+    trainer = "nnUNetTrainerPretrained"
+    started = get_trainer_from_args("900", "3d_fullres", 0, trainer, "nnUNetPlans_nnssl", device=CPU)
+    started.num_epochs, started.num_iterations_per_epoch, started.num_val_iterations_per_epoch = 1, 2, 1
+    started.run_training()
+    assert started.initial_lr == 1e-3
+    log = next(Path(started.output_folder).glob("training_log*.txt")).read_text()
+    assert "weights from nnssl's ResEncL" in log
+    assert "please cite: Wald et al. 2025" in log
+    with pytest.raises(RuntimeError, match="nnUNetPlans specifies no initial weights for 3d_fullres"):
+        get_trainer_from_args("900", "3d_fullres", 0, trainer, stock_plan, device=CPU)
+
+
+@pytest.mark.parametrize("from_scratch", [False, True])
+def test_plans_of_nnunets_own_fine_tuning(prepared, tmp_path, from_scratch):
+    """`nnUNetv2_preprocess_like_nnssl` names the checkpoint in `pretrain_info`, without a path for --from_scratch."""
+    from nnunet_transformers.plans.planned import PlannedConfiguration
+    from nnunet_transformers.weights import EncoderCheckpoint, encoder_weights
+
+    overrides = {"num_stages": 3, "window_sizes": 4, "patch_embed_stride": 2}
+    network = create_network("qt_unet_tiny", 1, 2, (32, 32, 32), **overrides)
+    checkpoint = EncoderCheckpoint(encoder_weights(network), "qt_unet_tiny", (32, 32, 32), 1, overrides=overrides)
+    checkpoint.save(tmp_path / "encoder.pth")
+    # what nnU-Net takes from the file for its plan
+    adaptation = torch.load(tmp_path / "encoder.pth", weights_only=True)["nnssl_adaptation_plan"]
+    architecture = {
+        "network_class_name": adaptation["architecture_plans"]["arch_class_name"],
+        "arch_kwargs": adaptation["architecture_plans"]["arch_kwargs"],
+        "_kw_requires_import": adaptation["architecture_plans"]["arch_kwargs_requiring_import"],
+    }
+    patch_size = adaptation["recommended_downstream_patchsize"]
+    plans = plan_of(prepared, PLANS, "ptPlans__QTUNet", architecture=architecture, patch_size=patch_size)
+    path = prepared / "preprocessed" / "Dataset900_Balls" / f"{plans}.json"
+    plan = json.loads(path.read_text())
+    plan["pretrain_info"] = {"checkpoint_path": None if from_scratch else str(tmp_path / "encoder.pth")}
+    path.write_text(json.dumps(plan))
+    assert PlannedConfiguration.load("900", plans, "3d_fullres").patch_size == (32, 32, 32)
+    trainer = get_trainer_from_args("900", "3d_fullres", 0, QTUNET, plans, device=CPU)
+    trainer.on_train_start()
+    key = "encoder.stages.0.blocks.0.attn.qkv.weight"
+    assert torch.equal(trainer.network.state_dict()[key], checkpoint.weights[key]) is not from_scratch
+    train("3d_fullres", f"{QTUNET}_1epoch", plans)
+
+
 def test_a_checkpoint_is_read_and_verified_once(prepared, tmp_path, file_reads):
     """By attach for several configurations, of which one takes no 3D weights, and by the start of a training."""
-    from nnunet_transformers.architectures import create_network
     from nnunet_transformers.cli import app
     from nnunet_transformers.weights import EncoderCheckpoint, encoder_weights
 
@@ -134,7 +242,7 @@ def test_stock_primus_starts_from_a_pretrained_one(prepared, tmp_path):
     source = create_primus("primus_s", 2, (16, 16, 32))
     checkpoint = PrimusCheckpoint(encoder_weights(source), "primus_s", (16, 16, 32), 2, method="Alice")
     checkpoint.save(tmp_path / "encoder.pth")
-    weights = InitialWeights.from_file(tmp_path / "encoder.pth")
+    weights = InitialWeights.from_source(tmp_path / "encoder.pth")
     with pytest.raises(ValueError, match="weights are of primus_s, the network is QTUNet"):
         attach(weights, "900", PLANS, "nnUNetQTUNetTPlans_primus")
     with pytest.raises(ValueError, match="Primus needs multiples of 8"):
@@ -177,7 +285,7 @@ def timm_plans(plan_with, tmp_path, request):
     with torch.no_grad():
         source(torch.randn(2, 3, 64, 64))  # moves the statistics of batch norms
     TimmCheckpoint(source.state_dict(), name, (64, 64), 3, method="MGCA").save(path)
-    attached, reports, _ = attach(InitialWeights.from_file(path), "900", plans, f"{plans}_mgca", force=True)
+    attached, reports, _ = attach(InitialWeights.from_source(path), "900", plans, f"{plans}_mgca", force=True)
     assert list(reports) == ["2d"]
     assert "channels 3 to 1" in reports["2d"].adapted.values()
     return plans, attached.stem, trainer, load_encoder(path)
@@ -258,7 +366,6 @@ def test_linear_probe(prepared, tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
     from nnunet_transformers import cli
-    from nnunet_transformers.architectures import create_network
     from nnunet_transformers.weights import EncoderCheckpoint, encoder_weights
 
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args
@@ -9,6 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnunet_transformers.architectures.qt_unet import QTUNet
+from nnunet_transformers.discovery import TRAINERS
 from nnunet_transformers.trainers.linear_probe import nnUNetTrainerLinearProbe
 from nnunet_transformers.trainers.mit import nnUNetTrainerMiT
 from nnunet_transformers.trainers.qt_unet import nnUNetTrainerQTUNet
@@ -18,12 +21,12 @@ from .conftest import CPU, PLANS
 RATE = 1e-3
 
 
-def initialised(configuration, trainer, plans, pretrained=False, **recipe):
+def initialised(configuration, trainer, plans, pretrained=False, fresh=(), **recipe):
     """A trainer at its first iteration, with a fixed rate unless the recipe has another schedule."""
     trainer = get_trainer_from_args("900", configuration, 0, trainer, plans, device=CPU)
     if pretrained:
         # the recipe of pretrained weights; on_train_start, which would load them, is not called
-        trainer.configuration_manager.configuration["initialisation"] = {"checkpoint": "encoder.pth"}
+        trainer.configuration_manager.configuration["initialisation"] = {"checkpoint": "encoder.pth", "fresh": fresh}
     for name, value in {
         "initial_lr": RATE,
         "warmup_fraction": 0.0,
@@ -78,6 +81,28 @@ def test_encoder_is_frozen_and_then_learns(plan_with, planner, trainer, layer_de
     statistics = [n for n in moved if n.startswith(("stem.", "encoder.")) and n.endswith("running_mean")]
     assert bool(statistics) == ("ResNet" in type(trainer).__name__)
     assert all(moved[n].any() for n in statistics)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_what_weights_leave_out_is_trained_like_the_decoder(plan_with, epoch):
+    """Frozen and slowed are only the parameters that were loaded, here one convolution and batch norm of two."""
+    recipe = {"layer_decay": 0.75, "frozen_fraction": 0.2, "weight_decay": 0.0}
+    fresh = [f"encoder.layer1.0.{name}" for name in ("conv1.weight", "bn1.weight", "bn1.bias")]
+    plans = plan_with("nnUNetPlannerResNet50UNet")
+    trainer = initialised("2d", "nnUNetTrainerResNet50UNet", plans, pretrained=True, fresh=fresh, **recipe)
+    moved = step(trainer, epoch)
+    changes = moved["encoder.layer1.0.conv1.weight"].abs()
+    assert changes[changes > 0].median().item() == pytest.approx(RATE, rel=0.01)
+    assert moved["encoder.layer1.0.bn1.running_mean"].any()
+    for name in ("encoder.layer1.0.conv2.weight", "encoder.layer1.0.bn2.running_mean", "stem.conv1.weight"):
+        assert bool(moved[name].any()) is (epoch == 2), name
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINERS if name.endswith(("Paper", "Thesis"))])
+def test_papers_train_at_one_rate(name):
+    """Also where a plan names initial weights; MGCA freezes its ViT throughout."""
+    trainer = getattr(import_module(TRAINERS[name]), name)
+    assert (trainer.layer_decay, trainer.frozen_fraction) == (1.0, float(name == "nnUNetTrainerSETRPUPPaper"))
 
 
 def test_random_encoder_is_not_frozen(plan_with):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import timm
 import torch
 from torch import nn
 from typer.testing import CliRunner
@@ -19,6 +22,7 @@ from nnunet_transformers.weights import (
     load_encoder,
     load_encoder_weights,
 )
+from nnunet_transformers.weights.timm_encoder import TAGS, tagged
 
 VIT, RESNET = "vit_tiny_patch16_224", "resnet18"
 SIZE, OTHER = (64, 96), (96, 128)
@@ -152,3 +156,25 @@ def test_another_width_is_not_covered(tmp_path):
     assert report.coverage(dict(network.named_parameters()), "encoder.") == 0
     with pytest.raises(ValueError, match=r"are of SETRPUP \(setr_pup\), the network is ResNetUNet"):
         load_encoder_weights(create_network("resnet18_unet", 3, 2, SIZE), checkpoint)
+
+
+def test_names_without_a_tag_mean_the_same_in_every_timm():
+    page = (Path(__file__).parents[2] / "docs/weights.md").read_text()
+    for name, tag in TAGS.items():
+        assert f"{name}.{tag}" in timm.list_pretrained(f"{name}*")
+        assert f"| {name} | {tag} |" in page
+    assert tagged("resnet50.tv_in1k") == "resnet50.tv_in1k"
+    assert tagged("resnet50") == "resnet50.a1_in1k"
+
+
+def test_files_with_prefixes_and_of_other_networks(tmp_path):
+    """timm loads whatever has the right names, and says nothing if that is nothing."""
+    source = timm_network(RESNET)
+    weights = {f"img_encoder_q.model.{name}": value for name, value in source.state_dict().items()}
+    torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "mgca.ckpt")
+    network = create_timm(RESNET, 3, SIZE, str(tmp_path / "mgca.ckpt")).eval()
+    image = torch.randn(1, 3, *SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(network(image), source(image))
+    with pytest.raises(ValueError, match=r"mgca\.ckpt holds \d+ of the 150 tensors of timm's vit_tiny_patch16_224"):
+        create_timm(VIT, 3, (64, 64), str(tmp_path / "mgca.ckpt"))

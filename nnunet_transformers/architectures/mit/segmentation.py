@@ -256,7 +256,7 @@ register_released_family(
     checkpoint_filter_fn,
     head="decoder.seg_layers.0.weight",
     variants=({"auxiliary_heads": True},),
-    patch_sizes=((48, 192, 192), (48, 192, 256), (16, 96, 96), (224, 224)),
+    patch_sizes=((48, 192, 192), (48, 192, 256), (16, 96, 96), (64, 128, 128), (224, 224)),
 )
 register_network("mit_7", MiT, arguments_3d={"patch_embed_stride": (2, 4, 4)})
 register_network(

@@ -1,0 +1,64 @@
+"""Training that starts from the initial weights that a plan specifies, for any trainer of nnU-Net's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from ..plans.planned import PlannedConfiguration
+from ..weights import InitialWeights
+from ..weights.kinds import label_names
+
+
+class StartsFromPlan(nnUNetTrainer):
+    """Mixin for a trainer, listed before its class: loads the plan's initial weights when training starts.
+
+    ``--c`` and ``-pretrained_weights`` take precedence.
+    """
+
+    @property
+    def plain_network(self) -> Any:
+        """The network without the wrappers of DDP and torch.compile."""
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    @property
+    def initialised_network(self) -> nn.Module:
+        """The module that initial weights are loaded into."""
+        module: nn.Module = self.plain_network
+        return module
+
+    @property
+    def _initialisation(self) -> dict[str, Any] | None:
+        """The plan's specification of initial weights, if any.
+
+        Plans of nnU-Net's ``nnUNetv2_preprocess_like_nnssl`` have them in ``pretrain_info``, without a path for a
+        training from scratch.
+        """
+        specification: dict[str, Any] | None = self.configuration_manager.configuration.get("initialisation")
+        path = (self.plans_manager.plans.get("pretrain_info") or {}).get("checkpoint_path")
+        return specification or ({"checkpoint": path} if path else None)
+
+    def _planned(self) -> PlannedConfiguration:
+        return PlannedConfiguration(self.plans_manager.plans, self.dataset_json, self.configuration_name)
+
+    def on_train_start(self) -> None:
+        """Load the plan's initial weights, and log the load report and the references to cite.
+
+        Raises:
+            FileNotFoundError, ValueError: if the weights are not there, are others than the plan's, or do not fit.
+        """
+        # initialised before means that nnU-Net has loaded a checkpoint or -pretrained_weights
+        is_fresh = not self.was_initialized
+        super().on_train_start()
+        if self._initialisation is None or not is_fresh:
+            return
+        weights, planned = InitialWeights(self._initialisation), self._planned()
+        report = weights.load_into(self.initialised_network, planned.patch_size, label_names(planned.dataset_json))
+        self.print_to_log_file(report, add_timestamp=False)
+        for citation in weights.citations:
+            self.print_to_log_file(f"please cite: {citation}", add_timestamp=False)

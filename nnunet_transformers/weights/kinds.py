@@ -1,0 +1,239 @@
+"""The kinds of weight files that networks can start from, each recognised by its content.
+
+A kind is a function that takes a file's path and content and returns its weights, or None if it is not of the kind. To
+add one, write the function and list it in ``KINDS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._reading import read_json, reading
+from ..architectures import SegmentationNetwork, create_network, list_released_families
+from ..plans.planned import PlannedConfiguration
+from .described import build_described
+from .encoder import EncoderCheckpoint
+from .layout import find_state_dicts
+from .limits import check_finite
+from .load_report import LoadReport
+from .network_weights import NetworkWeights
+from .nnunet_checkpoint import NEEDED
+from .primus import PrimusCheckpoint
+from .releases import Identity, from_reference, identify, identify_encoder
+from .sealed import SealedCheckpoint, kind_of, restore
+from .timm_encoder import TimmCheckpoint
+from .timm_weights import timm_file
+
+ADAPTATION_PLAN = "adaptation_plan.json"
+# parts of networks that this package does not have
+FOREIGN = {"swinViT": "a SwinUNETR (MONAI, VoCo)"}
+ENCODERS = (EncoderCheckpoint, TimmCheckpoint, PrimusCheckpoint)
+
+
+# takes the file's path and content
+Kind = Callable[[Path, Mapping[str, Any]], Any]
+
+
+def sealed(path: Path, content: Mapping[str, Any]) -> SealedCheckpoint | None:
+    """Checkpoints of this package; encoders of timm networks become those of the registered networks."""
+    if kind_of(content, [c.kind for c in ENCODERS]) is None:
+        return None
+    checkpoint = restore(path, content, ENCODERS)
+    return EncoderCheckpoint.from_timm(checkpoint) if isinstance(checkpoint, TimmCheckpoint) else checkpoint
+
+
+def nnssl(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
+    """Encoders of nnssl, which state their adaptation plan inside or in ``adaptation_plan.json`` beside them."""
+    beside = path.parent / ADAPTATION_PLAN
+    plan = content.get("nnssl_adaptation_plan") or (read_json(beside, "an adaptation plan") if beside.is_file() else {})
+    if not isinstance(plan, Mapping) or "architecture_plans" not in plan or "network_weights" not in content:
+        return None
+    with reading(path, "an nnssl checkpoint"):
+        patch_size = plan.get("recommended_downstream_patchsize")
+        trained = [c.get("patch_size") for c in plan.get("pretrain_plan", {}).get("configurations", {}).values()]
+        name = plan["architecture_plans"]["arch_class_name"]
+        return NetworkWeights(
+            dict(content["network_weights"]),
+            f"nnssl's {name.rpartition('.')[2]}",
+            patch_size=next(filter(None, [*trained, patch_size]), None),
+            citations=citations(content.get("citations") or plan.get("citations") or ()),
+        )
+
+
+def nnunet(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
+    """Checkpoints of nnU-Net's trainers, ours among them; they hold the plan of their network."""
+    if not set(NEEDED) <= content.keys():
+        return None
+    with reading(path, "a checkpoint of nnU-Net's trainer"):
+        arguments = content["init_args"]
+        planned = PlannedConfiguration(arguments["plans"], arguments["dataset_json"], arguments["configuration"])
+        return _planned(content["network_weights"], planned, f"{path}, {content['trainer_name']}")
+
+
+def packaged(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
+    """Folds of a package of this package, which lie beside their plan."""
+    beside = [path.parent / name for name in ("plans.json", "dataset.json")]
+    if path.suffix != ".safetensors" or not all(file.is_file() for file in beside):
+        return None
+    plans, dataset_json = (read_json(file, "a file of nnU-Net's") for file in beside)
+    with reading(beside[0], "a plan of nnU-Net's"):
+        planned = PlannedConfiguration(plans, dataset_json, path.parent.name.rpartition("__")[2])
+        return _planned(content, planned, str(path))
+
+
+def _planned(weights: Mapping[str, Tensor], planned: PlannedConfiguration, origin: str) -> NetworkWeights:
+    """Weights of a network of a plan."""
+    network = None
+    with suppress(ValueError, ImportError), torch.device("meta"):
+        network = planned.build_network()
+    origin = f"{origin} on {planned.plans['dataset_name']}, {planned.name}"
+    return NetworkWeights(dict(weights), origin, network, planned.patch_size, label_names(planned.dataset_json))
+
+
+def converted(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
+    """Translated releases, as ``nnunet-transformers convert`` writes them."""
+    if not {"network_weights", "network"} <= content.keys() or "name" not in content["network"]:
+        return None
+    with reading(path, "a translated release"):
+        return _described(
+            dict(content["network_weights"]), Identity(**{"patch_size": None, **content["network"]}), path
+        )
+
+
+def released(path: Path, content: Mapping[str, Any]) -> NetworkWeights | ReleasedEncoder | None:
+    """The papers' releases, under the names that their authors gave."""
+    for _, weights in find_state_dicts(content):
+        for family in list_released_families():
+            try:
+                translated = from_reference(family, weights)
+            except ValueError:
+                continue
+            return _released(family, translated, path)
+    return None
+
+
+def _released(family: str, translated: dict[str, Tensor], path: Path) -> NetworkWeights | ReleasedEncoder:
+    try:
+        return _described(translated, identify(family, translated), path)
+    except ValueError:
+        return ReleasedEncoder(family, translated, str(path))
+
+
+@dataclass(frozen=True)
+class ReleasedEncoder:
+    """Translated weights of an encoder, or of a pair of a 2D and a 3D encoder, of which the network takes its own.
+
+    Attributes:
+        family: name of the family.
+        weights: translated weights.
+        path: their file.
+    """
+
+    family: str
+    weights: Mapping[str, Tensor]
+    path: str
+
+    @property
+    def origin(self) -> str:
+        """File and family in words."""
+        return f"{self.path}, released encoder of {self.family}"
+
+    def load_into(self, network: nn.Module, **target: Any) -> LoadReport:
+        """Load the weights, see ``NetworkWeights.load_into``; ValueError also if they are of no published network."""
+        if not isinstance(network, SegmentationNetwork):
+            raise ValueError(f"the weights are of {self.family}, the network is {type(network).__name__}")
+        ndim = len(network.patch_size)
+        form = f"form_{ndim}d."
+        own = {n.removeprefix(form): v for n, v in self.weights.items() if n.startswith(form)} or dict(self.weights)
+        origin = identify_encoder(self.family, own, ndim)
+        weights = NetworkWeights(_unflattened(own, origin), self.origin, origin, origin.patch_size)
+        return weights.load_into(network, **target)
+
+
+def _described(weights: dict[str, Tensor], identity: Identity, path: Path) -> NetworkWeights:
+    patch_size = identity.patch_size or (128,) * identity.ndim
+
+    def build() -> nn.Module:
+        return create_network(
+            identity.name, identity.input_channels, identity.num_classes, patch_size, **identity.overrides
+        )
+
+    network = build_described(build, str(path))
+    return NetworkWeights(_unflattened(weights, network), f"{path}, released {identity.name}", network, patch_size)
+
+
+def _unflattened(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The weights in the network's shapes: releases flatten position embeddings."""
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    return {
+        name: value.reshape(shapes[name]) if name in shapes and value.numel() == shapes[name].numel() else value
+        for name, value in weights.items()
+    }
+
+
+def foreign(path: Path, content: Mapping[str, Any]) -> None:
+    """Encoders of networks that this package does not have.
+
+    Raises:
+        ValueError: names the network.
+    """
+    for _, weights in find_state_dicts(content):
+        for part, network in FOREIGN.items():
+            if any(f".{name}".find(f".{part}.") >= 0 for name in weights):
+                raise ValueError(f"{path} holds weights of {network}, and no network here has its layers")
+
+
+def plain(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
+    """Anything else that holds tensors by name: the names of the network to load into decide."""
+    found = find_state_dicts(content)
+    if not found:
+        return None
+    where, weights = found[0]
+    return NetworkWeights(weights, f"{path}, {where}" if where else str(path))
+
+
+def label_names(dataset_json: Mapping[str, Any]) -> list[str]:
+    """Names of the labels of ``dataset.json`` in the order of the heads, regions by their names."""
+    return [str(name) for name in dataset_json["labels"] if name != "ignore"]
+
+
+def citations(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The references of an nnssl checkpoint, one text each."""
+    texts = []
+    for entry in entries:
+        for key in ("apa_citations", "bibtex_citations"):
+            if entry.get(key):
+                texts += [str(text) for text in entry[key]]
+                break
+    return texts
+
+
+KINDS: tuple[Kind, ...] = (sealed, nnssl, nnunet, packaged, converted, released, timm_file, foreign, plain)
+
+
+def recognise(path: Path, content: Mapping[str, Any]) -> Any:
+    """Recognise the weights of a file by its content.
+
+    Args:
+        path: the file.
+        content: its content, as ``load_checkpoint`` reads it.
+
+    Returns:
+        an encoder checkpoint of this package, or weights with ``load_into``.
+
+    Raises:
+        ValueError: if it holds no weights, or damaged ones.
+    """
+    for kind in KINDS:
+        weights: Any = kind(path, content)
+        if weights is not None:
+            check_finite(weights.weights, path)
+            return weights
+    raise ValueError(f"{path} holds no weights: it has {', '.join(map(str, list(content)[:8]))}")

@@ -1,0 +1,147 @@
+"""Weights of timm's networks for the networks here that share their blocks or have them as encoder.
+
+ConvNeXt and Swin for UNet-2022, Swin for QT-UNet (thesis, section 3.3.8), ViT for SETR-PUP, ResNet for its U-Net.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ..architectures.qt_unet import QTUNet
+from ..architectures.unet2022 import UNet2022
+from .adapters import bias_tables, first_layers, inflated_kernels
+from .encoder import EncoderCheckpoint, load_encoder_weights
+from .imagenet import CONVNEXT, SWIN, load_blocks
+from .layout import find_state_dicts, strip_prefix
+from .load_report import LoadReport
+from .timm_encoder import TimmCheckpoint, tagged
+from .transfer import transfer
+
+# timm's networks that files are compared with, those that networks here start from
+CANDIDATES = (
+    *(name for family in (CONVNEXT, SWIN) for name in family.names.values()),
+    "swin_small_patch4_window7_224",
+    *(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")),
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+)
+CLASSIFIERS = ("head.", "fc.", "norm_pre.", "fc_norm.")
+
+
+@dataclass(frozen=True)
+class TimmWeights:
+    """Weights by timm's names.
+
+    Attributes:
+        name: timm's name of the network.
+        weights: its weights, with or without a classifier.
+        origin: where they come from, in words.
+    """
+
+    name: str
+    weights: Mapping[str, Tensor]
+    origin: str
+    citations: Sequence[str] = ()
+
+    def load_into(self, network: nn.Module, **_: Any) -> LoadReport:
+        """Load the weights into a network, in place.
+
+        Raises:
+            ValueError: if the network has no blocks and no encoder of this kind.
+        """
+        family = next((f for f in (CONVNEXT, SWIN) if f"{f.stages}.0.blocks.0.mlp.fc1.weight" in self.weights), None)
+        if isinstance(network, UNet2022) and family is not None:
+            self._check_width(network.feature_channels[0], family.stages)
+            return load_blocks(network, [(family, self.weights, self.origin)])
+        if isinstance(network, QTUNet) and family is SWIN:
+            self._check_width(network.feature_channels[0], family.stages)
+            return _load_swin(network, self.weights, self.origin)
+        encoder = EncoderCheckpoint.from_timm(self._checkpoint())
+        return load_encoder_weights(network, encoder, self.origin)  # type: ignore[arg-type]  # states other classes
+
+    def _check_width(self, width: int, stages: str) -> None:
+        found = self.weights[f"{stages}.0.blocks.0.mlp.fc1.weight"].shape[1]
+        if found != width:
+            raise ValueError(f"{self.name} has {found} channels in its first stage, the network {width}")
+
+    def _checkpoint(self) -> TimmCheckpoint:
+        """The weights as a checkpoint without a classifier, at the image size of their position embeddings."""
+        first = next((v for n, v in self.weights.items() if n in ("patch_embed.proj.weight", "conv1.weight")), None)
+        if first is None:
+            raise ValueError(f"{self.name} is the encoder of no network here")
+        size = 224
+        if "pos_embed" in self.weights:
+            size = isqrt(self.weights["pos_embed"].shape[1]) * first.shape[-1]
+        with torch.device("meta"):
+            expected = timm.create_model(self.name, num_classes=0, in_chans=first.shape[1]).state_dict()
+        weights = {name: value for name, value in self.weights.items() if name in expected}
+        return TimmCheckpoint(weights, self.name, (size, size), first.shape[1], method="timm")
+
+
+def _load_swin(network: QTUNet, weights: Mapping[str, Tensor], origin: str) -> LoadReport:
+    """Load Swin's blocks and patch embedding, which is inflated in 3D; patch merging has other neighbours there."""
+    renamed = {}
+    for name, value in weights.items():
+        new = name.replace("patch_embed.", "stem.").replace("layers.", "encoder.stages.").replace("norm2.", "norm3.")
+        new = new.replace("relative_position_bias_table", "bias.table")
+        renamed[f"swin: {name}" if "downsample" in name or name.startswith(CLASSIFIERS) else new] = value
+
+    def table_shape(_: str, value: Tensor) -> tuple[int, int]:
+        return (isqrt(len(value)),) * 2
+
+    first = first_layers(["stem.proj.weight"])
+    adapters = (bias_tables(network, table_shape), inflated_kernels("stem.proj.weight", first))
+    return transfer(dict(network.named_parameters()), renamed, adapters, origin)
+
+
+@cache
+def _shapes(name: str) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        state = timm.create_model(name).state_dict()
+    return {key: tuple(value.shape) for key, value in state.items() if not key.startswith(CLASSIFIERS)}
+
+
+def timm_file(path: Path, content: Mapping[str, Any]) -> TimmWeights | None:
+    """Files with the weights of a timm network, such as MGCA's image encoders."""
+    for _, found in find_state_dicts(content):
+        for name in CANDIDATES:
+            expected = _shapes(name)
+            weights, _ = strip_prefix(found, expected)
+            # position embeddings and the first layer depend on image size and channels
+            right = sum(key in weights and tuple(weights[key].shape) == shape for key, shape in expected.items())
+            if right >= len(expected) - 2:
+                return TimmWeights(name, weights, f"{path}, weights of {name}")
+    return None
+
+
+def timm_model(name: str) -> tuple[TimmWeights, str]:
+    """Download weights of timm by the name of the network, with or without the tag of its training.
+
+    Returns:
+        the weights, and the name with the tag.
+
+    Raises:
+        ValueError: if timm has no such network or tag, or the hub cannot be reached.
+    """
+    full = tagged(name)
+    network = full.partition(".")[0]
+    if full not in timm.list_pretrained(f"{network}*"):
+        known = ", ".join(timm.list_pretrained(f"{network}.*")[:6])
+        raise ValueError(
+            f"timm has no weights {full!r}; " + (f"it has {known}" if known else "see timm.list_pretrained()")
+        )
+    try:
+        model = timm.create_model(full, pretrained=True)
+    except Exception as error:  # the hub's client raises many types without a connection
+        raise ValueError(
+            f"cannot download {full}: {error}. Download it where there is a connection and give the file"
+        ) from error
+    return TimmWeights(network, model.state_dict(), f"timm's {full}"), full

@@ -1,0 +1,100 @@
+"""Every value of every recipe, as docs/training.md and the papers have it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+
+from nnunet_transformers.discovery import DEMO_TRAINERS, TRAINERS
+from nnunet_transformers.trainers.trainer import TransformerTrainer
+
+BASE = {
+    "default_epochs": 1000,
+    "default_iterations": 250,
+    "default_lr": 1e-3,
+    "default_weight_decay": 0.05,
+    "default_deep_supervision": True,
+    "dice_weight": 1.0,
+    "ce_weight": 1.0,
+    "use_all_outputs": False,
+    "warmup_fraction": 0.05,
+    "lr_power": 0.9,
+    "clip_grad_norm": 1.0,
+    "layer_decay": 0.75,
+    "frozen_fraction": 0.05,
+}
+AT_ONE_RATE = {"layer_decay": 1.0, "frozen_fraction": 0.0}
+MGCA = {
+    "default_epochs": 50,
+    "default_lr": 5e-4,
+    "default_weight_decay": 1e-6,
+    "warmup_fraction": 0.0,
+    "lr_power": 0.0,
+    "clip_grad_norm": 12.0,
+    **AT_ONE_RATE,
+}
+RECIPES = {
+    "nnUNetTrainerQTUNet": {},
+    "nnUNetTrainerQTUNetDemo": {"default_epochs": 12, "default_iterations": 20},
+    "nnUNetTrainerQTUNetThesis": {
+        "default_epochs": 350,
+        "default_lr": 0.4e-4,
+        "default_weight_decay": 0.0,
+        "default_deep_supervision": False,
+        "ce_weight": 0.0,
+        **AT_ONE_RATE,
+    },
+    "nnUNetTrainerUNet2022": {"use_all_outputs": True},
+    "nnUNetTrainerUNet2022Paper": {
+        "use_all_outputs": True,
+        "default_lr": 1e-4,
+        "default_weight_decay": 0.0,
+        "dice_weight": 1.2,
+        "ce_weight": 0.8,
+        "warmup_fraction": 0.0,
+        "lr_power": 0.0,
+        "clip_grad_norm": 12.0,
+        **AT_ONE_RATE,
+    },
+    "nnUNetTrainerMiT": {},
+    "nnUNetTrainerMiTPaper": {
+        "default_epochs": 100,
+        "default_lr": 1e-4,
+        "default_weight_decay": 3e-5,
+        "warmup_fraction": 0.0,
+        "clip_grad_norm": 12.0,
+        **AT_ONE_RATE,
+    },
+    "nnUNetTrainerSETRPUP": {},
+    "nnUNetTrainerSETRPUPPaper": {**MGCA, "frozen_fraction": 1.0},
+    "nnUNetTrainerResNet50UNet": {},
+    "nnUNetTrainerResNet50UNetPaper": MGCA,
+    "nnUNetTrainerLinearProbe": {
+        "default_epochs": 20,
+        "default_iterations": 50,
+        "default_lr": 1e-2,
+        "default_weight_decay": 0.0,
+        "default_deep_supervision": False,
+        "frozen_fraction": 0.0,
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def short_epochs():
+    """Not here."""
+
+
+@pytest.mark.parametrize("name", [*TRAINERS, *DEMO_TRAINERS])
+def test_recipe(name):
+    trainer = getattr(import_module({**TRAINERS, **DEMO_TRAINERS}[name]), name)
+    assert {setting: getattr(trainer, setting) for setting in BASE} == {**BASE, **RECIPES[name]}
+    assert trainer.planners
+    if "LinearProbe" not in name:
+        family = name.removeprefix("nnUNetTrainer").removesuffix("Paper").removesuffix("Thesis").removesuffix("Demo")
+        assert all(planner.startswith(f"nnUNetPlanner{family}") for planner in trainer.planners)
+
+
+def test_base():
+    assert {setting: getattr(TransformerTrainer, setting) for setting in BASE} == BASE

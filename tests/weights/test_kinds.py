@@ -1,0 +1,206 @@
+"""Weights in the layouts of other people's files, loaded into networks of other patches, channels and classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from dynamic_network_architectures.architectures.primus import Primus
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from safetensors.torch import save_file
+from torch import nn
+
+from nnunet_transformers.architectures import create_network
+from nnunet_transformers.weights import find_weights, load
+from tests.released import released_keys, weights_from_names
+
+PATCH = (32, 64, 64)
+TABLE = (Path(__file__).parents[2] / "docs/weights.md").read_text()
+# released file: prefix of its names, the entry that holds them, the network and the share of its encoder that loads
+RELEASES = {
+    "qt_unet_tiny_4ch_3cls_128": ("", "state_dict", "qt_unet_tiny", PATCH, 1.0),
+    "qt_unet_a_tiny_4ch_3cls_128": ("module.", "model", "qt_unet_a_tiny", PATCH, 1.0),
+    "qt_unet_2d_tiny_3ch_20cls": ("", "", "qt_unet_tiny", PATCH[1:], 1.0),
+    "unet2022_Synapse_320": ("", "state_dict", "unet2022_tiny", PATCH[1:], 1.0),
+    "mit_seg7_48x192x192": ("", "model_state_dict", "mit_7", PATCH, 1.0),
+    "mit_ssl7_MM": ("module.backbone.", "student", "mit_7", PATCH, 1.0),
+    "mit_ssl7_MM-2d": ("module.backbone.", "student", "mit_7", PATCH[1:], 1.0),
+    "mit_cls22": ("", "", "mit_22", PATCH, 1.0),
+}
+
+
+def layout(weights, prefix, entry):
+    """Content of a file as its authors nest it."""
+    named = {prefix + name: value for name, value in weights.items()}
+    return {entry: named, "epoch": 7, "optimizer": {"state": {}}} if entry else named
+
+
+def coverage(report, network):
+    return report.coverage(dict(network.named_parameters()), f"{network.key_to_encoder}.")
+
+
+def check_row(source, network, report):
+    """The table in docs/weights.md has what was loaded: of the encoder, of the decoder, tensors resized."""
+    parameters = dict(network.named_parameters())
+    shares = [report.coverage(parameters, f"{part}.") for part in (network.key_to_encoder, "decoder")]
+    name = f"{type(network).__name__} {len(getattr(network, 'patch_size', PATCH))}D"
+    row = f"| {source} | {name} | {shares[0]:.0%} | {shares[1]:.0%} | {len(report.adapted)} |"
+    assert row in TABLE, row
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_releases(release, tmp_path):
+    prefix, entry, name, patch_size, expected = RELEASES[release]
+    names = released_keys(name.partition("_")[0] if name.startswith(("mit", "unet")) else "qt_unet")
+    weights = weights_from_names(names[release.removesuffix("-2d")])
+    torch.save(layout(weights, prefix, entry), tmp_path / "released.pth")
+    network = create_network(name, 2, 5, patch_size)
+    report = find_weights(tmp_path / "released.pth").weights.load_into(network, patch_size=patch_size)
+    assert coverage(report, network) == expected
+    assert not [n for n in report.fresh if n.startswith(("stem.", "encoder."))]
+    check_row(f"`{release}`", network, report)
+
+
+def test_encoder_of_qt_unets_pretraining(tmp_path):
+    """The released encoders hold ``encoder.*`` beside heads of the pretraining tasks."""
+    names = released_keys("qt_unet")["qt_unet_tiny_4ch_3cls_128"]
+    weights = {n: v for n, v in weights_from_names(names).items() if n.startswith("encoder.")}
+    heads = {"rotation_head.weight": torch.zeros(4, 8), "contrastive_head.weight": torch.zeros(8, 8)}
+    torch.save({"state_dict": weights | heads, "epoch": 3}, tmp_path / "ssl.pt")
+    network = create_network("qt_unet_tiny", 1, 2, PATCH)
+    report = find_weights(tmp_path / "ssl.pt").weights.load_into(network)
+    assert coverage(report, network) == 1
+    assert all(name.startswith("decoder.") for name in report.fresh)
+    assert report.adapted == {"stem.proj.weight": "channels 4 to 1"}
+    check_row("QT-UNet's pretraining", network, report)
+
+
+class TestNnssl:
+    """Checkpoints as nnssl writes them: short class names, arguments that may be null, encoder and other decoder."""
+
+    def content(self, network, name, patch_size):
+        plan = {
+            "architecture_plans": {"arch_class_name": name, "arch_kwargs": None, "arch_kwargs_requiring_import": None},
+            "pretrain_plan": {"configurations": {"onemmiso": {"patch_size": list(patch_size)}}},
+            "recommended_downstream_patchsize": [160, 160, 160],
+            "pretrain_num_input_channels": 1,
+            "key_to_encoder": "encoder.stages",
+            "key_to_stem": "encoder.stem",
+            "keys_to_in_proj": ["encoder.stem.convs.0.conv"],
+            "key_to_lpe": None,
+        }
+        citations = [{"type": "Architecture", "name": name, "apa_citations": ["Isensee et al. 2024"]}]
+        return plan, {"network_weights": network.state_dict(), "citations": citations, "epoch": 1000}
+
+    def unet(self, network_class, channels, classes, kernels=((3, 3, 3),) * 3):
+        blocks = {"n_blocks_per_stage": [1, 1, 1]} if network_class is ResidualEncoderUNet else {"n_conv_per_stage": 2}
+        return network_class(
+            channels, 3, [8, 16, 16], nn.Conv3d, list(kernels), [1, 2, 2], num_classes=classes,
+            n_conv_per_stage_decoder=1, norm_op=nn.InstanceNorm3d, norm_op_kwargs={"affine": True},
+            nonlin=nn.LeakyReLU, **blocks,
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("beside", [False, True])
+    @pytest.mark.parametrize("network_class", [PlainConvUNet, ResidualEncoderUNet])
+    def test_convolutional_encoders(self, network_class, beside, tmp_path):
+        """The plan inside or beside; into a network of two channels, and with kernels of 1x3x3 in the first stage."""
+        source = self.unet(network_class, 1, 1)
+        plan, content = self.content(source, "ResEncL", (160, 160, 160))
+        if beside:
+            (tmp_path / "adaptation_plan.json").write_text(json.dumps(plan))
+        else:
+            content["nnssl_adaptation_plan"] = plan
+        torch.save(content, tmp_path / "checkpoint_final.pth")
+        network = self.unet(network_class, 2, 4, ((1, 3, 3), (3, 3, 3), (3, 3, 3)))
+        found = find_weights(tmp_path).weights
+        report = found.load_into(network)
+        assert found.citations == ["Isensee et al. 2024"]
+        check_row("nnssl", network, report)
+        assert coverage(report, network) == 1
+        state = network.state_dict()
+        for name, value in source.state_dict().items():
+            if name.startswith("encoder.stages.1."):
+                assert torch.equal(state[name], value), name
+        image = torch.randn(1, 1, 1, 16, 16).expand(1, 2, 8, 16, 16)  # constant along the depth, equal channels
+        first, theirs = (n.get_submodule(n.keys_to_in_proj[0]) for n in (network, source))
+        with torch.no_grad():
+            own, expected = first(image), theirs(image[:, :1])
+        torch.testing.assert_close(own[:, :, 1:-1], expected[:, :, 1:-1], rtol=1e-4, atol=1e-5)
+
+    def test_primus(self, tmp_path):
+        """Position embeddings of 160^3 voxels, 20^3 tokens; here 2x3x4 for 4x4x4."""
+
+        def primus(channels, patch):
+            return Primus(channels, 96, (8, 8, 8), 2, eva_depth=1, eva_numheads=2, input_shape=patch)
+
+        source = primus(1, (16, 24, 32))
+        plan, content = self.content(source, "PrimusM", (16, 24, 32))
+        plan |= {"key_to_encoder": "eva", "key_to_stem": "down_projection", "key_to_lpe": "eva.pos_embed"}
+        torch.save({**content, "nnssl_adaptation_plan": plan}, tmp_path / "primus.pth")
+        network = primus(1, (32, 32, 32))
+        report = find_weights(tmp_path / "primus.pth").weights.load_into(network, patch_size=(32, 32, 32))
+        assert report.adapted["eva.pos_embed"] == "grid 2x3x4 to 4x4x4"
+        assert coverage(report, network) == 1
+
+
+TIMM = [
+    ("convnext_femto", "unet2022_tiny", PATCH, "", 0.4),
+    ("swin_tiny_patch4_window7_224", "qt_unet_base", PATCH, "", 0.3),
+    ("resnet18", "resnet18_unet", PATCH[1:], "img_encoder_q.model.", 1.0),
+    ("vit_tiny_patch16_224", "setr_pup_tiny", PATCH[1:], "model.", 1.0),
+]
+
+
+@pytest.mark.parametrize("name,network,patch_size,prefix,least", TIMM)
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_timm_files(name, network, patch_size, prefix, least, ending, tmp_path):
+    """With a classifier, and with the prefix of MGCA's files; heads and other parts of the file are left."""
+    weights = {prefix + n: v.contiguous() for n, v in timm.create_model(name).state_dict().items()}
+    path = tmp_path / f"file{ending}"
+    if ending == ".pth":
+        torch.save({"state_dict": weights | {"text_encoder.weight": torch.zeros(2)}}, path)
+    else:
+        save_file(weights, path)
+    network = create_network(network, 1, 2, patch_size)
+    report = find_weights(path).weights.load_into(network)
+    assert coverage(report, network) >= least
+    check_row(f"timm's {name}", network, report)
+
+
+def test_nothing_that_fits(tmp_path):
+    torch.save({"a.weight": torch.ones(3)}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"nothing of .*file\.pth fits this QTUNet, no name is the same"):
+        create_network("qt_unet_tiny", 1, 2, PATCH, pretrained=str(tmp_path / "file.pth"))
+    torch.save({"stem.proj.weight": torch.ones(48, 1, 4, 4, 4)}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match="the weights cover 0% of the encoder, less than the 50% asked for"):
+        create_network("qt_unet_tiny", 1, 2, PATCH, pretrained=str(tmp_path / "file.pth"))
+    torch.save({"state_dict": {"module.swinViT.layers1.0.norm.weight": torch.ones(3)}}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"holds weights of a SwinUNETR \(MONAI, VoCo\), and no network here"):
+        load(tmp_path / "file.pth")
+
+
+def test_create_network_from_weights(tmp_path):
+    source = create_network("qt_unet_tiny", 1, 2, PATCH)
+    torch.save({"model": source.state_dict()}, tmp_path / "file.pth")
+    network = create_network("qt_unet_tiny", 1, 2, PATCH, pretrained=str(tmp_path / "file.pth"))
+    for name, value in source.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value)
+
+
+def test_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no weights; it would have one of checkpoint_final\.pth"):
+        find_weights(tmp_path)
+    for fold in (0, 1):
+        (tmp_path / f"fold_{fold}").mkdir()
+        torch.save({"a.weight": torch.ones(3)}, tmp_path / f"fold_{fold}/checkpoint_final.pth")
+    with pytest.raises(ValueError, match=r"several weights; give one of fold_0/checkpoint_final\.pth, fold_1/"):
+        find_weights(tmp_path)
+    assert find_weights(tmp_path / "fold_1").source.endswith("fold_1/checkpoint_final.pth")
+    torch.save({"epoch": 3}, tmp_path / "empty.pth")
+    with pytest.raises(ValueError, match=r"empty\.pth holds no weights: it has epoch"):
+        find_weights(tmp_path / "empty.pth")
+    with pytest.raises(ValueError, match=r"timm has no weights 'resnet50\.nobodys'; it has resnet50"):
+        find_weights("timm:resnet50.nobodys")
