@@ -107,7 +107,7 @@ def run(folder: Path) -> Iterator[str]:
             plans = plans_name(release.planner)
             if release.planner not in done:
                 os.environ["nnUNet_n_proc_DA"] = "1"
-                plan_experiments([900], release.planner, gpu_memory_target_in_gb=3)
+                plan_experiments([900], release.planner, gpu_memory_target_in_gb=6)
                 preprocess([900], plans, ("2d", "3d_fullres"), [1, 1])
                 done.add(release.planner)
             os.environ["nnUNet_n_proc_DA"] = "0"

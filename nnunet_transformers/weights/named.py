@@ -6,7 +6,7 @@ import io
 import pickletools
 import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from typing import IO
+from typing import IO, Any
 
 import torch
 
