@@ -13,8 +13,8 @@ from .address import Address
 MANIFEST, MODELS = "manifest.json", "models.json"
 # nnssl's description of the checkpoint beside it
 ADAPTATION_PLAN = "adaptation_plan.json"
-# nnU-Net's name of the weights at the end of training; beside them it may leave others
-FINAL = "checkpoint_final.pth"
+# nnU-Net's and nnssl's names of checkpoints, and of the one at the end of training
+CHECKPOINT, FINAL = "checkpoint_", "checkpoint_final.pth"
 # endings of the files that are found without their name, and of those that must be named
 FOUND, NAMED = (".safetensors", ".pth"), (".pt", ".ckpt", ".bin")
 # files that git and the hub keep in every repository
@@ -35,6 +35,12 @@ class Choice:
     path: str
     files: tuple[str, ...]
     is_package: bool = False
+
+    @property
+    def may_lack_files(self) -> bool:
+        """Whether the list may have missed files: of a package, or the plan beside a checkpoint of nnssl."""
+        is_checkpoint = PurePosixPath(self.path).name.startswith(CHECKPOINT)
+        return self.is_package or (is_checkpoint and len(self.files) == 1)
 
 
 def choose(names: Iterable[str], address: Address) -> Choice:
@@ -97,7 +103,7 @@ def _is_candidate(name: str, known: set[str]) -> bool:
     path = PurePosixPath(name)
     if path.suffix not in FOUND:
         return False
-    if path.name.startswith("checkpoint_") and str(path.with_name(FINAL)) in known:
+    if path.name.startswith(CHECKPOINT) and str(path.with_name(FINAL)) in known:
         return path.name == FINAL
     # a sealed encoder says more than its copy in safetensors; other files of torch.save say less that can be read
     kept = ".pth" if path.name.startswith("encoder") else ".safetensors"
@@ -110,8 +116,9 @@ def _package(folder: PurePosixPath, names: Sequence[str]) -> Choice:
 
 
 def _file(name: str, names: Sequence[str]) -> Choice:
-    plan = str(PurePosixPath(name).with_name(ADAPTATION_PLAN))
-    return Choice(name, (name, plan) if plan in names else (name,))
+    path = PurePosixPath(name)
+    plan = str(path.with_name(ADAPTATION_PLAN))
+    return Choice(name, (name, plan) if path.name.startswith(CHECKPOINT) and plan in names else (name,))
 
 
 def _listed(candidates: Sequence[Choice]) -> str:

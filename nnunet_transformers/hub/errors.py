@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from json import JSONDecodeError
 
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
@@ -66,6 +67,9 @@ def hub_errors(address: Address) -> Iterator[None]:
         raise _refused(error, place) from error
     except OfflineModeIsEnabled as error:
         raise UnreachableError("HF_HUB_OFFLINE is set") from error
+    except (JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        # the page of a network that wants a login, for instance
+        raise UnreachableError(f"{client().endpoint} does not answer as a hub ({first_line(error)})") from error
     except OSError as error:
         # of files; those of the connection, which requests derives from OSError, have no number
         if error.errno is not None and not isinstance(error, (ConnectionError, TimeoutError)):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .address import Address
+from .blobs import check_blob
 from .choice import Choice, choose
 from .errors import UnreachableError, client, hub_errors, not_in_cache
 
@@ -64,7 +65,8 @@ class Fetched:
 def fetch(source: str | Address) -> Fetched:
     """Download the weights that an address means, unless the cache has them.
 
-    Only the chosen files are downloaded, see ``choose``, and nothing is read or executed. A file of a pinned address
+    Only the chosen files are downloaded, see ``choose``, and compared with the hub's hashes; nothing is interpreted. A
+    file of a pinned address
     that the cache has is taken without asking the hub. Without a connection, or with ``HF_HUB_OFFLINE``, the last
     download of the same revision is taken.
 
@@ -72,7 +74,7 @@ def fetch(source: str | Address) -> Fetched:
         source: ``hf://owner/name[/file][@revision]``.
 
     Raises:
-        ValueError: if it is no address, or there are several weights to choose from.
+        ValueError: if it is no address, there are several weights to choose from, or a file was damaged on its way.
         FileNotFoundError: if there is no such repository, revision or file, or no weights in it.
         PermissionError: if the repository needs a token.
         ConnectionError: if the hub gives no answer and the cache does not have the files; the message has the address
@@ -86,7 +88,9 @@ def fetch(source: str | Address) -> Fetched:
     address = source if isinstance(source, Address) else Address.parse(source)
     cached = _cached(address) if address.is_pinned else None
     if cached is not None and address.path and (cached / address.path).is_file():
-        return _fetched(address, cached, choose(_names(cached), address), is_from_cache=True)
+        choice = choose(_names(cached), address)
+        if not choice.may_lack_files:
+            return _fetched(address, cached, choice, is_from_cache=True)
     try:
         with hub_errors(address):
             info = client().model_info(address.repository, revision=address.revision, timeout=TIMEOUT)
@@ -114,6 +118,7 @@ def _fetched(address: Address, folder: Path, choice: Choice, is_from_cache: bool
     for name in choice.files:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{address.repository} changed while {name} was downloaded; fetch it again")
+        check_blob(folder / name)
     return Fetched(folder, address.repository, choice.path, folder.name, choice.files, is_from_cache)
 
 

@@ -101,8 +101,9 @@ def package_card(folder: Path, sha256: str, address: Address, licence: str, data
     """
     path = folder / NAME
     with reading(path, "a model card"):
-        card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+        text = path.read_text(encoding="utf-8")
         # packages of earlier versions have no front matter
+        card = ModelCard(text if text.startswith("---") else f"---\n{{}}\n---\n{text}", ignore_metadata_errors=True)
         results = [
             dice_result(r.dataset_name, r.dataset_config, r.metric_name, float(r.metric_value))
             for r in card.data.get("eval_results") or ()

@@ -52,10 +52,7 @@ def pull(source: str, output: Path, sha256: str | None = None) -> Pulled:
         try:
             found = verify(target).sha256 if fetched.is_package else load(target, PretrainedWeights).sha256
         except (ValueError, FileNotFoundError) as error:
-            message = str(error).replace(str(target), str(fetched.address))
-            # a damaged download stays in the cache
-            advice = f"if the hub has it whole, remove {fetched.snapshot.parents[1]} and pull again"
-            raise ValueError(f"{message}; {advice}") from error
+            raise ValueError(str(error).replace(str(target), str(fetched.address))) from error
         if sha256 is not None and found != sha256.lower():
             raise ValueError(f"{fetched.address} has SHA-256 {found}, not {sha256}; nothing was written")
     return Pulled(output / target.relative_to(partial), fetched, found)

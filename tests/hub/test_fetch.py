@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,33 @@ def test_a_hub_out_of_order(hub, status):
     assert fetch("hf://o/n").path == downloaded.path
     with pytest.raises(ConnectionError, match=rf"o/x on {hub.endpoint} gives no answer \({status}: out of order\)"):
         fetch("hf://o/x")
+
+
+def test_the_page_of_a_network_that_wants_a_login(hub):
+    hub.add("o/n", FILES)
+    downloaded = fetch("hf://o/n")
+    hub.page = b"<html>Welcome to the airport</html>"
+    assert fetch("hf://o/n").path == downloaded.path
+    with pytest.raises(ConnectionError, match=f"^{hub.endpoint} does not answer as a hub"):
+        fetch("hf://o/x")
+
+
+@pytest.mark.parametrize("name", ["checkpoint_final.pth", "adaptation_plan.json"])
+def test_damaged_on_its_way(hub, name):
+    """The client compares sizes only; a damaged file does not stay in the cache."""
+    hub.add("o/n", {"checkpoint_final.pth": b"weights", "adaptation_plan.json": b"{}"})
+    hub.damages = True
+    with pytest.raises(ValueError, match="was damaged on its way or since, and is removed from the cache"):
+        fetch("hf://o/n")
+    hub.damages = False
+    for _ in range(2):  # the second file, if the first was found
+        with suppress(ValueError):
+            found = fetch("hf://o/n")
+    assert found.contents[name].read_bytes() == hub.repositories["o/n"].files[name]
+    found.contents[name].resolve().write_bytes(b"changed")
+    with pytest.raises(ValueError, match=rf"{name} was damaged"):
+        fetch(found.address)
+    assert fetch(found.address).contents[name].read_bytes() == hub.repositories["o/n"].files[name]
 
 
 class TestRefusals:

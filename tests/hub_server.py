@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
+from huggingface_hub import constants
 
 LICENCES = {"cc-by-4.0", "apache-2.0", "mit", "unknown", "other"}
 LFS_ENDINGS = (".pth", ".safetensors")
@@ -65,6 +68,8 @@ class Hub:
         objects: contents of LFS by SHA-256.
         requests: method and path of every request so far.
         status: answer every request with this status, if it is not 0.
+        page: answer every request with this page, if it is not empty.
+        damages: change a byte of every download.
     """
 
     def __init__(self) -> None:
@@ -73,6 +78,8 @@ class Hub:
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
         self.status = 0
+        self.page = b""
+        self.damages = False
 
     def add(self, name: str, files: dict[str, bytes], branch: str = "main", **properties: bool) -> str:
         """Commit files to a repository, made if it is missing; return the commit's hash."""
@@ -100,6 +107,21 @@ def running_hub() -> Iterator[Hub]:
         thread.join()
 
 
+def connect(hub: Hub, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Set what huggingface_hub reads from its variables when it is imported, and the token that may write."""
+    for name, value in {
+        "ENDPOINT": hub.endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_OFFLINE": False,
+        # the client prefers a storage of another protocol for large files
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_DISABLE_PROGRESS_BARS": True,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
 class _Refusal(Exception):
     """Ends a request with a status, and the hub's code and message of the error."""
 
@@ -123,6 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if self.state.status:
                 raise _Refusal(self.state.status, message="out of order")
+            if self.state.page:
+                return self._send(200, self.state.page)
             for method, pattern, answer in ROUTES:
                 if method == self.command.replace("HEAD", "GET") and (match := re.fullmatch(pattern, path)):
                     return answer(self, *map(unquote, match.groups()))
@@ -193,26 +217,28 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in files:
             raise _Refusal(404, "EntryNotFound", "Entry not found")
         content = files[path]
+        sent = content[:-1] + bytes([content[-1] ^ 1]) if self.state.damages else content
         etag = _oid(content) if path.endswith(LFS_ENDINGS) else _blob(content)
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if path.endswith(LFS_ENDINGS):
             headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(content))}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if wanted is None:
-            return self._send(200, content, headers)
+            return self._send(200, sent, headers)
         first, last = int(wanted[1]), int(wanted[2] or len(content) - 1)
         headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-        return self._send(206, content[first : last + 1], headers)
+        return self._send(206, sent[first : last + 1], headers)
 
     def create(self) -> None:
         self._writer()
         asked = json.loads(self.content)
         name = f"{asked['organization']}/{asked['name']}"
         if name in self.state.repositories:
-            raise _Refusal(409, message="You already created this model repo")
+            content = {"error": "You already created this model repo", "url": f"{self.state.endpoint}/{name}"}
+            return self._send(409, json.dumps(content).encode())
         private = asked.get("private") or asked.get("visibility") == "private"
         self.state.add(name, {}, private=bool(private))
-        self._json({"url": f"{self.state.endpoint}/{name}"})
+        return self._json({"url": f"{self.state.endpoint}/{name}"})
 
     def branch(self, name: str, branch: str) -> None:
         self._writer()
