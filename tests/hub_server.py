@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 
 LICENCES = {"cc-by-4.0", "apache-2.0", "mit", "unknown", "other"}
 LFS_ENDINGS = (".pth", ".safetensors")
@@ -109,9 +109,11 @@ def running_hub() -> Iterator[Hub]:
 
 def connect(hub: Hub, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     """Set what huggingface_hub reads from its variables when it is imported, and the token that may write."""
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)  # of versions before 1
     for name, value in {
         "ENDPOINT": hub.endpoint,
-        "HUGGINGFACE_CO_URL_TEMPLATE": hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "HUGGINGFACE_CO_URL_TEMPLATE": template,
         "HF_HUB_CACHE": str(cache),
         "HF_HUB_OFFLINE": False,
         # the client prefers a storage of another protocol for large files

@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -63,6 +64,11 @@ def hub_errors(address: Address) -> Iterator[None]:
     except RevisionNotFoundError as error:
         order = f"; a revision comes last, as in {PREFIX}owner/name/file@revision" if "/" in address.revision else ""
         raise FileNotFoundError(f"{address.repository} has no revision {address.revision!r}{order}") from error
+    except LocalEntryNotFoundError as error:
+        # of a download that fails after the list of files was read
+        raise UnreachableError(
+            f"{client().endpoint} cannot be reached ({first_line(error.__cause__ or error)})"
+        ) from error
     except HfHubHTTPError as error:
         raise _refused(error, place) from error
     except OfflineModeIsEnabled as error:
