@@ -30,6 +30,7 @@ from nnunetv2.utilities import utils
 from nnunet_transformers.architectures import _registry
 from nnunet_transformers.pretraining.data import prepare
 from nnunet_transformers.weights import sealed
+from tests.hub_server import connect, running_hub
 
 # folders and modules of tests that run nnU-Net's pools, or ours
 LIGHT = {"classification", "evaluation", "inference", "plans", "pretraining", "sharing", "trainers", "weights"}
@@ -142,6 +143,14 @@ def set_nnunet_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def nnunet_folders(tmp_path, monkeypatch):
     """nnUNet_raw, nnUNet_preprocessed and nnUNet_results in a temporary folder."""
     return set_nnunet_folders(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hugging Face hub on this machine, without repositories, for huggingface_hub's own client."""
+    with running_hub() as hub:
+        connect(hub, monkeypatch, tmp_path / "cache")
+        yield hub
 
 
 @pytest.fixture

@@ -61,11 +61,16 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     """The stored files as they were written, none compressed."""
-    folder = Path(shutil.copytree(STORED, tmp_path_factory.mktemp("stored") / STORED.name))
-    for path in folder.rglob("*.xz"):
+    return unpacked(STORED, tmp_path_factory.mktemp("stored") / STORED.name)
+
+
+def unpacked(folder: Path, target: Path) -> Path:
+    """Copy a folder of stored files, as they were written."""
+    shutil.copytree(folder, target)
+    for path in target.rglob("*.xz"):
         path.with_suffix("").write_bytes(lzma.decompress(path.read_bytes()))
         path.unlink()
-    return folder
+    return target
 
 
 def assert_as_stored(name, outputs):

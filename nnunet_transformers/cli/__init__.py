@@ -8,7 +8,7 @@ import traceback
 import typer
 
 from .._processes import exit_with_parent_if_spawned
-from . import classify, demo, doctor, evaluate, models, package, predict, preset, pretrain, probe, weights
+from . import classify, demo, doctor, evaluate, hub, models, package, predict, preset, pretrain, probe, weights
 from ._options import missing_extra
 from ._output import echo
 
@@ -37,6 +37,7 @@ app.add_typer(predict.commands)
 app.add_typer(evaluate.commands)
 app.add_typer(package.commands, name="package")
 app.add_typer(package.export_commands)
+app.add_typer(hub.commands)
 app.add_typer(demo.commands)
 
 

@@ -1,10 +1,12 @@
-"""Share trained models: packages without pickles, verified file by file, and export to nnU-Net's own format."""
+"""Share trained models: packages without pickles, verified file by file, nnU-Net's own format, Hugging Face's hub."""
 
 from .estimate import Estimate, estimate
 from .load import LoadedModel, load_package
 from .manifest import Manifest, verify
 from .package import Made, Options, make_package, package_zip
 from .predict import CaseResult, predict_folder, select_device
+from .pull import Pulled, pull
+from .push import Pushed, push
 from .stock import export_stock
 
 __all__ = [
@@ -14,12 +16,16 @@ __all__ = [
     "Made",
     "Manifest",
     "Options",
+    "Pulled",
+    "Pushed",
     "estimate",
     "export_stock",
     "load_package",
     "make_package",
     "package_zip",
     "predict_folder",
+    "pull",
+    "push",
     "select_device",
     "verify",
 ]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+from huggingface_hub import EvalResult
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._atomic import write_text
@@ -14,10 +18,13 @@ from .._reading import read_json
 from .._text import code, markdown
 from ..plans.planned import channel_names
 from .description import Description, Model
+from .front_matter import card_data, dice_result
 from .manifest import file_hash
 from .trained import TrainedFold
 
 NAME = "README.md"
+LICENCE = "Licence of the weights: "
+NO_LICENCE = "not stated; ask the source before you use them"
 USE = """## Use
 
     pip install -r requirements.txt
@@ -52,7 +59,7 @@ def write_card(
     channels = ", ".join(f"{code(file)} ({markdown(name)})" for file, name in files)
     parts = [
         f"# {markdown(plans['dataset_name'])}: segmentation with nnU-Net\n",
-        f"Licence of the weights: {licence or 'not stated; ask the source before you use them'}\n",
+        f"{LICENCE}{markdown(licence) or NO_LICENCE}\n",
         _data(first, plans["dataset_name"]),
         USE.format(inputs=f"for each case {channels}", segmentation=code(f"case{ending}")),
     ]
@@ -65,7 +72,37 @@ def write_card(
             stage = stage.previous
     versions = {"Python": platform.python_version(), **description.versions}
     parts.append("## Versions\n\n" + "".join(f"- {name} {version}\n" for name, version in versions.items()))
-    write_text("\n".join(parts), folder / NAME)
+    results = [r for m in description.models if (r := _result(plans, m, folds[m.folder], sources[m.folder]))]
+    tags = [network_name(model) for model in description.models]
+    data = card_data(licence, tags, [plans["dataset_name"]], plans["dataset_name"], results)
+    write_text(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(parts), folder / NAME)
+
+
+def stated_licence(card: str) -> str:
+    """Return the licence that the card of a package states, empty if it states none."""
+    found = re.search(rf"^{LICENCE}(.+)$", card, flags=re.MULTILINE)
+    return "" if found is None or found[1] == NO_LICENCE else re.sub(r"\\(.)", r"\1", found[1])
+
+
+def network_name(model: Model) -> str:
+    """Return the class name of a model's network."""
+    return model.network.rpartition(".")[2]
+
+
+def _result(plans: Mapping[str, Any], model: Model, folds: Sequence[TrainedFold], source: Path) -> EvalResult | None:
+    """Return the mean Dice of the validated folds, None if there are none."""
+    scores = {fold.name: float(s["foreground_mean"]["Dice"]) for fold in folds if (s := _scores(source, fold))}
+    known = {name: score for name, score in scores.items() if isfinite(score)}
+    if not known:
+        return None
+    what = f"Dice of {model.folder.removeprefix('models/')}, fold {', '.join(known)}"
+    return dice_result(plans["dataset_name"], model.configuration, what, mean(known.values()))
+
+
+def _scores(source: Path, fold: TrainedFold) -> dict[str, Any] | None:
+    """Read the scores of a fold's validation, None if it was not validated."""
+    summary = source / f"fold_{fold.name}" / "validation" / "summary.json"
+    return read_json(summary) if summary.is_file() else None
 
 
 def _data(dataset_json: Mapping[str, Any], name: str) -> str:
@@ -99,8 +136,7 @@ def _model(folder: Path, model: Model, folds: Sequence[TrainedFold], source: Pat
     names = {str(tuple(v) if isinstance(v, list) else v): markdown(n) for n, v in _labels(folder, model).items()}
     rows = []
     for fold in folds:
-        summary = source / f"fold_{fold.name}" / "validation" / "summary.json"
-        scores = read_json(summary) if summary.is_file() else None
+        scores = _scores(source, fold)
         digest = file_hash(folder / model.weights_file(fold.name))
         if scores is None:
             rows.append(f"| {markdown(fold.name)} | not validated | | `{digest}` |")
