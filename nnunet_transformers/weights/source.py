@@ -1,13 +1,14 @@
-"""Where initial weights come from: a file, a folder with one, or ``timm:NAME.TAG``."""
+"""Where initial weights come from: a file, a folder with one, the hub, or ``timm:NAME.TAG``."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..hub import PREFIX, fetch
 from .file import load_checkpoint
 from .kinds import recognise
 from .sealed import WEIGHTS, SealedCheckpoint, content_hash, kind_of, restore
@@ -46,19 +47,27 @@ def find_weights(source: str | os.PathLike[str]) -> Found:
 
     Args:
         source: file of any kind (``kinds``); folder with one: a fold, a folder of folds with one fold, a run of
-            pretraining, a package; or ``timm:NAME[.TAG]``.
+            pretraining, a package; ``hf://owner/name[/file][@revision]``; or ``timm:NAME[.TAG]``.
 
     Raises:
-        FileNotFoundError: if there is no such file, or none in the folder.
-        ValueError: if the file holds no weights, or damaged ones, or the folder has several that could be meant.
+        FileNotFoundError: if there is no such file or repository, or no weights in it.
+        ValueError: if the file holds no weights, or damaged ones, or several could be meant.
+        ConnectionError, PermissionError: as ``hub.fetch``.
     """
     if str(source).startswith(TIMM):
         weights, name = timm_model(str(source).removeprefix(TIMM))
         return Found(weights, f"{TIMM}{name}", content_hash({WEIGHTS: weights.weights}))
-    path = _file(Path(source)).resolve()
+    if str(source).startswith(PREFIX):
+        fetched = fetch(str(source))
+        path = _file(fetched.path)
+        # pinned to the commit, under which the content never changes
+        name = str(replace(fetched.address, path=path.relative_to(fetched.snapshot).as_posix()))
+    else:
+        path = _file(Path(source)).resolve()
+        name = str(path)
     found = recognise(path, load_checkpoint(path))
     sha256 = found.sha256 if isinstance(found, SealedCheckpoint) else content_hash({WEIGHTS: found.weights})
-    return Found(found, str(path), sha256)
+    return Found(found, name, sha256)
 
 
 def load(source: str | os.PathLike[str], expected: Any = None) -> Any:

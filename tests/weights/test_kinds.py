@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nnunet_transformers.architectures import create_network
-from nnunet_transformers.weights import find_weights, load
+from nnunet_transformers.weights import InitialWeights, find_weights, load
 from tests.released import released_keys, weights_from_names
 
 PATCH = (32, 64, 64)
@@ -204,3 +204,19 @@ def test_folders(tmp_path):
         find_weights(tmp_path / "empty.pth")
     with pytest.raises(ValueError, match=r"timm has no weights 'resnet50\.nobodys'; it has resnet50"):
         find_weights("timm:resnet50.nobodys")
+
+
+def test_hub(hub, tmp_path):
+    """A repository as nnssl's, and its commit in what a plan keeps; offline the second time."""
+    source = create_network("qt_unet_tiny", 1, 2, PATCH)
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "weights.pth")
+    commit = hub.add("owner/name", {"weights.pth": (tmp_path / "weights.pth").read_bytes(), "README.md": b""})
+    found = find_weights("hf://owner/name")
+    assert found.source == f"hf://owner/name/weights.pth@{commit}"
+    hub.requests.clear()
+    again = InitialWeights({"checkpoint": found.source, "sha256": found.sha256})
+    assert not hub.requests
+    network = create_network("qt_unet_tiny", 1, 2, PATCH)
+    assert not again.load_into(network).fresh
+    with pytest.raises(ValueError, match="is another file than when the plan was written"):
+        InitialWeights({"checkpoint": found.source, "sha256": "0" * 64})
