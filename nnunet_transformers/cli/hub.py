@@ -36,7 +36,7 @@ def push(
 
 @commands.command()
 def pull(
-    source: Annotated[str, typer.Argument(help="hf://owner/name[/file][@revision].")],
+    source: Annotated[str, typer.Argument(help="hf://owner/name, with /file and @revision where needed.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     sha256: Annotated[str | None, typer.Option(help="SHA-256 that the source states, as `push` prints it.")] = None,
 ) -> None:

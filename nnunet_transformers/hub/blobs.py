@@ -34,6 +34,7 @@ def check_blob(path: Path) -> None:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     if digest.hexdigest() != blob.name:
-        path.unlink()
-        blob.unlink()
+        # the content may in turn be a link into a store for all repositories
+        for place in (blob.resolve(), blob, path):
+            place.unlink(missing_ok=True)
         raise ValueError(f"{path} was damaged on its way or since, and is removed from the cache; download it again")
