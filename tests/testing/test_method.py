@@ -64,7 +64,7 @@ def test_mae(arguments):
     size = arguments["patch_size"]
     masks = [torch.from_numpy(random_mask((4,) * len(size), 0.75, np.random.default_rng(i))) for i in range(2)]
     batch = torch.randn(2, 1, *size), torch.stack(masks)
-    check_method(MAE, [batch], {**arguments, "warmup_epochs": 0}, index=synthetic_index(len(size)))
+    check_method(MAE, [batch], {**arguments, "warmup_epochs": 0}, index=synthetic_index(len(size)), steps=2)
 
 
 def test_unimiss():
