@@ -112,6 +112,11 @@ TARGETS = (
     ),
     Target(
         "methods",
+        "pretraining/methods/mae.py",
+        ("tests/pretraining/test_defaults.py", "tests/pretraining/test_mae.py"),
+    ),
+    Target(
+        "methods",
         "pretraining/methods/qt_ssl.py",
         ("tests/pretraining/test_defaults.py", "tests/pretraining/test_qt_ssl.py"),
     ),

@@ -7,6 +7,7 @@ import math
 from lightly.utils.scheduler import CosineWarmupScheduler
 from lightning import Trainer
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 
 def total_steps(trainer: Trainer) -> int:
@@ -35,8 +36,27 @@ def cosine_with_warmup(
     Raises:
         ValueError: as ``total_steps``.
     """
+    warmup, steps = _warmup_and_total(trainer, warmup_epochs)
+    return CosineWarmupScheduler(optimizer, warmup, steps, end_value=end_value)
+
+
+def polynomial_with_warmup(
+    optimizer: Optimizer, trainer: Trainer, warmup_epochs: float, power: float = 0.9
+) -> LambdaLR:
+    """Build a schedule of linear warm-up and polynomial decay to 0; arguments and errors as ``cosine_with_warmup``."""
+    warmup, steps = _warmup_and_total(trainer, warmup_epochs)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return float(max(0.0, 1 - (step - warmup) / max(1, steps - warmup)) ** power)
+
+    return LambdaLR(optimizer, factor)
+
+
+def _warmup_and_total(trainer: Trainer, warmup_epochs: float) -> tuple[int, int]:
+    """Count the optimiser steps of the warm-up and of the whole run."""
     steps = total_steps(trainer)
     trainer.fit_loop.setup_data()  # estimated_stepping_batches does this as well, unless max_steps is given
     steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    warmup = min(steps, round(warmup_epochs * steps_per_epoch))
-    return CosineWarmupScheduler(optimizer, warmup, steps, end_value=end_value)
+    return min(steps, round(warmup_epochs * steps_per_epoch)), steps

@@ -8,6 +8,7 @@ import pytest
 
 from nnunet_transformers.pretraining.methods.alice import Alice
 from nnunet_transformers.pretraining.methods.anatomical_embedding import AnatomyMatching
+from nnunet_transformers.pretraining.methods.mae import MAE
 from nnunet_transformers.pretraining.methods.mgca import MGCA
 from nnunet_transformers.pretraining.methods.qt_ssl import QTSSL
 from nnunet_transformers.pretraining.methods.unimiss import UniMiSS
@@ -59,6 +60,19 @@ DEFAULTS = {
         "weight_decay": 0.05,
         "warmup_epochs": 100,
         "tau": 0.996,
+    },
+    # nnssl's trainers of OpenMind's Primus-M (BaseEvaMAETrainer_BS8), and the cells of its ResEnc-L
+    MAE: {
+        "network": "qt_unet_tiny",
+        "patch_size": (160, 160, 160),
+        "input_channels": 1,
+        "mask_size": 16,
+        "decoder_depth": 2,
+        "decoder_heads": 12,
+        "optimizer": "adamw",
+        "lr": 3e-4,
+        "weight_decay": 0.05,
+        "warmup_epochs": 50,
     },
     # section 4.1 and the release's configuration
     MGCA: {

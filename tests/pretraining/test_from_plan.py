@@ -21,6 +21,7 @@ from nnunet_transformers.weights import initialise, load_encoder
 from tests.conftest import write_dataset
 
 PLANS = "nnUNetQTUNetTPlans"
+ROOT = "--trainer.default_root_dir"
 
 
 @pytest.fixture
@@ -88,6 +89,15 @@ def test_prepared_and_trained_as_planned(planned, tmp_path):
     network = create_network("qt_unet_tiny", 1, 3, checkpoint.patch_size, **checkpoint.overrides)
     with pytest.raises(ValueError, match="another file than when the plan was written"):
         initialise(network, attached)
+
+    # MAE, whose encoder is the planned one too
+    folder = tmp_path / "mae"
+    result = invoke(*(argument if argument != "qt_ssl_in_task" else "mae" for argument in fit), f"{ROOT}={folder}")
+    assert result.exit_code == 0, result.output
+    result = invoke("attach", folder / "encoder.pth", *attach[2:-4], "-o", f"{PLANS}_mae", "-c", "3d_fullres")
+    assert result.exit_code == 0, result.output
+    assert "adapted: 0 tensors" in result.output
+    assert "encoder." not in result.output.partition("fresh")[2] and "stem." not in result.output.partition("fresh")[2]
 
 
 def test_network_of_a_plan(planned):

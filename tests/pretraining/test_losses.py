@@ -41,6 +41,7 @@ def alice():
 EXAMPLES = (
     "losses.cross_dimension",
     "losses.cross_modal",
+    "losses.masked_reconstruction",
     "losses.point_contrast",
     "losses.semantic_alignment",
     "patchify",

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nnunet_transformers.pretraining.data import (
+    MaskedCropData,
     MaskedViewData,
     MatchedViewData,
     OverlappingViewData,
@@ -48,6 +49,11 @@ class TestPinned:
         assert sums(sample["query_intact"]) == pytest.approx((2064.5248, 977.9447), rel=1e-5)
         assert sums(sample["key_masked"]) == pytest.approx((1989.1699, 1023.4398), rel=1e-5)
         assert sums(sample["key_intact"]) == pytest.approx((1989.1699, 965.7301), rel=1e-5)
+
+    def test_crops(self, prepared):
+        crop, mask = draw(MaskedCropData(prepared, SIZE, (2, 2, 2), seed=3).epoch())
+        assert mask.flatten().nonzero().flatten().tolist() == [0, 2, 3, 4, 6, 7]
+        assert sums(crop) == pytest.approx((2064.9629, 794.7029), rel=1e-5)
 
     def test_masked(self, prepared):
         first, second = draw(MaskedViewData(prepared, SIZE, seed=3).epoch())

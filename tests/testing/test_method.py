@@ -12,6 +12,7 @@ from nnunet_transformers.pretraining.encoders.masked import random_mask
 from nnunet_transformers.pretraining.encoders.text import load_tokenizer, tokenize
 from nnunet_transformers.pretraining.methods.alice import Alice
 from nnunet_transformers.pretraining.methods.anatomical_embedding import AnatomyMatching
+from nnunet_transformers.pretraining.methods.mae import MAE
 from nnunet_transformers.pretraining.methods.mgca import MGCA
 from nnunet_transformers.pretraining.methods.qt_ssl import QTSSL
 from nnunet_transformers.pretraining.methods.unimiss import UniMiSS
@@ -52,6 +53,18 @@ def test_qt_ssl():
 def test_alice():
     arguments = {**NETWORK, "decoder_heads": 4, "decoder_depth": 1, "hidden_dim": 32}
     check_method(Alice, [matched_views()], arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [NETWORK, {"network": "resnet18_unet", "patch_size": (64, 64), "optimizer": "sgd"}],
+    ids=["mask tokens", "sparse"],
+)
+def test_mae(arguments):
+    size = arguments["patch_size"]
+    masks = [torch.from_numpy(random_mask((4,) * len(size), 0.75, np.random.default_rng(i))) for i in range(2)]
+    batch = torch.randn(2, 1, *size), torch.stack(masks)
+    check_method(MAE, [batch], {**arguments, "warmup_epochs": 0}, index=synthetic_index(len(size)), steps=2)
 
 
 def test_unimiss():

@@ -3,6 +3,7 @@
 from .cached_matcher import CachedMatcher
 from .epoch import Epoch, EpochData, ShuffledEpoch
 from .index import PreparedCase, PreparedIndex, Skipped, read_index
+from .masked_crops import MaskedCropData, MaskedCrops
 from .masked_views import MaskedViewData, MaskedViews
 from .matched_views import MatchedViewData, MatchedViews
 from .overlapping_views import OverlappingViewData, OverlappingViews
@@ -14,6 +15,8 @@ __all__ = [
     "CachedMatcher",
     "Epoch",
     "EpochData",
+    "MaskedCropData",
+    "MaskedCrops",
     "MaskedViewData",
     "MaskedViews",
     "MatchedViewData",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,8 +13,13 @@ from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, Contrast
 from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.configuration import ANISO_THRESHOLD
+from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from torch import Tensor
 
 
@@ -127,6 +133,37 @@ def flip(image: Tensor, p: float, axes: Sequence[int]) -> Tensor:
     """Mirror an image, (channels, *size), on each axis of ``axes`` with probability ``p``."""
     flipped = [axis for axis in axes if uniform(0, 1) < p]
     return image.flip(flipped) if flipped else image
+
+
+def spatial_transforms(patch_size: Sequence[int]) -> tuple[BasicTransform, list[int]]:
+    """Build rotation, scaling and mirroring with nnU-Net's parameters; in-plane where the voxels are anisotropic.
+
+    Args:
+        patch_size: voxels per axis of the result.
+
+    Returns:
+        transform of images, and size of the images that it takes, so that rotated corners have voxels.
+    """
+    patch_size = tuple(patch_size)
+    in_plane = len(patch_size) == 3 and max(patch_size) / patch_size[0] > ANISO_THRESHOLD
+    size = patch_size[1:] if in_plane else patch_size
+    angle = math.radians(30 if len(size) == 3 else 15 if not in_plane and max(size) / min(size) > 1.5 else 180)
+    spatial = SpatialTransform(
+        size,
+        patch_center_dist_from_border=0,
+        random_crop=False,
+        p_rotation=0.2,
+        rotation=(-angle, angle),
+        p_scaling=0.2,
+        scaling=(0.7, 1.4),
+        p_synchronize_scaling_across_axes=1,
+    )
+    slices = [Convert3DTo2DTransform(), spatial, Convert2DTo3DTransform()] if in_plane else [spatial]
+    # nnU-Net's range of scales for the size to read, which is narrower than that of the transform
+    taken = get_patch_size(patch_size, *[(-angle, angle)] * 3, (0.85, 1.25)).tolist()
+    if in_plane:
+        taken[0] = patch_size[0]
+    return ComposeTransforms([*slices, MirrorTransform(tuple(range(len(patch_size))))]), taken
 
 
 def intensity_transforms() -> BasicTransform:

@@ -44,17 +44,20 @@ class MaskedEncoder(nn.Module):
     Args:
         network: result of ``create_encoder``.
         input_channels: image channels.
+        grid: cells per axis, of one of the feature maps; by default of the deepest one.
 
     Attributes:
-        grid: cells per axis of the deepest feature map; these cells are masked or visible.
+        grid: cells per axis; these cells are masked or visible.
         dim: channels of the deepest feature map.
+        map_shapes: (channels, *grid) of each feature map, finest first.
     """
 
-    def __init__(self, network: SegmentationNetwork, input_channels: int) -> None:
+    def __init__(self, network: SegmentationNetwork, input_channels: int, grid: Sequence[int] | None = None) -> None:
         super().__init__()
         self.network = network
-        self.grid = tuple(network.grid_sizes[-1])
+        self.grid = tuple(network.grid_sizes[-1] if grid is None else grid)
         self.dim = network.feature_channels[-1]
+        self.map_shapes = map_shapes(network)
         stem: Any = network.stem
         with torch.no_grad():
             # evaluation mode keeps the zeros out of the running statistics of batch norms
@@ -76,28 +79,28 @@ class MaskedEncoder(nn.Module):
         Returns:
             tokens of the deepest feature map, (batch, cells, dim).
         """
+        return self.maps(image, mask)[-1].flatten(2).transpose(1, 2)
+
+    def maps(self, image: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+        """Encode images as ``forward`` does, to all feature maps, (batch, channels, *grid), finest first."""
         if mask is None:
-            return self._tokens(image)
-        # mask the voxels too: the stem's kernels and norms reach beyond a cell
-        image = image.masked_fill(_enlarge(mask, image.shape[2:])[:, None], 0.0)
+            return self.network.encode(image)
         stem: Any = self.network.stem
         handle = stem.register_forward_hook(lambda _, inputs, output: self._replace(output, mask))
         try:
-            return self._tokens(image)
+            # mask the voxels too: the stem's kernels and norms reach beyond a cell
+            return self.network.encode(hide(image, mask))
         finally:
             handle.remove()
-
-    def _tokens(self, image: Tensor) -> Tensor:
-        return self.network.encode(image)[-1].flatten(2).transpose(1, 2)
 
     def _replace(self, embedded: Tensor, mask: Tensor) -> Tensor:
         if embedded.dim() == 3:  # tokens without a grid
             grid = self.network.grid_sizes[0]
-            return torch.where(_enlarge(mask, grid).flatten(1)[..., None], self.mask_token, embedded)
+            return torch.where(enlarge(mask, grid).flatten(1)[..., None], self.mask_token, embedded)
         if self.network.stem_channels_last:
-            return torch.where(_enlarge(mask, embedded.shape[1:-1])[..., None], self.mask_token, embedded)
+            return torch.where(enlarge(mask, embedded.shape[1:-1])[..., None], self.mask_token, embedded)
         token = self.mask_token.view(-1, *[1] * len(self.grid))
-        return torch.where(_enlarge(mask, embedded.shape[2:])[:, None], token, embedded)
+        return torch.where(enlarge(mask, embedded.shape[2:])[:, None], token, embedded)
 
 
 class VisibleEncoder(nn.Module):
@@ -110,6 +113,7 @@ class VisibleEncoder(nn.Module):
     Attributes:
         grid: tokens per axis.
         dim: channels of a token.
+        map_shapes: (channels, *grid) of the only feature map, the tokens.
     """
 
     def __init__(self, network: Primus, patch_size: Sequence[int]) -> None:
@@ -118,6 +122,7 @@ class VisibleEncoder(nn.Module):
         self.network = network
         self.grid = token_grids(patch_size, [TOKEN])[0]
         self.dim = network.embed_dim
+        self.map_shapes = [(self.dim, *self.grid)]
         self.mask_token = nn.Parameter(trunc_normal_(torch.zeros(self.dim), std=0.02))
 
     def forward(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -125,7 +130,7 @@ class VisibleEncoder(nn.Module):
         eva = self.network.eva
         if mask is not None:
             # the stems of Primus V2 and V3 reach beyond a cell
-            image = image.masked_fill(_enlarge(mask, image.shape[2:])[:, None], 0.0)
+            image = hide(image, mask)
         tokens = self.network.down_projection(image).flatten(2).transpose(1, 2) + eva.pos_embed
         rope = eva.rope.get_embed()
         if mask is None:
@@ -136,6 +141,10 @@ class VisibleEncoder(nn.Module):
         seen = self._blocks(tokens[visible].view(*kept.shape, -1), rope[kept][:, None])
         everywhere = self.mask_token.to(seen.dtype).expand(*visible.shape, -1)
         return everywhere.masked_scatter(visible[..., None], seen)
+
+    def maps(self, image: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+        """Encode images as ``forward`` does, to one feature map, (batch, dim, *grid)."""
+        return [self(image, mask).transpose(1, 2).unflatten(2, self.grid)]
 
     def _blocks(self, tokens: Tensor, rope: Tensor) -> Tensor:
         for block in self.network.eva.blocks:
@@ -164,6 +173,36 @@ def create_masked_encoder(
     return VisibleEncoder(create_primus(name, input_channels, patch_size), patch_size)
 
 
-def _enlarge(mask: Tensor, grid: Sequence[int]) -> Tensor:
+def choose_grid(network: SegmentationNetwork, mask_size: int) -> tuple[int, ...]:
+    """Choose the cells to mask: those of the coarsest map with cells of at most ``mask_size`` voxels on each axis.
+
+    Args:
+        network: network with ``feature_strides``.
+        mask_size: largest edge of a cell in voxels; if no map has such small cells, the finest map's are taken.
+
+    Returns:
+        cells per axis.
+    """
+    grids = zip(network.grid_sizes, network.feature_strides, strict=True)
+    fitting = [grid for grid, stride in grids if max(stride) <= mask_size]
+    return tuple((fitting or network.grid_sizes[:1])[-1])
+
+
+def map_shapes(network: SegmentationNetwork) -> list[tuple[int, ...]]:
+    """Return (channels, *grid) of each map that a network's ``encode`` returns, finest first."""
+    return [(dim, *grid) for dim, grid in zip(network.feature_channels, network.grid_sizes, strict=True)]
+
+
+def hide(image: Tensor, mask: Tensor) -> Tensor:
+    """Set the voxels of masked cells to 0, the mean of a z-scored image.
+
+    Args:
+        image: (batch, channels, *size).
+        mask: (batch, *grid), true for masked cells.
+    """
+    return image.masked_fill(enlarge(mask, image.shape[2:])[:, None], 0.0)
+
+
+def enlarge(mask: Tensor, grid: Sequence[int]) -> Tensor:
     """Resize a mask, (batch, *cells), to (batch, *grid)."""
     return F.interpolate(mask[:, None].float(), size=tuple(grid), mode="nearest")[:, 0] > 0.5

@@ -22,12 +22,17 @@ class MaskedDecoder(nn.Module):
         depth, num_heads: number of blocks and of their attention heads.
         patch_size: voxels of the image per axis.
         channels: image channels.
+
+    Raises:
+        ValueError: if the heads do not divide the channels.
     """
 
     def __init__(
         self, grid: Sequence[int], dim: int, depth: int, num_heads: int, patch_size: Sequence[int], channels: int
     ) -> None:
         super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"decoder_heads must divide the tokens' {dim} channels, got {num_heads}")
         self.grid, self.patch_size = tuple(grid), tuple(patch_size)
         self.position = nn.Parameter(trunc_normal_(torch.zeros(1, prod(grid), dim), std=0.02))
         self.blocks = nn.Sequential(*(Block(dim, num_heads, qkv_bias=True) for _ in range(depth)))

@@ -2,6 +2,7 @@
 
 from .cross_dimension import CrossDimensionLoss
 from .cross_modal import cpa_loss, cta_loss, ita_loss, sinkhorn, token_weights, word_attention
+from .masked_reconstruction import masked_reconstruction_loss
 from .point_contrast import point_contrast
 from .semantic_alignment import (
     CASA,
@@ -9,7 +10,6 @@ from .semantic_alignment import (
     CentredCrossEntropy,
     cosine_loss,
     info_nce_loss,
-    masked_reconstruction_loss,
 )
 
 __all__ = [
