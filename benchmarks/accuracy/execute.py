@@ -104,7 +104,7 @@ def execute(run: Run, folder: Path, is_stopped: Callable[[], bool]) -> dict[str,
         "calibrated_seconds": cost(run.row, run.dataset),
         **describe(trainer),
         **times_and_curve(trainer.logger.get_checkpoint()),
-        **dice(read_json(Path(trainer.output_folder) / "validation" / "summary.json")),
+        **dice(read_json(Path(trainer.output_folder) / "validation" / "summary.json"), trainer.dataset_json["labels"]),
         **describe_environment(torch.device("cpu")),
     }
     del trainer
@@ -127,11 +127,17 @@ def times_and_curve(logged: dict[str, list]) -> dict[str, Any]:
     }
 
 
-def dice(summary: dict[str, Any]) -> dict[str, Any]:
-    """Dice of whole validation cases of nnU-Net's summary; None for a label that neither side has."""
+def dice(summary: dict[str, Any], labels: dict[str, int]) -> dict[str, Any]:
+    """Dice of whole validation cases; None for a label that neither side has.
+
+    Args:
+        summary: nnU-Net's.
+        labels: numbers by name, of ``dataset.json``.
+    """
+    names = {str(number): name for name, number in labels.items()}
     return {
         "dice": rounded(summary["foreground_mean"]["Dice"]),
-        "dice_per_label": {label: rounded(metrics["Dice"]) for label, metrics in summary["mean"].items()},
+        "dice_per_label": {names[label]: rounded(metrics["Dice"]) for label, metrics in summary["mean"].items()},
         "dice_per_case": {
             Path(case["prediction_file"]).name.split(".")[0]: [rounded(m["Dice"]) for m in case["metrics"].values()]
             for case in summary["metric_per_case"]

@@ -9,26 +9,27 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from matplotlib import style
 from matplotlib.figure import Figure
 
 from nnunet_transformers._atomic import write_text
 
 from .prepare import group_of
 from .runs import Run, read_lines
-from .tables import BUDGETS, DATA, JUDGED_FOLD, REFERENCE, ROWS
+from .tables import BUDGETS, DATA, JUDGED_FOLD, REFERENCE, ROWS, UNIT_ITERATIONS
 
 Records = list[dict[str, Any]]
 RESAMPLES, INTERVAL = 10_000, (2.5, 97.5)
-COLOURS = style.library["tableau-colorblind10"]["axes.prop_cycle"].by_key()["color"]
+# Okabe and Ito's, which the colour-blind tell apart
+COLOURS = ("#000000", "#E69F00", "#CC79A7", "#0072B2", "#009E73", "#D55E00", "#56B4E9")
 MARKERS = "osD^vP*X"
 HEADER = """# Dice at equal cost
 
 `python -m benchmarks.accuracy report` writes this page from [the runs](accuracy.jsonl);
 [the benchmark](../accuracy/__init__.py) says how they are made. Dice is that of whole validation cases, the mean over
-labels and seeds; the spread is from the worst to the best seed. Differences are to {stock}, of the same cases, with a
+labels and seeds; the spread is from the worst to the best seed. Differences are to {stock} on the same cases, with a
 95 % bootstrap interval over patients, which does not include the spread of the seeds. Costs are processor time of one
-thread. All is far from converged: a table says what a network has learnt by then, not where it ends.
+thread; a budget of 1 is what {stock} takes for {iterations:,} iterations on hippocampus. All is far from converged:
+the tables say what a network has learnt by then, not where it ends.
 """
 
 
@@ -57,7 +58,7 @@ def report(sources: Iterable[Path], output: Path) -> None:
 
 def page(records: Records, picture: str) -> str:
     """Markdown: a table for each dataset and budget, of the fold that judges and of those for tuning."""
-    lines = [HEADER.format(stock=ROWS[REFERENCE[0]].title)]
+    lines = [HEADER.format(stock=ROWS[REFERENCE[0]].title, iterations=UNIT_ITERATIONS)]
     for title, is_judged in ((f"Fold {JUDGED_FOLD}", True), ("Folds for tuning", False)):
         chosen = [r for r in records if (r["fold"] == JUDGED_FOLD) is is_judged]
         if not chosen:
@@ -83,7 +84,7 @@ def table(records: Records) -> str:
     """Markdown table of one dataset and budget, by row."""
     labels = list(records[0]["dice_per_label"])
     by_row = {row: [r for r in records if r["row"] == row] for row in ROWS}
-    head = ["", "seeds", "Dice", "spread", "difference", *(f"label {label}" for label in labels)]
+    head = ["", "seeds", "Dice", "spread", "difference", *labels]
     head += ["iterations", "batch", "patch", "parameters", "s per iteration", "minutes"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row, runs in by_row.items():
@@ -139,7 +140,7 @@ def difference(records: Records, reference: Records) -> tuple[float, float, floa
 def draw(records: Records) -> Figure:
     """Draw Dice of validation patches against processor time, a panel for each dataset and budget.
 
-    The mark at the end is the Dice of whole cases. Both are means over seeds.
+    The mark at the end, and the number in the legend, is the Dice of whole cases. All are means over seeds.
     """
     panels = [
         (dataset, budget, part)
@@ -156,10 +157,12 @@ def draw(records: Records) -> Figure:
                 colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
                 minutes = _mean([r["curve"]["processor_seconds"] for r in runs]) / 60
                 curve = _mean([r["curve"]["pseudo_dice"] for r in runs])
-                axes.plot(minutes, curve, color=colour, linewidth=1, label=described.title)
                 final = mean(r["dice"] for r in runs)
-                axes.plot(minutes[-1:], [final], marker, color=colour, markersize=5, markeredgecolor="black")
-        axes.set(title=heading(dataset, budget), xlabel="processor time, minutes", ylabel="Dice")
+                axes.plot(minutes, curve, color=colour, linewidth=1.2)
+                label = f"{described.title}, {final:.3f}"
+                axes.plot(minutes[-1:], [final], marker, color=colour, markersize=6, alpha=0.8, label=label)
+        title = heading(dataset, budget).replace("`", "")
+        axes.set(title=title, xlabel="processor time, minutes", ylabel="Dice")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="lower right")
     for axes in list(grid):

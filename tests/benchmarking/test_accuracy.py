@@ -87,6 +87,7 @@ class TestQueue:
         assert (record["iterations"], record["epochs"], record["batch_size"]) == (2, 2, 2)
         assert len(record["curve"]["pseudo_dice"]) == len(record["curve"]["processor_seconds"]) == 2
         assert record["curve"]["processor_seconds"][-1] == pytest.approx(record["processor_seconds"], abs=0.1)
+        assert list(record["dice_per_label"]) == ["large", "small"]
         cases = list(record["dice_per_case"].values())
         assert len(cases) == 1
         assert np.mean(cases) == pytest.approx(record["dice"], abs=1e-4)
