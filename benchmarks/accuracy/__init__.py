@@ -1,0 +1,21 @@
+"""Dice at equal cost: our networks beside nnU-Net's own, each trained for the same processor time.
+
+    export nnUNet_raw=... nnUNet_preprocessed=... nnUNet_results=...
+    python -m benchmarks.accuracy prepare          # plan, preprocess and split the datasets
+    python -m benchmarks.accuracy calibrate        # seconds per iteration of every row on every dataset
+    python -m benchmarks.accuracy run --queue benchmarks/accuracy/judge.jsonl
+    python -m benchmarks.accuracy report           # benchmarks/results/accuracy.{jsonl,md,png}
+
+Planners, preprocessing, augmentation, loss, schedule and validation of whole cases are nnU-Net's. `tables.py` has
+datasets, rows and budgets; a run is one of each with a fold and a seed. The unit of the budgets is the processor time
+that stock nnU-Net takes for 2,000 iterations on hippocampus. A run has the number of iterations that the budget allows
+by the calibrated cost, and its schedules are those of a training of this length. All is measured in processes of one
+thread, which other work on the machine hardly changes.
+
+`run` takes the runs of the queue one after another, leaves out those that are finished or held by another process, and
+goes on with those that were killed, from their last epoch; start one process per core. SIGTERM, or `--until HH:MM`,
+ends it after the epoch. The queue is read again before each run, so lines may be added to it. Its line in
+$nnUNet_results/accuracy/results.jsonl says that a run is finished.
+
+Rows are tuned on folds 1 and 2 (`tune.jsonl`); fold 0 judges (`judge.jsonl`).
+"""

@@ -1,0 +1,102 @@
+"""The commands `prepare`, `calibrate`, `run` and `report`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import torch
+
+from . import __doc__ as description
+from .costs import calibrate, iterations_for
+from .execute import run_queue
+from .prepare import prepare
+from .report import report
+from .runs import results_file
+from .tables import BUDGETS, DATA, REFERENCE, ROWS
+
+RESULTS = Path(__file__).parents[1] / "results" / "accuracy"
+LOWEST_PRIORITY = 19
+
+
+def next_time(text: str) -> float:
+    """Seconds since the epoch of the next HH:MM."""
+    now = datetime.now()
+    clock = datetime.strptime(text, "%H:%M").time()
+    until = datetime.combine(now.date(), clock)
+    return (until if until > now else until + timedelta(days=1)).timestamp()
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    for name in arguments.datasets:
+        prepare(DATA[name], [ROWS[row] for row in arguments.rows])
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    row, dataset = REFERENCE
+    calibrate(row, dataset)
+    for dataset in arguments.datasets:
+        for row in arguments.rows:
+            if ROWS[row].suits(DATA[dataset]):
+                measured = calibrate(row, dataset)
+                iterations = {budget: iterations_for(budget, row, dataset) for budget in BUDGETS}
+                print(json.dumps({"dataset": dataset, "row": row, **measured, "iterations": iterations}), flush=True)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    os.nice(LOWEST_PRIORITY)
+    torch.set_num_threads(1)
+    until = next_time(arguments.until) if arguments.until else float("inf")
+    asked: list[int] = []
+
+    def ask(number: int, frame: object) -> None:
+        print("ends after this epoch; once more: at once", flush=True)
+        asked.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+    failed = run_queue(
+        arguments.queue, lambda: bool(asked) or time.time() >= until, keep_final=not arguments.discard_final
+    )
+    if failed:
+        raise SystemExit(f"failed: {', '.join(run.name for run in failed)}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    report([arguments.output.with_suffix(".jsonl"), *arguments.results], arguments.output)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run a command.
+
+    Args:
+        words: arguments; by default those of the process.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True)
+    for name, function in (("prepare", _prepare), ("calibrate", _calibrate)):
+        command = commands.add_parser(name)
+        command.add_argument("--datasets", nargs="+", default=list(DATA), choices=list(DATA))
+        command.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+        command.set_defaults(function=function)
+    command = commands.add_parser("run")
+    command.add_argument("--queue", type=Path, required=True, help="file of JSON lines, one for each run")
+    command.add_argument("--until", metavar="HH:MM", help="end after the epoch of this time")
+    command.add_argument("--discard-final", action="store_true", help="keep no checkpoint of finished runs")
+    command.set_defaults(function=_run)
+    command = commands.add_parser("report")
+    command.add_argument("results", nargs="*", type=Path, default=[results_file()], help="by default this machine's")
+    command.add_argument("--output", type=Path, default=RESULTS, help="without its endings; its results are kept")
+    command.set_defaults(function=_report)
+    arguments = parser.parse_args(words)
+    arguments.function(arguments)

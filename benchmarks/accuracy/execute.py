@@ -1,0 +1,167 @@
+"""Execute the runs of a queue."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
+
+from nnunet_transformers._atomic import replacing
+from nnunet_transformers._lease import FolderInUse, lease
+from nnunet_transformers._reading import read_json
+from nnunet_transformers.benchmarking.environment import describe_environment
+from nnunet_transformers.cpu import release_freed_memory
+
+from .costs import cost, describe, iterations_for
+from .runs import Run, append_line, read_lines, read_queue, results_file, work_folder
+from .tables import DATA, ROWS
+from .trainer import LOGGED, Stopped, make_trainer
+
+
+def run_queue(path: Path, is_stopped: Callable[[], bool], keep_final: bool = True) -> list[Run]:
+    """Execute runs until all are finished, held by other processes or failed here.
+
+    Args:
+        path: queue, which is read again after each run.
+        is_stopped: asked after each epoch and each run.
+        keep_final: keep the final checkpoint's weights.
+
+    Returns:
+        the runs that failed; their errors are printed.
+    """
+    failed: list[Run] = []
+    while not is_stopped():
+        done = {*finished_runs(), *failed}
+        if not any(_take(run, is_stopped, keep_final, failed) for run in read_queue(path) if run not in done):
+            break
+    return failed
+
+
+def _take(run: Run, is_stopped: Callable[[], bool], keep_final: bool, failed: list[Run]) -> bool:
+    """Execute a run, unless another process holds it or has finished it; returns whether it did."""
+    folder = work_folder() / run.name
+    try:
+        with lease(folder, folder.with_name(f"{run.name}.lease")):
+            if run in finished_runs():  # in the meantime
+                return False
+            print(f"{time.strftime('%m-%d %H:%M')} {run.name}", flush=True)
+            append_line(results_file(), execute(run, folder, is_stopped))
+            tidy(folder, keep_final)
+    except FolderInUse:
+        return False
+    except Stopped:
+        return True
+    except Exception:
+        traceback.print_exc()
+        failed.append(run)
+    return True
+
+
+def finished_runs() -> set[Run]:
+    """The runs that the results have."""
+    return {Run.of(record) for record in read_lines(results_file())}
+
+
+def execute(run: Run, folder: Path, is_stopped: Callable[[], bool]) -> dict[str, Any]:
+    """Train and validate, from where an earlier process has left it.
+
+    Args:
+        run: run.
+        folder: folder of the training.
+        is_stopped: asked after each epoch.
+
+    Returns:
+        the run's line of the results.
+
+    Raises:
+        Stopped: if it was asked to stop.
+        ValueError: if the row was not calibrated.
+    """
+    data = DATA[run.dataset]
+    iterations = iterations_for(run.budget, run.row, run.dataset)
+    with patch.dict(os.environ, nnUNet_results=str(folder), nnUNet_n_proc_DA="0"):
+        trainer = make_trainer(ROWS[run.row], data, run.fold, run.seed, iterations)
+        trainer.is_stopped = is_stopped
+        maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
+        trainer.run_training()
+        trainer.perform_actual_validation()
+    record = {
+        **asdict(run),
+        "configuration": data.configuration,
+        "iterations": trainer.num_epochs * trainer.num_iterations_per_epoch,
+        "epochs": trainer.num_epochs,
+        "calibrated_seconds": cost(run.row, run.dataset),
+        **describe(trainer),
+        **times_and_curve(trainer.logger.get_checkpoint()),
+        **dice(read_json(Path(trainer.output_folder) / "validation" / "summary.json"), trainer.dataset_json["labels"]),
+        **describe_environment(torch.device("cpu")),
+    }
+    del trainer
+    gc.collect()
+    release_freed_memory()
+    return record
+
+
+def times_and_curve(logged: dict[str, list]) -> dict[str, Any]:
+    """Times of a training and its curve, by epoch, of what nnU-Net's logger holds."""
+    walls = zip(logged["epoch_start_timestamps"], logged["epoch_end_timestamps"], strict=True)
+    return {
+        "processor_seconds": round(sum(logged[LOGGED]), 1),
+        "wall_seconds": round(sum(end - start for start, end in walls), 1),
+        "curve": {
+            "processor_seconds": [round(seconds, 1) for seconds in accumulate(logged[LOGGED])],
+            "pseudo_dice": [rounded(value) for value in logged["mean_fg_dice"]],
+            "train_loss": [rounded(value) for value in logged["train_losses"]],
+        },
+    }
+
+
+def dice(summary: dict[str, Any], labels: dict[str, int]) -> dict[str, Any]:
+    """Dice of whole validation cases; None for a label that neither side has.
+
+    Args:
+        summary: nnU-Net's.
+        labels: numbers by name, of ``dataset.json``.
+    """
+    names = {str(number): name for name, number in labels.items()}
+    return {
+        "dice": rounded(summary["foreground_mean"]["Dice"]),
+        "dice_per_label": {names[label]: rounded(metrics["Dice"]) for label, metrics in summary["mean"].items()},
+        "dice_per_case": {
+            Path(case["prediction_file"]).name.split(".")[0]: [rounded(m["Dice"]) for m in case["metrics"].values()]
+            for case in summary["metric_per_case"]
+        },
+    }
+
+
+def rounded(value: float) -> float | None:
+    """A number for the results; None where it is none, as JSON has no NaN."""
+    return round(float(value), 5) if np.isfinite(value) else None
+
+
+def tidy(folder: Path, keep_final: bool = True) -> None:
+    """Delete what is large of a finished run: checkpoints, but for the final one's weights.
+
+    Args:
+        folder: folder of the training.
+        keep_final: keep the final checkpoint, without the optimiser's state.
+    """
+    for checkpoint in folder.rglob("checkpoint_*.pth"):
+        if keep_final and checkpoint.name == "checkpoint_final.pth":
+            content = torch.load(checkpoint, map_location="cpu", weights_only=False)
+            content["optimizer_state"]["state"] = {}
+            with replacing(checkpoint) as partial:
+                torch.save(content, partial)
+        else:
+            checkpoint.unlink()

@@ -1,0 +1,93 @@
+"""Plan, preprocess and split the datasets, through nnU-Net's own functions; what is there is not made again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from unittest.mock import patch
+
+from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+from nnunet_transformers._atomic import write_json
+from nnunet_transformers.plans.planned import PlannedConfiguration
+from nnunet_transformers.plans.stored_data import StoredData
+
+from .tables import Data, Row
+
+
+def prepare(data: Data, rows: Iterable[Row]) -> None:
+    """Prepare a dataset for the rows that suit it.
+
+    Raises:
+        ValueError: if an existing split has other folds than this benchmark's.
+    """
+    # nnU-Net's planners count data loaders as threads, of which there has to be one
+    with patch.dict(os.environ, nnUNet_n_proc_DA="1"):
+        extract_fingerprints([data.number], num_processes=1, clean=False)
+        for row in rows:
+            if row.suits(data):
+                _plan(data, row)
+    cases = StoredData(_planned(data, row), _folder(data)).cases
+    write_split(_folder(data) / "splits_final.json", grouped_split(cases, data.group))
+
+
+def _plan(data: Data, row: Row) -> None:
+    if not (_folder(data) / f"{row.plans}.json").is_file():
+        plan_experiments([data.number], row.planner)
+    planned = _planned(data, row)
+    stored = StoredData(planned, _folder(data))
+    if not stored.path.is_dir() or len(stored.cases) != planned.dataset_json["numTraining"]:
+        preprocess([data.number], row.plans, [data.configuration], [1])
+
+
+def _folder(data: Data) -> Path:
+    return Path(nnUNet_preprocessed) / data.dataset
+
+
+def _planned(data: Data, row: Row) -> PlannedConfiguration:
+    return PlannedConfiguration.load(data.dataset, row.plans, data.configuration)
+
+
+def group_of(case: str, pattern: str) -> str:
+    """What a case has in common with the others of its patient.
+
+    Raises:
+        ValueError: if the pattern does not match the beginning of the name.
+    """
+    match = re.match(pattern, case)
+    if match is None:
+        raise ValueError(f"case {case} does not begin with {pattern}, the pattern of the dataset's patients")
+    return match[0]
+
+
+def grouped_split(cases: Sequence[str], pattern: str) -> list[dict[str, list[str]]]:
+    """Split into nnU-Net's five folds, by patient.
+
+    Args:
+        cases: names.
+        pattern: regular expression of the part of a name that is the patient. Where every case is a patient, the split
+            is nnU-Net's own.
+    """
+    groups = {case: group_of(case, pattern) for case in sorted(cases)}
+    return [
+        {part: [case for case, group in groups.items() if group in set(patients)] for part, patients in fold.items()}
+        for fold in generate_crossval_split(sorted(set(groups.values())), seed=12345, n_splits=5)
+    ]
+
+
+def write_split(path: Path, split: list[dict[str, list[str]]]) -> None:
+    """Write ``splits_final.json``; an existing one has to be the same.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if path.is_file():
+        if json.loads(path.read_text()) != split:
+            raise ValueError(f"{path} is another split; move it away, with the trainings on it")
+        return
+    write_json(split, path)

@@ -1,0 +1,156 @@
+"""nnU-Net's trainers with a given length, seeds, a record of processor time, and their state saved every epoch."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_transformers._atomic import replacing
+from nnunet_transformers._reading import read_json
+from nnunet_transformers.cpu import optimize
+from nnunet_transformers.plans.plan_files import load_plans
+from nnunet_transformers.plans.planned import find_trainer
+
+from .tables import Data, Row
+
+# of the length that nnU-Net's trainers state their warm-up for
+NNUNET_EPOCHS = 1000
+# the curve's points; more than 20, so that a schedule by epochs is nearly one by iterations
+EPOCHS = 40
+LOGGED = "processor_seconds"
+
+
+class Stopped(Exception):
+    """The training was asked to end; its state is saved."""
+
+
+class Measured(nnUNetTrainer):
+    """Mixed into a trainer.
+
+    Attributes:
+        seed: of everything random, by epoch, so that a continued training equals an uninterrupted one.
+        is_stopped: asked after each epoch.
+    """
+
+    seed = 0
+    is_stopped: Callable[[], bool] = staticmethod(lambda: False)
+
+    def initialize(self) -> None:
+        seed_all(self.seed, 0)
+        super().initialize()
+        # for nnU-Net's networks too: the comparison is of networks, not of what serves them on a processor
+        optimize(self.network)
+
+    def plot_network_architecture(self) -> None:
+        """Leave it out."""
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.save_every = 1
+        # no checkpoint is the best; a picture takes seconds every epoch
+        self._best_ema = np.inf
+        self.logger.plot_progress_png = lambda output_folder: None
+        self.logger.local_logger.my_fantastic_logging.setdefault(LOGGED, [])
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        seed_all(self.seed, 1 + self.current_epoch)
+        self._start = time.process_time()
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        self.logger.log(LOGGED, time.process_time() - self._start, self.current_epoch)
+        super().on_train_epoch_end(train_outputs)
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        # the same patches in every epoch, for smooth curves
+        seed_all(0, 0)
+
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+        if self.is_stopped() and self.current_epoch < self.num_epochs:
+            raise Stopped
+
+    def save_checkpoint(self, filename: str) -> None:
+        with replacing(filename) as partial_file:
+            super().save_checkpoint(str(partial_file))
+
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
+        # nnU-Net's trainers with warm-up do not ask for it, and PyTorch then refuses nnU-Net's checkpoints
+        with patch.object(torch, "load", partial(torch.load, weights_only=False)):
+            super().load_checkpoint(filename_or_checkpoint)
+
+
+def seed_all(*numbers: int) -> None:
+    """Seed Python, NumPy and PyTorch with what the numbers give together."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def split_iterations(iterations: int) -> tuple[int, int]:
+    """Number of epochs, and iterations of each."""
+    per_epoch = max(1, iterations // EPOCHS)
+    return max(EPOCHS // 2, round(iterations / per_epoch)), per_epoch
+
+
+def changed_plans(plans: Mapping[str, Any], row: Row, data: Data) -> dict[str, Any]:
+    """Copy a plan with what row and dataset change."""
+    changed = deepcopy(dict(plans))
+    configuration = changed["configurations"][data.configuration]
+    if data.largest_batch is not None:
+        configuration["batch_size"] = min(configuration["batch_size"], data.largest_batch)
+    of = row.patch_multiple
+    configuration["patch_size"] = [-(-n // of) * of for n in configuration["patch_size"]]
+    configuration.update(row.configuration)
+    configuration["architecture"]["arch_kwargs"].update(row.arguments)
+    return changed
+
+
+def make_trainer(row: Row, data: Data, fold: int, seed: int, iterations: int) -> Any:
+    """Create the trainer of a run, in the folder that nnU-Net derives from nnUNet_results.
+
+    Args:
+        row, data: entries of the tables.
+        fold: fold of the dataset's split.
+        seed: of everything random.
+        iterations: length of the training, of which schedules depend.
+
+    Raises:
+        FileNotFoundError: if the dataset was not planned for the row.
+        ValueError: if the trainer has no attribute that the row changes.
+    """
+    folder = Path(nnUNet_preprocessed) / data.dataset
+    plans = load_plans(folder, row.plans)
+    base = find_trainer(row.trainer)
+    # named as the trainer that it extends, so that nnU-Net can predict with what it leaves
+    trainer = type(base.__name__, (Measured, base), {})(
+        plans={**changed_plans(plans, row, data), "continue_training": True},
+        configuration=data.configuration,
+        fold=fold,
+        dataset_json=read_json(folder / "dataset.json"),
+        device=torch.device("cpu"),
+    )
+    trainer.seed = seed
+    trainer.num_epochs, trainer.num_iterations_per_epoch = split_iterations(iterations)
+    trainer.num_val_iterations_per_epoch = max(2, trainer.num_iterations_per_epoch // 10)
+    if hasattr(trainer, "warmup_duration_whole_net"):  # in epochs, of Primus
+        share = trainer.warmup_duration_whole_net / NNUNET_EPOCHS
+        trainer.warmup_duration_whole_net = max(1, round(share * trainer.num_epochs))
+    for name, value in row.attributes.items():
+        if not hasattr(trainer, name):
+            raise ValueError(f"{row.title}: {row.trainer} has no attribute {name}")
+        setattr(trainer, name, value)
+    return trainer

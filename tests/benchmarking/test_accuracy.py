@@ -1,0 +1,286 @@
+"""The benchmark of Dice at equal cost, on a drawn dataset."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import replace
+from itertools import chain, repeat
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+from benchmarks.accuracy import command, costs, execute, tables, trainer
+from benchmarks.accuracy.command import main, next_time
+from benchmarks.accuracy.prepare import grouped_split, write_split
+from benchmarks.accuracy.report import difference
+from benchmarks.accuracy.runs import Run, append_line, read_lines, read_queue, results_file, work_folder
+from benchmarks.accuracy.tables import DATA, JUDGED_FOLD, ROWS, TUNED_FOLDS, Data, Row
+from nnunet_transformers._atomic import write_json
+from nnunet_transformers._lease import lease
+
+from ..conftest import light_nnunet, set_nnunet_folders, write_dataset
+
+FOLDER = Path(tables.__file__).parent
+BALLS = Data("Dataset900_Balls", "3d_fullres", largest_batch=2)
+STOCK = Run("hippocampus", "stock", "quarter", 0, 0)
+
+
+@pytest.fixture(scope="class")
+def folders(tmp_path_factory):
+    """nnU-Net's folders with a dataset that is prepared, on which stock nnU-Net is calibrated."""
+    folders = tmp_path_factory.mktemp("accuracy")
+    with light_nnunet(), pytest.MonkeyPatch.context() as monkeypatch:
+        set_nnunet_folders(folders, monkeypatch)
+        monkeypatch.setitem(DATA, "hippocampus", BALLS)
+        # of a quarter of the unit, the reference has two iterations: two epochs of one
+        monkeypatch.setattr(costs, "UNIT_ITERATIONS", 8)
+        monkeypatch.setattr(trainer, "EPOCHS", 2)
+        monkeypatch.setattr(costs, "MEASURED", 1)
+        monkeypatch.setattr(costs, "WARM_UP", 0)
+        # without a process of its own, which would import everything
+        monkeypatch.setattr(costs, "in_child", lambda function, *arguments: function(*arguments))
+        write_dataset(folders / "raw", cases=5)
+        words = ["--datasets", "hippocampus", "--rows", "stock"]
+        main(["prepare", *words])
+        main(["calibrate", *words])
+        # as measured, but for what would differ from one test run to the next
+        known = costs.read_costs()
+        assert known["hippocampus"]["stock"]["seconds"] > 0
+        known["hippocampus"]["stock"]["seconds"] = 1.0
+        write_json(known, costs.costs_file())
+        yield folders
+
+
+@pytest.fixture
+def fresh(folders, monkeypatch):
+    """The same without finished runs."""
+    set_nnunet_folders(folders, monkeypatch)
+    results_file().unlink(missing_ok=True)
+    for run in work_folder().glob("*-*"):
+        shutil.rmtree(run)
+    return folders
+
+
+def write_queue(path, *runs):
+    path.write_text("".join(json.dumps(vars(run)) + "\n" for run in runs))
+    return path
+
+
+def never():
+    return False
+
+
+class TestQueue:
+    def test_prepare_calibrate_run_report(self, fresh, monkeypatch):
+        monkeypatch.setattr(command.os, "nice", lambda by: by, raising=False)
+        monkeypatch.setattr(command.signal, "signal", lambda number, handler: None)
+        queue = write_queue(fresh / "queue.jsonl", STOCK)
+        main(["run", "--queue", str(queue)])
+        (record,) = read_lines(results_file())
+        assert (record["iterations"], record["epochs"], record["batch_size"]) == (2, 2, 2)
+        assert len(record["curve"]["pseudo_dice"]) == len(record["curve"]["processor_seconds"]) == 2
+        assert record["curve"]["processor_seconds"][-1] == pytest.approx(record["processor_seconds"], abs=0.1)
+        assert list(record["dice_per_label"]) == ["large", "small"]
+        cases = list(record["dice_per_case"].values())
+        assert len(cases) == 1
+        assert np.mean(cases) == pytest.approx(record["dice"], abs=1e-4)
+        final = next((work_folder() / STOCK.name).rglob("checkpoint_*.pth"))
+        assert final.name == "checkpoint_final.pth"
+        assert torch.load(final, weights_only=False)["optimizer_state"]["state"] == {}
+
+        # a finished run is not made again
+        main(["run", "--queue", str(queue)])
+        assert len(read_lines(results_file())) == 1
+        main(["report", "--output", str(fresh / "page")])
+        assert "| PlainConvUNet | 1 |" in (fresh / "page.md").read_text()
+        assert (fresh / "page.png").stat().st_size > 1000
+        # results that this machine lacks are kept
+        results_file().unlink()
+        main(["report", "--output", str(fresh / "page")])
+        assert read_lines(fresh / "page.jsonl") == [record]
+
+    def test_stopped_run_goes_on(self, fresh):
+        """What it becomes is that of an uninterrupted one."""
+        queue = write_queue(fresh / "queue.jsonl", STOCK)
+        asked = chain(repeat(False, 1), repeat(True))  # before the run, and from its first epoch on
+        assert execute.run_queue(queue, lambda: next(asked)) == []
+        assert read_lines(results_file()) == []
+        assert list((work_folder() / STOCK.name).rglob("checkpoint_latest.pth"))
+        curves = []
+        for _ in range(2):
+            assert execute.run_queue(queue, never) == []
+            (record,) = read_lines(results_file())
+            curves.append((record["curve"]["train_loss"], record["dice_per_case"]))
+            results_file().unlink()
+            shutil.rmtree(work_folder() / STOCK.name)
+        assert len(curves[0][0]) == 2
+        assert curves[0] == curves[1]
+
+    def test_warm_up_of_primus(self, fresh):
+        """Its length follows that of the training, and a training goes on in it."""
+        primus, continued = (trainer.make_trainer(ROWS["primus_v3_s"], BALLS, 0, 0, 2) for _ in range(2))
+        assert (primus.warmup_duration_whole_net, primus.num_epochs) == (1, 2)
+        primus.initialize()
+        primus.logger.log("train_losses", np.float64(1), 0)  # what PyTorch refuses by default
+        primus.save_checkpoint(str(Path(primus.output_folder) / "checkpoint_latest.pth"))
+        maybe_load_checkpoint(continued, continue_training=True, validation_only=False)
+        assert (continued.current_epoch, continued.training_stage) == (1, "train")
+
+    def test_unknown_attribute(self, fresh):
+        row = replace(ROWS["stock"], attributes={"initial_rate": 1.0})
+        with pytest.raises(ValueError, match="nnUNetTrainer has no attribute initial_rate"):
+            trainer.make_trainer(row, BALLS, 0, 0, 2)
+
+    def test_discard_final(self, tmp_path):
+        (tmp_path / "fold_0").mkdir()
+        torch.save({}, tmp_path / "fold_0" / "checkpoint_final.pth")
+        execute.tidy(tmp_path, keep_final=False)
+        assert not list(tmp_path.rglob("*.pth"))
+
+    def test_runners_share_a_queue(self, fresh, monkeypatch):
+        held, broken, free = (Run("hippocampus", "stock", "quarter", 0, seed) for seed in range(3))
+        executed = []
+
+        def record(run, folder, is_stopped):
+            executed.append(run)
+            if run == broken:
+                raise RuntimeError("broken")
+            return {**vars(run), "dice": 1.0}
+
+        monkeypatch.setattr(execute, "execute", record)
+        queue = write_queue(fresh / "queue.jsonl", held, broken, free)
+        folder = work_folder() / held.name
+        with lease(folder, folder.with_name(f"{held.name}.lease")):
+            assert execute.run_queue(queue, never) == [broken]
+        assert executed == [broken, free]
+        assert execute.run_queue(queue, never) == [broken]
+        assert executed == [broken, free, held, broken]
+
+    def test_uncalibrated_row(self, fresh):
+        with pytest.raises(ValueError, match="calibrate --rows mit --datasets hippocampus"):
+            costs.iterations_for("quarter", "mit", "hippocampus")
+
+
+class TestBudget:
+    def test_iterations_are_inverse_to_the_cost(self, monkeypatch):
+        known = {"hippocampus": {"stock": {"seconds": 3.0}}, "em": {"mit": {"seconds": 1.5}}}
+        monkeypatch.setattr(costs, "read_costs", lambda: known)
+        assert costs.iterations_for("quarter", "stock", "hippocampus") == 500
+        assert costs.iterations_for("whole", "mit", "em") == 4000
+        assert costs.iterations_for("2000_iterations", "mit", "em") == 2000
+
+    @pytest.mark.parametrize("iterations", (1, 19, 40, 79, 150, 503, 12345))
+    def test_epochs(self, iterations):
+        epochs, per_epoch = trainer.split_iterations(iterations)
+        assert epochs >= 20
+        assert epochs * per_epoch == pytest.approx(max(iterations, 20), rel=0.02)
+
+    def test_until(self):
+        assert 0 < next_time("00:00") - time.time() <= 86400
+
+
+class TestPlans:
+    def plans(self):
+        architecture = {"arch_kwargs": {"norm": "post", "depths": [2]}}
+        configuration = {"batch_size": 12, "patch_size": [10, 17], "architecture": architecture}
+        return {"configurations": {"2d": configuration}}
+
+    def test_changes(self):
+        row = Row("", "", "", "", {"norm": "pre"}, {"batch_dice": True}, patch_multiple=8)
+        plans = self.plans()
+        changed = trainer.changed_plans(plans, row, Data("Dataset001_A", "2d", largest_batch=8))["configurations"]["2d"]
+        assert (changed["batch_size"], changed["patch_size"], changed["batch_dice"]) == (8, [16, 24], True)
+        assert changed["architecture"]["arch_kwargs"] == {"norm": "pre", "depths": [2]}
+        assert plans == self.plans()
+
+
+class TestSplit:
+    CASES = tuple(f"patient{number:03d}_frame{frame:02d}" for number in range(20) for frame in (1, 12))
+
+    def test_patients_stay_together(self):
+        split = grouped_split(self.CASES, r"patient\d+")
+        for fold in split:
+            patients = [{case.split("_")[0] for case in fold[part]} for part in ("train", "val")]
+            assert not patients[0] & patients[1]
+            assert sorted(fold["train"] + fold["val"]) == sorted(self.CASES)
+        assert sorted(case for fold in split for case in fold["val"]) == sorted(self.CASES)
+
+    def test_without_groups_it_is_nnunets(self):
+        expected = generate_crossval_split(sorted(self.CASES), seed=12345, n_splits=5)
+        assert grouped_split(self.CASES, ".*") == [{k: list(map(str, v)) for k, v in f.items()} for f in expected]
+
+    def test_another_split_is_not_replaced(self, tmp_path):
+        write_split(tmp_path / "splits_final.json", grouped_split(self.CASES, r"patient\d+"))
+        write_split(tmp_path / "splits_final.json", grouped_split(self.CASES, r"patient\d+"))
+        with pytest.raises(ValueError, match="another split"):
+            write_split(tmp_path / "splits_final.json", grouped_split(self.CASES, ".*"))
+
+
+class TestResults:
+    def test_lines_of_several_writers_are_whole(self, tmp_path):
+        records = [{"writer": writer, "text": "x" * 50_000} for writer in range(8)]
+        threads = [Thread(target=append_line, args=(tmp_path / "results.jsonl", record)) for record in records]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(read_lines(tmp_path / "results.jsonl"), key=lambda r: r["writer"]) == records
+
+    def test_full_disk(self, tmp_path, monkeypatch):
+        path = tmp_path / "results.jsonl"
+        append_line(path, {"a": 1})
+        write = execute.os.write
+        with monkeypatch.context() as context:
+            context.setattr(execute.os, "write", lambda descriptor, line: write(descriptor, line[:3]))
+            with pytest.raises(OSError, match="no space"):
+                append_line(path, {"b": 2})
+        append_line(path, {"c": 3})
+        assert read_lines(path) == [{"a": 1}, {"c": 3}]
+
+    def test_difference_is_paired_by_patient(self):
+        rng = np.random.default_rng(1)
+        patients = {f"patient{n:03d}": value for n, value in enumerate(rng.uniform(0.2, 0.9, 16))}
+        # both frames of a patient and both seeds count as one value; a missing label does not count
+        reference = [
+            {
+                "dataset": "acdc_2d",
+                "dice_per_case": {f"{p}_frame{f:02d}": [v, v] for p, v in patients.items() for f in (1, 9)},
+            }
+        ]
+        gains = dict(zip(patients, rng.normal(0.05, 0.02, 16), strict=True))
+        ours = [
+            {
+                "dataset": "acdc_2d",
+                "dice_per_case": {
+                    f"{p}_frame{f:02d}": [v + gains[p] + by, None] for p, v in patients.items() for f in (1, 9)
+                },
+            }
+            for by in (-0.01, 0.01)
+        ]
+        middle, low, high = difference(ours, reference)
+        assert middle == pytest.approx(np.mean(list(gains.values())))
+        error = np.std(list(gains.values())) / 4
+        assert [low, high] == pytest.approx([middle - 1.96 * error, middle + 1.96 * error], abs=0.3 * error)
+        assert difference(ours, []) is None
+
+
+class TestTables:
+    def test_queues_keep_folds_apart(self):
+        for name, folds in (("judge", {JUDGED_FOLD}), ("tune", set(TUNED_FOLDS))):
+            runs = read_queue(FOLDER / f"{name}.jsonl")
+            assert {run.fold for run in runs} <= folds
+            assert len(set(runs)) == len(runs)
+        assert JUDGED_FOLD not in TUNED_FOLDS
+
+    def test_run_that_does_not_exist(self):
+        with pytest.raises(ValueError, match="no row 'resnet'"):
+            Run("em", "resnet", "quarter", 0, 0)
+        with pytest.raises(ValueError, match="primus_v3_s has no network for 2d"):
+            Run("em", "primus_v3_s", "quarter", 0, 0)
