@@ -109,7 +109,8 @@ def light_nnunet() -> Iterator[None]:
         monkeypatch.setattr(utils, "Pool", ThreadPool)
         monkeypatch.setattr(prepare, "ProcessPoolExecutor", _executor_of_threads)
         monkeypatch.setattr(DatasetFingerprintExtractor, "__init__", with_few_voxels)
-        monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)
+        # nnU-Net shares the picture with a model, so that there is one
+        monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: Path(folder, "progress.png").touch())
         monkeypatch.setattr(nnUNetTrainer, "nnUNetPredictor", _OnePass)
         yield
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import pickle
 import shutil
 import zipfile
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from forged_pickles import HARMFUL, push_name, watched
 
 from benchmarks.mutate_files import KINDS, STORED, Kind, main, make_package, outcome, run
 from nnunet_transformers.classification.checkpoint import ClassifierCheckpoint
@@ -121,10 +124,25 @@ def test_outcomes(tmp_path):
         assert outcome(kind, path, None)[0] == expected
     for found, expected in (({"a": 1}, "identical"), ({"a": True}, "changed"), ({"a": 1.0}, "changed")):
         assert outcome(Kind(True, shutil.copy, lambda _, value=found: value), path, {"a": 1})[0] == expected
+    mark = tmp_path / "executed"
+    for read in (lambda _: mark.touch(), lambda path: mark.touch() or fails(ValueError(f"{path} is no file"), None)):
+        assert outcome(Kind(True, shutil.copy, read), path, None, mark)[0] == "executed"
+        mark.unlink()
     tensor = torch.tensor([0.0])
     kind = Kind(True, shutil.copy, lambda _: [tensor.clone()])
     assert outcome(kind, path, [tensor])[0] == "identical"
     assert outcome(kind, path, [-tensor])[0] == "changed"
+
+
+@pytest.mark.parametrize(
+    "name", ["os.system", "builtins.exec", "builtins.eval", "builtins.__import__", "stranger.Thing"]
+)
+def test_forged_pickles_would_be_seen(name, tmp_path):
+    """Unpickled, what forged files name does leave the mark."""
+    with watched(tmp_path) as mark, suppress(AttributeError):
+        text = HARMFUL[name].format(str(mark)).encode()
+        pickle.loads(push_name(name) + b"X" + len(text).to_bytes(4, "little") + text + b"\x85R.")
+    assert mark.exists()
 
 
 def test_report(tmp_path):

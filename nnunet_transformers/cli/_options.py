@@ -28,7 +28,7 @@ WeightSource = Annotated[
     typer.Argument(
         metavar="SOURCE",
         help="Weights: a file or folder of any kind (docs/weights.md), such as an encoder, a fold or a release; "
-        "hf://owner/name[/file][@revision]; or timm:NAME[.TAG].",
+        "hf://owner/name, with /file and @revision if wanted; or timm:NAME.TAG.",
     ),
 ]
 PreparedFolder = Annotated[Path, typer.Argument(help="Folder written by `pretrain prepare`.")]

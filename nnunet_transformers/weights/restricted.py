@@ -33,10 +33,6 @@ from torch import Tensor
 NUMPY_CODE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[SU]\d{1,4}")
 
 
-# attributes in which omegaconf's containers and nodes have their values
-OMEGACONF = frozenset({"_content", "_val"})
-
-
 class NotInertError(TypeError):
     """Raised for something that cannot be read as inert data; the message is its name."""
 
@@ -256,15 +252,16 @@ class _Conversion:
         match value:
             case Tensor():
                 return Tensor.detach(value)
-            case Attributes() if inside := sorted(OMEGACONF & value.keys()):
-                return self(value[inside[0]])
+            # omegaconf's containers and nodes
+            case {"_metadata": _, "_content": inner} | {"_metadata": _, "_val": inner} if type(value) is Attributes:
+                return self(inner)
             case dict():
                 # the class's own method, as a file can give an OrderedDict another one
-                return {self(key): self(inner) for key, inner in dict.items(value)}
+                return {self(key): self(item) for key, item in dict.items(value)}
             case list():
-                return [self(inner) for inner in value]
+                return [self(item) for item in value]
             case tuple() | set() | frozenset():
-                return type(value)(self(inner) for inner in value)
+                return type(value)(self(item) for item in value)
             case NumpyArray():
                 return self._numbers(value.value)
             case NumpyType():

@@ -190,7 +190,7 @@ class TestRefused:
         for source, error, message in (
             (tmp_path / "none.pth", FileNotFoundError, "no such checkpoint"),
             (tmp_path / "folder", FileNotFoundError, "is not a package"),
-            (fold / "checkpoint_final.pth", ValueError, "holds Python objects besides weights"),
+            (fold / "checkpoint_final.pth", ValueError, "is not a checkpoint of kind"),
             (STORED / "classifier.pth", ValueError, "its kind is classifier"),
             (STORED / "expected.json", ValueError, "refused"),
             (altered, ValueError, "damaged|altered"),

@@ -14,6 +14,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunet_transformers.evaluation.report import write_report
+from nnunet_transformers.plans.plan_files import find_plans
 from nnunet_transformers.sharing.stock import export_stock
 from nnunet_transformers.trainers.trainer import TransformerTrainer
 from tests.conftest import set_nnunet_folders, worker_processes
@@ -132,9 +133,9 @@ def folder(prepared, tmp_path, monkeypatch):
     for name in ("raw", "preprocessed"):
         shutil.copytree(prepared / name, tmp_path / name)
     copied = set_nnunet_folders(tmp_path, monkeypatch) / "preprocessed/Dataset900_Balls"
-    for path in copied.glob("nnUNet*Plans.json"):
-        if path.stem != PLANS:
-            path.unlink()
+    for name in find_plans(copied):
+        if name != PLANS:
+            (copied / f"{name}.json").unlink()
     return copied
 
 
