@@ -6,6 +6,8 @@ import os
 import resource
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +18,6 @@ import torch
 from nnunet_transformers._atomic import write_json
 from nnunet_transformers._reading import read_json
 from nnunet_transformers.benchmarking.environment import processor_name
-from nnunet_transformers.benchmarking.scaling import in_child
 
 from .runs import work_folder
 from .tables import BUDGETS, DATA, REFERENCE, ROWS, UNIT_ITERATIONS
@@ -78,7 +79,9 @@ def calibrate(row: str, dataset: str) -> dict[str, Any]:
     known = read_costs().get(dataset, {}).get(row)
     if known is not None:
         return known
-    measured = in_child(measure, row, dataset)
+    # a process of its own, for its peak memory
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        measured = process.submit(measure, row, dataset).result()
     costs = read_costs()
     costs.setdefault(dataset, {})[row] = measured
     costs_file().parent.mkdir(parents=True, exist_ok=True)

@@ -66,7 +66,7 @@ def names_in(file: IO[bytes]) -> list[str]:
         argument: Any
         for opcode, argument, _ in pickletools.genops(pickles):
             if opcode.proto > 2 or (opcode.name == "PROTO" and int(argument or 0) > 2):
-                raise UnknownProtocolError("pickle protocol 3 or later")
+                raise UnknownProtocolError("parts of a later pickle protocol")
             if opcode.name in ("GLOBAL", "INST"):
                 module, _, name = str(argument).partition(" ")
                 module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))

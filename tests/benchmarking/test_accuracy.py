@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -45,7 +46,7 @@ def folders(tmp_path_factory):
         monkeypatch.setattr(costs, "MEASURED", 1)
         monkeypatch.setattr(costs, "WARM_UP", 0)
         # without a process of its own, which would import everything
-        monkeypatch.setattr(costs, "in_child", lambda function, *arguments: function(*arguments))
+        monkeypatch.setattr(costs, "ProcessPoolExecutor", lambda processes, context: ThreadPoolExecutor(processes))
         write_dataset(folders / "raw", cases=5)
         words = ["--datasets", "hippocampus", "--rows", "stock"]
         main(["prepare", *words])
