@@ -85,10 +85,13 @@ def test_tokens_without_weight_decay():
     assert len(positions) == 14
 
 
+def largest_forms():
+    return [forms([name], max(get_network(name).dimensions), patches=COMPILED)[0] for name in SMALLEST]
+
+
 def compiled_forms():
     """Every form in inference, and the largest of each network in training."""
-    largest = [forms([name], max(get_network(name).dimensions), patches=COMPILED)[0] for name in SMALLEST]
-    for training, cases in ((False, forms(SMALLEST, patches=COMPILED)), (True, largest)):
+    for training, cases in ((False, forms(SMALLEST, patches=COMPILED)), (True, largest_forms())):
         for case in cases:
             yield pytest.param(*case.values, training, id=f"{case.id}-{'training' if training else 'inference'}")
 
@@ -100,7 +103,7 @@ def outputs_and_gradients(call, network, image):
     return [*outputs, *gradients]
 
 
-@pytest.mark.parametrize("name,patch_size,training", compiled_forms())
+@pytest.mark.parametrize("name,patch_size,training", list(compiled_forms()))
 def test_compiles_without_graph_breaks(name, patch_size, training):
     """Stochastic depth and backward included."""
     overrides = {**shallow(name, len(patch_size)), "drop_path_rate": 0.2}
@@ -174,7 +177,7 @@ def test_training_step_leaves_the_device_alone(name, patch_size):
         assert "aten.add.Tensor" in synchronisations.found
 
 
-@pytest.mark.parametrize("name,patch_size", forms(SMALLEST, patches=COMPILED))
+@pytest.mark.parametrize("name,patch_size", largest_forms())
 def test_onnx(name, patch_size, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

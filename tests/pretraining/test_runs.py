@@ -22,7 +22,7 @@ from tests.conftest import write_dataset
 ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).with_name("nnunet-transformers")
 IMPORTED = ["nnunet_transformers.cli", "nnunet_transformers.pretraining.fit", "tests.pretraining.killer"]
-EPOCHS, STEPS = 3, 4
+EPOCHS, STEPS = 2, 4
 # without drop path, whose random numbers differ between processes
 QT_UNET = '{"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4, "drop_path_rate": 0}'
 METHODS = {
@@ -47,7 +47,7 @@ RATES = {"qt_ssl_in_task": 1e-2, "unimiss": 0.02 * 4 / 256}
 ENCODERS = {"qt_ssl_in_task": "encoder.pth", "unimiss": "encoder_3d.pth"}
 # optimiser steps within which runs are killed, one without and one with a state after every step: in the first epoch,
 # whose loader Lightning builds before it reads the state, and in later ones
-KILLED_AT = {"qt_ssl_in_task": (2, 2), "unimiss": (STEPS + 1, 2 * STEPS + 1)}
+KILLED_AT = {"qt_ssl_in_task": (2, 2), "unimiss": (STEPS + 1, STEPS + 2)}
 
 
 @pytest.fixture(scope="module")
