@@ -31,7 +31,7 @@ from ..weights.file import check_file
 from ..weights.limits import check_finite
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint, reading_plain_types
 from .batch_size import bytes_of_pass, cpu_batch_size, fitting_batch_size, free_bytes
-from .whole_files import WholeFilePlans
+from .whole_files import WholeFilePlans, whole_json_files
 
 # patches per pass of a compiled network; all its passes have this size, the last one padded. Eight flips in 3D or two
 # tiles with four flips each in 2D fill a pass.
@@ -152,11 +152,13 @@ class BatchedPredictor(nnUNetPredictor):
         given = bound.arguments
         processes = [given[f"num_processes_{step}"] for step in ("preprocessing", "segmentation_export")]
         if 0 not in processes:
-            return super().predict_from_files(*args, **kwargs)
+            with whole_json_files():
+                return super().predict_from_files(*args, **kwargs)
         if any(processes) or given["num_parts"] > 1:
             raise ValueError(f"-npp {processes[0]} -nps {processes[1]}: both are 0, without -num_parts, or neither is")
         known = signature(self.predict_from_files_sequential).parameters
-        return self.predict_from_files_sequential(**{name: value for name, value in given.items() if name in known})
+        with whole_json_files():
+            return self.predict_from_files_sequential(**{name: value for name, value in given.items() if name in known})
 
     def predict_logits_from_preprocessed_data(self, data: Tensor) -> Tensor:
         """Predict an image as nnU-Net does; on a CPU, memory that it leaves is given back before the next one."""

@@ -1,17 +1,21 @@
-"""Segmentations that are written whole or not at all."""
+"""Segmentations, and what nnU-Net writes beside them, whole or not at all."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 
-from .._atomic import replacing
+from .._atomic import replacing, write_text
 
 
 class WholeFilePlans(PlansManager):
@@ -36,3 +40,18 @@ class WholeFilePlans(PlansManager):
                             shutil.copyfile(file, partial)
 
         return WholeFiles
+
+
+@contextmanager
+def whole_json_files() -> Iterator[None]:
+    """Let nnU-Net's predictor write plans.json and dataset.json, which it leaves truncated on a full disk, whole."""
+    original = predict_from_raw_data.save_json
+    predict_from_raw_data.save_json = _save_json
+    try:
+        yield
+    finally:
+        predict_from_raw_data.save_json = original
+
+
+def _save_json(content: Any, path: str, indent: int = 4, sort_keys: bool = True) -> None:
+    write_text(json.dumps(content, indent=indent, sort_keys=sort_keys), Path(path))

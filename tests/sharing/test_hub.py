@@ -192,7 +192,7 @@ class TestRefused:
             (tmp_path / "folder", FileNotFoundError, "is not a package"),
             (fold / "checkpoint_final.pth", ValueError, "is not a checkpoint of kind"),
             (STORED / "classifier.pth", ValueError, "its kind is classifier"),
-            (STORED / "expected.json", ValueError, "refused"),
+            (STORED / "expected.json", ValueError, "truncated or not a checkpoint"),
             (altered, ValueError, "damaged|altered"),
             (tmp_path / "a b.pth", ValueError, "'a b.pth' cannot be a name on the hub"),
         ):
