@@ -42,6 +42,7 @@ from tests.conftest import HOSTILE, write_dataset
 from tests.sharing.conftest import invoke
 from tests.test_stored_files import STORED
 from tests.trainers.conftest import PLANS
+from tests.weights.test_restricted import write_pickle
 
 (MODEL,) = (STORED / "model").iterdir()
 ENCODER = STORED / "encoder_qt_unet.pth"
@@ -169,6 +170,20 @@ class TestPlans:
             run("predict", folders, model, "--trust")
         assert hostile.exists()
         hostile.unlink()
+
+
+class TestWeights:
+    @pytest.mark.parametrize("command", ["attach", "export-full", "probe", "convert"])
+    def test_pickles(self, command, folders, hostile):
+        """What a weight file names is neither imported nor called, also beside weights."""
+        path = folders / "weights.pth"
+        write_pickle(path, f"\x80\x02}}X\x01\x00\x00\x00ac{HOSTILE}\nThing\n)Rs.".encode("latin1"))
+        words = COMMANDS.get(command, "convert qt_unet ENCODER -o OUT").split()
+        places = {"ENCODER": str(path), "OUT": str(folders / "out")}
+        with pytest.raises(ValueError, match=f"weights.pth holds {HOSTILE}.Thing besides weights and plain types"):
+            invoke(*(places.get(word, word) for word in words))
+        assert HOSTILE not in sys.modules
+        assert not (folders / "out").exists()
 
 
 class TestNames:
