@@ -106,7 +106,8 @@ def _file(path: Path) -> Path:
         return path
     candidates = [path / name for name in FILES if (path / name).is_file()][:1]
     candidates = candidates or [p / FILES[0] for p in sorted(path.glob("fold_*")) if (p / FILES[0]).is_file()]
-    candidates = candidates or sorted(path.glob("**/fold_*.safetensors"))
+    # those of a package, or of one of its models
+    candidates = candidates or sorted([*path.glob("models/*/fold_*.safetensors"), *path.glob("fold_*.safetensors")])
     if not candidates:
         raise FileNotFoundError(f"{path} holds no weights; it would have one of {', '.join(FILES)}")
     if len(candidates) > 1:

@@ -16,6 +16,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from .._reading import first_line
 from ..architectures.qt_unet import QTUNet
 from ..architectures.unet2022 import UNet2022
 from .adapters import bias_tables, first_layers, inflated_kernels
@@ -142,6 +143,6 @@ def timm_model(name: str) -> tuple[TimmWeights, str]:
         model = timm.create_model(full, pretrained=True)
     except Exception as error:  # the hub's client raises many types without a connection
         raise ValueError(
-            f"cannot download {full}: {error}. Download it where there is a connection and give the file"
+            f"cannot download {full}: {first_line(error).rstrip('.')}. Download it where there is a connection and give the file"
         ) from error
     return TimmWeights(network, model.state_dict(), f"timm's {full}"), full
