@@ -143,7 +143,7 @@ def timm_model(name: str) -> tuple[TimmWeights, str]:
         model = timm.create_model(full, pretrained=True)
     except Exception as error:  # the hub's client raises many types without a connection
         raise ValueError(
-            f"cannot download {full}: {first_line(error).rstrip('.')}. Download it where there is a connection and give "
-            "the file"
+            f"cannot download {full}: {first_line(error).rstrip('.')}. Download it where there is a connection and "
+            "give the file"
         ) from error
     return TimmWeights(network, model.state_dict(), f"timm's {full}"), full
