@@ -130,6 +130,11 @@ TARGETS = (
         "pretraining/methods/anatomical_embedding.py",
         ("tests/pretraining/test_defaults.py", "tests/pretraining/test_matching.py"),
     ),
+    Target(
+        "methods",
+        "pretraining/methods/volume_fusion.py",
+        ("tests/pretraining/test_defaults.py", "tests/pretraining/test_volume_fusion.py"),
+    ),
     Target("methods", "pretraining/methods/*.py", ("tests/pretraining",)),
     Target(
         "trainers",

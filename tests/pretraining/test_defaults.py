@@ -12,6 +12,7 @@ from nnunet_transformers.pretraining.methods.mae import MAE
 from nnunet_transformers.pretraining.methods.mgca import MGCA
 from nnunet_transformers.pretraining.methods.qt_ssl import QTSSL
 from nnunet_transformers.pretraining.methods.unimiss import UniMiSS
+from nnunet_transformers.pretraining.methods.volume_fusion import VolumeFusion
 
 NETWORK = {"network_overrides": None}
 DEFAULTS = {
@@ -67,6 +68,19 @@ DEFAULTS = {
         "patch_size": (160, 160, 160),
         "input_channels": 1,
         "mask_size": 16,
+        "decoder_depth": 2,
+        "decoder_heads": 12,
+        "optimizer": "adamw",
+        "lr": 3e-4,
+        "weight_decay": 0.05,
+        "warmup_epochs": 50,
+    },
+    # nnssl's VolumeFusionEvaTrainer_BS8
+    VolumeFusion: {
+        "network": "qt_unet_tiny",
+        "patch_size": (160, 160, 160),
+        "input_channels": 1,
+        "num_classes": 5,
         "decoder_depth": 2,
         "decoder_heads": 12,
         "optimizer": "adamw",

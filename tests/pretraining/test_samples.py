@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nnunet_transformers.pretraining.data import (
+    FusedCropData,
     MaskedCropData,
     MaskedViewData,
     MatchedViewData,
@@ -54,6 +55,11 @@ class TestPinned:
         crop, mask = draw(MaskedCropData(prepared, SIZE, (2, 2, 2), seed=3).epoch())
         assert mask.flatten().nonzero().flatten().tolist() == [0, 2, 3, 4, 6, 7]
         assert sums(crop) == pytest.approx((2064.9629, 794.7029), rel=1e-5)
+
+    def test_fused(self, prepared):
+        image, classes = draw(FusedCropData(prepared, SIZE, seed=3).epoch())
+        assert sums(image) == pytest.approx((1911.6924, 782.1994), rel=1e-5)
+        assert sums(classes) == pytest.approx((4638, 2121.6752), rel=1e-5)
 
     def test_masked(self, prepared):
         first, second = draw(MaskedViewData(prepared, SIZE, seed=3).epoch())

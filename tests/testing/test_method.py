@@ -16,6 +16,7 @@ from nnunet_transformers.pretraining.methods.mae import MAE
 from nnunet_transformers.pretraining.methods.mgca import MGCA
 from nnunet_transformers.pretraining.methods.qt_ssl import QTSSL
 from nnunet_transformers.pretraining.methods.unimiss import UniMiSS
+from nnunet_transformers.pretraining.methods.volume_fusion import VolumeFusion
 from nnunet_transformers.testing.method import check_method, synthetic_index
 
 SIZE = (16, 16, 16)
@@ -65,6 +66,11 @@ def test_mae(arguments):
     masks = [torch.from_numpy(random_mask((4,) * len(size), 0.75, np.random.default_rng(i))) for i in range(2)]
     batch = torch.randn(2, 1, *size), torch.stack(masks)
     check_method(MAE, [batch], {**arguments, "warmup_epochs": 0}, index=synthetic_index(len(size)), steps=2)
+
+
+def test_volume_fusion():
+    batch = torch.randn(2, 1, *SIZE), torch.randint(5, (2, *SIZE))
+    check_method(VolumeFusion, [batch], {**NETWORK, "warmup_epochs": 0}, steps=2)
 
 
 def test_unimiss():

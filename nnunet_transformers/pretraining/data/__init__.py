@@ -2,6 +2,7 @@
 
 from .cached_matcher import CachedMatcher
 from .epoch import Epoch, EpochData, ShuffledEpoch
+from .fused_crops import FusedCropData, FusedCrops
 from .index import PreparedCase, PreparedIndex, Skipped, read_index
 from .masked_crops import MaskedCropData, MaskedCrops
 from .masked_views import MaskedViewData, MaskedViews
@@ -15,6 +16,8 @@ __all__ = [
     "CachedMatcher",
     "Epoch",
     "EpochData",
+    "FusedCropData",
+    "FusedCrops",
     "MaskedCropData",
     "MaskedCrops",
     "MaskedViewData",

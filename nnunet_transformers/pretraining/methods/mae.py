@@ -12,20 +12,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
 
-from ...runs.schedules import polynomial_with_warmup
-from ..encoder_pretraining import EncoderPretraining, check_choice
 from ..encoders.map_decoder import create_map_decoder
 from ..encoders.sparse import create_map_encoder
 from ..losses import masked_reconstruction_loss
+from ..openmind import OpenMindPretraining
 
-OPTIMIZERS = ("adamw", "sgd")
 
-
-class MAE(EncoderPretraining):
+class MAE(OpenMindPretraining):
     """Pretrain the encoder of any network by reconstruction of masked cells from the visible ones.
 
     Args:
@@ -43,7 +38,7 @@ class MAE(EncoderPretraining):
         warmup_epochs: epochs of linear warm-up before the polynomial decay.
 
     Raises:
-        ValueError: if there is no such optimiser; as ``create_map_encoder`` and ``create_map_decoder``.
+        ValueError: as ``create_map_encoder`` and ``create_map_decoder``.
     """
 
     def __init__(
@@ -61,7 +56,6 @@ class MAE(EncoderPretraining):
         warmup_epochs: float = 50,
     ) -> None:
         super().__init__()
-        check_choice("optimizer", [optimizer], OPTIMIZERS)
         self.save_hyperparameters()
         self.encoder = create_map_encoder(network, input_channels, patch_size, network_overrides, mask_size)
         self.decoder = create_map_decoder(
@@ -83,13 +77,3 @@ class MAE(EncoderPretraining):
         error = masked_reconstruction_loss(self.decoder(maps), image, mask, normalise=False)
         # places of the deepest map: if they are alike, so are images
         return {"reconstruction": error}, maps[-1].flatten(2).transpose(1, 2).flatten(0, 1)
-
-    def create_optimizer(self) -> torch.optim.Optimizer:
-        settings, parameters = self.hparams, self.trainable_parameters()
-        common = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-        if settings.optimizer == "sgd":
-            return torch.optim.SGD(parameters, momentum=0.99, nesterov=True, **common)
-        return torch.optim.AdamW(parameters, betas=(0.9, 0.98), **common)
-
-    def create_schedule(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
-        return polynomial_with_warmup(optimizer, self.trainer, self.hparams.warmup_epochs)
