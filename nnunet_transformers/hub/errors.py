@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from http import HTTPStatus
 from json import JSONDecodeError
 
 from huggingface_hub import HfApi, constants
@@ -22,7 +23,6 @@ from .._reading import first_line
 from .address import PREFIX, Address
 
 TOKEN = "log in with `hf auth login`, or set HF_TOKEN"
-UNAUTHORISED, FORBIDDEN, TOO_MANY, SERVER_ERROR = 401, 403, 429, 500
 
 
 class UnreachableError(ConnectionError):
@@ -96,9 +96,9 @@ def _refused(error: HfHubHTTPError, place: str) -> OSError:
     status = error.response.status_code
     said = " ".join((error.server_message or "").split())
     reason = f"{status}: {said}" if said else str(status)
-    if status in (UNAUTHORISED, FORBIDDEN):
-        return PermissionError(f"no access to {place} ({reason}): {TOKEN}, of a token that may do this")
-    if status >= SERVER_ERROR or status == TOO_MANY:
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return PermissionError(f"no access to {place} ({reason}): check what the token may do, or {TOKEN}")
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS:
         return UnreachableError(f"{place} gives no answer ({reason})")
     return OSError(f"{place} refuses the request ({reason})")
 

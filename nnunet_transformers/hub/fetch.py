@@ -58,7 +58,7 @@ class Fetched:
 
     def __str__(self) -> str:
         """Say what was chosen, and whether it was downloaded."""
-        what = "a package" if self.is_package else "one file of weights"
+        what = f"a package of {len(self.files)} files" if self.is_package else " and ".join(self.contents)
         return f"{self.address}: {what}{', from the cache' if self.is_from_cache else ''}"
 
 
@@ -66,9 +66,8 @@ def fetch(source: str | Address) -> Fetched:
     """Download the weights that an address means, unless the cache has them.
 
     Only the chosen files are downloaded, see ``choose``, and compared with the hub's hashes; nothing is interpreted. A
-    file of a pinned address
-    that the cache has is taken without asking the hub. Without a connection, or with ``HF_HUB_OFFLINE``, the last
-    download of the same revision is taken.
+    file of a pinned address that the cache has is taken without asking the hub. Without a connection, or with
+    ``HF_HUB_OFFLINE``, the last download of the same revision is taken.
 
     Args:
         source: ``hf://owner/name[/file][@revision]``.

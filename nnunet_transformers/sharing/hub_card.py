@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,11 +24,10 @@ A pretrained encoder for [nnU-Net](https://github.com/MIC-DKFZ/nnUNet), in the f
 ## Use
 
     pip install nnunet-transformers
-    nnunet-transformers pull {source} -o encoder
-    nnunet-transformers attach encoder/{file} -d DATASET -p PLANS -o NEW_PLANS
+    nnunet-transformers attach {source} -d DATASET -p PLANS -o NEW_PLANS
 
-`attach` writes a plan whose training starts from these weights, and reports every tensor that was loaded and every one
-that was not. `pull` verifies the hash that the file holds; `--sha256` compares it with the one below.
+writes a plan whose training starts from these weights, and reports every tensor that was loaded and every one that was
+not. `nnunet-transformers pull {source} -o FOLDER` copies the file; with `--sha256` it compares the hash below.
 
 ## Origin
 
@@ -47,8 +45,8 @@ PACKAGE = """## From the hub
     nnunet-transformers pull {source} -o model
     nnunet-transformers package predict model INPUT OUTPUT
 
-`pull` verifies every file against `manifest.json`, whose SHA-256 is `{sha256}`. The files named in this card are in
-`{folder}`.
+The files that this card names are in `{folder}`. `pull` verifies each against `manifest.json`, whose SHA-256 is
+`{sha256}`.
 """
 
 
@@ -81,7 +79,6 @@ def encoder_card(checkpoint: PretrainedWeights, address: Address, licence: str, 
         title=markdown(f"{checkpoint.name}, pretrained by {checkpoint.method or 'a method not stated'}"),
         licence=f"Licence of the weights: {markdown(licence) or 'not stated; ask the source before you use them'}",
         source=address,
-        file=shlex.quote(address.path),
         rows="\n".join([*table, f"| SHA-256 of the content | `{checkpoint.sha256}` |"]),
         versions="\n".join(versions),
     )

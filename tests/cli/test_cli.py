@@ -73,6 +73,8 @@ def test_models():
         (["demo", "--data", "/nowhere"], "no dataset.json"),
         (["demo", "--planner", "nnUNetPlanner"], "unknown planner"),
         (["convert", "qt_unet", "/nowhere.pth", "-o", "/tmp/x.pth"], "no such checkpoint"),
+        (["push", "/nowhere.pth", "owner/name"], "no such checkpoint"),
+        (["pull", "hf://owner", "-o", "out"], "'hf://owner' is no address on the hub"),
     ],
 )
 def test_mistakes_are_one_line(monkeypatch, capsys, tmp_path, arguments, message):

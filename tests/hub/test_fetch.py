@@ -24,7 +24,7 @@ def test_the_only_file(hub):
     found = fetch("hf://o/n")
     assert found.path.read_bytes() == FILES["encoder.pth"]
     assert (found.repository, found.file, found.commit, found.is_package) == ("o/n", "encoder.pth", commit, False)
-    assert str(found) == f"hf://o/n/encoder.pth@{commit}: one file of weights"
+    assert str(found) == f"hf://o/n/encoder.pth@{commit}: encoder.pth"
     # nothing else was downloaded
     assert [path.name for path in found.snapshot.iterdir()] == ["encoder.pth"]
     assert not any("resolve" in request and "encoder.pth" not in request for request in hub.requests)
@@ -175,9 +175,9 @@ def test_environment_of_huggingface_hub(hub, tmp_path):
         return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
 
     first = run("hf://o/n")
-    assert first.stdout == f"hf://o/n/encoder.pth@{commit}: one file of weights\n", first.stderr
+    assert first.stdout == f"hf://o/n/encoder.pth@{commit}: encoder.pth\n", first.stderr
     hub.requests.clear()
     second = run("hf://o/n", "hf://o/x", HF_HUB_OFFLINE="1")
-    assert second.stdout == f"hf://o/n/encoder.pth@{commit}: one file of weights, from the cache\n", second.stderr
+    assert second.stdout == f"hf://o/n/encoder.pth@{commit}: encoder.pth, from the cache\n", second.stderr
     assert "HF_HUB_OFFLINE is set, and hf://o/x is not in the cache" in second.stderr
     assert not hub.requests

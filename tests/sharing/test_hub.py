@@ -52,7 +52,7 @@ class TestEncoder:
         assert sha256 in result.output
 
         result = invoke("pull", "hf://o/n", "-o", tmp_path / "out", "--sha256", sha256.upper())
-        assert f"pulled hf://o/n/{ENCODER.name}@{commit}: one file of weights\n" in result.output
+        assert f"pulled hf://o/n/{ENCODER.name}@{commit}: {ENCODER.name}\n" in result.output
         assert f"SHA-256: {sha256} (as stated)" in result.output
         assert [path.name for path in (tmp_path / "out").iterdir()] == [ENCODER.name]
         assert (tmp_path / "out" / ENCODER.name).read_bytes() == ENCODER.read_bytes()
@@ -70,7 +70,7 @@ class TestEncoder:
         }
         text = card.decode()
         for line in (
-            f"nnunet-transformers pull hf://o/n/{ENCODER.name} -o encoder",
+            f"nnunet-transformers attach hf://o/n/{ENCODER.name} -d DATASET",
             "Licence of the weights: CC BY 4.0",
             r"| data | o/scans, Our own \<b\> |",
             f"`{load(ENCODER).sha256}`",
@@ -123,7 +123,7 @@ class TestPackage:
         assert manifest.sha256 in result.output
 
         result = invoke("pull", "hf://o/n", "-o", tmp_path / "out", "--sha256", manifest.sha256)
-        assert ": a package\n" in result.output
+        assert f": a package of {len(manifest.entries) + 1} files\n" in result.output
         assert verify(tmp_path / "out", manifest.sha256) == manifest
         for name in manifest.entries:
             assert (tmp_path / "out" / name).read_bytes() == (package / name).read_bytes()
@@ -250,7 +250,7 @@ class TestRefused:
         with pytest.raises(PermissionError) as error:
             push(ENCODER, "o/n")
         assert str(error.value).startswith(
-            f"no access to o/n on {hub.endpoint} (401: Invalid username or password.): log"
+            f"no access to o/n on {hub.endpoint} (401: Invalid username or password.): check"
         )
         assert not hub.repositories
 
