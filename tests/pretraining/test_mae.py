@@ -27,7 +27,7 @@ from .phantoms import write_volumes
 from .steps import train
 
 SIZE = (16, 16, 16)
-PATCHES = {"3d": (32, 64, 64), "2d": (64, 64)}
+PATCHES = {"3d": (32, 32, 64), "2d": (64, 64)}
 SMALL = {"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}
 PRIMUS = pytest.param("primus_s", (16, 24, 32), id="primus_s")
 
@@ -274,7 +274,7 @@ def test_learns_an_image(network, patch_size, overrides):
     x = torch.stack(torch.meshgrid(*[torch.linspace(0, 4, n) for n in patch_size], indexing="ij")).sum(0).sin()
     image, mask = torch.stack([x, -x])[:, None] / x.std(), masks(module.encoder.grid)
     optimizer = torch.optim.AdamW(module.parameters(), 2e-3)
-    for _ in range(15):
+    for _ in range(12):
         optimizer.zero_grad()
         loss = module.training_step((image, mask), 0)
         loss.backward()
@@ -287,7 +287,7 @@ def test_recipe_to_network(prepared, tmp_path):
     arguments = {
         "data.init_args.folder": prepared,
         "data.init_args.batch_size": 4,
-        "data.init_args.samples_per_epoch": 60,
+        "data.init_args.samples_per_epoch": 40,
         "data.init_args.num_workers": 0,
         "model.init_args.network": "qt_unet_tiny",
         "model.init_args.patch_size": "[16,16,16]",
@@ -307,8 +307,7 @@ def test_recipe_to_network(prepared, tmp_path):
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     crops = MaskedCrops(prepared, SIZE, (4, 4, 4), 0.75, 50)
     variance = torch.stack([crops[i][0] for i in range(50)]).var()
-    print(np.mean(losses[:5]), np.mean(losses[-15:]), variance)
-    assert len(losses) == 45 and np.mean(losses[-15:]) < 0.8 * variance
+    assert len(losses) == 30 and np.mean(losses[-10:]) < 0.8 * variance
     checkpoint = load_encoder(tmp_path / "encoder.pth")
     assert (checkpoint.method, checkpoint.num_cases) == ("MAE", 4)
     network = create_network("qt_unet_tiny", 1, 2, SIZE, **SMALL)

@@ -147,7 +147,10 @@ def spatial_transforms(patch_size: Sequence[int]) -> tuple[BasicTransform, list[
     patch_size = tuple(patch_size)
     in_plane = len(patch_size) == 3 and max(patch_size) / patch_size[0] > ANISO_THRESHOLD
     size = patch_size[1:] if in_plane else patch_size
-    angle = math.radians(30 if len(size) == 3 else 15 if not in_plane and max(size) / min(size) > 1.5 else 180)
+    if len(size) == 3:
+        angle = math.radians(30)
+    else:
+        angle = math.radians(15 if not in_plane and max(size) / min(size) > 1.5 else 180)
     spatial = SpatialTransform(
         size,
         patch_center_dist_from_border=0,

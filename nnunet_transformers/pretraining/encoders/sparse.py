@@ -34,7 +34,7 @@ def is_convolutional(*modules: nn.Module) -> bool:
 def sparse(modules: Sequence[nn.Module], mask: Tensor) -> Iterator[None]:
     """Let convolutions and pooling return 0 at masked places, and norms compute with the visible ones only.
 
-    Maps that are coarser than the mask's cells are computed as usual: part of each of their places is visible.
+    Maps that are coarser than the mask's cells are computed everywhere, since their places are partly visible.
 
     Args:
         modules: modules that contain the layers.
