@@ -101,7 +101,7 @@ def test_a_part_is_enough(share, prefix):
         (["teacher.a", "student.a"], ["a"], "teacher."),
         (["x.y.a", "z.a"], ["a"], "z."),
         (["a.a"], ["a", "a.a"], ""),
-        (["x.big", "y.small"], ["big", "small"], "x."),
+        (["y.small", "x.big"], ["big", "small"], "x."),
         (["x.c", "d"], ["a"], ""),
         ([".a", "..b"], ["a", "b"], "."),
         ([], ["a"], ""),
