@@ -4,7 +4,6 @@ import os
 
 os.environ.update(OMP_NUM_THREADS="1", nnUNet_def_n_proc="1", nnUNet_n_proc_DA="0")
 
-
 from .command import main
 
 if __name__ == "__main__":
