@@ -2,7 +2,7 @@
 
     export nnUNet_raw=... nnUNet_preprocessed=... nnUNet_results=...
     python -m benchmarks.accuracy prepare          # plan, preprocess and split the datasets
-    python -m benchmarks.accuracy calibrate        # seconds per iteration of every row on every dataset
+    python -m benchmarks.accuracy calibrate        # seconds per iteration, which `run` otherwise measures itself
     python -m benchmarks.accuracy run --queue benchmarks/accuracy/judge.jsonl
     python -m benchmarks.accuracy report           # benchmarks/results/accuracy.{jsonl,md,png}
 

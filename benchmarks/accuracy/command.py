@@ -38,14 +38,13 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
-    row, dataset = REFERENCE
-    calibrate(row, dataset)
+    calibrate(*REFERENCE)
     for dataset in arguments.datasets:
         for row in arguments.rows:
             if ROWS[row].suits(DATA[dataset]):
                 measured = calibrate(row, dataset)
                 iterations = {budget: iterations_for(budget, row, dataset) for budget in BUDGETS}
-                print(json.dumps({"dataset": dataset, "row": row, **measured, "iterations": iterations}), flush=True)
+                print(json.dumps({**measured, "iterations": iterations}), flush=True)
 
 
 def _run(arguments: argparse.Namespace) -> None:

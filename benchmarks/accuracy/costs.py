@@ -15,11 +15,11 @@ from unittest.mock import patch
 
 import torch
 
-from nnunet_transformers._atomic import write_json
-from nnunet_transformers._reading import read_json
+from nnunet_transformers._lease import lease
+from nnunet_transformers._processes import exit_with_parent
 from nnunet_transformers.benchmarking.environment import processor_name
 
-from .runs import work_folder
+from .runs import append_line, read_lines, work_folder
 from .tables import BUDGETS, DATA, REFERENCE, ROWS, UNIT_ITERATIONS
 from .trainer import make_trainer, seed_all
 
@@ -27,7 +27,7 @@ WARM_UP, MEASURED = 2, 15
 
 
 def costs_file() -> Path:
-    return work_folder() / "costs.json"
+    return work_folder() / "costs.jsonl"
 
 
 def measure(row: str, dataset: str) -> dict[str, Any]:
@@ -69,49 +69,39 @@ def describe(trainer: Any) -> dict[str, Any]:
     }
 
 
-def read_costs() -> dict[str, dict[str, dict[str, Any]]]:
-    """The measured costs by dataset and row."""
-    return read_json(costs_file()) if costs_file().is_file() else {}
+def read_costs() -> dict[tuple[str, str], dict[str, Any]]:
+    """The measured costs by row and dataset."""
+    return {(cost["row"], cost["dataset"]): cost for cost in reversed(read_lines(costs_file()))}
 
 
 def calibrate(row: str, dataset: str) -> dict[str, Any]:
-    """Measure a cost and store it, unless it is stored."""
-    known = read_costs().get(dataset, {}).get(row)
-    if known is not None:
-        return known
-    # a process of its own, for its peak memory
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        measured = process.submit(measure, row, dataset).result()
-    costs = read_costs()
-    costs.setdefault(dataset, {})[row] = measured
-    costs_file().parent.mkdir(parents=True, exist_ok=True)
-    write_json(costs, costs_file())
-    return measured
-
-
-def cost(row: str, dataset: str) -> float:
-    """Processor seconds of an iteration.
+    """Measure a cost and store it, unless it is stored.
 
     Raises:
-        ValueError: if it was not measured.
+        FolderInUse: if another process measures it.
     """
-    try:
-        return float(read_costs()[dataset][row]["seconds"])
-    except KeyError:
-        raise ValueError(
-            f"{costs_file()} lacks {row} on {dataset}; run `python -m benchmarks.accuracy calibrate --rows {row} "
-            f"--datasets {dataset}`"
-        ) from None
+    pair = (row, dataset)
+    if pair in read_costs():
+        return read_costs()[pair]
+    name = work_folder() / f"{dataset}-{row}.cost"
+    with lease(name, name.with_suffix(".lease")):
+        if pair not in read_costs():  # since it was asked
+            # a process of its own, for its peak memory
+            with ProcessPoolExecutor(1, get_context("spawn"), exit_with_parent) as process:
+                measured = process.submit(measure, row, dataset).result()
+            append_line(costs_file(), {"dataset": dataset, "row": row, **measured})
+    return read_costs()[pair]
 
 
 def iterations_for(budget: str, row: str, dataset: str) -> int:
-    """Iterations that a budget allows.
+    """Iterations that a budget allows; costs that are not known are measured.
 
     Raises:
-        ValueError: if a cost was not measured.
+        FolderInUse: if another process measures one.
     """
     given = BUDGETS[budget]
     if given.iterations is not None:
         return given.iterations
     assert given.units is not None
-    return max(1, round(given.units * UNIT_ITERATIONS * cost(*REFERENCE) / cost(row, dataset)))
+    reference, own = (calibrate(*pair)["seconds"] for pair in (REFERENCE, (row, dataset)))
+    return max(1, round(given.units * UNIT_ITERATIONS * reference / own))

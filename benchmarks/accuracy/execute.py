@@ -23,7 +23,7 @@ from nnunet_transformers._reading import read_json
 from nnunet_transformers.benchmarking.environment import describe_environment
 from nnunet_transformers.cpu import release_freed_memory
 
-from .costs import cost, describe, iterations_for
+from .costs import calibrate, describe, iterations_for
 from .runs import Run, append_line, read_lines, read_queue, results_file, work_folder
 from .tables import DATA, ROWS
 from .trainer import LOGGED, Stopped, make_trainer
@@ -86,7 +86,7 @@ def execute(run: Run, folder: Path, is_stopped: Callable[[], bool]) -> dict[str,
 
     Raises:
         Stopped: if it was asked to stop.
-        ValueError: if the row was not calibrated.
+        FolderInUse: if another process measures the row's cost.
     """
     data = DATA[run.dataset]
     iterations = iterations_for(run.budget, run.row, run.dataset)
@@ -101,7 +101,7 @@ def execute(run: Run, folder: Path, is_stopped: Callable[[], bool]) -> dict[str,
         "configuration": data.configuration,
         "iterations": trainer.num_epochs * trainer.num_iterations_per_epoch,
         "epochs": trainer.num_epochs,
-        "calibrated_seconds": cost(run.row, run.dataset),
+        "calibrated_seconds": calibrate(run.row, run.dataset)["seconds"],
         **describe(trainer),
         **times_and_curve(trainer.logger.get_checkpoint()),
         **dice(read_json(Path(trainer.output_folder) / "validation" / "summary.json"), trainer.dataset_json["labels"]),

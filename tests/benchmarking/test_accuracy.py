@@ -23,8 +23,7 @@ from benchmarks.accuracy.prepare import grouped_split, write_split
 from benchmarks.accuracy.report import difference
 from benchmarks.accuracy.runs import Run, append_line, read_lines, read_queue, results_file, work_folder
 from benchmarks.accuracy.tables import DATA, JUDGED_FOLD, ROWS, TUNED_FOLDS, Data, Row
-from nnunet_transformers._atomic import write_json
-from nnunet_transformers._lease import lease
+from nnunet_transformers._lease import FolderInUse, lease
 
 from ..conftest import light_nnunet, set_nnunet_folders, write_dataset
 
@@ -46,16 +45,15 @@ def folders(tmp_path_factory):
         monkeypatch.setattr(costs, "MEASURED", 1)
         monkeypatch.setattr(costs, "WARM_UP", 0)
         # without a process of its own, which would import everything
-        monkeypatch.setattr(costs, "ProcessPoolExecutor", lambda processes, context: ThreadPoolExecutor(processes))
+        monkeypatch.setattr(costs, "ProcessPoolExecutor", lambda processes, *_: ThreadPoolExecutor(processes))
         write_dataset(folders / "raw", cases=5)
         words = ["--datasets", "hippocampus", "--rows", "stock"]
         main(["prepare", *words])
         main(["calibrate", *words])
         # as measured, but for what would differ from one test run to the next
-        known = costs.read_costs()
-        assert known["hippocampus"]["stock"]["seconds"] > 0
-        known["hippocampus"]["stock"]["seconds"] = 1.0
-        write_json(known, costs.costs_file())
+        (measured,) = read_lines(costs.costs_file())
+        assert measured.pop("seconds") > 0
+        costs.costs_file().write_text(json.dumps({**measured, "seconds": 1.0}) + "\n")
         yield folders
 
 
@@ -164,14 +162,19 @@ class TestQueue:
         assert execute.run_queue(queue, never) == [broken]
         assert executed == [broken, free, held, broken]
 
-    def test_uncalibrated_row(self, fresh):
-        with pytest.raises(ValueError, match="calibrate --rows mit --datasets hippocampus"):
+    def test_cost_is_measured_once(self, fresh, monkeypatch):
+        monkeypatch.setattr(costs, "measure", lambda row, dataset: {"seconds": 0.5})
+        name = work_folder() / "hippocampus-mit.cost"
+        with lease(name, name.with_suffix(".lease")), pytest.raises(FolderInUse):
             costs.iterations_for("quarter", "mit", "hippocampus")
+        assert costs.iterations_for("quarter", "mit", "hippocampus") == 4
+        monkeypatch.setattr(costs, "measure", None)
+        assert costs.iterations_for("quarter", "mit", "hippocampus") == 4
 
 
 class TestBudget:
     def test_iterations_are_inverse_to_the_cost(self, monkeypatch):
-        known = {"hippocampus": {"stock": {"seconds": 3.0}}, "em": {"mit": {"seconds": 1.5}}}
+        known = {("stock", "hippocampus"): {"seconds": 3.0}, ("mit", "em"): {"seconds": 1.5}}
         monkeypatch.setattr(costs, "read_costs", lambda: known)
         assert costs.iterations_for("quarter", "stock", "hippocampus") == 500
         assert costs.iterations_for("whole", "mit", "em") == 4000
