@@ -20,13 +20,13 @@ def planned(tmp_path_factory):
         extract_fingerprints([900], num_processes=1)
         plan_experiments([900], PLANNER, gpu_memory_target_in_gb=2)
         add_cascade(folders)
-        yield folders
+    return folders
 
 
 @pytest.fixture(scope="session")
 def models(planned):
     """Create the models and return their folders by configuration; 3d_fullres has two folds."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
+    with light_nnunet(), pytest.MonkeyPatch.context() as monkeypatch:
         environment(planned, monkeypatch)
         initialise(planned, 1)
         return {name: initialise(planned, 0, name) for name in ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")}
