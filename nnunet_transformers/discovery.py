@@ -56,6 +56,8 @@ PLANNERS = {
     "nnUNetPlannerMiT7": "nnunet_transformers.plans.mit",
     "nnUNetPlannerMiT22": "nnunet_transformers.plans.mit",
     "nnUNetPlannerSETRPUP": "nnunet_transformers.plans.setr_pup",
+    "nnUNetPlannerSETRPUPDINOv3S": "nnunet_transformers.plans.setr_pup",
+    "nnUNetPlannerSETRPUPDINOv3B": "nnunet_transformers.plans.setr_pup",
     "nnUNetPlannerResNet50UNet": "nnunet_transformers.plans.resnet_unet",
 }
 

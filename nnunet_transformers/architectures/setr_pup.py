@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from math import log2, prod
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.layers import ConvNormAct as ConvBatchNormReLU  # timm's defaults
+from timm.layers import resample_patch_embed
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -26,12 +28,12 @@ from .layers import PositionEmbedding, recomputed
 
 
 class ViTEncoder(nn.Module):
-    """Class token, position embeddings, blocks and norm of timm's ViT.
+    """Class token, register tokens, position embeddings, blocks and norm of timm's ViT.
 
     The class token's position embedding is part of the class token: only their sum matters.
 
     Args:
-        vit: provides class token, blocks and norm.
+        vit: provides class token, register tokens, blocks and norm.
         activation_checkpointing: recompute the blocks in the backward pass.
     """
 
@@ -39,21 +41,32 @@ class ViTEncoder(nn.Module):
         super().__init__()
         assert vit.cls_token is not None
         self.cls_token = vit.cls_token
+        self.reg_token = vit.reg_token
         self.position = PositionEmbedding(vit.patch_embed.grid_size, vit.embed_dim)
         self.blocks = vit.blocks
         self.norm = vit.norm
         self.activation_checkpointing = activation_checkpointing
 
     def no_weight_decay(self) -> set[str]:
-        """The class token; ``PositionEmbedding`` states the positions."""
-        return {"cls_token"}
+        """The class and register tokens; ``PositionEmbedding`` states the positions."""
+        return {"cls_token"} if self.reg_token is None else {"cls_token", "reg_token"}
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map patch tokens (batch, length, dim) to a feature map (batch, dim, *grid)."""
-        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), self.position(tokens)], dim=1)
+        x = with_prefix(self.position(tokens), self.cls_token, self.reg_token)
         for block in self.blocks:
             x = recomputed(block, x, active=self.activation_checkpointing and self.training)
-        return self.norm(x)[:, 1:].transpose(1, 2).unflatten(2, self.position.grid_size)
+        return feature_map(self.norm(x), self.position.grid_size)
+
+
+def with_prefix(tokens: Tensor, *prefix: Tensor | None) -> Tensor:
+    """Put learned tokens (1, n, dim) in front of a sequence (batch, length, dim)."""
+    return torch.cat([*(p.expand(len(tokens), -1, -1) for p in prefix if p is not None), tokens], dim=1)
+
+
+def feature_map(sequence: Tensor, grid_size: Sequence[int]) -> Tensor:
+    """Drop the tokens in front of a sequence (batch, length, dim) and return the others as (batch, dim, *grid)."""
+    return sequence[:, -prod(grid_size) :].transpose(1, 2).unflatten(2, tuple(grid_size))
 
 
 class SETRPUPDecoder(nn.Module):
@@ -108,6 +121,7 @@ class SETRPUP(SegmentationNetwork):
         embed_dim, depth, num_heads: channels, blocks and attention heads of the ViT; the defaults are ViT-B's.
         patch_embed_stride: pixels per token, powers of two, one integer or one per axis.
         decoder_dims: channels of the decoder's levels, deepest first; one level for each factor of 2 in the stride.
+        num_registers: register tokens beside the class token, as in DINOv2's ``reg4`` networks.
         drop_path_rate: stochastic depth rate of the last block.
         activation_checkpointing: recompute the blocks in the backward pass: less memory, more time.
         deep_supervision: return a list of logits, full resolution first.
@@ -138,6 +152,7 @@ class SETRPUP(SegmentationNetwork):
         num_heads: int = 12,
         patch_embed_stride: PerAxis = 16,
         decoder_dims: Sequence[int] = (512, 256, 128, 64),
+        num_registers: int = 0,
         drop_path_rate: float = 0.0,
         activation_checkpointing: bool = False,
         deep_supervision: bool = False,
@@ -157,32 +172,46 @@ class SETRPUP(SegmentationNetwork):
         self.strides = [[1, 1], *steps]
         check_strides(strides, self.strides)
         self.grid_sizes, self.feature_channels = token_grids(self.patch_size, [stride]), [embed_dim]
-        height, width = self.patch_size
-        vit = VisionTransformer(
-            img_size=(height, width),
-            patch_size=(stride[0], stride[1]),
-            in_chans=input_channels,
-            num_classes=0,
-            embed_dim=embed_dim,
-            depth=0,
-        )
-        # not in timm's constructor, which reads the rates from a tensor: a planner's fake tensors have no data
-        rates = np.linspace(0, drop_path_rate, depth).tolist()
-        vit.blocks.extend(Block(embed_dim, num_heads, qkv_bias=True, drop_path=rate) for rate in rates)
-        vit.blocks.apply(vit._init_weights)
         self.depth = depth
-        self.stem = vit.patch_embed
-        self.encoder = ViTEncoder(vit, activation_checkpointing)
+        self.stem, self.encoder = self._build_vit(
+            {
+                "img_size": self.patch_size,
+                "patch_size": stride,
+                "in_chans": input_channels,
+                "num_classes": 0,
+                "embed_dim": embed_dim,
+            },
+            num_heads,
+            num_registers,
+            # not in timm's constructor, which reads the rates from a tensor: a planner's fake tensors have no data
+            np.linspace(0, drop_path_rate, depth).tolist(),
+            activation_checkpointing,
+        )
         if auxiliary_heads is None:
             auxiliary_heads = deep_supervision
         self.decoder = SETRPUPDecoder(
             embed_dim, decoder_dims, steps[::-1], num_classes, auxiliary_heads, deep_supervision
         )
 
+    def _build_vit(
+        self,
+        arguments: dict[str, Any],
+        num_heads: int,
+        num_registers: int,
+        drop_path_rates: Sequence[float],
+        activation_checkpointing: bool,
+    ) -> tuple[nn.Module, nn.Module]:
+        """Build patch embedding and encoder; arguments are those of timm's networks that have no blocks yet."""
+        vit = VisionTransformer(**arguments, depth=0, reg_tokens=num_registers)
+        dim = vit.embed_dim
+        vit.blocks.extend(Block(dim, num_heads, qkv_bias=True, drop_path=rate) for rate in drop_path_rates)
+        vit.blocks.apply(vit._init_weights)
+        return vit.patch_embed, ViTEncoder(vit, activation_checkpointing)
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns for timm's layer-wise learning rates: the stem with the embeddings, each block, the norm."""
         blocks = [(r"^encoder\.blocks\.(\d+)", None), (r"^encoder\.norm\.", (self.depth,))]
-        return {"stem": r"^stem\.|^encoder\.(?:cls_token|position)", "blocks": blocks}
+        return {"stem": r"^stem\.|^encoder\.(?:cls_token|reg_token|position)", "blocks": blocks}
 
     def encode(self, image: Tensor) -> list[Tensor]:
         """One feature map of the patch tokens, (batch, embed_dim, *grid)."""
@@ -204,38 +233,73 @@ class SETRPUP(SegmentationNetwork):
 def timm_overrides(vit: VisionTransformer, name: str) -> dict[str, Any]:
     """Derive the arguments of the ``SETRPUP`` with timm's ViT as encoder.
 
+    Its stride is the power of two that is nearest to the ViT's: 16 for DINOv2's 14.
+
     Raises:
-        ValueError: if the ViT has register tokens, no class token, or no learned position embedding for some token.
+        ValueError: if the ViT has no class token, or no learned position embeddings of its patches.
     """
-    if vit.num_prefix_tokens != 1 or vit.pos_embed is None or vit.pos_embed.shape[1] != vit.patch_embed.num_patches + 1:
+    registers = 0 if vit.reg_token is None else vit.reg_token.shape[1]
+    if vit.num_prefix_tokens != 1 + registers or vit.cls_token is None or vit.pos_embed is None:
         raise ValueError(
-            f"timm's {name} is no ViT with one class token and a learned position embedding for it and each patch, "
-            "such as vit_base_patch16_224, so it cannot become a setr_pup"
+            f"timm's {name} is no ViT with one class token and learned position embeddings, such as "
+            "vit_base_patch16_224, so it cannot become a setr_pup"
         )
     return {
         "embed_dim": vit.embed_dim,
         "depth": len(vit.blocks),
         "num_heads": vit.get_submodule("blocks.0.attn").num_heads,
-        "patch_embed_stride": list(vit.patch_embed.patch_size),
+        "num_registers": registers,
+        **stride_arguments(vit.patch_embed.patch_size),
     }
+
+
+def stride_arguments(patch_size: Sequence[int]) -> dict[str, Any]:
+    """Stride and decoder for the weights of a ViT whose patches have this size."""
+    stride = [2 ** round(log2(size)) for size in patch_size]
+    levels = round(log2(max(stride)))
+    return {"patch_embed_stride": stride, "decoder_dims": [512 >> level for level in range(levels)]}
 
 
 def timm_filter_fn(state_dict: Mapping[str, Tensor], vit: VisionTransformer) -> dict[str, Tensor]:
     """Translate the weights of timm's ViT to those of ``SETRPUP``'s stem and encoder.
+
+    LayerScale (DINOv2, DeiT III) becomes a part of the layer that it scales, whose output stays the same.
 
     Args:
         state_dict: by timm's names, without a classifier.
         vit: timm's network; its image size fixes the grid of the position embeddings.
     """
     state_dict = dict(state_dict)
-    position = state_dict.pop("pos_embed")
-    cls_token = state_dict.pop("cls_token") + position[:, :1]
-    stem = "patch_embed."
+    for name in [name for name in state_dict if name.endswith((".ls1.gamma", ".ls2.gamma"))]:
+        scale = state_dict.pop(name)
+        layer = name.replace("ls1.gamma", "attn.proj").replace("ls2.gamma", "mlp.fc2")
+        state_dict[f"{layer}.weight"] = state_dict[f"{layer}.weight"] * scale[:, None]
+        state_dict[f"{layer}.bias"] = state_dict[f"{layer}.bias"] * scale
+    position, cls_token = state_dict.pop("pos_embed"), state_dict.pop("cls_token")
+    if prefix := position.shape[1] - vit.patch_embed.num_patches:
+        position, tokens = position[:, prefix:], position[:, :prefix]
+        cls_token = cls_token + tokens[:, :1]
+        if prefix > 1:
+            state_dict["reg_token"] = state_dict["reg_token"] + tokens[:, 1:]
     return {
-        **{f"stem.{k.removeprefix(stem)}" if k.startswith(stem) else f"encoder.{k}": v for k, v in state_dict.items()},
+        **stem_and_encoder(state_dict, stride_arguments(vit.patch_embed.patch_size)["patch_embed_stride"]),
         "encoder.cls_token": cls_token,
-        "encoder.position.weight": position[:, 1:].unflatten(1, vit.patch_embed.grid_size),
+        "encoder.position.weight": position.unflatten(1, vit.patch_embed.grid_size),
     }
+
+
+def stem_and_encoder(state_dict: Mapping[str, Tensor], stride: Sequence[int]) -> dict[str, Tensor]:
+    """Rename a ViT's weights, and resample its patch embedding to another stride so that tokens keep their values.
+
+    Beyer et al., "FlexiViT: One Model for All Patch Sizes", CVPR 2023, section 3.4.
+    """
+    stem = "patch_embed."
+    names = {k: f"stem.{k.removeprefix(stem)}" if k.startswith(stem) else f"encoder.{k}" for k in state_dict}
+    renamed = {names[k]: v for k, v in state_dict.items()}
+    kernel = renamed["stem.proj.weight"]
+    if tuple(kernel.shape[2:]) != tuple(stride):
+        renamed["stem.proj.weight"] = resample_patch_embed(kernel, list(stride))
+    return renamed
 
 
 register_network("setr_pup", SETRPUP)

@@ -50,7 +50,8 @@ def models(
         raise ValueError(f"{', '.join(others)} have no {len(size)}D form; give --patch-size {5 - len(size)} numbers")
     table = Table(title=f"published networks at {'x'.join(map(str, size))}, {input_channels} in, {num_classes} classes")
     for heading in ("network", "parameters", "multiply-adds", "training memory", "and a sample"):
-        table.add_column(heading, justify="left" if heading == "network" else "right")
+        is_name = heading == "network"
+        table.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name)
     for published in shown:
         with torch.device("meta"):
             network = create_network(published, input_channels, num_classes, size).eval()

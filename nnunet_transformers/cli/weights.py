@@ -1,4 +1,4 @@
-"""Commands on initial weights: ``attach``, ``attach-imagenet``, ``export-full`` and ``convert``."""
+"""Commands on initial weights: ``attach``, ``export-full``, ``export-safetensors``, ``convert``."""
 
 from __future__ import annotations
 
@@ -108,6 +108,26 @@ def export_full(
     weights = InitialWeights.from_source(source)
     echo(export_weights(weights, dataset, plans, configuration, output, trainer=trainer, trust=trust))
     echo(f"written: {output}; nnUNetv2_train ... -tr {trainer} -p {plans} -pretrained_weights {output}")
+
+
+@commands.command("export-safetensors")
+def export_safetensors(
+    encoder: Annotated[Path, typer.Argument(help="Encoder checkpoint, such as pretraining's encoder.pth.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; by default beside the checkpoint.")
+    ] = None,
+) -> None:
+    """Write an encoder checkpoint as a safetensors file, with its description and hash."""
+    from ..weights import PretrainedWeights, load
+
+    output = output or encoder.with_suffix(".safetensors")
+    if output.suffix != ".safetensors":
+        raise ValueError(f"{output} must end in .safetensors")
+    if output.exists():
+        raise ValueError(f"{output} exists; remove it or choose another name")
+    checkpoint = load(encoder, PretrainedWeights)
+    checkpoint.save(output)
+    echo(f"{output}: {len(checkpoint.weights)} tensors; `attach`, `push` and the others take it as they take {encoder}")
 
 
 @commands.command()

@@ -13,3 +13,15 @@ class nnUNetPlannerSETRPUP(TransformerPlanner):
     token_rules = TokenRules(
         patch_embed_strides_2d=(16,), num_stages=1, isotropic=True, min_deepest_tokens=2, windows=no_windows
     )
+
+
+class nnUNetPlannerSETRPUPDINOv3S(nnUNetPlannerSETRPUP):
+    """SETR-PUP with DINOv3's ViT-S/16, plans ``nnUNetSETRPUPDINOv3SPlans``."""
+
+    network_name = "setr_pup_dinov3_small"
+
+
+class nnUNetPlannerSETRPUPDINOv3B(nnUNetPlannerSETRPUP):
+    """SETR-PUP with DINOv3's ViT-B/16, plans ``nnUNetSETRPUPDINOv3BPlans``."""
+
+    network_name = "setr_pup_dinov3"

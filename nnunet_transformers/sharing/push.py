@@ -1,11 +1,15 @@
-"""Push an encoder checkpoint or a package to the Hugging Face hub, with a model card, in one commit."""
+"""Push an encoder checkpoint or a package to the Hugging Face hub, with a model card, in one commit.
+
+A checkpoint goes there as .pth and as safetensors, which other tools read.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -13,6 +17,7 @@ from ..hub import Address
 from ..hub.address import DEFAULT_REVISION
 from ..hub.errors import client, hub_errors
 from ..weights import PretrainedWeights, load
+from ..weights.safetensors_file import SUFFIX
 from .card import NAME as CARD
 from .hub_card import encoder_card, package_card
 from .manifest import NAME as MANIFEST
@@ -20,7 +25,7 @@ from .manifest import verify
 
 # folder of a package in its repository: beside it the hub keeps a card that can be edited, and files of git
 PACKAGE = "package"
-FILE_NAME = re.compile(r"\w[\w.-]*\.pth", flags=re.ASCII)
+FILE_NAME = re.compile(r"\w[\w.-]*\.(?:pth|safetensors)", flags=re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -69,17 +74,28 @@ def push(
     if target.path or target.revision != DEFAULT_REVISION:
         raise ValueError(f"{repository!r} must be owner/name; a branch is named by --revision")
     address, files, sha256, card = _prepare(source, target.repository, revision, licence, datasets)
+    with TemporaryDirectory() as folder:
+        if not source.is_dir() and source.suffix != SUFFIX:
+            copy = Path(folder, source.with_suffix(SUFFIX).name)
+            load(source, PretrainedWeights).save(copy)
+            files[copy.name] = copy
+        return _commit(address, files, sha256, card, private, keep_card)
+
+
+def _commit(
+    address: Address, files: Mapping[str, Path], sha256: str, card: str, private: bool, keep_card: bool
+) -> Pushed:
+    """Upload files by their names in the repository, and the card."""
+    repository, revision = address.repository, address.revision
     additions = [CommitOperationAdd(name, path) for name, path in files.items()]
     api = client()
     with hub_errors(address):
-        api.create_repo(target.repository, private=private or None, exist_ok=True)
+        api.create_repo(repository, private=private or None, exist_ok=True)
         if revision != DEFAULT_REVISION:
-            api.create_branch(target.repository, branch=revision, exist_ok=True)
-        info = api.model_info(target.repository, revision=revision)
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        info = api.model_info(repository, revision=revision)
     if private and not info.private:
-        raise ValueError(
-            f"{target.repository} is public already; nothing was pushed. Make it private on its page first"
-        )
+        raise ValueError(f"{repository} is public already; nothing was pushed. Make it private on its page first")
     present = {sibling.rfilename for sibling in info.siblings or ()}
     if not (keep_card and CARD in present):
         additions.append(CommitOperationAdd(CARD, card.encode()))
@@ -87,13 +103,13 @@ def push(
     stale = [name for name in present if name.startswith(f"{address.path}/") and name not in files]
     with hub_errors(address):
         commit = api.create_commit(
-            target.repository,
+            repository,
             [*additions, *map(CommitOperationDelete, stale)],
             commit_message=f"Push {address.path} by nnunet-transformers",
             revision=revision,
         )
     size = sum(path.stat().st_size for path in files.values())
-    return Pushed(Address(target.repository, address.path, commit.oid), sha256, size)
+    return Pushed(Address(repository, address.path, commit.oid), sha256, size)
 
 
 def _prepare(
@@ -108,7 +124,7 @@ def _prepare(
     checkpoint = load(source, PretrainedWeights)
     if not FILE_NAME.fullmatch(source.name):
         raise ValueError(
-            f"{source.name!r} cannot be a name on the hub: letters, digits, dots and hyphens, ending in .pth"
+            f"{source.name!r} cannot be a name on the hub: letters, digits, dots, hyphens, and .pth or .safetensors"
         )
     address = Address(repository, source.name, revision)
     card = encoder_card(checkpoint, address, licence, datasets)

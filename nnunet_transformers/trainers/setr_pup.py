@@ -12,7 +12,7 @@ class nnUNetTrainerSETRPUP(TransformerTrainer):
     """SETR-PUP with nnU-Net's augmentation, loss and deep supervision; the encoder is trained, too."""
 
     network_class = SETRPUP
-    planners = ("nnUNetPlannerSETRPUP",)
+    planners = ("nnUNetPlannerSETRPUP", "nnUNetPlannerSETRPUPDINOv3S", "nnUNetPlannerSETRPUPDINOv3B")
 
 
 class nnUNetTrainerSETRPUPPaper(MGCARecipe, nnUNetTrainerSETRPUP):

@@ -85,12 +85,14 @@ class EncoderCheckpoint(PretrainedWeights):
         with torch.device("meta"):
             network = create_timm(checkpoint.name, checkpoint.input_channels, checkpoint.patch_size)
         family = get_timm_family(network, checkpoint.name)
+        overrides = family.overrides(network, checkpoint.name)
         # timm's networks ignore the remainder of an image after the last whole cell; registered networks refuse it
-        stride = cast(list[dict[str, Any]], network.feature_info)[-1]["reduction"]
+        cell = cast(list[dict[str, Any]], network.feature_info)[-1]["reduction"]
+        strides = overrides.get("patch_embed_stride", [cell, cell])
         changed = {
             "name": family.network,
-            "overrides": family.overrides(network, checkpoint.name),
-            "patch_size": tuple(max(p // stride, 1) * stride for p in checkpoint.patch_size),
+            "overrides": overrides,
+            "patch_size": tuple(max(p // cell, 1) * s for p, s in zip(checkpoint.patch_size, strides, strict=True)),
             "weights": family.checkpoint_filter(checkpoint.weights, network),
         }
         encoder = cls(**{f.name: getattr(checkpoint, f.name) for f in fields(checkpoint)} | changed)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
 from .._atomic import replacing
@@ -20,9 +19,12 @@ from .layout import find_state_dicts
 from .limits import check_archive, check_content, check_finite
 from .named import UnknownProtocolError, is_plain_name, names_in
 from .restricted import INERT, NotInertError, as_plain
+from .safetensors_file import SUFFIX, read_safetensors, write_safetensors
 
 # PyTorch refuses to load anything where both are set
 FORCE, FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+# entry of a checkpoint that holds the weights, as in nnU-Net's
+WEIGHTS = "network_weights"
 # names of classes in a message, and letters of each
 SHOWN_NAMES, SHOWN_LETTERS = 3, 80
 
@@ -135,10 +137,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such checkpoint: {path}")
-    if path.suffix == ".safetensors":
-        with reading(path, "a safetensors file"):
-            # copied, as tensors of safetensors show the file, and change with it
-            return {name: value.clone() for name, value in load_safetensors(path).items()}
+    if path.suffix == SUFFIX:
+        return read_safetensors(path, WEIGHTS)
     try:
         content = read_plain_types(path, inert=True)
     except HoldsObjectsError as error:
@@ -165,12 +165,15 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def save_checkpoint(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint file whole or not at all.
+    """Write a checkpoint file whole or not at all, by ``torch.save`` or, if the path ends so, as safetensors.
 
     Raises:
         OSError: if it cannot be written; an existing file is then unchanged.
     """
+    path = Path(path)
     try:
+        if path.suffix == SUFFIX:
+            return write_safetensors(content, path, WEIGHTS)
         with replacing(path) as partial:
             torch.save(dict(content), partial)
     except (OSError, RuntimeError) as error:

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from torch import Tensor, uint8
 
-from .file import load_checkpoint, save_checkpoint
+from .file import WEIGHTS, load_checkpoint, save_checkpoint
 from .limits import check_finite
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
 
 PACKAGES = ("nnunet-transformers", "nnunetv2", "torch", "timm")
-WEIGHTS = "network_weights"
 # rule of the hash; files written before it have none, and are verified by the rule of that time
 SEAL = 2
 

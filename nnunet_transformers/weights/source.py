@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..hub import PREFIX, fetch
-from .file import load_checkpoint
+from .file import WEIGHTS, load_checkpoint
 from .kinds import recognise
-from .sealed import WEIGHTS, SealedCheckpoint, content_hash, kind_of, restore
+from .sealed import SealedCheckpoint, content_hash, kind_of, restore
 from .sealed import load as load_sealed
 from .timm_weights import timm_model
 

@@ -32,8 +32,13 @@ CANDIDATES = (
     *(name for family in (CONVNEXT, SWIN) for name in family.names.values()),
     "swin_small_patch4_window7_224",
     *(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")),
+    *(f"vit_{size}_patch{patch}_224" for size in ("small", "base") for patch in (8, 32)),
+    *(f"deit3_{size}_patch16_224" for size in ("small", "base", "large")),
+    *(f"vit_{size}_patch14_{dino}" for size in ("small", "base", "large") for dino in ("dinov2", "reg4_dinov2")),
+    *(f"vit_{size}_patch16_dinov3{bias}" for size in ("small", "base", "large") for bias in ("", "_qkvb")),
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
 )
+FIRST_LAYERS = ("patch_embed.proj.weight", "conv1.weight", "stem.0.weight")
 CLASSIFIERS = ("head.", "fc.", "norm_pre.", "fc_norm.")
 
 
@@ -75,7 +80,7 @@ class TimmWeights:
 
     def _checkpoint(self) -> TimmCheckpoint:
         """The weights as a checkpoint without a classifier, at the image size of their position embeddings."""
-        first = next((v for n, v in self.weights.items() if n in ("patch_embed.proj.weight", "conv1.weight")), None)
+        first = next((v for n, v in self.weights.items() if n in FIRST_LAYERS[:2]), None)
         if first is None:
             raise ValueError(f"{self.name} is the encoder of no network here")
         size = 224
@@ -114,13 +119,29 @@ def timm_file(path: Path, content: Mapping[str, Any]) -> TimmWeights | None:
     """Files with the weights of a timm network, such as MGCA's image encoders."""
     for _, found in find_state_dicts(content):
         for name in CANDIDATES:
-            expected = _shapes(name)
-            weights, _ = strip_prefix(found, expected)
-            # position embeddings and the first layer depend on image size and channels
-            right = sum(key in weights and tuple(weights[key].shape) == shape for key, shape in expected.items())
-            if right >= len(expected) - 2:
+            weights, _ = strip_prefix(found, _shapes(name))
+            if _is_of(weights, _shapes(name)):
                 return TimmWeights(name, weights, f"{path}, weights of {name}")
     return None
+
+
+def _is_of(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether weights are a network's, up to image size, input channels and classifier."""
+    # another network's may have these and more: LayerScale, biases
+    parts = {name.partition(".")[0] for name in expected}
+    if any(name.partition(".")[0] in parts and name not in expected for name in weights):
+        return False
+    for name, shape in expected.items():
+        if name not in weights:
+            return False
+        found = tuple(weights[name].shape)
+        if name == "pos_embed":
+            found, shape = (found[-1],), (shape[-1],)
+        elif name in FIRST_LAYERS:
+            found, shape = (found[0], *found[2:]), (shape[0], *shape[2:])
+        if found != shape:
+            return False
+    return True
 
 
 def timm_model(name: str) -> tuple[TimmWeights, str]:

@@ -72,7 +72,7 @@ def test_tables_without_weight_decay(name):
             network = create_network(name, 1, 2, PATCHES[f"{ndim}d"], deep_supervision=True)
         names = [n for n, _ in network.named_parameters()]
         assert network.no_weight_decay() == {
-            n for n in names if n.endswith(("bias.table", "position.weight", "cls_token"))
+            n for n in names if n.endswith(("bias.table", "position.weight", "cls_token", "reg_token"))
         }
         assert (network.no_weight_decay() == set()) == name.startswith("resnet")
 

@@ -8,6 +8,7 @@ import shutil
 import time
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import constants
 
@@ -45,9 +46,14 @@ class TestEncoder:
         )
         repository = hub.repositories["o/n"]
         commit = repository.branches["main"]
-        assert set(repository.files) == {".gitattributes", "README.md", ENCODER.name}
+        copy = ENCODER.with_suffix(".safetensors").name
+        assert set(repository.files) == {".gitattributes", "README.md", ENCODER.name, copy}
+        (tmp_path / copy).write_bytes(repository.files[copy])
+        there, here = load(tmp_path / copy), load(ENCODER)
+        assert (there.name, there.method) == (here.name, here.method)
+        assert all(torch.equal(there.weights[name], value) for name, value in here.weights.items())
         assert repository.files[ENCODER.name] == ENCODER.read_bytes()
-        assert f"pushed: hf://o/n/{ENCODER.name}@{commit}, 0.0 MB" in result.output
+        assert f"pushed: hf://o/n/{ENCODER.name}@{commit}, 0.1 MB" in result.output
         sha256 = EncoderCheckpoint.load(ENCODER).sha256
         assert sha256 in result.output
 

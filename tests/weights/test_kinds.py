@@ -151,6 +151,8 @@ TIMM = [
     ("swin_tiny_patch4_window7_224", "qt_unet_base", PATCH, "", 0.3),
     ("resnet18", "resnet18_unet", PATCH[1:], "img_encoder_q.model.", 1.0),
     ("vit_tiny_patch16_224", "setr_pup_tiny", PATCH[1:], "model.", 1.0),
+    ("vit_small_patch14_dinov2", "setr_pup_small", PATCH[1:], "", 1.0),
+    ("vit_small_patch16_dinov3", "setr_pup_dinov3_small", PATCH[1:], "", 1.0),
 ]
 
 

@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
-from nnunet_transformers import weights
+from nnunet_transformers import cli, weights
 from nnunet_transformers.classification.checkpoint import ClassifierCheckpoint
 from nnunet_transformers.pretraining.alignment import AlignmentCheckpoint
 from nnunet_transformers.pretraining.matching import MatcherCheckpoint
@@ -31,14 +33,16 @@ def kinds(monkeypatch):
     monkeypatch.setattr(sealed, "_kinds", dict(sealed._kinds))
 
 
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS, ids=lambda c: c.kind)
-def test_kind_is_recognised(checkpoint, tmp_path, file_reads):
-    sha256 = checkpoint.save(tmp_path / "file.pth")
+def test_kind_is_recognised(checkpoint, ending, tmp_path, file_reads):
+    path = tmp_path / f"file{ending}"
+    sha256 = checkpoint.save(path)
     assert checkpoint.sha256 == sha256
     file_reads.update(load=0, hash=0)
-    loaded = weights.load(tmp_path / "file.pth")
+    loaded = weights.load(path)
     assert loaded.sha256 == sha256
-    assert file_reads == {"load": 1, "hash": 1}
+    assert file_reads == {"load": int(ending == ".pth"), "hash": 1}
     assert type(loaded) is type(checkpoint)
     fields = {f.name: getattr(loaded, f.name) for f in dataclasses.fields(loaded) if f.name != "weights"}
     assert fields == {name: getattr(checkpoint, name) for name in fields}
@@ -121,6 +125,38 @@ def test_forged_content(change, message, tmp_path):
     torch.save({**torch.load(tmp_path / "file.pth", weights_only=True), **change}, tmp_path / "file.pth")
     with pytest.raises(ValueError, match=message):
         EncoderCheckpoint.load(tmp_path / "file.pth")
+
+
+def test_altered_safetensors(tmp_path):
+    """Its tensors alone are what other tools read; its description is what was sealed."""
+    path = tmp_path / "file.safetensors"
+    ENCODER.save(path)
+    assert list(load_file(path)) == list(ENCODER.weights)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match="was altered"):
+        EncoderCheckpoint.load(path)
+    path.write_bytes(content.replace(b"qt_unet_tiny", b"qt_unet_base"))
+    with pytest.raises(ValueError, match="was altered"):
+        EncoderCheckpoint.load(path)
+    path.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=r"file\.safetensors is truncated or not a safetensors file"):
+        EncoderCheckpoint.load(path)
+    save_file(dict(ENCODER.weights), path, {"nnunet_transformers": "[1]"})
+    with pytest.raises(ValueError, match="its description is not that of a checkpoint"):
+        EncoderCheckpoint.load(path)
+
+
+def test_export_safetensors(tmp_path):
+    ENCODER.save(tmp_path / "encoder.pth")
+    arguments = ["export-safetensors", str(tmp_path / "encoder.pth")]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0 and "encoder.safetensors: 1 tensors" in result.output.replace("\n", "")
+    assert weights.load(tmp_path / "encoder.safetensors").sha256 == ENCODER.sha256
+    with pytest.raises(ValueError, match=r"encoder\.safetensors exists"):
+        raise CliRunner().invoke(cli.app, arguments).exception
+    with pytest.raises(ValueError, match=r"must end in \.safetensors"):
+        raise CliRunner().invoke(cli.app, [*arguments, "-o", str(tmp_path / "other.pth")]).exception
 
 
 def resealed(content, kind):

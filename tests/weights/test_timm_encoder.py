@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
 from typer.testing import CliRunner
 
@@ -132,9 +133,9 @@ def refused(name, size=(224, 224)):
             r"encoder of no segmentation network here; take one of ResNet .*resnet50_unet\) and Vis.*setr_pup",
         ),
         ("deit_tiny_distilled_patch16_224", "is no ViT with one class token"),
-        ("deit3_small_patch16_224", "is no ViT with one class token"),
         ("vit_base_patch16_clip_224", r"differs from the encoder of setr_pup, .*encoder.norm_pre"),
-        ("vit_small_patch32_224", r"patch_embed_stride must be powers of two, .* got \(32, 32\)"),
+        ("eva02_tiny_patch14_224", "is no ViT of DINOv3"),
+        ("vit_small_plus_patch16_dinov3", r"differs from the encoder of setr_pup_dinov3, .*encoder.blocks.0.mlp.fc1"),
         ("resnet50d", "ResNets whose stem is one convolution"),
     ],
 )
@@ -147,6 +148,39 @@ def test_networks_of_timm_that_are_no_encoder_here(name, message):
 def test_networks_of_timm_that_are_one(name):
     checkpoint = EncoderCheckpoint.from_timm(refused(name))
     assert checkpoint.build_network().feature_channels[-1] == (192 if "deit" in name else 2048)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_small_patch14_dinov2",  # LayerScale, patches of 14 for tokens of 16
+        "vit_small_patch14_reg4_dinov2",
+        "vit_small_patch16_dinov3",
+        "vit_small_patch16_dinov3_qkvb",
+        "vit_small_patch32_224",
+        "deit3_small_patch16_224",  # no position embedding for the class token
+    ],
+)
+def test_tokens_are_those_of_timm(name):
+    """Of the same embedded patches; an image of 14 pixels a patch, enlarged to 16, has nearly the same."""
+    vit = timm.create_model(name, num_classes=0, img_size=112 if "patch14" in name else 128).double().eval()
+    with torch.no_grad():
+        for parameter_name, parameter in vit.named_parameters():
+            if not parameter_name.endswith(("q_bias", "v_bias")):
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    size = [vit.patch_embed.grid_size[0] * vit.patch_embed.patch_size[0]] * 2
+    checkpoint = EncoderCheckpoint.from_timm(TimmCheckpoint(vit.state_dict(), name, size, 3))
+    network = create_network(checkpoint.name, 3, 2, checkpoint.patch_size, **checkpoint.overrides).double().eval()
+    assert load_encoder_weights(network, checkpoint).coverage(dict(network.named_parameters()), "encoder.") == 1
+    y, x = (torch.linspace(0, 3, n, dtype=torch.float64) for n in size)
+    image = (y[:, None] + torch.sin(x)).expand(1, 3, -1, -1)
+    with torch.no_grad():
+        tokens = vit.patch_embed(image)
+        tokens = tokens.flatten(1, 2) if tokens.dim() == 4 else tokens
+        expected = vit.forward_features(image)[:, vit.num_prefix_tokens :].transpose(1, 2)
+        torch.testing.assert_close(network.encoder(tokens).flatten(2), expected, rtol=1e-5, atol=1e-5)
+        enlarged = F.interpolate(image, size=checkpoint.patch_size, mode="bilinear")
+        torch.testing.assert_close(network.stem(enlarged), tokens, rtol=0.1, atol=0.1)
 
 
 def test_another_width_is_not_covered(tmp_path):
