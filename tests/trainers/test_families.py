@@ -25,7 +25,8 @@ def families_to_train():
         for ndim in entry.dimensions:
             configuration = {2: "2d", 3: "3d_fullres"}[ndim]
             family = entry.class_path.rpartition(".")[2]
-            families.setdefault((family, configuration), (name, trainers[entry.network_class], configuration))
+            trainer = next(trainers[c] for c in entry.network_class.mro() if c in trainers)
+            families.setdefault((family, configuration), (name, trainer, configuration))
     return [pytest.param(*names, id="-".join(key)) for key, names in families.items() if key[0] != "QTUNet"]
 
 
