@@ -32,6 +32,7 @@ import torch
 from forged_pickles import check_inert, forge, watched
 
 from nnunet_transformers._atomic import write_json, write_text
+from nnunet_transformers._reading import read_json
 from nnunet_transformers.plans.plan_files import load_plans
 from nnunet_transformers.pretraining.data.index import read_index
 from nnunet_transformers.runs.recipe import read_recipe
@@ -66,15 +67,14 @@ class Kind:
     mutate: Callable[[bytes, random.Random, str], bytes] = lambda content, rng, _: mutate(content, rng)
 
 
-def make_encoder(folder: Path) -> Path:
+def make_encoder(name: str, folder: Path) -> Path:
     """Write an encoder checkpoint of a few tensors."""
     generator = torch.Generator().manual_seed(0)
     weights = {f"encoder.{i}.weight": torch.randn(4, 8, generator=generator) for i in range(6)}
     weights["stem.proj.weight"] = torch.randn(8, 1, 2, 2, 2, generator=generator).half()
-    EncoderCheckpoint(weights, "qt_unet_tiny", (32, 32, 32), 1, (1.0, 1.0, 3.0), ("ZScoreNormalization",)).save(
-        folder / "encoder.pth"
-    )
-    return folder / "encoder.pth"
+    checkpoint = EncoderCheckpoint(weights, "qt_unet_tiny", (32, 32, 32), 1, (1.0, 1.0, 3.0), ("ZScoreNormalization",))
+    checkpoint.save(folder / name)
+    return folder / name
 
 
 def make_state(folder: Path) -> Path:
@@ -189,7 +189,8 @@ def pinned_manifest() -> str:
 
 
 KINDS = {
-    "encoder": Kind(True, make_encoder, load),
+    "encoder": Kind(True, partial(make_encoder, "encoder.pth"), load),
+    "encoder, safetensors": Kind(True, partial(make_encoder, "encoder.safetensors"), load),
     "state": Kind(True, make_state, read_state),
     "trained fold": Kind(True, make_trained_fold, lambda path: read_checkpoint(path)[0]),
     "foreign": Kind(True, partial(make_foreign, True), read_foreign),
@@ -349,11 +350,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     results: dict[str, Any] = {"mutations": options.mutations, "seed": options.seed, "versions": package_versions()}
-    results["kinds"] = {}
+    before = read_json(options.output) if options.output.exists() else {}
+    # kinds of the same run that are not repeated
+    results["kinds"] = before["kinds"] if results.items() <= before.items() else {}
     for name in options.kinds:
         counts, errors = run(name, options.mutations, options.seed)
         results["kinds"][name] = {"has_checksum": KINDS[name].has_checksum, "counts": dict(counts)}
         print(f"{name:20}", ", ".join(f"{counts[found]} {found}" for found in OUTCOMES), *errors[:5], sep="\n  ")
+    results["kinds"] = {name: results["kinds"][name] for name in KINDS if name in results["kinds"]}
     write_json(results, options.output)
     write_text(report(results), options.output.with_suffix(".md"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import ClassVar
 
 import pytest
@@ -136,13 +137,20 @@ def test_altered_safetensors(tmp_path):
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ValueError, match="was altered"):
         EncoderCheckpoint.load(path)
-    path.write_bytes(content.replace(b"qt_unet_tiny", b"qt_unet_base"))
-    with pytest.raises(ValueError, match="was altered"):
-        EncoderCheckpoint.load(path)
+    for before, after, message in (
+        (b"qt_unet_tiny", b"qt_unet_base", "its description is damaged"),
+        (b"format", b"farmat", "its description is damaged"),
+        (b"nnunet_transformers", b"nnunet_transformerz", "its metadata is damaged"),
+    ):
+        path.write_bytes(content.replace(before, after, 1))
+        with pytest.raises(ValueError, match=message):
+            EncoderCheckpoint.load(path)
     path.write_bytes(content[:-1])
     with pytest.raises(ValueError, match=r"file\.safetensors is truncated or not a safetensors file"):
         EncoderCheckpoint.load(path)
-    save_file(dict(ENCODER.weights), path, {"nnunet_transformers": "[1]"})
+    text = "[1]"
+    description = f"{hashlib.sha256(text.encode()).hexdigest()} {text}"
+    save_file(dict(ENCODER.weights), path, {"nnunet_transformers": description})
     with pytest.raises(ValueError, match="its description is not that of a checkpoint"):
         EncoderCheckpoint.load(path)
 
