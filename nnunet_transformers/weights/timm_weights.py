@@ -14,6 +14,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.eva import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from .._reading import first_line
@@ -34,7 +35,7 @@ CANDIDATES = (
     *(f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")),
     *(f"vit_{size}_patch{patch}_224" for size in ("small", "base") for patch in (8, 32)),
     *(f"deit3_{size}_patch16_224" for size in ("small", "base", "large")),
-    *(f"vit_{size}_patch14_{dino}" for size in ("small", "base", "large") for dino in ("dinov2", "reg4_dinov2")),
+    *(f"vit_{size}_patch14_{dino}" for size in ("small", "base", "large") for dino in ("reg4_dinov2", "dinov2")),
     *(f"vit_{size}_patch16_dinov3{bias}" for size in ("small", "base", "large") for bias in ("", "_qkvb")),
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
 )
@@ -118,11 +119,22 @@ def _shapes(name: str) -> dict[str, tuple[int, ...]]:
 def timm_file(path: Path, content: Mapping[str, Any]) -> TimmWeights | None:
     """Files with the weights of a timm network, such as MGCA's image encoders."""
     for _, found in find_state_dicts(content):
+        found = _by_timms_names(found)
         for name in CANDIDATES:
             weights, _ = strip_prefix(found, _shapes(name))
             if _is_of(weights, _shapes(name)):
                 return TimmWeights(name, weights, f"{path}, weights of {name}")
     return None
+
+
+def _by_timms_names(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Rename what DINOv2's and DINOv3's own files name otherwise."""
+    if "storage_tokens" in weights:
+        with torch.device("meta"):
+            vit = timm.create_model("vit_small_patch16_dinov3_qkvb")
+        translated: dict[str, Tensor] = checkpoint_filter_fn(dict(weights), vit)
+        return translated
+    return {"reg_token" if name == "register_tokens" else name: value for name, value in weights.items()}
 
 
 def _is_of(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> bool:

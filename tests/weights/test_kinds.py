@@ -172,6 +172,34 @@ def test_timm_files(name, network, patch_size, prefix, least, ending, tmp_path):
     check_row(f"timm's {name}", network, report)
 
 
+def test_dinos_own_files(tmp_path):
+    """Their names for registers, LayerScale and the attention's zero biases, and what only pretraining needs."""
+    vit = timm.create_model("vit_small_patch14_reg4_dinov2", num_classes=0, img_size=56)
+    weights = {n.replace("reg_token", "register_tokens"): v for n, v in vit.state_dict().items()}
+    position = torch.cat([torch.ones(1, 1, 384), weights["pos_embed"]], 1)  # of the class token too
+    torch.save(weights | {"pos_embed": position, "mask_token": torch.zeros(1, 384)}, tmp_path / "dinov2.pth")
+    network = create_network("setr_pup_small", 1, 2, (64, 64), num_registers=4)
+    report = find_weights(tmp_path / "dinov2.pth").weights.load_into(network)
+    assert coverage(report, network) == 1 and not report.unused
+    torch.testing.assert_close(network.encoder.cls_token, vit.cls_token + 1)
+
+    vit = timm.create_model("vit_small_patch16_dinov3", num_classes=0)
+    renamed = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
+    weights = {"rope_embed.periods": torch.ones(16), "mask_token": torch.zeros(1, 384)}
+    for name, value in vit.state_dict().items():
+        for timms, theirs in renamed.items():
+            name = name.replace(timms, theirs)
+        weights[name] = value
+        if name.endswith("qkv.weight"):
+            weights[name.replace("weight", "bias")] = torch.zeros(1152)
+            weights[name.replace("weight", "bias_mask")] = torch.ones(1152)
+    torch.save(weights, tmp_path / "dinov3.pth")
+    network = create_network("setr_pup_dinov3_small", 3, 2, (64, 64))
+    report = find_weights(tmp_path / "dinov3.pth").weights.load_into(network)
+    assert coverage(report, network) == 1 and not report.unused
+    torch.testing.assert_close(network.encoder.blocks[3].gamma_2, vit.blocks[3].gamma_2)
+
+
 def test_nothing_that_fits(tmp_path):
     torch.save({"a.weight": torch.ones(3)}, tmp_path / "file.pth")
     with pytest.raises(ValueError, match=r"nothing of .*file\.pth fits this QTUNet, no name is the same"):
