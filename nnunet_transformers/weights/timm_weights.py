@@ -119,9 +119,9 @@ def _shapes(name: str) -> dict[str, tuple[int, ...]]:
 def timm_file(path: Path, content: Mapping[str, Any]) -> TimmWeights | None:
     """Files with the weights of a timm network, such as MGCA's image encoders."""
     for _, found in find_state_dicts(content):
-        found = _by_timms_names(found)
+        renamed = _by_timms_names(found)
         for name in CANDIDATES:
-            weights, _ = strip_prefix(found, _shapes(name))
+            weights, _ = strip_prefix(renamed, _shapes(name))
             if _is_of(weights, _shapes(name)):
                 return TimmWeights(name, weights, f"{path}, weights of {name}")
     return None
