@@ -18,6 +18,7 @@ def with_schedules(*trainers: type[TransformerTrainer]) -> dict[str, type[Transf
             name = schedule_name(trainer.__name__, epochs)
             attributes = {
                 "default_epochs": epochs,
+                "states_epochs": True,
                 "__module__": trainer.__module__,
                 "__doc__": f"{trainer.__name__} for {epochs} epochs.",
             }

@@ -12,6 +12,7 @@ from torch.optim import Adam, Optimizer
 
 from ..architectures.qt_unet import QTUNet
 from .lengths import with_schedules
+from .precision import in_float32
 from .trainer import TransformerTrainer
 
 
@@ -69,9 +70,7 @@ class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
 
     def initialize(self) -> None:
         super().initialize()
-        network = self.plain_network
-        # nnU-Net enables autocast around every step; this disables it for the network
-        network.forward = torch.autocast(self.device.type, enabled=False)(network.forward)
+        in_float32(self.plain_network, self.device)
 
     def _set_batch_size_and_oversample(self) -> None:
         self.configuration_manager.configuration["batch_size"] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pydoc
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from timm.optim import param_groups_weight_decay
-from timm.scheduler import PolyLRScheduler
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import AdamW, Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from .._atomic import replacing
 from .._lease import lease
@@ -27,22 +28,25 @@ from ..cpu import optimize
 from ..discovery import plans_name
 from ..plans.planned import check_labels
 from ..plans.stored_data import StoredData
+from ..plans.training import TrainingSettings
 from ..weights.file import check_file
 from .initial_weights import StartsFromPlan
 from .loaded_encoder import LoadedEncoder
-from .precision import default_autocast_dtype, planned_autocast_dtype
+from .precision import default_autocast_dtype, in_float32, planned_autocast_dtype
+from .settings import FollowsSettings
 
 # non-finite losses in a row that end a training whose ``GradScaler`` skips such steps; halved each time, its scale of
 # 65,536 is 1 after 16 of them
 MAX_OVERFLOWS = 40
 
 
-class TransformerTrainer(StartsFromPlan):
+class TransformerTrainer(FollowsSettings, StartsFromPlan):
     """nnU-Net's training with a recipe for transformers.
 
     AdamW without weight decay of norms, biases and position tables; linear warm-up and nnU-Net's polynomial decay,
     updated in every iteration; gradients clipped to norm 1. A plan's configuration with
-    ``"autocast_dtype": "bfloat16"`` is trained in that type.
+    ``"autocast_dtype": "bfloat16"``, or "float32", is trained in that type, and its entry ``training``
+    (``TrainingSettings``) precedes the attributes below.
 
     Attributes:
         network_class: class of the network that a plan must specify, or a common base class.
@@ -62,8 +66,8 @@ class TransformerTrainer(StartsFromPlan):
         planners: planners to suggest where a plan does not fit.
 
     Raises:
-        RuntimeError: if the plan specifies another network, no initial weights where ``frozen_fraction`` is 1, or an
-            unsupported ``autocast_dtype``.
+        RuntimeError: if the plan specifies another network, no initial weights where ``frozen_fraction`` is 1, an
+            unsupported ``autocast_dtype`` or impossible settings.
         ValueError: if the labels in dataset.json are not consecutive.
     """
 
@@ -78,7 +82,6 @@ class TransformerTrainer(StartsFromPlan):
     ce_weight = 1.0
     use_all_outputs = False
     warmup_fraction = 0.05
-    lr_power = 0.9
     clip_grad_norm = 1.0
     layer_decay = 0.75
     frozen_fraction = 0.05
@@ -91,12 +94,12 @@ class TransformerTrainer(StartsFromPlan):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
     ) -> None:
-        self._check_plan(PlansManager(plans), configuration)
-        self.autocast_dtype = planned_autocast_dtype(
-            PlansManager(plans).get_configuration(configuration).configuration, device
-        )
+        planned = PlansManager(plans).get_configuration(configuration).configuration
+        settings = self._settings(planned, f"{plans['plans_name']}, {configuration}")
+        self._check_plan(PlansManager(plans), configuration, settings)
+        self.autocast_dtype = planned_autocast_dtype(planned, device)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        if self.autocast_dtype is torch.bfloat16:
+        if self.autocast_dtype is not torch.float16:
             self.grad_scaler = None  # bfloat16 has float32's range
         self.num_epochs = self.default_epochs
         self.num_iterations_per_epoch = self.default_iterations
@@ -106,10 +109,18 @@ class TransformerTrainer(StartsFromPlan):
         # deep supervision needs the auxiliary heads of the plan's network
         has_heads = self.configuration_manager.network_arch_init_kwargs.get("auxiliary_heads", True)
         self.enable_deep_supervision = self.default_deep_supervision and has_heads
+        self.follow(settings)
         self._iteration = self._overflows = 0
         check_labels(self.label_manager)
 
-    def _check_plan(self, plans: PlansManager, configuration: str) -> None:
+    @staticmethod
+    def _settings(configuration: dict[str, Any], where: str) -> TrainingSettings:
+        try:
+            return TrainingSettings.from_configuration(configuration)
+        except ValueError as error:
+            raise RuntimeError(f"{where}, training: {error}. Correct the plan's file") from error
+
+    def _check_plan(self, plans: PlansManager, configuration: str, settings: TrainingSettings) -> None:
         planned_configuration = plans.get_configuration(configuration)
         planned = planned_configuration.network_arch_class_name
         planned_class = pydoc.locate(planned)
@@ -121,7 +132,8 @@ class TransformerTrainer(StartsFromPlan):
                 f"{planned}. Plan with `nnUNetv2_plan_and_preprocess -d {plans.dataset_name} -pl {planner}`"
                 f"{alternatives} and train with `-p {plans_name(planner)}`."
             )
-        if self.frozen_fraction >= 1 and "initialisation" not in planned_configuration.configuration:
+        frozen_fraction = self.frozen_fraction if settings.frozen_fraction is None else settings.frozen_fraction
+        if frozen_fraction >= 1 and "initialisation" not in planned_configuration.configuration:
             raise RuntimeError(
                 f"{type(self).__name__} keeps a pretrained encoder as it is, but {plans.plans_name} specifies no "
                 f"initial weights for {configuration}. Write a plan that does with `nnunet-transformers attach "
@@ -142,6 +154,8 @@ class TransformerTrainer(StartsFromPlan):
         if self.device.type == "cpu":
             # nnU-Net has no hook between network and optimiser; the optimiser's parameters stay the same objects
             optimize(self.plain_network)
+        if self.autocast_dtype is torch.float32:
+            in_float32(self.plain_network, self.device)
 
     def run_training(self) -> None:
         """Train as nnU-Net does, as the only run that writes to this fold.
@@ -189,13 +203,16 @@ class TransformerTrainer(StartsFromPlan):
     def configure_optimizers(self) -> tuple[Optimizer, Scheduler]:
         if self.frozen_fraction >= 1:
             self._loaded_encoder().freeze()
+        optimizer_class = {"adamw": AdamW, "adam": Adam}[self.optimiser]
         # fused takes a third of the time on CPU; on other devices None leaves the choice to PyTorch
         fused = True if self.device.type == "cpu" else None
-        optimizer = AdamW(self._parameter_groups(), lr=self.initial_lr, weight_decay=self.weight_decay, fused=fused)
-        scheduler = PolyLRScheduler(
+        optimizer = optimizer_class(
+            self._parameter_groups(), lr=self.initial_lr, weight_decay=self.weight_decay, fused=fused
+        )
+        polynomial = partial(PolyLRScheduler, power=self.lr_power)
+        scheduler = (CosineLRScheduler if self.schedule == "cosine" else polynomial)(
             optimizer,
             t_initial=self.num_epochs,
-            power=self.lr_power,
             warmup_t=self.warmup_fraction * self.num_epochs,
             warmup_lr_init=0.01 * self.initial_lr,
         )

@@ -1,4 +1,4 @@
-"""Training in bfloat16, as far as it can be tested without a GPU."""
+"""Training in bfloat16 or float32, as far as it can be tested without a GPU."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_transformers.plans.planner import TransformerPlanner
 from nnunet_transformers.plans.qt_unet import nnUNetPlannerQTUNetT
 from nnunet_transformers.plans.stored_data import StoredData
+from nnunet_transformers.trainers.precision import in_float32
 from nnunet_transformers.trainers.qt_unet import nnUNetTrainerQTUNet
 from tests.plans.test_planner import plan
 
@@ -34,7 +35,7 @@ def trainer(nnunet_folders, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("planned,used", [(None, torch.float16), ("bfloat16", torch.bfloat16)])
+@pytest.mark.parametrize("planned,used", [(None, torch.float16), ("bfloat16", torch.bfloat16), ("float32", None)])
 def test_autocast_and_scaler(trainer, planned, used, monkeypatch):
     seen = []
 
@@ -50,9 +51,10 @@ def test_autocast_and_scaler(trainer, planned, used, monkeypatch):
     batch = {"target": torch.zeros(1, 1, 2, 2, 2), "keys": ["case"]}
     assert trainer.train_step(batch) == trainer.validation_step(batch)
     trainer.perform_actual_validation()
-    assert seen == [used] * 3
+    # of float32 autocast knows nothing, and the network leaves it
+    assert seen == [used or torch.float16] * 3
     assert torch.get_autocast_dtype("cuda") == torch.float16
-    assert (trainer.grad_scaler is None) == (used is torch.bfloat16)
+    assert (trainer.grad_scaler is None) == (used is not torch.float16)
 
 
 def test_gpu_without_it_is_an_error(trainer):
@@ -63,5 +65,13 @@ def test_gpu_without_it_is_an_error(trainer):
 
 
 def test_unknown_type_is_an_error(trainer):
-    with pytest.raises(RuntimeError, match="must be float16 or bfloat16, got 'float8'"):
+    with pytest.raises(RuntimeError, match="must be float16 or bfloat16 or float32, got 'float8'"):
         trainer("float8")
+
+
+def test_a_network_leaves_autocast():
+    network = torch.nn.Linear(2, 2)
+    in_float32(network, torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(torch.ones(1, 2)).dtype == torch.float32
+        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16

@@ -12,6 +12,7 @@ from torch import nn
 
 from nnunet_transformers.architectures.qt_unet import QTUNet
 from nnunet_transformers.discovery import TRAINERS
+from nnunet_transformers.plans.training import TrainingSettings
 from nnunet_transformers.trainers.linear_probe import nnUNetTrainerLinearProbe
 from nnunet_transformers.trainers.mit import nnUNetTrainerMiT
 from nnunet_transformers.trainers.qt_unet import nnUNetTrainerQTUNet
@@ -213,7 +214,7 @@ class TestNetworkOfAPlan:
         architecture = {"network_class_name": path, "arch_kwargs": {}, "_kw_requires_import": []}
         configurations = {"3d_fullres": {"architecture": architecture}}
         plans = PlansManager({"plans_name": "P", "dataset_name": "D", "configurations": configurations})
-        object.__new__(trainer)._check_plan(plans, "3d_fullres")
+        object.__new__(trainer)._check_plan(plans, "3d_fullres", TrainingSettings())
 
     @pytest.mark.parametrize(
         "path",

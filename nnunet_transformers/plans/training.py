@@ -1,0 +1,129 @@
+"""Settings of the training in a plan: the entry ``training`` of a configuration, which our trainers follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+ENTRY = "training"
+# an epoch has as many samples as the fold has training cases
+CASES = "cases"
+
+Optimiser = Literal["adamw", "adam"]
+Schedule = Literal["polynomial", "cosine", "constant"]
+Oversampling = Literal["share of the batch", "probability"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What a plan sets; None leaves it to the trainer.
+
+    Attributes:
+        epochs: length of the schedule. A trainer whose name states a length, such as ``_20epochs``, keeps that.
+        iterations_per_epoch: optimiser steps of an epoch, or "cases" for as many samples as there are training cases.
+        learning_rate: highest rate of the schedule.
+        weight_decay: of all parameters but norms, biases and position tables.
+        optimiser: "adamw" or "adam".
+        schedule: "polynomial" with nnU-Net's power of 0.9, "cosine" or "constant".
+        warmup_fraction: fraction of the schedule with a rising rate.
+        clip_grad_norm: norm to which gradients are clipped.
+        dice_weight, ce_weight: weights of the two terms of nnU-Net's loss.
+        layer_decay, frozen_fraction: as the trainers' attributes, for pretrained encoders.
+        deep_supervision: whether the auxiliary outputs of the network are trained.
+        oversample_foreground: share of samples with a class in their centre; nnU-Net's is 0.33.
+        oversampling: how it is kept: as nnU-Net's fixed share of the batch, which at a batch of 1 is 0 or 1, or as the
+            probability of each sample.
+        mirroring: whether validation and prediction average over mirrored images, where augmentation mirrors.
+        patience: epochs without a lower validation loss after which training ends.
+    """
+
+    epochs: int | None = None
+    iterations_per_epoch: int | Literal["cases"] | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    optimiser: Optimiser | None = None
+    schedule: Schedule | None = None
+    warmup_fraction: float | None = None
+    clip_grad_norm: float | None = None
+    dice_weight: float | None = None
+    ce_weight: float | None = None
+    layer_decay: float | None = None
+    frozen_fraction: float | None = None
+    deep_supervision: bool | None = None
+    oversample_foreground: float | None = None
+    oversampling: Oversampling | None = None
+    mirroring: bool | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            value = getattr(self, name)
+            if value is not None and not check.holds(value):
+                raise ValueError(f"{name} must be {check.text}, got {value!r}")
+
+    @classmethod
+    def from_configuration(cls, configuration: Mapping[str, Any]) -> TrainingSettings:
+        """Read the entry ``training`` of a plan's configuration; without one, all is left to the trainer.
+
+        Raises:
+            ValueError: names the setting that does not exist or has an impossible value.
+        """
+        entry = configuration.get(ENTRY, {})
+        known = [field.name for field in fields(cls)]
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{ENTRY!r} must hold settings by name, got {entry!r}")
+        if unknown := sorted(set(map(str, entry)) - set(known)):
+            raise ValueError(f"there is no setting {', '.join(unknown)}; there are {', '.join(known)}")
+        return cls(**entry)
+
+    def stated(self) -> dict[str, Any]:
+        """Settings that are not left to the trainer, as a plan holds them."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class _Check:
+    text: str
+    types: tuple[type, ...]
+    low: float = 0.0
+    high: float = float("inf")
+    words: tuple[str, ...] = ()
+
+    def holds(self, value: object) -> bool:
+        if isinstance(value, str):
+            return value in self.words
+        # a bool is an int for Python
+        if not isinstance(value, self.types) or isinstance(value, bool) != (self.types == (bool,)):
+            return False
+        return isinstance(value, bool) or self.low <= value <= self.high  # type: ignore[operator]  # int or float
+
+
+def _words(choices: Any) -> _Check:
+    words = get_args(choices)
+    return _Check(" or ".join(map(repr, words)), (), words=words)
+
+
+_COUNT = _Check("a whole number from 1 on", (int,), 1)
+_AMOUNT = _Check("a number from 0 on", (int, float))
+_SHARE = _Check("a number from 0 to 1", (int, float), high=1)
+_FLAG = _Check("true or false", (bool,))
+_CHECKS = {
+    "epochs": _COUNT,
+    "iterations_per_epoch": _Check(f"a whole number from 1 on or {CASES!r}", (int,), 1, words=(CASES,)),
+    "learning_rate": _AMOUNT,
+    "weight_decay": _AMOUNT,
+    "optimiser": _words(Optimiser),
+    "schedule": _words(Schedule),
+    "warmup_fraction": _SHARE,
+    "clip_grad_norm": _AMOUNT,
+    "dice_weight": _AMOUNT,
+    "ce_weight": _AMOUNT,
+    "layer_decay": _SHARE,
+    "frozen_fraction": _SHARE,
+    "deep_supervision": _FLAG,
+    "oversample_foreground": _SHARE,
+    "oversampling": _words(Oversampling),
+    "mirroring": _FLAG,
+    "patience": _COUNT,
+}

@@ -1,0 +1,112 @@
+"""Trainers follow the training settings of a plan, and end early when asked or when nothing gets better."""
+
+from __future__ import annotations
+
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from ..plans.training import CASES, TrainingSettings
+
+# nnU-Net's exponent
+POLYNOMIAL = 0.9
+# in the fold's folder: training ends after the epoch in which it appears
+STOP_FILE = "stop"
+# setting to attribute, where they differ
+ATTRIBUTES = {
+    "epochs": "num_epochs",
+    "learning_rate": "initial_lr",
+    "oversample_foreground": "oversample_foreground_percent",
+}
+
+
+class _EndedEarlyError(Exception):
+    """Leaves nnU-Net's loop over the epochs, whose number it reads once."""
+
+
+class FollowsSettings(nnUNetTrainer):
+    """Mixin for a trainer, listed before its class.
+
+    Attributes:
+        states_epochs: whether the trainer's name states the number of epochs, which then precedes the plan's.
+        optimiser, schedule, lr_power, mirroring, patience: as ``TrainingSettings``; a "polynomial" schedule has the
+            exponent ``lr_power``.
+    """
+
+    enable_deep_supervision: bool
+    states_epochs = False
+    optimiser = "adamw"
+    schedule = "polynomial"
+    lr_power = POLYNOMIAL
+    mirroring = True
+    patience: int | None = None
+
+    def follow(self, settings: TrainingSettings) -> None:
+        """Set the trainer's attributes to the settings of a plan."""
+        stated = settings.stated()
+        if self.states_epochs:
+            stated.pop("epochs", None)
+        self._epoch_is_a_pass = stated.get("iterations_per_epoch") == CASES
+        if "iterations_per_epoch" in stated and not self._epoch_is_a_pass:
+            self._set_iterations(stated["iterations_per_epoch"])
+        stated.pop("iterations_per_epoch", None)
+        if "oversampling" in stated:
+            self.probabilistic_oversampling = stated.pop("oversampling") == "probability"
+        if "deep_supervision" in stated:
+            # without auxiliary heads in the plan there is none
+            self.enable_deep_supervision = self.enable_deep_supervision and stated.pop("deep_supervision")
+        if "schedule" in stated:
+            self.lr_power = 0.0 if stated["schedule"] == "constant" else POLYNOMIAL
+        for name, value in stated.items():
+            setattr(self, ATTRIBUTES.get(name, name), value)
+
+    def _set_iterations(self, iterations: int) -> None:
+        self.num_iterations_per_epoch = iterations
+        self.num_val_iterations_per_epoch = max(1, iterations // 5)
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        training, validation = super().get_tr_and_val_datasets()
+        if self._epoch_is_a_pass:
+            self._set_iterations(ceil(len(training.identifiers) / self.configuration_manager.batch_size))
+            self.print_to_log_file(
+                f"an epoch has {self.num_iterations_per_epoch} iterations, for {len(training.identifiers)} cases"
+            )
+        return training, validation
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
+        configured: tuple[Any, ...] = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if not self.mirroring:
+            self.inference_allowed_mirroring_axes = None
+        return configured
+
+    def run_training(self) -> None:
+        try:
+            super().run_training()
+        except _EndedEarlyError as reason:
+            self.print_to_log_file(f"training ends after {self.current_epoch} epochs: {reason}")
+            self.on_train_end()
+
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+        if self.current_epoch >= self.num_epochs:
+            return
+        stop = Path(self.output_folder, STOP_FILE)
+        if self._anywhere(stop.exists()):
+            if self.local_rank == 0:
+                stop.unlink(missing_ok=True)
+            raise _EndedEarlyError(f"there was a file {stop}")
+        losses = self.logger.get_value("val_losses", step=None)
+        best = min(range(len(losses)), key=losses.__getitem__)
+        if self.patience is not None and self._anywhere(len(losses) - 1 - best >= self.patience):
+            raise _EndedEarlyError(f"the validation loss was lowest in epoch {best}, {self.patience} epochs ago")
+
+    def _anywhere(self, flag: bool) -> bool:
+        """Whether it holds in any process: all of them end after the same epoch."""
+        if not self.is_ddp:
+            return flag
+        found = torch.tensor(int(flag), device=self.device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return bool(found)

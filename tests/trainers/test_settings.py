@@ -1,0 +1,179 @@
+"""A plan's training settings reach what they set, and training ends early where it should."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from nnunetv2.run.run_training import get_trainer_from_args
+
+from nnunet_transformers.plans.training import TrainingSettings
+from nnunet_transformers.trainers.settings import _EndedEarlyError
+
+from .conftest import CPU, PLANS, TRAINER, model_folder, train
+
+FULL = "nnUNetTrainerQTUNet"
+SETTINGS = {
+    "epochs": 7,
+    "iterations_per_epoch": 12,
+    "learning_rate": 2e-3,
+    "weight_decay": 0.25,
+    "optimiser": "adam",
+    "schedule": "cosine",
+    "warmup_fraction": 0.0,
+    "clip_grad_norm": 3.0,
+    "dice_weight": 0.7,
+    "ce_weight": 0.2,
+    "layer_decay": 0.5,
+    "frozen_fraction": 0.1,
+    "deep_supervision": False,
+    "oversample_foreground": 0.8,
+    "oversampling": "probability",
+    "mirroring": False,
+    "patience": 5,
+}
+
+
+@pytest.fixture
+def planned(prepared):
+    """Write a plan with settings; returns its name."""
+    folder = prepared / "preprocessed" / "Dataset900_Balls"
+
+    def plan(**settings):
+        plans = json.loads((folder / f"{PLANS}.json").read_text())
+        plans["plans_name"] = f"{PLANS}_settings"
+        plans["configurations"]["3d_fullres"]["training"] = settings
+        (folder / f"{plans['plans_name']}.json").write_text(json.dumps(plans))
+        return plans["plans_name"]
+
+    return plan
+
+
+def make(plans, trainer=FULL):
+    return get_trainer_from_args("900", "3d_fullres", 0, trainer, plans, device=CPU)
+
+
+def rates(trainer):
+    """The rate at quarters of the schedule, as shares of the highest."""
+    _, scheduler = trainer.configure_optimizers()
+    found = []
+    for quarter in range(4):
+        scheduler.step(quarter * trainer.num_epochs / 4)
+        found.append(scheduler.optimizer.param_groups[0]["lr"] / trainer.initial_lr)
+    return found
+
+
+class TestSettings:
+    def test_all_of_them(self, planned):
+        trainer = make(planned(**SETTINGS))
+        trainer.initialize()
+        assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (
+            7,
+            12,
+            2,
+        )
+        assert type(trainer.optimizer) is torch.optim.Adam
+        assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.0, 0.25}
+        assert trainer.initial_lr == 2e-3
+        assert rates(trainer) == pytest.approx([1, 0.5 + 2**0.5 / 4, 0.5, 0.5 - 2**0.5 / 4])
+        assert (trainer.loss.weight_dice, trainer.loss.weight_ce) == (0.7, 0.2)  # without deep supervision's wrapper
+        assert (trainer.clip_grad_norm, trainer.layer_decay, trainer.frozen_fraction) == (3.0, 0.5, 0.1)
+        assert (trainer.oversample_foreground_percent, trainer.probabilistic_oversampling) == (0.8, True)
+        assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (0, 1, 2)  # augmentation's
+        assert trainer.inference_allowed_mirroring_axes is None
+        assert trainer.patience == 5
+
+    def test_none_of_them(self, planned):
+        trainer = make(planned())
+        trainer.initialize()
+        assert (trainer.num_epochs, trainer.initial_lr, trainer.weight_decay) == (1000, 1e-3, 0.05)
+        assert type(trainer.optimizer) is torch.optim.AdamW
+        assert trainer.enable_deep_supervision
+        assert (trainer.oversample_foreground_percent, trainer.probabilistic_oversampling) == (0.33, False)
+        trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        assert trainer.inference_allowed_mirroring_axes == (0, 1, 2)
+        assert trainer.patience is None
+
+    @pytest.mark.parametrize(("schedule", "middle"), [("polynomial", 0.5**0.9), ("constant", 1.0)])
+    def test_schedules_precede_the_trainers(self, planned, schedule, middle):
+        trainer = make(planned(schedule=schedule, warmup_fraction=0.0, epochs=4))
+        trainer.initialize()
+        assert rates(trainer)[2] == pytest.approx(middle)
+
+    def test_the_length_in_a_trainers_name_stays(self, planned):
+        plans = planned(epochs=7, learning_rate=2e-3)
+        assert make(plans).num_epochs == 7
+        trainer = make(plans, f"{FULL}_5epochs")
+        assert (trainer.num_epochs, trainer.initial_lr) == (5, 2e-3)
+
+    def test_every_setting_is_tried(self):
+        assert TrainingSettings(**SETTINGS).stated() == SETTINGS
+        assert all(value is not None for value in vars(TrainingSettings(**SETTINGS)).values())
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"rate": 1}, "there is no setting rate; there are epochs, .*, patience"),
+            ({"epochs": 0}, "epochs must be a whole number from 1 on, got 0"),
+            ({"epochs": True}, "epochs must be a whole number from 1 on, got True"),
+            ({"epochs": 1.5}, "epochs must be a whole number from 1 on, got 1.5"),
+            ({"iterations_per_epoch": "all"}, "iterations_per_epoch must be a whole number from 1 on or 'cases'"),
+            ({"learning_rate": "high"}, "learning_rate must be a number from 0 on, got 'high'"),
+            ({"learning_rate": float("nan")}, "learning_rate must be a number from 0 on, got nan"),
+            ({"oversample_foreground": 1.1}, "oversample_foreground must be a number from 0 to 1, got 1.1"),
+            ({"optimiser": "sgd"}, "optimiser must be 'adamw' or 'adam', got 'sgd'"),
+            ({"mirroring": 1}, "mirroring must be true or false, got 1"),
+        ],
+    )
+    def test_impossible_ones(self, planned, settings, message):
+        with pytest.raises(RuntimeError, match=f"{PLANS}_settings, 3d_fullres, training: {message}.*Correct the plan"):
+            make(planned(**settings))
+
+    def test_frozen_throughout_requires_weights(self, planned):
+        with pytest.raises(RuntimeError, match="specifies no initial weights"):
+            make(planned(frozen_fraction=1.0))
+
+
+class TestRuns:
+    def test_an_epoch_of_the_cases(self, planned, prepared):
+        plans = planned(iterations_per_epoch="cases", mirroring=False)
+        train(trainer=TRAINER, plans=plans)
+        folder = model_folder(prepared, trainer=TRAINER, plans=plans) / "fold_0"
+        (log,) = folder.glob("training_log*")
+        batch = json.loads((folder.parent / "plans.json").read_text())["configurations"]["3d_fullres"]["batch_size"]
+        assert f"an epoch has {-(-4 // batch)} iterations, for 4 cases" in log.read_text()
+        checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=False)
+        assert checkpoint["inference_allowed_mirroring_axes"] is None
+
+    def test_stop_file(self, planned, prepared):
+        """Training ends after the epoch, with a final checkpoint, and goes on from there when asked."""
+        plans = planned(epochs=3)
+        fold = model_folder(prepared, trainer=FULL, plans=plans) / "fold_0"
+        fold.mkdir(parents=True, exist_ok=True)
+        (fold / "stop").touch()
+        train(trainer=FULL, plans=plans)
+        assert not (fold / "stop").exists()
+        assert torch.load(fold / "checkpoint_final.pth", weights_only=False)["current_epoch"] == 1
+        assert "training ends after 1 epochs: there was a file" in next(fold.glob("training_log*")).read_text()
+        assert (fold / "validation" / "summary.json").is_file()
+        train(trainer=FULL, plans=plans, continue_training=True)
+        assert torch.load(fold / "checkpoint_final.pth", weights_only=False)["current_epoch"] == 3
+
+    @pytest.mark.parametrize(
+        ("losses", "ends"), [([3, 2, 2.5, 2.5], True), ([3, 2, 2.5, 1], False), ([3, 2, 2.5], False)]
+    )
+    def test_patience(self, planned, monkeypatch, losses, ends):
+        trainer = make(planned(patience=2))
+        monkeypatch.setattr(
+            "nnunetv2.training.nnUNetTrainer.nnUNetTrainer.nnUNetTrainer.on_epoch_end", lambda self: None
+        )
+        trainer.logger.local_logger.my_fantastic_logging["val_losses"] = losses
+        if not ends:
+            trainer.on_epoch_end()
+            return
+        with pytest.raises(_EndedEarlyError, match="the validation loss was lowest in epoch 1, 2 epochs ago"):
+            trainer.on_epoch_end()
+        # not after the last epoch, which ends it anyway
+        trainer.current_epoch = trainer.num_epochs
+        trainer.on_epoch_end()
