@@ -98,15 +98,9 @@ def _published(preset: Preset) -> str:
 
 
 def _summary(applied: AppliedPreset) -> list[tuple[str, str]]:
-    from ..plans.presets import ITERATIONS_PER_EPOCH
-
     preset, configuration, planned = applied.preset, applied.configuration, applied.planned
     architecture = configuration["architecture"]["arch_kwargs"]
     batch = preset.batch_size
-    length = ""
-    if preset.iterations:
-        epochs = preset.iterations / ITERATIONS_PER_EPOCH
-        length = f"; published: {preset.iterations:,} iterations, {epochs:.0f} epochs of {ITERATIONS_PER_EPOCH}"
     return [
         (
             "network",
@@ -120,7 +114,8 @@ def _summary(applied: AppliedPreset) -> list[tuple[str, str]]:
         ("batch", f"{batch} (planned: {planned['batch_size']})"),
         ("data", f"{configuration['data_identifier']} (planned: {planned['data_identifier']})"),
         ("supervision", "deep" if preset.deep_supervision else "full resolution only"),
-        ("trainer", f"{preset.scheduled_trainer}{length}"),
+        ("trainer", preset.trainer),
+        ("training", ", ".join(f"{name} {value}" for name, value in preset.settings.stated().items())),
         ("memory", f"about {applied.training_bytes() / 1e9:.1f} GB in training, estimated"),
         ("published", f"{_published(preset) or 'no metrics in the source'} ({preset.source})"),
     ]

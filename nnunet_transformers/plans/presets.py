@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from importlib.resources import files
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ from torch import nn
 from .._atomic import write_json
 from .._reading import read_json
 from ..architectures import create_network, get_network
-from ..discovery import SCHEDULES, plans_name, schedule_name
+from ..discovery import plans_name
 from .memory import CUDA_OVERHEAD, training_step_bytes
 from .plan_files import check_new_plans, dataset_folder, load_plans
 from .planned import PlannedConfiguration
-
-ITERATIONS_PER_EPOCH = 250  # nnU-Net's
+from .training import ENTRY as TRAINING
+from .training import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Preset:
         name: its name on the command line.
         network: registered network.
         planner: planner whose plan it starts from.
-        trainer: trainer with the paper's recipe, or the nearest one; without the suffix of a schedule length.
+        trainer: trainer of the network, which follows ``training``.
         configuration: nnU-Net's, ``2d`` or ``3d_fullres``.
         patch_size: voxels per axis, depth first.
         batch_size: samples per step.
@@ -46,8 +45,8 @@ class Preset:
         overrides: arguments of the network besides its registered ones.
         step_size: step of the sliding window as a fraction of the patch; an option of prediction, not of a plan.
         deep_supervision: whether the published network was trained with it.
-        mixed_precision: whether the trainer uses it; only the memory estimate depends on it.
-        iterations: optimiser steps of the published training, where known.
+        training: the published recipe, settings of ``TrainingSettings`` by name.
+        mixed_precision: whether the published training used it; otherwise the plan has ``autocast_dtype`` float32.
         data: ``channels`` and ``classes`` of the paper's data; None where unknown.
         published: metric to value by initial weights (``pretrained`` or ``scratch``); in % (HD95 in mm).
         source: paper, table, section.
@@ -68,8 +67,8 @@ class Preset:
     data: dict[str, int | None]
     published: dict[str, dict[str, float]]
     overrides: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
     mixed_precision: bool = True
-    iterations: int | None = None
     notes: Sequence[str] = ()
 
     @property
@@ -78,12 +77,13 @@ class Preset:
         return plans_name(self.planner)
 
     @property
-    def scheduled_trainer(self) -> str:
-        """Name of the trainer with the schedule nearest to the published length, where that is known."""
-        if self.iterations is None:
-            return self.trainer
-        epochs = self.iterations / ITERATIONS_PER_EPOCH
-        return schedule_name(self.trainer, min(SCHEDULES, key=lambda length: abs(log(length / epochs))))
+    def settings(self) -> TrainingSettings:
+        """The published recipe.
+
+        Raises:
+            ValueError: if a setting does not exist or has an impossible value.
+        """
+        return TrainingSettings(**self.training)
 
     @property
     def ndim(self) -> int:
@@ -129,12 +129,11 @@ def load_presets() -> dict[str, Preset]:
 
 def _merge(layers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
-    overrides: dict[str, Any] = {}
     for layer in layers:
-        merged |= layer
-        overrides |= layer.get("overrides", {})
+        mappings = {name: merged.get(name, {}) | layer.get(name, {}) for name in ("overrides", "training")}
+        merged |= layer | mappings
     merged.pop("variants", None)
-    return {**merged, "overrides": overrides}
+    return merged
 
 
 def get_preset(name: str) -> Preset:
@@ -206,11 +205,12 @@ class AppliedPreset:
         preprocess = [f"nnUNetv2_preprocess -d {self.dataset_id} -c {preset.configuration} -plans_name {plans}"] * (
             not data.is_dir()
         )
-        model = f"-c {preset.configuration} -p {plans} -tr {preset.scheduled_trainer} -f 0"
+        model = f"-c {preset.configuration} -p {plans} -tr {preset.trainer} -f 0"
+        once = " --disable_tta" if preset.settings.mirroring is False else ""
         return [
             *preprocess,
-            f"nnUNetv2_train {self.dataset_id} {preset.configuration} 0 -p {plans} -tr {preset.scheduled_trainer}",
-            f"nnUNetv2_predict -i INPUT -o OUTPUT -d {self.dataset_id} {model} -step_size {preset.step_size:g}",
+            f"nnUNetv2_train {self.dataset_id} {preset.configuration} 0 -p {plans} -tr {preset.trainer}",
+            f"nnUNetv2_predict -i INPUT -o OUTPUT -d {self.dataset_id} {model} -step_size {preset.step_size:g}{once}",
         ]
 
 
@@ -255,7 +255,10 @@ def apply_preset(preset: Preset, dataset: str, name: str | None = None, force: b
             "arch_kwargs": preset.network_arguments(replaced.input_channels, replaced.num_classes),
             "_kw_requires_import": [],
         },
+        TRAINING: preset.settings.stated(),
     }
+    if not preset.mixed_precision:
+        configuration["autocast_dtype"] = "float32"
     if preset.spacing is not None and not np.allclose(preset.spacing, planned["spacing"], rtol=1e-3):
         # its own preprocessed folder, as the planner's holds data of another spacing
         configuration["data_identifier"] = f"{name}_{preset.configuration}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 import nnunet_transformers
 from nnunet_transformers.architectures import create_network, get_network
-from nnunet_transformers.discovery import CLASSES, PLANNERS, TRAINERS
+from nnunet_transformers.discovery import PLANNERS, TRAINERS
 from nnunet_transformers.plans.presets import apply_preset, get_preset, load_presets
 from nnunet_transformers.plans.qt_unet import nnUNetPlannerQTUNetT
 from tests.plans.test_planner import plan
@@ -125,20 +126,54 @@ class TestNetwork:
         preset = PRESETS[name]
         assert preset.planner in PLANNERS
         assert preset.trainer in TRAINERS
-        assert preset.scheduled_trainer in CLASSES
+        assert find_network_class(preset) is getattr(import_module(TRAINERS[preset.trainer]), preset.trainer).network_class
+
+
+def find_network_class(preset):
+    return get_network(preset.network).network_class
 
 
 @pytest.mark.parametrize(
-    "name,trainer",
+    "name,iterations,rate",
     [
-        ("synapse-224", "nnUNetTrainerUNet2022Paper_2000epochs"),  # 1500
-        ("em-512", "nnUNetTrainerUNet2022Paper_20epochs"),  # 24
-        ("unimiss-bcv", "nnUNetTrainerMiTPaper_100epochs"),
-        ("btcv-tiny", "nnUNetTrainerQTUNetThesis"),  # 350 epochs, of the trainer
+        # iterations and rates of the releases, or of the papers' tables
+        ("synapse-224", 375_000, 1e-4),
+        ("synapse-320", 360_000, 1e-4),
+        ("acdc-224", 81_000, 1e-4),
+        ("isic-512", 4_300, 1.3e-4),
+        ("em-512", 6_000, 7e-4),
+        ("unimiss-bcv", 25_000, 1e-4),
+        ("unimiss-chaos", 50_000, 1e-4),
+        ("unimiss-jsrt", 10_000, 1e-4),
+        ("unimiss-isic", 37_500, 1e-4),
     ],
 )
-def test_schedule(name, trainer):
-    assert PRESETS[name].scheduled_trainer == trainer
+def test_length_and_rate(name, iterations, rate):
+    settings = PRESETS[name].settings
+    assert settings.epochs * settings.iterations_per_epoch == iterations
+    assert settings.learning_rate == rate
+
+
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerUNet2022Paper", "nnUNetTrainerMiTPaper", "nnUNetTrainerQTUNetThesis"])
+def test_trainers_of_the_papers_have_the_same_recipe(trainer):
+    recipe = getattr(import_module(TRAINERS[trainer]), trainer)
+    preset = {"UN": "acdc-224", "Mi": "unimiss-bcv", "QT": "brats2021-tiny"}[trainer.removeprefix("nnUNetTrainer")[:2]]
+    settings = PRESETS[preset].settings
+    assert settings.learning_rate == recipe.default_lr
+    assert settings.weight_decay == recipe.default_weight_decay
+    for name in ("dice_weight", "ce_weight", "layer_decay", "frozen_fraction"):
+        assert getattr(settings, name) == getattr(recipe, name)
+    if trainer != "nnUNetTrainerQTUNetThesis":  # which has an optimiser and a schedule of its own
+        assert (settings.warmup_fraction, settings.clip_grad_norm) == (recipe.warmup_fraction, recipe.clip_grad_norm)
+        assert (settings.schedule == "constant") == (recipe.lr_power == 0.0)
+
+
+def test_sampling_of_the_thesis():
+    """Ratios of crops with and without foreground, section 3.2.1; one crop a step, so by probability."""
+    shares = {name: PRESETS[f"{name}-tiny"].settings.oversample_foreground for name in
+              ("btcv", "msd02-heart", "msd03-liver", "msd06-lung", "msd07-pancreas", "msd08-vessel", "msd10-colon")}  # fmt: skip
+    assert list(shares.values()) == [0, pytest.approx(2 / 3, abs=1e-3), 0.5, pytest.approx(2 / 3, abs=1e-3), 0.5, 0.5, 0.5]
+    assert all(PRESETS[f"{name}-tiny"].settings.oversampling == "probability" for name in shares)
 
 
 # all as the releases count; UNet-2022's has its three heads with and without deep supervision
@@ -199,6 +234,9 @@ class TestApply:
             trainer = get_trainer_from_args(*arguments, device=torch.device("cpu"))
             # the plan's network has one head
             assert not trainer.enable_deep_supervision
+            assert (trainer.num_epochs, trainer.initial_lr, trainer.ce_weight) == (350, 4e-5, 0.0)
+            assert trainer.autocast_dtype == torch.float32
+            assert (trainer.oversample_foreground_percent, trainer.probabilistic_oversampling) == (0.5, True)
             assert name in trainer.output_folder
 
     def test_planned_spacing_shares_the_data(self, planned):
@@ -217,8 +255,8 @@ class TestApply:
         preprocess, train, predict = apply_preset(get_preset("btcv-tiny"), "903").commands()
         plans = "nnUNetQTUNetTPlans_btcv-tiny"
         assert preprocess == f"nnUNetv2_preprocess -d 903 -c 3d_fullres -plans_name {plans}"
-        assert train == f"nnUNetv2_train 903 3d_fullres 0 -p {plans} -tr nnUNetTrainerQTUNetThesis"
-        assert predict.endswith(f"-c 3d_fullres -p {plans} -tr nnUNetTrainerQTUNetThesis -f 0 -step_size 0.5")
+        assert train == f"nnUNetv2_train 903 3d_fullres 0 -p {plans} -tr nnUNetTrainerQTUNet"
+        assert predict.endswith(f"-c 3d_fullres -p {plans} -tr nnUNetTrainerQTUNet -f 0 -step_size 0.5 --disable_tta")
 
     def test_memory_counts_the_batch(self, planned):
         applied = apply_preset(get_preset("msd07-pancreas-tiny"), "903")
