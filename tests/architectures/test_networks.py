@@ -185,7 +185,9 @@ class _Synchronisations(TorchDispatchMode):
 def test_training_step_leaves_the_device_alone(name, patch_size):
     """CUDA graphs require that no value goes to the host and no tensor comes from there. Meta stands for a GPU."""
     with torch.device("meta"):
-        network = create_network(name, 1, 2, patch_size, deep_supervision=True, **smallest_overrides(name, len(patch_size)))
+        network = create_network(
+            name, 1, 2, patch_size, deep_supervision=True, **smallest_overrides(name, len(patch_size))
+        )
         image = torch.empty(2, 1, *patch_size)
     with _Synchronisations() as synchronisations:
         sum(o.square().mean() for o in network(image)).backward()
