@@ -65,6 +65,15 @@ def plan(folder, planner_class, spacing, shape, channels=1, labels=2, cases=20, 
     return json.loads((preprocessed / f"{planner.plans_identifier}.json").read_text())
 
 
+@contextmanager
+def temporary_folder():
+    """For one ``plan``, which sets nnU-Net's folders."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
+        for kind in ("raw", "preprocessed"):
+            monkeypatch.setenv(f"nnUNet_{kind}", "")
+        yield folder
+
+
 def of_the_network(planner_class):
     """Configurations of a plan with this network for any dataset of volumes."""
     return ["2d", "3d_fullres"] if 3 in get_network(planner_class.network_name).dimensions else ["2d"]
@@ -172,7 +181,7 @@ def examples(number):
 @fingerprints
 def test_any_fingerprint(spacing, shape, channels, labels, planner_class):
     """With an estimate of memory in place of a trace, which takes most of the time of a plan."""
-    with tempfile.TemporaryDirectory() as folder, quick_planning():
+    with temporary_folder() as folder, quick_planning():
         plans = plan(folder, planner_class, spacing, shape, channels, labels)
     assert set(of_the_network(planner_class)) <= plans["configurations"].keys()
     for configuration in plans["configurations"].values():
@@ -184,7 +193,7 @@ def test_any_fingerprint(spacing, shape, channels, labels, planner_class):
 @examples(int(os.environ.get("PLANNER_TRACED_EXAMPLES", "2")))
 @fingerprints
 def test_any_fingerprint_traced(spacing, shape, channels, labels, planner_class):
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         plans = plan(folder, planner_class, spacing, shape, channels, labels)
     for configuration in plans["configurations"].values():
         if "architecture" in configuration:
