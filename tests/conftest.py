@@ -29,6 +29,7 @@ from nnunetv2.utilities import utils
 
 from nnunet_transformers.architectures import _registry
 from nnunet_transformers.pretraining.data import prepare
+from nnunet_transformers.trainers.trainer import TransformerTrainer
 from nnunet_transformers.weights import sealed
 from tests.hub_server import connect, running_hub
 
@@ -56,12 +57,41 @@ def _seed():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _freed_memory() -> Iterator[None]:
+def _freed_memory(_nothing_left: None) -> Iterator[None]:
     """Goes back to the system: a process that trains keeps it, which for all modules in turn is several gigabytes."""
     yield
     gc.collect()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
+
+
+def _global_state() -> dict[str, object]:
+    """What tests change in this process for a time, as nnU-Net's commands do."""
+    return {
+        "nnU-Net's environment": {name: value for name, value in os.environ.items() if name.startswith("nnUNet_")},
+        "multiprocessing.get_context": multiprocessing.get_context,
+        "TransformerTrainer.default_iterations": TransformerTrainer.default_iterations,
+        "torch.get_num_threads()": torch.get_num_threads(),
+    }
+
+
+_state_at_import = _global_state()
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """PyTorch's, which nnU-Net's commands set to the number of cores."""
+    number = torch.get_num_threads()
+    yield
+    torch.set_num_threads(number)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """A module leaves the process as it found it, or tests of others fail by their order."""
+    yield
+    left = {name: value for name, value in _global_state().items() if value != _state_at_import[name]}
+    assert not left, f"the tests or fixtures of this module, or of its package, leave these changed: {left}"
 
 
 class _Threads(SpawnContext):
@@ -116,7 +146,7 @@ def light_nnunet() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _light_nnunet(request: pytest.FixtureRequest) -> Iterator[None]:
+def _light_nnunet(request: pytest.FixtureRequest, _nothing_left: None) -> Iterator[None]:
     """The modules that prepare tiny datasets have it light; session fixtures, which come before, ask themselves."""
     with light_nnunet() if LIGHT & set(request.path.parts) else nullcontext():
         yield

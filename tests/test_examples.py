@@ -19,9 +19,9 @@ def network(examples):
     import_module(NETWORK)
 
 
-@pytest.mark.parametrize("ndim", [2, 3])
-def test_network_keeps_the_contract(ndim):
-    check_network(NETWORK, ndim)
+@pytest.mark.parametrize("patch_size", [(64, 96), (32, 64, 32)], ids=["2", "3"])
+def test_network_keeps_the_contract(patch_size):
+    check_network(NETWORK, patch_size=patch_size)
 
 
 def test_network_of_anisotropic_data():

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from ..architectures.layers.spatial_reduction_attention import SpatialReductionAttention
@@ -21,6 +22,9 @@ from .linear import linear
 
 # scores of the windows that backward processes at once
 CHUNK_ELEMENTS = 2**20
+# chunks that a trace on fake tensors, which have no values, needs for the largest memory: each chunk overlaps with the
+# one before, and the last of a sample may be smaller
+TRACED_CHUNKS = 3
 # queries per chunk below which more threads cost more than they save
 MIN_CHUNK_QUERIES = 1024
 
@@ -79,25 +83,26 @@ class WindowAttentionFunction(torch.autograd.Function):
         delta = (grad_out * out).sum(-1, keepdim=True)
         logsumexp = logsumexp.unsqueeze(-1)
         step = max(1, CHUNK_ELEMENTS // (heads * length * length))
-        for sample in range(batch):
-            for first in range(0, windows, step):
-                at = (sample, slice(first, first + step))
+        chunks = [(sample, slice(n, n + step)) for sample in range(batch) for n in range(0, windows, step)]
+        if isinstance(q, FakeTensor):
+            chunks = chunks[:TRACED_CHUNKS]
+        for at in chunks:
 
-                def rows(tensor: Tensor, at: tuple[int, slice] = at) -> Tensor:
-                    return tensor[at].flatten(0, 1)
+            def rows(tensor: Tensor, at: tuple[int, slice] = at) -> Tensor:
+                return tensor[at].flatten(0, 1)
 
-                scaled_q, keys, grads = rows(q) * ctx.scale, rows(k), rows(grad_out)
-                scores = torch.bmm(scaled_q, keys.transpose(1, 2)).unflatten(0, (-1, heads))
-                # probabilities are at most 1; the clamp avoids overflow of masked pairs, which are zeroed next
-                attention = scores.add_(bias).sub_(logsumexp[at]).clamp_max_(0).exp_()
-                if ctx.mask is not None:
-                    attention.mul_(ctx.mask[at[1]] == 0)
-                attention = attention.flatten(0, 1)
-                torch.bmm(attention.transpose(1, 2), grads, out=rows(grad_v))
-                grad_scores = torch.bmm(grads, rows(v).transpose(1, 2)).sub_(rows(delta)).mul_(attention)
-                grad_bias += grad_scores.unflatten(0, (-1, heads)).sum(0)
-                torch.bmm(grad_scores, keys, out=rows(grad_q))
-                torch.bmm(grad_scores.transpose(1, 2), scaled_q, out=rows(grad_k))
+            scaled_q, keys, grads = rows(q) * ctx.scale, rows(k), rows(grad_out)
+            scores = torch.bmm(scaled_q, keys.transpose(1, 2)).unflatten(0, (-1, heads))
+            # probabilities are at most 1; the clamp avoids overflow of masked pairs, which are zeroed next
+            attention = scores.add_(bias).sub_(logsumexp[at]).clamp_max_(0).exp_()
+            if ctx.mask is not None:
+                attention.mul_(ctx.mask[at[1]] == 0)
+            attention = attention.flatten(0, 1)
+            torch.bmm(attention.transpose(1, 2), grads, out=rows(grad_v))
+            grad_scores = torch.bmm(grads, rows(v).transpose(1, 2)).sub_(rows(delta)).mul_(attention)
+            grad_bias += grad_scores.unflatten(0, (-1, heads)).sum(0)
+            torch.bmm(grad_scores, keys, out=rows(grad_q))
+            torch.bmm(grad_scores.transpose(1, 2), scaled_q, out=rows(grad_k))
         return grad_q.mul_(ctx.scale), grad_k, grad_v, grad_bias, None, None
 
 

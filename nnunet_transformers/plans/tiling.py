@@ -9,10 +9,11 @@ patch of 128^3 has 1.3 to 5.4 times as many tokens with them).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from math import inf, log, log2, prod, sqrt
+from operator import itemgetter
 
 from ..architectures._arguments import token_grids
 from ..architectures.layers.window_choice import MAX_WINDOW_TOKENS, choose_window
@@ -247,23 +248,38 @@ def _plan_tokens(
 ) -> TokenPlan:
     stem = patch_embed_stride or choose_patch_embed_stride(target, spacing, rules)
     token_spacing = tuple(s * p for s, p in zip(spacing, stem, strict=True))
-    best: tuple[float, TokenPlan] | None = None
+    candidates = []
     for merges in _merge_options(target, stem, token_spacing, rules, max_stages):
         step = tuple(map(prod, zip(stem, *merges, strict=True)))
-        spacings = _token_spacings(spacing, (stem, *merges))
         for size in product(*(_sizes_near(n, s) for n, s in zip(target, step, strict=True))):
-            stage_grids = token_grids(size, (stem, *merges))
-            window_penalty, windows = rules.windows(stage_grids, spacings)
-            deepest = prod(stage_grids[-1])
-            if deepest < rules.min_deepest_tokens:
-                continue
-            penalty = sum(abs(log(n / t)) for n, t in zip(size, target, strict=True)) + 0.15 * window_penalty
-            # the bottleneck should see the whole patch, but hold more than a handful of tokens
-            penalty += 0.2 * max(0.0, log(deepest / MAX_WINDOW_TOKENS[len(target)])) + 0.1 * max(0.0, log(27 / deepest))
-            if best is None or penalty < best[0] - 1e-9:
-                best = penalty, TokenPlan(size, stem, merges, windows)
-    assert best is not None, "no patch near the target has enough tokens"
+            tokens = TokenPlan(size, stem, merges, window_sizes=None)
+            deepest = prod(tokens.grid_sizes[-1])
+            if deepest >= rules.min_deepest_tokens:
+                candidates.append((_penalty(size, target, deepest), tokens))
+    assert candidates, "no patch near the target has enough tokens"
+
+    def with_windows(penalty: float, tokens: TokenPlan) -> tuple[float, TokenPlan]:
+        spacings = _token_spacings(spacing, (stem, *tokens.merge_strides))
+        window_penalty, windows = rules.windows(tokens.grid_sizes, spacings)
+        return penalty + 0.15 * window_penalty, replace(tokens, window_sizes=windows)
+
+    # windows only add to the penalty, and choosing them takes most of the time: not for sizes that are worse without
+    bound, _ = with_windows(*min(candidates, key=itemgetter(0)))
+    best = inf, candidates[0][1]
+    for penalty, tokens in candidates:
+        if penalty <= min(bound, best[0]):
+            found = with_windows(penalty, tokens)
+            if found[0] < best[0] - 1e-9:
+                best = found
     return best[1]
+
+
+def _penalty(size: Size, target: Size, deepest: int) -> float:
+    """How far a patch is from the target, and its deepest number of tokens from one that is good; 0 is ideal."""
+    penalty = sum(abs(log(n / t)) for n, t in zip(size, target, strict=True))
+    # the bottleneck should see the whole patch, but hold more than a handful of tokens
+    penalty += 0.2 * max(0.0, log(deepest / MAX_WINDOW_TOKENS[len(target)])) + 0.1 * max(0.0, log(27 / deepest))
+    return penalty
 
 
 def shrink(patch_size: Sequence[int], reference: Sequence[float], factor: float = 0.9) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
@@ -46,6 +48,21 @@ SMALLEST = smallest_of_each_class()
 IN_3D = [name for name in SMALLEST if name in list_networks(3)]
 CHECKPOINTED = [name for name in SMALLEST if "activation_checkpointing" in get_network(name).override_names]
 COMPILED = {"2d": (64, 32), "3d": (32, 32, 64)}
+
+
+@cache
+def smallest_overrides(name, ndim):
+    """``shallow``, and the fewest stages with outputs for deep supervision: tracing takes a time for each layer."""
+    overrides, own = shallow(name, ndim), get_network(name).all_arguments(ndim)
+    for stages in range(2, own.get("num_stages", 0)):
+        fewer = {**overrides, "num_stages": stages}
+        if own["depths"] is None:  # which is one number for each stage
+            fewer["depths"] = overrides["depths"][:stages]
+        with torch.device("meta"):
+            network = create_network(name, 1, 2, COMPILED[f"{ndim}d"], deep_supervision=True, **fewer)
+        if len(network.strides) > 2:
+            return fewer
+    return overrides
 
 
 @pytest.mark.parametrize("name,patch_size", forms(list_networks()))
@@ -106,7 +123,7 @@ def outputs_and_gradients(call, network, image):
 @pytest.mark.parametrize("name,patch_size,training", list(compiled_forms()))
 def test_compiles_without_graph_breaks(name, patch_size, training):
     """Stochastic depth and backward included."""
-    overrides = {**shallow(name, len(patch_size)), "drop_path_rate": 0.2}
+    overrides = {**smallest_overrides(name, len(patch_size)), "drop_path_rate": 0.2}
     network = create_network(name, 1, 2, patch_size, deep_supervision=training, **overrides).train(training)
     image = torch.randn(1, 1, *patch_size)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
@@ -122,7 +139,7 @@ def test_compiles_without_graph_breaks(name, patch_size, training):
 
 def test_activation_checkpointing_compiles_without_graph_breaks():
     patch_size = COMPILED["2d"]
-    overrides = {**shallow("qt_unet_tiny", 2), "drop_path_rate": 0.0, "activation_checkpointing": True}
+    overrides = {**smallest_overrides("qt_unet_tiny", 2), "drop_path_rate": 0.0, "activation_checkpointing": True}
     network = create_network("qt_unet_tiny", 1, 2, patch_size, deep_supervision=True, **overrides)
     image = torch.randn(1, 1, *patch_size)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
@@ -134,7 +151,7 @@ def test_activation_checkpointing_compiles_without_graph_breaks():
 def test_compiles_once_for_each_part_of_training(name, patch_size):
     """nnU-Net's training steps, their validation, and the last validation, which switches deep supervision off."""
     torch.compiler.reset()
-    network = create_network(name, 1, 2, patch_size, deep_supervision=True, **shallow(name, 2))
+    network = create_network(name, 1, 2, patch_size, deep_supervision=True, **smallest_overrides(name, 2))
     image, counter = torch.randn(2, 1, *patch_size), CompileCounter()
     compiled = torch.compile(network, backend=counter, fullgraph=True)
     for _ in range(2):
@@ -168,7 +185,9 @@ class _Synchronisations(TorchDispatchMode):
 def test_training_step_leaves_the_device_alone(name, patch_size):
     """CUDA graphs require that no value goes to the host and no tensor comes from there. Meta stands for a GPU."""
     with torch.device("meta"):
-        network = create_network(name, 1, 2, patch_size, deep_supervision=True, **shallow(name, len(patch_size)))
+        network = create_network(
+            name, 1, 2, patch_size, deep_supervision=True, **smallest_overrides(name, len(patch_size))
+        )
         image = torch.empty(2, 1, *patch_size)
     with _Synchronisations() as synchronisations:
         sum(o.square().mean() for o in network(image)).backward()
@@ -181,7 +200,7 @@ def test_training_step_leaves_the_device_alone(name, patch_size):
 def test_onnx(name, patch_size, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    network = create_network(name, 1, 2, patch_size, **shallow(name, len(patch_size))).eval()
+    network = create_network(name, 1, 2, patch_size, **smallest_overrides(name, len(patch_size))).eval()
     image = torch.randn(1, 1, *patch_size)
     path = tmp_path / "network.onnx"
     torch.onnx.export(network, (image,), str(path), dynamo=True, verbose=False)

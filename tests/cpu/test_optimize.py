@@ -17,7 +17,7 @@ from nnunet_transformers.architectures import MiTPair, create_network, list_netw
 from nnunet_transformers.architectures.layers import RelativePositionBias, WindowAttention
 from nnunet_transformers.cpu import attention, depthwise, linear, optimize, plain_class, use_kernels
 from nnunet_transformers.cpu.dispatch import may_choose_kernel
-from tests.architectures.test_networks import COMPILED, SMALLEST, forms, shallow
+from tests.architectures.test_networks import COMPILED, SMALLEST, forms, smallest_overrides
 
 FUNCTIONS = (
     linear.LinearFunction,
@@ -77,10 +77,16 @@ def step(network, image):
     return [*outputs, *torch.autograd.grad(loss, list(network.parameters()))]
 
 
-@pytest.mark.parametrize("name,patch_size", forms(list_networks(), patches=COMPILED))
+# one of the thesis's "-A" variants, which merge in the plane; of a class, others in 3D differ in width alone
+IN_3D = [*SMALLEST, "qt_unet_a_tiny"]
+
+
+@pytest.mark.parametrize(
+    "name,patch_size", [*forms(list_networks(), 2, patches=COMPILED), *forms(IN_3D, 3, patches=COMPILED)]
+)
 @pytest.mark.usefixtures("product_in_float64")
 def test_a_step_of_every_network_in_float64(name, patch_size, applied):
-    plain = build(name, patch_size, torch.float64, **shallow(name, len(patch_size)))
+    plain = build(name, patch_size, torch.float64, **smallest_overrides(name, len(patch_size)))
     network, image = optimize(deepcopy(plain)), torch.randn(2, 1, *patch_size, dtype=torch.float64)
     expected = step(plain, image)
     assert not applied
@@ -90,7 +96,7 @@ def test_a_step_of_every_network_in_float64(name, patch_size, applied):
 
 @pytest.mark.parametrize("name,patch_size", forms(SMALLEST))
 def test_a_step_in_float32(name, patch_size, applied):
-    exact = build(name, patch_size, torch.float64, **shallow(name, len(patch_size)))
+    exact = build(name, patch_size, torch.float64, **smallest_overrides(name, len(patch_size)))
     network = optimize(deepcopy(exact).float())
     plain = deepcopy(exact).float()
     image = torch.randn(2, 1, *patch_size)
@@ -119,7 +125,7 @@ class TestOptimised:
         assert all(a is b for a, b in zip(network.parameters(), parameters, strict=True))
 
     def test_copies_keep_it(self, name, patch_size):
-        network = optimize(build(name, patch_size)).eval()
+        network = optimize(build(name, patch_size, **smallest_overrides(name, len(patch_size)))).eval()
         image = torch.randn(1, 1, *patch_size)
         with torch.no_grad():
             expected = network(image)
@@ -131,10 +137,11 @@ class TestOptimised:
 
     def test_weights_go_both_ways(self, name, patch_size):
         # float64: instance norm over few elements magnifies the rounding of float32
-        network = optimize(build(name, patch_size).double()).eval()
-        plain = create_network(name, 1, 2, patch_size).double().eval()
+        overrides = smallest_overrides(name, len(patch_size))
+        network = optimize(build(name, patch_size, **overrides).double()).eval()
+        plain = create_network(name, 1, 2, patch_size, **overrides).double().eval()
         plain.load_state_dict(network.state_dict(), strict=True)
-        again = optimize(create_network(name, 1, 2, patch_size).double()).eval()
+        again = optimize(create_network(name, 1, 2, patch_size, **overrides).double()).eval()
         again.load_state_dict(plain.state_dict(), strict=True)
         image = torch.randn(1, 1, *patch_size, dtype=torch.float64)
         with torch.no_grad():
@@ -143,7 +150,7 @@ class TestOptimised:
             torch.testing.assert_close(network(image)[0], expected)
 
     def test_exported_with_the_plain_operations(self, name, patch_size, applied):
-        plain = create_network(name, 1, 2, patch_size, **shallow(name, len(patch_size))).eval()
+        plain = create_network(name, 1, 2, patch_size, **smallest_overrides(name, len(patch_size))).eval()
         network, image = optimize(deepcopy(plain)), (torch.randn(1, 1, *patch_size),)
         operations = [
             [n.target for n in torch.export.export(net, image, strict=False).graph.nodes if n.op == "call_function"]
@@ -155,7 +162,7 @@ class TestOptimised:
 
     def test_without_numbers(self, name, patch_size, applied):
         """On another device and on fake tensors, as planners use networks."""
-        overrides = shallow(name, len(patch_size))
+        overrides = smallest_overrides(name, len(patch_size))
         with torch.device("meta"):
             network = optimize(create_network(name, 1, 2, patch_size, **overrides))
             network(torch.empty(1, 1, *patch_size)).mean().backward()
@@ -171,7 +178,7 @@ class TestOptimised:
 @pytest.mark.parametrize("name", [name for name in SMALLEST if name != "resnet18_unet"])
 def test_compiled_with_the_plain_operations(name, applied):
     patch_size = COMPILED["2d"]
-    overrides = {**shallow(name, 2), "drop_path_rate": 0.2}
+    overrides = {**smallest_overrides(name, 2), "drop_path_rate": 0.2}
     plain = build(name, patch_size, torch.float64, **overrides)
     network, image = optimize(deepcopy(plain)), torch.randn(1, 1, *patch_size, dtype=torch.float64)
     graphs = []

@@ -7,15 +7,16 @@ import torch
 from torch import nn
 
 from nnunet_transformers.architectures import create_network, get_network
-from nnunet_transformers.cpu import use_kernels
+from nnunet_transformers.cpu import attention, use_kernels
 from nnunet_transformers.plans.memory import training_peak_bytes, training_step_bytes
-from tests.architectures.test_networks import CHECKPOINTED, SMALLEST
+from tests.architectures.test_networks import CHECKPOINTED, SMALLEST, smallest_overrides
 
 PATCH = (32, 32, 32)
 
 
 def build():
-    return create_network("qt_unet_tiny", 1, 3, PATCH, deep_supervision=True, drop_path_rate=0.0)
+    overrides = {**smallest_overrides("qt_unet_tiny", 3), "drop_path_rate": 0.0}
+    return create_network("qt_unet_tiny", 1, 3, PATCH, deep_supervision=True, **overrides)
 
 
 def test_linear_layers_can_be_counted_by_hand():
@@ -52,6 +53,31 @@ def test_line_over_the_batch_holds_further_on(name, options):
 
 def test_half_precision_takes_less():
     assert training_step_bytes(build, 1, PATCH, mixed_precision=False)[1] > training_step_bytes(build, 1, PATCH)[1]
+
+
+@pytest.mark.parametrize("windows", [1, 3, 5])
+def test_few_chunks_of_attention_have_the_memory_of_all(windows, monkeypatch):
+    """Backward takes so many of eight windows at once: 1 each, 3 + 3 + 2 or 5 + 3 of a sample."""
+    heads, length, dim = 3, 256, 2
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(1))
+            self.bias = nn.Parameter(torch.zeros(heads, length, length))
+
+        def forward(self, x):
+            q = (x * self.factor).reshape(-1, 8, length, heads, dim).transpose(2, 3)
+            out = attention.WindowAttentionFunction.apply(q, q, q, self.bias, None, 1.0)
+            return out.transpose(2, 3).reshape(x.shape).expand(-1, 2, -1, -1)
+
+    def traced():
+        return training_peak_bytes(Attention, 1, (8 * length, heads * dim), 2, mixed_precision=False)
+
+    monkeypatch.setattr(attention, "CHUNK_ELEMENTS", windows * heads * length**2)
+    few = traced()
+    monkeypatch.setattr(attention, "TRACED_CHUNKS", 10**6)
+    assert traced() == few
 
 
 @pytest.mark.parametrize("name", CHECKPOINTED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib import import_module
 from itertools import pairwise
@@ -29,6 +29,7 @@ from nnunet_transformers.plans.qt_unet import nnUNetPlannerQTUNetB, nnUNetPlanne
 from nnunet_transformers.plans.resnet_unet import nnUNetPlannerResNet50UNet
 from nnunet_transformers.plans.setr_pup import nnUNetPlannerSETRPUP
 from nnunet_transformers.plans.tiling import TokenRules
+from tests.architectures.test_networks import SMALLEST
 
 CLASSES = [getattr(import_module(module), name) for name, module in PLANNERS.items()]
 
@@ -62,6 +63,15 @@ def plan(folder, planner_class, spacing, shape, channels=1, labels=2, cases=20, 
     planner = planner_class(name, **kwargs)
     planner.plan_experiment()
     return json.loads((preprocessed / f"{planner.plans_identifier}.json").read_text())
+
+
+@contextmanager
+def temporary_folder():
+    """For one ``plan``, which sets nnU-Net's folders."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
+        for kind in ("raw", "preprocessed"):
+            monkeypatch.setenv(f"nnUNet_{kind}", "")
+        yield folder
 
 
 def of_the_network(planner_class):
@@ -139,6 +149,19 @@ def quick_planning():
         yield
 
 
+def check_with_estimate(configuration, channels, labels, gigabytes, network_name):
+    """As ``check``, with ``estimated_bytes``."""
+    patch_size = configuration["patch_size"]
+    with torch.device("meta"), torch.no_grad():
+        network = build(configuration, channels, labels)
+        shapes = [output.shape for output in network(torch.empty(2, channels, *patch_size))]
+    check_shapes(configuration, network, shapes, labels)
+    checkpoints = configuration["architecture"]["arch_kwargs"].get("activation_checkpointing")
+    voxel_bytes = CHECKPOINTED_VOXEL_BYTES if checkpoints else VOXEL_BYTES
+    used = configuration["batch_size"] * prod(patch_size) * voxel_bytes
+    assert used + _parameter_bytes[network_name] <= gigabytes * 1e9
+
+
 def fingerprints(function):
     """Draw fingerprints of datasets, and planners."""
     return given(
@@ -158,27 +181,19 @@ def examples(number):
 @fingerprints
 def test_any_fingerprint(spacing, shape, channels, labels, planner_class):
     """With an estimate of memory in place of a trace, which takes most of the time of a plan."""
-    with tempfile.TemporaryDirectory() as folder, quick_planning():
+    with temporary_folder() as folder, quick_planning():
         plans = plan(folder, planner_class, spacing, shape, channels, labels)
     assert set(of_the_network(planner_class)) <= plans["configurations"].keys()
     for configuration in plans["configurations"].values():
         if "architecture" not in configuration:
             continue
-        patch_size = configuration["patch_size"]
-        with torch.device("meta"), torch.no_grad():
-            network = build(configuration, channels, labels)
-            shapes = [output.shape for output in network(torch.empty(2, channels, *patch_size))]
-        check_shapes(configuration, network, shapes, labels)
-        checkpoints = configuration["architecture"]["arch_kwargs"].get("activation_checkpointing")
-        voxel_bytes = CHECKPOINTED_VOXEL_BYTES if checkpoints else VOXEL_BYTES
-        used = configuration["batch_size"] * prod(patch_size) * voxel_bytes
-        assert used + _parameter_bytes[planner_class.network_name] <= 8e9
+        check_with_estimate(configuration, channels, labels, 8, planner_class.network_name)
 
 
 @examples(int(os.environ.get("PLANNER_TRACED_EXAMPLES", "2")))
 @fingerprints
 def test_any_fingerprint_traced(spacing, shape, channels, labels, planner_class):
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         plans = plan(folder, planner_class, spacing, shape, channels, labels)
     for configuration in plans["configurations"].values():
         if "architecture" in configuration:
@@ -187,10 +202,17 @@ def test_any_fingerprint_traced(spacing, shape, channels, labels, planner_class)
 
 @pytest.mark.parametrize("planner_class", CLASSES)
 def test_every_planner(folder, planner_class):
-    plans = plan(folder, planner_class, (5, 0.8, 0.8), (24, 160, 140), labels=3)
+    """Traced for one of each network's class; others have another width, and the same planner."""
+    network_name = planner_class.network_name
+    is_traced = network_name in SMALLEST
+    with nullcontext() if is_traced else quick_planning():
+        plans = plan(folder, planner_class, (5, 0.8, 0.8), (24, 160, 140), labels=3)
     assert list(plans["configurations"]) == of_the_network(planner_class)
-    for name in of_the_network(planner_class):
-        check(plans["configurations"][name], 1, 3, gigabytes=8)
+    for configuration in plans["configurations"].values():
+        if is_traced:
+            check(configuration, 1, 3, gigabytes=8)
+        else:
+            check_with_estimate(configuration, 1, 3, 8, network_name)
 
 
 @pytest.fixture
@@ -203,12 +225,12 @@ def folder(tmp_path, monkeypatch):
 def test_large_images_get_low_resolution_and_cascade(folder):
     traced = []
 
-    class Planner(nnUNetPlannerQTUNetT):
+    class Planner(nnUNetPlannerMiT7):
         def _peak_bytes(self, tokens, options, input_channels, batch_size):
             traced.append((len(tokens.patch_size), batch_size))
             return super()._peak_bytes(tokens, options, input_channels, batch_size)
 
-    plans = plan(folder, Planner, (0.8, 0.8, 0.8), (400, 500, 500), labels=4, plans_name="nnUNetQTUNetTPlans")
+    plans = plan(folder, Planner, (0.8, 0.8, 0.8), (400, 500, 500), labels=4, plans_name="nnUNetMiT7Plans")
     # nnU-Net tries 28 spacings for the low resolution; the batch size is searched for the last one only
     assert len([batch_size for dimensions, batch_size in traced if dimensions == 3 and batch_size > 2]) <= 4
     configurations = plans["configurations"]
@@ -221,9 +243,17 @@ def test_large_images_get_low_resolution_and_cascade(folder):
     with torch.device("meta"):
         get_network_from_plans(architecture["network_class_name"], architecture["arch_kwargs"], (), 1 + 3, 4)
     assert configurations["3d_fullres"]["data_identifier"] == "nnUNetPlans_3d_fullres"
-    assert configurations["3d_lowres"]["data_identifier"] == "nnUNetQTUNetTPlans_3d_lowres"
+    assert configurations["3d_lowres"]["data_identifier"] == "nnUNetMiT7Plans_3d_lowres"
 
 
+@pytest.fixture
+def quick():
+    """``quick_planning``, for what does not depend on memory."""
+    with quick_planning():
+        yield
+
+
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("planner_class", [nnUNetPlannerSETRPUP, nnUNetPlannerResNet50UNet])
 def test_networks_in_2d_have_no_3d_configuration(folder, planner_class):
     plans = plan(folder, planner_class, (0.8, 0.8, 0.8), (400, 500, 500), labels=4)
@@ -239,7 +269,7 @@ def test_memory_target_sets_patch_and_batch(folder):
     patches = {}
     for gigabytes in (3, 24):
         plans = plan(
-            folder / str(gigabytes), nnUNetPlannerQTUNetT, (1, 1, 1), (300, 300, 300), gpu_memory_target_in_gb=gigabytes
+            folder / str(gigabytes), nnUNetPlannerMiT7, (1, 1, 1), (300, 300, 300), gpu_memory_target_in_gb=gigabytes
         )
         configuration = plans["configurations"]["3d_fullres"]
         check(configuration, 1, 2, gigabytes)
@@ -322,16 +352,19 @@ def test_tiny_patches_are_refused(folder, static, voxel_bytes):
     assert patches[-1] >= 32**3 / 2
 
 
+@pytest.mark.usefixtures("quick")
 def test_dataset_without_cases_is_planned_as_by_nnunet(folder):
     configuration = plan(folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40), cases=0)["configurations"]["3d_fullres"]
     assert (configuration["patch_size"], configuration["batch_size"]) == ([40, 40, 40], 2)
 
 
+@pytest.mark.usefixtures("quick")
 def test_plans_without_workers_for_augmentation(folder, monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     assert plan(folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40))["configurations"].keys() == {"2d", "3d_fullres"}
 
 
+@pytest.mark.usefixtures("quick")
 def test_labels_have_to_be_consecutive(folder):
     raw = folder / "raw/Dataset903_Fingerprint/dataset.json"
     plan(folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40))
@@ -347,11 +380,13 @@ def test_labels_have_to_be_consecutive(folder):
     planner({"all": [1, 3], "b": 3}, regions_class_order=[1, 3])
 
 
+@pytest.mark.usefixtures("quick")
 def test_own_data_where_spacing_is_overridden(folder):
     plans = plan(folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40), overwrite_target_spacing=[2.0, 2.0, 2.0])
     assert plans["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetQTUNetTPlans_3d_fullres"
 
 
+@pytest.mark.usefixtures("quick")
 def test_own_data_where_stock_planned_other_data(folder):
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import product
 from math import prod
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_transformers.architectures.layers.window_choice import MAX_WINDOW_TOKENS
+from nnunet_transformers.architectures.layers.window_choice import MAX_WINDOW_TOKENS, choose_window
+from nnunet_transformers.plans import tiling
 from nnunet_transformers.plans.mit import MiTPlanner
-from nnunet_transformers.plans.tiling import plan_tokens, shrink
+from nnunet_transformers.plans.tiling import TokenRules, plan_tokens, shrink
 from nnunet_transformers.plans.unet2022 import UNet2022Planner
 
 
@@ -40,6 +42,37 @@ def test_windows_tile_every_grid(case):
         # close to nnU-Net's: within a fifth, or to the next multiple of the stride where that is coarse
         step = prod(s[axis] for s in strides)
         assert abs(n - size[axis]) <= max(0.2 * size[axis], step)
+
+
+@settings(max_examples=10, deadline=None)
+@given(patches())
+def test_no_patch_near_it_is_better(case):
+    """Windows are chosen for few of the patches that come into question; the others' would not do."""
+    target, spacing = case
+    spacing = tiling._relative(spacing)
+    plan = plan_tokens(target, spacing)
+    stem = plan.patch_embed_stride
+
+    def penalty(size, merges):
+        strides = (stem, *merges)
+        grids = tuple(
+            tuple(n // prod(s[a] for s in strides[: i + 1]) for a, n in enumerate(size)) for i in range(len(strides))
+        )
+        lengths = tuple(
+            tuple(x * prod(s[a] for s in strides[: i + 1]) for a, x in enumerate(spacing)) for i in range(len(strides))
+        )
+        windows = sum(choose_window(grid, length)[0] for grid, length in zip(grids, lengths, strict=True)) / len(grids)
+        return tiling._penalty(size, target, prod(grids[-1])) + 0.15 * windows
+
+    merges = tiling._merge_options(
+        target, stem, tuple(x * s for x, s in zip(spacing, stem, strict=True)), TokenRules(), tiling.MAX_MERGES + 1
+    )
+    others = [
+        penalty(size, option)
+        for option in merges
+        for size in product(*(tiling._sizes_near(n, prod(s[a] for s in (stem, *option))) for a, n in enumerate(target)))
+    ]
+    assert penalty(plan.patch_size, plan.merge_strides) == pytest.approx(min(others), abs=1e-8)
 
 
 @settings(max_examples=100, deadline=None)

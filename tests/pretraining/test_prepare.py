@@ -56,7 +56,7 @@ def test_worker_processes(source, tmp_path, monkeypatch):
         stored, _ = prepare(source, tmp_path / "prepared", processes=2)
         monkeypatch.setattr(module, "_store", die)
         with pytest.raises(RuntimeError, match="fewer --processes"):
-            prepare(source, tmp_path / "killed", processes=2)
+            prepare(source, tmp_path / "killed", processes=1)
     assert len(stored) == 3
     assert [path.name for path in tmp_path.iterdir() if path.name != "raw"] == ["prepared"]
 
