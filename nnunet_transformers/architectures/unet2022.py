@@ -8,7 +8,7 @@ published results. The 3D form is this package's own: the same blocks with strid
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -39,6 +39,7 @@ from .layers import (
 )
 
 MAX_OUTPUTS = 3
+BLOCKS = ("parallel", "swin", "convnext")
 
 
 class ConvNeXtBlock(nn.Module):
@@ -63,8 +64,8 @@ class ConvNeXtBlock(nn.Module):
 class AttentionConvBlock(nn.Module):
     """Window attention and depth-wise convolution of the same input, summed and projected (paper, eq. 3 and 4).
 
-    The released code convolves the padded and rolled map of the windows, so shifted blocks mix opposite edges. Here the
-    convolution reads the map itself, unless ``reference_compat`` is set.
+    Either can be left out (table 6). The released code convolves the padded and rolled map of the windows, so shifted
+    blocks mix opposite edges. Here the convolution reads the map itself, unless ``reference_compat`` is set.
     """
 
     def __init__(
@@ -75,31 +76,68 @@ class AttentionConvBlock(nn.Module):
         kernel_size: Sequence[int],
         drop_path_rate: float,
         reference_compat: bool,
+        attention: bool,
+        convolution_beside: bool,
     ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        bias = RelativePositionBias(partition.window_size, partition.window_size, num_heads)
-        self.attn = WindowAttention(dim, num_heads, partition, bias)
-        self.conv_dw = convolution(dim, dim, kernel_size, groups=dim)
+        self.attn: WindowAttention | None = None
+        if attention:
+            bias = RelativePositionBias(partition.window_size, partition.window_size, num_heads)
+            self.attn = WindowAttention(dim, num_heads, partition, bias)
+        else:
+            self.proj = nn.Linear(dim, dim)
+        self.conv_dw: nn.Module | None = None
+        if convolution_beside:
+            self.conv_dw = convolution(dim, dim, kernel_size, groups=dim)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
         self.reference_compat = reference_compat
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, *grid, dim) to the same shape."""
         z = self.norm(x)
-        partition = self.attn.partition
-        local = partition.unroll(self.conv_dw(partition.roll(z))) if self.reference_compat else self.conv_dw(z)
+        if self.attn is None:
+            assert self.conv_dw is not None
+            return x + self.drop_path(self.proj(self.conv_dw(z)))
         mixed = self.attn.attend(z.flatten(1, -2)).view_as(z)
-        return x + self.drop_path(self.attn.proj(mixed + local))
+        if self.conv_dw is not None:
+            partition = self.attn.partition
+            rolled = self.reference_compat
+            mixed = mixed + (partition.unroll(self.conv_dw(partition.roll(z))) if rolled else self.conv_dw(z))
+        return x + self.drop_path(self.attn.proj(mixed))
 
 
-class PIBlock(nn.Module):
-    """The parallel non-isomorphic block (paper, section 3.2): a ConvNeXt block, then attention beside convolution."""
+class SwinBlock(nn.Module):
+    """Swin's block, for the comparison of table 5: window attention, then an MLP, each behind its norm."""
 
-    def __init__(self, convnext: ConvNeXtBlock, parallel: AttentionConvBlock, activation_checkpointing: bool) -> None:
+    def __init__(self, dim: int, num_heads: int, partition: WindowPartition, drop_path_rate: float) -> None:
         super().__init__()
-        self.convnext = convnext
-        self.parallel = parallel
+        self.norm1 = nn.LayerNorm(dim)
+        bias = RelativePositionBias(partition.window_size, partition.window_size, num_heads)
+        self.attn = WindowAttention(dim, num_heads, partition, bias)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, 4 * dim)
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, *grid, dim) to the same shape."""
+        z = self.norm1(x)
+        x = x + self.drop_path(self.attn.proj(self.attn.attend(z.flatten(1, -2)).view_as(z)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Block(nn.Module):
+    """Parts in a row: a ConvNeXt block, then attention beside convolution, in the paper's PI block (section 3.2).
+
+    Args:
+        parts: modules by name.
+        activation_checkpointing: recompute them in the backward pass.
+    """
+
+    def __init__(self, parts: Mapping[str, nn.Module], activation_checkpointing: bool) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
         self.activation_checkpointing = activation_checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,7 +145,9 @@ class PIBlock(nn.Module):
         return recomputed(self._forward, x, active=self.activation_checkpointing and self.training)
 
     def _forward(self, x: Tensor) -> Tensor:
-        return self.parallel(self.convnext(x))
+        for part in self.children():
+            x = part(x)
+        return x
 
 
 class ConvStem(nn.Module):
@@ -163,10 +203,10 @@ class DeconvStem(nn.Module):
 
 
 class UNet2022Encoder(nn.Module):
-    """Stages of PI blocks, GELU, norm and convolution between them, and a norm for each output."""
+    """Stages of blocks, GELU, norm and convolution between them, and a norm for each output."""
 
     def __init__(
-        self, stages: Sequence[Sequence[PIBlock]], dims: Sequence[int], merge_strides: Sequence[Sequence[int]]
+        self, stages: Sequence[Sequence[Block]], dims: Sequence[int], merge_strides: Sequence[Sequence[int]]
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
@@ -189,9 +229,9 @@ class UNet2022Encoder(nn.Module):
 
 
 class UNet2022DecoderLevel(nn.Module):
-    """Norm, transposed convolution, addition of the skip, PI blocks."""
+    """Norm, transposed convolution, addition of the skip, blocks."""
 
-    def __init__(self, dim: int, stride: Sequence[int], blocks: Sequence[PIBlock]) -> None:
+    def __init__(self, dim: int, stride: Sequence[int], blocks: Sequence[Block]) -> None:
         super().__init__()
         self.expand = nn.Sequential(nn.LayerNorm(2 * dim), patch_transpose(2 * dim, dim, stride))
         self.blocks = nn.Sequential(*blocks)
@@ -258,6 +298,8 @@ class UNet2022(SegmentationNetwork):
             where the axes have different strides, since 7^3 takes ten times as long as 3^3.
         window_sizes: attention window, one integer or one entry per encoder stage; the decoder mirrors it. By default
             the published rule where it applies, else windows that divide the token grids.
+        block: "parallel" for the paper's PI block, "swin" or "convnext" for those of table 5.
+        attention, convolution: False leaves this half of the PI block out (table 6).
         drop_path_rate: stochastic depth rate of the last encoder block.
         activation_checkpointing: recompute the blocks in the backward pass.
         deep_supervision: return a list of logits, full resolution first.
@@ -292,6 +334,9 @@ class UNet2022(SegmentationNetwork):
         merge_strides: int | Sequence[PerAxis] = 2,
         kernel_size: PerAxis | None = None,
         window_sizes: int | Sequence[PerAxis] | None = None,
+        block: str = "parallel",
+        attention: bool = True,
+        convolution: bool = True,
         drop_path_rate: float = 0.2,
         activation_checkpointing: bool = False,
         deep_supervision: bool = False,
@@ -324,6 +369,12 @@ class UNet2022(SegmentationNetwork):
         kernel_size = per_axis(kernel_size, ndim, "kernel_size")
         if any(k % 2 == 0 for k in kernel_size):
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        if block not in BLOCKS:
+            raise ValueError(f"block must be {', '.join(BLOCKS[:-1])} or {BLOCKS[-1]}, got {block!r}")
+        if not (attention or convolution):
+            raise ValueError("a block needs attention, convolution or both")
+        if block != "parallel" and not (attention and convolution):
+            raise ValueError(f"attention and convolution are halves of the block 'parallel', got {block!r}")
         if auxiliary_heads is None:
             auxiliary_heads = deep_supervision
 
@@ -335,20 +386,26 @@ class UNet2022(SegmentationNetwork):
             windows = tuple((min(*g, *w),) * ndim for g, w in zip(grid_sizes, windows, strict=True))
         dims = [embed_dim * 2**stage for stage in range(num_stages)]
         self.grid_sizes, self.feature_channels = grid_sizes, dims
+        self.block = block
 
-        def blocks(stage: int, rates: Sequence[float]) -> list[PIBlock]:
+        def parts(stage: int, partition: WindowPartition, rate: float) -> dict[str, nn.Module]:
+            dim, heads = dims[stage], num_heads * 2**stage
+            if block == "swin":
+                return {"swin": SwinBlock(dim, heads, partition, rate)}
+            found: dict[str, nn.Module] = {"convnext": ConvNeXtBlock(dim, kernel_size, rate)}
+            if block == "parallel":
+                arguments = (partition, kernel_size, rate, reference_compat, attention, convolution)
+                found["parallel"] = AttentionConvBlock(dim, heads, *arguments)
+            return found
+
+        def blocks(stage: int, rates: Sequence[float]) -> list[Block]:
             partitions = [WindowPartition(grid_sizes[stage], windows[stage], shifted) for shifted in (False, True)]
-            heads = num_heads * 2**stage
             return [
-                PIBlock(
-                    ConvNeXtBlock(dims[stage], kernel_size, rate),
-                    AttentionConvBlock(dims[stage], heads, partitions[index % 2], kernel_size, rate, reference_compat),
-                    activation_checkpointing,
-                )
+                Block(parts(stage, partitions[index % 2], rate), activation_checkpointing)
                 for index, rate in enumerate(rates)
             ]
 
-        def stages(num: int) -> list[list[PIBlock]]:
+        def stages(num: int) -> list[list[Block]]:
             rates = np.linspace(0, drop_path_rate, sum(depths[:num])).tolist()
             ends = np.cumsum((0, *depths[:num]))
             return [blocks(stage, rates[ends[stage] : ends[stage + 1]]) for stage in range(num)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import isqrt
 from pathlib import Path
@@ -68,6 +68,10 @@ SWIN = Family(
     "parallel",
     {"norm1.": "norm.", "relative_position_bias_table": "bias.table"},
 )
+
+
+# for the network whose blocks are Swin's
+SWIN_ALONE = replace(SWIN, part="swin", renamed={"relative_position_bias_table": "bias.table"})
 
 
 class ImageNetWeights:
@@ -136,6 +140,8 @@ def load_blocks(
     """
     weights: dict[str, Tensor] = {}
     for family, own, _ in found:
+        if family is SWIN and network.block == "swin":
+            family = SWIN_ALONE
         weights |= _renamed(own, network, family, spread)
 
     def table_shape(_: str, value: Tensor) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from nnunet_transformers.architectures import create_network
-from nnunet_transformers.weights import from_reference, identify, load_imagenet
+from nnunet_transformers.architectures.unet2022 import AttentionConvBlock
+from nnunet_transformers.weights import find_weights, from_reference, identify, load_imagenet
 
 from ..counting import published_multiply_adds
 from ..released import DATA, golden_input, released_keys, weights_from_names
@@ -245,3 +247,66 @@ class TestImageNet:
             load_imagenet(narrow, convnext[1])
         with pytest.raises(FileNotFoundError, match="no such checkpoint"):
             load_imagenet(network, tmp_path / "missing.pth")
+
+
+class TestAblations:
+    """Blocks of the paper's tables 5 and 6."""
+
+    FORMS = ({"block": "swin"}, {"block": "convnext"}, {"attention": False}, {"convolution": False})
+
+    @pytest.mark.parametrize("patch_size", [(64, 32), (32, 32, 64)])
+    @pytest.mark.parametrize("form", FORMS, ids=str)
+    def test_trains(self, form, patch_size):
+        network = create_network("unet2022_tiny", 1, 2, patch_size, deep_supervision=True, depths=[2] * 4, **form)
+        outputs = network(torch.randn(1, 1, *patch_size))
+        sum(o.square().mean() for o in outputs).backward()
+        assert outputs[0].shape == (1, 2, *patch_size)
+        assert all(p.grad is not None for p in network.parameters())
+        # position tables, where there is attention
+        assert bool(network.no_weight_decay()) == (form in ({"block": "swin"}, {"convolution": False}))
+
+    def test_a_half_is_what_remains_of_the_whole(self):
+        """Without its attention the block equals one whose attention gives zero; likewise for the convolution."""
+        whole = create_network("unet2022_tiny", 1, 2, (64, 64), depths=[2] * 4).double().eval()
+        image = torch.randn(1, 1, 64, 64, dtype=torch.float64)
+        with torch.no_grad():
+            for parameter in whole.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+            for half in ("attention", "convolution"):
+                other = create_network("unet2022_tiny", 1, 2, (64, 64), depths=[2] * 4, **{half: False}).double().eval()
+                state = {k.replace("parallel.attn.proj", "parallel.proj"): v for k, v in whole.state_dict().items()}
+                names = other.state_dict().keys()
+                other.load_state_dict({k: (state | whole.state_dict())[k] for k in names})
+                silent = deepcopy(whole)
+                for module in silent.modules():
+                    if isinstance(module, AttentionConvBlock):
+                        if half == "attention":
+                            dim = module.norm.weight.numel()
+                            module.attn.qkv.weight[2 * dim :] = 0
+                            module.attn.qkv.bias[2 * dim :] = 0
+                        else:
+                            module.conv_dw.weight.zero_()
+                            module.conv_dw.bias.zero_()
+                torch.testing.assert_close(other(image), silent(image))
+
+    def test_imagenet_weights(self, tmp_path):
+        swin = timm.create_model("swin_tiny_patch4_window7_224")
+        save_file({n: v.contiguous() for n, v in swin.state_dict().items()}, tmp_path / "swin.safetensors")
+        network = create_network("unet2022_tiny", 1, 2, (64, 64), block="swin")
+        find_weights(tmp_path / "swin.safetensors").weights.load_into(network)
+        block = network.encoder.stages[0][1].swin
+        assert torch.equal(block.mlp.fc1.weight, swin.layers[0].blocks[1].mlp.fc1.weight)
+        assert torch.equal(block.norm2.bias, swin.layers[0].blocks[1].norm2.bias)
+        assert torch.equal(block.attn.qkv.weight, swin.layers[0].blocks[1].attn.qkv.weight)
+
+    @pytest.mark.parametrize(
+        "arguments,message",
+        [
+            ({"block": "window"}, "block must be parallel, swin or convnext, got 'window'"),
+            ({"attention": False, "convolution": False}, "needs attention, convolution or both"),
+            ({"block": "swin", "attention": False}, "are halves of the block 'parallel', got 'swin'"),
+        ],
+    )
+    def test_impossible_ones(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            create_network("unet2022_tiny", 1, 2, (64, 64), **arguments)
