@@ -6,30 +6,7 @@ method of one's own derives from ``EncoderPretraining``; the losses are plain fu
 >>> from nnunet_transformers.pretraining import EncoderPretraining, cpa_loss, cta_loss, ita_loss, sinkhorn
 """
 
-from .encoder_pretraining import EncoderPretraining
-from .losses import (
-    CASA,
-    CentredCrossEntropy,
-    cosine_loss,
-    cpa_loss,
-    cta_loss,
-    info_nce_loss,
-    ita_loss,
-    masked_reconstruction_loss,
-    sinkhorn,
-    token_weights,
-)
+import lazy_loader
 
-__all__ = [
-    "CASA",
-    "CentredCrossEntropy",
-    "EncoderPretraining",
-    "cosine_loss",
-    "cpa_loss",
-    "cta_loss",
-    "info_nce_loss",
-    "ita_loss",
-    "masked_reconstruction_loss",
-    "sinkhorn",
-    "token_weights",
-]
+# at the first use, by __init__.pyi: Lightning takes seconds, which the processes that prepare images need not spend
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -80,11 +80,8 @@ def test_help():
     "arguments",
     [
         ("pretrain", "fit", "--config", "qt_ssl_ct"),
-        ("pretrain", "prepare", "raw", "prepared"),
         ("pretrain", "recipes"),
         ("classify", "fit", "prepared", "labels.csv", "--config", "default"),
-        ("classify", "predict", "classifier.pth", "prepared", "-o", "out.csv"),
-        ("probe", "classify", "encoder.pth", "prepared", "labels.csv"),
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
@@ -94,6 +91,12 @@ def test_commands_that_need_it_say_so(arguments, tmp_path):
     (line,) = [line for line in result.stderr.splitlines() if "error" in line]
     assert line.endswith("pip install 'nnunet-transformers[pretraining]'")
     assert "Traceback" not in result.stderr
+
+
+def test_preparing_images_goes_without(tmp_path):
+    result = run(MAIN, "pretrain", "prepare", "raw", "prepared", cwd=tmp_path)
+    (line,) = [line for line in result.stderr.splitlines() if "error" in line]
+    assert "raw" in line and "pip install" not in line
 
 
 def names(lines: list[str]) -> set[str]:
