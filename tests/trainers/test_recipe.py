@@ -44,6 +44,27 @@ class TestRecipe:
         for name, parameter in trainer.network.named_parameters():
             assert (id(parameter) in decayed) == (parameter.ndim > 1 and not name.endswith("bias.table")), name
 
+    def test_the_rate_follows_the_iterations(self, trainer):
+        """Of an epoch and of the next, from its start."""
+        trainer.num_iterations_per_epoch = 2
+        rates = []
+        for epoch in (500, 501):
+            trainer.current_epoch = epoch
+            trainer.on_train_epoch_start()
+            for _ in range(2):
+                trainer.train_step(self.batch_of(trainer))
+                rates.append(trainer.optimizer.param_groups[0]["lr"])
+        expected = [trainer.initial_lr * (1 - progress / 1000) ** 0.9 for progress in (500, 500.5, 501, 501.5)]
+        assert rates == pytest.approx(expected)
+
+    def batch_of(self, trainer):
+        patch = trainer.plain_network.patch_size
+        target = [
+            torch.zeros(2, 1, *[round(n * s) for n, s in zip(patch, scale, strict=True)])
+            for scale in trainer._get_deep_supervision_scales()
+        ]
+        return {"data": torch.randn(2, 1, *patch), "target": target, "keys": ["a", "b"]}
+
     def test_network_has_its_cpu_kernels(self, trainer):
         assert any(isinstance(module, CPULinear) for module in trainer.network.modules())
         optimised = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
