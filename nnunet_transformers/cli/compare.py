@@ -26,7 +26,7 @@ def compare(
         list[str],
         typer.Argument(
             metavar="A B ...",
-            help="Files of `evaluate`, folders with one, or folders of predictions (with --labels); NAME=PATH names it.",
+            help="Files of `evaluate`, folders with one, or of predictions (with --labels); NAME=PATH names it.",
         ),
     ],
     labels: Annotated[
@@ -67,14 +67,13 @@ def compare(
     if output is not None:
         with new_folder(output) as folder:
             _write(tables, folder)
-            write_json(
-                {"models": {n: str(p) for n, p in paths.items()}, **comparison.as_json()}, folder / "comparison.json"
-            )
+            named = {name: str(path) for name, path in paths.items()}
+            write_json({"models": named, **comparison.as_json()}, folder / "comparison.json")
         echo(f"written: {output}")
 
 
 def _paths(models: list[str]) -> dict[str, Path]:
-    """Return the models' paths by name: a name that was given, or the path's last parts that tell it from others."""
+    """Return the models' paths by name, by default as they were given."""
     named: dict[str, Path] = {}
     for text in models:
         name, _, path = text.partition("=")
@@ -100,9 +99,8 @@ def _evaluation(path: Path, labels: Path | None, dataset_json: Path | None, proc
 
 
 def _write(tables: dict[str, Table], folder: Path) -> None:
-    write_text(
-        "# Comparison\n\n" + "\n".join(table.as_markdown() for table in tables.values()), folder / "comparison.md"
-    )
+    page = "\n".join(["# Comparison\n", *(table.as_markdown() for table in tables.values())])
+    write_text(page, folder / "comparison.md")
     for name, table in tables.items():
         write_text(table.as_csv(), folder / f"{name}.csv")
         write_text(table.as_latex(), folder / f"{name}.tex")

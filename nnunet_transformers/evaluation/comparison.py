@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .results import MEAN, Evaluation, larger_is_better
 from .statistics import Ranking, holm, interval, nan_mean, rank, resample, resampled_means, signed_rank
-from .tables import Table
+from .tables import Cell, Table
 
 # metrics compared by default, by how their names begin, as far as all models have them
 MAIN = ("Dice", "HD95", "NSD")
@@ -91,14 +91,11 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain types; undefined values are null."""
-        rankings = [
-            {"metric": metric, "label": label, "tau": _plain(r.tau)}
-            | {
-                n: dict(zip(self.models, getattr(r, n).tolist(), strict=True))
-                for n in ("ranks", "low", "high", "first")
-            }
-            for (metric, label), r in self.rankings.items()
-        ]
+        rankings = []
+        for (metric, label), r in self.rankings.items():
+            columns = {"ranks": r.ranks, "low": r.low, "high": r.high, "first": r.first}
+            of_models = {name: dict(zip(self.models, c.tolist(), strict=True)) for name, c in columns.items()}
+            rankings.append({"metric": metric, "label": label, "tau": _plain(r.tau), **of_models})
         return {
             "cases": [*self.cases],
             "left_out": [*self.left_out],
@@ -113,23 +110,21 @@ class Comparison:
             cases: number of cases in the last.
         """
         means = nan_mean(self.values, 1)
-        rows = [
+        rows: list[list[Cell]] = [
             [metric, label, *means[:, i, m].tolist()]
             for m, metric in enumerate(self.metrics)
             for i, label in enumerate(self.labels)
         ]
-        differences = [
-            [
-                d.metric, d.label, f"{d.first} - {d.second}", d.cases, d.mean, d.low, d.high, d.p, d.p_holm, d.undefined,
-            ]
+        differences: list[list[Cell]] = [
+            [d.metric, d.label, f"{d.first} - {d.second}", d.cases, d.mean, d.low, d.high, d.p, d.p_holm, d.undefined]
             for d in self.differences
-        ]  # fmt: skip
-        ranks = [
+        ]
+        ranks: list[list[Cell]] = [
             [metric, label, model, *map(float, (r.ranks[i], r.low[i], r.high[i], r.first[i], r.tau))]
             for (metric, label), r in self.rankings.items()
             for i, model in enumerate(self.models)
         ]
-        different = []
+        different: list[list[Cell]] = []
         for metric, case, label, spread in self.most_different(cases):
             place = self.cases.index(case), self.labels.index(label), self.metrics.index(metric)
             different.append([metric, case, label, *(float(v[place]) for v in self.values), spread])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .._atomic import write_text
 from .._reading import read_json, reading
 from .statistics import Summary, nan_mean, resample, resampled_means, summarise
-from .tables import Table
+from .tables import Cell, Table
 
 FORMAT = 1
 MEAN = "mean"
@@ -95,7 +95,7 @@ class Evaluation:
 
     def table(self) -> Table:
         """Return a row per label and metric: cases, mean, deviation, median and the bounds of the mean's interval."""
-        rows = [
+        rows: list[list[Cell]] = [
             [label, metric, s.cases, s.mean, s.std, s.median, s.low, s.high]
             for label, summaries in self.summaries().items()
             for metric, s in summaries.items()

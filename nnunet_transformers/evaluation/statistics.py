@@ -1,7 +1,7 @@
 """Statistics over cases: means with bootstrap intervals, paired tests, and ranks with their stability.
 
-A resample draws cases with replacement. One set of resamples serves all labels, metrics and models, so that what belongs
-to a case stays together; a resampled mean is then a matrix product.
+A resample draws cases with replacement. One set of resamples serves all labels, metrics and models, so that what
+belongs to a case stays together; a resampled mean is then a matrix product.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from scipy.stats import kendalltau, rankdata, wilcoxon
 
 RESAMPLES = 2000
 LEVEL = 0.95
+DECIMALS = 12
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ def rank(means: NDArray, resampled: NDArray, larger_is_better: bool) -> Ranking:
         larger_is_better: false for distances.
     """
     sign = -1 if larger_is_better else 1
-    ranks, resampled_ranks = rankdata(sign * means), rankdata(sign * resampled, axis=1)
+    # equal models get equal ranks, in spite of rounding in sums of another order
+    ranks, resampled_ranks = (rankdata(sign * m.round(DECIMALS), axis=-1) for m in (means, resampled))
     low, high = np.quantile(resampled_ranks, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
     first = (resampled_ranks == resampled_ranks.min(1, keepdims=True)).mean(0)
     different, number = np.unique(resampled_ranks, axis=0, return_counts=True)

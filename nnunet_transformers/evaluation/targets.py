@@ -90,4 +90,4 @@ def _values(value: Any) -> tuple[int, ...]:
 
 def _key(value: Any) -> str:
     """Return the key of nnU-Net's summary.json."""
-    return str(int(value)) if np.isscalar(value) else str(_values(value))
+    return str(_values(value)) if isinstance(value, (tuple, list)) else str(int(value))
