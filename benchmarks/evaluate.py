@@ -89,9 +89,9 @@ def ours(prediction: NDArray, reference: NDArray) -> Distances:
     from nnunet_transformers.evaluation.segmentations import Segmentation
     from nnunet_transformers.evaluation.targets import Targets
 
-    parts = (Segmentation(voxels, SPACING, math.prod(SPACING)) for voxels in (prediction, reference))
+    ours, theirs = (Segmentation(voxels, SPACING, math.prod(SPACING)) for voxels in (prediction, reference))
     targets = Targets.from_regions({name: (label,) for label, name in enumerate(ORGANS, 1)})
-    found = case_metrics(*parts, targets, Conventions())
+    found = case_metrics(ours, theirs, targets, Conventions())
     return {int(key): (metrics["HD95"], metrics["ASSD"]) for key, metrics in found.items()}
 
 

@@ -54,7 +54,7 @@ def evaluate_folder(
         dataset_json: file that names labels, regions and reader; by default the one that nnU-Net writes beside
             predictions or into the model's folder.
         targets: labels and regions to evaluate instead of those of dataset.json.
-        processes: cases at a time, each of which takes about 20 bytes a voxel; 0 computes in this process. By default
+        processes: cases at a time, each of which takes about 7 bytes a voxel; 0 computes in this process. By default
             as many as CPU cores, at most 8.
 
     Raises:
