@@ -16,7 +16,8 @@ from forged_pickles import HARMFUL, push_name, watched
 
 from benchmarks.mutate_files import KINDS, STORED, Kind, main, make_package, outcome, run
 from nnunet_transformers.classification.checkpoint import ClassifierCheckpoint
-from nnunet_transformers.evaluation.iou_thresholds import _load_dataset_json, _load_probabilities
+from nnunet_transformers.evaluation.iou_thresholds import _load_probabilities
+from nnunet_transformers.evaluation.segmentations import load_dataset_json
 from nnunet_transformers.pretraining.alignment import AlignmentCheckpoint
 from nnunet_transformers.pretraining.data import PreparedImages
 from nnunet_transformers.pretraining.matching.embedding import EmbeddingMatcher
@@ -35,7 +36,7 @@ READERS = {
     "matcher": lambda path: EmbeddingMatcher(str(path)),
     "landmarks": lambda path: PrecomputedMatcher(str(path)),
     "package weights": load_weights,
-    "dataset.json": lambda path: _load_dataset_json(path.parent),
+    "dataset.json": lambda path: load_dataset_json(path),
     "probabilities": lambda path: _load_probabilities(path, 0, 1),
     "zip": lambda path: extract_models(path, path.parent),
 }

@@ -40,6 +40,8 @@ SMALLER = {
     "nnUNetv2_predict": "-device cpu -npp 1 -nps 1",
     "nnunet-transformers predict": "-device cpu -npp 0 -nps 0",
     "nnunet-transformers pretrain prepare": "--processes 1",
+    "nnunet-transformers evaluate": "--processes 0",
+    "nnunet-transformers compare": "--processes 0",
     "nnunet-transformers pretrain fit": "--trainer.max_epochs 1 --trainer.accumulate_grad_batches 1 "
     "--trainer.accelerator cpu --data.init_args.batch_size 2 --data.init_args.samples_per_epoch 2 "
     "--data.init_args.num_workers 0",

@@ -8,7 +8,7 @@ import traceback
 import typer
 
 from .._processes import exit_with_parent_if_spawned
-from . import classify, demo, doctor, evaluate, hub, models, package, predict, preset, pretrain, probe, weights
+from . import classify, compare, demo, doctor, evaluate, hub, models, package, predict, preset, pretrain, probe, weights
 from ._options import missing_extra
 from ._output import echo
 
@@ -35,6 +35,7 @@ app.add_typer(probe.commands, name="probe")
 app.add_typer(classify.commands, name="classify")
 app.add_typer(predict.commands)
 app.add_typer(evaluate.commands)
+app.add_typer(compare.commands)
 app.add_typer(package.commands, name="package")
 app.add_typer(package.export_commands)
 app.add_typer(hub.commands)

@@ -33,6 +33,12 @@ WeightSource = Annotated[
 ]
 PreparedFolder = Annotated[Path, typer.Argument(help="Folder written by `pretrain prepare`.")]
 TorchDevice = Annotated[str, typer.Option(help="cpu, cuda or mps.")]
+DatasetJson = Annotated[
+    Path | None, typer.Option(help="File that names the labels; by default the one beside the predictions.")
+]
+Processes = Annotated[
+    int | None, typer.Option(min=0, help="Cases at a time; by default one per CPU core, at most 8. 0: no worker.")
+]
 Trust = Annotated[
     bool,
     typer.Option("--trust", help="Take files that hold or name other code, which may run that code."),

@@ -1,17 +1,150 @@
-"""Commands ``evaluate-iou`` and ``report``: evaluation of predictions, and a report on a trained fold."""
+"""Commands ``evaluate``, ``evaluate-iou`` and ``report``: metrics of predictions, and a report on a trained fold."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .._atomic import write_json
-from ._options import Trust
+from .._atomic import write_json, write_text
+from ._options import DatasetJson, Processes, Trust
 from ._output import echo
 
+if TYPE_CHECKING:
+    from ..evaluation import Evaluation, Targets
+
 commands = typer.Typer()
+
+SHOWN = ("Dice", "IoU", "HD95", "ASSD", "NSD", "VD", "lesion F1")  # by how their names begin
+
+
+@commands.command()
+def evaluate(
+    predictions: Annotated[
+        Path, typer.Argument(help="Folder of segmentations, or of a trained model with its folds' validation.")
+    ],
+    labels: Annotated[Path, typer.Argument(help="Folder of reference segmentations of the same names.")],
+    dataset_json: DatasetJson = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="Evaluate NAME=VALUE, the region NAME=VALUE,VALUE..., or a value; may be given again."),
+    ] = None,
+    brats: Annotated[
+        str, typer.Option(metavar="2021|2023", help="BraTS's ET, TC and WT, its label values and empty labels.")
+    ] = "",
+    empty_in_both: Annotated[
+        str, typer.Option(help="A label in neither: nan, left out as in nnU-Net; or perfect, as in BraTS and SIIM.")
+    ] = "",
+    empty_in_one: Annotated[
+        str, typer.Option(help="Distance of a label in one only: diagonal of the image, nan, or mm (BraTS: 373.12866).")
+    ] = "",
+    hd95: Annotated[str, typer.Option(help="max of the directed percentiles, or pooled, as in medpy.")] = "max",
+    surface_connectivity: Annotated[
+        int, typer.Option(help="Surface voxels have a neighbour outside by a face (1), edge (2) or corner (3).")
+    ] = 1,
+    tolerance: Annotated[
+        list[str] | None, typer.Option(help="NSD's tolerance in mm, or LABEL=MM; may be given again. 2 by default.")
+    ] = None,
+    lesions: Annotated[
+        list[str] | None, typer.Option(help="Label whose lesions are counted, or all; may be given again.")
+    ] = None,
+    lesion_connectivity: Annotated[
+        int, typer.Option(help="Lesions are connected by faces (1), edges (2) or corners (3).")
+    ] = 3,
+    lesion_iou: Annotated[
+        float, typer.Option(help="A lesion is found above this IoU with a component, 0.5 or more; 0: by one voxel.")
+    ] = 0,
+    processes: Processes = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON file; evaluation.json in PREDICTIONS by default.")
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="Also write the table, as .md, .csv or .tex.")] = None,
+) -> None:
+    """Compute Dice, IoU, HD95, ASSD, NSD, volume differences and lesion detection per case and label."""
+    from ..evaluation import BRATS, BRATS_DISTANCE, Conventions, Targets, evaluate_folder
+
+    if brats and (brats not in BRATS or label):
+        raise ValueError(f"--brats {brats!r} is not one of {', '.join(BRATS)}, or was given with --label")
+    tolerances, label_tolerances = _tolerances(tolerance or [])
+    conventions = Conventions(
+        empty_in_both=empty_in_both or ("perfect" if brats else "nan"),
+        empty_in_one=_empty_in_one(empty_in_one) if empty_in_one else BRATS_DISTANCE if brats else "diagonal",
+        hd95=hd95,
+        surface_connectivity=surface_connectivity,
+        tolerances=tolerances,
+        label_tolerances=label_tolerances,
+        lesions=tuple(lesions or ()),
+        lesion_connectivity=lesion_connectivity,
+        lesion_iou=lesion_iou,
+    )
+    targets = Targets.from_regions(BRATS[brats]) if brats else _targets(label or [])
+    if table is not None:
+        check_table(table)
+    evaluation = evaluate_folder(predictions, labels, conventions, dataset_json, targets, processes)
+    output = output or predictions / "evaluation.json"
+    evaluation.save(output)
+    _print(evaluation)
+    if table is not None:
+        write_text(evaluation.table().as_text(table), table)
+    echo(f"written: {output}" + (f", {table}" if table else ""))
+
+
+def _tolerances(given: list[str]) -> tuple[tuple[float, ...], dict[str, float]]:
+    """Parse "2" and "liver=5"; the tolerances of all labels are 2 mm if there are none."""
+    of_all, of_labels = [], {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            millimetres = float(number)
+        except ValueError as error:
+            raise ValueError(f"--tolerance {text!r} is no number of mm such as 2 or liver=5") from error
+        if name:
+            of_labels[name] = millimetres
+        else:
+            of_all.append(millimetres)
+    return tuple(of_all) or (2.0,), of_labels
+
+
+def _empty_in_one(text: str) -> str | float:
+    try:
+        return text if text == "nan" else float(text)
+    except ValueError:
+        return text
+
+
+def _targets(given: list[str]) -> Targets | None:
+    from ..evaluation import Targets, parse_region
+
+    return Targets.from_regions(dict(map(parse_region, given))) if given else None
+
+
+def _print(evaluation: Evaluation) -> None:
+    """Print the mean of each label's metrics with its interval."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .._text import printable
+    from ..evaluation import shown
+
+    names = [name for name in evaluation.metrics if name.startswith(SHOWN)]
+    table = Table(title=f"mean of {len(evaluation.cases)} cases (95 % bootstrap interval)")
+    for heading in ("label", *names):
+        table.add_column(heading, justify="left" if heading == "label" else "right")
+    for label, summaries in evaluation.summaries().items():
+        cells = [f"{shown(s.mean)}\n({shown(s.low)} to {shown(s.high)})" for s in map(summaries.get, names) if s]
+        table.add_row(printable(label).replace("[", "\\["), *cells)
+    Console().print(table)
+    if missing := evaluation.without_prediction:
+        echo(f"{len(missing)} label files have no prediction, {missing[0]} first")
+
+
+def check_table(path: Path) -> None:
+    """Refuse a file whose ending names no form of a table, before anything is computed."""
+    from ..evaluation import TABLE_ENDINGS
+
+    if path.suffix.lower() not in TABLE_ENDINGS:
+        raise ValueError(f"--table {path} does not end in {', '.join(TABLE_ENDINGS)}")
 
 
 @commands.command("evaluate-iou")

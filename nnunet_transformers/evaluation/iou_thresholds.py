@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import redirect_stderr, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nnunetv2.evaluation.evaluate_predictions import compute_tp_fp_fn_tn
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import (
-    determine_reader_writer_from_dataset_json,
-    determine_reader_writer_from_file_ending,
-)
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.typing import NDArray
 
 from .._paths import inside
-from .._reading import read_json, reading
-from ..plans.gate import check_preparation
+from .segmentations import DATASET_JSON, common_file_ending, find_reader, load_dataset_json, read_segmentation
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
@@ -128,8 +122,9 @@ def evaluate_predictions(predictions: Path, labels: Path, label: int = 1) -> IoU
     for folder in (predictions, labels):
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
-    dataset = _load_dataset_json(predictions)
-    file_ending = dataset["file_ending"] if dataset else _file_ending(labels)
+    described = predictions / DATASET_JSON
+    dataset = load_dataset_json(described) if described.is_file() else None
+    file_ending = dataset["file_ending"] if dataset else common_file_ending(labels)
     cases = _predicted_cases(predictions, file_ending)
     manager = LabelManager(dataset["labels"], dataset.get("regions_class_order")) if dataset else None
     channel = _channel(label, manager)
@@ -140,7 +135,7 @@ def evaluate_predictions(predictions: Path, labels: Path, label: int = 1) -> IoU
         path = inside(labels, f"{case}{file_ending}")
         if not path.is_file():
             raise FileNotFoundError(f"label file {path} of the prediction {predictions / case}.npz is missing")
-        reader = reader or _reader(dataset, file_ending, path)
+        reader = reader or find_reader(dataset, file_ending, path)
         segmentation = _read_segmentation(reader, path, manager)
         probabilities = _load_probabilities(predictions / f"{case}.npz", channel, label)
         ignore = segmentation == manager.ignore_label if manager and manager.has_ignore_label else None
@@ -150,31 +145,6 @@ def evaluate_predictions(predictions: Path, labels: Path, label: int = 1) -> IoU
             raise ValueError(f"{case}: {error}; does {labels} hold the labels of these images?") from error
     others = {p.name.removesuffix(file_ending) for p in labels.glob(f"*{file_ending}")} - set(cases)
     return IoUSummary(label, per_case, tuple(sorted(others)))
-
-
-def _load_dataset_json(predictions: Path) -> dict[str, Any] | None:
-    """Read the copy of dataset.json that ``nnUNetv2_predict`` writes beside its predictions, if there is one."""
-    path = predictions / "dataset.json"
-    if not path.is_file():
-        return None
-    with reading(path, "a dataset.json of nnU-Net", "predict again"):
-        dataset = read_json(path, "a dataset.json of nnU-Net")
-        dataset = {**dataset, "labels": dataset["labels"], "file_ending": dataset["file_ending"]}
-    if (reader := dataset.get("overwrite_image_reader_writer")) not in (None, "None"):
-        check_preparation({"image_reader_writer": reader, "configurations": {}}, str(path), "predict again")
-    return dataset
-
-
-def _file_ending(labels: Path) -> str:
-    """Return the common ending of the label files; ``.nii.gz`` is one ending."""
-    endings = {"".join(p.suffixes[-2:] if p.suffix == ".gz" else p.suffixes[-1:]) for p in labels.iterdir()}
-    endings = {e for e in endings if e not in ("", ".json")}
-    if len(endings) != 1:
-        found = ", ".join(sorted(endings)) or "no file"
-        raise ValueError(
-            f"{labels} must hold files of one ending, found {found}; or copy dataset.json to the predictions"
-        )
-    return endings.pop()
 
 
 def _predicted_cases(predictions: Path, file_ending: str) -> list[str]:
@@ -197,27 +167,14 @@ def _channel(label: int, manager: LabelManager | None) -> int:
     return members.index([label])
 
 
-def _reader(dataset: dict[str, Any] | None, file_ending: str, example: Path) -> BaseReaderWriter:
-    # nnU-Net prints the traceback of every reader that fails on the example and then raises a one-line error
-    with redirect_stderr(StringIO()):
-        if dataset is not None:
-            return determine_reader_writer_from_dataset_json(dataset, str(example), verbose=False)()
-        return determine_reader_writer_from_file_ending(file_ending, str(example), verbose=False)()
-
-
 def _read_segmentation(reader: BaseReaderWriter, path: Path, manager: LabelManager | None) -> NDArray:
-    try:
-        segmentation, _ = reader.read_seg(str(path))
-    except Exception as error:  # each reader raises its own errors
-        raise ValueError(f"{path} cannot be read as a segmentation: {str(error).splitlines()[-1:]}") from error
-    if len(segmentation) != 1:
-        raise ValueError(f"{path} has {len(segmentation)} channels; a segmentation has one")
+    segmentation, _ = read_segmentation(reader, path)
     if manager is not None:
         known = [*manager.all_labels, *([manager.ignore_label] if manager.has_ignore_label else [])]
         unknown = np.setdiff1d(segmentation, known)
         if unknown.size:
             raise ValueError(f"{path} holds the value {unknown[0]:g}, which is not a label of dataset.json: {known}")
-    return segmentation[0]
+    return segmentation
 
 
 def _load_probabilities(path: Path, channel: int, label: int) -> NDArray:

@@ -1,0 +1,106 @@
+"""Command ``compare``: models on the same cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .._atomic import new_folder, write_json, write_text
+from ._options import DatasetJson, Processes
+from ._output import echo
+
+if TYPE_CHECKING:
+    from ..evaluation import Evaluation, Table
+
+commands = typer.Typer()
+
+EVALUATION = "evaluation.json"
+SUMMARY = "summary.json"
+
+
+@commands.command()
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="A B ...",
+            help="Files of `evaluate`, folders with one, or of predictions (with --labels); NAME=PATH names it.",
+        ),
+    ],
+    labels: Annotated[
+        Path | None, typer.Option(help="Folder of reference segmentations: evaluates folders of predictions.")
+    ] = None,
+    dataset_json: DatasetJson = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Metric to compare, may be given again; by default Dice, HD95 and NSD.")
+    ] = None,
+    cases: Annotated[int, typer.Option(min=0, help="Cases that differ most, to list.")] = 10,
+    processes: Processes = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="New folder for the tables: Markdown, CSV, LaTeX and JSON.")
+    ] = None,
+) -> None:
+    """Compare models: paired differences with intervals and tests, ranks and their stability, and single cases."""
+    from rich.console import Console
+    from rich.table import Table as Printed
+
+    from .._text import printable
+    from ..evaluation import compare as compare_evaluations
+
+    if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} exists; remove it or choose another name")
+    paths = _paths(models)
+    evaluations = {name: _evaluation(path, labels, dataset_json, processes) for name, path in paths.items()}
+    comparison = compare_evaluations(evaluations, metric or ())
+    tables = comparison.tables(cases)
+    for table in tables.values():
+        printed = Printed(title=table.title)
+        for heading in table.headings:
+            printed.add_column(printable(heading).replace("[", "\\["))
+        for row in table.texts():
+            printed.add_row(*(printable(text).replace("[", "\\[") for text in row))
+        Console().print(printed)
+    if comparison.left_out:
+        echo(f"{len(comparison.left_out)} cases are not in every model, {comparison.left_out[0]} first; left out")
+    if output is not None:
+        with new_folder(output) as folder:
+            _write(tables, folder)
+            named = {name: str(path) for name, path in paths.items()}
+            write_json({"models": named, **comparison.as_json()}, folder / "comparison.json")
+        echo(f"written: {output}")
+
+
+def _paths(models: list[str]) -> dict[str, Path]:
+    """Return the models' paths by name, by default as they were given."""
+    named: dict[str, Path] = {}
+    for text in models:
+        name, _, path = text.partition("=")
+        if not path or Path(text).exists():
+            name, path = text, text
+        if name in named:
+            raise ValueError(f"two models have the name {name}; name them by NAME=PATH")
+        named[name] = Path(path)
+    return named
+
+
+def _evaluation(path: Path, labels: Path | None, dataset_json: Path | None, processes: int | None) -> Evaluation:
+    from ..evaluation import Evaluation, evaluate_folder
+
+    if path.is_file():
+        return Evaluation.load(path)
+    if labels is not None:
+        return evaluate_folder(path, labels, dataset_json=dataset_json, processes=processes)
+    for name in (EVALUATION, SUMMARY):
+        if (path / name).is_file():
+            return Evaluation.load(path / name)
+    raise FileNotFoundError(f"{path} holds no {EVALUATION}: run evaluate, or name the folder of labels by --labels")
+
+
+def _write(tables: dict[str, Table], folder: Path) -> None:
+    page = "\n".join(["# Comparison\n", *(table.as_markdown() for table in tables.values())])
+    write_text(page, folder / "comparison.md")
+    for name, table in tables.items():
+        write_text(table.as_csv(), folder / f"{name}.csv")
+        write_text(table.as_latex(), folder / f"{name}.tex")

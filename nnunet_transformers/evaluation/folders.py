@@ -1,0 +1,157 @@
+"""Evaluation of a folder of predictions: several cases at once, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from rich.progress import track
+
+from .._paths import inside
+from .._processes import exit_with_parent
+from .._reading import reading
+from .case_metrics import case_metrics, metric_names
+from .conventions import ALL_LABELS, Conventions
+from .results import Evaluation
+from .segmentations import DATASET_JSON, common_file_ending, find_reader, load_dataset_json, read_label_map
+from .targets import Targets
+
+# more would wait for the disk, and take the memory of as many cases
+MOST_PROCESSES = 8
+
+
+@dataclass(frozen=True)
+class _Case:
+    name: str
+    prediction: Path
+    reference: Path
+
+
+def evaluate_folder(
+    predictions: Path,
+    labels: Path,
+    conventions: Conventions | None = None,
+    dataset_json: Path | None = None,
+    targets: Targets | None = None,
+    processes: int | None = None,
+) -> Evaluation:
+    """Compute all metrics of a folder of predicted segmentations.
+
+    Args:
+        predictions: folder of segmentations; or a trained model's folder (``TRAINER__PLANS__CONFIGURATION``), whose
+            folds' validation cases are evaluated together.
+        labels: folder of reference segmentations of the same names.
+        conventions: how the metrics are defined; nnU-Net's by default.
+        dataset_json: file that names labels, regions and reader; by default the one that nnU-Net writes beside
+            predictions or into the model's folder.
+        targets: labels and regions to evaluate instead of those of dataset.json.
+        processes: cases at a time, each of which takes about 7 bytes a voxel; 0 computes in this process. By default
+            as many as CPU cores, at most 8.
+
+    Raises:
+        FileNotFoundError: if a folder, all predictions, a label file or dataset.json is missing.
+        ValueError: if a file cannot be read, or prediction and reference do not fit each other.
+        RuntimeError: if a worker process was killed.
+    """
+    conventions = conventions or Conventions()
+    for folder in (predictions, labels):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no folder {folder}")
+    folders = sorted(predictions.glob("fold_*/validation")) or [predictions]
+    described = dataset_json or _find_dataset_json(folders[0])
+    dataset = load_dataset_json(described) if described else None
+    if targets is None:
+        if dataset is None:
+            raise FileNotFoundError(
+                f"no {DATASET_JSON} in {predictions} names the labels; give it by --dataset-json, or labels by --label"
+            )
+        with reading(str(described), "a dataset.json of nnU-Net"):
+            targets = Targets.from_dataset_json(dataset)
+    _check_names(targets, conventions)
+    file_ending = dataset["file_ending"] if dataset else common_file_ending(labels)
+    cases = list(_cases(folders, labels, file_ending))
+    reader = find_reader(dataset, file_ending, cases[0].reference)
+    processes = min(os.cpu_count() or 1, MOST_PROCESSES) if processes is None else processes
+    with _workers(min(processes, len(cases))) as pool:
+        arguments = zip(*((case, reader, targets, conventions) for case in cases), strict=True)
+        results = pool.map(_evaluate, *arguments) if pool else map(_evaluate, *arguments)
+        rows = list(_progress(results, len(cases)))
+    others = {path.name.removesuffix(file_ending) for path in labels.glob(f"*{file_ending}")}
+    metrics = metric_names(conventions)
+    values = [[[row[t.key][metric] for metric in metrics] for t in targets.targets] for row in rows]
+    return Evaluation(
+        labels={target.key: target.name for target in targets.targets},
+        metrics=metrics,
+        files={case.name: (str(case.prediction), str(case.reference)) for case in cases},
+        values=np.array(values, float),
+        conventions=conventions.as_json(),
+        without_prediction=sorted(others - {case.name for case in cases}),
+    )
+
+
+def _evaluate(
+    case: _Case, reader: BaseReaderWriter, targets: Targets, conventions: Conventions
+) -> dict[str, dict[str, float]]:
+    prediction, reference = (read_label_map(reader, path) for path in (case.prediction, case.reference))
+    try:
+        return case_metrics(prediction, reference, targets, conventions)
+    except ValueError as error:
+        raise ValueError(f"{case.prediction}: {error}; is {case.reference} its reference?") from error
+
+
+def _cases(folders: Iterable[Path], labels: Path, file_ending: str) -> Iterator[_Case]:
+    found: dict[str, Path] = {}
+    for path in (path for folder in folders for path in sorted(folder.glob(f"*{file_ending}"))):
+        if path.name in found:
+            raise ValueError(f"{path.name} is in {found[path.name].parent} and {path.parent}; evaluate one of them")
+        found[path.name] = path
+        reference = inside(labels, path.name)
+        if not reference.is_file():
+            raise FileNotFoundError(f"label file {reference} of the prediction {path} is missing")
+        yield _Case(path.name.removesuffix(file_ending), path, reference)
+    if not found:
+        where = ", ".join(map(str, folders))
+        raise FileNotFoundError(f"{where} holds no segmentations that end in {file_ending}")
+
+
+def _find_dataset_json(folder: Path) -> Path | None:
+    """Return the dataset.json beside predictions, or that of the trained model in whose folder they are."""
+    near = [folder, folder.parent, folder.parent.parent] if folder.name == "validation" else [folder]
+    return next((path for place in near if (path := place / DATASET_JSON).is_file()), None)
+
+
+def _check_names(targets: Targets, conventions: Conventions) -> None:
+    names = targets.names
+    if len(set(names)) != len(names) or not names:
+        raise ValueError(f"labels must have different names, and there must be one; there are {names}")
+    asked = {*conventions.label_tolerances, *conventions.lesions} - {ALL_LABELS}
+    if unknown := sorted(asked - {*names}):
+        raise ValueError(f"there is no label {unknown[0]!r}; there are {', '.join(names)}")
+
+
+@contextmanager
+def _workers(processes: int) -> Iterator[Executor | None]:
+    if processes < 2:
+        yield None
+        return
+    try:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=exit_with_parent) as pool:
+            yield pool
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process was killed, most often because memory ran out: use fewer --processes. (A script must "
+            "call evaluate_folder under `if __name__ == '__main__':`.)"
+        ) from error
+
+
+def _progress(results: Iterable[Mapping[str, Any]], total: int) -> Iterable[Mapping[str, Any]]:
+    return track(results, description="evaluating", total=total)

@@ -1,0 +1,122 @@
+"""Folders of segmentations and the dataset.json that describes them, read by nnU-Net's readers."""
+
+from __future__ import annotations
+
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.reader_writer_registry import (
+    determine_reader_writer_from_dataset_json,
+    determine_reader_writer_from_file_ending,
+)
+from numpy.typing import NDArray
+
+from .._image_size import check_size
+from .._reading import read_json, reading
+from ..plans.gate import check_preparation
+
+DATASET_JSON = "dataset.json"
+# an image with larger values is no label map
+LARGEST_LABEL = 4095
+# mm; nnU-Net's spacing of the axis that 2D images do not have
+NO_AXIS = 999
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Label map of a case.
+
+    Attributes:
+        voxels: unsigned integers, two or three axes; axes of one voxel are left out, as they have no neighbours.
+        spacing: mm, one number per axis.
+        voxel_volume: mm^3; None for 2D images, whose thickness is unknown.
+    """
+
+    voxels: NDArray
+    spacing: tuple[float, ...]
+    voxel_volume: float | None
+
+
+def load_dataset_json(path: Path) -> dict[str, Any]:
+    """Read a dataset.json, such as the copy that nnU-Net writes beside predictions.
+
+    Raises:
+        OSError: if it cannot be opened.
+        ValueError: if it is damaged, or names a reader that is not nnU-Net's.
+    """
+    with reading(path, "a dataset.json of nnU-Net", "predict again"):
+        dataset = read_json(path, "a dataset.json of nnU-Net")
+        dataset = {**dataset, "labels": dataset["labels"], "file_ending": dataset["file_ending"]}
+    if (reader := dataset.get("overwrite_image_reader_writer")) not in (None, "None"):
+        check_preparation({"image_reader_writer": reader, "configurations": {}}, str(path), "predict again")
+    return dataset
+
+
+def common_file_ending(folder: Path) -> str:
+    """Return the common ending of a folder's files; ``.nii.gz`` is one ending.
+
+    Raises:
+        ValueError: if they have several.
+    """
+    endings = {"".join(p.suffixes[-2:] if p.suffix == ".gz" else p.suffixes[-1:]) for p in folder.iterdir()}
+    endings = {e for e in endings if e not in ("", ".json")}
+    if len(endings) != 1:
+        found = ", ".join(sorted(endings)) or "no file"
+        raise ValueError(
+            f"{folder} must hold files of one ending, found {found}; or copy dataset.json to the predictions"
+        )
+    return endings.pop()
+
+
+def find_reader(dataset: dict[str, Any] | None, file_ending: str, example: Path) -> BaseReaderWriter:
+    """Return nnU-Net's reader of a dataset, or of a file ending if there is no dataset.json."""
+    # nnU-Net prints the traceback of every reader that fails on the example and then raises a one-line error
+    with redirect_stderr(StringIO()):
+        if dataset is not None:
+            return determine_reader_writer_from_dataset_json(dataset, str(example), verbose=False)()
+        return determine_reader_writer_from_file_ending(file_ending, str(example), verbose=False)()
+
+
+def read_segmentation(reader: BaseReaderWriter, path: Path) -> tuple[NDArray, tuple[float, ...]]:
+    """Read a segmentation.
+
+    Returns:
+        its voxels, three axes of nnU-Net's order (2D images have a first one of length 1), and their spacing in mm.
+
+    Raises:
+        ValueError: if it cannot be read, or has several channels.
+    """
+    try:
+        segmentation, properties = reader.read_seg(str(path))
+    except Exception as error:  # each reader raises its own errors
+        raise ValueError(f"{path} cannot be read as a segmentation: {str(error).splitlines()[-1:]}") from error
+    if len(segmentation) != 1:
+        raise ValueError(f"{path} has {len(segmentation)} channels; a segmentation has one")
+    return segmentation[0], tuple(map(float, properties["spacing"]))
+
+
+def read_label_map(reader: BaseReaderWriter, path: Path) -> Segmentation:
+    """Read a segmentation as a label map, after a look at its size.
+
+    Raises:
+        OSError: if the file is missing.
+        ValueError: if it cannot be read, is too large for the memory, or holds other values than labels.
+    """
+    check_size([path])
+    voxels, spacing = read_segmentation(reader, path)
+    low, high = (voxels.min(), voxels.max()) if voxels.size else (0, 0)
+    if not 0 <= low <= high <= LARGEST_LABEL:  # false for NaN as well
+        raise ValueError(f"{path} holds values from {low:g} to {high:g}; labels are integers up to {LARGEST_LABEL}")
+    labels = voxels.astype(np.uint8 if high < 256 else np.uint16)
+    if not np.array_equal(labels, voxels):
+        raise ValueError(f"{path} holds values that are no integers; is it a segmentation?")
+    is_flat = NO_AXIS in spacing
+    kept = [axis for axis, size in enumerate(labels.shape) if size > 1] or [0]
+    squeezed = labels.reshape([labels.shape[axis] for axis in kept])
+    volume = None if is_flat else float(np.prod(spacing))
+    return Segmentation(squeezed, tuple(spacing[axis] for axis in kept), volume)
