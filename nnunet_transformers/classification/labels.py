@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pretraining.data.cases import strip_ending
+from ..pretraining.data.formats import strip_ending
 
 SPLITS = ("train", "val", "test")
 PRESENCE = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "": np.nan}
