@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Any
 
 from ..._atomic import write_json
+from ..._reading import reading
 from .cases import ImageCase
 from .image_store import ShardWriter
 from .index import FORMAT, INDEX, PARTS, PreparedCase, Skipped
@@ -50,7 +51,8 @@ class FolderState:
         self._reset()
         for part in ("", *PARTS):
             for line in read_lines(output / part):
-                self._take(line, part)
+                with reading(output / part / MANIFEST, "a manifest of prepared images", "choose another folder"):
+                    self._take(line, part)
 
     def _reset(self) -> None:
         self.settings: dict[str, Any] | None = None

@@ -82,7 +82,10 @@ def inspect_case(settings: Inspection, case: ImageCase) -> Facts | Skipped:
 
 def reason_of(error: Exception, what: str) -> str:
     """Return why an image is skipped: the message of ``UnusableError``, or what failed and the error's first line."""
-    return str(error) if isinstance(error, UnusableError) else f"{what}: {first_line(error)}"
+    if isinstance(error, UnusableError):
+        return str(error)
+    _, _, of_itk = str(error).partition("ERROR: ")  # before it SimpleITK names files of its own source
+    return f"{what}: {first_line(ValueError(of_itk) if of_itk.strip() else error)}"
 
 
 def _cropped_share(voxels: NDArray) -> float:

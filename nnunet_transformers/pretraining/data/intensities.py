@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 from numpy.typing import NDArray
-from skimage.filters import threshold_otsu
 
 # voxels of a channel that are looked at
 SAMPLES = 100_000
@@ -40,7 +40,7 @@ class Intensities:
             window: lowest and highest value; others are clipped.
         """
         values = sample(channel).astype(np.float64)
-        foreground = values[values > threshold_otsu(values)] if values.min() < values.max() else values
+        foreground = values[values > _otsu_threshold(values)]
         if window is not None:
             foreground = foreground.clip(window[0], window[1])
         quantiles = tuple(float(q) for q in np.quantile(foreground, PROBABILITIES))
@@ -54,6 +54,14 @@ class Intensities:
     def to_json(self) -> list[float]:
         """Return the numbers, in nine digits."""
         return [float(f"{value:.9g}") for value in (self.mean, self.square, *self.quantiles)]
+
+
+def _otsu_threshold(values: NDArray) -> float:
+    """Return the value that separates the two classes of least variance; the lowest one if they are all equal."""
+    filter_ = sitk.OtsuThresholdImageFilter()
+    filter_.Execute(sitk.GetImageFromArray(values[None]))
+    threshold = float(filter_.GetThreshold())
+    return threshold if threshold < values.max() else float(values.min())
 
 
 def sample(channel: NDArray) -> NDArray:

@@ -102,6 +102,8 @@ def prepare_folder(
     check_source(source)
     with lease(output, output.with_name(f"{output.name}.lease")):
         state = FolderState(output)
+        for preparation in state.preparations if not trust else ():
+            check_preparation(preparation.plans, f"the plan of {output}")
         found = find_cases(source, include_test, state.names)
         _check_options(source, found, planned is not None, normalization, intensity_range, reorient)
         settings = {

@@ -39,6 +39,7 @@ class PreparedImages:
         cases: entries of the index by name.
         shapes: shape of each image, (channels, depth, height, width), by name.
         names: image names.
+        files: image names by the path of their first file in the source.
 
     Raises:
         FileNotFoundError, ValueError: as ``read_index``.
@@ -50,6 +51,7 @@ class PreparedImages:
         self.cases = {case.name: case for case in self.index.cases}
         self.shapes = {case.name: case.shape for case in self.index.cases}
         self.names = list(self.shapes)
+        self.files = {case.key: case.name for case in self.index.cases if case.key}
 
     def read(self, name: str, start: Sequence[int], size: Sequence[int]) -> Tensor:
         """Read a part of an image.

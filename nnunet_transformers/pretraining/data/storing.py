@@ -11,6 +11,7 @@ import numpy as np
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from ..._atomic import replacing
 from ..._paths import inside
 from .cases import ImageCase
 from .image_store import compress, encode
@@ -144,16 +145,16 @@ def store_case(settings: Storing, case: ImageCase) -> Stored | Skipped:
         original = image.voxels.transpose([0, *(i + 1 for i in plans.transpose_forward)])[box]
     encoded = encode(data, original)
     entry = PreparedCase(case.name, tuple(data.shape), case.key, scale=encoded.scale, shift=encoded.shift)
-    folder = settings.output / preparation.part
-    path = inside(folder, f"{case.name}.b2nd") if original is None else None
-    patch_size = tuple(configuration.patch_size) if original is None else tuple(configuration.patch_size)[-2:]
-    try:
-        if path is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        content = compress(encoded.voxels, patch_size, path)
-    except OSError as error:
-        raise OSError(f"{folder}: {error.strerror or error}") from error
-    return Stored(entry, preparation.part, content, remarks)
+    if original is not None:
+        content = compress(encoded.voxels, tuple(configuration.patch_size)[-2:])
+        return Stored(entry, preparation.part, content, remarks)
+    path = inside(settings.output / preparation.part, f"{case.name}.b2nd")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = compress(encoded.voxels, configuration.patch_size)
+    # bytes rather than blosc2's own file: it would replace the file that is locked as not being an orphan
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+    return Stored(entry, preparation.part, b"", remarks)
 
 
 def with_place(stored: Stored, place: Mapping[str, Any]) -> Stored:
