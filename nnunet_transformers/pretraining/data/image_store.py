@@ -25,11 +25,12 @@ from .index import PreparedCase
 SHARD_BYTES = 2**30
 # error of the linear map, relative to the range of an image: a third of a step of 16 bits
 TOLERANCE = 5e-6
-# codec, level and filter by bytes of a voxel; nnU-Net's for float32, and what packs radiographs fastest to few bytes
+# codec, level and filters to choose from, by bytes of a voxel: what packs radiographs fastest to few bytes, and
+# nnU-Net's for float32, where voxels that were resampled want another filter than those of the source
 CODECS = {
-    1: (blosc2.Codec.ZSTD, 1, blosc2.Filter.BITSHUFFLE),
-    2: (blosc2.Codec.ZSTD, 1, blosc2.Filter.SHUFFLE),
-    4: (blosc2.Codec.LZ4HC, 5, blosc2.Filter.SHUFFLE),
+    1: (blosc2.Codec.ZSTD, 1, (blosc2.Filter.BITSHUFFLE,)),
+    2: (blosc2.Codec.ZSTD, 1, (blosc2.Filter.SHUFFLE,)),
+    4: (blosc2.Codec.LZ4HC, 5, (blosc2.Filter.NOFILTER, blosc2.Filter.SHUFFLE)),
 }
 
 
@@ -111,9 +112,17 @@ def compress(voxels: NDArray, patch_size: Sequence[int]) -> bytes:
     blosc2.set_nthreads(1)
     blocks, chunks = comp_blosc2_params(voxels.shape, tuple(patch_size), voxels.itemsize)
     codec, level, filters = CODECS[voxels.itemsize]
-    cparams = {"codec": codec, "clevel": level, "filters": [filters], "nthreads": 1}
-    array = blosc2.asarray(np.ascontiguousarray(voxels), chunks=chunks, blocks=blocks, cparams=cparams)
-    return bytes(array.to_cframe())
+    # the chunk in the middle decides on the filter
+    starts = [(n - c) // 2 for n, c in zip(voxels.shape, chunks, strict=True)]
+    middle = voxels[tuple(slice(s, s + c) for s, c in zip(starts, chunks, strict=True))]
+
+    def packed(part: NDArray, chosen: blosc2.Filter) -> bytes:
+        cparams = {"codec": codec, "clevel": level, "filters": [chosen], "nthreads": 1}
+        array = blosc2.asarray(np.ascontiguousarray(part), chunks=chunks, blocks=blocks, cparams=cparams)
+        return bytes(array.to_cframe())
+
+    best = filters[0] if len(filters) == 1 else min(filters, key=lambda chosen: len(packed(middle, chosen)))
+    return packed(voxels, best)
 
 
 def open_image(folder: Path, case: PreparedCase) -> Any:

@@ -130,6 +130,8 @@ def store_case(settings: Storing, case: ImageCase) -> Stored | Skipped:
     if all(may_be_labels(channel) for channel in image.voxels):
         remarks["few_values"] = True
     plans, configuration = PlansManager(preparation.plans), preparation.manager
+    # what nnU-Net resamples beside the image is the mask of its zeros, which nothing reads afterwards
+    configuration.configuration.update(resampling_fn_seg="no_resampling_hack", resampling_fn_seg_kwargs={})
     try:
         data, _, properties = DefaultPreprocessor(verbose=False).run_case_npy(
             image.voxels, None, image.properties, plans, configuration, {"labels": {}}
