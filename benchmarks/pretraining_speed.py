@@ -23,7 +23,7 @@ from typing import Any
 from pretraining import CONFIGURATION, DATASET, FOLD, METHODS, fit_arguments, plan
 
 from nnunet_transformers.plans.planned import PlannedConfiguration
-from nnunet_transformers.pretraining.data.cases import validation_cases
+from nnunet_transformers.pretraining.data.folds import validation_cases
 from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.fit import fit
 

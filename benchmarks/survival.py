@@ -55,7 +55,7 @@ class Command:
 
     Attributes:
         words: of the command line, run in the scratch folder.
-        makes: folder that it makes at its end; where it is there, the command is done, and refuses to run again.
+        makes: file or folder that it makes at its end; where it is there, the command is done.
         again: further words to go on after a kill; None repeats the command as it is.
         results: pattern of the files that must equal those of an uninterrupted run.
     """
@@ -67,7 +67,9 @@ class Command:
 
 
 COMMANDS = {
-    "prepare": Command(["pretrain", "prepare", f"raw/{DATASET}", "out", "-np", "2"], results="out/*.b2nd", makes="out"),
+    "prepare": Command(
+        ["pretrain", "prepare", f"raw/{DATASET}", "out", "-np", "2"], results="out/*.b2nd", makes="out/index.json"
+    ),
     "pretrain": Command(PRETRAIN, ["--ckpt_path=last"], "run/*.pth"),
     "classify": Command(CLASSIFY, ["--ckpt_path=last"], "run/*.pth"),
     "train": Command(

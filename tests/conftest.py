@@ -27,8 +27,8 @@ from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities import utils
 
+from nnunet_transformers import _workers
 from nnunet_transformers.architectures import _registry
-from nnunet_transformers.pretraining.data import prepare
 from nnunet_transformers.trainers.trainer import TransformerTrainer
 from nnunet_transformers.weights import sealed
 from tests.hub_server import connect, running_hub
@@ -137,7 +137,7 @@ def light_nnunet() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(multiprocessing, "get_context", _context_of_threads)
         monkeypatch.setattr(utils, "Pool", ThreadPool)
-        monkeypatch.setattr(prepare, "ProcessPoolExecutor", _executor_of_threads)
+        monkeypatch.setattr(_workers, "ProcessPoolExecutor", _executor_of_threads)
         monkeypatch.setattr(DatasetFingerprintExtractor, "__init__", with_few_voxels)
         # nnU-Net shares the picture with a model, so that there is one
         monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: Path(folder, "progress.png").touch())
@@ -158,7 +158,7 @@ def worker_processes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(multiprocessing, "get_context", _get_context)
         monkeypatch.setattr(utils, "Pool", multiprocessing.Pool)
-        monkeypatch.setattr(prepare, "ProcessPoolExecutor", ProcessPoolExecutor)
+        monkeypatch.setattr(_workers, "ProcessPoolExecutor", ProcessPoolExecutor)
         yield
 
 

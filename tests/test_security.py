@@ -221,6 +221,36 @@ class TestNames:
         with pytest.raises(ValueError, match="is truncated or not an index of prepared images"):
             invoke("pretrain", "show-matches", folder, "ball_1", "ball_1", tmp_path / "figure.png")
 
+    @pytest.mark.parametrize(
+        "line",
+        [
+            {"stored": "../ball_0", "shape": [1, 4, 4, 4]},
+            {"stored": "ball_0", "shape": [1, 4, 4, 4], "shard": "../../secret"},
+            {"stored": "ball_0", "shape": [1, 4, 4, 4], "shard": "s.tar", "offset": -7},
+            {"stored": "ball_0", "shape": [1, 4, 4, 4], "scale": [1.0, 1.0], "shift": [0.0, 0.0]},
+            {"skipped": 7, "reason": "none"},
+        ],
+        ids=str,
+    )
+    def test_manifest(self, line, tmp_path):
+        head = {"format": 2, "channels": ["CT"], "spacing": [1, 1, 1], "normalization": ["CTNormalization"]}
+        (tmp_path / "index.json").write_text(json.dumps(head))
+        (tmp_path / "manifest.jsonl").write_text(json.dumps(line) + "\n")
+        with pytest.raises(ValueError, match="is truncated or not an index of prepared images"):
+            read_index(tmp_path)
+
+    def test_manifest_to_go_on_with(self, hostile, tmp_path):
+        """Its plan is of whoever made the folder."""
+        image = np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32)
+        (tmp_path / "in").mkdir()
+        sitk.WriteImage(sitk.GetImageFromArray(image), str(tmp_path / "in" / "a.nii.gz"))
+        invoke("pretrain", "prepare", tmp_path / "in", tmp_path / "out", "-np", 1)
+        path = tmp_path / "out" / "manifest.jsonl"
+        path.write_text(path.read_text().replace('"DefaultPreprocessor"', f'"{HOSTILE}.Preprocessor"'))
+        sitk.WriteImage(sitk.GetImageFromArray(image + 1), str(tmp_path / "in" / "b.nii.gz"))
+        with pytest.raises(ValueError, match=r"names .* as preprocessor_name"):
+            invoke("pretrain", "prepare", tmp_path / "in", tmp_path / "out", "-np", 1)
+
     def test_readers_of_prepared_images(self, tmp_path):
         images = PreparedImages(Path(shutil.copytree(STORED / "prepared", tmp_path / "prepared")))
         with pytest.raises(ValueError, match="leads out"):
@@ -281,7 +311,7 @@ class TestTexts:
         image = np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32)
         sitk.WriteImage(sitk.GetImageFromArray(image), str(tmp_path / "in" / "b.nii.gz"))
         result = invoke("pretrain", "prepare", tmp_path / "in", tmp_path / "out", "-np", 1)
-        assert "skipped a\\x1b[2J: cannot be read" in result.output
+        assert "skipped a_[2J-" in result.output
         assert "\x1b" not in result.output
 
     def test_card(self, folders):

@@ -129,7 +129,7 @@ class ClassificationData(EpochData):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.images = PreparedImages(Path(folder))
         self.index = self.images.index
-        labelled = read_labels(Path(table), self.images.names, labels)
+        labelled = read_labels(Path(table), self.images.names, labels, self.images.files)
         self.columns, self.multi_label, self.classes = labelled.columns, labelled.multi_label, labelled.classes()
         if len(self.classes) < 2:
             raise ValueError(f"all images in {table} have the label {self.classes[0]!r}; a classifier needs two")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pretraining.data.cases import strip_ending
+from ..pretraining.data.formats import strip_ending
 
 SPLITS = ("train", "val", "test")
 PRESENCE = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "": np.nan}
@@ -72,7 +72,9 @@ class LabelledImages:
         return np.array([[label == c for c in classes] for label in self.labels], dtype=np.float32)
 
 
-def read_labels(table: Path, known: Collection[str], columns: Sequence[str] = ("label",)) -> LabelledImages:
+def read_labels(
+    table: Path, known: Collection[str], columns: Sequence[str] = ("label",), files: Mapping[str, str] | None = None
+) -> LabelledImages:
     """Read a CSV file with the columns ``image``, the label columns and, for a fixed split, ``split``.
 
     Args:
@@ -80,6 +82,7 @@ def read_labels(table: Path, known: Collection[str], columns: Sequence[str] = ("
             ending.
         known: names of the prepared images.
         columns: label columns, see ``LabelledImages``.
+        files: names of the prepared images by their files in the source, see ``PreparedImages``.
 
     Raises:
         ValueError: if a column is missing, an image is repeated or has no label, a label or split is invalid, or no
@@ -93,7 +96,7 @@ def read_labels(table: Path, known: Collection[str], columns: Sequence[str] = ("
         raise ValueError(f"{table} has no column {', '.join(missing)}; it has {', '.join(found) or 'none'}")
     _check_rows(table, rows, columns)
     known = frozenset(known)
-    names = [_known_name(row["image"], known) for row in rows]
+    names = [_known_name(row["image"], known, files or {}) for row in rows]
     twice = [name for name, number in Counter(names).items() if name and number > 1]
     if twice:
         raise ValueError(f"{table} names {', '.join(twice[:3])} more than once")
@@ -132,8 +135,10 @@ def _check_rows(table: Path, rows: Sequence[dict[str, str | None]], columns: Seq
             )
 
 
-def _known_name(file: str, known: Collection[str]) -> str | None:
+def _known_name(file: str, known: Collection[str], files: Mapping[str, str]) -> str | None:
     """Return the prepared name of a file: tried with its path, without folder, and without nnU-Net's channel number."""
+    if (name := files.get(file.replace("\\", "/"))) is not None:
+        return name
     path = strip_ending(file.replace("\\", "/"))
     short = path.rpartition("/")[2]
     candidates = (file, path.replace("/", "__"), short, short.removesuffix("_0000"))

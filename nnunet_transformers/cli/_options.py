@@ -113,3 +113,16 @@ def parse_spacing(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise ValueError(f"--spacing {text!r} is not a list of numbers such as 1,1,1") from error
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    """Parse a range of intensities such as "-175,250".
+
+    Raises:
+        ValueError: if it is not two numbers.
+    """
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"--intensity-range {text!r} is not two numbers such as -175,250") from error
+    return low, high

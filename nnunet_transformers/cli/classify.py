@@ -80,7 +80,10 @@ def predict_classes(
     checkpoint, prepared = ClassifierCheckpoint.load(classifier), PreparedImages(images)
     checkpoint.check_images(prepared.index, images)
     # read before the prediction, so that a wrong table fails early
-    labelled = images_to_score(checkpoint, read_labels(labels, prepared.names, checkpoint.columns)) if labels else None
+    labelled = None
+    if labels is not None:
+        table = read_labels(labels, prepared.names, checkpoint.columns, prepared.files)
+        labelled = images_to_score(checkpoint, table)
     predictor, names = Predictor(checkpoint, device), prepared.names
     predictions = {name: predictor.probabilities(prepared, name) for name in track(names, description="predicting")}
     _write_csv(predictions, checkpoint, output)

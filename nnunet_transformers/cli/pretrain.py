@@ -15,6 +15,7 @@ from ._options import (
     PreparedFolder,
     Trust,
     parse_patch_size,
+    parse_range,
     parse_spacing,
 )
 from ._output import echo
@@ -37,12 +38,21 @@ def prepare(
         str | None,
         typer.Option(help="nnU-Net's name, such as rescale_to_0_1, for a folder of images; zscore by default."),
     ] = None,
+    intensity_range: Annotated[
+        str, typer.Option(help="Clip CT to LOW,HIGH, such as -175,250; by default to percentiles of the foreground.")
+    ] = "",
+    reorient: Annotated[bool, typer.Option("--reorient", help="Bring volumes to RAS.")] = False,
+    include_test: Annotated[bool, typer.Option("--include-test", help="Take a dataset's test images too.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try skipped images again.")] = False,
     like: Annotated[Path | None, typer.Option(help="Prepare images as for the training of this classifier.")] = None,
     trust: Trust = False,
 ) -> None:
-    """Resample, normalise and store images as nnU-Net does; labels are not needed."""
-    from ..pretraining.data.cases import validation_cases
-    from ..pretraining.data.prepare import prepare as prepare_images
+    """Resample, normalise and store images as nnU-Net does; labels are not needed.
+
+    After an interruption, or when images were added, the same command goes on where it was.
+    """
+    from ..pretraining.data.folds import validation_cases
+    from ..pretraining.data.prepare import prepare_folder
 
     wanted = parse_spacing(spacing) if spacing else None
     planned = PlanReference(dataset, plans, configuration).load()
@@ -56,7 +66,7 @@ def prepare(
     if chosen is not None and wanted is not None:
         raise ValueError("--spacing contradicts --plans or --like, which specify the spacing; leave it out")
     left_out = () if fold is None else validation_cases(source, fold)
-    stored, skipped = prepare_images(
+    summary = prepare_folder(
         source,
         output,
         spacing=wanted,
@@ -66,10 +76,13 @@ def prepare(
         planned=chosen,
         normalization=normalization,
         trust=trust,
+        intensity_range=parse_range(intensity_range) if intensity_range else None,
+        reorient=reorient,
+        include_test=include_test,
+        retry_failed=retry_failed,
     )
-    for case in skipped:
-        echo(f"skipped {case.name}: {case.reason}")
-    echo(f"{output}: {len(stored)} images, {len(skipped)} skipped, {len(left_out)} left out for validation")
+    for line in summary.lines():
+        echo(line)
 
 
 @commands.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -40,7 +40,7 @@ def classify(
     from ..pretraining.data import PreparedImages
 
     prepared = PreparedImages(images)
-    labelled = read_labels(labels, prepared.names)
+    labelled = read_labels(labels, prepared.names, files=prepared.files)
     split, is_test = labelled.split, labelled.is_test
     if split is not None and len(set(split == "test")) < 2:
         raise ValueError(f"column split of {labels} must hold test and train or val, and both, got {split[0]!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from .encoder_pretraining import EncoderPretraining
 
 class BestEpochPretraining(EncoderPretraining):
     """Base of the methods whose files are written only when the validation loss is the lowest so far.
+
+    A validation loss that is not finite ends the run.
 
     An epoch that ``max_steps`` cuts short is not validated; its files are written only if no epoch was validated.
 
@@ -37,6 +40,11 @@ class BestEpochPretraining(EncoderPretraining):
         if self.trainer.sanity_checking:
             return
         loss, lowest = float(self.trainer.callback_metrics["val_loss"]), float(self.lowest_val_loss)
+        if not math.isfinite(loss):
+            raise RuntimeError(
+                f"diverged: the validation loss is {loss} (epoch {self.current_epoch}). Lower the learning rate or "
+                "train in float32; the files of the best epoch before are kept"
+            )
         self.is_best = loss < lowest
         self.lowest_val_loss.fill_(min(loss, lowest))
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 
 from .._text import printable
 from ..plans.planned import PlannedConfiguration
@@ -56,18 +56,31 @@ class PretrainingCLI(RecipeCLI):
                 "network from a plan (-d, -p) or set --model.init_args.input_channels"
             )
         if self.planned is not None:
-            self._compare(index, self.planned.configuration)
+            self._compare(index, self.planned)
 
     @staticmethod
-    def _compare(index: PreparedIndex, configuration: ConfigurationManager) -> None:
-        compared: tuple[tuple[str, Sequence[Any] | None, Sequence[Any]], ...] = (
+    def _compare(index: PreparedIndex, plan: PlannedConfiguration) -> None:
+        configuration = plan.configuration
+        ct_ranges = _ct_ranges(plan.plans, configuration.normalization_schemes)
+        compared: tuple[tuple[str, Sequence[Any] | None, Sequence[Any] | None], ...] = (
             ("spacing", index.spacing, configuration.spacing),
             ("normalization", index.normalization, configuration.normalization_schemes),
+            ("range of CT", _ct_ranges(index.plans, index.normalization), ct_ranges),
         )
         for name, prepared, planned in compared:
-            if prepared is not None and list(prepared)[-len(planned) :] != list(planned):
+            if prepared is not None and planned is not None and list(prepared)[-len(planned) :] != list(planned):
                 note = f"note: the images were prepared with {name} {list(prepared)}, the plan has {list(planned)}; "
                 print(printable(note) + "`pretrain prepare -d ... -p ...` prepares them as for training")
+
+
+def _ct_ranges(plans: Mapping[str, Any] | None, schemes: Sequence[str]) -> list[list[float]] | None:
+    """Return the lowest and highest intensity of each channel with CT normalisation; None if there is none."""
+    if plans is None or CTNormalization.__name__ not in schemes:
+        return None
+    statistics = plans["foreground_intensity_properties_per_channel"]
+    ends = ("percentile_00_5", "percentile_99_5")
+    chosen = [str(i) for i, scheme in enumerate(schemes) if scheme == CTNormalization.__name__]
+    return [[round(statistics[channel][end], 2) for end in ends] for channel in chosen]
 
 
 def fit(

@@ -8,17 +8,16 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import nibabel
 import numpy as np
-from nibabel.dataobj_images import DataobjImage
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 
 from .._image_size import check_size
+from .._orientation import orientation
+from .._voxels import check_complete, count_non_finite
 from ..plans.planned import channel_names
 from .load import LoadedModel
-from .orientation import orientation
 
 IMAGE_ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings}, key=len)
 # spacings within this factor of the training images' get no remark
@@ -100,7 +99,8 @@ def check_case(files: Sequence[Path], loaded: LoadedModel) -> CheckedCase:
     images, properties = [], []
     for path in files:
         try:
-            bad = _count_non_finite(path)
+            check_complete(path)
+            bad = count_non_finite(path)
             with redirect_stdout(StringIO()):
                 image, found = reader.read_images([str(path)])
         except Exception as error:  # each reader raises its own errors
@@ -161,14 +161,6 @@ def _check_dimensions(shape: Sequence[int], properties: Mapping[str, Any], loade
     is_flat = len(properties.get("sitk_stuff", {}).get("spacing", shape)) == 2 or shape[0] == 1
     if len(patch) == 3 and is_flat:
         raise ValueError(f"a 2D image ({'x'.join(map(str, shape))} voxels), the model takes 3D images")
-
-
-def _count_non_finite(path: Path) -> int:
-    """Count the voxels of a NIfTI file that are NaN or infinite, which ITK reads as 0; raises if it is truncated."""
-    if not path.name.endswith((".nii", ".nii.gz")):
-        return 0
-    voxels = np.asanyarray(cast(DataobjImage, nibabel.load(path)).dataobj)
-    return int(voxels.size - np.isfinite(voxels).sum())
 
 
 def _spacing_remarks(spacing: Sequence[float], loaded: LoadedModel) -> list[str]:

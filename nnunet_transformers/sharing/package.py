@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._atomic import new_folder, write_text
+from .._orientation import training_orientations
 from .._reading import read_json
 from ..plans.planned import find_trainer
 from ..weights.nnunet_checkpoint import FINAL
@@ -21,7 +22,6 @@ from .contents import DOCKERFILE, ENTRY_POINT, REQUIREMENTS, WHEELS, WHEELS_LINE
 from .description import Description, Model
 from .load import build_network, builds_plans_network, check_weights
 from .manifest import Manifest, write_manifest
-from .orientation import training_orientations
 from .requirements import pinned_requirements
 from .shareable import copy_shareable
 from .trained import TrainedFold, extract_models, find_folds, read_fold

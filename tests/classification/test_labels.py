@@ -42,6 +42,13 @@ def test_names(tmp_path):
         found.targets(["x", "z"])
 
 
+def test_files_in_the_source(tmp_path):
+    """Which lead to names that are not like them."""
+    table = write(tmp_path, "image,label\na/x.png,1\nx.tif,0\n")
+    found = read_labels(table, ["x", "x-1234abcd"], files={"a/x.png": "x-1234abcd", "x.tif": "x"})
+    assert found.names == ["x-1234abcd", "x"]
+
+
 def test_several_labels(tmp_path):
     table = write(tmp_path, "image,edema,nodule,split\na,1,,train\nb,0.0,1,test\n")
     found = read_labels(table, ["a", "b"], ["edema", "nodule"])

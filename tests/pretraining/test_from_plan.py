@@ -14,7 +14,8 @@ from nnunet_transformers import cli
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.plans.planned import PlannedConfiguration
 from nnunet_transformers.pretraining.data import read_index
-from nnunet_transformers.pretraining.data.cases import find_cases, validation_cases
+from nnunet_transformers.pretraining.data.cases import find_cases
+from nnunet_transformers.pretraining.data.folds import validation_cases
 from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.from_plan import model_arguments
 from nnunet_transformers.weights import initialise, load_encoder
@@ -119,7 +120,7 @@ def test_network_of_a_plan(planned):
 def test_folds(nnunet_folders):
     source = write_dataset(nnunet_folders / "raw", cases=10)
     default = [set(validation_cases(source, fold)) for fold in range(5)]
-    assert set.union(*default) == {case.name for case in find_cases(source)[0]}
+    assert set.union(*default) == {case.name for case in find_cases(source).cases}
     folder = nnunet_folders / "preprocessed" / source.name
     folder.mkdir()
     (folder / "splits_final.json").write_text(json.dumps([{"train": ["ball_1"], "val": ["ball_3"]}]))
@@ -144,8 +145,9 @@ class TestFiles:
         stored, _ = prepare(tmp_path / "raw", tmp_path / "prepared", patch_size=(16, 16))
         assert [case.name for case in stored] == ["1.2.3", "1.2.4", "v1.0__a"]
         self.write(tmp_path / "raw" / "1.2.3.tif")
-        with pytest.raises(ValueError, match=r"more than one image named 1\.2\.3"):
-            prepare(tmp_path / "raw", tmp_path / "other", patch_size=(16, 16))
+        stored, _ = prepare(tmp_path / "raw", tmp_path / "prepared", patch_size=(16, 16))
+        assert [case.key for case in stored] == ["1.2.3.png", "1.2.3.tif", "1.2.4.png", "v1.0/a.png"]
+        assert stored[1].name.startswith("1.2.3-")
 
     def test_colour_images(self, tmp_path):
         for name in ("a", "b"):

@@ -401,3 +401,10 @@ class TestRuns:
             written.append(bool(checkpoints(module)))
         assert written == [True, True, False, True]
         assert module.lowest_val_loss == 1.0
+        for loss in (math.nan, math.inf):
+            module.trainer = SimpleNamespace(
+                sanity_checking=False, callback_metrics={"val_loss": loss}, current_epoch=5
+            )
+            with pytest.raises(RuntimeError, match=rf"diverged: the validation loss is {loss} \(epoch 5\)"):
+                module.on_validation_end()
+        assert module.lowest_val_loss == 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +10,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from nnunet_transformers._workers import WorkerDied
 from nnunet_transformers.pretraining.data import MaskedViews, PreparedCase, PreparedImages, Skipped, read_index
-from nnunet_transformers.pretraining.data import prepare as module
 from nnunet_transformers.pretraining.data.prepare import prepare
 from tests.conftest import worker_processes, write_dataset
 from tests.images import claim
@@ -47,18 +46,29 @@ def test_raw_layout_without_labels(source, tmp_path):
     assert crop(tmp_path / "prepared", (16, 16)).shape == (2, 16, 16)
 
 
-def die(*_: object) -> None:
-    os._exit(1)
-
-
-def test_worker_processes(source, tmp_path, monkeypatch):
+def test_worker_processes(source, tmp_path):
     with worker_processes():
-        stored, _ = prepare(source, tmp_path / "prepared", processes=2)
-        monkeypatch.setattr(module, "_store", die)
-        with pytest.raises(RuntimeError, match="fewer --processes"):
-            prepare(source, tmp_path / "killed", processes=1)
+        stored, _ = prepare(source, tmp_path / "prepared", processes=1)
     assert len(stored) == 3
-    assert [path.name for path in tmp_path.iterdir() if path.name != "raw"] == ["prepared"]
+
+
+class Deadly:
+    """Runs the work here, but that of one image kills the process."""
+
+    def run(self, function, items):
+        for item in items:
+            yield item, WorkerDied() if item.name == "ball_1" else function(item)
+
+
+def test_a_process_that_dies_costs_its_image(source, tmp_path):
+    stored, skipped = prepare(source, tmp_path / "prepared", engine=Deadly())
+    assert [case.name for case in stored] == ["ball_0", "ball_2"]
+    assert [case.name for case in skipped] == ["ball_1"]
+    assert "memory ran out" in skipped[0].reason
+    assert prepare(source, tmp_path / "prepared") == (stored, skipped)
+    stored, skipped = prepare(source, tmp_path / "prepared", retry_failed=True)
+    assert (len(stored), skipped) == (3, [])
+    assert len(read_index(tmp_path / "prepared").cases) == 3
 
 
 def test_crop_larger_than_the_image_is_filled_with_its_minimum(source, tmp_path):
@@ -181,14 +191,15 @@ def test_mistakes(source, tmp_path):
     (tmp_path / "bad" / "a.nii.gz").write_text("nothing")
     with pytest.raises(ValueError, match="none of the 1 images"):
         prepare(tmp_path / "bad", tmp_path / "prepared")
-    assert not (tmp_path / "prepared").exists()
+    with pytest.raises(FileNotFoundError, match="was interrupted"):
+        read_index(tmp_path / "prepared")
     with pytest.raises(ValueError, match="must have 3 numbers"):
         prepare(source, tmp_path / "prepared", spacing=(1, 1))
     with pytest.raises(ValueError, match="--normalization contradicts"):
         prepare(source, tmp_path / "prepared", normalization="ct")
-    (tmp_path / "prepared").mkdir()
-    (tmp_path / "prepared" / "file").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
     with pytest.raises(FileExistsError, match="is not empty"):
-        prepare(source, tmp_path / "prepared")
+        prepare(source, tmp_path / "other")
     with pytest.raises(FileNotFoundError, match="pretrain prepare"):
         read_index(tmp_path)

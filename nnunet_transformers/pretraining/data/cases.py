@@ -1,21 +1,23 @@
-"""Images of a source folder, in nnU-Net's raw layout or plain files, and the folds of a dataset."""
+"""Images of a source folder: of a dataset, or plain files; what is no image, or not to be used, with the reason."""
 
 from __future__ import annotations
 
-import json
+import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.crossval_split import generate_crossval_split
+from .dataset_json import DESCRIPTION, DatasetDescription, read_description
+from .dicom import find_series
+from .formats import FILE_ENDINGS, ending_of, is_dicom, strip_ending
+from .names import assign_names
 
-from ..._paths import inside
-from ...plans.planned import channel_names
-
-FILE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".png", ".bmp", ".tif", ".tiff")
+# folders of label maps: what would be stored as an image if its files were not left alone
+LABELS = re.compile(r"(labels?|masks?|segmentations?|seg|gt)([-_ ]?(tr|ts|val|train|test|\d+))?", re.IGNORECASE)
+DATASET = re.compile(r"(Dataset\d{3}|Task\d+)_.+")
+TRAINING, TEST = "imagesTr", "imagesTs"
 
 
 @dataclass(frozen=True)
@@ -24,95 +26,201 @@ class ImageCase:
 
     Attributes:
         name: name of the prepared image.
-        files: one file, or one per channel.
+        files: one file, one per channel, or those of a DICOM series in the order of its slices.
+        key: path of the first file in the source, or UID of the DICOM series; identifies the image in later runs.
+        dicom: whether the files are DICOM.
     """
 
     name: str
     files: tuple[str, ...]
+    key: str = ""
+    dicom: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Size of the files; 0 for missing ones."""
+        return sum(os.stat(file).st_size for file in self.files if os.path.isfile(file))
 
 
-def strip_ending(name: str) -> str:
-    """Remove the ending of the file format from a name; other dots belong to the name.
+@dataclass(frozen=True)
+class Source:
+    """Images of a folder.
 
-    >>> strip_ending("patient.1.nii.gz")
-    'patient.1'
+    Attributes:
+        cases: images to prepare.
+        channels: channel names, None if they are not stated.
+        ignored: reason by path of every other file.
+        reader: nnU-Net's reader that the dataset asks for.
     """
-    ending = next((e for e in FILE_ENDINGS if name.lower().endswith(e)), "")
-    return name[: len(name) - len(ending)]
+
+    cases: list[ImageCase]
+    channels: list[str] | None = None
+    ignored: dict[str, str] = field(default_factory=dict)
+    reader: str | None = None
 
 
-def find_cases(folder: Path) -> tuple[list[ImageCase], list[str] | None]:
-    """Find the images of a folder in nnU-Net's raw layout (``imagesTr`` and ``imagesTs``) or of plain files.
+def find_cases(folder: Path, include_test: bool = False, known: Mapping[str, str] | None = None) -> Source:
+    """Find the images of a folder: a dataset with ``dataset.json``, or plain files, in subfolders too.
 
     Args:
-        folder: source folder; plain files are searched in its subfolders too.
-
-    Returns:
-        the images, and the channel names if ``dataset.json`` states them.
+        folder: source folder. Of a dataset the training images are taken (``imagesTr``, or the lists of
+            ``dataset.json``); of plain files those outside of folders of label maps.
+        include_test: take a dataset's test images too.
+        known: names that images have had in earlier runs, by their keys.
 
     Raises:
-        ValueError: if there is no image, two images would have the same name, or a name would lead out of a folder.
+        ValueError: if there is no image, the folder holds datasets or is one without ``dataset.json``, that is damaged,
+            or a name leads out of a folder.
+        FileNotFoundError: if there is no such folder.
     """
-    description = folder / "dataset.json"
-    channels = None
-    if description.is_file():
-        dataset = json.loads(description.read_text())
-        channels = channel_names(dataset)
-        cases = _listed(folder, dataset["dataset"]) if "dataset" in dataset else _raw(folder, dataset["file_ending"])
+    check_source(folder)
+    files = dict(_walk(folder))
+    ignored = {path: reason for path, reason in files.items() if reason}
+    paths = [path for path, reason in files.items() if not reason]
+    dicom: set[str] = set()
+    if (folder / DESCRIPTION).is_file():
+        description = read_description(folder)
+        wanted, others = _dataset(folder, description, paths, include_test)
+        channels, reader = description.channels, description.reader
     else:
-        files = sorted(p for p in folder.rglob("*") if p.name.lower().endswith(FILE_ENDINGS))
-        cases = [ImageCase(strip_ending(str(p.relative_to(folder)).replace("/", "__")), (str(p),)) for p in files]
-    if not cases:
+        wanted, others, dicom = _plain(folder, paths)
+        channels = reader = None
+    if not wanted:
         raise ValueError(
-            f"no image in {folder}: it has neither imagesTr with the files that dataset.json describes nor files "
-            f"ending in {', '.join(FILE_ENDINGS)}"
+            f"no image in {folder}: it has neither {TRAINING} with the files that {DESCRIPTION} describes nor DICOM "
+            f"files nor files ending in {', '.join(FILE_ENDINGS)}"
         )
-    twice = [name for name, number in Counter(case.name for case in cases).items() if number > 1]
-    if twice:
-        raise ValueError(f"{folder} has more than one image named {', '.join(twice[:3])}; rename or remove the others")
-    return cases, channels
+    names = assign_names({key: name for key, (name, _) in wanted.items()}, known or {})
+    cases = [ImageCase(names[key], files, key, key in dicom) for key, (_, files) in wanted.items()]
+    return Source(cases, channels, {**ignored, **others}, reader)
 
 
-def _raw(folder: Path, ending: str) -> list[ImageCase]:
-    files = defaultdict(list)
-    for images in (folder / "imagesTr", folder / "imagesTs"):
-        for file in sorted(images.glob(f"*{ending}")):
-            channel = re.search(rf"_\d{{4}}{re.escape(ending)}$", file.name)
-            if channel:
-                files[(images, file.name[: channel.start()])].append(str(file))
-    return [ImageCase(name, tuple(paths)) for (_, name), paths in files.items()]
-
-
-def _listed(folder: Path, dataset: dict[str, dict]) -> list[ImageCase]:
-    """Return the images that dataset.json lists by path, as nnU-Net allows; the images may lie anywhere."""
-    for name in dataset:
-        inside(folder, name)
-    return [ImageCase(name, tuple(str(folder / image) for image in entry["images"])) for name, entry in dataset.items()]
-
-
-def validation_cases(source: Path, fold: int) -> list[str]:
-    """Return the validation cases of a fold of nnU-Net's cross-validation.
-
-    Args:
-        source: dataset in nnU-Net's raw layout.
-        fold: number of the fold in ``splits_final.json`` of the preprocessed folder; without that file, in nnU-Net's
-            default split.
+def check_source(folder: Path) -> None:
+    """Refuse folders of which label maps would be stored as images, and damaged descriptions; reads no other file.
 
     Raises:
-        ValueError: if there is no such fold, ``source`` has no labels, or a case has no image.
+        ValueError, FileNotFoundError: as ``find_cases``.
     """
-    cases, _ = find_cases(source)
-    names = {case.name for case in cases}
-    if not (source / "labelsTr").is_dir():
-        raise ValueError(f"{source} has no labelsTr and therefore no folds; leave --fold out")
-    labelled = sorted(names & {strip_ending(p.name) for p in (source / "labelsTr").iterdir()})
-    folds: Sequence[dict] = generate_crossval_split(labelled, seed=12345, n_splits=5)
-    if nnUNet_preprocessed.is_set():
-        splits = Path(nnUNet_preprocessed) / source.resolve().name / "splits_final.json"
-        folds = json.loads(splits.read_text()) if splits.is_file() else folds
-    if not 0 <= fold < len(folds):
-        raise ValueError(f"there is no fold {fold}; folds are 0 to {len(folds) - 1}")
-    absent = sorted(set(folds[fold]["val"]) - names)
-    if absent:
-        raise ValueError(f"fold {fold} validates on {absent[0]}, of which {source} has no image")
-    return list(folds[fold]["val"])
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    if (folder / DESCRIPTION).is_file():
+        read_description(folder)
+        return
+    inner = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    datasets = [name for name in inner if (folder / name / DESCRIPTION).is_file() or DATASET.fullmatch(name)]
+    if datasets:
+        more = "" if len(datasets) == 1 else f" and {len(datasets) - 1} more"
+        raise ValueError(f"{folder} holds datasets ({datasets[0]}{more}): give the folder of one of them")
+    if TRAINING in inner:
+        raise ValueError(
+            f"{folder} is a dataset without {DESCRIPTION}: add that file, or give {folder / TRAINING} for its images"
+        )
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield each file below a folder, relative to it, with the reason to ignore it; empty for files to look at.
+
+    Links to folders are followed, but not into a folder that contains them.
+    """
+    seen = {os.path.realpath(folder)}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        inner = []
+        for name in sorted(folders):
+            path = os.path.join(parent, name)
+            real = os.path.realpath(path)
+            if real in seen:
+                yield os.path.relpath(path, folder), "a link to a folder that is read already"
+            elif not os.access(path, os.R_OK | os.X_OK):
+                yield os.path.relpath(path, folder), "a folder without permission to read"
+            else:
+                seen.add(real)
+                inner.append(name)
+        folders[:] = inner
+        for name in sorted(names):
+            path = os.path.join(parent, name)
+            relative = os.path.relpath(path, folder).replace(os.sep, "/")
+            is_hidden = any(part.startswith(".") for part in relative.split("/"))
+            yield relative, "hidden" if is_hidden else _reason(Path(path))
+
+
+def _reason(path: Path) -> str:
+    """Why a file is not looked at; empty if it is."""
+    if not path.exists():
+        return "a link to nothing"
+    if not path.is_file():
+        return "no regular file"
+    return ""
+
+
+Wanted = dict[str, tuple[str, tuple[str, ...]]]
+
+
+def _dataset(
+    folder: Path, description: DatasetDescription, paths: Sequence[str], include_test: bool
+) -> tuple[Wanted, dict[str, str]]:
+    """Return the wanted name and files of each image of a dataset by its key, and the other files with reasons."""
+    if description.training is not None:
+        listed = {name: list(files) for name, files in description.training.items()}
+        if include_test:
+            listed |= {file: [file] for file in description.test}
+        wanted = {
+            _relative(files[0], folder): (strip_ending(os.path.basename(name)), tuple(files))
+            for name, files in listed.items()
+        }
+    else:
+        folders = (TRAINING, TEST) if include_test else (TRAINING,)
+        wanted = _channel_files(folder, [p for p in paths if os.path.dirname(p) in folders], description.file_ending)
+    used = {_relative(file, folder) for _, files in wanted.values() for file in files}
+    return wanted, {path: _part(path) for path in paths if path not in used}
+
+
+def _channel_files(folder: Path, paths: Iterable[str], ending: str | None) -> Wanted:
+    """Group files CASE_0000.ENDING by case; without an ending in ``dataset.json`` by those of all known formats."""
+    grouped: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for path in paths:
+        found = ending_of(path) if ending is None else ending
+        channel = re.fullmatch(rf"(.+)_\d{{4}}{re.escape(found)}", os.path.basename(path)) if found else None
+        if channel:
+            grouped[os.path.dirname(path), channel[1]].append(path)
+    return {files[0]: (name, tuple(str(folder / f) for f in files)) for (_, name), files in grouped.items()}
+
+
+def _part(path: str) -> str:
+    """Why a file of a dataset is not used."""
+    first = path.split("/", 1)[0]
+    if LABELS.fullmatch(first):
+        return "a label map"
+    if first == TEST:
+        return "a test image, which --include-test takes"
+    return "not among the training images" if ending_of(path) else "no image"
+
+
+def _plain(folder: Path, paths: Sequence[str]) -> tuple[Wanted, dict[str, str], set[str]]:
+    """Return the wanted name and files of each image by its key, other files with reasons, and the keys of DICOM."""
+    wanted: Wanted = {}
+    others, dicom = {}, []
+    for path in paths:
+        if any(LABELS.fullmatch(part) for part in path.split("/")[:-1]):
+            others[path] = "in a folder of label maps by its name"
+        elif path.lower().endswith(FILE_ENDINGS):
+            wanted[path] = (strip_ending(path).replace("/", "__"), (str(folder / path),))
+        elif _is_dicom(folder / path):
+            dicom.append(path)
+        else:
+            suffix = Path(path).suffix.lower()
+            others[path] = f"no image ({suffix})" if suffix else "no image"
+    series, unusable = find_series(folder, dicom)
+    return {**wanted, **series}, {**others, **unusable}, set(series)
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        return is_dicom(path)
+    except OSError:
+        return False
+
+
+def _relative(file: str, folder: Path) -> str:
+    """Return the path of a file in the source with forward slashes; of a file elsewhere its absolute path."""
+    path = os.path.relpath(file, os.path.abspath(folder))
+    return file if path.startswith("..") else path.replace(os.sep, "/")

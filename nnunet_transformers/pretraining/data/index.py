@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ..._atomic import write_json
 from ..._paths import inside
-from ..._reading import read_json, reading
+from ..._reading import RefusedError, read_json, reading
+from .manifest import MANIFEST, read_lines
 
 INDEX = "index.json"
+# of a folder whose images are in the manifest; one without a number lists them in the index
+FORMAT = 2
+# parts of a folder whose source mixes 2D images and volumes
+PARTS = ("2d", "3d")
 
 
 @dataclass(frozen=True)
@@ -20,12 +25,42 @@ class PreparedCase:
     """A usable image of an index.
 
     Attributes:
-        name: name of its ``.b2nd`` file.
+        name: name of its ``.b2nd`` file, or of the member of its shard.
         shape: (channels, *size); empty for images that are read from their source.
+        key: path of the first file in the source, or UID of the DICOM series; empty where unknown.
+        shard: file that holds it together with others; empty for a file of its own.
+        offset, length: its bytes in the shard.
+        scale, shift: of each channel, by which value = scale * stored + shift; empty if the values are stored.
     """
 
     name: str
     shape: tuple[int, ...] = ()
+    key: str = ""
+    shard: str = ""
+    offset: int = 0
+    length: int = 0
+    scale: tuple[float, ...] = ()
+    shift: tuple[float, ...] = ()
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> PreparedCase:
+        """Build an image's entry from its JSON form.
+
+        Raises:
+            KeyError, TypeError, ValueError: if an entry is missing or malformed.
+        """
+        shape = tuple(_size(content.get("shape", ())))
+        scale, shift = (tuple(float(v) for v in content.get(name, ())) for name in ("scale", "shift"))
+        if len({len(scale), len(shift), *shape[:1]} - {0}) > 1:
+            raise ValueError(f"scale and shift of {content['name']!r} are not of its channels")
+        key, shard = (_text(content.get(name, "")) for name in ("key", "shard"))
+        offset, length = (_number(content.get(name, 0)) for name in ("offset", "length"))
+        return cls(_text(content["name"]), shape, key, shard, offset, length, scale, shift)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, without unknown entries."""
+        unknown = {field.name: field.default for field in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != unknown[name]}
 
 
 @dataclass(frozen=True)
@@ -78,9 +113,7 @@ class PreparedIndex:
         """
         spacing, images = content["spacing"], content.get("images")
         return cls(
-            cases=tuple(
-                PreparedCase(_text(case["name"]), tuple(_size(case.get("shape", ())))) for case in content["cases"]
-            ),
+            cases=tuple(PreparedCase.from_json(case) for case in content["cases"]),
             skipped=tuple(Skipped(_text(case["name"]), _text(case["reason"])) for case in content["skipped"]),
             channels=tuple(map(_text, content["channels"])),
             spacing=None if spacing is None else tuple(map(float, spacing)),
@@ -98,7 +131,7 @@ class PreparedIndex:
             "images": None if self.images is None else self.images.to_json(),
         }
         return {
-            "cases": [{key: value for key, value in asdict(case).items() if value != ()} for case in self.cases],
+            "cases": [case.to_json() for case in self.cases],
             "skipped": [asdict(case) for case in self.skipped],
             "channels": self.channels,
             "spacing": self.spacing,
@@ -124,6 +157,12 @@ def _size(shape: Sequence[Any]) -> Iterator[int]:
         yield size
 
 
+def _number(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no number of bytes")
+    return value
+
+
 def read_index(folder: Path) -> PreparedIndex:
     """Read the index of a prepared folder.
 
@@ -132,13 +171,34 @@ def read_index(folder: Path) -> PreparedIndex:
 
     Raises:
         FileNotFoundError: if the folder was not prepared, or its preparation was interrupted.
-        ValueError: if the index is damaged, or names an image outside of the folder.
+        ValueError: if the index is damaged, names an image outside of the folder, or belongs to 2D images and volumes.
     """
     path = folder / INDEX
+    if not path.is_file() and (folder / MANIFEST).is_file():
+        raise FileNotFoundError(f"the preparation of {folder} was interrupted; run its command again to go on")
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no prepared images; run `nnunet-transformers pretrain prepare` first")
     with reading(path, "an index of prepared images", "prepare them again"):
-        index = PreparedIndex.from_json(read_json(path))
+        content = read_json(path)
+        if content.get("format", 1) not in (1, FORMAT):
+            raise RefusedError(f"{path} has format {content['format']}, this version reads up to {FORMAT}; update it")
+        if parts := content.get("parts"):
+            names = " or ".join(str(folder / _text(part)) for part in parts)
+            raise RefusedError(f"{folder} holds 2D images and volumes apart; give {names}")
+        if "format" in content:
+            content |= _listed(folder)
+        index = PreparedIndex.from_json(content)
         for case in index.cases:
             inside(folder, case.name)
+            inside(folder, case.shard or case.name)
         return index
+
+
+def _listed(folder: Path) -> dict[str, list[Any]]:
+    """Return the images of the manifest, sorted by name: a later line on an image replaces an earlier one."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in read_lines(folder):
+        if name := line.get("stored", line.get("skipped")):
+            found[name] = line
+    lines = [{**found[name], "name": name} for name in sorted(found)]
+    return {"cases": [v for v in lines if "stored" in v], "skipped": [v for v in lines if "stored" not in v]}

@@ -1,163 +1,52 @@
-"""Preparation of images: resampling, normalisation and storage by nnU-Net's preprocessor."""
+"""Preparation of images: resampling, normalisation and storage by nnU-Net's preprocessor, image by image."""
 
 from __future__ import annotations
 
-import gzip
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing import get_context
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
-from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import (
-    channel_name_to_normalization_mapping,
-    get_normalization_scheme,
-)
-from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from numpy.typing import NDArray
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from ..._atomic import new_folder
-from ..._image_size import check_size
-from ..._paths import inside
-from ..._processes import exit_with_parent
+from ... import __version__
+from ..._lease import lease
+from ..._workers import Engine, LocalProcesses, WorkerDied
 from ...plans.gate import check_preparation
-from .cases import FILE_ENDINGS, ImageCase, find_cases
-from .index import INDEX, PreparedCase, PreparedIndex, Skipped
+from .cases import ImageCase, Source, check_source, find_cases
+from .folder_state import FolderState
+from .index import PARTS, PreparedCase, Skipped
+from .inspection import Facts, Inspection, inspect_case
+from .intensities import pooled
+from .own_plan import CONFIGURATION, check_normalization, chosen_spacing, own_plan
+from .storing import FLAT, Preparation, Storing, store_case
+from .summary import Summary
 
-CONFIGURATION = "pretraining"
-# number of sampled intensities over all images, as in nnU-Net's fingerprint
-SAMPLES = 10_000_000
-# value whose square, summed over the voxels of an image, single precision can hold, in which nnU-Net normalises
-LARGEST = 1e12
-
-
-@dataclass(frozen=True)
-class _Fingerprint:
-    """Spacing in mm, and sampled intensities above each channel's minimum, (channels, samples)."""
-
-    spacing: tuple[float, ...]
-    intensities: NDArray
+DIED = "killed the process that read it, most often because memory ran out: use fewer --processes and --retry-failed"
 
 
-def _inspect(case: ImageCase, samples: int) -> _Fingerprint | Skipped:
-    """Read an image and compute its fingerprint."""
-    try:
-        check_size(case.files)
-        for file in case.files:
-            _check_complete(file)
-        reader = determine_reader_writer_from_file_ending(_ending(case.files[0]), case.files[0], verbose=False)()
-        image, properties = reader.read_images(case.files)
-        if not np.isfinite(image).all():
-            return Skipped(case.name, "holds NaN or infinity")
-        for index, channel in enumerate(image):
-            if channel.min() == channel.max():
-                return Skipped(case.name, f"channel {index} is constant ({channel.min():g})")
-            largest = max(abs(float(channel.min())), abs(float(channel.max())))
-            if largest > LARGEST:
-                return Skipped(case.name, f"channel {index} holds values up to {largest:g}, which overflow")
-        rng = np.random.default_rng(0)
-        intensities = [rng.choice(channel[channel != channel.min()], samples) for channel in image]
-        return _Fingerprint(tuple(float(s) for s in properties["spacing"]), np.array(intensities, dtype=np.float32))
-    except Exception as error:  # each reader raises its own errors for broken files
-        return Skipped(case.name, f"cannot be read: {_first_line(error)}")
+def prepare(source: Path, output: Path, **options: Any) -> tuple[list[PreparedCase], list[Skipped]]:
+    """Prepare images as ``prepare_folder`` does, which has the options.
+
+    Returns:
+        the stored images, and the skipped images with reasons, sorted by name.
+
+    Examples:
+        >>> stored, skipped = prepare(Path("Dataset004_Hippocampus"), Path("prepared"), spacing=(1, 1, 1))
+        >>> images = PreparedImages(Path("prepared"))
+        >>> images.crop((32, 32, 32), np.random.default_rng(0)).shape
+        torch.Size([1, 32, 32, 32])
+    """
+    summary = prepare_folder(source, output, **options)
+    return list(summary.stored), list(summary.skipped)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-
-
-def _check_complete(file: str) -> None:
-    """Read a file to its end: SimpleITK fills the missing part of a truncated one with zeros."""
-    if file.endswith(".gz"):
-        with gzip.open(file) as stream:
-            while stream.read(2**20):
-                pass
-    elif file.endswith(".nii"):
-        np.asanyarray(nibabel.load(file).dataobj)  # type: ignore[attr-defined]
-
-
-def _ending(file: str) -> str:
-    return next((e for e in FILE_ENDINGS if file.lower().endswith(e)), Path(file).suffix)
-
-
-def _intensity_properties(samples: NDArray) -> dict[str, dict[str, float]]:
-    """Return the statistics of each channel that nnU-Net's CT normalisation needs."""
-    properties = {}
-    for channel, values in enumerate(samples):
-        low, high = np.percentile(values, (0.5, 99.5))
-        properties[str(channel)] = {
-            "mean": float(values.mean(dtype=np.float64)),
-            "std": float(values.std(dtype=np.float64)),
-            "median": float(np.median(values)),
-            "min": float(values.min()),
-            "max": float(values.max()),
-            "percentile_00_5": float(low),
-            "percentile_99_5": float(high),
-        }
-    return properties
-
-
-def _plans(
-    channels: Sequence[str], spacing: Sequence[float], intensities: dict, patch_size: Sequence[int], reader: str
-) -> dict[str, Any]:
-    """Return the part of a plan that nnU-Net's preprocessor reads."""
-    resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
-    schemes = [get_normalization_scheme(channel).__name__ for channel in channels]
-    configuration = {
-        "data_identifier": CONFIGURATION,
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 1,
-        "patch_size": list(patch_size),
-        "spacing": list(spacing),
-        "normalization_schemes": schemes,
-        "use_mask_for_norm": [False] * len(channels),
-        "resampling_fn_data": "resample_data_or_seg_to_shape",
-        "resampling_fn_data_kwargs": resampling,
-        "resampling_fn_seg": "resample_data_or_seg_to_shape",
-        "resampling_fn_seg_kwargs": {**resampling, "is_seg": True, "order": 1},
-        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        "resampling_fn_probabilities_kwargs": {**resampling, "order": 1},
-        "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
-        "batch_dice": False,
-    }
-    return {
-        "dataset_name": "pretraining",
-        "plans_name": "pretraining",
-        "image_reader_writer": reader,
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "foreground_intensity_properties_per_channel": intensities,
-        "configurations": {CONFIGURATION: configuration},
-    }
-
-
-def _store(case: ImageCase, plans: dict[str, Any], name: str, folder: Path) -> PreparedCase | Skipped:
-    """Preprocess an image by configuration ``name`` of a plan and store it."""
-    manager = PlansManager(plans)
-    configuration = manager.get_configuration(name)
-    try:
-        preprocessor = DefaultPreprocessor(verbose=False)
-        data, seg, properties = preprocessor.run_case(list(case.files), None, manager, configuration, {"labels": {}})
-        data = data.astype(np.float32)
-        if not np.isfinite(data).all():
-            return Skipped(case.name, "holds NaN or infinity after resampling and normalisation")
-        blocks, chunks = comp_blosc2_params(data.shape, tuple(configuration.patch_size))
-        nnUNetDatasetBlosc2.save_case(data, seg, properties, str(inside(folder, case.name)), chunks, blocks)
-    except Exception as error:  # as in _inspect
-        return Skipped(case.name, f"cannot be preprocessed: {_first_line(error)}")
-    return PreparedCase(case.name, tuple(data.shape))
-
-
-def prepare(
+def prepare_folder(
     source: Path,
     output: Path,
     spacing: Sequence[float] | None = None,
@@ -167,14 +56,23 @@ def prepare(
     planned: tuple[Mapping[str, Any], str] | None = None,
     normalization: str | None = None,
     trust: bool = False,
-) -> tuple[list[PreparedCase], list[Skipped]]:
-    """Fingerprint, resample, normalise and store images.
+    intensity_range: tuple[float, float] | None = None,
+    reorient: bool = False,
+    include_test: bool = False,
+    retry_failed: bool = False,
+    engine: Engine | None = None,
+) -> Summary:
+    """Inspect, resample, normalise and store images, one after the other.
+
+    Each image is stored when it is done, so that a run that was interrupted goes on when it is started again, and
+    images that were added to ``source`` since are added. If ``source`` mixes 2D images and volumes, they go into the
+    subfolders ``2d`` and ``3d``.
 
     Worker processes import the calling script, so a script that calls this needs ``if __name__ == "__main__":``.
 
     Args:
         source: dataset in nnU-Net's raw layout, whose labels are ignored, or folder of images.
-        output: folder to write; must be new or empty.
+        output: folder to write; new, empty, or prepared by the same options.
         spacing: mm per voxel and axis to resample to; by default the median of the images.
         patch_size: approximate size of the crops that will be read, which determines the layout of the files.
         processes: number of worker processes.
@@ -184,105 +82,171 @@ def prepare(
         normalization: nnU-Net's name of a normalisation, such as ``rescale_to_0_1`` or ``nonorm``, for images without
             channel names.
         trust: prepare by whatever functions ``planned`` names.
-
-    Returns:
-        the stored images, and the skipped images with reasons.
+        intensity_range: lowest and highest intensity of CT, to which others are clipped before nnU-Net's CT
+            normalisation; by default the percentiles of the foreground.
+        reorient: bring volumes to RAS.
+        include_test: take a dataset's test images too.
+        retry_failed: try skipped images again.
+        engine: what runs the work; by default processes of this machine.
 
     Raises:
-        ValueError: if there is no readable image, ``spacing`` and the images differ in their number of axes, or
-            ``normalization`` is unknown or also specified by ``source`` or ``planned``, ``planned`` names other code
-            than nnU-Net's, or the name of an image leads out of ``output``.
-        FileExistsError: if ``output`` holds files.
-        RuntimeError: if a worker process was killed; ``output`` is then not written.
-
-    Examples:
-        >>> stored, skipped = prepare(Path("Dataset004_Hippocampus"), Path("prepared"), spacing=(1, 1, 1))
-        >>> images = PreparedImages(Path("prepared"))
-        >>> images.crop((32, 32, 32), np.random.default_rng(0)).shape
-        torch.Size([1, 32, 32, 32])
+        ValueError: if there is no readable image, ``spacing`` and the images differ in their number of axes,
+            ``normalization`` is unknown, options contradict each other, the dataset or what ``output`` was prepared
+            with, ``planned`` names other code than nnU-Net's, or the name of an image leads out of ``output``.
+        FileExistsError: if ``output`` holds other files.
+        FolderInUse: if another process prepares ``output``.
+        RuntimeError: if all worker processes are killed.
     """
-    if output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"{output} is not empty; remove it or choose another folder")
     if planned is not None and not trust:
         check_preparation(planned[0], f"the plan {planned[0].get('plans_name')}")
-    cases, channels = find_cases(source)
+    check_source(source)
+    with lease(output, output.with_name(f"{output.name}.lease")):
+        state = FolderState(output)
+        for preparation in state.preparations if not trust else ():
+            check_preparation(preparation.plans, f"the plan of {output}")
+        found = find_cases(source, include_test, state.names)
+        _check_options(source, found, planned is not None, normalization, intensity_range, reorient)
+        settings = {
+            "spacing": None if spacing is None else [float(s) for s in spacing],
+            "patch size": list(patch_size),
+            "normalization": normalization,
+            "intensity range": None if intensity_range is None else list(intensity_range),
+            "reorient": reorient,
+            "include test": include_test,
+            "images left out": sorted(left_out),
+            "plan": None if planned is None else _fingerprint(*planned),
+        }
+        cases = [case for case in found.cases if case.name not in left_out]
+        state.begin(source.resolve(), settings, __version__)
+        remaining = state.remaining(cases, source.resolve(), retry_failed)
+        reader = found.reader if planned is None else planned[0].get("image_reader_writer")
+        # also after an interruption: writes down what was done
+        with closing(state), LocalProcesses(processes) as local:
+            engine = engine or local
+            if not state.preparations and planned is not None:
+                state.add_preparations([Preparation.planned(*planned, found.channels)])
+            if not state.preparations:
+                inspection = Inspection(reader, reorient, intensity_range)
+                remaining = _inspect(state, remaining, inspection, engine)
+                facts = {case: state.facts[case.key] for case in remaining}
+                if not facts:
+                    raise _unusable(state, source)
+                state.add_preparations(
+                    _own_preparations(facts, found, spacing, patch_size, normalization, intensity_range, source)
+                )
+            storing = Storing(output, state.preparations, reader, reorient)
+            before = len(state.stored)
+            _store(state, remaining, storing, engine)
+            if not state.stored:
+                raise _unusable(state, source)
+            state.finish(found.ignored)
+        return Summary.of(state, cases, found, len(state.stored) - before)
+
+
+def _check_options(
+    source: Path,
+    found: Source,
+    is_planned: bool,
+    normalization: str | None,
+    intensity_range: tuple[float, float] | None,
+    reorient: bool,
+) -> None:
     if normalization is not None:
-        _check_normalization(normalization, source, channels is not None or planned is not None)
-    cases = [case for case in cases if case.name not in left_out]
-    with _workers(processes) as pool:
-        samples = max(100, min(10_000, SAMPLES // len(cases)))
-        facts = dict(zip(cases, pool.map(_inspect, cases, [samples] * len(cases)), strict=True))
-        skipped = [fact for fact in facts.values() if isinstance(fact, Skipped)]
-        readable = {case: fact for case, fact in facts.items() if isinstance(fact, _Fingerprint)}
-        if not readable:
-            raise ValueError(f"none of the {len(cases)} images in {source} can be used; the first: {skipped[0]}")
-        numbers = [len(fact.intensities) for fact in readable.values()]
-        usual = len(channels) if channels else max(set(numbers), key=numbers.count)
-        for case in [case for case, fact in readable.items() if len(fact.intensities) != usual]:
-            skipped.append(Skipped(case.name, f"has {len(readable.pop(case).intensities)} channels, others {usual}"))
-        channels = channels or [normalization or "image"] * usual
-        if planned is None:
-            plans, name = _own_plans(readable, channels, spacing, patch_size, source), CONFIGURATION
+        if found.channels is not None or is_planned:
+            raise ValueError(
+                f"--normalization contradicts {source}'s dataset.json or the plan, which specify it for each channel"
+            )
+        check_normalization(normalization)
+    if intensity_range is not None:
+        if is_planned:
+            raise ValueError("--intensity-range contradicts the plan, which has the range of its own images")
+        if normalization not in (None, "ct"):
+            raise ValueError(f"--intensity-range is part of the normalization ct, not of {normalization}")
+        if not intensity_range[0] < intensity_range[1]:
+            raise ValueError(f"--intensity-range must be two increasing numbers, got {intensity_range}")
+    if reorient and is_planned:
+        raise ValueError("--reorient contradicts the plan, whose reader decides on the orientation")
+
+
+def _fingerprint(plans: Mapping[str, Any], configuration: str) -> str:
+    content = json.dumps([plans, configuration], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _unusable(state: FolderState, source: Path) -> ValueError:
+    name, reason = next((line["skipped"], line["reason"]) for line in state.skipped.values())
+    return ValueError(f"none of the {len(state.skipped)} images in {source} can be used; the first: {name}: {reason}")
+
+
+def _inspect(state: FolderState, cases: list[ImageCase], settings: Inspection, engine: Engine) -> list[ImageCase]:
+    """Inspect the images that were not yet; return the usable ones."""
+    left = [case for case in cases if case.key not in state.facts]
+    for case, result in _progress(engine.run(partial(inspect_case, settings), left), "inspecting", len(left)):
+        if isinstance(result, Facts):
+            state.add_facts(case, result)
         else:
-            plans, name = {**planned[0]}, planned[1]
-        with new_folder(output) as folder:
-            stored: list[PreparedCase] = []
-            arguments = zip(*((case, plans, name, folder) for case in readable), strict=True)
-            for result in _progress(pool.map(_store, *arguments), len(readable)):
-                (stored if isinstance(result, PreparedCase) else skipped).append(result)
-            if not stored:
-                raise ValueError(f"none of the images in {source} can be preprocessed; the first: {skipped[0]}")
-            configuration = PlansManager(plans).get_configuration(name)
-            PreparedIndex(
-                cases=tuple(stored),
-                skipped=tuple(skipped),
-                channels=tuple(channels),
-                spacing=tuple(configuration.spacing),
-                normalization=tuple(configuration.normalization_schemes),
-                plans=plans,
-                configuration=name,
-            ).save(folder / INDEX)
-    return stored, skipped
+            state.add_skipped(case, Skipped(case.name, DIED) if isinstance(result, WorkerDied) else result)
+    return [case for case in cases if case.key in state.facts and case.key not in state.skipped]
 
 
-@contextmanager
-def _workers(processes: int) -> Iterator[Executor]:
-    """Spawn worker processes: forked ones can crash, because blosc2 and torch run threads."""
-    try:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=exit_with_parent) as pool:
-            yield pool
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a worker process was killed, most often because memory ran out: use fewer --processes. (A script must "
-            "call prepare under `if __name__ == '__main__':`.)"
-        ) from error
+def _store(state: FolderState, cases: list[ImageCase], settings: Storing, engine: Engine) -> None:
+    """Preprocess and store images."""
+    for case, result in _progress(engine.run(partial(store_case, settings), cases), "preparing", len(cases)):
+        if isinstance(result, WorkerDied):
+            state.add_skipped(case, Skipped(case.name, DIED))
+        elif isinstance(result, Skipped):
+            state.add_skipped(case, result)
+        else:
+            state.add_stored(case, result)
 
 
-def _check_normalization(name: str, source: Path, is_specified: bool) -> None:
-    if is_specified:
-        raise ValueError(
-            f"--normalization contradicts {source}'s dataset.json or the plan, which specify it for each channel"
-        )
-    if name not in channel_name_to_normalization_mapping:
-        known = ", ".join(channel_name_to_normalization_mapping)
-        raise ValueError(f"nnU-Net has no normalization {name!r}; it has {known}")
-
-
-def _own_plans(
-    readable: Mapping[ImageCase, _Fingerprint],
-    channels: Sequence[str],
+def _own_preparations(
+    facts: Mapping[ImageCase, Facts],
+    found: Source,
     spacing: Sequence[float] | None,
     patch_size: Sequence[int],
+    normalization: str | None,
+    window: tuple[float, float] | None,
     source: Path,
-) -> dict[str, Any]:
-    median = np.median([fact.spacing for fact in readable.values()], axis=0).tolist()
-    if spacing is not None and len(spacing) != len(median):
-        raise ValueError(f"--spacing {tuple(spacing)} must have {len(median)} numbers, the axes of {source}")
-    intensities = np.concatenate([fact.intensities for fact in readable.values()], axis=1)
-    first = next(iter(readable)).files[0]
-    reader = determine_reader_writer_from_file_ending(_ending(first), first, verbose=False).__name__
-    return _plans(channels, spacing or median, _intensity_properties(intensities), patch_size, reader)
+) -> list[Preparation]:
+    """Return how 2D images and volumes are prepared; in folders of their own if there are both."""
+    preparations = []
+    kinds = [kind for kind in PARTS if any(fact.is_flat == (kind == FLAT) for fact in facts.values())]
+    for kind in kinds:
+        images = [fact for fact in facts.values() if fact.is_flat == (kind == FLAT)]
+        usual = Counter(len(fact.intensities) for fact in images).most_common(1)[0][0]
+        channels = found.channels or [normalization or "image"] * usual
+        images = [fact for fact in images if len(fact.intensities) == len(channels)]
+        if not images:
+            continue
+        readers = Counter(fact.reader for fact in images if fact.reader)
+        plans = own_plan(
+            channels,
+            chosen_spacing([fact.spacing for fact in images], spacing, kind == FLAT, source),
+            [pooled([fact.intensities[channel] for fact in images]) for channel in range(len(channels))],
+            tuple(patch_size)[-2:] if kind == FLAT else patch_size,
+            readers.most_common(1)[0][0] if readers else "SimpleITKIO",
+            float(np.median([fact.cropped_share for fact in images])),
+            window,
+        )
+        part = kind if len(kinds) > 1 else ""
+        preparations.append(Preparation(plans, CONFIGURATION, tuple(channels), (kind,), part))
+    return preparations
 
 
-def _progress(results: Iterable[Any], total: int) -> Iterable[Any]:
-    return track(results, description="preparing", total=total)
+class _Rate(TextColumn):
+    """Images per second since the start."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Any) -> Any:
+        self.text_format = f"{task.speed:.2g}/s" if task.speed else ""
+        return super().render(task)
+
+
+def _progress(results: Iterable[Any], what: str, total: int) -> Iterator[Any]:
+    """Show how many images are done, how fast, and the time left."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), _Rate())
+    with Progress(*columns, TimeRemainingColumn(), speed_estimate_period=300, disable=total == 0) as progress:
+        yield from progress.track(results, total=total, description=what)

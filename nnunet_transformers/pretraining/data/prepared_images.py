@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
-import blosc2
 import numpy as np
 import torch
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from torch import Tensor
 
-from ..._paths import inside
 from ..._reading import reading
-from .index import read_index
+from .image_store import decode, open_image, path_of
+from .index import PreparedCase, read_index
 
 
 def tile_starts(shape: Sequence[int], size: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -38,8 +36,10 @@ class PreparedImages:
 
     Attributes:
         index: index of the folder.
+        cases: entries of the index by name.
         shapes: shape of each image, (channels, depth, height, width), by name.
         names: image names.
+        files: image names by the path of their first file in the source.
 
     Raises:
         FileNotFoundError, ValueError: as ``read_index``.
@@ -48,8 +48,10 @@ class PreparedImages:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.index = read_index(self.folder)
+        self.cases = {case.name: case for case in self.index.cases}
         self.shapes = {case.name: case.shape for case in self.index.cases}
         self.names = list(self.shapes)
+        self.files = {case.key: case.name for case in self.index.cases if case.key}
 
     def read(self, name: str, start: Sequence[int], size: Sequence[int]) -> Tensor:
         """Read a part of an image.
@@ -69,16 +71,15 @@ class PreparedImages:
             FileNotFoundError: if there is no such file.
             ValueError: if it is truncated. It has no checksum, so that other damage shows in the values alone.
         """
-        blosc2.set_nthreads(1)
-        mmap = {} if os.name == "nt" else {"mmap_mode": "r"}
-        path = inside(self.folder, f"{name}.b2nd")
+        case = self.cases.get(name) or PreparedCase(name)
+        path = path_of(self.folder, case)
         wanted = (1, *size) if len(size) == 2 else tuple(size)
         block = (slice(None), *(slice(a, a + s) for a, s in zip(start, wanted, strict=True)))
         with reading(path, "a prepared image", "prepare the images again"):
-            image = blosc2.open(str(path), mode="r", **mmap)
+            image = open_image(self.folder, case)
             if tuple(image.shape) != self.shapes[name]:
                 raise ValueError(f"it has {tuple(image.shape)} voxels, the index says {self.shapes[name]}")
-            part = np.asarray(image[block])
+            part = decode(np.asarray(image[block]), case.scale, case.shift)
         missing = [s - n for s, n in zip(wanted, part.shape[1:], strict=True)]
         if any(missing):
             ends = [(m // 2, m - m // 2) for m in missing]

@@ -22,8 +22,8 @@ from ..._atomic import write_json
 from ..._image_size import check_size
 from ..._text import printable
 from ..encoders.text import load_tokenizer, tokenize
-from .cases import FILE_ENDINGS
 from .epoch import EpochData, ShuffledEpoch
+from .formats import ending_of
 from .index import PreparedCase, PreparedIndex
 from .report_table import ReportPair, read_reports
 from .transforms import fit_canvas
@@ -57,15 +57,11 @@ def read_radiograph(file: Path, channels: int) -> Tensor:
         ValueError: if the image is not 2D, constant, too large for memory, or has another number of channels.
         Exception: errors of nnU-Net's readers on broken files.
     """
-    name = file.name.lower()
-    ending = next((e for e in (*FILE_ENDINGS, *JPEG) if name.endswith(e)), file.suffix.lower())
     check_size([file])
-    array, _ = _reader(ending).read_images((str(file),))
+    array, _ = _reader(ending_of(file.name) or file.suffix.lower()).read_images((str(file),))
     if array.shape[1] != 1:
         raise ValueError(f"has {array.shape[1]} slices, radiology reports describe 2D images")
     image = torch.from_numpy(np.ascontiguousarray(array[:, 0], dtype=np.float32))
-    if not image.isfinite().all() or image.min() == image.max():
-        raise ValueError("is constant or holds NaN or infinity")
     if len(image) == 4:
         image = image[:3]  # drop transparency
     if channels == 1:
@@ -74,6 +70,9 @@ def read_radiograph(file: Path, channels: int) -> Tensor:
         image = image.expand(channels, -1, -1)
     if len(image) != channels:
         raise ValueError(f"has {len(image)} channels, the encoder takes {channels}")
+    # transparency, which was dropped, can be all that differs
+    if not image.isfinite().all() or image.min() == image.max():
+        raise ValueError("is constant or holds NaN or infinity")
     image = image - image.min()
     return image / image.max()
 

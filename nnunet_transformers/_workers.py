@@ -1,0 +1,114 @@
+"""Run a function over many items in processes of this machine, one of which may die."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Protocol, TypeVar
+
+from ._processes import exit_with_parent
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+# items that kill their process one after the other, none having succeeded, before all is given up
+HOPELESS = 3
+
+
+@dataclass(frozen=True)
+class WorkerDied:
+    """The process that worked on an item was killed, most often because memory ran out."""
+
+
+class Engine(Protocol):
+    """What runs the work; its results come in any order. Another engine (Dask, SLURM) needs this method only."""
+
+    def run(
+        self, function: Callable[[Item], Result], items: Iterable[Item]
+    ) -> Iterator[tuple[Item, Result | WorkerDied]]:
+        """Yield each item with the function's result, or with ``WorkerDied``."""
+
+
+class LocalProcesses:
+    """Spawned processes on this machine: forked ones can crash, because blosc2 and torch run threads.
+
+    When a process dies, all items that were being worked on are tried again one by one, so that exactly the item that
+    kills its process is lost. The processes stay for the next ``run``; leaving the context ends them.
+
+    Args:
+        processes: number of processes.
+
+    Examples:
+        >>> with LocalProcesses(2) as engine:
+        ...     for file, size in engine.run(os.path.getsize, files):
+        ...         print(file, size)
+    """
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
+        self._pool: Executor | None = None
+
+    def __enter__(self) -> LocalProcesses:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def run(
+        self, function: Callable[[Item], Result], items: Iterable[Item]
+    ) -> Iterator[tuple[Item, Result | WorkerDied]]:
+        """Yield each item with its result.
+
+        Raises:
+            RuntimeError: if the first processes all die.
+        """
+        waiting, suspects = deque(items), deque[Item]()
+        succeeded, died = 0, 0
+        while waiting or suspects:
+            queue = suspects or waiting
+            # one item more than processes, so that none has to wait
+            ahead = 1 if suspects else self.processes + 1
+            running: dict[Future[Result], Item] = {}
+            try:
+                while queue or running:
+                    while queue and len(running) < ahead:
+                        running[self._started().submit(function, queue[0])] = queue[0]
+                        queue.popleft()
+                    for future in wait(running, return_when=FIRST_COMPLETED)[0]:
+                        result = future.result()
+                        succeeded += 1
+                        yield running.pop(future), result
+            except BrokenProcessPool as error:
+                self._end()
+                if ahead > 1:
+                    suspects.extend(running.values())
+                    continue
+                died += 1
+                if not succeeded and died >= min(HOPELESS, died + len(waiting) + len(suspects)):
+                    raise RuntimeError(
+                        "a worker process was killed, most often because memory ran out: use fewer --processes. (A "
+                        "script must call prepare under `if __name__ == '__main__':`.)"
+                    ) from error
+                yield from ((item, WorkerDied()) for item in running.values())
+
+    def _started(self) -> Executor:
+        if self._pool is None:
+            context = get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=_begin)
+        return self._pool
+
+    def _end(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+
+def _begin() -> None:
+    """Begin a worker, which prints nothing: nnU-Net's readers print what their errors say, and more."""
+    exit_with_parent()
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115

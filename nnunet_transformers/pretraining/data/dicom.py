@@ -1,0 +1,142 @@
+"""DICOM files: which of them form a volume, and their voxels, by SimpleITK (GDCM), which decodes all usual syntaxes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+SERIES, MODALITY, ROWS, COLUMNS = "0020|000e", "0008|0060", "0028|0010", "0028|0011"
+POSITION, DIRECTIONS, FRAMES = "0020|0032", "0020|0037", "0028|0008"
+# of modalities whose files are no images to learn from
+NOT_IMAGES = {"SEG": "a segmentation", "RTDOSE": "a dose"}
+NO_PIXELS = "DICOM without pixels, such as a report, or damaged"
+# largest distance of two slices, relative to the median one, and mm by which two are at one place
+GAP, SAME = 1.5, 0.01
+
+
+@dataclass(frozen=True)
+class _Slice:
+    path: str
+    series: str
+    shape: tuple[str, str]
+    directions: tuple[float, ...]
+    place: float  # mm along the normal of the slice
+
+
+def find_series(folder: Path, paths: Iterable[str]) -> tuple[dict[str, tuple[str, tuple[str, ...]]], dict[str, str]]:
+    """Group DICOM files into images: slices with one SeriesInstanceUID, orientation and size are a volume.
+
+    Files without a position in the patient, such as radiographs, are an image each, whatever series they belong to.
+
+    Args:
+        folder: source folder.
+        paths: DICOM files, relative to it.
+
+    Returns:
+        wanted name and files, in the order of the slices, of each image by its key, the UID of the series or the path
+        of the file; and the unusable files with reasons.
+    """
+    wanted: dict[str, tuple[str, tuple[str, ...]]] = {}
+    unusable: dict[str, str] = {}
+    groups: dict[tuple[str, tuple[str, str], tuple[float, ...]], list[_Slice]] = defaultdict(list)
+    for path in paths:
+        try:
+            tags = _tags(folder / path)
+        except RuntimeError:
+            unusable[path] = NO_PIXELS
+            continue
+        modality = tags.get(MODALITY, "").strip()
+        if modality in NOT_IMAGES:
+            unusable[path] = f"DICOM with {NOT_IMAGES[modality]} ({modality})"
+        elif part := _slice(path, tags):
+            groups[part.series, part.shape, part.directions].append(part)
+        else:
+            wanted[path] = _alone(folder, path)
+    for (series, _, _), slices in groups.items():
+        if len(slices) == 1:
+            wanted[slices[0].path] = _alone(folder, slices[0].path)
+            continue
+        ordered = sorted(slices, key=lambda s: s.place)
+        key = series if series not in wanted else f"{series}/{ordered[0].path}"
+        wanted[key] = (series, tuple(str(folder / s.path) for s in ordered))
+    return wanted, unusable
+
+
+def read_dicom(files: Sequence[str], orientation: str | None = None) -> tuple[NDArray, tuple[float, ...], str]:
+    """Read an image, with rescale slope and intercept; ITK inverts MONOCHROME1, so that bone is bright.
+
+    Args:
+        files: one file, or those of a series in the order of the slices.
+        orientation: axes to reorient a volume to, such as RAS; None keeps them.
+
+    Returns:
+        voxels (channels, depth, height, width), float32, spacing in mm in this order, and the orientation of the axes.
+
+    Raises:
+        ValueError: if slices are missing or twice.
+        RuntimeError: SimpleITK's errors.
+    """
+    if len(files) > 1:
+        _check_places(files)
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(files)
+        image = reader.Execute()
+    else:
+        image = sitk.ReadImage(files[0])
+    if orientation is not None and image.GetDimension() == 3 and image.GetDepth() > 1:
+        image = sitk.DICOMOrient(image, orientation)
+    voxels = sitk.GetArrayFromImage(image).astype(np.float32)
+    components = image.GetNumberOfComponentsPerPixel()
+    voxels = np.moveaxis(voxels, -1, 0) if components > 1 else voxels[None]
+    if voxels.ndim == 3:
+        voxels = voxels[:, None]
+    spacing = tuple(float(s) for s in reversed(image.GetSpacing()[:3]))
+    if voxels.shape[1] == 1:
+        # as nnU-Net has it for 2D images, whose slices are never resampled
+        spacing = (999 * max(spacing[-2:]), *spacing[-2:])
+    code = ""
+    if image.GetDimension() == 3:
+        code = sitk.DICOMOrientImageFilter_GetOrientationFromDirectionCosines(image.GetDirection())
+    return voxels, spacing, code
+
+
+def _alone(folder: Path, path: str) -> tuple[str, tuple[str, ...]]:
+    stem = path.rsplit(".", 1)[0] if path.lower().endswith((".dcm", ".dicom", ".ima")) else path
+    return stem.replace("/", "__"), (str(folder / path),)
+
+
+def _tags(path: Path) -> Mapping[str, str]:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+
+
+def _slice(path: str, tags: Mapping[str, str]) -> _Slice | None:
+    """Return the place of a slice in the patient; None for files that have none, or several frames."""
+    frames = tags.get(FRAMES, "1").strip() or "1"
+    if POSITION not in tags or DIRECTIONS not in tags or frames != "1":
+        return None
+    position, directions = (np.array([float(v) for v in tags[tag].split("\\")]) for tag in (POSITION, DIRECTIONS))
+    place = float(np.cross(directions[:3], directions[3:]) @ position)
+    shape = (tags.get(ROWS, "").strip(), tags.get(COLUMNS, "").strip())
+    return _Slice(path, tags.get(SERIES, "").strip(), shape, tuple(directions.round(3)), place)
+
+
+def _check_places(files: Sequence[str]) -> None:
+    """Raise ValueError unless the slices of a volume are at even distances."""
+    places = [part.place for file in files if (part := _slice(file, _tags(Path(file))))]
+    distances = np.diff(places)
+    if (distances < SAME).any():
+        raise ValueError(f"{int((distances < SAME).sum())} slices of the series are at the place of another")
+    if distances.max() > GAP * np.median(distances):
+        raise ValueError(
+            f"slices of the series are missing: they are {np.median(distances):g} mm apart, once {distances.max():g} mm"
+        )

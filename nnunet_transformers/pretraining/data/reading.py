@@ -1,0 +1,151 @@
+"""Read an image of any format, and refuse what cannot be learned from with the reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
+from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, recursive_find_reader_writer_by_name
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
+from numpy.typing import NDArray
+
+from ..._image_size import check_size
+from ..._orientation import orientation
+from ..._voxels import check_complete, count_non_finite
+from .cases import ImageCase
+from .dicom import read_dicom
+from .formats import PICTURES, ending_of
+
+# axes that --reorient brings all volumes to; those of nnU-Net's readers
+REORIENTED = "RAS"
+# value whose square, summed over the voxels of an image, single precision can hold, in which nnU-Net normalises
+LARGEST = 1e12
+
+
+class UnusableError(ValueError):
+    """An image that cannot be learned from; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """An image as nnU-Net's preprocessor takes it.
+
+    Attributes:
+        voxels: (channels, depth, height, width), float32.
+        properties: nnU-Net's, with ``spacing`` in mm, in the order of the axes.
+        orientation: axes that the file stores, such as LPS; empty for pictures and 2D images.
+        reader: name of nnU-Net's reader; empty for DICOM.
+    """
+
+    voxels: NDArray
+    properties: dict[str, Any]
+    orientation: str
+    reader: str
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether it is a 2D image."""
+        return self.voxels.shape[1] == 1
+
+
+def read_image(
+    case: ImageCase, preferred: str | None = None, reorient: bool = False, channels: int | None = None
+) -> ReadImage:
+    """Read an image by the first of nnU-Net's readers that can, and check it.
+
+    Args:
+        case: the image.
+        preferred: name of the reader to try first, such as a plan's.
+        reorient: bring volumes to ``REORIENTED``.
+        channels: wanted number of channels. By default a picture has its own number without transparency, and one
+            whose colours are equal everywhere has one.
+
+    Raises:
+        UnusableError: if it is constant, or holds NaN, infinity or values that overflow.
+        Exception: whatever the readers raise on broken files.
+    """
+    with _readable(case.files) as files:
+        if case.dicom:
+            voxels, spacing, code = read_dicom(files, REORIENTED if reorient else None)
+            image = ReadImage(voxels, {"spacing": spacing}, "" if voxels.shape[1] == 1 else code, "")
+        else:
+            check_size(files)
+            for file in files:
+                check_complete(Path(file))
+            bad = sum(count_non_finite(Path(file)) for file in files)
+            if bad:
+                raise UnusableError(f"holds NaN or infinity in {bad} voxels")
+            image = _read(files, preferred, reorient)
+    if ending_of(case.files[0]) in PICTURES and len(files) == 1:
+        image = ReadImage(_colours(image.voxels, channels), image.properties, image.orientation, image.reader)
+    _check_values(image.voxels)
+    return image
+
+
+def _read(files: Sequence[str], preferred: str | None, reorient: bool) -> ReadImage:
+    first: Exception | None = None
+    for reader in _readers(ending_of(files[0]), preferred, reorient):
+        try:
+            voxels, properties = reader().read_images(list(files))
+        except Exception as error:  # each reader raises its own errors
+            first = first or error
+            continue
+        if len(properties["spacing"]) != 3:
+            raise UnusableError("has several values per voxel, which nnU-Net does not read")
+        code = orientation(Path(files[0])) if voxels.shape[1] > 1 else ""
+        return ReadImage(voxels, properties, code, reader.__name__)
+    raise first or UnusableError("no reader of nnU-Net's takes files of this ending")
+
+
+def _readers(ending: str, preferred: str | None, reorient: bool) -> Iterator[type[BaseReaderWriter]]:
+    """Yield the readers for an ending: the preferred one, then nnU-Net's in its order."""
+    if preferred is not None:
+        wanted = recursive_find_reader_writer_by_name(preferred)
+        if ending in wanted.supported_file_endings:
+            yield wanted
+    if ending in PICTURES:  # nnU-Net has .tiff of volumes only, and no JPEG
+        yield NaturalImage2DIO
+    known = [SimpleITKIOWithReorient, NibabelIOWithReorient] if reorient else []
+    yield from (r for r in [*known, *LIST_OF_IO_CLASSES] if ending in r.supported_file_endings)
+
+
+@contextmanager
+def _readable(files: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield names that every reader takes: SimpleITK has none for names that are not UTF-8."""
+    if all(file.isprintable() for file in files):
+        yield files
+        return
+    with TemporaryDirectory() as folder:
+        links = [str(Path(folder, f"{number:04d}{ending_of(file)}")) for number, file in enumerate(files)]
+        for file, link in zip(files, links, strict=True):
+            os.symlink(os.path.abspath(file), link)
+        yield links
+
+
+def _colours(voxels: NDArray, wanted: int | None) -> NDArray:
+    """Drop transparency, and of a grey image that is stored in colour two colours."""
+    if len(voxels) == 4 and wanted != 4:
+        voxels = voxels[:3]
+    if len(voxels) == 3 and wanted in (None, 1) and (voxels == voxels[:1]).all():
+        voxels = voxels[:1]
+    return voxels
+
+
+def _check_values(voxels: NDArray) -> None:
+    if not np.isfinite(voxels).all():
+        raise UnusableError(f"holds NaN or infinity in {int(voxels.size - np.isfinite(voxels).sum())} voxels")
+    for index, channel in enumerate(voxels):
+        low, high = float(channel.min()), float(channel.max())
+        if low == high:
+            raise UnusableError(f"channel {index} is constant ({low:g})")
+        if max(abs(low), abs(high)) > LARGEST:
+            raise UnusableError(f"channel {index} holds values up to {max(abs(low), abs(high)):g}, which overflow")
