@@ -223,7 +223,7 @@ def measure(way: Any, number: int, edge: int, crops: int, workers: int) -> dict[
 def as_markdown(result: dict[str, Any], workers: int) -> str:
     lines = [
         f"{result['images']} synthetic radiographs of {result['edge']}^2 in 8 bits, crops of {CROP}^2 from the page "
-        f"cache, {result['machine']}, {os.cpu_count()} cores. Drawing the images, the same "
+        f"cache, {result['machine']}, {os.cpu_count()} cores shared with other work. Drawing the images, the same "
         "for all, is part of the seconds to write.",
         "",
         f"| | files | kB per image | write, s | crops/s, 1 worker | {workers} workers | goes on after a kill |",

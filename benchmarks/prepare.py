@@ -170,7 +170,7 @@ def check(output: Path, good: set[str], broken: dict[str, str], source: Path) ->
         "broken": len(broken),
         "broken_and_named": len(set(broken) & set(skipped)),
         "broken_but_stored": sorted(set(broken) & set(stored))[:5],
-        "reasons": {broken[key]: reason for key, reason in skipped.items() if key in broken},
+        "reasons": {broken[key]: reason.replace(f"{source}/", "") for key, reason in skipped.items() if key in broken},
         "files_of_the_source": len(files),
         "files_lost": sorted(files - set(stored) - set(skipped) - ignored)[:5],
     }

@@ -218,6 +218,14 @@ class TestSummary:
         lines = list(read_lines(tmp_path / "prepared"))
         assert sum("ignored" in line for line in lines) == 6
 
+    def test_prepared_folder_in_the_source(self, source, monkeypatch):
+        monkeypatch.chdir(source)
+        for _ in range(2):
+            CliRunner().invoke(cli.app, ["pretrain", "prepare", ".", "prepared"])
+        found = find_cases(source)
+        assert len(found.cases) == NUMBER
+        assert found.ignored == {"prepared": "a prepared folder"}
+
     def test_a_killed_process_is_named(self, source, tmp_path):
         class Deadly(Counting):
             def run(self, function, items):

@@ -12,6 +12,7 @@ from pathlib import Path
 from .dataset_json import DESCRIPTION, DatasetDescription, read_description
 from .dicom import find_series
 from .formats import FILE_ENDINGS, ending_of, is_dicom, strip_ending
+from .manifest import MANIFEST
 from .names import assign_names
 
 # folders of label maps: what would be stored as an image if its files were not left alone
@@ -130,6 +131,8 @@ def _walk(folder: Path) -> Iterator[tuple[str, str]]:
             real = os.path.realpath(path)
             if real in seen:
                 yield os.path.relpath(path, folder), "a link to a folder that is read already"
+            elif os.path.isfile(os.path.join(path, MANIFEST)):
+                yield os.path.relpath(path, folder), "a prepared folder"
             elif not os.access(path, os.R_OK | os.X_OK):
                 yield os.path.relpath(path, folder), "a folder without permission to read"
             else:

@@ -100,7 +100,8 @@ def prepare_folder(
     if planned is not None and not trust:
         check_preparation(planned[0], f"the plan {planned[0].get('plans_name')}")
     check_source(source)
-    with lease(output, output.with_name(f"{output.name}.lease")):
+    place = output.absolute()
+    with lease(place, place.with_name(f"{place.name}.lease")):
         state = FolderState(output)
         for preparation in state.preparations if not trust else ():
             check_preparation(preparation.plans, f"the plan of {output}")
