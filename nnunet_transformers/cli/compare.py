@@ -9,7 +9,7 @@ import typer
 
 from .._atomic import new_folder, write_json, write_text
 from ._options import DatasetJson, Processes
-from ._output import echo
+from ._output import echo, echo_table
 
 if TYPE_CHECKING:
     from ..evaluation import Evaluation, Table
@@ -18,6 +18,8 @@ commands = typer.Typer()
 
 EVALUATION = "evaluation.json"
 SUMMARY = "summary.json"
+# columns of the tables that hold names
+TEXT_COLUMNS = {"means": 2, "differences": 3, "ranks": 3, "cases": 3}
 
 
 @commands.command()
@@ -43,10 +45,6 @@ def compare(
     ] = None,
 ) -> None:
     """Compare models: paired differences with intervals and tests, ranks and their stability, and single cases."""
-    from rich.console import Console
-    from rich.table import Table as Printed
-
-    from .._text import printable
     from ..evaluation import compare as compare_evaluations
 
     if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -55,13 +53,8 @@ def compare(
     evaluations = {name: _evaluation(path, labels, dataset_json, processes) for name, path in paths.items()}
     comparison = compare_evaluations(evaluations, metric or ())
     tables = comparison.tables(cases)
-    for table in tables.values():
-        printed = Printed(title=table.title)
-        for heading in table.headings:
-            printed.add_column(printable(heading).replace("[", "\\["))
-        for row in table.texts():
-            printed.add_row(*(printable(text).replace("[", "\\[") for text in row))
-        Console().print(printed)
+    for name, table in tables.items():
+        echo_table(table.title, table.headings, table.texts(), TEXT_COLUMNS[name])
     if comparison.left_out:
         echo(f"{len(comparison.left_out)} cases are not in every model, {comparison.left_out[0]} first; left out")
     if output is not None:

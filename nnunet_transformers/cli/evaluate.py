@@ -9,7 +9,7 @@ import typer
 
 from .._atomic import write_json, write_text
 from ._options import DatasetJson, Processes, Trust
-from ._output import echo
+from ._output import echo, echo_table
 
 if TYPE_CHECKING:
     from ..evaluation import Evaluation, Targets
@@ -121,20 +121,14 @@ def _targets(given: list[str]) -> Targets | None:
 
 def _print(evaluation: Evaluation) -> None:
     """Print the mean of each label's metrics with its interval."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from .._text import printable
     from ..evaluation import shown
 
     names = [name for name in evaluation.metrics if name.startswith(SHOWN)]
-    table = Table(title=f"mean of {len(evaluation.cases)} cases (95 % bootstrap interval)")
-    for heading in ("label", *names):
-        table.add_column(heading, justify="left" if heading == "label" else "right")
+    rows = []
     for label, summaries in evaluation.summaries().items():
-        cells = [f"{shown(s.mean)}\n({shown(s.low)} to {shown(s.high)})" for s in map(summaries.get, names) if s]
-        table.add_row(printable(label).replace("[", "\\["), *cells)
-    Console().print(table)
+        cells = [f"{shown(s.mean)}\n{shown(s.low)} to {shown(s.high)}" for s in map(summaries.__getitem__, names)]
+        rows.append([label, *cells])
+    echo_table(f"mean of {len(evaluation.cases)} cases, and its 95 % bootstrap interval", ["label", *names], rows)
     if missing := evaluation.without_prediction:
         echo(f"{len(missing)} label files have no prediction, {missing[0]} first")
 

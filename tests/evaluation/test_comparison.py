@@ -299,6 +299,12 @@ class TestCompare:
         assert (difference.cases, difference.undefined) == (2, 1)
         assert difference.mean == pytest.approx(0.05)
 
+    def test_ranks_are_over_cases_where_all_are_defined(self):
+        # B has no value for the case that is hard for A
+        found = compare({"A": toy([0.9, 0.9, 0.1]), "B": toy([0.8, 0.8, math.nan])})
+        ranking = found.rankings["Dice", "liver"]
+        assert ranking.ranks.tolist() == [1, 2] and ranking.first.tolist() == [1, 0]
+
     def test_less_is_better_for_distances(self):
         metrics = ("Dice", "HD95")
         a, b = (toy([[0.9, 1.0]] * 3, metrics=metrics), toy([[0.8, 5.0]] * 3, metrics=metrics))
