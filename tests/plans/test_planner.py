@@ -162,15 +162,15 @@ def check_with_estimate(configuration, channels, labels, gigabytes, network_name
     assert used + _parameter_bytes[network_name] <= gigabytes * 1e9
 
 
-def fingerprints(function):
+def fingerprints(planner_classes):
     """Draw fingerprints of datasets, and planners."""
     return given(
         spacing=st.tuples(*[st.floats(0.2, 10)] * 3),
         shape=st.tuples(*[st.integers(8, 800)] * 3),
         channels=st.integers(1, 8),
         labels=st.integers(2, 40),
-        planner_class=st.sampled_from(CLASSES),
-    )(function)
+        planner_class=st.sampled_from(planner_classes),
+    )
 
 
 def examples(number):
@@ -178,7 +178,7 @@ def examples(number):
 
 
 @examples(int(os.environ.get("PLANNER_EXAMPLES", "15")))
-@fingerprints
+@fingerprints(CLASSES)
 def test_any_fingerprint(spacing, shape, channels, labels, planner_class):
     """With an estimate of memory in place of a trace, which takes most of the time of a plan."""
     with temporary_folder() as folder, quick_planning():
@@ -191,7 +191,7 @@ def test_any_fingerprint(spacing, shape, channels, labels, planner_class):
 
 
 @examples(int(os.environ.get("PLANNER_TRACED_EXAMPLES", "2")))
-@fingerprints
+@fingerprints([planner_class for planner_class in CLASSES if planner_class.network_name in SMALLEST])
 def test_any_fingerprint_traced(spacing, shape, channels, labels, planner_class):
     with temporary_folder() as folder:
         plans = plan(folder, planner_class, spacing, shape, channels, labels)

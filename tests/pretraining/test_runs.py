@@ -21,6 +21,7 @@ from tests.conftest import write_dataset
 COMMAND = Path(sys.executable).with_name("nnunet-transformers")
 IMPORTED = ["nnunet_transformers.cli", "nnunet_transformers.pretraining.fit", "tests.pretraining.killer"]
 IMPORTED += [f"nnunet_transformers.pretraining.methods.{name}" for name in ("qt_ssl", "unimiss")] + ["omegaconf"]
+IMPORTED += [f"nnunet_transformers.pretraining.data.{name}" for name in ("masked_views", "two_views")]
 EPOCHS, STEPS = 2, 4
 # without drop path, whose random numbers differ between processes
 QT_UNET = '{"embed_dim": 12, "patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4, "drop_path_rate": 0}'
