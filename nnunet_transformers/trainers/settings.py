@@ -55,9 +55,9 @@ class FollowsSettings(nnUNetTrainer):
         stated.pop("iterations_per_epoch", None)
         if "oversampling" in stated:
             self.probabilistic_oversampling = stated.pop("oversampling") == "probability"
-        if "deep_supervision" in stated:
-            # without auxiliary heads in the plan there is none
-            self.enable_deep_supervision = self.enable_deep_supervision and stated.pop("deep_supervision")
+        # without auxiliary heads in the plan there is none
+        deep_supervision = stated.pop("deep_supervision", True)
+        self.enable_deep_supervision = self.enable_deep_supervision and deep_supervision
         if "schedule" in stated:
             self.lr_power = 0.0 if stated["schedule"] == "constant" else POLYNOMIAL
         for name, value in stated.items():

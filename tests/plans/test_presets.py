@@ -237,6 +237,7 @@ class TestApply:
             trainer = get_trainer_from_args(*arguments, device=torch.device("cpu"))
             # the plan's network has one head
             assert not trainer.enable_deep_supervision
+            assert not hasattr(trainer, "deep_supervision")
             assert (trainer.num_epochs, trainer.initial_lr, trainer.ce_weight) == (350, 4e-5, 0.0)
             assert trainer.autocast_dtype == torch.float32
             assert (trainer.oversample_foreground_percent, trainer.probabilistic_oversampling) == (0.5, True)
