@@ -86,7 +86,7 @@ class FollowsSettings(nnUNetTrainer):
         try:
             super().run_training()
         except _EndedEarlyError as reason:
-            self.print_to_log_file(f"training ends after {self.current_epoch} epochs: {reason}")
+            self.print_to_log_file(f"training ends early, after epoch {self.current_epoch - 1}: {reason}")
             self.on_train_end()
 
     def on_epoch_end(self) -> None:

@@ -156,7 +156,7 @@ class TestRuns:
         assert not (fold / "stop").exists()
         assert torch.load(fold / "checkpoint_final.pth", weights_only=False)["current_epoch"] == 1
         log = max(fold.glob("training_log*"), key=lambda path: path.stat().st_mtime).read_text()
-        assert "training ends after 1 epochs: there was a file" in log
+        assert "training ends early, after epoch 0: there was a file" in log
         assert (fold / "validation" / "summary.json").is_file()
         train(trainer=FULL, plans=plans, continue_training=True)
         assert torch.load(fold / "checkpoint_final.pth", weights_only=False)["current_epoch"] == 3
