@@ -14,7 +14,7 @@ import torch
 
 from . import __doc__ as description
 from .costs import calibrate, iterations_for
-from .execute import run_queue
+from .execute import How, run_queue
 from .prepare import prepare
 from .report import report
 from .runs import results_file
@@ -50,6 +50,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     os.nice(LOWEST_PRIORITY)
     torch.set_num_threads(1)
+    torch.backends.cudnn.benchmark = True  # as nnU-Net's command
     until = next_time(arguments.until) if arguments.until else float("inf")
     asked: list[int] = []
 
@@ -60,9 +61,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
-    failed = run_queue(
-        arguments.queue, lambda: bool(asked) or time.time() >= until, keep_final=not arguments.discard_final
-    )
+    how = How(arguments.device, arguments.loaders, not arguments.discard_state, not arguments.discard_final)
+    failed = run_queue(arguments.queue, lambda: bool(asked) or time.time() >= until, how)
     if failed:
         raise SystemExit(f"failed: {', '.join(run.name for run in failed)}")
 
@@ -91,6 +91,9 @@ def main(words: list[str] | None = None) -> None:
     command = commands.add_parser("run")
     command.add_argument("--queue", type=Path, required=True, help="file of JSON lines, one for each run")
     command.add_argument("--until", metavar="HH:MM", help="end after the epoch of this time")
+    command.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (the default) or cuda")
+    command.add_argument("--loaders", type=int, default=0, help="processes that augment; 0: none, a seed reproduces")
+    command.add_argument("--discard-state", action="store_true", help="save no state; a killed run starts anew")
     command.add_argument("--discard-final", action="store_true", help="keep no checkpoint of finished runs")
     command.set_defaults(function=_run)
     command = commands.add_parser("report")

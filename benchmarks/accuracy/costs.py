@@ -23,7 +23,7 @@ from .runs import append_line, read_lines, work_folder
 from .tables import BUDGETS, DATA, REFERENCE, ROWS, UNIT_ITERATIONS
 from .trainer import make_trainer, seed_all
 
-WARM_UP, MEASURED = 2, 15
+WARM_UP, MEASURED = 2, 7
 
 
 def costs_file() -> Path:

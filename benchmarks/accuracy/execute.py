@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,30 @@ from .tables import DATA, ROWS
 from .trainer import LOGGED, Stopped, make_trainer
 
 
-def run_queue(path: Path, is_stopped: Callable[[], bool], keep_final: bool = True) -> list[Run]:
+@dataclass(frozen=True)
+class How:
+    """How runs are executed.
+
+    Attributes:
+        device: where networks are trained. The length of a training follows from the processor's costs on every one.
+        loaders: processes that load and augment; with 0 it is done between the steps, and a seed reproduces a run.
+        keeps_state: save the state every epoch, so that a killed run goes on.
+        keeps_final: keep the final checkpoint's weights.
+    """
+
+    device: torch.device = torch.device("cpu")
+    loaders: int = 0
+    keeps_state: bool = True
+    keeps_final: bool = True
+
+
+def run_queue(path: Path, is_stopped: Callable[[], bool], how: How = How()) -> list[Run]:
     """Execute runs until all are finished, held by other processes or failed here.
 
     Args:
         path: queue, which is read again after each run.
         is_stopped: asked after each epoch and each run.
-        keep_final: keep the final checkpoint's weights.
+        how: device, loading, and what is kept.
 
     Returns:
         the runs that failed; their errors are printed.
@@ -43,12 +60,12 @@ def run_queue(path: Path, is_stopped: Callable[[], bool], keep_final: bool = Tru
     failed: list[Run] = []
     while not is_stopped():
         done = {*finished_runs(), *failed}
-        if not any(_take(run, is_stopped, keep_final, failed) for run in read_queue(path) if run not in done):
+        if not any(_take(run, is_stopped, how, failed) for run in read_queue(path) if run not in done):
             break
     return failed
 
 
-def _take(run: Run, is_stopped: Callable[[], bool], keep_final: bool, failed: list[Run]) -> bool:
+def _take(run: Run, is_stopped: Callable[[], bool], how: How, failed: list[Run]) -> bool:
     """Execute a run, unless another process holds it or has finished it; returns whether it did."""
     folder = work_folder() / run.name
     try:
@@ -56,8 +73,8 @@ def _take(run: Run, is_stopped: Callable[[], bool], keep_final: bool, failed: li
             if run in finished_runs():  # in the meantime
                 return False
             print(f"{time.strftime('%m-%d %H:%M')} {run.name}", flush=True)
-            append_line(results_file(), execute(run, folder, is_stopped))
-            tidy(folder, keep_final)
+            append_line(results_file(), execute(run, folder, is_stopped, how))
+            tidy(folder, how.keeps_final)
     except FolderInUse:
         return False
     except Stopped:
@@ -73,13 +90,14 @@ def finished_runs() -> set[Run]:
     return {Run.of(record) for record in read_lines(results_file())}
 
 
-def execute(run: Run, folder: Path, is_stopped: Callable[[], bool]) -> dict[str, Any]:
+def execute(run: Run, folder: Path, is_stopped: Callable[[], bool], how: How = How()) -> dict[str, Any]:
     """Train and validate, from where an earlier process has left it.
 
     Args:
         run: run.
         folder: folder of the training.
         is_stopped: asked after each epoch.
+        how: device, loading, and what is kept.
 
     Returns:
         the run's line of the results.
@@ -90,9 +108,9 @@ def execute(run: Run, folder: Path, is_stopped: Callable[[], bool]) -> dict[str,
     """
     data = DATA[run.dataset]
     iterations = iterations_for(run.budget, run.row, run.dataset)
-    with patch.dict(os.environ, nnUNet_results=str(folder), nnUNet_n_proc_DA="0"):
-        trainer = make_trainer(ROWS[run.row], data, run.fold, run.seed, iterations)
-        trainer.is_stopped = is_stopped
+    with patch.dict(os.environ, nnUNet_results=str(folder), nnUNet_n_proc_DA=str(how.loaders)):
+        trainer = make_trainer(ROWS[run.row], data, run.fold, run.seed, iterations, how.device)
+        trainer.is_stopped, trainer.keeps_state = is_stopped, how.keeps_state
         maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
         trainer.run_training()
         trainer.perform_actual_validation()
@@ -105,10 +123,12 @@ def execute(run: Run, folder: Path, is_stopped: Callable[[], bool]) -> dict[str,
         **describe(trainer),
         **times_and_curve(trainer.logger.get_checkpoint()),
         **dice(read_json(Path(trainer.output_folder) / "validation" / "summary.json"), trainer.dataset_json["labels"]),
-        **describe_environment(torch.device("cpu")),
+        **describe_environment(how.device),
     }
     del trainer
     gc.collect()
+    if how.device.type == "cuda":
+        torch.cuda.empty_cache()
     release_freed_memory()
     return record
 

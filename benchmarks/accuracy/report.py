@@ -28,8 +28,9 @@ HEADER = """# Dice at equal cost
 [the benchmark](../accuracy/__init__.py) says how they are made. Dice is that of whole validation cases, the mean over
 labels and seeds; the spread is from the worst to the best seed. Differences are to {stock} on the same cases, with a
 95 % bootstrap interval over patients, which does not include the spread of the seeds. Costs are processor time of one
-thread; a budget of 1 is what {stock} takes for {iterations:,} iterations on hippocampus. All is far from converged:
-the tables say what a network has learnt by then, not where it ends.
+thread, measured for each network and dataset; a budget of 1 is what {stock} takes for {iterations:,} iterations on
+hippocampus, and gives each training its iterations, also where a GPU made them. All is far from converged: the tables
+say what a network has learnt by then, not where it ends. Trained on: {devices}.
 """
 
 
@@ -58,7 +59,8 @@ def report(sources: Iterable[Path], output: Path) -> None:
 
 def page(records: Records, picture: str) -> str:
     """Markdown: a table for each dataset and budget, of the fold that judges and of those for tuning."""
-    lines = [HEADER.format(stock=ROWS[REFERENCE[0]].title, iterations=UNIT_ITERATIONS)]
+    devices = ", ".join(sorted({r.get("gpu", r["processor"]) for r in records}))
+    lines = [HEADER.format(stock=ROWS[REFERENCE[0]].title, iterations=UNIT_ITERATIONS, devices=devices)]
     for title, is_judged in ((f"Fold {JUDGED_FOLD}", True), ("Folds for tuning", False)):
         chosen = [r for r in records if (r["fold"] == JUDGED_FOLD) is is_judged]
         if not chosen:
@@ -103,11 +105,16 @@ def table(records: Records) -> str:
             str(first["batch_size"]),
             "x".join(map(str, first["patch_size"])),
             f"{first['parameters'] / 1e6:.1f} M",
-            f"{mean(r['processor_seconds'] / r['iterations'] for r in runs):.2f}",
-            f"{mean(r['processor_seconds'] for r in runs) / 60:.0f}",
+            f"{first['calibrated_seconds']:.2f}",
+            f"{cost(first) / 60:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def cost(record: dict[str, Any]) -> float:
+    """Seconds of processor time of a training, of the measured cost of its iterations."""
+    return record["calibrated_seconds"] * record["iterations"]
 
 
 def in_words(values: tuple[float, float, float] | None) -> str:
@@ -155,8 +162,8 @@ def draw(records: Records) -> Figure:
         for index, (row, described) in enumerate(ROWS.items()):
             if runs := [r for r in part if r["row"] == row]:
                 colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-                minutes = _mean([r["curve"]["processor_seconds"] for r in runs]) / 60
                 curve = _mean([r["curve"]["pseudo_dice"] for r in runs])
+                minutes = cost(runs[0]) / 60 * np.arange(1, len(curve) + 1) / runs[0]["epochs"]
                 final = mean(r["dice"] for r in runs)
                 axes.plot(minutes, curve, color=colour, linewidth=1.2)
                 label = f"{described.title}, {final:.3f}"

@@ -41,23 +41,30 @@ class Measured(nnUNetTrainer):
     Attributes:
         seed: of everything random, by epoch, so that a continued training equals an uninterrupted one.
         is_stopped: asked after each epoch.
+        keeps_state: save the state every epoch, so that a killed run goes on.
     """
 
     seed = 0
     is_stopped: Callable[[], bool] = staticmethod(lambda: False)
+    keeps_state = True
 
     def initialize(self) -> None:
         seed_all(self.seed, 0)
         super().initialize()
-        # for nnU-Net's networks too: the comparison is of networks, not of what serves them on a processor
-        optimize(self.network)
+        if self.device.type == "cpu":
+            # for nnU-Net's networks too: the comparison is of networks, not of what serves them on a processor
+            optimize(self.network)
+
+    def _do_i_compile(self) -> bool:
+        """No: compiling takes longer than a short training, and other time for each network."""
+        return False
 
     def plot_network_architecture(self) -> None:
         """Leave it out."""
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self.save_every = 1
+        self.save_every = 1 if self.keeps_state else self.num_epochs + 1
         # no checkpoint is the best; a picture takes seconds every epoch
         self._best_ema = np.inf
         self.logger.plot_progress_png = lambda output_folder: None
@@ -119,7 +126,9 @@ def changed_plans(plans: Mapping[str, Any], row: Row, data: Data) -> dict[str, A
     return changed
 
 
-def make_trainer(row: Row, data: Data, fold: int, seed: int, iterations: int) -> Any:
+def make_trainer(
+    row: Row, data: Data, fold: int, seed: int, iterations: int, device: torch.device = torch.device("cpu")
+) -> Any:
     """Create the trainer of a run, in the folder that nnU-Net derives from nnUNet_results.
 
     Args:
@@ -127,6 +136,7 @@ def make_trainer(row: Row, data: Data, fold: int, seed: int, iterations: int) ->
         fold: fold of the dataset's split.
         seed: of everything random.
         iterations: length of the training, of which schedules depend.
+        device: where the network is trained.
 
     Raises:
         FileNotFoundError: if the dataset was not planned for the row.
@@ -141,7 +151,7 @@ def make_trainer(row: Row, data: Data, fold: int, seed: int, iterations: int) ->
         configuration=data.configuration,
         fold=fold,
         dataset_json=read_json(folder / "dataset.json"),
-        device=torch.device("cpu"),
+        device=device,
     )
     trainer.seed = seed
     trainer.num_epochs, trainer.num_iterations_per_epoch = split_iterations(iterations)

@@ -122,6 +122,14 @@ class TestQueue:
         assert len(curves[0][0]) == 2
         assert curves[0] == curves[1]
 
+    def test_stateless(self, fresh):
+        """A stopped run leaves no state where none is asked for; its loaders are processes of their own."""
+        queue = write_queue(fresh / "queue.jsonl", STOCK)
+        asked = chain(repeat(False, 1), repeat(True))
+        assert execute.run_queue(queue, lambda: next(asked), execute.How(loaders=1, keeps_state=False)) == []
+        assert (work_folder() / STOCK.name).is_dir()
+        assert not list(work_folder().rglob("*.pth"))
+
     def test_warm_up_of_primus(self, fresh):
         """Its length follows that of the training, and a training goes on in it."""
         primus, continued = (trainer.make_trainer(ROWS["primus_v3_s"], BALLS, 0, 0, 2) for _ in range(2))
@@ -147,7 +155,7 @@ class TestQueue:
         held, broken, free = (Run("hippocampus", "stock", "quarter", 0, seed) for seed in range(3))
         executed = []
 
-        def record(run, folder, is_stopped):
+        def record(run, folder, is_stopped, how):
             executed.append(run)
             if run == broken:
                 raise RuntimeError("broken")
