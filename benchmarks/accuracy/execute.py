@@ -26,7 +26,7 @@ from nnunet_transformers.cpu import release_freed_memory
 from .costs import calibrate, describe, iterations_for
 from .runs import Run, append_line, read_lines, read_queue, results_file, work_folder
 from .tables import DATA, ROWS
-from .trainer import LOGGED, Stopped, make_trainer
+from .trainer import CPU, LOGGED, Stopped, make_trainer
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class How:
         keeps_final: keep the final checkpoint's weights.
     """
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     loaders: int = 0
     keeps_state: bool = True
     keeps_final: bool = True

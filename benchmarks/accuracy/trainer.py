@@ -28,6 +28,7 @@ from .tables import Data, Row
 NNUNET_EPOCHS = 1000
 # the curve's points; more than 20, so that a schedule by epochs is nearly one by iterations
 EPOCHS = 40
+CPU = torch.device("cpu")
 LOGGED = "processor_seconds"
 
 
@@ -126,9 +127,7 @@ def changed_plans(plans: Mapping[str, Any], row: Row, data: Data) -> dict[str, A
     return changed
 
 
-def make_trainer(
-    row: Row, data: Data, fold: int, seed: int, iterations: int, device: torch.device = torch.device("cpu")
-) -> Any:
+def make_trainer(row: Row, data: Data, fold: int, seed: int, iterations: int, device: torch.device = CPU) -> Any:
     """Create the trainer of a run, in the folder that nnU-Net derives from nnUNet_results.
 
     Args:
