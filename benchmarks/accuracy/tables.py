@@ -44,6 +44,7 @@ class Row:
         attributes: changes to the trainer's attributes, such as ``initial_lr``.
         patch_multiple: the planned patch is enlarged to multiples of it.
         dimensions: spatial dimensions that the network exists in.
+        costs_as: row whose measured cost counts, for changes that cost nothing to speak of; by default its own.
     """
 
     title: str
@@ -55,6 +56,7 @@ class Row:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     patch_multiple: int = 1
     dimensions: tuple[int, ...] = (2, 3)
+    costs_as: str | None = None
 
     def suits(self, data: Data) -> bool:
         """Whether the network exists in the configuration's dimensions."""
@@ -87,6 +89,12 @@ ROWS = {
     "qt_unet": Row("QT-UNet T", "nnUNetPlannerQTUNetT", "nnUNetQTUNetTPlans", "nnUNetTrainerQTUNet"),
     "unet2022": Row("UNet-2022 T", "nnUNetPlannerUNet2022T", "nnUNetUNet2022TPlans", "nnUNetTrainerUNet2022"),
     "mit": Row("MiT-7", "nnUNetPlannerMiT7", "nnUNetMiT7Plans", "nnUNetTrainerMiT"),
+}
+OURS = ("qt_unet", "unet2022", "mit")
+EMA = {"training": {"ema_decay": 0.99}}
+ROWS |= {
+    f"{name}_ema": replace(ROWS[name], title=f"{ROWS[name].title}, EMA", configuration=EMA, costs_as=name)
+    for name in OURS
 }
 
 # the unit: stock's iterations on this dataset; all other rows and datasets get the same time

@@ -35,6 +35,7 @@ class TrainingSettings:
         oversampling: how it is kept: as nnU-Net's fixed share of the batch, which at a batch of 1 is 0 or 1, or as the
             probability of each sample.
         mirroring: whether validation and prediction average over mirrored images, where augmentation mirrors.
+        ema_decay: decay of the moving average of the weights that validates and is stored; without one there is none.
         patience: epochs without a lower validation loss after which training ends.
     """
 
@@ -54,6 +55,7 @@ class TrainingSettings:
     oversample_foreground: float | None = None
     oversampling: Oversampling | None = None
     mirroring: bool | None = None
+    ema_decay: float | None = None
     patience: int | None = None
 
     def __post_init__(self) -> None:
@@ -125,5 +127,6 @@ _CHECKS = {
     "oversample_foreground": _SHARE,
     "oversampling": _words(Oversampling),
     "mirroring": _FLAG,
+    "ema_decay": _SHARE,
     "patience": _COUNT,
 }

@@ -30,6 +30,7 @@ from ..plans.planned import check_labels
 from ..plans.stored_data import StoredData
 from ..plans.training import TrainingSettings
 from ..weights.file import check_file
+from .averaging import AveragesWeights
 from .initial_weights import StartsFromPlan
 from .loaded_encoder import LoadedEncoder
 from .precision import default_autocast_dtype, in_float32, planned_autocast_dtype
@@ -40,7 +41,7 @@ from .settings import FollowsSettings
 MAX_OVERFLOWS = 40
 
 
-class TransformerTrainer(FollowsSettings, StartsFromPlan):
+class TransformerTrainer(FollowsSettings, AveragesWeights, StartsFromPlan):
     """nnU-Net's training with a recipe for transformers.
 
     AdamW without weight decay of norms, biases and position tables; linear warm-up and nnU-Net's polynomial decay,

@@ -31,6 +31,7 @@ SETTINGS = {
     "oversample_foreground": 0.8,
     "oversampling": "probability",
     "mirroring": False,
+    "ema_decay": 0.9,
     "patience": 5,
 }
 
