@@ -31,7 +31,7 @@ NETWORKS_2D += ("setr_pup", "setr_pup_dinov3_small", "resnet50_unet")
 PREDICTED = ("PlainConvUNet", "qt_unet_tiny", "unet2022_tiny", "mit_7")
 # patch, batch and input channels of the forms
 PATCHES = {3: ((128, 128, 128), 2), 2: ((512, 512), 8)}
-TINY_PATCHES = {3: ((32, 32, 32), 2), 2: ((64, 64), 2)}
+TINY_PATCHES = {3: ((32, 32, 32), 1), 2: ((64, 64), 1)}
 NUM_CLASSES = 14
 # plans whose memory is estimated and measured, besides those of the steps' networks
 OTHER_PLANS: tuple[tuple[str, tuple[int, ...], int, dict[str, Any]], ...] = (

@@ -50,8 +50,9 @@ class TrainingStep:
         network, self.patch_size = build(row)
         self.plain = network.train()
         self.network = cast(nn.Module, torch.compile(network)) if compiled else network
-        # the same optimiser for all
-        self.optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
+        # the same optimiser for all, with the choice of kernel of our trainers
+        fused = True if row.device == "cpu" else None
+        self.optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=fused)
         self.scaler = torch.amp.GradScaler(row.device, enabled=self.dtype is torch.float16 and row.device == "cuda")
         self.image = torch.randn(row.batch_size, 1, *self.patch_size, device=self.device)
         self.compiled = compiled
