@@ -161,5 +161,5 @@ def rows_of(step: str, device: str, tiny: bool, networks: tuple[str, ...], preci
         chosen = [row for row in rows if len(row.patch_size) == 3 and row.network in (networks or PREDICTED)]
         return [replace(row, batch_size=1, variant=who) for row in chosen for who in ("nnU-Net", "ours")]
     if step in ("eager", "compile"):
-        return [replace(row, precision=precision) for row in rows for precision in precisions]
+        return [replace(row, precision=precision) for precision in precisions for row in rows]
     return rows

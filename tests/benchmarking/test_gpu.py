@@ -14,6 +14,7 @@ from benchmarks.gpu.kernels import Calls, Layout
 from benchmarks.gpu.rows import Row, arguments_of, rows_of
 from benchmarks.gpu.workers import RowFailed, Worker
 from nnunet_transformers.architectures import list_networks
+from tests.architectures.test_networks import SMALLEST
 
 ROW = Row("eager", "mit_7", (32, 32, 32), 2, "float32", "cpu", True)
 
@@ -105,7 +106,8 @@ def test_every_network_can_be_planned():
     rows = rows_of("eager", "cpu", False, tuple(list_networks()), ("float16", "bfloat16"))
     assert len({row.key for row in rows}) == 2 * (len(list_networks(2)) + len(list_networks(3)))
     # one patch for all, so that times can be compared
-    assert all(tuple(arguments_of(row)["patch_size"]) == row.patch_size for row in rows[::2])
+    smallest = [row for row in rows if row.network in SMALLEST and row.precision == "float16"]
+    assert all(tuple(arguments_of(row)["patch_size"]) == row.patch_size for row in smallest)
 
 
 def test_overrides_tell_rows_apart():
