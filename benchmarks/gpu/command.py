@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -110,6 +111,7 @@ def with_estimates(rows: Sequence[Row], results: Results, clock: Clock, worker: 
 
 def compiled(rows: Sequence[Row], results: Results, clock: Clock, parallel: int) -> None:
     """Compile several networks at once, then time one after the other."""
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, (os.cpu_count() or 1) // max(1, parallel))))
     for start in range(0, len(rows), max(1, parallel)):
         group = rows[start : start + max(1, parallel)]
         if not (seconds := clock.left()):

@@ -31,7 +31,7 @@ NETWORKS_2D += ("setr_pup", "setr_pup_dinov3_small", "resnet50_unet")
 PREDICTED = ("PlainConvUNet", "qt_unet_tiny", "unet2022_tiny", "mit_7")
 # patch, batch and input channels of the forms
 PATCHES = {3: ((128, 128, 128), 2), 2: ((512, 512), 8)}
-TINY_PATCHES = {3: ((32, 32, 32), 2), 2: ((64, 64), 2)}
+TINY_PATCHES = {3: ((32, 32, 32), 1), 2: ((64, 64), 1)}
 NUM_CLASSES = 14
 # plans whose memory is estimated and measured, besides those of the steps' networks
 OTHER_PLANS: tuple[tuple[str, tuple[int, ...], int, dict[str, Any]], ...] = (
@@ -161,5 +161,5 @@ def rows_of(step: str, device: str, tiny: bool, networks: tuple[str, ...], preci
         chosen = [row for row in rows if len(row.patch_size) == 3 and row.network in (networks or PREDICTED)]
         return [replace(row, batch_size=1, variant=who) for row in chosen for who in ("nnU-Net", "ours")]
     if step in ("eager", "compile"):
-        return [replace(row, precision=precision) for row in rows for precision in precisions]
+        return [replace(row, precision=precision) for precision in precisions for row in rows]
     return rows
