@@ -17,5 +17,8 @@ goes on with those that were killed, from their last epoch; start one process pe
 ends it after the epoch. The queue is read again before each run, so lines may be added to it. Its line in
 $nnUNet_results/accuracy/results.jsonl says that a run is finished.
 
+`run --device cuda --loaders 1 --discard-state` makes the same runs on a GPU; their length still follows from the costs
+on a processor. Start as many processes as there are cores: one training of this size leaves most of a GPU idle.
+
 Rows are tuned on folds 1 and 2 (`tune.jsonl`); fold 0 judges (`judge.jsonl`).
 """

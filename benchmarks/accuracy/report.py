@@ -158,7 +158,7 @@ def draw(records: Records) -> Figure:
     columns = min(len(panels), len(DATA))
     figure = Figure(figsize=(4 * columns, 3.6 * -(-len(panels) // columns)))
     grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat
-    for axes, (dataset, budget, part) in zip(grid, panels, strict=False):
+    for (dataset, budget, part), axes in zip(panels, grid, strict=False):
         for index, (row, described) in enumerate(ROWS.items()):
             if runs := [r for r in part if r["row"] == row]:
                 colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
@@ -171,7 +171,7 @@ def draw(records: Records) -> Figure:
         title = heading(dataset, budget).replace("`", "")
         axes.set(title=title, xlabel="processor time, minutes", ylabel="Dice")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="lower right")
+        axes.legend(fontsize=8, loc="best")
     for axes in list(grid):
         axes.set_axis_off()
     figure.tight_layout()
