@@ -29,6 +29,7 @@ SCHEDULES = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
 TRAINERS = {
     "nnUNetTrainerQTUNet": "nnunet_transformers.trainers.qt_unet",
     "nnUNetTrainerQTUNetThesis": "nnunet_transformers.trainers.qt_unet",
+    "nnUNetTrainerVTUNet": "nnunet_transformers.trainers.vt_unet",
     "nnUNetTrainerUNet2022": "nnunet_transformers.trainers.unet2022",
     "nnUNetTrainerUNet2022Paper": "nnunet_transformers.trainers.unet2022",
     "nnUNetTrainerMiT": "nnunet_transformers.trainers.mit",
@@ -50,6 +51,9 @@ PLANNERS = {
     "nnUNetPlannerQTUNetT": "nnunet_transformers.plans.qt_unet",
     "nnUNetPlannerQTUNetS": "nnunet_transformers.plans.qt_unet",
     "nnUNetPlannerQTUNetB": "nnunet_transformers.plans.qt_unet",
+    "nnUNetPlannerVTUNetT": "nnunet_transformers.plans.vt_unet",
+    "nnUNetPlannerVTUNetS": "nnunet_transformers.plans.vt_unet",
+    "nnUNetPlannerVTUNetB": "nnunet_transformers.plans.vt_unet",
     "nnUNetPlannerUNet2022T": "nnunet_transformers.plans.unet2022",
     "nnUNetPlannerUNet2022B": "nnunet_transformers.plans.unet2022",
     "nnUNetPlannerUNet2022L": "nnunet_transformers.plans.unet2022",

@@ -59,7 +59,7 @@ def report(sources: Iterable[Path], output: Path) -> None:
 
 def page(records: Records, picture: str) -> str:
     """Markdown: a table for each dataset and budget, of the fold that judges and of those for tuning."""
-    devices = ", ".join(sorted({r.get("gpu", r["processor"]) for r in records}))
+    devices = ", ".join(sorted({str(r.get("gpu", r["processor"])) for r in records}))
     lines = [HEADER.format(stock=ROWS[REFERENCE[0]].title, iterations=UNIT_ITERATIONS, devices=devices)]
     for title, is_judged in ((f"Fold {JUDGED_FOLD}", True), ("Folds for tuning", False)):
         chosen = [r for r in records if (r["fold"] == JUDGED_FOLD) is is_judged]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -161,7 +162,7 @@ class QTDecoder(nn.Module):
 
     def __init__(
         self,
-        levels: Sequence[QTDecoderLevel],
+        levels: Sequence[nn.Module],
         dims: Sequence[int],
         grid_sizes: Sequence[Sequence[int]],
         patch_embed_stride: Sequence[int],
@@ -185,8 +186,12 @@ class QTDecoder(nn.Module):
         for level in self.auxiliary_levels if auxiliary_heads else ():
             self.seg_layers.append(nn.Sequential(nn.LayerNorm(dims[level]), nn.Linear(dims[level], num_classes)))
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """Map encoder tokens, finest first, to logits (a list of them under deep supervision)."""
+    def forward(self, features: Sequence[Any]) -> Tensor | list[Tensor]:
+        """Map encoder tokens, finest first, to logits (a list of them under deep supervision).
+
+        Args:
+            features: what the levels take of each resolution, then the tokens of the bottleneck.
+        """
         x = features[-1]
         tokens: list[Tensor] = []
         for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
@@ -338,7 +343,7 @@ class QTUNet(SegmentationNetwork):
             deep_supervision,
             activation_checkpointing,
         )
-        self.apply(_init_weights)
+        self.apply(init_weights)
 
     def encode(self, image: Tensor) -> list[Tensor]:
         self.check_input(image)
@@ -357,7 +362,8 @@ class QTUNet(SegmentationNetwork):
         return self.decoder(self.encoder(self.stem(image)))
 
 
-def _init_weights(module: nn.Module) -> None:
+def init_weights(module: nn.Module) -> None:
+    """Initialise a linear layer by Xavier's rule."""
     # The release draws from a normal of std 0.02 as Swin does, whose layers are 2 to 16 times as wide; at 48 channels
     # every branch then starts near zero and training stalls (benchmarks/results/hippocampus.md)
     if isinstance(module, nn.Linear):

@@ -53,7 +53,7 @@ def planned(original, folder):
 
 class TestTable:
     def test_all_experiments(self):
-        assert len(PRESETS) == 5 + 3 + 4 + 3 * (3 + 10 + 4)
+        assert len(PRESETS) == 5 + 3 + 4 + 3 * (3 + 10 + 4) + 3 * 3
 
     @pytest.mark.parametrize("name", PRESETS)
     def test_entry(self, name):

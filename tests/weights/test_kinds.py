@@ -24,6 +24,7 @@ RELEASES = {
     "qt_unet_tiny_4ch_3cls_128": ("", "state_dict", "qt_unet_tiny", PATCH, 1.0),
     "qt_unet_a_tiny_4ch_3cls_128": ("module.", "model", "qt_unet_a_tiny", PATCH, 1.0),
     "qt_unet_2d_tiny_3ch_20cls": ("", "", "qt_unet_tiny", PATCH[1:], 1.0),
+    "vt_unet_tiny_4ch_3cls_128": ("", "state_dict", "vt_unet_tiny", PATCH, 1.0),
     "unet2022_Synapse_320": ("", "state_dict", "unet2022_tiny", PATCH[1:], 1.0),
     "mit_seg7_48x192x192": ("", "model_state_dict", "mit_7", PATCH, 1.0),
     "mit_ssl7_MM": ("module.backbone.", "student", "mit_7", PATCH, 1.0),
@@ -54,7 +55,9 @@ def check_row(source, network, report):
 @pytest.mark.parametrize("release", RELEASES)
 def test_releases(release, tmp_path):
     prefix, entry, name, patch_size, expected = RELEASES[release]
-    names = released_keys(name.partition("_")[0] if name.startswith(("mit", "unet")) else "qt_unet")
+    families = {"qt": "qt_unet", "vt": "vt_unet"}
+    family = name.partition("_")[0]
+    names = released_keys(families.get(family, family))
     weights = weights_from_names(names[release.removesuffix("-2d")])
     torch.save(layout(weights, prefix, entry), tmp_path / "released.pth")
     network = create_network(name, 2, 5, patch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,12 +11,14 @@ from torch.utils.checkpoint import checkpoint
 
 from ._export import is_exporting
 
+T = TypeVar("T")
+
 # elements of a chunk's intermediates: few enough for a CPU's cache, enough to keep another device busy, and as few as
 # keep it busy where memory is short
 CPU_CHUNK, DEVICE_CHUNK, LOW_MEMORY_CHUNK = 2**20, 2**25, 2**22
 
 
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor, active: bool) -> Tensor:
+def recomputed(function: Callable[..., T], *inputs: Tensor, active: bool) -> T:
     """Call ``function(*inputs)``; if ``active``, backward recomputes its intermediates rather than keeping them.
 
     The recomputation draws the same random numbers. Batch norm must not be recomputed: it would count a batch twice.
