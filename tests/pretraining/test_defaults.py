@@ -22,6 +22,7 @@ DEFAULTS = {
         "patch_size": (96, 96, 96),
         "input_channels": 1,
         "heads": ("reconstruction", "rotation", "byol"),
+        "byol_weight": 2.0,
         "lr": 0.4e-4,
         "weight_decay": 1.5e-6,
         "warmup_epochs": 10,

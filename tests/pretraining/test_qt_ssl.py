@@ -78,6 +78,13 @@ class TestViews:
             assert image.min() <= masked.min()
             assert masked.max() <= image.max()
 
+    @pytest.mark.parametrize("edge,share", [((4, 4), (4 / 24) ** 3), ((40, 64), 1.0)])
+    def test_edges_in_voxels(self, edge, share):
+        """They do not follow the image, and end at its borders."""
+        image = torch.randn(1, 24, 24, 24)
+        masked = cut_out(image, boxes=(1, 1), edge=edge)
+        assert (masked != image).float().mean() == pytest.approx(share, abs=1e-3)
+
 
 def views(patch_size, batch=2):
     """Make a batch of the data module's layout."""
@@ -116,9 +123,10 @@ def still(**kwargs):
     return module
 
 
-def test_formula():
-    """Thesis, section 3.3.12: reconstruction, rotation and BYOL (eq. 2, symmetrised), each the mean of two views."""
-    module = still()
+@pytest.mark.parametrize("settings,weight", [({}, 2), ({"byol_weight": 0.5}, 0.5)])
+def test_formula(settings, weight):
+    """Thesis, section 3.3.12: the losses of both views and BYOL's -2 cos of both directions, halved."""
+    module = still(**settings)
     batch = [(view.double(), target.double(), turns) for view, target, turns in different_views()]
     loss = module.training_step(batch, 0)
     reconstruction = rotation = byol = 0.0
@@ -129,7 +137,7 @@ def test_formula():
         rotation += cross_entropy(module.rotation(pooled), turns) / 2
         predicted = module.prediction(module.projection(pooled))
         projected = module.target["projection"](module.target["encoder"].encode(other)[-1].mean((2, 3, 4)))
-        byol -= cosines(predicted, projected).mean() / 2
+        byol -= weight * cosines(predicted, projected).mean() / 2
     for name, value in {"reconstruction": reconstruction, "rotation": rotation, "byol": byol}.items():
         torch.testing.assert_close(module.logged[name], value)
     torch.testing.assert_close(loss, reconstruction + rotation + byol)

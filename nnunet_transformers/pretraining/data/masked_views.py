@@ -24,10 +24,19 @@ class MaskedViews(Epoch):
         folder: folder of prepared images.
         patch_size: voxels per axis; two axes crop a random slice.
         samples, seed: as for ``Epoch``.
+        box_edge: as ``edge`` of ``cut_out``.
     """
 
-    def __init__(self, folder: Path, patch_size: Sequence[int], samples: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        patch_size: Sequence[int],
+        samples: int,
+        seed: int = 0,
+        box_edge: Sequence[int] | None = None,
+    ) -> None:
         super().__init__(samples, seed)
+        self.box_edge = box_edge
         self.images, self.patch_size = PreparedImages(folder), tuple(patch_size)
         self.rotations = rotations_of(self.patch_size)
 
@@ -37,7 +46,7 @@ class MaskedViews(Epoch):
 
     def _view(self, crop: Tensor, turn: int) -> tuple[Tensor, Tensor, int]:
         target = rotate(crop, self.rotations[turn]).contiguous()
-        return cut_out(target), target, turn
+        return cut_out(target, edge=self.box_edge), target, turn
 
 
 class MaskedViewData(EpochData):
@@ -50,9 +59,10 @@ class MaskedViewData(EpochData):
         samples_per_epoch: crops per epoch over all devices; by default one per image.
         num_workers: worker processes of the loader.
         seed: seed of the samples.
+        box_edge: minimum and maximum edge of a box of noise in voxels; by default a third to two thirds of the patch.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_index``.
+        FileNotFoundError, ValueError: as ``read_index``; if ``box_edge`` is no range.
     """
 
     def __init__(
@@ -63,8 +73,11 @@ class MaskedViewData(EpochData):
         samples_per_epoch: int | None = None,
         num_workers: int = 2,
         seed: int = 0,
+        box_edge: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
+        if box_edge is not None and not 1 <= box_edge[0] <= box_edge[1]:
+            raise ValueError(f"box_edge must be two numbers of voxels, the lower one first, got {list(box_edge)}")
         self.batch_size, self.num_workers = batch_size, num_workers
         self.index = read_index(Path(folder))
         self.views = MaskedViews(Path(folder), patch_size, samples_per_epoch or len(self.index.cases), seed)

@@ -37,13 +37,14 @@ def rotate(image: Tensor, turns: int) -> Tensor:
     return torch.rot90(image, turns, (-2, -1))
 
 
-def cut_out(image: Tensor, boxes: tuple[int, int] = (1, 3), edge: tuple[float, float] = (1 / 3, 2 / 3)) -> Tensor:
+def cut_out(image: Tensor, boxes: tuple[int, int] = (1, 3), edge: Sequence[int] | None = None) -> Tensor:
     """Fill random boxes with uniform noise in the image's range (QT-UNet thesis, section 3.3.12).
 
     Args:
         image: (channels, *size); not modified.
         boxes: minimum and maximum number of boxes.
-        edge: minimum and maximum edge of a box as a share of the image; 32 to 64 voxels of 96.
+        edge: minimum and maximum edge of a box in voxels, at most the image's; by default a third to two thirds of the
+            image, which at 96 voxels are the thesis's 32 to 64.
 
     Returns:
         a copy of the image with boxes of noise.
@@ -53,7 +54,8 @@ def cut_out(image: Tensor, boxes: tuple[int, int] = (1, 3), edge: tuple[float, f
     for _ in range(int(torch.randint(boxes[0], boxes[1] + 1, ()))):
         box = [slice(None)]
         for n in image.shape[1:]:
-            length = max(1, round(n * uniform(*edge)))
+            shortest, longest = (n / 3, 2 * n / 3) if edge is None else edge
+            length = min(n, max(1, round(uniform(shortest, longest))))
             box.append(_random_slice(length, n))
         part = image[tuple(box)]
         part.copy_(low + (high - low) * torch.rand_like(part))

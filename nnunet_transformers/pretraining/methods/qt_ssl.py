@@ -35,7 +35,9 @@ class QTSSL(EncoderPretraining):
         patch_size: voxels per axis.
         input_channels: image channels.
         network_overrides: arguments of the network, such as ``norm_placement``.
-        heads: which of "reconstruction", "rotation" and "byol" to train; each loss has weight 1.
+        heads: which of "reconstruction", "rotation" and "byol" to train.
+        byol_weight: weight of BYOL's loss, the mean of -cos over the two directions, beside the means of the others;
+            the thesis sums -2 cos beside sums over the views, which is a weight of 2.
         lr: peak learning rate of Adam.
         weight_decay: L2 penalty of Adam.
         warmup_epochs: epochs of linear warm-up before the cosine decay.
@@ -52,6 +54,7 @@ class QTSSL(EncoderPretraining):
         input_channels: int = 1,
         network_overrides: dict[str, Any] | None = None,
         heads: Sequence[str] = HEADS,
+        byol_weight: float = 2.0,
         lr: float = 0.4e-4,
         weight_decay: float = 1.5e-6,
         warmup_epochs: int = 10,
@@ -73,7 +76,7 @@ class QTSSL(EncoderPretraining):
             self.similarity = NegativeCosineSimilarity()
 
     def losses(self, batch: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute the losses of a batch of ``MaskedViews``, each the mean over the two views.
+        """Compute the losses of a batch of ``MaskedViews``, each the mean over the two views, with its weight.
 
         Args:
             batch: two views; each is (images, reconstruction targets, indices of the rotations): images and targets
@@ -100,12 +103,16 @@ class QTSSL(EncoderPretraining):
         return losses, pooled[0]
 
     def _byol(self, views: Sequence[Tensor], pooled: Sequence[Tensor]) -> Tensor:
-        """BYOL's loss (https://arxiv.org/abs/2006.07733, eq. 2), symmetrised: each view predicts the other's target."""
+        """BYOL's loss (https://arxiv.org/abs/2006.07733, eq. 2), symmetrised: each view predicts the other's target.
+
+        Weighted by ``byol_weight``.
+        """
         with torch.no_grad():
             targets = [gather(self.target["encoder"].encode(view)[-1].flatten(2).mean(2)) for view in views]
             first, second = map(self.target["projection"], targets)
         predicted = [self.prediction(self.projection(p)) for p in pooled]
-        return (self.similarity(predicted[0], second) + self.similarity(predicted[1], first)) / 2
+        both = self.similarity(predicted[0], second) + self.similarity(predicted[1], first)
+        return self.hparams.byol_weight * both / 2
 
     def create_optimizer(self) -> torch.optim.Optimizer:
         settings = self.hparams
