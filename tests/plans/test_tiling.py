@@ -44,6 +44,19 @@ def test_windows_tile_every_grid(case):
         assert abs(n - size[axis]) <= max(0.2 * size[axis], step)
 
 
+def test_sizes_near_a_target():
+    """The neighbours, and what is within a fifth."""
+    assert tiling._sizes_near(100, 10) == [80, 90, 100, 110, 120]
+    assert tiling._sizes_near(100, 16) == [80, 96, 112]
+    assert tiling._sizes_near(10, 16) == [16, 32]
+
+
+def test_merges_follow_the_spacing_of_the_tokens():
+    """A token of 2x4x4 voxels of 4x1x1 mm is 8 mm deep: the first merge leaves that axis alone."""
+    tokens = plan_tokens((32, 128, 128), (4, 1, 1), patch_embed_stride=(2, 4, 4))
+    assert tokens.merge_strides[:2] == ((1, 2, 2), (2, 2, 2))
+
+
 @settings(max_examples=10, deadline=None)
 @given(patches())
 def test_no_patch_near_it_is_better(case):
