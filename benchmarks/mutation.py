@@ -25,6 +25,7 @@ import importlib.util
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -385,7 +386,8 @@ def run_forked(tests: Sequence[str], timeout: float, file: str = "", code: str |
 
     Args:
         tests: arguments of pytest.
-        timeout: seconds, after which the fork and all that it started is killed.
+        timeout: seconds of processor time, or ten times as many on the clock, after which the fork and all that it
+            started is killed: other work on the machine makes no mutant slow.
         file: that is mutated, below the current folder.
         code: of the mutant; None runs the tests as they are.
 
@@ -399,6 +401,7 @@ def run_forked(tests: Sequence[str], timeout: float, file: str = "", code: str |
             status = 70
             try:
                 os.setsid()
+                resource.setrlimit(resource.RLIMIT_CPU, (int(timeout) + 1, resource.RLIM_INFINITY))
                 descriptor = os.open(output, os.O_WRONLY | os.O_CREAT)
                 os.dup2(descriptor, 1)
                 os.dup2(descriptor, 2)
@@ -420,7 +423,7 @@ def run_forked(tests: Sequence[str], timeout: float, file: str = "", code: str |
                 sys.stdout.flush()
             finally:
                 os._exit(status)
-        end = time.monotonic() + timeout
+        end = time.monotonic() + 10 * timeout
         exit_code: int | None = None
         while exit_code is None and time.monotonic() < end:
             found, raw = os.waitpid(child, os.WNOHANG)
@@ -431,6 +434,8 @@ def run_forked(tests: Sequence[str], timeout: float, file: str = "", code: str |
             os.killpg(child, signal.SIGKILL)
         if exit_code is None:
             os.waitpid(child, 0)
+        elif exit_code == -signal.SIGXCPU:
+            exit_code = None
         return exit_code, output.read_text(errors="replace")[-3000:] if output.is_file() else ""
 
 
@@ -463,11 +468,18 @@ def check_tests(tests: Sequence[str]) -> float:
     return time.monotonic() - start
 
 
-def test_mutants(root: Path, mutants: Sequence[Mutant], results: Path, commit: str) -> None:
+def test_mutants(root: Path, mutants: Sequence[Mutant], results: Path, commit: str, select: str = "") -> None:
     """Test mutants and append a line for each to the results.
 
     Tests run without a mutant first, unless all mutants of theirs have survived before: then the one that notices a
     mutant runs without it.
+
+    Args:
+        root: of the repository.
+        mutants: to test.
+        results: file to append to.
+        commit: of the code.
+        select: pytest's ``-k``; what the selected tests do not notice is not recorded.
 
     Raises:
         RuntimeError: if tests fail without a mutant.
@@ -485,7 +497,12 @@ def test_mutants(root: Path, mutants: Sequence[Mutant], results: Path, commit: s
         code = mutated((root / mutant.file).read_text(), mutant.operator, mutant.occurrence)
         start = time.monotonic()
         # of the other mutants at the same time, and of the machine's other work
-        status, output = run_forked(target.tests, 20 + 6 * (known or seconds[target.tests]), mutant.file, code)
+        status, output = run_forked(
+            [*target.tests, "-k", select], 20 + 6 * (known or seconds[target.tests]), mutant.file, code
+        )
+        if select and status in (0, 5):
+            print(f"{number}/{len(mutants)} not noticed by {select}: {mutant.file}:{mutant.line}", flush=True)
+            continue
         if status == 5 or status == 70:
             raise RuntimeError(f"no tests were run for {mutant.file} (status {status}):\n{output}")
         outcome = "timeout" if status is None else "survived" if status == 0 else "killed"
@@ -585,6 +602,7 @@ def run(arguments: argparse.Namespace) -> None:
             part = root / f"mutants_{job}.json"
             part.write_text(json.dumps([asdict(m) for m in mutants[job :: arguments.jobs]]))
             command = [sys.executable, __file__, "--worker", str(part), "--output", str(results), "--commit", commit]
+            command += ["--select", arguments.select]
             processes.append(subprocess.Popen(command, cwd=root, env=environment))
         try:
             codes = [process.wait() for process in processes]
@@ -642,13 +660,14 @@ def main() -> None:
     parser.add_argument("--commit", default="HEAD")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/mutation.jsonl")
     parser.add_argument("--again", action="store_true", help="test what survived unexplained, and nothing else")
+    parser.add_argument("--select", default="", help="with --again, run these tests only: an expression of pytest's -k")
     parser.add_argument("--report", action="store_true", help="write the page of the results and stop")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         sys.path.pop(0)  # this folder, whose modules have names of others
         mutants = [Mutant(**entry) for entry in json.loads(arguments.worker.read_text())]
-        test_mutants(Path.cwd(), mutants, arguments.output, arguments.commit)
+        test_mutants(Path.cwd(), mutants, arguments.output, arguments.commit, arguments.select)
         os._exit(0)  # what is imported says much when it is taken down
     elif arguments.report:
         report(arguments.output, arguments.output.with_suffix(".md"))
