@@ -486,20 +486,19 @@ def test_mutants(root: Path, mutants: Sequence[Mutant], results: Path, commit: s
     """
     preload()
     survived_in = {change(entry): entry["seconds"] for entry in read_results(results) if entry["outcome"] == "survived"}
-    seconds: dict[tuple[str, ...], float] = {}
+    seconds: dict[str, float] = {}
     for number, mutant in enumerate(mutants, 1):
         target = target_of(mutant.file, TARGETS)
         assert target is not None, mutant.file
         known = survived_in.get(change(asdict(mutant)))
-        if known is None and target.tests not in seconds:
-            seconds[target.tests] = check_tests(target.tests)
-            print(f"{' '.join(target.tests)}: {seconds[target.tests]:.1f} s without a mutant", flush=True)
+        for tests in target.tests:
+            if known is None and tests not in seconds:
+                seconds[tests] = check_tests([tests])
+                print(f"{tests}: {seconds[tests]:.1f} s without a mutant", flush=True)
+        limit = 20 + 6 * (known or sum(seconds[tests] for tests in target.tests))
         code = mutated((root / mutant.file).read_text(), mutant.operator, mutant.occurrence)
         start = time.monotonic()
-        # of the other mutants at the same time, and of the machine's other work
-        status, output = run_forked(
-            [*target.tests, "-k", select], 20 + 6 * (known or seconds[target.tests]), mutant.file, code
-        )
+        status, output = run_forked([*target.tests, "-k", select], limit, mutant.file, code)
         if select and status in (0, 5):
             print(f"{number}/{len(mutants)} not noticed by {select}: {mutant.file}:{mutant.line}", flush=True)
             continue
