@@ -132,7 +132,7 @@ def estimated_bytes(planner, tokens, options, input_channels, batch_size):
 
 @contextmanager
 def quick_planning():
-    """Plan with ``estimated_bytes``, and build no network twice: nnU-Net tries many spacings for its low resolution."""
+    """Plan with estimates of memory, and build no network twice: nnU-Net tries many spacings for its low resolution."""
     network_arguments, known = TransformerPlanner.network_arguments, {}
 
     def remembered(planner, tokens, **options):
@@ -143,6 +143,12 @@ def quick_planning():
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(TransformerPlanner, "_peak_bytes", estimated_bytes)
+        # of its CNN, by which nnU-Net chooses the patch to start from: about its values in 3D
+        monkeypatch.setattr(
+            TransformerPlanner,
+            "static_estimate_VRAM_usage",
+            staticmethod(lambda patch_size, *_: 250 * prod(patch_size)),
+        )
         monkeypatch.setattr(TransformerPlanner, "network_arguments", remembered)
         # most of the time of a network without memory
         monkeypatch.setattr(weight_init, "_trunc_normal_", lambda tensor, *_: tensor)
@@ -152,9 +158,10 @@ def quick_planning():
 def check_with_estimate(configuration, channels, labels, gigabytes, network_name):
     """As ``check``, with ``estimated_bytes``."""
     patch_size = configuration["patch_size"]
-    with torch.device("meta"), torch.no_grad():
-        network = build(configuration, channels, labels)
-        shapes = [output.shape for output in network(torch.empty(2, channels, *patch_size))]
+    with torch.device("meta"):
+        network, image = build(configuration, channels, labels), torch.empty(2, channels, *patch_size)
+    with torch.no_grad():
+        shapes = [output.shape for output in network(image)]
     check_shapes(configuration, network, shapes, labels)
     checkpoints = configuration["architecture"]["arch_kwargs"].get("activation_checkpointing")
     voxel_bytes = CHECKPOINTED_VOXEL_BYTES if checkpoints else VOXEL_BYTES
@@ -277,6 +284,7 @@ def test_memory_target_sets_patch_and_batch(folder):
     assert patches[3] < patches[24]
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     "voxel_bytes,told,active,shrinks",
     [
@@ -420,6 +428,7 @@ class TestArgumentsThatTheNetworkDoesNotTake:
         self.assert_error(folder, nnUNetPlannerSETRPUP, message, token_rules=rules)
 
 
+@pytest.mark.usefixtures("quick")
 def test_plans_hold_the_paths_of_before(folder):
     """Plans do not depend on the module of a class inside its package."""
     modules = {"mit": "MiT", "qt_unet": "QTUNet", "resnet_unet": "ResNetUNet", "setr_pup": "SETRPUP"}
