@@ -429,6 +429,18 @@ class TestArgumentsThatTheNetworkDoesNotTake:
 
 
 @pytest.mark.usefixtures("quick")
+def test_plans_state_what_is_left_to_the_network(folder):
+    """None is the network's own choice, which the plan holds."""
+    own = type("nnUNetPlannerOwn", (nnUNetPlannerQTUNetT,), {"network_overrides": {"depths": None}})
+    stated = [
+        plan(folder, planner, (1, 1, 1), (40, 40, 40))["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+        for planner in (own, nnUNetPlannerQTUNetT)
+    ]
+    assert stated[0] == stated[1]
+    assert stated[0]["depths"]
+
+
+@pytest.mark.usefixtures("quick")
 def test_plans_hold_the_paths_of_before(folder):
     """Plans do not depend on the module of a class inside its package."""
     modules = {"mit": "MiT", "qt_unet": "QTUNet", "resnet_unet": "ResNetUNet", "setr_pup": "SETRPUP"}
