@@ -361,6 +361,22 @@ def test_tiny_patches_are_refused(folder, static, voxel_bytes):
 
 
 @pytest.mark.usefixtures("quick")
+def test_tiny_patches_are_refused_where_strides_would_allow_them(folder):
+    patches = []
+
+    class Planner(nnUNetPlannerQTUNetT):
+        network_overrides = {"activation_checkpointing": True}
+
+        def _peak_bytes(self, tokens, options, input_channels, batch_size):
+            patches.append(prod(tokens.patch_size))
+            return 0, batch_size * prod(tokens.patch_size) * 10**6
+
+    with pytest.raises(RuntimeError, match="does not fit 8 GB even at a patch of"):
+        plan(folder, Planner, (1, 1, 1), (160, 160, 160))
+    assert 32**3 / 2 <= patches[-1] <= 2 * 32**3
+
+
+@pytest.mark.usefixtures("quick")
 def test_dataset_without_cases_is_planned_as_by_nnunet(folder):
     configuration = plan(folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40), cases=0)["configurations"]["3d_fullres"]
     assert (configuration["patch_size"], configuration["batch_size"]) == ([40, 40, 40], 2)
