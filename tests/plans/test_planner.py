@@ -11,6 +11,7 @@ from importlib import import_module
 from itertools import pairwise
 from math import prod
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -365,7 +366,7 @@ def test_tiny_patches_are_refused_where_strides_would_allow_them(folder):
     patches = []
 
     class Planner(nnUNetPlannerQTUNetT):
-        network_overrides = {"activation_checkpointing": True}
+        network_overrides: ClassVar = {"activation_checkpointing": True}
 
         def _peak_bytes(self, tokens, options, input_channels, batch_size):
             patches.append(prod(tokens.patch_size))
