@@ -6,9 +6,11 @@ module from memory and runs pytest. All of it happens in a copy of the commit, m
 
     pip install cosmic-ray
     python benchmarks/mutation.py --sample 60 --jobs 2     # results/mutation.jsonl; goes on where it was stopped
+    python benchmarks/mutation.py --again                  # the survivors, after a change of tests
     python benchmarks/mutation.py --report                 # results/mutation.md
 
-A mutant in the tests' own process only is a mutant: tests that start another Python see the code as it is.
+A mutant in the tests' own process only is a mutant: tests that start another Python see the code as it is. Survivors
+that no test should notice are explained in mutation_explained.yaml.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import importlib.util
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -36,8 +39,11 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from itertools import chain
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "nnunet_transformers"
+EXPLAINED = ROOT / "benchmarks/mutation_explained.yaml"
 # what takes seconds to import, and is the same for every mutant
 PRELOADED = (
     "SimpleITK",
@@ -144,6 +150,7 @@ TARGETS = (
             "tests/trainers/test_steps.py",
             "tests/trainers/test_recipe.py",
             "tests/trainers/test_precision.py",
+            "tests/trainers/test_training.py::TestStoredData",
             "tests/trainers/test_initialisation.py",
         ),
     ),
@@ -165,13 +172,21 @@ TARGETS = (
     Target("plans", "plans/memory.py", ("tests/plans/test_memory.py",)),
     Target("plans", "plans/presets.py", ("tests/plans/test_presets.py",)),
     Target("plans", "plans/planned.py", ("tests/plans/test_planned.py", "tests/plans/test_presets.py")),
-    Target("plans", "plans/plan_files.py", ("tests/plans/test_presets.py", "tests/cli/test_presets.py")),
+    Target(
+        "plans",
+        "plans/plan_files.py",
+        ("tests/plans/test_planned.py", "tests/plans/test_presets.py", "tests/cli/test_presets.py"),
+    ),
     Target("plans", "plans/stored_data.py", ("tests/plans/test_stored_data.py", "tests/plans/test_planner.py")),
     Target("plans", "plans/changed_patch.py", ("tests/plans/test_changed_patch.py",)),
     Target("plans", "plans/gate.py", ("tests/plans/test_gate.py",)),
     Target("plans", "plans/*.py", ("tests/plans/test_planner.py",)),
     Target("weights", "weights/transfer.py", ("tests/weights/test_transfer.py", "tests/weights/test_encoder.py")),
-    Target("methods", "pretraining/encoder_pretraining.py", ("tests/pretraining/test_qt_ssl.py",)),
+    Target(
+        "methods",
+        "pretraining/encoder_pretraining.py",
+        ("tests/pretraining/test_qt_ssl.py", "tests/pretraining/test_unimiss.py::TestSteps"),
+    ),
     Target("weights", "weights/adapters.py", ("tests/weights/test_transfer.py", "tests/weights/test_encoder.py")),
     Target("weights", "weights/sealed.py", ("tests/weights", "tests/test_stored_files.py")),
 )
@@ -278,6 +293,23 @@ def target_of(file: str, targets: Sequence[Target]) -> Target | None:
     return next((t for t in targets if fnmatch(file, f"{PACKAGE}/{t.pattern}")), None)
 
 
+def mutant_of(folder: str, file: str, code: str, operator: str, occurrence: int) -> Mutant | None:
+    """The mutant of an operator's occurrence in the code of a file; None if it is no Python or executes the same."""
+    changed = mutated(code, operator, occurrence)
+    with contextlib.suppress(SyntaxError):
+        if changed is None or without_text(changed) == without_text(code):
+            return None
+        compile(changed, file, "exec")
+        old, new = code.splitlines(), changed.splitlines()
+        opcodes = difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+        differing = [lines for tag, *lines in opcodes if tag != "equal"]
+        (first, _, new_first, _), (_, end, _, new_end) = differing[0], differing[-1]
+        before, after = "\n".join(old[first:end]), "\n".join(new[new_first:new_end]).rstrip()
+        digest = hashlib.sha256(code.encode()).hexdigest()[:12]
+        return Mutant(folder, file, first + 1, operator, occurrence, before, after, digest)
+    return None
+
+
 def draw(root: Path, folder: str, number: int, seed: int) -> list[Mutant]:
     """The mutants of a folder, in random order, the same for the same files.
 
@@ -296,25 +328,26 @@ def draw(root: Path, folder: str, number: int, seed: int) -> list[Mutant]:
     for file, _, options in spots:
         if len(mutants) == number:
             break
-        (operator, occurrence), code = rng.choice(options), codes[file]
-        changed = mutated(code, operator, occurrence)
-        with contextlib.suppress(SyntaxError):
-            if changed is None or without_text(changed) == without_text(code):
-                continue
-            compile(changed, file, "exec")
-            differing = [
-                (tag, a, b, c, d)
-                for tag, a, b, c, d in difflib.SequenceMatcher(
-                    None, code.splitlines(), changed.splitlines(), autojunk=False
-                ).get_opcodes()
-                if tag != "equal"
-            ]
-            first, last = differing[0], differing[-1]
-            before = "\n".join(code.splitlines()[first[1] : last[2]])
-            after = "\n".join(changed.splitlines()[first[3] : last[4]]).rstrip()
-            digest = hashlib.sha256(code.encode()).hexdigest()[:12]
-            mutants.append(Mutant(folder, file, first[1] + 1, operator, occurrence, before, after, digest))
+        if drawn := mutant_of(folder, file, codes[file], *rng.choice(options)):
+            mutants.append(drawn)
     return mutants
+
+
+def found_again(root: Path, entry: dict) -> Mutant | None:
+    """An earlier mutant in the code of today: the same change, nearest to the line where it was.
+
+    Args:
+        root: of the repository.
+        entry: of the results.
+    """
+    path, folder, file, operator = root / entry["file"], entry["folder"], entry["file"], entry["operator"]
+    if not path.is_file():
+        return None
+    code = path.read_text()
+    occurrences = [number for options in places(code).values() for name, number in options if name == operator]
+    mutants = filter(None, (mutant_of(folder, file, code, operator, number) for number in occurrences))
+    same = [twin for twin in mutants if change(asdict(twin)) == change(entry)]
+    return min(same, key=lambda twin: abs(twin.line - entry["line"]), default=None)
 
 
 class MutantLoader(SourceFileLoader):
@@ -353,7 +386,8 @@ def run_forked(tests: Sequence[str], timeout: float, file: str = "", code: str |
 
     Args:
         tests: arguments of pytest.
-        timeout: seconds, after which the fork and all that it started is killed.
+        timeout: seconds of processor time, or ten times as many on the clock, after which the fork and all that it
+            started is killed: other work on the machine makes no mutant slow.
         file: that is mutated, below the current folder.
         code: of the mutant; None runs the tests as they are.
 
@@ -367,6 +401,7 @@ def run_forked(tests: Sequence[str], timeout: float, file: str = "", code: str |
             status = 70
             try:
                 os.setsid()
+                resource.setrlimit(resource.RLIMIT_CPU, (int(timeout) + 1, resource.RLIM_INFINITY))
                 descriptor = os.open(output, os.O_WRONLY | os.O_CREAT)
                 os.dup2(descriptor, 1)
                 os.dup2(descriptor, 2)
@@ -388,7 +423,7 @@ def run_forked(tests: Sequence[str], timeout: float, file: str = "", code: str |
                 sys.stdout.flush()
             finally:
                 os._exit(status)
-        end = time.monotonic() + timeout
+        end = time.monotonic() + 10 * timeout
         exit_code: int | None = None
         while exit_code is None and time.monotonic() < end:
             found, raw = os.waitpid(child, os.WNOHANG)
@@ -399,6 +434,8 @@ def run_forked(tests: Sequence[str], timeout: float, file: str = "", code: str |
             os.killpg(child, signal.SIGKILL)
         if exit_code is None:
             os.waitpid(child, 0)
+        elif exit_code == -signal.SIGXCPU:
+            exit_code = None
         return exit_code, output.read_text(errors="replace")[-3000:] if output.is_file() else ""
 
 
@@ -418,35 +455,63 @@ def preload() -> None:
         raise RuntimeError(f"imported before it could be mutated: {', '.join(taken)}")
 
 
-def test_mutants(root: Path, mutants: Sequence[Mutant], results: Path, commit: str) -> None:
+def check_tests(tests: Sequence[str]) -> float:
+    """The seconds that tests take without a mutant.
+
+    Raises:
+        RuntimeError: if they fail.
+    """
+    start = time.monotonic()
+    status, output = run_forked(tests, 1800)
+    if status != 0:
+        raise RuntimeError(f"{' '.join(tests)} fails without a mutant (status {status}):\n{output}")
+    return time.monotonic() - start
+
+
+def test_mutants(root: Path, mutants: Sequence[Mutant], results: Path, commit: str, select: str = "") -> None:
     """Test mutants and append a line for each to the results.
+
+    Tests run without a mutant first, unless all mutants of theirs have survived before: then the one that notices a
+    mutant runs without it.
+
+    Args:
+        root: of the repository.
+        mutants: to test.
+        results: file to append to.
+        commit: of the code.
+        select: pytest's ``-k``; what the selected tests do not notice is not recorded.
 
     Raises:
         RuntimeError: if tests fail without a mutant.
     """
     preload()
-    seconds: dict[tuple[str, ...], float] = {}
+    survived_in = {change(entry): entry["seconds"] for entry in read_results(results) if entry["outcome"] == "survived"}
+    seconds: dict[str, float] = {}
     for number, mutant in enumerate(mutants, 1):
         target = target_of(mutant.file, TARGETS)
         assert target is not None, mutant.file
-        if target.tests not in seconds:
-            start = time.monotonic()
-            status, output = run_forked(target.tests, 1800)
-            if status != 0:
-                raise RuntimeError(f"{' '.join(target.tests)} fails without a mutant (status {status}):\n{output}")
-            seconds[target.tests] = time.monotonic() - start
-            print(f"{' '.join(target.tests)}: {seconds[target.tests]:.1f} s without a mutant", flush=True)
+        known = survived_in.get(change(asdict(mutant)))
+        for tests in target.tests:
+            if known is None and tests not in seconds:
+                seconds[tests] = check_tests([tests])
+                print(f"{tests}: {seconds[tests]:.1f} s without a mutant", flush=True)
+        limit = 20 + 6 * (known or sum(seconds[tests] for tests in target.tests))
         code = mutated((root / mutant.file).read_text(), mutant.operator, mutant.occurrence)
         start = time.monotonic()
-        # of the other mutants at the same time, and of the machine's other work
-        status, output = run_forked(target.tests, 20 + 6 * seconds[target.tests], mutant.file, code)
+        status, output = run_forked([*target.tests, "-k", select], limit, mutant.file, code)
+        if select and status in (0, 5):
+            print(f"{number}/{len(mutants)} not noticed by {select}: {mutant.file}:{mutant.line}", flush=True)
+            continue
         if status == 5 or status == 70:
             raise RuntimeError(f"no tests were run for {mutant.file} (status {status}):\n{output}")
         outcome = "timeout" if status is None else "survived" if status == 0 else "killed"
         failed = next((line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
+        by = failed.partition(" - ")[0]
+        if known and outcome == "killed":
+            check_tests([by.split(" ", 1)[1]] if by else target.tests)
         entry = asdict(mutant) | {
             "outcome": outcome,
-            "by": failed.partition(" - ")[0],
+            "by": by,
             "seconds": round(time.monotonic() - start, 2),
             "commit": commit,
         }
@@ -465,8 +530,33 @@ def read_results(path: Path) -> list[dict]:
 
 
 def key(entry: dict) -> tuple:
-    """Of a mutant, whichever run it was tested in."""
+    """Of a mutant of one version of a file, whichever run it was tested in."""
     return tuple(entry[name] for name in ("file", "source", "operator", "occurrence"))
+
+
+def change(entry: dict) -> tuple:
+    """The file and what is changed in it, in whichever version; indentation does not count."""
+    return tuple(entry[name].strip() for name in ("file", "operator", "before", "after"))
+
+
+def current_results(path: Path, root: Path) -> list[dict]:
+    """The last result of each change of code that is still there."""
+    entries = {change(entry): entry for entry in read_results(path)}.values()
+    codes = {file: (root / file).read_text() for file in {e["file"] for e in entries} if (root / file).is_file()}
+    return [entry for entry in entries if entry["before"] in codes.get(entry["file"], "")]
+
+
+def explanations(path: Path, entries: Sequence[dict]) -> dict[tuple, str]:
+    """Why no test should notice a survivor, by its ``change``.
+
+    Raises:
+        ValueError: if one is explained that is no survivor.
+    """
+    explained = {change(entry): entry["why"] for entry in yaml.safe_load(path.read_text())}
+    survivors = {change(entry) for entry in entries if entry["outcome"] == "survived"}
+    if strangers := sorted(explained.keys() - survivors):
+        raise ValueError(f"{path} explains {' | '.join(strangers[0])}, which is no survivor; remove it")
+    return explained
 
 
 @contextlib.contextmanager
@@ -487,10 +577,17 @@ def run(arguments: argparse.Namespace) -> None:
     results.parent.mkdir(parents=True, exist_ok=True)
     with copy_of_commit(commit) as root:
         folders = arguments.folders or list(dict.fromkeys(target.folder for target in TARGETS))
-        mutants = [m for folder in folders for m in draw(root, folder, arguments.sample, arguments.seed)]
-        earlier = {key(entry): entry for entry in read_results(results)}
-        known = {k for k, entry in earlier.items() if not (arguments.again and entry["outcome"] == "survived")}
-        mutants = [m for m in mutants if fnmatch(m.file, arguments.files) and key(asdict(m)) not in known]
+        if arguments.again:
+            entries = current_results(results, root)
+            explained = explanations(EXPLAINED, entries)
+            survivors = [e for e in entries if e["outcome"] == "survived" and change(e) not in explained]
+            chosen = [e for e in survivors if e["folder"] in folders and fnmatch(e["file"], arguments.files)]
+            found = (found_again(root, e) for e in chosen)
+            mutants = [m for m in found if m]
+        else:
+            known = {key(entry) for entry in read_results(results)}
+            drawn = chain.from_iterable(draw(root, folder, arguments.sample, arguments.seed) for folder in folders)
+            mutants = [m for m in drawn if fnmatch(m.file, arguments.files) and key(asdict(m)) not in known]
         print(f"{len(mutants)} mutants of {commit} in {', '.join(folders)}", flush=True)
         environment = os.environ | {
             "PYTHONPATH": str(root),
@@ -504,6 +601,7 @@ def run(arguments: argparse.Namespace) -> None:
             part = root / f"mutants_{job}.json"
             part.write_text(json.dumps([asdict(m) for m in mutants[job :: arguments.jobs]]))
             command = [sys.executable, __file__, "--worker", str(part), "--output", str(results), "--commit", commit]
+            command += ["--select", arguments.select]
             processes.append(subprocess.Popen(command, cwd=root, env=environment))
         try:
             codes = [process.wait() for process in processes]
@@ -519,22 +617,26 @@ def run(arguments: argparse.Namespace) -> None:
 
 def report(results: Path, page: Path) -> None:
     """Write what was killed in each folder, and every survivor."""
-    entries = list({key(entry): entry for entry in read_results(results)}.values())
+    entries = current_results(results, ROOT)
+    explained = explanations(EXPLAINED, entries)
     lines = [
         "# Mutation test",
         "",
         "Random changes of the code, one at a time, and the tests of the changed file: `benchmarks/mutation.py`.",
         f"Commits {', '.join(sorted({entry['commit'] for entry in entries}))}.",
+        "Changes of code that has gone are left out; explained are survivors that no test should notice.",
         "",
-        "| folder | mutants | killed | by timeout | survived | killed of all | median s |",
-        "|---|---|---|---|---|---|---|",
+        "| folder | mutants | killed | by timeout | survived | explained | killed of all | of the others | median s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for folder in sorted({entry["folder"] for entry in entries}):
         own = [entry for entry in entries if entry["folder"] == folder]
         count = Counter(entry["outcome"] for entry in own)
-        share = 1 - count["survived"] / len(own)
+        known = len([entry for entry in own if change(entry) in explained])
+        noticed = len(own) - count["survived"]
         median = sorted(entry["seconds"] for entry in own)[len(own) // 2]
-        row = (folder, len(own), count["killed"], count["timeout"], count["survived"], f"{share:.0%}", f"{median:.1f}")
+        counts = (len(own), count["killed"], count["timeout"], count["survived"], known)
+        row = (folder, *counts, f"{noticed / len(own):.0%}", f"{noticed / (len(own) - known):.0%}", f"{median:.1f}")
         lines.append(f"| {' | '.join(map(str, row))} |")
     lines += ["", "## Survivors", ""]
     for entry in sorted(entries, key=lambda entry: (entry["file"], entry["line"])):
@@ -542,8 +644,9 @@ def report(results: Path, page: Path) -> None:
             changed = [f"- {line}" for line in entry["before"].splitlines()]
             changed += [f"+ {line}" for line in entry["after"].splitlines()]
             lines += [f"{entry['file']}:{entry['line']}, {entry['operator']}", "", "```diff", *changed, "```", ""]
+            lines += [explained.get(change(entry), "Not explained."), ""]
     page.write_text("\n".join(lines).rstrip() + "\n")
-    print("\n".join(lines[5 : lines.index("## Survivors")]))
+    print("\n".join(lines[6 : lines.index("## Survivors")]))
 
 
 def main() -> None:
@@ -555,14 +658,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--commit", default="HEAD")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/mutation.jsonl")
-    parser.add_argument("--again", action="store_true", help="test the survivors of earlier runs again")
+    parser.add_argument("--again", action="store_true", help="test what survived unexplained, and nothing else")
+    parser.add_argument("--select", default="", help="with --again, run these tests only: an expression of pytest's -k")
     parser.add_argument("--report", action="store_true", help="write the page of the results and stop")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         sys.path.pop(0)  # this folder, whose modules have names of others
         mutants = [Mutant(**entry) for entry in json.loads(arguments.worker.read_text())]
-        test_mutants(Path.cwd(), mutants, arguments.output, arguments.commit)
+        test_mutants(Path.cwd(), mutants, arguments.output, arguments.commit, arguments.select)
         os._exit(0)  # what is imported says much when it is taken down
     elif arguments.report:
         report(arguments.output, arguments.output.with_suffix(".md"))

@@ -107,8 +107,8 @@ def largest_forms():
 
 
 def compiled_forms():
-    """Every form in inference, and the largest of each network in training."""
-    for training, cases in ((False, forms(SMALLEST, patches=COMPILED)), (True, largest_forms())):
+    """The 2D form of each network in inference, and the largest in training."""
+    for training, cases in ((False, forms(SMALLEST, 2, patches=COMPILED)), (True, largest_forms())):
         for case in cases:
             yield pytest.param(*case.values, training, id=f"{case.id}-{'training' if training else 'inference'}")
 

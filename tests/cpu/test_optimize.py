@@ -17,7 +17,7 @@ from nnunet_transformers.architectures import MiTPair, create_network, list_netw
 from nnunet_transformers.architectures.layers import RelativePositionBias, WindowAttention
 from nnunet_transformers.cpu import attention, depthwise, linear, optimize, plain_class, use_kernels
 from nnunet_transformers.cpu.dispatch import may_choose_kernel
-from tests.architectures.test_networks import COMPILED, SMALLEST, forms, smallest_overrides
+from tests.architectures.test_networks import COMPILED, SMALLEST, forms, largest_forms, smallest_overrides
 
 FUNCTIONS = (
     linear.LinearFunction,
@@ -149,17 +149,6 @@ class TestOptimised:
             torch.testing.assert_close(again(image), expected)
             torch.testing.assert_close(network(image)[0], expected)
 
-    def test_exported_with_the_plain_operations(self, name, patch_size, applied):
-        plain = create_network(name, 1, 2, patch_size, **smallest_overrides(name, len(patch_size))).eval()
-        network, image = optimize(deepcopy(plain)), (torch.randn(1, 1, *patch_size),)
-        operations = [
-            [n.target for n in torch.export.export(net, image, strict=False).graph.nodes if n.op == "call_function"]
-            for net in (plain, network)
-        ]
-        assert operations[0] == operations[1]
-        assert not any("mkldnn" in str(operation) for operation in operations[1])
-        assert not applied
-
     def test_without_numbers(self, name, patch_size, applied):
         """On another device and on fake tensors, as planners use networks."""
         overrides = smallest_overrides(name, len(patch_size))
@@ -172,6 +161,19 @@ class TestOptimised:
             network(torch.empty(1, 1, *patch_size)).mean().backward()
         # the only kernel that also saves memory
         assert set(applied) <= {"WindowAttentionFunction"}
+
+
+@pytest.mark.parametrize("name,patch_size", largest_forms())
+def test_exported_with_the_plain_operations(name, patch_size, applied):
+    plain = create_network(name, 1, 2, patch_size, **smallest_overrides(name, len(patch_size))).eval()
+    network, image = optimize(deepcopy(plain)), (torch.randn(1, 1, *patch_size),)
+    operations = [
+        [n.target for n in torch.export.export(net, image, strict=False).graph.nodes if n.op == "call_function"]
+        for net in (plain, network)
+    ]
+    assert operations[0] == operations[1]
+    assert not any("mkldnn" in str(operation) for operation in operations[1])
+    assert not applied
 
 
 @pytest.mark.usefixtures("product_in_float64")

@@ -52,6 +52,9 @@ def test_what_is_missing_is_named(planned):
         PlannedConfiguration.load("900", "nnUNetPlans_other", "3d_lowres")
     with pytest.raises(FileNotFoundError, match=r"Plans of Dataset900_Balls: nnUNetPlans_other$"):
         PlannedConfiguration.load("900", "nnUNetQTUNetTPlans_other", "3d_fullres")
+    (planned / "nnUNetPlans_other.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"Plans of Dataset900_Balls: none; plan the dataset first$"):
+        PlannedConfiguration.load("900", "nnUNetPlans_other", "3d_fullres")
     with pytest.raises(FileNotFoundError, match="nnUNetv2_plan_experiment -d 900 -pl nnUNetPlannerQTUNetT`"):
         PlannedConfiguration.load("900", "nnUNetQTUNetTPlans", "3d_fullres")
     with pytest.raises(ValueError, match="does not find the trainer nnUNetTrainerOfNobody"):

@@ -11,6 +11,7 @@ from importlib import import_module
 from itertools import pairwise
 from math import prod
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -132,7 +133,7 @@ def estimated_bytes(planner, tokens, options, input_channels, batch_size):
 
 @contextmanager
 def quick_planning():
-    """Plan with ``estimated_bytes``, and build no network twice: nnU-Net tries many spacings for its low resolution."""
+    """Plan with estimates of memory, and build no network twice: nnU-Net tries many spacings for its low resolution."""
     network_arguments, known = TransformerPlanner.network_arguments, {}
 
     def remembered(planner, tokens, **options):
@@ -143,6 +144,12 @@ def quick_planning():
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(TransformerPlanner, "_peak_bytes", estimated_bytes)
+        # of its CNN, by which nnU-Net chooses the patch to start from: about its values in 3D
+        monkeypatch.setattr(
+            TransformerPlanner,
+            "static_estimate_VRAM_usage",
+            staticmethod(lambda patch_size, *_: 250 * prod(patch_size)),
+        )
         monkeypatch.setattr(TransformerPlanner, "network_arguments", remembered)
         # most of the time of a network without memory
         monkeypatch.setattr(weight_init, "_trunc_normal_", lambda tensor, *_: tensor)
@@ -152,9 +159,10 @@ def quick_planning():
 def check_with_estimate(configuration, channels, labels, gigabytes, network_name):
     """As ``check``, with ``estimated_bytes``."""
     patch_size = configuration["patch_size"]
-    with torch.device("meta"), torch.no_grad():
-        network = build(configuration, channels, labels)
-        shapes = [output.shape for output in network(torch.empty(2, channels, *patch_size))]
+    with torch.device("meta"):
+        network, image = build(configuration, channels, labels), torch.empty(2, channels, *patch_size)
+    with torch.no_grad():
+        shapes = [output.shape for output in network(image)]
     check_shapes(configuration, network, shapes, labels)
     checkpoints = configuration["architecture"]["arch_kwargs"].get("activation_checkpointing")
     voxel_bytes = CHECKPOINTED_VOXEL_BYTES if checkpoints else VOXEL_BYTES
@@ -277,6 +285,7 @@ def test_memory_target_sets_patch_and_batch(folder):
     assert patches[3] < patches[24]
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     "voxel_bytes,told,active,shrinks",
     [
@@ -353,6 +362,22 @@ def test_tiny_patches_are_refused(folder, static, voxel_bytes):
 
 
 @pytest.mark.usefixtures("quick")
+def test_tiny_patches_are_refused_where_strides_would_allow_them(folder):
+    patches = []
+
+    class Planner(nnUNetPlannerQTUNetT):
+        network_overrides: ClassVar = {"activation_checkpointing": True}
+
+        def _peak_bytes(self, tokens, options, input_channels, batch_size):
+            patches.append(prod(tokens.patch_size))
+            return 0, batch_size * prod(tokens.patch_size) * 10**6
+
+    with pytest.raises(RuntimeError, match="does not fit 8 GB even at a patch of"):
+        plan(folder, Planner, (1, 1, 1), (160, 160, 160))
+    assert 32**3 / 2 <= patches[-1] <= 2 * 32**3
+
+
+@pytest.mark.usefixtures("quick")
 def test_dataset_without_cases_is_planned_as_by_nnunet(folder):
     configuration = plan(folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40), cases=0)["configurations"]["3d_fullres"]
     assert (configuration["patch_size"], configuration["batch_size"]) == ([40, 40, 40], 2)
@@ -420,6 +445,19 @@ class TestArgumentsThatTheNetworkDoesNotTake:
         self.assert_error(folder, nnUNetPlannerSETRPUP, message, token_rules=rules)
 
 
+@pytest.mark.usefixtures("quick")
+def test_plans_state_what_is_left_to_the_network(folder):
+    """None is the network's own choice, which the plan holds."""
+    own = type("nnUNetPlannerOwn", (nnUNetPlannerQTUNetT,), {"network_overrides": {"depths": None}})
+    stated = [
+        plan(folder, planner, (1, 1, 1), (40, 40, 40))["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+        for planner in (own, nnUNetPlannerQTUNetT)
+    ]
+    assert stated[0] == stated[1]
+    assert stated[0]["depths"]
+
+
+@pytest.mark.usefixtures("quick")
 def test_plans_hold_the_paths_of_before(folder):
     """Plans do not depend on the module of a class inside its package."""
     modules = {"mit": "MiT", "qt_unet": "QTUNet", "resnet_unet": "ResNetUNet", "setr_pup": "SETRPUP"}

@@ -232,6 +232,17 @@ class TestContent:
 
 
 class TestCases:
+    @pytest.mark.parametrize("count", [5, 6])
+    def test_five_are_named(self, folder, count):
+        data = stored_data(folder)
+        names = [f"new_{number}" for number in range(count)]
+        path = raw_folder(folder) / "dataset.json"
+        listed = {name: {"images": [], "label": ""} for name in (*data.cases, *names)}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "dataset": listed}))
+        rest = r", \.\.\." if count > 5 else ""
+        with pytest.raises(ValueError, match=rf"missing: new_0, new_1, new_2, new_3, new_4{rest}\. Run"):
+            data.check_cases()
+
     def test_half_written(self, folder):
         (folder / SHARED / "ball_1.pkl").unlink()
         with pytest.raises(ValueError, match="holds 2 cases and the dataset has 3; missing: ball_1"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nnunet_transformers.architectures.layers.window_choice import MAX_WINDOW_TOKENS, choose_window
 from nnunet_transformers.plans import tiling
 from nnunet_transformers.plans.mit import MiTPlanner
-from nnunet_transformers.plans.tiling import TokenRules, plan_tokens, shrink
+from nnunet_transformers.plans.tiling import TokenRules, choose_patch_embed_stride, plan_tokens, shrink
 from nnunet_transformers.plans.unet2022 import UNet2022Planner
 
 
@@ -42,6 +42,27 @@ def test_windows_tile_every_grid(case):
         # close to nnU-Net's: within a fifth, or to the next multiple of the stride where that is coarse
         step = prod(s[axis] for s in strides)
         assert abs(n - size[axis]) <= max(0.2 * size[axis], step)
+
+
+def test_sizes_near_a_target():
+    """The neighbours, and what is within a fifth."""
+    assert tiling._sizes_near(100, 10) == [80, 90, 100, 110, 120]
+    assert tiling._sizes_near(100, 16) == [80, 96, 112]
+    assert tiling._sizes_near(10, 16) == [16, 32]
+
+
+@pytest.mark.parametrize("depth,stride", [(1.0, 4), (2**0.5, 4), (1.5, 2), (8**0.5, 2), (3.0, 1)])
+def test_tokens_are_of_about_equal_length(depth, stride):
+    """To within a factor of the root of 2, whatever the unit of length."""
+    for unit in (1.0, 0.5):
+        spacing = (unit * depth, unit, unit)
+        assert choose_patch_embed_stride((160, 160, 160), spacing, TokenRules()) == (stride, 4, 4)
+
+
+def test_merges_follow_the_spacing_of_the_tokens():
+    """A token of 2x4x4 voxels of 4x1x1 mm is 8 mm deep: the first merge leaves that axis alone."""
+    tokens = plan_tokens((32, 128, 128), (4, 1, 1), patch_embed_stride=(2, 4, 4))
+    assert tokens.merge_strides[:2] == ((1, 2, 2), (2, 2, 2))
 
 
 @settings(max_examples=10, deadline=None)

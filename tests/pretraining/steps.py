@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
 from nnunet_transformers.testing.method import Batches
@@ -74,6 +75,28 @@ def train(
     )
     trainer.fit(module, Batches(batches, batch_size))
     return recorder
+
+
+class Doubling(SingleDeviceStrategy):
+    """Stands in for several processes: the mean of theirs, where it is formed, is twice this one's value."""
+
+    is_distributed = True
+
+    def reduce(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return 2 * tensor
+
+
+def check_logs_means_of_processes(create: Callable[[], LightningModule], batch: Any) -> None:
+    """Check that everything that a method logs of a batch is the mean over the processes."""
+    logged = []
+    for strategy in ("auto", Doubling("cpu")):
+        module = create()
+        vars(module).pop("log_dict", None)  # tests put their own there
+        train(module, [batch], strategy=strategy, use_distributed_sampler=False)
+        logged.append({name: value.item() for name, value in module.trainer.callback_metrics.items()})
+    alone, together = logged
+    assert alone["loss"]
+    assert together == {name: 2 * value for name, value in alone.items()}
 
 
 def cosine(step: int, steps: int, start: float, end: float) -> float:

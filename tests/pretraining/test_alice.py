@@ -22,7 +22,15 @@ from nnunet_transformers.weights.primus import SIZES
 from tests.architectures.test_networks import SMALLEST, forms
 
 from .phantoms import write_volumes
-from .steps import check_target_follows, cosine, cosines, separate, train, warmup_cosine
+from .steps import (
+    check_logs_means_of_processes,
+    check_target_follows,
+    cosine,
+    cosines,
+    separate,
+    train,
+    warmup_cosine,
+)
 
 SIZE = (16, 16, 16)
 PATCHES = {"3d": (32, 64, 64), "2d": (64, 64)}
@@ -278,6 +286,11 @@ class TestSteps:
             decay = 100.0 if before[name].dim() > 1 and not name.endswith(".bias") else 0.0
             expected = before[name] * (1 - 5e-4 * decay)
             torch.testing.assert_close(after[name], expected, rtol=0, atol=5e-4 + 1e-9, msg=name)
+
+
+def test_logs_means_of_processes():
+    """How many pairs are matched included."""
+    check_logs_means_of_processes(still, three_pairs(still()))
 
 
 class TestData:

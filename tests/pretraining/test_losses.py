@@ -60,6 +60,7 @@ def test_point_contrast_takes_the_hardest_cells_of_all_volumes():
     rng = torch.Generator().manual_seed(0)
     points, matches, cells, others = (torch.randn(n, 4, generator=rng, dtype=torch.float64) for n in (3, 3, 5, 6))
     distances = torch.linspace(0, 14, 15, dtype=torch.float64).view(3, 5)
+    cells[4] = 3 * points[0]  # the hardest of the first point, at the smallest distance of a negative
     loss = point_contrast(points, matches, cells, distances, 4.0, 2, 0.5, others)
     expected = []
     for i in range(3):
@@ -202,6 +203,15 @@ class TestAlice:
         target = torch.randn(4, 8, requires_grad=True)
         (cosine_loss(x[:, 0], target) + info_nce_loss(x[:, 0], target)).backward()
         assert target.grad is None
+
+    def test_contrast_of_tokens_within_each_sample(self):
+        online, target = torch.randn(2, 2, 3, 4, dtype=torch.float64)
+        expected = []
+        for own, others in zip(F.normalize(online, dim=2), F.normalize(target, dim=2), strict=True):
+            for i in range(3):
+                logits = torch.stack([own[i] @ other for other in others]) / 0.5
+                expected.append(logits.logsumexp(0) - logits[i])
+        torch.testing.assert_close(info_nce_loss(online, target, 0.5), torch.stack(expected).mean())
 
     def test_reconstruction_of_masked_cells(self):
         image = torch.randn(2, 1, 4, 8, 8)

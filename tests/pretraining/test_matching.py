@@ -277,6 +277,16 @@ class TestAnatomicalEmbedding:
                 velocity[name] = 0.9 * velocity.get(name, 0.0) + gradient + 0.5 * before[name]
                 torch.testing.assert_close(after[name], before[name] - rates[step] * velocity[name], msg=name)
 
+    def test_mean_of_the_directions_with_points(self):
+        """Hardly any point of a large crop lies in a tiny one within it, but all of the tiny one's in the large one."""
+        module, calls = AnatomyMatching(**EMBEDDING), []
+        module._contrast = lambda *_: calls.append(1) or [torch.tensor(3.0), torch.tensor(5.0)]
+        image = torch.randn(1, 1, *self.SIZE)
+        large, tiny = (torch.tensor([[[8.0, 8, 8], [step] * 3]]) for step in (1.0, 1e-3))
+        losses, _ = module.losses([(image, large), (image, tiny)])
+        assert len(calls) == 1
+        assert losses == {"fine": 3.0, "coarse": 5.0}
+
     def test_crops_without_overlap_still_have_gradients(self):
         module = AnatomyMatching(**EMBEDDING)
         module.log_dict = lambda *args, **kwargs: None

@@ -17,7 +17,16 @@ from nnunet_transformers.weights import load_encoder
 from tests.architectures.test_networks import SMALLEST, forms
 from tests.conftest import write_dataset
 
-from .steps import check_target_follows, cosine, cosines, cross_entropy, separate, train, warmup_cosine
+from .steps import (
+    check_logs_means_of_processes,
+    check_target_follows,
+    cosine,
+    cosines,
+    cross_entropy,
+    separate,
+    train,
+    warmup_cosine,
+)
 
 SIZE = (16, 16, 16)
 SMALL = {"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}
@@ -181,6 +190,10 @@ class TestSteps:
             gradient = gradient + 0.5 * before[name]
             expected = before[name] - 1e-2 / 2 * gradient / (gradient.abs() + 1e-8)
             torch.testing.assert_close(after[name], expected)
+
+
+def test_logs_means_of_processes():
+    check_logs_means_of_processes(still, different_views())
 
 
 class TestRuns:

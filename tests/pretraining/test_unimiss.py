@@ -156,6 +156,10 @@ class TestSteps:
                 expected = before[name] * (1 - 5e-4 * decay)
                 torch.testing.assert_close(after[name], expected, rtol=0, atol=5e-4 + 1e-9, msg=name)
 
+    def test_decay_that_starts_at_zero(self):
+        recorder = train(still(weight_decay=(0.0, 4.0)), [views(2, batch=3) for _ in range(2)])
+        assert [max(group["weight_decay"] for group in groups) for groups in recorder.groups] == [0.0, 4.0]
+
     def test_gradients_are_clipped_one_by_one(self):
         module = still(lr=1.0, warmup_epochs=0, clip_grad_norm=1e-3)
         recorder = train(module, [views(2, batch=3)])

@@ -13,6 +13,7 @@ from nnunetv2.run.run_training import run_training
 
 from nnunet_transformers.architectures import get_network
 from nnunet_transformers.discovery import PLANNERS
+from nnunet_transformers.trainers.linear_probe import nnUNetTrainerLinearProbe
 from nnunet_transformers.trainers.trainer import TransformerTrainer
 from tests.architectures.test_networks import SMALLEST
 from tests.conftest import light_nnunet, set_nnunet_folders, write_dataset
@@ -23,12 +24,14 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def short_epochs(monkeypatch):
-    monkeypatch.setattr(TransformerTrainer, "default_iterations", 2)
+    for trainer in (TransformerTrainer, nnUNetTrainerLinearProbe):
+        monkeypatch.setattr(trainer, "default_iterations", 2)
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
 
 
-def prepare(folders, monkeypatch, configurations=("3d_fullres",), **dataset):
-    write_dataset(folders / "raw", **dataset)
+def prepare(folders, monkeypatch, configurations=("3d_fullres",), cases=5, **dataset):
+    """Of five cases a fold validates one."""
+    write_dataset(folders / "raw", cases=cases, **dataset)
     extract_fingerprints([900], num_processes=1)
     plan_experiments([900], PLANNER, gpu_memory_target_in_gb=2)
     preprocess([900], PLANS, configurations, [1] * len(configurations))
@@ -62,7 +65,7 @@ def shared_folders(tmp_path_factory):
     with light_nnunet(), pytest.MonkeyPatch.context() as monkeypatch:
         set_nnunet_folders(folders, monkeypatch)
         monkeypatch.setenv("nnUNet_n_proc_DA", "1")
-        prepare(folders, monkeypatch, ("3d_fullres", "2d"), cases=5)  # of which a fold validates one
+        prepare(folders, monkeypatch, ("3d_fullres", "2d"))
     return folders
 
 

@@ -131,7 +131,6 @@ def test_a_trained_fold_starts_another_plan(prepared, tmp_path):
     trainer.on_train_start()
     for name in ("decoder.seg_layers.0.weight", "encoder.stages.0.blocks.0.attn.qkv.weight"):
         assert torch.equal(trainer.network.state_dict()[name], trained[name])
-    train("3d_fullres", f"{QTUNET}_1epoch", "nnUNetLargerPlans_trained", fold=1)
 
 
 @pytest.fixture

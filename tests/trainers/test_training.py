@@ -31,7 +31,8 @@ class TestMainJob:
     def test_from_raw_data_to_prediction(self, nnunet_folders, monkeypatch):
         fold = model_folder(nnunet_folders) / "fold_0"
         with worker_processes():
-            prepare(nnunet_folders, monkeypatch, ("3d_fullres", "2d"))
+            prepare(nnunet_folders, monkeypatch, cases=6)
+        preprocess([900], PLANS, ("2d",), [1])
         with monkeypatch.context() as context:
             context.setattr(TransformerTrainer, "default_lr", 0.0)
             train()
@@ -202,7 +203,7 @@ class TestStoredData:
 
 
 def test_cascade(nnunet_folders, monkeypatch):
-    prepare(nnunet_folders, monkeypatch)
+    prepare(nnunet_folders, monkeypatch, cases=3)
     plans_file = nnunet_folders / "preprocessed" / "Dataset900_Balls" / f"{PLANS}.json"
     plans = json.loads(plans_file.read_text())
     configurations = plans["configurations"]
@@ -214,6 +215,8 @@ def test_cascade(nnunet_folders, monkeypatch):
     }
     configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
     plans_file.write_text(json.dumps(plans))
+    split = {"train": ["ball_0", "ball_1"], "val": ["ball_2"]}
+    plans_file.with_name("splits_final.json").write_text(json.dumps([split]))
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     preprocess([900], PLANS, ("3d_lowres",), [1])
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")

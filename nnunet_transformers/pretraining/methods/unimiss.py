@@ -116,7 +116,7 @@ class UniMiSS(EncoderPretraining):
 
     def create_optimizer(self) -> torch.optim.Optimizer:
         batch_size = samples_per_step(self.trainer, self.datamodule.batch_size)
-        groups = param_groups_weight_decay(self, self.hparams.weight_decay[0])
+        groups = param_groups_weight_decay(self, max(self.hparams.weight_decay))
         for group in groups:
             group["decays"] = group["weight_decay"] > 0
         return torch.optim.AdamW(groups, lr=self.hparams.lr * batch_size / 256)
