@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import Node
+from torch.utils._pytree import tree_map
 
 CUDA = torch.device("cuda", 0)
 requires_cuda_build = pytest.mark.skipif(torch.version.cuda is None, reason="PyTorch is built without CUDA")
@@ -33,6 +35,31 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
         stack.enter_context(patch.object(torch.amp.GradScaler, "_maybe_opt_step", _step_without_asking))
         stack.enter_context(patch.object(Tensor, "backward", lambda tensor, *_, **__: backward(tensor)))
         yield stack.enter_context(FakeTensorMode())
+
+
+Moved = TypeVar("Moved")
+
+
+def to_cuda(moved: Moved, mode: FakeTensorMode) -> Moved:
+    """Move real tensors in any structure to the GPU, or what a module's ``to`` moves."""
+    moves = cache(lambda tensor: tensor.detach().to(CUDA))
+    as_parameter = cache(lambda tensor: nn.Parameter(moves(tensor), tensor.requires_grad))
+    mode.allow_non_fake_inputs = True
+    try:
+        if not isinstance(moved, nn.Module):
+            return tree_map(lambda value: moves(value) if isinstance(value, Tensor) else value, moved)
+        for module in moved.modules():
+            # the data of a real tensor cannot become fake, so parameters are new ones
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else moves(buffer)
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = as_parameter(parameter)
+            if type(module)._apply is not nn.Module._apply and not [*module.parameters()]:
+                module._apply(moves)
+        return moved
+    finally:
+        mode.allow_non_fake_inputs = False
 
 
 def _step_without_asking(self: Any, optimizer: torch.optim.Optimizer, state: Any, *args: Any, **kwargs: Any) -> Any:
