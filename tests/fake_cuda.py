@@ -45,9 +45,11 @@ class FakeCUDA(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         first = args[0] if args and isinstance(args[0], Tensor) else None
         on_device = first is not None and first.device == CUDA
-        if on_device and func is aten._local_scalar_dense.default:
-            self._note()
-            return 1.0 if first.is_floating_point() else 1
+        if first is not None and func is aten._local_scalar_dense.default:
+            if on_device:
+                self._note()
+            # a number of words, or a label, or whether something is wrong
+            return {torch.int64: 1, torch.bool: False}.get(first.dtype, 1.0)
         if on_device and func is aten.nonzero.default:
             self._note()
             # a quarter of the elements, as many in each row
@@ -61,7 +63,8 @@ class FakeCUDA(TorchDispatchMode):
         return result
 
     def _note(self) -> None:
-        frames = [f for f in traceback.extract_stack() if any(f"/{name}/" in f.filename for name in PACKAGES)]
+        named = [f for f in traceback.extract_stack() if not f.name.startswith("<")]  # no comprehension
+        frames = [f for f in named if any(f"/{name}/" in f.filename for name in PACKAGES)]
         self.waits.append(f"{Path(frames[-1].filename).name} {frames[-1].name}" if frames else "the test")
 
     def move(self, moved: Moved) -> Moved:
@@ -91,11 +94,15 @@ class FakeCUDA(TorchDispatchMode):
 def fake_cuda() -> Iterator[FakeCUDA]:
     """New tensors are fake; those of ``torch.device("cuda")`` count as ones of a GPU, for autocast as well."""
     with ExitStack() as stack:
+        # asked at every operation, which without a driver takes most of the time
+        stack.enter_context(patch("torch.cuda.is_available", lambda: False))
         # autocast and the scaler would switch themselves off
         stack.enter_context(patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
         stack.enter_context(patch("torch.cuda.is_bf16_supported", lambda *_, **__: True))
         stack.enter_context(patch.object(Tensor, "backward", lambda tensor, *_, **__: backward(tensor)))
-        yield stack.enter_context(FakeCUDA(stack.enter_context(FakeTensorMode())))
+        device = stack.enter_context(FakeCUDA(stack.enter_context(FakeTensorMode())))
+        stack.enter_context(patch.object(nn.Module, "to", lambda module, *_, **__: device.move(module)))
+        yield device
 
 
 @torch.no_grad()
