@@ -96,7 +96,7 @@ class _MixedPrecision(TorchFunctionMode):
     half += (torch.matmul, Tensor.matmul)
     half += (Tensor.__matmul__, torch.einsum, F.scaled_dot_product_attention)
     # not group_norm: ConvNormAct uses it as instance norm on CPU, which autocast leaves in half precision
-    single = (F.layer_norm, F.softmax, F.log_softmax, Tensor.softmax, torch.softmax, F.cross_entropy)
+    single = (F.layer_norm, F.softmax, F.log_softmax, Tensor.softmax, torch.softmax, F.cross_entropy, F.interpolate)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

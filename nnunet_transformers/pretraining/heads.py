@@ -63,5 +63,7 @@ def apply_to_tokens(head: nn.Module, tokens: Tensor, padding: Tensor | None = No
     """
     if padding is None:
         return head(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-    rows = head(tokens[~padding])
-    return rows.new_zeros(*padding.shape, rows.shape[1]).masked_scatter(~padding[..., None], rows)
+    # a GPU's host waits here, once; an index by a mask would wait in the backward pass as well
+    kept = (~padding).flatten().nonzero().squeeze(1)
+    rows = head(tokens.flatten(0, 1).index_select(0, kept))
+    return rows.new_zeros(padding.numel(), rows.shape[1]).index_copy(0, kept, rows).unflatten(0, padding.shape)

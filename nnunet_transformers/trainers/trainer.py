@@ -315,7 +315,8 @@ class TransformerTrainer(FollowsSettings, AveragesWeights, StartsFromPlan):
         if self.label_manager.has_regions:
             return
         target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
-        low, high = int(target.min()), int(target.max())
+        # the labels are still on the CPU, where a pass over them takes some of a GPU's time
+        low, high = (int(bound) for bound in torch.aminmax(target))
         # the ignore label follows the last one
         largest = self.label_manager.num_segmentation_heads - (not self.label_manager.has_ignore_label)
         if low < 0 or high > largest:

@@ -235,7 +235,7 @@ class TestText:
             [-1, 0, 1, 1, 1, 2, -1, -1, -1, -1],
         ]
         features = torch.randn(2, 10, 3)
-        words = sum_into_words(features, tokens["word_ids"])
+        words = sum_into_words(features, tokens["word_ids"], int(tokens["word_ids"].max()) + 1)
         torch.testing.assert_close(words[0, 1], features[0, 2:5].sum(0))
         torch.testing.assert_close(words[1, 2], features[1, 5])
         assert (words[0, 2] == 0).all()

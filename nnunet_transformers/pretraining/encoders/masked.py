@@ -135,12 +135,12 @@ class VisibleEncoder(nn.Module):
         rope = eva.rope.get_embed()
         if mask is None:
             return self._blocks(tokens, rope)
-        visible = ~mask.flatten(1)
-        kept = visible.nonzero()[:, 1].view(len(mask), -1)
+        kept = visible_cells(mask)
+        rows = kept[..., None].expand(-1, -1, self.dim)
         # (batch, heads, tokens, dim), broadcast over the heads
-        seen = self._blocks(tokens[visible].view(*kept.shape, -1), rope[kept][:, None])
-        everywhere = self.mask_token.to(seen.dtype).expand(*visible.shape, -1)
-        return everywhere.masked_scatter(visible[..., None], seen)
+        seen = self._blocks(tokens.gather(1, rows), rope[kept][:, None])
+        everywhere = self.mask_token.to(seen.dtype).expand(*tokens.shape)
+        return everywhere.scatter(1, rows, seen)
 
     def maps(self, image: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """Encode images as ``forward`` does, to one feature map, (batch, dim, *grid)."""
@@ -191,6 +191,18 @@ def choose_grid(network: SegmentationNetwork, mask_size: int) -> tuple[int, ...]
 def map_shapes(network: SegmentationNetwork) -> list[tuple[int, ...]]:
     """Return (channels, *grid) of each map that a network's ``encode`` returns, finest first."""
     return [(dim, *grid) for dim, grid in zip(network.feature_channels, network.grid_sizes, strict=True)]
+
+
+def visible_cells(mask: Tensor) -> Tensor:
+    """List the visible cells of each image, for which a GPU's host has to wait: once, rather than at every layer.
+
+    Args:
+        mask: (batch, *grid), true for masked cells, as many in each image.
+
+    Returns:
+        their numbers in the flattened grid, (batch, visible).
+    """
+    return (~mask.flatten(1)).nonzero()[:, 1].view(len(mask), -1)
 
 
 def hide(image: Tensor, mask: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
+from math import prod
 from typing import Any
 
 import torch
@@ -18,7 +20,16 @@ from torch import Tensor, nn
 
 from ...architectures import SegmentationNetwork, create_encoder
 from ...weights.primus import SIZES
-from .masked import MaskedEncoder, VisibleEncoder, choose_grid, create_masked_encoder, enlarge, hide, map_shapes
+from .masked import (
+    MaskedEncoder,
+    VisibleEncoder,
+    choose_grid,
+    create_masked_encoder,
+    enlarge,
+    hide,
+    map_shapes,
+    visible_cells,
+)
 
 NEIGHBOURHOODS = (nn.Conv2d, nn.Conv3d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d)
 NORMS = (nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm)
@@ -47,10 +58,19 @@ def sparse(modules: Sequence[nn.Module], mask: Tensor) -> Iterator[None]:
         ...     convolution(torch.ones(1, 1, 4, 4))[0, 0, :2, :2].abs().sum().item()
         0.0
     """
-    sizes: list[Sequence[int]] = []  # of the map in the norm that is running
+    sizes: list[torch.Size] = []  # of the map in the norm that is running
+    grid, kept = mask.shape[1:], visible_cells(mask)
 
     def masks(size: Sequence[int]) -> bool:
-        return all(n % cells == 0 for n, cells in zip(size, mask.shape[1:], strict=True))
+        return all(n % cells == 0 for n, cells in zip(size, grid, strict=True))
+
+    @cache
+    def places(size: torch.Size) -> Tensor:
+        """Visible places in a flattened map of this size, (batch, 1, places), cell by cell."""
+        split = [n for cells, length in zip(grid, size, strict=True) for n in (cells, length // cells)]
+        order = [*range(0, len(split), 2), *range(1, len(split), 2)]
+        of_cells = torch.arange(prod(size), device=mask.device).view(split).permute(order).reshape(prod(grid), -1)
+        return of_cells[kept].flatten(1)[:, None]
 
     def hide_output(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return hide(output, mask) if masks(output.shape[2:]) else output
@@ -60,17 +80,17 @@ def sparse(modules: Sequence[nn.Module], mask: Tensor) -> Iterator[None]:
         sizes.append(size)
         if not masks(size):
             return inputs
-        rows = features.movedim(1, -1)[~enlarge(mask, size)].view(len(features), -1, features.shape[1])
+        visible = features.flatten(2).gather(2, places(size).expand(-1, features.shape[1], -1))
         # the norm sees images of (visible places, 1, ...)
-        return (rows.transpose(1, 2).unflatten(2, (-1, *[1] * (len(size) - 1))),)
+        return (visible.unflatten(2, (-1, *[1] * (len(size) - 1))),)
 
     def scatter(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         size = sizes.pop()
         if not masks(size):
             return output
-        everywhere = output.new_zeros(len(output), *size, output.shape[1])
-        visible = ~enlarge(mask, size)[..., None]
-        return everywhere.masked_scatter(visible, output.flatten(2).transpose(1, 2)).movedim(-1, 1)
+        everywhere = output.new_zeros(*output.shape[:2], prod(size))
+        where = places(size).expand(-1, output.shape[1], -1)
+        return everywhere.scatter(2, where, output.flatten(2)).unflatten(2, size)
 
     with ExitStack() as hooks:
         for layer in (layer for module in modules for layer in module.modules()):

@@ -141,7 +141,8 @@ class TextEncoder(nn.Module):
             )
         if self.reference_compat:
             word_ids = _without_last_word(word_ids, attention_mask)
-        length = int(attention_mask.sum(1).max())
+        # a GPU's host waits here, once
+        length, words = torch.stack([attention_mask.sum(1).max(), word_ids.max() + 1]).tolist()
         input_ids, attention_mask, word_ids = (x[:, :length] for x in (input_ids, attention_mask, word_ids))
         # by default the model numbers the positions
         positions = {"position_ids": torch.zeros_like(input_ids)} if self.reference_compat else {}
@@ -149,26 +150,26 @@ class TextEncoder(nn.Module):
         tokens, attention = output.last_hidden_state, output.attentions[-1][:, :, 0].mean(1)
         if self.reference_compat:
             attention = torch.cat([attention[:, 1:], torch.zeros_like(attention[:, :1])], dim=1)
-        present = sum_into_words(torch.ones_like(tokens[..., :1]), word_ids)[..., 0] > 0
+        present = sum_into_words(torch.ones_like(tokens[..., :1]), word_ids, words)[..., 0] > 0
         return ReportFeatures(
             report=tokens[:, 0],
-            words=sum_into_words(tokens, word_ids),
+            words=sum_into_words(tokens, word_ids, words),
             padding=~present,
-            attention=sum_into_words(attention[..., None], word_ids)[..., 0],
+            attention=sum_into_words(attention[..., None], word_ids, words)[..., 0],
         )
 
 
-def sum_into_words(tokens: Tensor, word_ids: Tensor) -> Tensor:
+def sum_into_words(tokens: Tensor, word_ids: Tensor, words: int) -> Tensor:
     """Sum the features of the tokens of each word.
 
     Args:
         tokens: (batch, length, dim).
         word_ids: (batch, length), index of each token's word; -1 for tokens outside words.
+        words: of the longest report.
 
     Returns:
-        (batch, words, dim), with as many words as the longest report has; 0 beyond the words of a report.
+        (batch, words, dim); 0 beyond the words of a report.
     """
-    words = int(word_ids.max()) + 1
     index = word_ids.masked_fill(word_ids == NO_WORD, words)[..., None].expand_as(tokens)
     summed = tokens.new_zeros(len(tokens), words + 1, tokens.shape[2]).scatter_add(1, index, tokens)
     return summed[:, :words]

@@ -97,8 +97,9 @@ def resample(grid: Tensor, points: Tensor, stride: int) -> Tensor:
         (points, channels); the border's values outside the grid.
     """
     # kernels of 3 with padding of 1 centre cell i at voxel i * stride
-    size = torch.tensor(grid.shape[1:], device=grid.device)
-    position = 2 * points / stride / (size - 1).clamp(min=1) - 1
+    # an axis after the other: a tensor of the grid's size would be a copy to a GPU, for which its host waits
+    scale = [2 / stride / max(1, n - 1) for n in grid.shape[1:]]
+    position = torch.stack([points[:, axis] * scale[axis] for axis in range(3)], dim=1) - 1
     found = F.grid_sample(
         grid[None], position.flip(-1)[None, :, None, None].to(grid.dtype), padding_mode="border", align_corners=True
     )
@@ -110,7 +111,7 @@ def sample(grid: Tensor, points: Tensor, stride: int) -> Tensor:
     return F.normalize(resample(grid, points, stride), dim=1)
 
 
-def cell_positions(cells: Sequence[int], stride: int) -> Tensor:
+def cell_positions(cells: Sequence[int], stride: int, device: torch.device | None = None) -> Tensor:
     """Return the centres of a grid's cells, (cells, 3) in voxels of the image, in the order of ``flatten``."""
-    axes = [stride * torch.arange(n, dtype=torch.float32) for n in cells]
+    axes = [stride * torch.arange(n, dtype=torch.float32, device=device) for n in cells]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)

@@ -45,4 +45,6 @@ def shared_points(query: PlacedCrop, key: PlacedCrop, size: Tensor, number: int)
     points = torch.rand(number, 3, device=size.device) * (size - 1)
     matches = key.from_volume(query.to_volume(points))
     inside = ((matches >= 0) & (matches <= size - 1)).all(dim=1)
-    return points[inside], matches[inside]
+    # a GPU's host waits here, once
+    kept = inside.nonzero().squeeze(1)
+    return points[kept], matches[kept]

@@ -140,10 +140,12 @@ class Alice(EncoderPretraining):
 
     def _views(self, online: Mapping[str, OnlineOutput], target: Mapping[str, Tensor], is_matched: Tensor) -> Tensor:
         """Align the class tokens of each subject with the other subject's (l_dv), omitting pairs within one subject."""
-        if not is_matched.any():
+        # a GPU's host waits here, once
+        matched = is_matched.nonzero().squeeze(1)
+        if not len(matched):
             return 0.0 * online["query"].projected.sum()
-        query, key = (online[side].projected.mean(1)[is_matched] for side in SIDES)
-        query_target, key_target = (target[side].mean(1)[is_matched] for side in SIDES)
+        query, key = (online[side].projected.mean(1)[matched] for side in SIDES)
+        query_target, key_target = (target[side].mean(1)[matched] for side in SIDES)
         return self.view_similarity(query, key_target) + self.view_similarity(key, query_target)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_index: int) -> Tensor:

@@ -85,7 +85,7 @@ class AnatomyMatching(EncoderPretraining):
         """Return the fine and the coarse loss of points of the query and their matches in the key."""
         settings, losses = self.hparams, []
         for level, (own, grid, stride) in enumerate(zip(query.grids, key.grids, self.embedding.strides, strict=True)):
-            cells = key.to_volume(cell_positions(grid.shape[1:], stride).to(key.first))
+            cells = key.to_volume(cell_positions(grid.shape[1:], stride, key.first.device).to(key.first))
             losses.append(
                 point_contrast(
                     sample(own, points, stride),
