@@ -161,11 +161,13 @@ class ClassificationData(EpochData):
         return self.targets[self.val_numbers]
 
     def _check_classes(self, table: str) -> None:
-        """Raise ValueError if the training images hold no example, or no counterexample, of a class."""
+        """Raise ValueError if training lacks an example or a counterexample of a class, or validation has no label."""
         for name, target in zip(self.classes, self.train_targets.T, strict=True):
             if not (target == 1).any() or not (target == 0).any():
                 presence = "have" if (target == 1).any() else "lack"
                 raise ValueError(f"class {name!r} cannot be learned: all training images of {table} {presence} it")
+        if np.isnan(self.val_targets).all():
+            raise ValueError(f"no label of the {len(self.val_targets)} validation images of {table} is known")
 
     def setup(self, stage: str) -> None:
         names = self.names[self.train_numbers]

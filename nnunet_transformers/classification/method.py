@@ -173,6 +173,13 @@ class Classification(LightningModule):
         """Collect the probabilities of an image, the mean over its crops."""
         number, crops = batch
         mean = mean_probabilities(self.network, crops, self.multi_label, self.data.batch_size)
+        if not mean.isfinite().all():
+            name = self.data.names[self.data.val_numbers[int(number)]]
+            raise RuntimeError(
+                f"diverged: the probabilities of the validation image {name} are not finite (epoch "
+                f"{self.current_epoch}). Lower the learning rate or train in float32; the classifier of the best epoch "
+                "before is kept"
+            )
         self.collected[int(number), :-1] += mean
         self.collected[int(number), -1] += 1
 

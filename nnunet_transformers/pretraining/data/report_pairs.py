@@ -102,8 +102,9 @@ class ReportPairs(ShuffledEpoch):
 
     Random order separates the images of a patient, which are adjacent in many tables and hard to tell apart.
 
-    A sample has ``image``, (channels, *patch_size) in the range 0 to 1, and the tokens of the report, see ``tokenize``.
-    If an image cannot be read, a warning names it and another pair takes its place.
+    A sample has ``image``, (channels, *patch_size) in the range 0 to 1, ``name``, the image's name in the table, and
+    the tokens of the report, see ``tokenize``. If an image cannot be read, a warning names it and another pair takes
+    its place.
 
     Args:
         pairs: pairs to draw from.
@@ -136,13 +137,14 @@ class ReportPairs(ShuffledEpoch):
         self.tokenizer, self.max_length, self.is_training = tokenizer, max_length, is_training
         self.unreadable: dict[str, str] = {}
 
-    def sample(self, rng: np.random.Generator, number: int | None = None) -> dict[str, Tensor]:
+    def sample(self, rng: np.random.Generator, number: int | None = None) -> dict[str, Any]:
         """Return pair ``number``, by default a random pair."""
         number = int(rng.integers(len(self.pairs))) if number is None else number
         for _ in range(ATTEMPTS):
-            image = self._image(self.pairs[number].image)
+            name = self.pairs[number].image
+            image = self._image(name)
             if image is not None:
-                return {"image": self._crop(image, rng), **self._tokens(number)}
+                return {"image": self._crop(image, rng), "name": name, **self._tokens(number)}
             number = int(rng.integers(len(self.pairs)))
         names = ", ".join(list(self.unreadable)[:3])
         raise ValueError(f"{ATTEMPTS} images in a row in {self.image_folder} cannot be read, such as {names}")
