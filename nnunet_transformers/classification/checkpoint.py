@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,9 @@ class ClassifierCheckpoint(SealedCheckpoint):
         encoder: description of the initial weights.
         recipe: settings of the run, plain types.
         num_cases: number of training images.
+        uncertain: what the label -1 of each column was taken for, see ``read_uncertain``.
+        trained_on, validated_on: images that were trained on, and that the best epoch was chosen by, see ``identity``;
+            empty where unknown.
         versions: package versions.
     """
 
@@ -43,7 +47,10 @@ class ClassifierCheckpoint(SealedCheckpoint):
     format: ClassVar[int] = 2
     earlier: ClassVar[tuple[int, ...]] = (1,)
     remedy: ClassVar[str] = "`nnunet-transformers classify fit` writes classifiers"
-    tuples: ClassVar[tuple[str, ...]] = ("columns", "classes", "spacing", "normalization", "channels")
+    tuples: ClassVar[tuple[str, ...]] = (
+        *("columns", "classes", "spacing", "normalization", "channels"),
+        *("trained_on", "validated_on"),
+    )
     backbone: BackboneDescription
     columns: tuple[str, ...]
     classes: tuple[str, ...]
@@ -58,6 +65,9 @@ class ClassifierCheckpoint(SealedCheckpoint):
     encoder: str = "random weights"
     recipe: dict[str, Any] = field(default_factory=dict)
     num_cases: int = 0
+    uncertain: dict[str, str] = field(default_factory=dict)
+    trained_on: tuple[str, ...] = ()
+    validated_on: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=package_versions)
 
     @classmethod
@@ -111,6 +121,11 @@ class ClassifierCheckpoint(SealedCheckpoint):
                 raise ValueError(
                     f"{folder} was normalised with other CT intensities than the classifier's training images; {remedy}"
                 )
+
+
+def identity(name: str) -> str:
+    """Return what a classifier keeps of an image's name: a hash, because names often hold those of patients."""
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _with_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:

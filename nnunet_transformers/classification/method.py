@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..pretraining.data.index import PreparedIndex
 from ..runs.schedules import total_steps
-from .checkpoint import ClassifierCheckpoint
+from .checkpoint import ClassifierCheckpoint, identity
 from .classifier import (
     BackboneDescription,
     ImageClassifier,
@@ -241,6 +241,9 @@ class Classification(LightningModule):
             encoder=self.source,
             recipe=recipe,
             num_cases=len(data.train_numbers),
+            uncertain=data.uncertain,
+            trained_on=tuple(identity(name) for name in data.names[data.train_numbers]),
+            validated_on=tuple(identity(name) for name in data.names[data.val_numbers]),
         )
         return {"classifier.pth": checkpoint}
 

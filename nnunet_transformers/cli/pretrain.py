@@ -44,6 +44,9 @@ def prepare(
     reorient: Annotated[bool, typer.Option("--reorient", help="Bring volumes to RAS.")] = False,
     include_test: Annotated[bool, typer.Option("--include-test", help="Take a dataset's test images too.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try skipped images again.")] = False,
+    longest: Annotated[
+        int | None, typer.Option(help="Shrink 2D images to this longest side, one channel, as radiographs of 256.")
+    ] = None,
     like: Annotated[Path | None, typer.Option(help="Prepare images as for the training of this classifier.")] = None,
     trust: Trust = False,
 ) -> None:
@@ -80,6 +83,7 @@ def prepare(
         reorient=reorient,
         include_test=include_test,
         retry_failed=retry_failed,
+        longest=longest,
     )
     for line in summary.lines():
         echo(line)
