@@ -172,7 +172,10 @@ class TestFiles:
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        (["--data.init_args.batch_size=32"], "an epoch of 3 samples is less than one step"),
+        (
+            ["--data.init_args.batch_size=32", "--data.init_args.samples_per_epoch=3"],
+            "an epoch of 3 samples is less than one step",
+        ),
         (
             ["--data.init_args.batch_size=2", "--model.init_args.input_channels=2"],
             "have 1 channels, the network takes 2",

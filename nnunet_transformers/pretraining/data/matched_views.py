@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..encoders.masked import random_mask
 from .cached_matcher import CachedMatcher
-from .epoch import Epoch, EpochData
+from .epoch import EpochData
+from .epoch_samples import Epoch
 from .index import read_index
 from .prepared_images import PreparedImages
 from .transforms import flip, intensity_transforms, rotate, rotations_of
@@ -167,7 +168,7 @@ class MatchedViewData(EpochData):
             matcher_arguments,
             partners,
             tries,
-            samples=samples_per_epoch or len(self.index.cases),
+            samples=self.epoch_length(samples_per_epoch),
             seed=seed,
         )
 

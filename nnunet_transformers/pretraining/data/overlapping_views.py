@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .epoch import Epoch, EpochData
+from .epoch import EpochData
+from .epoch_samples import Epoch
 from .index import read_index
 from .prepared_images import PreparedImages
 from .transforms import intensity_transforms
@@ -88,7 +89,7 @@ class OverlappingViewData(EpochData):
         super().__init__()
         self.batch_size, self.num_workers = batch_size, num_workers
         self.index = read_index(Path(folder))
-        self.views = OverlappingViews(Path(folder), patch_size, samples_per_epoch or len(self.index.cases), seed)
+        self.views = OverlappingViews(Path(folder), patch_size, self.epoch_length(samples_per_epoch), seed)
 
     def epoch(self) -> OverlappingViews:
         return self.views

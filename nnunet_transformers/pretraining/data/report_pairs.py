@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from ..._atomic import write_json
 from ..._text import printable
 from ..encoders.text import load_tokenizer, tokenize
-from .epoch import EpochData, ShuffledEpoch
+from .epoch import EpochData
+from .epoch_samples import ShuffledEpoch
 from .index import PreparedCase, PreparedIndex
 from .radiographs import Radiographs, open_radiographs
 from .report_table import ReportPair, read_reports
