@@ -125,6 +125,9 @@ def show_matches(
     weights: Annotated[Path | None, typer.Option(help="Checkpoint of the embedding, for embedding and hybrid.")] = None,
     landmarks: Annotated[Path | None, typer.Option(help="File of landmarks, for precomputed.")] = None,
     points: Annotated[int, typer.Option(min=1, help="Points to match, one per row of the figure.")] = 6,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of the matcher's features and maps; IMAGES.matching by default.")
+    ] = None,
 ) -> None:
     """Draw the matches that a matcher finds in one image for random points of another."""
     from ..pretraining.data import CachedMatcher, PreparedImages
@@ -141,7 +144,7 @@ def show_matches(
         if file is None:
             raise ValueError(f"the matcher {matcher} needs --{option}")
         arguments[option] = str(file)
-    draw_matches(CachedMatcher(PreparedImages(images), matcher, arguments), query, key, output, points)
+    draw_matches(CachedMatcher(PreparedImages(images), matcher, arguments, cache), query, key, output, points)
     echo(f"written: {output}")
 
 
