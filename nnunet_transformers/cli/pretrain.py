@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +48,10 @@ def prepare(
     longest: Annotated[
         int | None, typer.Option(help="Shrink 2D images to this longest side, one channel, as radiographs of 256.")
     ] = None,
+    executor: Annotated[
+        str,
+        typer.Option(help="local, dask, dask:ADDRESS, slurm or slurm:NAME=VALUE,... for several machines."),
+    ] = "local",
     like: Annotated[Path | None, typer.Option(help="Prepare images as for the training of this classifier.")] = None,
     trust: Trust = False,
 ) -> None:
@@ -54,6 +59,7 @@ def prepare(
 
     After an interruption, or when images were added, the same command goes on where it was.
     """
+    from ..pretraining.data.executors import open_engine
     from ..pretraining.data.folds import validation_cases
     from ..pretraining.data.prepare import prepare_folder
 
@@ -69,22 +75,27 @@ def prepare(
     if chosen is not None and wanted is not None:
         raise ValueError("--spacing contradicts --plans or --like, which specify the spacing; leave it out")
     left_out = () if fold is None else validation_cases(source, fold)
-    summary = prepare_folder(
-        source,
-        output,
-        spacing=wanted,
-        patch_size=parse_patch_size(patch_size) if planned is None else planned.patch_size,
-        processes=processes,
-        left_out=left_out,
-        planned=chosen,
-        normalization=normalization,
-        trust=trust,
-        intensity_range=parse_range(intensity_range) if intensity_range else None,
-        reorient=reorient,
-        include_test=include_test,
-        retry_failed=retry_failed,
-        longest=longest,
-    )
+    with ExitStack() as held:
+        engine = open_engine(executor, processes, output.with_name(f"{output.name}.jobs"), held)
+        if engine is not None:  # whose workers have other working folders
+            source, output = source.absolute(), output.absolute()
+        summary = prepare_folder(
+            source,
+            output,
+            spacing=wanted,
+            patch_size=parse_patch_size(patch_size) if planned is None else planned.patch_size,
+            processes=processes,
+            left_out=left_out,
+            planned=chosen,
+            normalization=normalization,
+            trust=trust,
+            intensity_range=parse_range(intensity_range) if intensity_range else None,
+            reorient=reorient,
+            include_test=include_test,
+            retry_failed=retry_failed,
+            longest=longest,
+            engine=engine,
+        )
     for line in summary.lines():
         echo(line)
 
