@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from prepare import draw_ct
 
-from benchmarks.prepare import draw_ct
 from nnunet_transformers.benchmarking.environment import processor_name
 from nnunet_transformers.pretraining.data import CachedMatcher, PreparedCase, PreparedImages, PreparedIndex
 from nnunet_transformers.pretraining.data.image_store import compress

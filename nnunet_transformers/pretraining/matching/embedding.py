@@ -117,6 +117,6 @@ def sample_near(grid: NDArray, voxels: Tensor, stride: int) -> Tensor:
     cells = voxels / stride
     first = torch.minimum(cells.amin(0).floor().long().clamp(min=0), size - 1)
     last = torch.minimum(cells.amax(0).ceil().long().clamp(min=0), size - 1)
-    box = tuple(slice(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True))
-    near = torch.from_numpy(np.array(grid[(slice(None), *box)])).float()
+    box = [slice(None), *(slice(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True))]
+    near = torch.from_numpy(np.array(grid[tuple(box)])).float()
     return sample(near, voxels - first * stride, stride)
