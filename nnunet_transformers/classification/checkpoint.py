@@ -47,10 +47,7 @@ class ClassifierCheckpoint(SealedCheckpoint):
     format: ClassVar[int] = 2
     earlier: ClassVar[tuple[int, ...]] = (1,)
     remedy: ClassVar[str] = "`nnunet-transformers classify fit` writes classifiers"
-    tuples: ClassVar[tuple[str, ...]] = (
-        *("columns", "classes", "spacing", "normalization", "channels"),
-        *("trained_on", "validated_on"),
-    )
+    tuples: ClassVar[tuple[str, ...]] = ("columns", "classes", "spacing", "normalization", "channels")
     backbone: BackboneDescription
     columns: tuple[str, ...]
     classes: tuple[str, ...]
@@ -73,7 +70,9 @@ class ClassifierCheckpoint(SealedCheckpoint):
     @classmethod
     def _restore(cls, description: dict[str, Any]) -> dict[str, Any]:
         backbone, views = (_with_tuples(description[name]) for name in ("backbone", "views"))
-        return {**description, "backbone": BackboneDescription(**backbone), "views": ImageCrops(**views)}
+        # files written before 0.3 do not state the images
+        seen = {name: tuple(description.get(name, ())) for name in ("trained_on", "validated_on")}
+        return {**description, **seen, "backbone": BackboneDescription(**backbone), "views": ImageCrops(**views)}
 
     def build_network(self) -> ImageClassifier:
         """Build the network and load its weights.
