@@ -195,7 +195,7 @@ class ClassificationData(EpochData):
 
     def val_dataloader(self) -> DataLoader[Any]:
         sampler = self.sampler(self.validation)
-        return DataLoader(self.validation, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+        return DataLoader(self.validation, batch_size=None, sampler=sampler, num_workers=self.fitting_workers)
 
 
 def split_numbers(labelled: LabelledImages, targets: NDArray, val_share: float, seed: int) -> tuple[NDArray, NDArray]:

@@ -89,6 +89,11 @@ class EpochData(LightningDataModule, ABC):
             **self._loader_memory(samples, trainer).options(),
         )
 
+    @property
+    def fitting_workers(self) -> int:
+        """Number of workers that hold their batches in memory, as far as the training samples have shown."""
+        return min((memory.workers for memory in self._memory.values()), default=self.num_workers)
+
     def _fit(self, samples: Epoch, trainer: Trainer) -> None:
         """Fit the epoch, or the batch, to few images."""
         wanted = samples_per_step(trainer, self.batch_size)

@@ -208,4 +208,4 @@ class ReportPairData(EpochData):
 
     def val_dataloader(self) -> DataLoader[Any]:
         sampler = self.sampler(self.validation)
-        return DataLoader(self.validation, self.batch_size, sampler=sampler, num_workers=self.num_workers)
+        return DataLoader(self.validation, self.batch_size, sampler=sampler, num_workers=self.fitting_workers)

@@ -17,7 +17,7 @@ from .matcher import AnatomicalMatcher, Match, Volume
 
 LEVELS = ("fine", "coarse")
 # cells of the key that are compared at a time
-CELLS = 2**18
+CELLS = 2**15
 
 
 @dataclass(frozen=True)
