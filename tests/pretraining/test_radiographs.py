@@ -117,6 +117,16 @@ class TestPrepared:
         with pytest.raises(ValueError, match="--longest shrinks pictures of one channel"):
             prepare(source, tmp_path / "other", **OPTIONS, spacing=(1, 1))
 
+    def test_new_images_alike(self, source, tmp_path):
+        """By the plan that a classifier keeps."""
+        prepare(source, tmp_path / "out", **OPTIONS)
+        images = PreparedImages(tmp_path / "out")
+        prepare(source, tmp_path / "like", planned=(images.index.plans, images.index.configuration))
+        again = PreparedImages(tmp_path / "like")
+        assert again.shapes == images.shapes
+        for name, shape in images.shapes.items():
+            assert torch.equal(again.read(name, (0, 0, 0), shape[1:]), images.read(name, (0, 0, 0), shape[1:]))
+
     def test_pairs(self, source, tmp_path, bert):
         """A prepared folder in place of the files, by the table of the files."""
         prepare(source, tmp_path / "out", **OPTIONS)
