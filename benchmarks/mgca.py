@@ -23,7 +23,8 @@ from lightning.pytorch.loggers import CSVLogger
 from synthetic_reports import SHAPES, write_dataset, write_text_encoder
 
 from nnunet_transformers.evaluation.classification_probe import probe_classification
-from nnunet_transformers.pretraining.data.report_pairs import centre_crop, read_radiograph
+from nnunet_transformers.pretraining.data.radiographs import read_radiograph
+from nnunet_transformers.pretraining.data.report_pairs import centre_crop
 from nnunet_transformers.pretraining.data.report_table import clean_report
 from nnunet_transformers.pretraining.encoders.image import ImageEncoder, create_image_encoder
 from nnunet_transformers.pretraining.encoders.text import load_tokenizer, tokenize

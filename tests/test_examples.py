@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from importlib import import_module
 
@@ -38,3 +39,58 @@ def test_network_comes_back_from_a_plan():
     arguments = json.loads(json.dumps({**arguments, "patch_size": (32, 32, 32), "auxiliary_heads": True}))
     twin = entry.network_class(input_channels=1, num_classes=3, **arguments)
     twin.load_state_dict(built.state_dict(), strict=True)
+
+
+class TestRadiographTables:
+    """The tables of public datasets, from folders laid out like theirs."""
+
+    @pytest.fixture
+    def tables(self, examples):
+        return import_module("radiograph_tables")
+
+    def test_mimic_cxr(self, tables, tmp_path):
+        rows = ["d1,10000032,50,PA", "d2,10000032,50,LATERAL", "d3,19999999,51,AP", "d4,19999999,52,PA"]
+        header = "dicom_id,subject_id,study_id,ViewPosition"
+        (tmp_path / "mimic-cxr-2.0.0-metadata.csv").write_text("\n".join([header, *rows]))
+        splits = ["d1,50,10000032,train", "d2,50,10000032,train", "d3,51,19999999,validate", "d4,52,19999999,test"]
+        text = "\n".join(["dicom_id,study_id,subject_id,split", *splits])
+        with gzip.open(tmp_path / "mimic-cxr-2.0.0-split.csv.gz", "wt") as file:
+            file.write(text)
+        sections = ["s50,No acute process.,Clear lungs.", "s51,,Small nodule", "s52,A,B"]
+        (tmp_path / "mimic_cxr_sectioned.csv").write_text("\n".join(["study,impression,findings", *sections]))
+        found = tables.mimic_cxr(tmp_path)
+        assert found["image"].tolist() == ["p10/p10000032/s50/d1.jpg", "p19/p19999999/s51/d3.jpg"]
+        assert found["split"].tolist() == ["train", "validate"]
+        assert found["findings"].tolist() == ["Clear lungs.", "Small nodule"]
+
+    def test_chexpert(self, tables, tmp_path):
+        header = "Path,Sex,Age,Frontal/Lateral,AP/PA," + ",".join(tables.FINDINGS)
+        row = "CheXpert-v1.0-small/{}/patient{:05d}/study1/view{}.jpg,F,1,{},AP,1.0,-1.0,,0.0,"
+        rows = [row.format("train", n // 2, n, "Lateral" if n == 0 else "Frontal") for n in range(40)]
+        (tmp_path / "train.csv").write_text("\n".join([header, *rows]))
+        (tmp_path / "valid.csv").write_text("\n".join([header, row.format("valid", 64540, 1, "Frontal")]))
+        found = tables.chexpert(tmp_path, validation=10)
+        assert len(found) == 40
+        assert found.iloc[-1]["image"] == "valid/patient64540/study1/view1.jpg"
+        assert found.iloc[0][tables.FINDINGS].tolist() == [1, -1, 0, 0, 0]
+        patients = found["image"].str.extract(r"(patient\d+)")[0]
+        held = {split: set(patients[found["split"] == split]) for split in ("train", "val", "test")}
+        assert not held["train"] & held["val"]
+        assert len(held["val"]) in (5, 6)
+
+    def test_rsna(self, tables, tmp_path):
+        rows = [f"patient{n // 2},{n},1,1,1,{n // 2 % 2}" for n in range(80)]
+        (tmp_path / "stage_2_train_labels.csv").write_text("\n".join(["patientId,x,y,width,height,Target", *rows]))
+        found = tables.rsna(tmp_path)
+        assert found["split"].value_counts().to_dict() == {"train": 28, "val": 6, "test": 6}
+        assert found["image"].is_unique
+        assert found.groupby("split")["label"].mean().to_dict() == {"train": 0.5, "val": 0.5, "test": 0.5}
+
+    def test_covidx(self, tables, tmp_path):
+        rows = [f"{n} {n}.png {'COVID-19' if n % 3 else 'normal'} source" for n in range(20)]
+        (tmp_path / "train_split.txt").write_text("\n".join(rows))
+        (tmp_path / "test_split.txt").write_text("99 a.jpg pneumonia source")
+        found = tables.covidx(tmp_path)
+        assert found["split"].value_counts().to_dict() == {"train": 18, "val": 2, "test": 1}
+        assert found.iloc[-1].tolist() == ["test/a.jpg", "pneumonia", "test"]
+        assert found.iloc[0]["image"] == "train/0.png"

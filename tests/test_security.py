@@ -32,6 +32,7 @@ from nnunet_transformers.plans.gate import check_plan
 from nnunet_transformers.pretraining.data import CachedMatcher, PreparedImages
 from nnunet_transformers.pretraining.data.cases import find_cases
 from nnunet_transformers.pretraining.data.index import read_index
+from nnunet_transformers.pretraining.data.radiographs import RadiographFiles
 from nnunet_transformers.pretraining.data.report_table import read_reports
 from nnunet_transformers.runs.recipe import read_recipe
 from nnunet_transformers.sharing.card import write_card
@@ -269,7 +270,7 @@ class TestNames:
             f"{tmp_path}/secret.png,None at all here",
         ]
         table.write_text("\n".join(["image,report", *rows]) + "\n")
-        reports = read_reports(table, tmp_path / "images")
+        reports = read_reports(table, RadiographFiles(tmp_path / "images", 256))
         assert [pair.image for pair in reports.pairs] == ["a.png"]
         assert {skipped.reason for skipped in reports.skipped} == {"image is outside of the folder of the images"}
 

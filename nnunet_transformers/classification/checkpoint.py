@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,9 @@ class ClassifierCheckpoint(SealedCheckpoint):
         encoder: description of the initial weights.
         recipe: settings of the run, plain types.
         num_cases: number of training images.
+        uncertain: what the label -1 of each column was taken for, see ``read_uncertain``.
+        trained_on, validated_on: images that were trained on, and that the best epoch was chosen by, see ``identity``;
+            empty where unknown.
         versions: package versions.
     """
 
@@ -58,12 +62,17 @@ class ClassifierCheckpoint(SealedCheckpoint):
     encoder: str = "random weights"
     recipe: dict[str, Any] = field(default_factory=dict)
     num_cases: int = 0
+    uncertain: dict[str, str] = field(default_factory=dict)
+    trained_on: tuple[str, ...] = ()
+    validated_on: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=package_versions)
 
     @classmethod
     def _restore(cls, description: dict[str, Any]) -> dict[str, Any]:
         backbone, views = (_with_tuples(description[name]) for name in ("backbone", "views"))
-        return {**description, "backbone": BackboneDescription(**backbone), "views": ImageCrops(**views)}
+        # files written before 0.3 do not state the images
+        seen = {name: tuple(description.get(name, ())) for name in ("trained_on", "validated_on")}
+        return {**description, **seen, "backbone": BackboneDescription(**backbone), "views": ImageCrops(**views)}
 
     def build_network(self) -> ImageClassifier:
         """Build the network and load its weights.
@@ -111,6 +120,11 @@ class ClassifierCheckpoint(SealedCheckpoint):
                 raise ValueError(
                     f"{folder} was normalised with other CT intensities than the classifier's training images; {remedy}"
                 )
+
+
+def identity(name: str) -> str:
+    """Return what a classifier keeps of an image's name: a hash, because names often hold those of patients."""
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _with_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from .._text import printable
 from ..pretraining.data import EpochData, PreparedImages, ShuffledEpoch
 from .augmentation import Augmentation
 from .crops import ImageCrops
-from .labels import LabelledImages, read_labels
+from .labels import LabelledImages, read_labels, read_uncertain
 
 
 class LabelledCrops(ShuffledEpoch):
@@ -83,6 +83,7 @@ class ClassificationData(EpochData):
         patch_size: voxels per axis of the network's input; a recipe takes it from the method.
         input_channels: channels of the network's input; a recipe takes them from the method.
         labels: label columns; each of several columns states whether an image has that label.
+        uncertain: what the label -1 becomes, see ``read_uncertain``.
         train_share: share of the training images to use, stratified by class; validation keeps all of its images.
         val_share: share of the images outside the test split to validate on, if the table has no ``val``.
         canvas, keep_aspect, intensity_range, tiles: see ``ImageCrops``.
@@ -94,6 +95,7 @@ class ClassificationData(EpochData):
     Attributes:
         columns: label columns.
         classes: class names, in the order of the network's outputs.
+        uncertain: what the label -1 of each column becomes; empty if it is refused.
         multi_label: whether an image can have several labels at once.
         train_targets, val_targets: (images, classes).
         crops: settings of the crops.
@@ -111,6 +113,7 @@ class ClassificationData(EpochData):
         patch_size: Sequence[int],
         input_channels: int = 1,
         labels: Sequence[str] = ("label",),
+        uncertain: str | None = None,
         train_share: float = 1.0,
         val_share: float = 0.2,
         canvas: Sequence[int] | None = None,
@@ -129,7 +132,8 @@ class ClassificationData(EpochData):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.images = PreparedImages(Path(folder))
         self.index = self.images.index
-        labelled = read_labels(Path(table), self.images.names, labels, self.images.files)
+        self.uncertain = read_uncertain(uncertain, labels)
+        labelled = read_labels(Path(table), self.images.names, labels, self.images.files, self.uncertain)
         self.columns, self.multi_label, self.classes = labelled.columns, labelled.multi_label, labelled.classes()
         if len(self.classes) < 2:
             raise ValueError(f"all images in {table} have the label {self.classes[0]!r}; a classifier needs two")
@@ -161,11 +165,13 @@ class ClassificationData(EpochData):
         return self.targets[self.val_numbers]
 
     def _check_classes(self, table: str) -> None:
-        """Raise ValueError if the training images hold no example, or no counterexample, of a class."""
+        """Raise ValueError if training lacks an example or a counterexample of a class, or validation has no label."""
         for name, target in zip(self.classes, self.train_targets.T, strict=True):
             if not (target == 1).any() or not (target == 0).any():
                 presence = "have" if (target == 1).any() else "lack"
                 raise ValueError(f"class {name!r} cannot be learned: all training images of {table} {presence} it")
+        if np.isnan(self.val_targets).all():
+            raise ValueError(f"no label of the {len(self.val_targets)} validation images of {table} is known")
 
     def setup(self, stage: str) -> None:
         names = self.names[self.train_numbers]
@@ -189,7 +195,7 @@ class ClassificationData(EpochData):
 
     def val_dataloader(self) -> DataLoader[Any]:
         sampler = self.sampler(self.validation)
-        return DataLoader(self.validation, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+        return DataLoader(self.validation, batch_size=None, sampler=sampler, num_workers=self.fitting_workers)
 
 
 def split_numbers(labelled: LabelledImages, targets: NDArray, val_share: float, seed: int) -> tuple[NDArray, NDArray]:

@@ -47,6 +47,7 @@ def fit(
     labels: Sequence[str] = ("label",),
     arguments: Sequence[str] = (),
     trust: bool = False,
+    uncertain: str | None = None,
 ) -> Trainer:
     """Train a classifier by a recipe.
 
@@ -62,6 +63,7 @@ def fit(
         arguments: LightningCLI's arguments, such as ``--trainer.max_epochs`` or ``--ckpt_path``; they override the
             recipe.
         trust: take a recipe that names any code, see ``read_recipe``.
+        uncertain: what the label -1 becomes, see ``read_uncertain``.
 
     Returns:
         the trainer, with metrics and callbacks.
@@ -79,5 +81,7 @@ def fit(
     ]
     if encoder is not None:
         given.append(f"--model.init_args.encoder={encoder}")
+    if uncertain is not None:
+        given.append(f"--data.init_args.uncertain={uncertain}")
     defaults = {"limit_val_batches": 1.0, "num_sanity_val_steps": 0}
     return run.run_recipe(read_recipe(recipe, __package__, trust), ClassificationCLI, [*given, *arguments], defaults)

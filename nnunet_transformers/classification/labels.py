@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pretraining.data.formats import strip_ending
+from .._reading import read_json, reading
+from ..pretraining.data.names import known_name, split_named
 
 SPLITS = ("train", "val", "test")
-PRESENCE = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "": np.nan}
+PRESENCE = {"1": 1.0, "0": 0.0, "": np.nan}
+# CheXpert's label of a finding that the report is not sure of, and what --uncertain makes of it
+UNCERTAIN = "-1"
+CHOICES = {"zeros": "0", "ones": "1", "ignore": ""}
+# numbers as a table of floats has them
+WHOLE = re.compile(r"(-?\d+)\.0+")
 
 
 @dataclass(frozen=True)
@@ -66,16 +74,23 @@ class LabelledImages:
         """
         if self.multi_label:
             return np.array([[PRESENCE[v] for v in value] for value in self.values], dtype=np.float32)
-        strange = sorted(set(self.labels) - set(classes))
+        wanted = [_plain(c) for c in classes]  # earlier classifiers have classes such as 1.0
+        strange = sorted(set(self.labels) - set(wanted))
         if strange:
             raise ValueError(f"label {strange[0]!r} is none of the classes {', '.join(classes)}")
-        return np.array([[label == c for c in classes] for label in self.labels], dtype=np.float32)
+        return np.array([[label == c for c in wanted] for label in self.labels], dtype=np.float32)
 
 
 def read_labels(
-    table: Path, known: Collection[str], columns: Sequence[str] = ("label",), files: Mapping[str, str] | None = None
+    table: Path,
+    known: Collection[str],
+    columns: Sequence[str] = ("label",),
+    files: Mapping[str, str] | None = None,
+    uncertain: Mapping[str, str] | None = None,
 ) -> LabelledImages:
     """Read a CSV file with the columns ``image``, the label columns and, for a fixed split, ``split``.
+
+    Numbers such as 1.0 are read as 1, and the words validate, validation and valid as val.
 
     Args:
         table: the file. It names an image as the prepared folder does, or by its file, with or without folder and
@@ -83,20 +98,25 @@ def read_labels(
         known: names of the prepared images.
         columns: label columns, see ``LabelledImages``.
         files: names of the prepared images by their files in the source, see ``PreparedImages``.
+        uncertain: what the label -1 of a column becomes, see ``read_uncertain``. A row whose only label is ignored is
+            left out.
 
     Raises:
-        ValueError: if a column is missing, an image is repeated or has no label, a label or split is invalid, or no
-            image was prepared.
+        ValueError: if the table is not UTF-8, a column is missing, an image is repeated or has no label, a label or
+            split is invalid, or no image was prepared.
     """
-    with open(table, newline="", encoding="utf-8-sig") as file:
+    with (
+        reading(table, "a table of labels", "save it as CSV in UTF-8"),
+        open(table, newline="", encoding="utf-8-sig") as file,
+    ):
         reader = csv.DictReader(file)
         rows, found = list(reader), reader.fieldnames or []
     missing = [column for column in ("image", *columns) if column not in found]
     if missing:
         raise ValueError(f"{table} has no column {', '.join(missing)}; it has {', '.join(found) or 'none'}")
-    _check_rows(table, rows, columns)
+    rows = _checked_rows(table, rows, columns, uncertain or {})
     known = frozenset(known)
-    names = [_known_name(row["image"], known, files or {}) for row in rows]
+    names = [known_name(row["image"] or "", known, files or {}) for row in rows]
     twice = [name for name, number in Counter(names).items() if name and number > 1]
     if twice:
         raise ValueError(f"{table} names {', '.join(twice[:3])} more than once")
@@ -115,31 +135,67 @@ def read_labels(
     )
 
 
-def _check_rows(table: Path, rows: Sequence[dict[str, str | None]], columns: Sequence[str]) -> None:
-    for row in rows:
-        row.update({column: (row[column] or "").strip() for column in ("image", *columns, "split") if column in row})
-    wanted = ("image", *columns) if len(columns) == 1 else ("image",)
-    bare = [number for number, row in enumerate(rows, 2) if not all(row[column] for column in wanted)]
-    if bare:
-        raise ValueError(f"{table} has no image or no label in line {', '.join(map(str, bare[:3]))}")
+Row = dict[str, Any]
+
+
+def read_uncertain(choice: str | None, columns: Sequence[str]) -> dict[str, str]:
+    """Return what the label -1, uncertain, becomes in each column.
+
+    Args:
+        choice: ``zeros``, ``ones`` or ``ignore`` for all columns; or a JSON file with one of them for each column, such
+            as ``{"Edema": "ones", "Cardiomegaly": "zeros"}``; None for none.
+        columns: label columns.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no JSON, lacks a column or has another word.
+    """
+    if choice is None:
+        return {}
+    if choice in CHOICES:
+        return dict.fromkeys(columns, choice)
+    if not Path(choice).is_file():
+        raise FileNotFoundError(f"--uncertain must be {', '.join(CHOICES)} or a JSON file, there is no {choice}")
+    content = read_json(choice, "a JSON file of columns and " + ", ".join(CHOICES))
+    for column in columns:
+        if content.get(column) not in CHOICES:
+            raise ValueError(f"{choice} must state {', '.join(CHOICES)} for column {column}, not {content.get(column)}")
+    return {column: content[column] for column in columns}
+
+
+def _checked_rows(table: Path, rows: Sequence[Row], columns: Sequence[str], uncertain: Mapping[str, str]) -> list[Row]:
+    """Return the rows with plain labels and splits, without those whose only label is ignored."""
+    kept, bare = [], []
     for number, row in enumerate(rows, 2):
-        if row.get("split", SPLITS[0]) not in SPLITS:
-            raise ValueError(
-                f"column split of {table} must hold {', '.join(SPLITS)}, got {row['split']!r} in line {number}"
-            )
+        row = {key: (row[key] or "").strip() for key in ("image", *columns, "split") if key in row}
+        given = [row[column] for column in columns]
+        row |= {column: _label(row[column], uncertain.get(column)) for column in columns}
+        if "split" in row:
+            row["split"] = split_named(row["split"])
+            if row["split"] not in SPLITS:
+                words = ", ".join(SPLITS)
+                raise ValueError(f"column split of {table} must hold {words}, got {row['split']!r} in line {number}")
+        if not row["image"] or (len(columns) == 1 and not given[0]):
+            bare.append(number)
         strange = [column for column in columns if len(columns) > 1 and row[column] not in PRESENCE]
         if strange:
             raise ValueError(
-                f"label column {strange[0]} of {table} must hold 1, 0 or nothing (unknown), got "
-                f"{row[strange[0]]!r} in line {number}"
+                f"label column {strange[0]} of {table} must hold 1, 0, nothing (unknown), or -1 (uncertain) with "
+                f"--uncertain zeros, ones, ignore or a file; got {row[strange[0]]!r} in line {number}"
             )
+        if len(columns) > 1 or row[columns[0]]:
+            kept.append(row)
+    if bare:
+        raise ValueError(f"{table} has no image or no label in line {', '.join(map(str, bare[:3]))}")
+    return kept
 
 
-def _known_name(file: str, known: Collection[str], files: Mapping[str, str]) -> str | None:
-    """Return the prepared name of a file: tried with its path, without folder, and without nnU-Net's channel number."""
-    if (name := files.get(file.replace("\\", "/"))) is not None:
-        return name
-    path = strip_ending(file.replace("\\", "/"))
-    short = path.rpartition("/")[2]
-    candidates = (file, path.replace("/", "__"), short, short.removesuffix("_0000"))
-    return next((name for name in candidates if name in known), None)
+def _label(text: str, uncertain: str | None) -> str:
+    text = _plain(text)
+    return CHOICES[uncertain] if text == UNCERTAIN and uncertain is not None else text
+
+
+def _plain(text: str) -> str:
+    """Return 1 for 1.0; other labels as they are."""
+    whole = WHOLE.fullmatch(text)
+    return whole[1] if whole else text

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..pretraining.data.index import PreparedIndex
 from ..runs.schedules import total_steps
-from .checkpoint import ClassifierCheckpoint
+from .checkpoint import ClassifierCheckpoint, identity
 from .classifier import (
     BackboneDescription,
     ImageClassifier,
@@ -173,6 +173,13 @@ class Classification(LightningModule):
         """Collect the probabilities of an image, the mean over its crops."""
         number, crops = batch
         mean = mean_probabilities(self.network, crops, self.multi_label, self.data.batch_size)
+        if not mean.isfinite().all():
+            name = self.data.names[self.data.val_numbers[int(number)]]
+            raise RuntimeError(
+                f"diverged: the probabilities of the validation image {name} are not finite (epoch "
+                f"{self.current_epoch}). Lower the learning rate or train in float32; the classifier of the best epoch "
+                "before is kept"
+            )
         self.collected[int(number), :-1] += mean
         self.collected[int(number), -1] += 1
 
@@ -234,6 +241,9 @@ class Classification(LightningModule):
             encoder=self.source,
             recipe=recipe,
             num_cases=len(data.train_numbers),
+            uncertain=data.uncertain,
+            trained_on=tuple(identity(name) for name in data.names[data.train_numbers]),
+            validated_on=tuple(identity(name) for name in data.names[data.val_numbers]),
         )
         return {"classifier.pth": checkpoint}
 

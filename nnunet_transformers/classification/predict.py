@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ..cpu import optimize
 from ..pretraining.data import PreparedImages
-from .checkpoint import ClassifierCheckpoint
+from .checkpoint import ClassifierCheckpoint, identity
 from .classifier import mean_probabilities
 from .labels import LabelledImages
 
@@ -42,21 +42,42 @@ class Predictor:
         return mean_probabilities(self.network, crops, self.checkpoint.multi_label, CROPS).cpu().numpy()
 
 
-def images_to_score(checkpoint: ClassifierCheckpoint, labelled: LabelledImages) -> tuple[list[str], NDArray]:
+def images_to_score(checkpoint: ClassifierCheckpoint, labelled: LabelledImages) -> tuple[list[str], NDArray, list[str]]:
     """Select the images to evaluate a classifier on: the table's test split, or all images without a split.
+
+    Images that it was trained on, or its best epoch was chosen by, are left out. If it has seen all, those of the
+    choice are taken.
 
     Args:
         checkpoint: checkpoint of the classifier.
         labelled: the table.
 
     Returns:
-        image names, and their targets, (images, classes).
+        image names, their targets, (images, classes), and notes on what was left out.
 
     Raises:
-        ValueError: if a label is not among the classifier's classes, or the test split is empty.
+        ValueError: if a label is not among the classifier's classes, the test split is empty, or the classifier was
+            trained on all images.
     """
     targets = labelled.targets(checkpoint.classes)
     chosen = np.ones(len(targets), bool) if labelled.is_test is None else labelled.is_test
     if not chosen.any():
         raise ValueError("column split has test for no prepared image; remove the column to evaluate on all images")
-    return [name for name, c in zip(labelled.names, chosen, strict=True) if c], targets[chosen]
+    notes = []
+    if not checkpoint.trained_on:
+        notes.append("the classifier does not state its training images: leave them out of the table yourself")
+    trained, validated = (
+        np.array([identity(name) in seen for name in labelled.names])
+        for seen in map(frozenset, (checkpoint.trained_on, checkpoint.validated_on))
+    )
+    unseen = chosen & ~trained & ~validated
+    if unseen.any():
+        if left_out := int(chosen.sum() - unseen.sum()):
+            notes.append(f"{left_out} images that the classifier was trained on or chosen by are left out")
+    elif (unseen := chosen & validated).any():
+        notes.append(
+            "NO IMAGE IS NEW to the classifier: scores of the images that its best epoch was chosen by are too good"
+        )
+    else:
+        raise ValueError(f"the classifier was trained on all {int(chosen.sum())} images: their scores mean nothing")
+    return [name for name, c in zip(labelled.names, unseen, strict=True) if c], targets[unseen], notes

@@ -39,6 +39,9 @@ def fit_classifier(
     labels: Annotated[
         str, typer.Option(help="Label columns; several, such as a,b,c, hold 1, 0, or nothing if unknown.")
     ] = "label",
+    uncertain: Annotated[
+        str | None, typer.Option(help="What the label -1 becomes: zeros, ones, ignore, or a JSON file for each column.")
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Train a classifier by a recipe; other options, after the table, override it, such as --trainer.max_epochs 50."""
@@ -49,7 +52,7 @@ def fit_classifier(
         if str(path).startswith("--"):
             raise ValueError(f"the folder and the table come before other options, got {path} instead")
     columns = [column.strip() for column in labels.split(",")]
-    trainer = fit(config, images, table, encoder, columns, context.args, trust)
+    trainer = fit(config, images, table, encoder, columns, context.args, trust, uncertain)
     if trainer.is_global_zero:
         file = Path(trainer.default_root_dir) / "classifier.pth"
         scores = ClassifierCheckpoint.load(file).scores
@@ -64,14 +67,20 @@ def predict_classes(
     labels: Annotated[
         Path | None, typer.Option(help="CSV as for training, to print scores; on its test split if it has one.")
     ] = None,
+    uncertain: Annotated[
+        str | None, typer.Option(help="What the label -1 becomes, as for training, whose choice is the default.")
+    ] = None,
     scores: Annotated[Path | None, typer.Option(help="JSON file to write the scores to.")] = None,
     device: TorchDevice = "cpu",
 ) -> None:
-    """Write each image's probabilities; with labels print AUC and accuracy with 95 % intervals."""
+    """Write each image's probabilities; with labels print AUC and accuracy with 95 % intervals.
+
+    Images that the classifier was trained on are left out of the scores.
+    """
     from rich.progress import track
 
     from ..classification.checkpoint import ClassifierCheckpoint
-    from ..classification.labels import read_labels
+    from ..classification.labels import read_labels, read_uncertain
     from ..classification.predict import Predictor, images_to_score
     from ..pretraining.data import PreparedImages
 
@@ -82,14 +91,17 @@ def predict_classes(
     # read before the prediction, so that a wrong table fails early
     labelled = None
     if labels is not None:
-        table = read_labels(labels, prepared.names, checkpoint.columns, prepared.files)
+        chosen = read_uncertain(uncertain, checkpoint.columns) or checkpoint.uncertain
+        table = read_labels(labels, prepared.names, checkpoint.columns, prepared.files, chosen)
         labelled = images_to_score(checkpoint, table)
     predictor, names = Predictor(checkpoint, device), prepared.names
     predictions = {name: predictor.probabilities(prepared, name) for name in track(names, description="predicting")}
     _write_csv(predictions, checkpoint, output)
     echo(f"written: {output}, {len(predictions)} images")
     if labelled is not None:
-        scored, targets = labelled
+        scored, targets, notes = labelled
+        for note in notes:
+            echo(f"note: {note}")
         title, probabilities = f"{len(scored)} images of {labels}", [predictions[name] for name in scored]
         values = _print_scores(title, checkpoint, probabilities, targets)
         if scores is not None:

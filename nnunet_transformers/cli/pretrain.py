@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +45,13 @@ def prepare(
     reorient: Annotated[bool, typer.Option("--reorient", help="Bring volumes to RAS.")] = False,
     include_test: Annotated[bool, typer.Option("--include-test", help="Take a dataset's test images too.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try skipped images again.")] = False,
+    longest: Annotated[
+        int | None, typer.Option(help="Shrink 2D images to this longest side, one channel, as radiographs of 256.")
+    ] = None,
+    executor: Annotated[
+        str,
+        typer.Option(help="local, dask, dask:ADDRESS, slurm or slurm:NAME=VALUE,... for several machines."),
+    ] = "local",
     like: Annotated[Path | None, typer.Option(help="Prepare images as for the training of this classifier.")] = None,
     trust: Trust = False,
 ) -> None:
@@ -51,6 +59,7 @@ def prepare(
 
     After an interruption, or when images were added, the same command goes on where it was.
     """
+    from ..pretraining.data.executors import open_engine
     from ..pretraining.data.folds import validation_cases
     from ..pretraining.data.prepare import prepare_folder
 
@@ -66,21 +75,27 @@ def prepare(
     if chosen is not None and wanted is not None:
         raise ValueError("--spacing contradicts --plans or --like, which specify the spacing; leave it out")
     left_out = () if fold is None else validation_cases(source, fold)
-    summary = prepare_folder(
-        source,
-        output,
-        spacing=wanted,
-        patch_size=parse_patch_size(patch_size) if planned is None else planned.patch_size,
-        processes=processes,
-        left_out=left_out,
-        planned=chosen,
-        normalization=normalization,
-        trust=trust,
-        intensity_range=parse_range(intensity_range) if intensity_range else None,
-        reorient=reorient,
-        include_test=include_test,
-        retry_failed=retry_failed,
-    )
+    with ExitStack() as held:
+        engine = open_engine(executor, processes, output.with_name(f"{output.name}.jobs"), held)
+        if engine is not None:  # whose workers have other working folders
+            source, output = source.absolute(), output.absolute()
+        summary = prepare_folder(
+            source,
+            output,
+            spacing=wanted,
+            patch_size=parse_patch_size(patch_size) if planned is None else planned.patch_size,
+            processes=processes,
+            left_out=left_out,
+            planned=chosen,
+            normalization=normalization,
+            trust=trust,
+            intensity_range=parse_range(intensity_range) if intensity_range else None,
+            reorient=reorient,
+            include_test=include_test,
+            retry_failed=retry_failed,
+            longest=longest,
+            engine=engine,
+        )
     for line in summary.lines():
         echo(line)
 
@@ -121,6 +136,9 @@ def show_matches(
     weights: Annotated[Path | None, typer.Option(help="Checkpoint of the embedding, for embedding and hybrid.")] = None,
     landmarks: Annotated[Path | None, typer.Option(help="File of landmarks, for precomputed.")] = None,
     points: Annotated[int, typer.Option(min=1, help="Points to match, one per row of the figure.")] = 6,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of the matcher's features and maps; IMAGES.matching by default.")
+    ] = None,
 ) -> None:
     """Draw the matches that a matcher finds in one image for random points of another."""
     from ..pretraining.data import CachedMatcher, PreparedImages
@@ -137,7 +155,7 @@ def show_matches(
         if file is None:
             raise ValueError(f"the matcher {matcher} needs --{option}")
         arguments[option] = str(file)
-    draw_matches(CachedMatcher(PreparedImages(images), matcher, arguments), query, key, output, points)
+    draw_matches(CachedMatcher(PreparedImages(images), matcher, arguments, cache), query, key, output, points)
     echo(f"written: {output}")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..architectures import NetworkPair, SegmentationNetwork, form_overrides
 from ..architectures._arguments import in_plane
+from ..plans.preparation import ct_ranges
 from ..weights import EncoderCheckpoint, PretrainedWeights, PrimusCheckpoint, TimmCheckpoint, encoder_weights
 from .data.index import PreparedIndex
 
@@ -104,4 +105,9 @@ def _to_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _describe_images(index: PreparedIndex, axes: int) -> dict[str, Any]:
     """Return the fields of a checkpoint that describe its images, with the spacing of the last ``axes`` axes."""
     spacing = None if index.spacing is None else index.spacing_of(axes)
-    return {"normalization": index.normalization, "num_cases": len(index.cases), "spacing": spacing}
+    return {
+        "normalization": index.normalization,
+        "num_cases": len(index.cases),
+        "spacing": spacing,
+        "ct_ranges": ct_ranges(index.plans, index.normalization),
+    }

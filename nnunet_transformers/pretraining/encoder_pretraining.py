@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..runs.callbacks import feature_spread
+from ..runs.callbacks import feature_spread, images_of
 from ..runs.schedules import cosine_with_warmup, total_steps
 from ..weights.sealed import SealedCheckpoint
 from .data.index import PreparedIndex
@@ -121,9 +121,20 @@ class EncoderPretraining(LightningModule, ABC):
         return logged["loss"]
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
-        """Log the same as ``val_...``, without ``feature_spread``."""
+        """Log the same as ``val_...``, without ``feature_spread``.
+
+        Raises:
+            RuntimeError: if the loss is not finite.
+        """
         losses, features = self.losses(batch)
-        self._log({f"val_{name}": value for name, value in self._with_sum(losses).items()}, len(features))
+        losses = self._with_sum(losses)
+        if not losses["loss"].isfinite():
+            raise RuntimeError(
+                f"diverged: the validation loss is {float(losses['loss'])} (epoch {self.current_epoch}"
+                f"{images_of(batch)}). Lower the learning rate or train in float32; the files of the best epoch before "
+                "are kept"
+            )
+        self._log({f"val_{name}": value for name, value in losses.items()}, len(features))
 
     def _with_sum(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         weighted = [self.loss_weights.get(name, 1.0) * value for name, value in losses.items()]

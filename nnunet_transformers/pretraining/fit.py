@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from lightning import LightningModule, Trainer
-from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 
 from .._text import printable
 from ..plans.planned import PlannedConfiguration
+from ..plans.preparation import ct_ranges, differences
 from ..runs import recipe as recipes
 from ..runs.callbacks import CollapseMonitor
 from ..runs.command_line import RecipeCLI, run_recipe
-from .data.index import PreparedIndex
 from .from_plan import model_arguments
 
 
@@ -56,31 +54,9 @@ class PretrainingCLI(RecipeCLI):
                 "network from a plan (-d, -p) or set --model.init_args.input_channels"
             )
         if self.planned is not None:
-            self._compare(index, self.planned)
-
-    @staticmethod
-    def _compare(index: PreparedIndex, plan: PlannedConfiguration) -> None:
-        configuration = plan.configuration
-        ct_ranges = _ct_ranges(plan.plans, configuration.normalization_schemes)
-        compared: tuple[tuple[str, Sequence[Any] | None, Sequence[Any] | None], ...] = (
-            ("spacing", index.spacing, configuration.spacing),
-            ("normalization", index.normalization, configuration.normalization_schemes),
-            ("range of CT", _ct_ranges(index.plans, index.normalization), ct_ranges),
-        )
-        for name, prepared, planned in compared:
-            if prepared is not None and planned is not None and list(prepared)[-len(planned) :] != list(planned):
-                note = f"note: the images were prepared with {name} {list(prepared)}, the plan has {list(planned)}; "
-                print(printable(note) + "`pretrain prepare -d ... -p ...` prepares them as for training")
-
-
-def _ct_ranges(plans: Mapping[str, Any] | None, schemes: Sequence[str]) -> list[list[float]] | None:
-    """Return the lowest and highest intensity of each channel with CT normalisation; None if there is none."""
-    if plans is None or CTNormalization.__name__ not in schemes:
-        return None
-    statistics = plans["foreground_intensity_properties_per_channel"]
-    ends = ("percentile_00_5", "percentile_99_5")
-    chosen = [str(i) for i, scheme in enumerate(schemes) if scheme == CTNormalization.__name__]
-    return [[round(statistics[channel][end], 2) for end in ends] for channel in chosen]
+            ranges = ct_ranges(index.plans, index.normalization)
+            for difference in differences(self.planned, index.spacing, index.normalization, ranges):
+                print(printable(f"note: {difference}; `pretrain prepare -d ... -p ...` prepares them as for training"))
 
 
 def fit(

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from numpy.typing import NDArray
 
-from .data.report_pairs import centre_crop, read_radiograph
+from .data.radiographs import read_radiograph
+from .data.report_pairs import canvas_of, centre_crop
 from .data.report_table import clean_report
 from .encoders.text import load_tokenizer, tokenize
 from .losses import token_weights, word_attention
@@ -62,7 +63,8 @@ def attend(method: MGCA, max_length: int, image: Path, report: str) -> ReportAtt
         raise ValueError("the report has no words")
     settings = method.hparams
     try:
-        picture = centre_crop(read_radiograph(image, settings.input_channels), settings.patch_size)
+        radiograph = read_radiograph(image, settings.input_channels, max(canvas_of(settings.patch_size)))
+        picture = centre_crop(radiograph, settings.patch_size)
     except ValueError as error:
         raise ValueError(f"{image} {error}") from error
     seen = method.image_encoder(picture[None])

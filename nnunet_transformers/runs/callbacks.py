@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,17 @@ class CollapseMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        where = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
+        for name, what in (("feature_spread", "features are"), ("loss", "loss is")):
+            value = trainer.callback_metrics.get(name)
+            if value is not None and not torch.isfinite(value):
+                raise RuntimeError(
+                    f"diverged: the {what} not finite ({where}{images_of(batch)}). Lower the learning rate or train in "
+                    f"float32; the encoder and the state of the epoch before are in {trainer.default_root_dir}"
+                )
         spread = trainer.callback_metrics.get("feature_spread")
         if spread is None:
             return
-        where = f"epoch {trainer.current_epoch}, step {trainer.global_step}"
-        if not torch.isfinite(spread):
-            raise RuntimeError(
-                f"diverged: the features are not finite ({where}). Lower the learning rate or train in float32; the "
-                f"encoder and the state of the epoch before are in {trainer.default_root_dir}"
-            )
         self.below = self.below + 1 if spread < self.threshold else 0
         if self.below > self.patience:
             raise RuntimeError(
@@ -79,14 +82,21 @@ class CheckpointWriter(Callback):
 
     Args:
         folder: folder to write to; by default the trainer's ``default_root_dir``.
+
+    Attributes:
+        written: files that were written.
+        left_out: reason of the last epoch that was not written; empty if it was.
     """
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
+        self.written: set[Path] = set()
+        self.left_out = ""
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        collapsing = any(isinstance(c, CollapseMonitor) and c.below for c in trainer.callbacks)
-        if collapsing or not trainer.is_global_zero:
+        below = max((c.below for c in trainer.callbacks if isinstance(c, CollapseMonitor)), default=0)
+        self.left_out = f"the features of different images were nearly equal in its last {below} batches" * bool(below)
+        if below or not trainer.is_global_zero:
             return
         recipe = hyperparameters(module) | {
             "batch_size": samples_per_step(trainer, trainer.datamodule.batch_size),
@@ -99,6 +109,13 @@ class CheckpointWriter(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         for name, checkpoint in module.checkpoints(trainer.datamodule.index, recipe).items():
             checkpoint.save(folder / name)
+            self.written.add(folder / name)
+
+
+def images_of(batch: Any) -> str:
+    """Return the images of a batch as a part of a message, ``; images a.png, b.png``; empty where it does not say."""
+    names = batch.get("name") if isinstance(batch, Mapping) else None
+    return f"; images {', '.join(map(str, names))}" if names else ""
 
 
 def hyperparameters(module: LightningModule) -> dict[str, Any]:

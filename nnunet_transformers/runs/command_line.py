@@ -125,6 +125,7 @@ def run_recipe(
         FileNotFoundError: if the data do not exist.
         FileExistsError: if the output folder holds another run.
         FolderInUse: if another run is writing to the output folder.
+        RuntimeError: if the run diverges, collapses, or ends without a file.
     """
     taken = recipe.parameters("data")
     from_method = {name: function for name, function in cli_class.from_method.items() if name in taken}
@@ -135,7 +136,7 @@ def run_recipe(
         RequeueBetweenSteps(),
         SeedEveryBatch(),
         *trainer_defaults.get("callbacks", ()),
-        CheckpointWriter(),
+        writer := CheckpointWriter(),
     ]
     try:
         with ExitStack() as held:
@@ -162,4 +163,17 @@ def run_recipe(
             raise error.__cause__ from None
         raise
     trainer: Trainer = cli.trainer
+    if trainer.is_global_zero:
+        _check_written(trainer, writer, cli.written)
     return trainer
+
+
+def _check_written(trainer: Trainer, writer: CheckpointWriter, written: Sequence[str]) -> None:
+    """Raise RuntimeError if a run has ended without a file: users take a run that ends quietly for a success."""
+    root = Path(trainer.default_root_dir)
+    if not writer.written and not any((root / name).exists() for name in written):
+        reason = writer.left_out or "no epoch had a validation score that could be compared"
+        raise RuntimeError(
+            f"the run ended after {trainer.global_step} steps without {written[0]}: {reason}. Train for longer, lower "
+            "the learning rate or enlarge the batch"
+        )

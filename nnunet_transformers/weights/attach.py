@@ -74,6 +74,7 @@ def attach(
                 raise ValueError(f"{name}: {error}") from error
             left[name] = str(error)
             continue
+        reports[name].notes = weights.differences(planned)
         fresh = _fresh_in_encoder(reports[name], network)
         plans["configurations"][name][INITIALISATION] = {**weights.specification, **({"fresh": fresh} if fresh else {})}
     if not reports:

@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 
 from ..architectures.unet2022 import UNet2022
+from ..plans.planned import PlannedConfiguration
+from ..plans.preparation import differences
 from .imagenet import ImageNetWeights
 from .load_report import LoadReport
 from .pretrained import PretrainedWeights
@@ -74,6 +76,13 @@ class InitialWeights:
         if isinstance(weights, PretrainedWeights):
             report.source = f"{self.specification['checkpoint']} ({weights.origin})"
         return report
+
+    def differences(self, planned: PlannedConfiguration) -> list[str]:
+        """Return where the weights' images were prepared differently from a plan's, as far as the weights state it."""
+        found = self._weights
+        if not isinstance(found, PretrainedWeights):
+            return []
+        return differences(planned, found.spacing, found.normalization, found.ct_ranges)
 
 
 def initialise(

@@ -18,6 +18,7 @@ class LoadReport:
         adapted: tensors that were loaded with a change of shape; the value describes the change.
         fresh: tensors that keep their initialisation; the value gives the reason.
         unused: tensors of the source that the network does not have.
+        notes: where the images of the plan are prepared differently from those of the weights.
     """
 
     source: str
@@ -25,6 +26,7 @@ class LoadReport:
     adapted: dict[str, str] = field(default_factory=dict)
     fresh: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def coverage(self, parameters: Mapping[str, Tensor], prefix: str = "") -> float:
         """Compute the share of the parameters whose name starts with ``prefix`` that were loaded, from 0 to 1.
@@ -43,6 +45,7 @@ class LoadReport:
         lines += self._lines("adapted", self.adapted)
         lines += self._lines("fresh", self.fresh)
         lines += self._lines("unused", dict.fromkeys(self.unused, ""))
+        lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
     @staticmethod

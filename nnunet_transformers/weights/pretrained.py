@@ -19,6 +19,7 @@ class PretrainedWeights(SealedCheckpoint):
         input_channels: image channels.
         spacing: mm per voxel and axis of the training images; None if they differ.
         normalization: nnU-Net's normalisation scheme of each channel.
+        ct_ranges: lowest and highest intensity of each channel with CT normalisation; None if there is none.
         method: pretraining method.
         recipe: settings of the method, plain types.
         num_cases: number of training images.
@@ -35,6 +36,7 @@ class PretrainedWeights(SealedCheckpoint):
     input_channels: int
     spacing: tuple[float, ...] | None = None
     normalization: tuple[str, ...] = ()
+    ct_ranges: list[list[float]] | None = None
     method: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
     num_cases: int = 0

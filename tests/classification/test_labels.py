@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nnunet_transformers.classification.data import split_numbers
-from nnunet_transformers.classification.labels import read_labels
+from nnunet_transformers.classification.labels import read_labels, read_uncertain
 
 
 def write(folder, content):
@@ -21,7 +21,7 @@ def write(folder, content):
         ("image,label\na,1\na.nii.gz,2\n", "names a more than once"),
         ("image,label\nz,1\n", "none of the 1 images in .*: the table's first is z, the folder's a"),
         ("image,label\na,1\nb,\nc\n", "no image or no label in line 3, 4"),
-        ("image,label,split\na,1,train\nb,1,valid\n", "must hold train, val, test, got 'valid' in line 3"),
+        ("image,label,split\na,1,train\nb,1,vali\n", "must hold train, val, test, got 'vali' in line 3"),
         ("image,label,split\na,1,train\nb,1\n", "must hold train, val, test, got '' in line 3"),
     ],
 )
@@ -56,7 +56,9 @@ def test_several_labels(tmp_path):
     assert found.classes() == ["edema", "nodule"]
     np.testing.assert_array_equal(found.targets(found.classes()), [[1, np.nan], [0, 1]])
     assert found.is_test.tolist() == [False, True]
-    with pytest.raises(ValueError, match=r"column nodule of .*must hold 1, 0 or nothing .* got '-1' in line 2"):
+    with pytest.raises(
+        ValueError, match=r"column nodule of .* -1 \(uncertain\) with --uncertain .*; got '-1' in line 2"
+    ):
         read_labels(write(tmp_path, "image,edema,nodule\na,1,-1\n"), ["a"], ["edema", "nodule"])
 
 
@@ -92,3 +94,41 @@ class TestSplit:
             self.numbers(self.read(tmp_path, [""] * 10), 0)
         with pytest.raises(ValueError, match=r"cannot draw a share of 0.4 from 10 images evenly .*column split"):
             self.numbers(self.read(tmp_path, [""] * 10, "xxxxxxxxxy"))
+
+
+@pytest.mark.parametrize(("choice", "expected"), [("zeros", [0, 1]), ("ones", [1, 1]), ("ignore", [np.nan, 1])])
+def test_uncertain(choice, expected, tmp_path):
+    table = write(tmp_path, "image,edema,nodule\na,-1.0,1\nb,0,1.0\n")
+    found = read_labels(table, ["a", "b"], ["edema", "nodule"], uncertain=read_uncertain(choice, ["edema", "nodule"]))
+    np.testing.assert_array_equal(found.targets(found.classes()), [expected, [0, 1]])
+
+
+def test_uncertain_for_each_column(tmp_path):
+    choices = tmp_path / "uncertain.json"
+    choices.write_text('{"edema": "ones", "nodule": "ignore"}')
+    table = write(tmp_path, "image,edema,nodule\na,-1,-1\nb,0,1\n")
+    uncertain = read_uncertain(str(choices), ["edema", "nodule"])
+    found = read_labels(table, ["a", "b"], ["edema", "nodule"], uncertain=uncertain)
+    np.testing.assert_array_equal(found.targets(found.classes()), [[1, np.nan], [0, 1]])
+    alone = read_labels(table, ["a", "b"], ["nodule"], uncertain=read_uncertain(str(choices), ["nodule"]))
+    assert (alone.names, alone.classes()) == (["b"], ["1"])
+    with pytest.raises(ValueError, match=r"uncertain.json must state zeros, ones, ignore for column mass, not None"):
+        read_uncertain(str(choices), ["mass"])
+    with pytest.raises(FileNotFoundError, match="--uncertain must be zeros, ones, ignore or a JSON file"):
+        read_uncertain("twos", ["mass"])
+
+
+def test_numbers_and_splits_as_others_write_them(tmp_path):
+    table = write(tmp_path, "image,label,split\na,0.0,train\nb,0,validate\nc,1.00,Valid\nd,-2,test\ne,1.5,train\n")
+    found = read_labels(table, list("abcde"))
+    assert found.classes() == ["-2", "0", "1", "1.5"]
+    assert found.split.tolist() == ["train", "val", "val", "test", "train"]
+    assert found.targets(["0.0", "1.0", "-2", "1.5"])[2].tolist() == [0, 1, 0, 0]
+
+
+def test_encoding_names_the_table(tmp_path):
+    (tmp_path / "labels.csv").write_bytes("image,label\na,Ödem\n".encode("latin-1"))
+    with pytest.raises(
+        ValueError, match=r"labels.csv is truncated or not a table of labels: .* save it as CSV in UTF-8"
+    ):
+        read_labels(tmp_path / "labels.csv", ["a"])

@@ -134,6 +134,25 @@ class TestData:
         assert source.val_numbers.tolist() == [4, 5, 12, 13]
 
 
+def test_a_validation_image_without_probabilities_is_named(data, monkeypatch):
+    module = method()
+    module.network.reset_head(2)
+    module.multi_label = False
+    source = ClassificationData(*map(str, data), (16, 16, 16), 1)
+    monkeypatch.setattr(Classification, "data", property(lambda _: source))
+    module._trainer = SimpleNamespace(current_epoch=3)
+    name = source.names[source.val_numbers[1]]
+    with pytest.raises(RuntimeError, match=rf"validation image {name} are not finite \(epoch 3\)"):
+        module.validation_step((1, torch.full((2, 1, 32, 32), math.nan)), 0)
+
+
+def test_validation_needs_a_label(data, tmp_path):
+    rows = [f"case_{i},{i % 2},{1 - i % 2},train" for i in range(8)] + ["case_8,,,val"]
+    (tmp_path / "t.csv").write_text("\n".join(["image,a,b,split", *rows]))
+    with pytest.raises(ValueError, match=r"no label of the 1 validation images of .* is known"):
+        ClassificationData(str(data[0]), str(tmp_path / "t.csv"), (16, 16, 16), 1, labels=("a", "b"))
+
+
 def test_diverged(monkeypatch):
     module = method()
     module.network.reset_head(2)

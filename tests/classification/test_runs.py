@@ -99,7 +99,27 @@ class TestFit:
         assert found["scores"]["AUC"]["value"] > 0.9
         assert "95 % intervals" in " ".join(captured.out.split())  # the title may be wrapped
 
+        # images that it has seen are left out, or the scores say so
+        with open(table) as text:
+            given = list(csv.DictReader(text))
+        seen = {split: [row for row in given if row["split"] == split] for split in ("train", "val", "test")}
+        for splits, number, note in (
+            (("train", "val", "test"), 8, "24 images that the classifier was trained on or chosen by are left out"),
+            (("train", "val"), 8, "NO IMAGE IS NEW to the classifier"),
+        ):
+            rows = [f"{row['image']},{row['label']}" for split in splits for row in seen[split]]
+            (tmp_path / "all.csv").write_text("\n".join(["image,label", *rows]))
+            words = ["predict", file, folder, "-o", predictions, "--labels", tmp_path / "all.csv", "--scores", scores]
+            code, captured = command(monkeypatch, capsys, *words)
+            assert code == 0, captured.err
+            assert note in captured.out
+            assert json.loads(scores.read_text())["images"] == number
+        unseen = {row["image"] for split in ("train", "val") for row in seen[split]}
+        assert not any(name in file.read_bytes().decode("latin-1") for name in unseen)
+
+        (tmp_path / "trained.csv").write_text(f"image,label\n{seen['train'][0]['image']},{seen['train'][0]['label']}\n")
         for content, message in (
+            ((tmp_path / "trained.csv").read_text(), "was trained on all 1 images: their scores mean nothing"),
             ("image,label\ncase_0,cone\n", "label 'cone' is none of the classes ball, cube"),
             ("image,label,split\ncase_0,cube,train\n", "has test for no prepared image"),
         ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.encoders.masked import MaskedEncoder, create_masked_encoder, random_mask
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.losses import SIMILARITIES, masked_reconstruction_loss
+from nnunet_transformers.pretraining.matching import Volume
 from nnunet_transformers.pretraining.methods.alice import LOSSES, Alice
 from nnunet_transformers.pretraining.patchify import patchify, unpatchify
 from nnunet_transformers.weights import create_primus, load_encoder, load_encoder_weights
@@ -315,16 +317,49 @@ class TestData:
         views = self.views(prepared, "precomputed", matcher_arguments=arguments)
         assert [(views[i]["is_matched"], views[i]["redraws"]) for i in range(4)] == [(False, 2)] * 4
 
-    def test_features_and_maps_are_cached(self, prepared, monkeypatch):
+    def test_features_and_maps_are_cached(self, prepared, tmp_path, monkeypatch):
+        """In a folder of their own; a known pair needs neither features nor images."""
         from nnunet_transformers.pretraining.matching import affine
 
-        points = np.array([[30.0, 40, 50]])
-        first = CachedMatcher(PreparedImages(prepared), "affine").match("case_0", "case_1", points)
-        monkeypatch.setattr(affine, "register", None)
-        monkeypatch.setattr(affine, "small_image", None)
-        again = CachedMatcher(PreparedImages(prepared), "affine").match("case_0", "case_1", points)
+        points, before = np.array([[30.0, 40, 50]]), sorted(prepared.rglob("*"))
+        first = CachedMatcher(PreparedImages(prepared), "affine", cache=tmp_path).match("case_0", "case_1", points)
+        assert sorted(prepared.rglob("*")) == before
+        (folder,) = tmp_path.iterdir()
+        shutil.rmtree(folder / "features")
+        for name in ("register", "small_image"):
+            monkeypatch.setattr(affine, name, None)
+        monkeypatch.setattr(PreparedImages, "read", None)
+        again = CachedMatcher(PreparedImages(prepared), "affine", cache=tmp_path).match("case_0", "case_1", points)
         np.testing.assert_array_equal(first.points, again.points)
         assert first.score == again.score
+        # as workers and later runs find it
+        assert CachedMatcher(PreparedImages(prepared), "affine").folder.parent == prepared.with_name(
+            f"{prepared.name}.matching"
+        )
+
+    def test_large_features_are_mapped(self, prepared, tmp_path, monkeypatch):
+        matcher = CachedMatcher(PreparedImages(prepared), "identity", cache=tmp_path)
+        large = np.random.default_rng(0).normal(size=(8, 40, 40, 20))
+        features = {"extent": np.ones(3), "deep": {"grid": large, "spacing": np.zeros(3)}}
+        monkeypatch.setattr(matcher.matcher, "prepare", lambda volume: features)
+        found = [matcher.features("case_0") for _ in range(2)][1]
+        assert isinstance(found["deep"]["grid"], np.memmap)
+        np.testing.assert_array_equal(found["deep"]["grid"], large)
+        assert found["deep"]["spacing"].tolist() == [0, 0, 0]
+
+    def test_volumes_are_seen_at_the_spacing_of_the_matcher(self, prepared, tmp_path, monkeypatch):
+        """Of the same extent, so that points in mm stay where they are."""
+        matcher = CachedMatcher(PreparedImages(prepared), "identity", cache=tmp_path)
+        image = matcher.images.read("case_0", (0, 0, 0), matcher.images.shapes["case_0"][1:]).numpy()
+        whole = Volume("case_0", image, matcher.spacing)
+        monkeypatch.setattr(matcher.matcher, "spacing", tuple(3 * s for s in matcher.spacing))
+        volume = matcher.volume("case_0")
+        np.testing.assert_allclose(volume.extent, whole.extent)
+        np.testing.assert_allclose(np.array(volume.spacing) / matcher.spacing, 3, rtol=0.2)
+        np.testing.assert_array_equal(volume.grey[0, 0, 0], whole.grey[0, 0, 0])
+        np.testing.assert_allclose(volume.grey[-1, -1, -1], whole.grey[-1, -1, -1], rtol=1e-5)
+        monkeypatch.setattr(matcher.matcher, "spacing", (0.1, 0.1, 0.1))
+        assert matcher.volume("case_0").image.shape == whole.image.shape
 
     def test_picture(self, prepared, tmp_path):
         from typer.testing import CliRunner

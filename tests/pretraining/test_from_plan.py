@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,6 +83,10 @@ def test_prepared_and_trained_as_planned(planned, tmp_path):
     result = invoke(*attach)
     assert result.exit_code == 0, result.output
     assert "adapted: 0 tensors" in result.output
+    assert "note:" not in result.output
+    replace(checkpoint, spacing=(1.0, 1.0, 1.0)).save(tmp_path / "other.pth")
+    result = invoke("attach", tmp_path / "other.pth", *attach[2:-4], "-o", f"{PLANS}_other", "-c", "3d_fullres")
+    assert "note: the images were prepared with spacing [1.0, 1.0, 1.0], the plan has [3.0, 1.0, 1.0]" in result.output
     result = invoke(*fit, "--trainer.max_epochs=2", "--ckpt_path=last")
     assert result.exit_code == 0, result.output
     attached = PlannedConfiguration.load("900", f"{PLANS}_ssl", "3d_fullres").configuration.configuration[
@@ -172,7 +177,10 @@ class TestFiles:
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        (["--data.init_args.batch_size=32"], "an epoch of 3 samples is less than one step"),
+        (
+            ["--data.init_args.batch_size=32", "--data.init_args.samples_per_epoch=3"],
+            "an epoch of 3 samples is less than one step",
+        ),
         (
             ["--data.init_args.batch_size=2", "--model.init_args.input_channels=2"],
             "have 1 channels, the network takes 2",

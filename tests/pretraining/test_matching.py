@@ -11,10 +11,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnunet_transformers.pretraining.data import OverlappingViewData
 from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.fit import fit
-from nnunet_transformers.pretraining.matching import MATCHERS, IdentityMatcher, MatcherCheckpoint, PrecomputedMatcher
-from nnunet_transformers.pretraining.matching.embedding_network import AnatomyEmbedding, cell_positions, sample
+from nnunet_transformers.pretraining.matching import (
+    MATCHERS,
+    EmbeddingMatcher,
+    IdentityMatcher,
+    MatcherCheckpoint,
+    PrecomputedMatcher,
+    embedding,
+)
+from nnunet_transformers.pretraining.matching.embedding import sample_near
+from nnunet_transformers.pretraining.matching.embedding_network import (
+    AnatomyEmbedding,
+    cell_positions,
+    resample,
+    sample,
+)
 from nnunet_transformers.pretraining.matching.hybrid import robust_affine
 from nnunet_transformers.pretraining.matching.matcher import apply_affine, random_points
 from nnunet_transformers.pretraining.methods.anatomical_embedding import AnatomyMatching
@@ -169,6 +183,43 @@ class TestParts:
                 assert embedding.shape == (1, 8, *(-(-n // stride) for n in size))
                 torch.testing.assert_close(embedding.norm(dim=1), torch.ones_like(embedding[:, 0]))
                 assert (cell_positions(embedding.shape[2:], stride) < torch.tensor(size)).all()
+
+    @pytest.mark.parametrize("points", [[[3.0, 4, 5]], [[0.0, 0, 0], [11, 14, 9.5]], [[30.0, -2, 9]]])
+    def test_sample_near_equals_sample(self, points):
+        grid = np.random.default_rng(0).normal(size=(5, 7, 8, 6)).astype(np.float16)
+        voxels = torch.tensor(points)
+        expected = sample(torch.from_numpy(grid).float(), voxels, 2)
+        torch.testing.assert_close(sample_near(grid, voxels, 2), expected)
+
+    def test_found_in_parts(self, weights, monkeypatch):
+        """Some planes of the key at a time find what the whole grid does."""
+        matcher = EmbeddingMatcher(weights)
+        query, key = (matcher.prepare(make_volume(str(seed), np.eye(4), seed)) for seed in (1, 2))
+        points = random_points(query["extent"], 20, np.random.default_rng(0))
+        voxels = torch.from_numpy(points / query["spacing"]).float()
+        similarity = 0
+        for level, stride in zip(("fine", "coarse"), matcher.network.strides, strict=True):
+            grid = torch.from_numpy(key[level]).float()
+            embedded = sample(torch.from_numpy(query[level]).float(), voxels, stride)
+            cells = cell_positions(key["fine"].shape[1:], 2)
+            at_cells = (embedded @ grid.flatten(1)).unflatten(1, grid.shape[1:])
+            similarity = similarity + resample(at_cells, cells, stride) / 2
+        for planes in (1, 5, 100):
+            monkeypatch.setattr(embedding, "CELLS", planes * key["fine"][0, 0].size)
+            found, score = matcher._find(query, key, points)
+            np.testing.assert_allclose(score, similarity.max(0)[0], atol=1e-5)
+            np.testing.assert_allclose(found, cells[similarity.argmax(0)].numpy() * key["spacing"], atol=1e-9)
+
+    def test_views_at_another_spacing(self, tmp_path):
+        """Frames are in voxels of the spacing of the views, in which a step is the scale of 0.8 to 1.2."""
+        prepare(write_volumes(tmp_path / "raw", 2, 3), tmp_path / "prepared", patch_size=(16, 16, 16))
+        data = OverlappingViewData(str(tmp_path / "prepared"), (8, 8, 8), spacing=6.0)
+        assert data.spacing == (6, 6, 6)
+        for view, frame in data.epoch()[0]:
+            assert view.shape == (1, 8, 8, 8)
+            assert ((frame[1] > 0.7) & (frame[1] < 1.3)).all()
+            assert (frame[0] + 7 * frame[1] <= 16).all()
+        assert OverlappingViewData(str(tmp_path / "prepared"), (8, 8, 8), spacing=1.0).spacing == (3, 3, 3)
 
     def test_sample_at_cells(self):
         grid = torch.nn.functional.normalize(torch.randn(5, 3, 4, 6), dim=0)

@@ -382,6 +382,21 @@ class TestRuns:
         for name, value in whole.state_dict().items():
             assert torch.equal(resumed.state_dict()[name], value), name
 
+    def test_a_validation_loss_of_nan_names_the_images(self, bert, tmp_path, monkeypatch):
+        """And its epoch is not the best one, nor does the early stop end the run quietly."""
+
+        def losses(module, batch, learn=MGCA.losses):
+            found, features = learn(module, batch)
+            if not module.training and module.current_epoch:
+                found["ita"] = found["ita"] * math.nan
+            return found, features
+
+        monkeypatch.setattr(MGCA, "losses", losses)
+        names = r"images image_\d+\.png, image_.*png"
+        with pytest.raises(RuntimeError, match=rf"diverged: the validation loss is nan \(epoch 1; {names}\)"):
+            self.run(bert, tmp_path, "resnet18")
+        assert TimmCheckpoint.load(tmp_path / "encoder.pth").recipe["epochs"] == 1
+
     def test_an_epoch_cut_short_is_not_written(self, bert, tmp_path):
         """Files of an unvalidated epoch are written only if no epoch was validated before."""
         settings = {"model.init_args.lr": 1e-3, "trainer.max_epochs": 1}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from lightning import Trainer
@@ -275,3 +277,10 @@ class TestRecipes:
         }
         fit(recipe, [f"--{key}={value}" for key, value in arguments.items()])
         assert load_encoder(tmp_path / "encoder.pth").name == "qt_unet_tiny"
+        if recipe == "qt_ssl_in_task":
+            arguments["trainer.default_root_dir"] = tmp_path / "short"
+            monkeypatch.setattr("nnunet_transformers.pretraining.fit.CollapseMonitor", partial(CollapseMonitor, 10.0))
+            with pytest.raises(
+                RuntimeError, match=r"after 1 steps without encoder.pth: the features .* last 1 batches"
+            ):
+                fit(recipe, [f"--{key}={value}" for key, value in arguments.items()])

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from PIL import Image
 
 from benchmarks.synthetic_reports import write_dataset, write_text_encoder
-from nnunet_transformers.pretraining.data.report_pairs import ReportPairData, ReportPairs, read_radiograph
+from nnunet_transformers.pretraining.data.radiographs import RadiographFiles, read_radiograph
+from nnunet_transformers.pretraining.data.report_pairs import ReportPairData, ReportPairs
 from nnunet_transformers.pretraining.data.report_table import clean_report, read_reports, split_of
 from nnunet_transformers.pretraining.data.transforms import fit_canvas
 from nnunet_transformers.pretraining.encoders import text
@@ -73,7 +75,7 @@ class TestTable:
             b"c.png,Swallowed by that quote,p12,",
         ]
         (tmp_path / "table.csv").write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(rows))
-        table = read_reports(tmp_path / "table.csv", tmp_path)
+        table = read_reports(tmp_path / "table.csv", RadiographFiles(tmp_path, 256))
         assert [pair.image for pair in table.pairs] == ["a.png", "h.png", "i.png"]
         assert table.pairs[2].report == "A report in quotes and two lines"
         assert {skipped.name: skipped.reason for skipped in table.skipped} == {
@@ -90,7 +92,7 @@ class TestTable:
             "line 17": "malformed row: unexpected end of data",
         }
         assert "skipped 2: has more or fewer fields than the header (line 10, line 11)" in table.summary()
-        kept = read_reports(tmp_path / "table.csv", tmp_path, keep_repeated_reports=True)
+        kept = read_reports(tmp_path / "table.csv", RadiographFiles(tmp_path, 256), keep_repeated_reports=True)
         assert [pair.image for pair in kept.pairs] == ["a.png", "e.png", "h.png", "i.png"]
 
     def test_jsonl(self, tmp_path):
@@ -104,7 +106,7 @@ class TestTable:
             json.dumps({"image": "c.png", "report": None, "findings": "heart is large", "patient_id": 7}),
         ]
         (tmp_path / "table.jsonl").write_text("\n\n".join(rows))
-        table = read_reports(tmp_path / "table.jsonl", tmp_path)
+        table = read_reports(tmp_path / "table.jsonl", RadiographFiles(tmp_path, 256))
         assert [(p.report, p.patient_id) for p in table.pairs] == [
             ("Normal lungs are clear", ""),
             ("heart is large", "7"),
@@ -128,7 +130,7 @@ class TestTable:
     def test_missing_columns(self, tmp_path, content, message):
         (tmp_path / "table.csv").write_bytes(content)
         with pytest.raises(ValueError, match=message):
-            read_reports(tmp_path / "table.csv", tmp_path)
+            read_reports(tmp_path / "table.csv", RadiographFiles(tmp_path, 256))
 
     def test_split_by_patient(self, tmp_path):
         table = write_dataset(tmp_path, images=60, size=16)
@@ -137,7 +139,7 @@ class TestTable:
             text = text.replace(f",patient_{number},", f",patient_{number // 3},")
         table.write_text(text)
         options = {"val_share": 0.3, "keep_repeated_reports": True}
-        pairs = read_reports(table, tmp_path, **options).pairs
+        pairs = read_reports(table, RadiographFiles(tmp_path, 256), **options).pairs
         splits = {}
         for pair in pairs:
             splits.setdefault(pair.patient_id, set()).add(pair.split)
@@ -145,7 +147,7 @@ class TestTable:
         assert {pair.split for pair in pairs} == {"train", "val"}
         # a patient's split does not depend on the other patients
         table.write_text("\n".join(text.splitlines()[:31]))
-        assert read_reports(table, tmp_path, **options).pairs == pairs[:30]
+        assert read_reports(table, RadiographFiles(tmp_path, 256), **options).pairs == pairs[:30]
         assert split_of("p1", 0.5) == split_of("p1", 0.5)
 
     def test_split_column(self, tmp_path):
@@ -155,9 +157,16 @@ class TestTable:
         )
         (tmp_path / "table.csv").write_text(rows)
         with pytest.warns(UserWarning, match="1 patients are in both splits"):
-            table = read_reports(tmp_path / "table.csv", tmp_path)
+            table = read_reports(tmp_path / "table.csv", RadiographFiles(tmp_path, 256))
         assert [pair.split for pair in table.pairs] == ["train", "val"]
         assert table.skipped[0].reason == "split is 'test', not train or val"
+
+    def test_words_of_mimic(self, tmp_path):
+        write_images(tmp_path, ["a.png", "b.png"])
+        rows = "a.png,one two three,train\nb.png,four five six,validate\n"
+        (tmp_path / "table.csv").write_text(f"image,report,split\n{rows}")
+        table = read_reports(tmp_path / "table.csv", RadiographFiles(tmp_path, 256))
+        assert [pair.split for pair in table.pairs] == ["train", "val"]
 
 
 class TestImages:
@@ -176,7 +185,18 @@ class TestImages:
         write_image(tmp_path / "flat.png", np.full((4, 4), 7, np.uint8))
         write_image(tmp_path / "volume.mha", np.random.default_rng(0).random((3, 4, 4)))
         (tmp_path / "image.dcm").write_bytes(b"x")
-        for name, message in {"flat.png": "constant", "volume.mha": "3 slices", "image.dcm": "ending .dcm"}.items():
+        (tmp_path / "image.xyz").write_bytes(b"x")
+        transparent = np.zeros((4, 4, 4), np.uint8)
+        transparent[0, :, 3] = 200
+        Image.fromarray(transparent).save(tmp_path / "transparent.png")
+        reasons = {
+            "flat.png": "constant",
+            "transparent.png": "constant",
+            "volume.mha": "3 slices",
+            "image.dcm": "Unable to|no reader|DICOM",
+            "image.xyz": "ending .xyz",
+        }
+        for name, message in reasons.items():
             with pytest.raises((ValueError, RuntimeError), match=message):
                 read_radiograph(tmp_path / name, 1)
 
@@ -192,8 +212,9 @@ class TestSamples:
     @pytest.fixture
     def pairs(self, tmp_path, bert):
         table = write_dataset(tmp_path, images=8, size=32)
-        pairs = read_reports(table, tmp_path, keep_repeated_reports=True).pairs
-        return lambda is_training, p=pairs: ReportPairs(p, tmp_path, (28, 28), 1, load_tokenizer(bert), 32, is_training)
+        pairs = read_reports(table, RadiographFiles(tmp_path, 256), keep_repeated_reports=True).pairs
+        files = RadiographFiles(tmp_path, 32)
+        return lambda is_training, p=pairs: ReportPairs(p, files, (28, 28), 1, load_tokenizer(bert), 32, is_training)
 
     def test_each_pair_once_and_repeatable(self, pairs):
         training = pairs(True)
@@ -206,13 +227,13 @@ class TestSamples:
 
     def test_unreadable_image_is_replaced_and_named(self, pairs):
         training = pairs(True)
-        broken = training.image_folder / training.pairs[3].image
+        broken = training.radiographs.folder / training.pairs[3].image
         broken.write_bytes(broken.read_bytes()[:50])
         with pytest.warns(UserWarning, match=f"skipped {broken.name}: cannot be read"):
             samples = [training[i] for i in range(8)]
         assert all(sample["image"].isfinite().all() for sample in samples)
         for pair in training.pairs:
-            (training.image_folder / pair.image).write_bytes(b"")
+            (training.radiographs.folder / pair.image).write_bytes(b"")
         with pytest.raises(ValueError, match="images in a row"), pytest.warns(UserWarning):
             training[0]
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
 from nnunet_transformers.pretraining.data import (
+    EpochData,
     FusedCropData,
     MaskedCropData,
     MaskedViewData,
     MatchedViewData,
     OverlappingViewData,
+    ShuffledEpoch,
     TwoViewData,
+    loader_memory,
 )
+from nnunet_transformers.pretraining.data.loader_memory import LoaderMemory
 from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.fit import mask_grid
 from nnunet_transformers.pretraining.methods.alice import Alice
@@ -88,3 +96,83 @@ def test_grid_is_that_of_the_method():
     assert mask_grid(module) == tuple(module.encoder.grid) == (4, 4, 4)
     with pytest.raises(ValueError, match="QTSSL has none"):
         mask_grid(QTSSL(patch_size=SIZE, network_overrides=SMALL))
+
+
+def fake_trainer(**settings):
+    given = {"current_epoch": 0, "world_size": 1, "global_rank": 0, "num_devices": 1, "accumulate_grad_batches": 1}
+    return SimpleNamespace(**given | settings)
+
+
+class TestFewImages:
+    def test_an_epoch_is_at_least_a_step(self, prepared):
+        """The in-task recipe on four images, which an epoch of one crop each would be too short for."""
+        data = MaskedViewData(prepared, SIZE, batch_size=8, num_workers=0)
+        data.trainer = fake_trainer(accumulate_grad_batches=4)
+        assert [len(batch[0][0]) for batch in data.train_dataloader()] == [8] * 4
+        assert len(MaskedViewData(prepared, SIZE, batch_size=2).epoch()) == 4
+
+    def test_a_stated_length_is_kept(self, prepared):
+        data = MaskedViewData(prepared, SIZE, batch_size=8, samples_per_epoch=4, num_workers=0)
+        data.trainer = fake_trainer()
+        with pytest.raises(ValueError, match="an epoch of 4 samples is less than one step of 8 samples"):
+            data.train_dataloader()
+
+    def test_images_that_are_seen_once_make_smaller_batches(self, prepared):
+        class Once(ShuffledEpoch):
+            def sample(self, rng, number=None):
+                return number
+
+        class Data(EpochData):
+            index, batch_size, num_workers, samples = None, 8, 0, Once(5)
+
+            def epoch(self):
+                return self.samples
+
+        data = Data()
+        data.trainer = fake_trainer(accumulate_grad_batches=2)
+        batches = list(data.train_dataloader())
+        assert ([len(batch) for batch in batches], data.batch_size) == ([2, 2], 2)
+        data = Data()
+        data.trainer = fake_trainer(accumulate_grad_batches=6)
+        with pytest.raises(ValueError, match="an epoch of 5 samples is less than one step"):
+            data.train_dataloader()
+
+
+class TestMemory:
+    @pytest.mark.parametrize(
+        ("workers", "free", "expected"),
+        [
+            (8, None, (8, 2, 18)),
+            (8, 36, (8, 2, 18)),
+            (8, 35, (8, 1, 10)),
+            (8, 12, (4, 1, 6)),
+            (8, 3, (0, 1, 2)),
+            (0, 1, (0, 2, 2)),
+        ],
+    )
+    def test_bound(self, workers, free, expected):
+        gb = 10**9
+        assert LoaderMemory.within(gb, workers, free and free * gb) == LoaderMemory(*expected[:2], expected[2] * gb)
+
+    def test_is_said_and_kept(self, prepared, monkeypatch, caplog):
+        """Two views and targets of 16^3 voxels in float32 and two numbers of 8 bytes, times four samples."""
+        monkeypatch.setattr(loader_memory, "SHARED_MEMORY", "/nowhere")
+        monkeypatch.setattr(loader_memory, "available_bytes", lambda: 10 * 4 * (4 * 16**3 * 4))
+        data = MaskedViewData(prepared, SIZE, batch_size=4, num_workers=8)
+        data.trainer = fake_trainer(num_devices=2)
+        torch.manual_seed(5)
+        with caplog.at_level(logging.INFO):
+            loader = data.train_dataloader()
+        assert (loader.num_workers, loader.prefetch_factor) == (0, None)
+        assert "at most 0.00 GB of batches in each process, of 0.3 MB, 0 workers" in caplog.text
+        assert "8 workers with 2 each would take more than 50%" in caplog.text
+        torch.manual_seed(5)
+        first = torch.rand(1)
+        torch.manual_seed(5)
+        data._memory.clear()
+        data.train_dataloader()
+        assert torch.equal(torch.rand(1), first)
+
+    def test_bytes(self):
+        sample = {"a": torch.zeros(3, dtype=torch.half), "b": [np.zeros(2), "text"], "c": 5}
+        assert loader_memory.bytes_of(sample) == 6 + 16

@@ -1,5 +1,6 @@
 from .cached_matcher import CachedMatcher
-from .epoch import Epoch, EpochData, ShuffledEpoch
+from .epoch import EpochData
+from .epoch_samples import Epoch, ShuffledEpoch
 from .fused_crops import FusedCropData, FusedCrops
 from .index import PreparedCase, PreparedIndex, Skipped, read_index
 from .masked_crops import MaskedCropData, MaskedCrops

@@ -1,4 +1,4 @@
-"""Anatomical matching between prepared images, with the matcher's features cached on disk."""
+"""Anatomical matching between prepared images, with the matcher's features and maps cached on disk."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import zoom
 
 from ..._paths import inside
 from ..._reading import reading
@@ -18,23 +19,30 @@ from ..matching.matcher import AffineMapMatcher, Match, Volume, write_array
 from .prepared_images import PreparedImages
 
 SEPARATOR = "/"
+# file of the small features of an image; written last, it names the large ones, which have files of their own
+SMALL, LARGE = "small.npz", "large"
+# bytes from which a feature has a file that is mapped into memory instead of read
+LARGE_BYTES = 2**20
 
 
 class CachedMatcher:
     """Match points between prepared images.
 
-    The folder of the images has a subfolder ``matching`` with one cache of features for each matcher and its arguments.
+    The matcher sees volumes at its own spacing, 2 mm, or those of the embedding's training. The cache has a folder for
+    each matcher and its arguments, with ``features`` of images and ``maps`` of pairs. A pair whose map is known needs
+    no features. The folder of the images is only read.
 
     Args:
         images: prepared images.
         matcher: one of ``MATCHERS``.
         arguments: arguments of the matcher; files among them are identified by their content.
+        cache: folder to write to; by default ``PREPARED.matching`` beside the folder of the images.
 
     Attributes:
         images: prepared images.
         matcher: the matcher.
         spacing: mm per voxel and axis.
-        folder: folder of the cache.
+        folder: folder of the matcher in the cache.
 
     Raises:
         ValueError: if there is no such matcher, or the images have no spacing.
@@ -46,33 +54,70 @@ class CachedMatcher:
         ((1, 3), (1,))
     """
 
-    def __init__(self, images: PreparedImages, matcher: str, arguments: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        images: PreparedImages,
+        matcher: str,
+        arguments: Mapping[str, Any] | None = None,
+        cache: Path | None = None,
+    ) -> None:
         if matcher not in MATCHERS:
             raise ValueError(f"matcher must be one of {', '.join(MATCHERS)}, got {matcher!r}")
         arguments = dict(arguments or {})
         self.images, self.matcher = images, MATCHERS[matcher](**arguments)
         self.spacing = images.index.spacing_of(3)
-        self.folder = images.folder / "matching" / f"{matcher}_{_fingerprint(arguments)}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(self.matcher, AffineMapMatcher):
-            self.matcher.folder = self.folder
+        place = images.folder.absolute()
+        root = cache or place.with_name(f"{place.name}.matching")
+        self.folder = root / f"{matcher}_{_fingerprint(arguments)}"
+        self._maps: dict[tuple[str, str], tuple[NDArray, float]] = {}
 
     def features(self, name: str) -> dict[str, Any]:
-        """Return the matcher's features of an image, from the cache if possible."""
-        file = inside(self.folder, f"{name}.npz")
-        if not file.is_file():
-            shape = self.images.shapes[name][1:]
-            volume = Volume(name, self.images.read(name, (0, 0, 0), shape).numpy(), self.spacing)
-            write_array(_flatten(self.matcher.prepare(volume)), file)
-        with (
-            reading(file, "features of a matcher", "remove it"),
-            np.load(file, allow_pickle=False) as content,
-        ):
-            return _nest(dict(content))
+        """Return the matcher's features of an image, from the cache if possible; large ones are mapped into memory."""
+        folder = inside(self.folder / "features", name)
+        if not (folder / SMALL).is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(_flatten(self.matcher.prepare(self.volume(name))), folder)
+        with reading(folder, "features of a matcher", "remove it"):
+            with np.load(folder / SMALL, allow_pickle=False) as content:
+                flat = dict(content)
+            for key in flat.pop(LARGE).tolist():
+                flat[key] = np.load(_large(folder, key), mmap_mode="r", allow_pickle=False)
+        return _nest(flat)
+
+    def volume(self, name: str) -> Volume:
+        """Read an image at the spacing of the matcher, where that is coarser; first and last voxels stay in place."""
+        size = self.images.shapes[name][1:]
+        image = self.images.read(name, (0, 0, 0), size).numpy()
+        extent = (np.array(size) - 1) * self.spacing
+        factors = []
+        for length, n, own, wanted in zip(extent, size, self.spacing, self.matcher.spacing, strict=True):
+            factors.append(min(1.0, (round(length / wanted) + 1) / n) if wanted > own else 1.0)
+        if min(factors) == 1:
+            return Volume(name, image, self.spacing)
+        grey = zoom(image.mean(axis=0, dtype=np.float32), factors, order=1)
+        spacing = extent / np.maximum(np.array(grey.shape) - 1, 1)
+        return Volume(name, grey[None], tuple(np.maximum(spacing, 1e-6).tolist()))
 
     def match(self, query: str, key: str, points: NDArray) -> Match:
         """Find points of the query image, (points, 3) in mm, in the key image."""
+        if isinstance(self.matcher, AffineMapMatcher):
+            extent = (np.array(self.images.shapes[key][1:]) - 1) * self.spacing
+            return self.matcher.mapped(*self._map(query, key), points, extent)
         return self.matcher.match(self.features(query), self.features(key), points)
+
+    def _map(self, query: str, key: str) -> tuple[NDArray, float]:
+        """Return the affine map between two images, and the score of its fit."""
+        if (query, key) not in self._maps:
+            assert isinstance(self.matcher, AffineMapMatcher)
+            file = inside(self.folder / "maps", f"{query}/{key}.npy")
+            if not file.is_file():
+                matrix, score = self.matcher.affine_map(self.features(query), self.features(key))
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_array(np.vstack([matrix, np.full((1, 4), score)]), file)
+            with reading(file, "a map of a matcher", "remove it"):
+                kept = np.load(file, allow_pickle=False)
+                self._maps[query, key] = kept[:4], float(kept[4, 0])
+        return self._maps[query, key]
 
 
 def _fingerprint(arguments: Mapping[str, Any]) -> str:
@@ -81,6 +126,19 @@ def _fingerprint(arguments: Mapping[str, Any]) -> str:
         is_file = isinstance(value, str) and Path(value).is_file()
         digest.update(name.encode() + (Path(value).read_bytes() if is_file else json.dumps(value).encode()))
     return digest.hexdigest()[:12]
+
+
+def _large(folder: Path, key: str) -> Path:
+    return folder / f"{key.replace(SEPARATOR, '.')}.npy"
+
+
+def _write(flat: Mapping[str, NDArray], folder: Path) -> None:
+    """Write features, the small ones last: several processes may write the same image."""
+    large = {key: value for key, value in flat.items() if value.nbytes >= LARGE_BYTES}
+    for key, value in large.items():
+        write_array(value, _large(folder, key))
+    small = {key: value for key, value in flat.items() if key not in large}
+    write_array({**small, LARGE: np.array(list(large), dtype=str)}, folder / SMALL)
 
 
 def _flatten(features: Mapping[str, Any], prefix: str = "") -> dict[str, NDArray]:

@@ -1,77 +1,19 @@
-"""Datasets whose samples depend on seed, epoch and index only, and the base of the data modules."""
+"""Base of the data modules: a loader over an epoch of samples that fits the data and the memory."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
-import numpy as np
 import torch
 from lightning import LightningDataModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ...runs.distributed import samples_per_step
 from ...runs.state import ResumableLoader
+from .epoch_samples import Epoch, ShuffledEpoch
 from .index import PreparedIndex
-
-
-class Epoch(Dataset, ABC):
-    """Dataset of random samples, drawn anew in each epoch.
-
-    Sample i of epoch e depends on the seed, e and i only. A resumed run therefore sees the same samples as an
-    uninterrupted one, with any number of workers.
-
-    Args:
-        samples: samples per epoch.
-        seed: seed of the samples.
-
-    Attributes:
-        epoch: current epoch, set by ``EpochData``.
-    """
-
-    def __init__(self, samples: int, seed: int = 0) -> None:
-        self.samples, self.seed, self.epoch = samples, seed, 0
-
-    def __len__(self) -> int:
-        return self.samples
-
-    def __getitem__(self, index: int) -> Any:
-        return self.sample(self.generator(index))
-
-    def generator(self, index: int) -> np.random.Generator:
-        """Return the random generator of sample ``index``, and seed the global generators from it."""
-        rng = np.random.default_rng((self.seed, self.epoch, index))
-        # batchgeneratorsv2 draws from both global generators
-        torch.manual_seed(int(rng.integers(2**62)))
-        np.random.seed(int(rng.integers(2**32)))
-        return rng
-
-    @abstractmethod
-    def sample(self, rng: np.random.Generator) -> Any:
-        """Draw a sample from ``rng`` and from the global generators of torch and NumPy."""
-
-
-class ShuffledEpoch(Epoch):
-    """Dataset that visits each item once per epoch, in a new order each time.
-
-    Args:
-        items: number of items.
-        seed: as for ``Epoch``.
-    """
-
-    def __init__(self, items: int, seed: int = 0) -> None:
-        super().__init__(items, seed)
-        self._order_of: int | None = None
-
-    def __getitem__(self, index: int) -> Any:
-        if self._order_of != self.epoch:
-            self._order = np.random.default_rng((self.seed, self.epoch)).permutation(self.samples)
-            self._order_of = self.epoch
-        return self.sample(self.generator(index), int(self._order[index]))
-
-    @abstractmethod
-    def sample(self, rng: np.random.Generator, number: int | None = None) -> Any:
-        """Draw a sample of item ``number``; by default of a random item."""
+from .loader_memory import LoaderMemory, loader_memory
 
 
 class EpochData(LightningDataModule, ABC):
@@ -86,6 +28,20 @@ class EpochData(LightningDataModule, ABC):
     index: PreparedIndex
     batch_size: int
     num_workers: int
+    _is_length_free = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._memory: dict[int, LoaderMemory] = {}
+
+    def epoch_length(self, samples_per_epoch: int | None) -> int:
+        """Return the samples of an epoch: as wanted, or one per image, which ``train_dataloader`` raises to a step.
+
+        Args:
+            samples_per_epoch: wanted number; None leaves it open.
+        """
+        self._is_length_free = samples_per_epoch is None
+        return len(self.index.cases) if samples_per_epoch is None else samples_per_epoch
 
     @property
     def attached_trainer(self) -> Trainer:
@@ -105,12 +61,16 @@ class EpochData(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader:
         """Build the loader of the current epoch.
 
+        Its workers are as many as hold their batches in memory. Where the images are fewer than the samples of a step,
+        an epoch of random samples is a step, and a batch of images that are each seen once is smaller.
+
         Raises:
-            ValueError: if an epoch has fewer samples than one optimiser step.
+            ValueError: if an epoch has fewer samples than one optimiser step, and cannot have more.
         """
         # Lightning rebuilds the loader in every epoch (reload_dataloaders_every_n_epochs=1): workers learn the epoch
         trainer, samples = self.attached_trainer, self.epoch()
         samples.epoch = trainer.current_epoch
+        self._fit(samples, trainer)
         wanted = samples_per_step(trainer, self.batch_size)
         if len(samples) < wanted:
             raise ValueError(
@@ -124,10 +84,35 @@ class EpochData(LightningDataModule, ABC):
             samples,
             self.batch_size,
             trainer,
-            num_workers=self.num_workers,
             drop_last=True,
             pin_memory=torch.cuda.is_available(),
+            **self._loader_memory(samples, trainer).options(),
         )
+
+    @property
+    def fitting_workers(self) -> int:
+        """Number of workers that hold their batches in memory, as far as the training samples have shown."""
+        return min((memory.workers for memory in self._memory.values()), default=self.num_workers)
+
+    def _fit(self, samples: Epoch, trainer: Trainer) -> None:
+        """Fit the epoch, or the batch, to few images."""
+        wanted = samples_per_step(trainer, self.batch_size)
+        if len(samples) >= wanted:
+            return
+        if self._is_length_free and not isinstance(samples, ShuffledEpoch):
+            rank_zero_info(f"{len(samples)} images: an epoch draws the {wanted} samples of a step from them")
+            samples.samples = wanted
+        elif isinstance(samples, ShuffledEpoch) and (fitting := len(samples) * self.batch_size // wanted):
+            rank_zero_info(f"{len(samples)} images: batches of {fitting} instead of {self.batch_size}")
+            self.batch_size = fitting
+
+    def _loader_memory(self, samples: Epoch, trainer: Trainer) -> LoaderMemory:
+        """Return the bound of the loader's memory; a line states it when the samples are loaded for the first time."""
+        if id(samples) not in self._memory:
+            found, line = loader_memory(samples, self.batch_size, self.num_workers, trainer.num_devices)
+            self._memory[id(samples)] = found
+            rank_zero_info(line)
+        return self._memory[id(samples)]
 
     def sampler(self, samples: Dataset) -> DistributedSampler:
         """Build a sampler of this process's share of the samples, in order."""

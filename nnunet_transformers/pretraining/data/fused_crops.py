@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .epoch import Epoch, EpochData
+from .epoch import EpochData
+from .epoch_samples import Epoch
 from .index import read_index
 from .prepared_images import PreparedImages
 from .transforms import flip, intensity_transforms
@@ -102,7 +103,7 @@ class FusedCropData(EpochData):
         super().__init__()
         self.batch_size, self.num_workers = batch_size, num_workers
         self.index = read_index(Path(folder))
-        samples = samples_per_epoch or len(self.index.cases)
+        samples = self.epoch_length(samples_per_epoch)
         self.crops = FusedCrops(Path(folder), patch_size, num_classes, boxes, edge, samples, seed)
 
     def epoch(self) -> FusedCrops:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..encoders.masked import random_mask
-from .epoch import Epoch, EpochData
+from .epoch import EpochData
+from .epoch_samples import Epoch
 from .index import read_index
 from .prepared_images import PreparedImages
 from .transforms import spatial_transforms
@@ -89,7 +90,7 @@ class MaskedCropData(EpochData):
         super().__init__()
         self.batch_size, self.num_workers = batch_size, num_workers
         self.index = read_index(Path(folder))
-        samples = samples_per_epoch or len(self.index.cases)
+        samples = self.epoch_length(samples_per_epoch)
         self.crops = MaskedCrops(Path(folder), patch_size, grid, mask_ratio, samples, seed)
 
     def epoch(self) -> MaskedCrops:

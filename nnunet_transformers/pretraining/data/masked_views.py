@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from .epoch import Epoch, EpochData
+from .epoch import EpochData
+from .epoch_samples import Epoch
 from .index import read_index
 from .prepared_images import PreparedImages
 from .transforms import cut_out, rotate, rotations_of
@@ -80,7 +81,7 @@ class MaskedViewData(EpochData):
             raise ValueError(f"box_edge must be two numbers of voxels, the lower one first, got {list(box_edge)}")
         self.batch_size, self.num_workers = batch_size, num_workers
         self.index = read_index(Path(folder))
-        self.views = MaskedViews(Path(folder), patch_size, samples_per_epoch or len(self.index.cases), seed)
+        self.views = MaskedViews(Path(folder), patch_size, self.epoch_length(samples_per_epoch), seed)
 
     def epoch(self) -> MaskedViews:
         return self.views

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..encoders.masked import random_mask
 from .cached_matcher import CachedMatcher
-from .epoch import Epoch, EpochData
+from .epoch import EpochData
+from .epoch_samples import Epoch
 from .index import read_index
 from .prepared_images import PreparedImages
 from .transforms import flip, intensity_transforms, rotate, rotations_of
@@ -40,6 +41,7 @@ class MatchedViews(Epoch):
         partners: number of images that an image is matched with; few partners limit the pairs to register.
         tries: maximum number of points to match, each with a random partner.
         samples, seed: as for ``Epoch``.
+        cache: folder of the matcher's features and maps, see ``CachedMatcher``.
 
     Raises:
         ValueError: if there are fewer than two images, or there is no such matcher.
@@ -57,13 +59,14 @@ class MatchedViews(Epoch):
         tries: int,
         samples: int,
         seed: int = 0,
+        cache: Path | None = None,
     ) -> None:
         super().__init__(samples, seed)
         self.images = PreparedImages(folder)
         if len(self.images.names) < 2:
             raise ValueError(f"{folder} has {len(self.images.names)} images; matching needs two")
         self.patch_size, self.grid, self.mask_ratio = tuple(patch_size), tuple(grid), mask_ratio
-        self.matcher = CachedMatcher(self.images, matcher, matcher_arguments)
+        self.matcher = CachedMatcher(self.images, matcher, matcher_arguments, cache)
         self.partners, self.tries = partners, tries
         self.rotations = rotations_of(self.patch_size)
         self.intensity = intensity_transforms()
@@ -134,6 +137,7 @@ class MatchedViewData(EpochData):
         samples_per_epoch: pairs per epoch over all devices; by default one per image.
         num_workers: worker processes of the loader.
         seed: seed of the samples.
+        cache: folder of the matcher's features and maps; by default FOLDER.matching beside the folder of the images.
 
     Raises:
         FileNotFoundError: if the folder was not prepared.
@@ -154,6 +158,7 @@ class MatchedViewData(EpochData):
         samples_per_epoch: int | None = None,
         num_workers: int = 2,
         seed: int = 0,
+        cache: str | None = None,
     ) -> None:
         super().__init__()
         self.batch_size, self.num_workers = batch_size, num_workers
@@ -167,8 +172,9 @@ class MatchedViewData(EpochData):
             matcher_arguments,
             partners,
             tries,
-            samples=samples_per_epoch or len(self.index.cases),
+            samples=self.epoch_length(samples_per_epoch),
             seed=seed,
+            cache=None if cache is None else Path(cache),
         )
 
     def epoch(self) -> MatchedViews:

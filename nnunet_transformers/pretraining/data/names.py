@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+
+from .formats import strip_ending
 
 # bytes: file systems allow 255, of which .b2nd, the mark of a partial file and caches of others take some
 LONGEST = 160
@@ -38,6 +40,32 @@ def assign_names(wanted: Mapping[str, str], known: Mapping[str, str]) -> dict[st
         names[key] = plain
         taken.add(plain)
     return names
+
+
+def known_name(file: str, known: Collection[str], files: Mapping[str, str]) -> str | None:
+    """Return the prepared name of a file that a table names; None if it was not prepared.
+
+    Args:
+        file: name of the image, or its path, with or without folder, ending and nnU-Net's number of the channel.
+        known: names of the prepared images.
+        files: names of the prepared images by their files in the source.
+    """
+    if (name := files.get(file.replace("\\", "/"))) is not None:
+        return name
+    path = strip_ending(file.replace("\\", "/"))
+    short = path.rpartition("/")[2]
+    candidates = (file, path.replace("/", "__"), short, short.removesuffix("_0000"))
+    return next((name for name in candidates if name in known), None)
+
+
+def split_named(word: str) -> str:
+    """Return the split that a word of a table means: MIMIC-CXR's ``validate`` is ``val``.
+
+    >>> split_named("Validate")
+    'val'
+    """
+    word = word.strip().lower()
+    return "val" if word in ("validate", "validation", "valid") else word
 
 
 def _plain(name: str) -> str:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .epoch import Epoch, EpochData
+from .epoch import EpochData
+from .epoch_samples import Epoch
 from .index import read_index
 from .prepared_images import PreparedImages
 from .transforms import intensity_transforms
@@ -23,17 +24,25 @@ class OverlappingViews(Epoch):
     """Two overlapping views of a random volume, each scaled and changed in intensity by itself (SAM, section 3.1).
 
     A sample has two entries (view, frame). A view is (1, *patch_size), the mean over the channels. A frame is (2, 3):
-    first voxel of the view, and step from one voxel to the next, in voxels of the volume.
+    first voxel of the view, and step from one voxel to the next, in voxels of the volume at ``spacing``.
 
     Args:
         folder: folder of prepared images.
         patch_size: voxels per axis of a view.
         samples, seed: as for ``Epoch``.
+        spacing: mm per voxel of a view of scale 1, on axes where the volumes are finer; None keeps theirs.
+
+    Attributes:
+        step: voxels of the volumes per voxel of a view of scale 1, three axes.
     """
 
-    def __init__(self, folder: Path, patch_size: Sequence[int], samples: int, seed: int = 0) -> None:
+    def __init__(
+        self, folder: Path, patch_size: Sequence[int], samples: int, seed: int = 0, spacing: float | None = None
+    ) -> None:
         super().__init__(samples, seed)
         self.images, self.patch_size = PreparedImages(folder), tuple(patch_size)
+        own = None if spacing is None else np.array(self.images.index.spacing_of(3))
+        self.step = np.ones(3) if own is None else np.maximum(1.0, spacing / own)
         self.intensity = intensity_transforms()
 
     def sample(self, rng: np.random.Generator) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -45,7 +54,7 @@ class OverlappingViews(Epoch):
     def _view(self, name: str, size: NDArray, centre: NDArray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Cut a view whose centre is at most a quarter of its size from ``centre``, inside the volume if possible."""
         patch = np.array(self.patch_size)
-        scale = rng.uniform(*SCALE, 3)
+        scale = rng.uniform(*SCALE, 3) * self.step
         length = np.maximum(np.round(patch * scale).astype(int), 2)
         start = np.round(centre + rng.uniform(-0.25, 0.25, 3) * length - length / 2).astype(int)
         start = np.clip(start, np.minimum(0, size - length), np.maximum(0, size - length))
@@ -57,7 +66,7 @@ class OverlappingViews(Epoch):
         padding = [int(n) for axis in (2, 1, 0) for n in (before[axis], after[axis])]
         crop = F.pad(crop, padding, value=float(crop.min()))
         view = F.interpolate(crop[None], size=self.patch_size, mode="trilinear", align_corners=True)[0]
-        frame = np.stack([start, (length - 1) / np.maximum(patch - 1, 1)])
+        frame = np.stack([start, (length - 1) / np.maximum(patch - 1, 1)]) / self.step
         return self.intensity(image=view)["image"], torch.from_numpy(frame).float()
 
 
@@ -71,6 +80,10 @@ class OverlappingViewData(EpochData):
         samples_per_epoch: pairs per epoch over all devices; by default one per image.
         num_workers: worker processes of the loader.
         seed: seed of the samples.
+        spacing: mm per voxel of a view on axes where the volumes are finer; None keeps theirs, for small organs.
+
+    Attributes:
+        spacing: mm per voxel and axis of a view of scale 1; None if the images have none.
 
     Raises:
         FileNotFoundError, ValueError: as ``read_index``.
@@ -84,11 +97,14 @@ class OverlappingViewData(EpochData):
         samples_per_epoch: int | None = None,
         num_workers: int = 2,
         seed: int = 0,
+        spacing: float | None = None,
     ) -> None:
         super().__init__()
         self.batch_size, self.num_workers = batch_size, num_workers
         self.index = read_index(Path(folder))
-        self.views = OverlappingViews(Path(folder), patch_size, samples_per_epoch or len(self.index.cases), seed)
+        self.views = OverlappingViews(Path(folder), patch_size, self.epoch_length(samples_per_epoch), seed, spacing)
+        own = self.index.spacing
+        self.spacing = None if own is None else tuple((np.array(own[-3:]) * self.views.step[-len(own) :]).tolist())
 
     def epoch(self) -> OverlappingViews:
         return self.views

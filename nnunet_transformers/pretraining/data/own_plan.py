@@ -15,6 +15,8 @@ from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization impo
 CONFIGURATION = "pretraining"
 # median share of an image inside of its non-zero box, below which nnU-Net normalises inside of the mask only
 MASKED_BELOW = 3 / 4
+# entry of the configuration of images that were shrunk
+LONGEST = "longest_side"
 
 
 def own_plan(
@@ -25,6 +27,7 @@ def own_plan(
     reader: str,
     cropped_share: float,
     window: Sequence[float] | None = None,
+    longest: int | None = None,
 ) -> dict[str, Any]:
     """Return the part of a plan that nnU-Net's preprocessor reads.
 
@@ -37,6 +40,7 @@ def own_plan(
         cropped_share: median share of the images inside of their non-zero box.
         window: lowest and highest intensity of CT, others are clipped, such as -175 and 250 HU; by default the
             percentiles of the foreground.
+        longest: pixels of the longest side that 2D images are shrunk to, see ``read_image``.
     """
     schemes = [CTNormalization if window is not None else get_normalization_scheme(channel) for channel in channels]
     statistics = [dict(channel) for channel in intensities]
@@ -63,6 +67,7 @@ def own_plan(
         "resampling_fn_probabilities_kwargs": {**resampling, "order": 1},
         "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
         "batch_dice": False,
+        **({} if longest is None else {LONGEST: longest}),
     }
     return {
         "dataset_name": "pretraining",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from ... import __version__
@@ -27,6 +28,8 @@ from .own_plan import CONFIGURATION, check_normalization, chosen_spacing, own_pl
 from .storing import FLAT, Preparation, Storing, store_case
 from .summary import Summary
 
+# normalisations without statistics over images
+UNFITTED = ("rescale_to_0_1", "nonorm")
 DIED = "killed the process that read it, most often because memory ran out: use fewer --processes and --retry-failed"
 
 
@@ -60,6 +63,7 @@ def prepare_folder(
     reorient: bool = False,
     include_test: bool = False,
     retry_failed: bool = False,
+    longest: int | None = None,
     engine: Engine | None = None,
 ) -> Summary:
     """Inspect, resample, normalise and store images, one after the other.
@@ -87,6 +91,8 @@ def prepare_folder(
         reorient: bring volumes to RAS.
         include_test: take a dataset's test images too.
         retry_failed: try skipped images again.
+        longest: shrink 2D images so that their longest side has at most this many pixels, and average their channels.
+            They are neither cropped nor resampled; a JPEG is decoded no finer than is needed.
         engine: what runs the work; by default processes of this machine.
 
     Raises:
@@ -107,6 +113,8 @@ def prepare_folder(
             check_preparation(preparation.plans, f"the plan of {output}")
         found = find_cases(source, include_test, state.names)
         _check_options(source, found, planned is not None, normalization, intensity_range, reorient)
+        if longest is not None:
+            _check_longest(longest, planned is not None or spacing is not None or reorient, found.channels)
         settings = {
             "spacing": None if spacing is None else [float(s) for s in spacing],
             "patch size": list(patch_size),
@@ -116,6 +124,7 @@ def prepare_folder(
             "include test": include_test,
             "images left out": sorted(left_out),
             "plan": None if planned is None else _fingerprint(*planned),
+            **({} if longest is None else {"longest": longest}),
         }
         cases = [case for case in found.cases if case.name not in left_out]
         state.begin(source.resolve(), settings, __version__)
@@ -126,14 +135,19 @@ def prepare_folder(
             engine = engine or local
             if not state.preparations and planned is not None:
                 state.add_preparations([Preparation.planned(*planned, found.channels)])
+            if not state.preparations and longest is not None and normalization in UNFITTED:
+                # whose statistics are of each image, so that none has to be read twice
+                state.add_preparations([_own_preparation([normalization], [{}], patch_size, longest)])
             if not state.preparations:
-                inspection = Inspection(reader, reorient, intensity_range)
+                inspection = Inspection(reader, reorient, intensity_range, longest)
                 remaining = _inspect(state, remaining, inspection, engine)
                 facts = {case: state.facts[case.key] for case in remaining}
                 if not facts:
                     raise _unusable(state, source)
                 state.add_preparations(
-                    _own_preparations(facts, found, spacing, patch_size, normalization, intensity_range, source)
+                    _own_preparations(
+                        facts, found, spacing, patch_size, normalization, intensity_range, source, longest
+                    )
                 )
             storing = Storing(output, state.preparations, reader, reorient)
             before = len(state.stored)
@@ -167,6 +181,16 @@ def _check_options(
             raise ValueError(f"--intensity-range must be two increasing numbers, got {intensity_range}")
     if reorient and is_planned:
         raise ValueError("--reorient contradicts the plan, whose reader decides on the orientation")
+
+
+def _check_longest(longest: int, is_contradicted: bool, channels: Sequence[str] | None) -> None:
+    if longest < 1:
+        raise ValueError(f"--longest must be a number of pixels, got {longest}")
+    if is_contradicted or (channels is not None and len(channels) != 1):
+        raise ValueError(
+            "--longest shrinks pictures of one channel: leave out --spacing, --reorient and the plan, and datasets of "
+            "several channels"
+        )
 
 
 def _fingerprint(plans: Mapping[str, Any], configuration: str) -> str:
@@ -209,6 +233,7 @@ def _own_preparations(
     normalization: str | None,
     window: tuple[float, float] | None,
     source: Path,
+    longest: int | None,
 ) -> list[Preparation]:
     """Return how 2D images and volumes are prepared; in folders of their own if there are both."""
     preparations = []
@@ -220,11 +245,15 @@ def _own_preparations(
         images = [fact for fact in images if len(fact.intensities) == len(channels)]
         if not images:
             continue
+        intensities = [pooled([fact.intensities[channel] for fact in images]) for channel in range(len(channels))]
+        if longest is not None:
+            preparations.append(_own_preparation(channels, intensities, patch_size, longest, window))
+            continue
         readers = Counter(fact.reader for fact in images if fact.reader)
         plans = own_plan(
             channels,
             chosen_spacing([fact.spacing for fact in images], spacing, kind == FLAT, source),
-            [pooled([fact.intensities[channel] for fact in images]) for channel in range(len(channels))],
+            intensities,
             tuple(patch_size)[-2:] if kind == FLAT else patch_size,
             readers.most_common(1)[0][0] if readers else "SimpleITKIO",
             float(np.median([fact.cropped_share for fact in images])),
@@ -233,6 +262,20 @@ def _own_preparations(
         part = kind if len(kinds) > 1 else ""
         preparations.append(Preparation(plans, CONFIGURATION, tuple(channels), (kind,), part))
     return preparations
+
+
+def _own_preparation(
+    channels: Sequence[str],
+    intensities: Sequence[Mapping[str, float]],
+    patch_size: Sequence[int],
+    longest: int,
+    window: tuple[float, float] | None = None,
+) -> Preparation:
+    """Return how 2D images are prepared that are shrunk to a longest side."""
+    # normalised as a whole, black borders included, which are not cropped either
+    patch, reader = tuple(patch_size)[-2:], NaturalImage2DIO.__name__
+    plans = own_plan(channels, (1.0, 1.0), intensities, patch, reader, 1.0, window, longest)
+    return Preparation(plans, CONFIGURATION, tuple(channels), (FLAT,))
 
 
 class _Rate(TextColumn):

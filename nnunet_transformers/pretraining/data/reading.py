@@ -24,11 +24,14 @@ from ..._voxels import check_complete, count_non_finite
 from .cases import ImageCase
 from .dicom import read_dicom
 from .formats import PICTURES, ending_of
+from .reduced import DECODED, read_picture, reduce
 
 # axes that --reorient brings all volumes to; those of nnU-Net's readers
 REORIENTED = "RAS"
 # value whose square, summed over the voxels of an image, single precision can hold, in which nnU-Net normalises
 LARGEST = 1e12
+# mm as nnU-Net has it for pictures, whose slices are never resampled
+PICTURE_SPACING = (999, 1, 1)
 
 
 class UnusableError(ValueError):
@@ -58,7 +61,11 @@ class ReadImage:
 
 
 def read_image(
-    case: ImageCase, preferred: str | None = None, reorient: bool = False, channels: int | None = None
+    case: ImageCase,
+    preferred: str | None = None,
+    reorient: bool = False,
+    channels: int | None = None,
+    longest: int | None = None,
 ) -> ReadImage:
     """Read an image by the first of nnU-Net's readers that can, and check it.
 
@@ -68,9 +75,11 @@ def read_image(
         reorient: bring volumes to ``REORIENTED``.
         channels: wanted number of channels. By default a picture has its own number without transparency, and one
             whose colours are equal everywhere has one.
+        longest: shrink a 2D image so that its longest side has at most this many pixels, and average its channels.
 
     Raises:
-        UnusableError: if it is constant, or holds NaN, infinity or values that overflow.
+        UnusableError: if it is constant, holds NaN, infinity or values that overflow, or is a volume where ``longest``
+            is given.
         Exception: whatever the readers raise on broken files.
     """
     with _readable(case.files) as files:
@@ -84,8 +93,16 @@ def read_image(
             bad = sum(count_non_finite(Path(file)) for file in files)
             if bad:
                 raise UnusableError(f"holds NaN or infinity in {bad} voxels")
-            image = _read(files, preferred, reorient)
-    if ending_of(case.files[0]) in PICTURES and len(files) == 1:
+            if longest is not None and len(files) == 1 and ending_of(files[0]) in DECODED:
+                image = ReadImage(read_picture(files[0], longest), {}, "", NaturalImage2DIO.__name__)
+            else:
+                image = _read(files, preferred, reorient)
+    if longest is not None:
+        if not image.is_flat:
+            raise UnusableError(f"has {image.voxels.shape[1]} slices, only 2D images are shrunk to a longest side")
+        voxels = reduce(image.voxels, longest)
+        image = ReadImage(voxels, {**image.properties, "spacing": PICTURE_SPACING}, image.orientation, image.reader)
+    elif ending_of(case.files[0]) in PICTURES and len(files) == 1:
         image = ReadImage(_colours(image.voxels, channels), image.properties, image.orientation, image.reader)
     _check_values(image.voxels)
     return image

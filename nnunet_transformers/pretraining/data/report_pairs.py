@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import RescaleTo01Normalization
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..._atomic import write_json
-from ..._image_size import check_size
 from ..._text import printable
 from ..encoders.text import load_tokenizer, tokenize
-from .epoch import EpochData, ShuffledEpoch
-from .formats import ending_of
+from .epoch import EpochData
+from .epoch_samples import ShuffledEpoch
 from .index import PreparedCase, PreparedIndex
+from .radiographs import Radiographs, open_radiographs
 from .report_table import ReportPair, read_reports
 from .transforms import fit_canvas
 
@@ -32,49 +27,8 @@ from .transforms import fit_canvas
 PAIRS = "pairs.json"
 # MGCA's supplement, A.1: crops of 224 from images of 256
 CANVAS = 256 / 224
-# nnU-Net excludes JPEG because it damages labels, which are not needed here
-JPEG = (".jpg", ".jpeg")
 # unreadable images in a row before an error
 ATTEMPTS = 100
-
-
-@lru_cache
-def _reader(ending: str) -> BaseReaderWriter:
-    return NaturalImage2DIO() if ending in JPEG else determine_reader_writer_from_file_ending(ending, verbose=False)()
-
-
-def read_radiograph(file: Path, channels: int) -> Tensor:
-    """Read a 2D image in JPEG or one of nnU-Net's formats.
-
-    Args:
-        file: the image.
-        channels: number of channels to return: a grey image is repeated, a colour image is averaged to one channel.
-
-    Returns:
-        (channels, height, width), scaled to the range 0 to 1 for each image.
-
-    Raises:
-        ValueError: if the image is not 2D, constant, too large for memory, or has another number of channels.
-        Exception: errors of nnU-Net's readers on broken files.
-    """
-    check_size([file])
-    array, _ = _reader(ending_of(file.name) or file.suffix.lower()).read_images((str(file),))
-    if array.shape[1] != 1:
-        raise ValueError(f"has {array.shape[1]} slices, radiology reports describe 2D images")
-    image = torch.from_numpy(np.ascontiguousarray(array[:, 0], dtype=np.float32))
-    if len(image) == 4:
-        image = image[:3]  # drop transparency
-    if channels == 1:
-        image = image.mean(0, keepdim=True)
-    elif len(image) == 1:
-        image = image.expand(channels, -1, -1)
-    if len(image) != channels:
-        raise ValueError(f"has {len(image)} channels, the encoder takes {channels}")
-    # transparency, which was dropped, can be all that differs
-    if not image.isfinite().all() or image.min() == image.max():
-        raise ValueError("is constant or holds NaN or infinity")
-    image = image - image.min()
-    return image / image.max()
 
 
 def centre_crop(image: Tensor, patch_size: Sequence[int]) -> Tensor:
@@ -102,12 +56,13 @@ class ReportPairs(ShuffledEpoch):
 
     Random order separates the images of a patient, which are adjacent in many tables and hard to tell apart.
 
-    A sample has ``image``, (channels, *patch_size) in the range 0 to 1, and the tokens of the report, see ``tokenize``.
-    If an image cannot be read, a warning names it and another pair takes its place.
+    A sample has ``image``, (channels, *patch_size) in the range 0 to 1, ``name``, the image's name in the table, and
+    the tokens of the report, see ``tokenize``. If an image cannot be read, a warning names it and another pair takes
+    its place.
 
     Args:
         pairs: pairs to draw from.
-        image_folder: folder that image names are relative to.
+        radiographs: the images.
         patch_size: height and width.
         channels: image channels.
         tokenizer: result of ``load_tokenizer``.
@@ -122,7 +77,7 @@ class ReportPairs(ShuffledEpoch):
     def __init__(
         self,
         pairs: Sequence[ReportPair],
-        image_folder: Path,
+        radiographs: Radiographs,
         patch_size: Sequence[int],
         channels: int,
         tokenizer: Any,
@@ -131,27 +86,28 @@ class ReportPairs(ShuffledEpoch):
         seed: int = 0,
     ) -> None:
         super().__init__(len(pairs), seed)
-        self.pairs, self.image_folder, self.channels = list(pairs), image_folder, channels
+        self.pairs, self.radiographs, self.channels = list(pairs), radiographs, channels
         self.patch_size = tuple(patch_size)
         self.tokenizer, self.max_length, self.is_training = tokenizer, max_length, is_training
         self.unreadable: dict[str, str] = {}
 
-    def sample(self, rng: np.random.Generator, number: int | None = None) -> dict[str, Tensor]:
+    def sample(self, rng: np.random.Generator, number: int | None = None) -> dict[str, Any]:
         """Return pair ``number``, by default a random pair."""
         number = int(rng.integers(len(self.pairs))) if number is None else number
         for _ in range(ATTEMPTS):
-            image = self._image(self.pairs[number].image)
+            name = self.pairs[number].image
+            image = self._image(name)
             if image is not None:
-                return {"image": self._crop(image, rng), **self._tokens(number)}
+                return {"image": self._crop(image, rng), "name": name, **self._tokens(number)}
             number = int(rng.integers(len(self.pairs)))
         names = ", ".join(list(self.unreadable)[:3])
-        raise ValueError(f"{ATTEMPTS} images in a row in {self.image_folder} cannot be read, such as {names}")
+        raise ValueError(f"{ATTEMPTS} images in a row cannot be read, such as {names}")
 
     def _image(self, name: str) -> Tensor | None:
         if name in self.unreadable:
             return None
         try:
-            return read_radiograph(self.image_folder / name, self.channels)
+            return self.radiographs.read(name, self.channels)
         except Exception as error:  # each reader raises its own errors for broken files
             self.unreadable[name] = str(error).strip().split("\n")[0] or repr(error)
             warnings.warn(printable(f"skipped {name}: cannot be read: {self.unreadable[name]}"), stacklevel=2)
@@ -177,7 +133,8 @@ class ReportPairData(EpochData):
         text_encoder: local folder or hub name of the text encoder, whose tokenizer is used.
         patch_size: height and width.
         input_channels: input channels of the image encoder.
-        image_folder: folder that the table's images are relative to; by default the table's.
+        image_folder: folder that the table's images are relative to, or folder that was prepared from it; by default
+            the table's.
         batch_size: pairs per batch and device.
         num_workers: worker processes of a loader.
         max_length: tokens of a report; longer reports are truncated.
@@ -216,8 +173,9 @@ class ReportPairData(EpochData):
             )
         self.batch_size, self.num_workers, self.max_length = batch_size, num_workers, max_length
         folder = Path(image_folder) if image_folder else Path(table).parent
-        self.reports = read_reports(Path(table), folder, val_share, keep_repeated_reports)
-        shared = (folder, patch_size, input_channels, load_tokenizer(text_encoder), max_length)
+        radiographs = open_radiographs(folder, max(canvas_of(patch_size)))
+        self.reports = read_reports(Path(table), radiographs, val_share, keep_repeated_reports)
+        shared = (radiographs, patch_size, input_channels, load_tokenizer(text_encoder), max_length)
         self.training, self.validation = (
             ReportPairs(self.reports.of(split), *shared, split == "train", seed) for split in ("train", "val")
         )
@@ -250,4 +208,4 @@ class ReportPairData(EpochData):
 
     def val_dataloader(self) -> DataLoader[Any]:
         sampler = self.sampler(self.validation)
-        return DataLoader(self.validation, self.batch_size, sampler=sampler, num_workers=self.num_workers)
+        return DataLoader(self.validation, self.batch_size, sampler=sampler, num_workers=self.fitting_workers)

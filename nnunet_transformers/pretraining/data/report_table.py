@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..._paths import inside
 from .index import Skipped
+from .names import split_named
+from .radiographs import Radiographs
 
 SPLITS = ("train", "val")
 TEXT_COLUMNS = ("report", "impression", "findings")
@@ -91,7 +92,7 @@ def split_of(identity: str, val_share: float) -> str:
 
 
 def read_reports(
-    table: Path, image_folder: Path, val_share: float = 0.05, keep_repeated_reports: bool = False
+    table: Path, images: Radiographs, val_share: float = 0.05, keep_repeated_reports: bool = False
 ) -> ReportTable:
     """Read a table of images and radiology reports.
 
@@ -101,9 +102,9 @@ def read_reports(
 
     Args:
         table: CSV with a header, or JSONL (``.jsonl``), UTF-8. Columns: ``image``; ``report`` or, where it is missing
-            or empty, ``impression`` and ``findings``, in this order; ``split`` (train or val), by default a hash of the
-            patient decides; ``patient_id``, by default each image is a patient; ``study_id``.
-        image_folder: folder that image names are relative to.
+            or empty, ``impression`` and ``findings``, in this order; ``split`` (train, val or validate), by default a
+            hash of the patient decides; ``patient_id``, by default each image is a patient; ``study_id``.
+        images: the images that there are.
         val_share: share of the patients to validate on, if there is no ``split``.
         keep_repeated_reports: use all images of a report, such as the views of a study or unremarkable images.
 
@@ -123,20 +124,20 @@ def read_reports(
     if not set(TEXT_COLUMNS) & set(columns):
         raise ValueError(f"{table} has none of the columns {', '.join(TEXT_COLUMNS)}; it has {found}")
     pairs: list[ReportPair] = []
-    images: set[str] = set()
+    used: set[str] = set()
     reports: set[str] = set()
     for line, row in rows:
         values = {column: _text(row[column]) for column in COLUMNS if column in row}
-        result = _pair(line, values, "split" in columns, image_folder, val_share)
+        result = _pair(line, values, "split" in columns, images, val_share)
         if isinstance(result, ReportPair):
-            if result.image in images:
+            if result.image in used:
                 result = Skipped(result.image, "image is in the table more than once")
             elif result.report in reports and not keep_repeated_reports:
                 result = Skipped(result.image, "report is in the table more than once")
         if isinstance(result, Skipped):
             skipped.append(result)
         else:
-            images.add(result.image)
+            used.add(result.image)
             reports.add(result.report)
             pairs.append(result)
     patients = [{pair.patient_id for pair in pairs if pair.split == split} - {""} for split in SPLITS]
@@ -146,7 +147,7 @@ def read_reports(
 
 
 def _pair(
-    line: int, row: Mapping[str, str], has_split: bool, image_folder: Path, val_share: float
+    line: int, row: Mapping[str, str], has_split: bool, images: Radiographs, val_share: float
 ) -> ReportPair | Skipped:
     image = row.get("image", "")
     name = image or f"line {line}"
@@ -154,12 +155,8 @@ def _pair(
         return Skipped(ascii(name)[1:-1], "holds bytes that are not UTF-8")
     if not image:
         return Skipped(name, "names no image")
-    try:
-        file = inside(image_folder, image)
-    except ValueError:
-        return Skipped(name, "image is outside of the folder of the images")
-    if not file.is_file():
-        return Skipped(name, "image does not exist")
+    if reason := images.missing(image):
+        return Skipped(name, reason)
     text = row.get("report") or " ".join(row.get(column, "") for column in TEXT_COLUMNS[1:])
     report = clean_report(text)
     if not report:
@@ -167,7 +164,7 @@ def _pair(
     if len(report.split()) < MIN_WORDS:
         return Skipped(name, f"report has fewer than {MIN_WORDS} words")
     patient = row.get("patient_id", "")
-    split = row["split"].lower() if has_split and row.get("split") else ""
+    split = split_named(row.get("split", ""))
     if has_split and split not in SPLITS:
         return Skipped(name, f"split is {split!r}, not train or val")
     return ReportPair(image, report, split or split_of(patient or image, val_share), patient, row.get("study_id", ""))

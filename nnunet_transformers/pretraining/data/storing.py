@@ -18,6 +18,7 @@ from .image_store import compress, encode
 from .index import PARTS, PreparedCase, Skipped
 from .inspection import reason_of
 from .intensities import may_be_labels
+from .own_plan import LONGEST
 from .reading import read_image
 
 FLAT, VOLUME = PARTS
@@ -61,6 +62,12 @@ class Preparation:
     def manager(self) -> ConfigurationManager:
         """The configuration as nnU-Net reads it."""
         return _configuration(self.plans, self.configuration)
+
+    @property
+    def longest(self) -> int | None:
+        """Pixels of the longest side that 2D images are shrunk to; None for images of any size."""
+        found: int | None = self.manager.configuration.get(LONGEST)
+        return found
 
     def head(self) -> dict[str, Any]:
         """Return the entries of the index that describe the preparation."""
@@ -116,7 +123,8 @@ def store_case(settings: Storing, case: ImageCase) -> Stored | Skipped:
     """Preprocess an image; write a volume, return a 2D image. Or return why it cannot be used."""
     only = settings.preparations[0] if len(settings.preparations) == 1 else None
     try:
-        image = read_image(case, settings.reader, settings.reorient, len(only.channels) if only else None)
+        channels = len(only.channels) if only else None
+        image = read_image(case, settings.reader, settings.reorient, channels, only.longest if only else None)
     except Exception as error:  # each reader raises its own errors for broken files
         return Skipped(case.name, reason_of(error, "cannot be read"))
     kind = FLAT if image.is_flat else VOLUME
@@ -132,10 +140,21 @@ def store_case(settings: Storing, case: ImageCase) -> Stored | Skipped:
     plans, configuration = PlansManager(preparation.plans), preparation.manager
     # what nnU-Net resamples beside the image is the mask of its zeros, which nothing reads afterwards
     configuration.configuration.update(resampling_fn_seg="no_resampling_hack", resampling_fn_seg_kwargs={})
+    box: tuple[slice, ...] = ()
     try:
-        data, _, properties = DefaultPreprocessor(verbose=False).run_case_npy(
-            image.voxels, None, image.properties, plans, configuration, {"labels": {}}
-        )
+        if preparation.longest is None:
+            data, _, properties = DefaultPreprocessor(verbose=False).run_case_npy(
+                image.voxels, None, image.properties, plans, configuration, {"labels": {}}
+            )
+            box = (slice(None), *(slice(*bounds) for bounds in properties["bbox_used_for_cropping"]))
+        else:
+            # neither cropped nor resampled, so that images of the same size keep their places in it
+            data = DefaultPreprocessor(verbose=False)._normalize(
+                image.voxels.copy(),
+                np.zeros_like(image.voxels),
+                configuration,
+                plans.foreground_intensity_properties_per_channel,
+            )
     except Exception as error:  # as above
         return Skipped(case.name, reason_of(error, "cannot be preprocessed"))
     data = data.astype(np.float32, copy=False)
@@ -143,7 +162,6 @@ def store_case(settings: Storing, case: ImageCase) -> Stored | Skipped:
         return Skipped(case.name, "holds NaN or infinity after resampling and normalisation")
     original = None
     if data.shape[1] == 1:
-        box = (slice(None), *(slice(*bounds) for bounds in properties["bbox_used_for_cropping"]))
         original = image.voxels.transpose([0, *(i + 1 for i in plans.transpose_forward)])[box]
     encoded = encode(data, original)
     entry = PreparedCase(case.name, tuple(data.shape), case.key, scale=encoded.scale, shift=encoded.shift)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from .epoch import Epoch, EpochData
+from .epoch import EpochData
+from .epoch_samples import Epoch
 from .index import read_index
 from .prepared_images import PreparedImages
 from .transforms import flip, intensity_transforms, random_resized_crop
@@ -103,7 +104,7 @@ class TwoViewData(EpochData):
         self.batch_size, self.num_workers, self.period = batch_size, num_workers, period
         images = None if folder_2d is None else read_index(Path(folder_2d))
         self.index = replace(read_index(Path(folder_3d)), images=images)
-        samples = samples_per_epoch or len(self.index.cases)
+        samples = self.epoch_length(samples_per_epoch)
         self.images = TwoViews(Path(folder_2d or folder_3d), patch_size_2d, input_channels_2d, samples, seed)
         self.volumes = TwoViews(Path(folder_3d), patch_size_3d, 1, samples, seed)
 

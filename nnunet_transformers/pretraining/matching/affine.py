@@ -24,7 +24,6 @@ class AffineMatcher(AffineMapMatcher):
     """
 
     def __init__(self, longest: int = LONGEST, iterations: int = 60) -> None:
-        super().__init__()
         self.longest, self.iterations = longest, iterations
 
     def prepare(self, volume: Volume) -> dict[str, Any]:

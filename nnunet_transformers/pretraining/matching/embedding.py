@@ -8,11 +8,16 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ...weights.described import build_filled
 from ...weights.sealed import SealedCheckpoint
 from .embedding_network import AnatomyEmbedding, cell_positions, resample, sample
 from .matcher import AnatomicalMatcher, Match, Volume
+
+LEVELS = ("fine", "coarse")
+# cells of the key that are compared at a time
+CELLS = 2**15
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class MatcherCheckpoint(SealedCheckpoint):
 
     Attributes:
         settings: arguments of ``AnatomyEmbedding``.
-        spacing: mm per voxel and axis of the training images.
+        spacing: mm per voxel and axis of the training views.
         recipe: settings of the run, plain types.
     """
 
@@ -55,6 +60,7 @@ class EmbeddingMatcher(AnatomicalMatcher):
         checkpoint = MatcherCheckpoint.load(weights)
         self.network = build_filled(lambda: AnatomyEmbedding(**checkpoint.settings), checkpoint.weights, weights)
         self.network.eval()
+        self.spacing = checkpoint.spacing
         self.cycle_error = 4 * max(checkpoint.spacing) if cycle_error is None else cycle_error
 
     @torch.inference_mode()
@@ -77,13 +83,40 @@ class EmbeddingMatcher(AnatomicalMatcher):
     def _find(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> tuple[NDArray, NDArray]:
         """Return the best matches of points (points, 3) in mm, and their similarities (points,)."""
         voxels = torch.from_numpy(points / query["spacing"]).float()
-        grids = [torch.from_numpy(key[level]).float() for level in ("fine", "coarse")]
-        candidates = cell_positions(grids[0].shape[1:], self.network.strides[0])
-        similarity = torch.zeros(len(candidates), len(points))
-        for level, grid, stride in zip(("fine", "coarse"), grids, self.network.strides, strict=True):
-            embeddings = sample(torch.from_numpy(query[level]).float(), voxels, stride)
-            at_cells = (embeddings @ grid.flatten(1)).unflatten(1, grid.shape[1:])
-            similarity += resample(at_cells, candidates, stride) / 2
-        score, best = similarity.max(dim=0)
-        found = candidates[best].double().numpy() * key["spacing"]
-        return np.minimum(found, key["extent"]), score.numpy()
+        fine_stride, coarse_stride = self.network.strides
+        fine, coarse = (sample_near(query[k], voxels, s) for k, s in zip(LEVELS, self.network.strides, strict=True))
+        grid = torch.from_numpy(np.array(key["coarse"])).float()
+        at_coarse = (coarse @ grid.flatten(1)).unflatten(1, grid.shape[1:])
+        size = key["fine"].shape[1:]
+        score, found = torch.full((len(points),), -torch.inf), torch.zeros(len(points), 3)
+        # some planes of the fine grid at a time, which may be mapped from a file
+        planes = max(1, CELLS // (size[1] * size[2]))
+        for first in range(0, size[0], planes):
+            part = torch.from_numpy(np.array(key["fine"][:, first : first + planes])).float()
+            cells = cell_positions(part.shape[1:], fine_stride)
+            cells[:, 0] += first * fine_stride
+            similarity = (part.flatten(1).T @ fine.T + resample(at_coarse, cells, coarse_stride)) / 2
+            best, where = similarity.max(dim=0)
+            found[best > score] = cells[where[best > score]]
+            score = torch.maximum(score, best)
+        return np.minimum(found.double().numpy() * key["spacing"], key["extent"]), score.numpy()
+
+
+def sample_near(grid: NDArray, voxels: Tensor, stride: int) -> Tensor:
+    """Interpolate embeddings at points as ``sample``, from the part of the grid around them only.
+
+    Args:
+        grid: (channels, *cells).
+        voxels: (points, 3) in voxels of the image.
+        stride: voxels of the image per cell.
+
+    Returns:
+        (points, channels), of unit length.
+    """
+    size = torch.tensor(grid.shape[1:])
+    cells = voxels / stride
+    first = torch.minimum(cells.amin(0).floor().long().clamp(min=0), size - 1)
+    last = torch.minimum(cells.amax(0).ceil().long().clamp(min=0), size - 1)
+    box = [slice(None), *(slice(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True))]
+    near = torch.from_numpy(np.array(grid[tuple(box)])).float()
+    return sample(near, voxels - first * stride, stride)

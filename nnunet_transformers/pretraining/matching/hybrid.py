@@ -28,8 +28,8 @@ class HybridMatcher(AffineMapMatcher):
     """
 
     def __init__(self, weights: str, cycle_error: float | None = None, iterations: int = 60) -> None:
-        super().__init__()
         self.embedding = EmbeddingMatcher(weights, cycle_error)
+        self.spacing = self.embedding.spacing
         self.iterations = iterations
 
     def prepare(self, volume: Volume) -> dict[str, Any]:

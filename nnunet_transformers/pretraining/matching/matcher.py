@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from ..._atomic import replacing
 
+# mm per voxel: those at which SAM embeds volumes, and fine enough for a registration
+SPACING = (2.0, 2.0, 2.0)
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -58,7 +61,13 @@ class Match:
 
 
 class AnatomicalMatcher(ABC):
-    """Base of the matchers: ``prepare`` each volume once, then ``match`` pairs of prepared volumes."""
+    """Base of the matchers: ``prepare`` each volume once, then ``match`` pairs of prepared volumes.
+
+    Attributes:
+        spacing: mm per voxel and axis of the volumes that it is given where they are finer.
+    """
+
+    spacing: tuple[float, ...] = SPACING
 
     @abstractmethod
     def prepare(self, volume: Volume) -> dict[str, Any]:
@@ -75,40 +84,19 @@ class AnatomicalMatcher(ABC):
 
 
 class AffineMapMatcher(AnatomicalMatcher):
-    """Base of the matchers that compute one affine map per pair of volumes.
-
-    The result of ``prepare`` must have entries ``name`` and ``extent``.
-
-    Attributes:
-        folder: folder that caches the maps on disk, if any.
-    """
-
-    folder: Path | None = None
-
-    def __init__(self) -> None:
-        self._maps: dict[tuple[str, str], tuple[NDArray, float]] = {}
+    """Base of the matchers that compute one affine map per pair of volumes, which can be kept."""
 
     @abstractmethod
     def affine_map(self, query: dict[str, Any], key: dict[str, Any]) -> tuple[NDArray, float]:
         """Return the 4x4 matrix in mm from the query into the key volume, and a score of its fit."""
 
     def match(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> Match:
-        matrix, score = self._known_map(query, key)
-        found = apply_affine(matrix, points)
-        return Match(found, np.full(len(points), score), inside(found, key["extent"]))
+        return self.mapped(*self.affine_map(query, key), points, key["extent"])
 
-    def _known_map(self, query: dict[str, Any], key: dict[str, Any]) -> tuple[NDArray, float]:
-        pair = str(query["name"]), str(key["name"])
-        if pair not in self._maps:
-            file = self.folder and self.folder / f"{pair[0]}__{pair[1]}.npy"
-            if file and file.is_file():
-                kept = np.load(file, allow_pickle=False)
-                self._maps[pair] = kept[:4], float(kept[4, 0])
-            else:
-                matrix, score = self._maps[pair] = self.affine_map(query, key)
-                if file:
-                    write_array(np.vstack([matrix, np.full((1, 4), score)]), file)
-        return self._maps[pair]
+    def mapped(self, matrix: NDArray, score: float, points: NDArray, extent: NDArray) -> Match:
+        """Map points, (points, 3) in mm, into a key volume of ``extent``; those inside of it are valid."""
+        found = apply_affine(matrix, points)
+        return Match(found, np.full(len(points), score), inside(found, extent))
 
 
 def write_array(array: NDArray | dict[str, NDArray], file: Path) -> None:

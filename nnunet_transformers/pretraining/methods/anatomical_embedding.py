@@ -110,4 +110,5 @@ class AnatomyMatching(EncoderPretraining):
     def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> dict[str, MatcherCheckpoint]:
         """Build ``matcher.pth``, which the matchers "embedding" and "hybrid" read."""
         settings = {"channels": list(self.hparams.channels), "dim": self.hparams.dim}
-        return {"matcher.pth": MatcherCheckpoint(all_weights(self.embedding), settings, index.spacing_of(3), recipe)}
+        spacing = getattr(self.datamodule, "spacing", None) or index.spacing_of(3)
+        return {"matcher.pth": MatcherCheckpoint(all_weights(self.embedding), settings, spacing, recipe)}

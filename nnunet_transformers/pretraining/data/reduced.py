@@ -1,0 +1,65 @@
+"""Radiographs at a reduced size: one channel, decoded no finer than is wanted."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from .transforms import resize
+
+# pictures that Pillow decodes at a reduced size, or fast
+DECODED = (".jpg", ".jpeg", ".png", ".bmp")
+# how much finer than wanted a JPEG is decoded before it is resized, for sharp edges
+GAP = 2.0
+# modes of Pillow with transparency, a palette or single bits, and what they are decoded to
+CONVERTED = {"1": "L", "LA": "L", "La": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "RGBa": "RGB", "CMYK": "RGB"}
+EIGHT_BITS = ("L", "RGB", "CMYK", "YCbCr")
+
+
+def read_picture(file: str, longest: int) -> NDArray:
+    """Read a picture, shrunk so that its longest side has at most ``longest`` pixels.
+
+    A JPEG is decoded at an eighth, a quarter or half of its size where that suffices (Pillow's ``draft``), which saves
+    most of the time that a radiograph of 3000x2500 pixels takes.
+
+    Args:
+        file: JPEG, PNG or BMP, 8 or 16 bits. Transparency is dropped.
+        longest: pixels.
+
+    Returns:
+        (1, 1, height, width), the mean over the colours, float32; whole numbers.
+
+    Raises:
+        OSError, ValueError: Pillow's on broken files.
+    """
+    picture: Image.Image
+    with Image.open(file) as picture:
+        if picture.format != "JPEG":  # of which Pillow would no longer decode a part
+            picture = picture.convert(CONVERTED.get(picture.mode, picture.mode))
+        if picture.mode in EIGHT_BITS:
+            picture.thumbnail((longest, longest), Image.Resampling.BILINEAR, reducing_gap=GAP)
+            picture = picture.convert(CONVERTED.get(picture.mode, picture.mode))
+        pixels = np.asarray(picture, dtype=np.float32)
+    pixels = np.rint(pixels.mean(-1)) if pixels.ndim == 3 else pixels
+    return reduce(pixels[None, None], longest)
+
+
+def reduce(voxels: NDArray, longest: int) -> NDArray:
+    """Average the channels of a 2D image and shrink it; whole numbers stay whole.
+
+    Args:
+        voxels: (channels, 1, height, width).
+        longest: largest number of pixels of its longest side.
+
+    Returns:
+        (1, 1, height, width), float32.
+    """
+    grey = voxels[:, 0].mean(axis=0, keepdims=True, dtype=np.float32)
+    scale = longest / max(grey.shape)
+    if scale < 1:
+        size = [max(1, round(n * scale)) for n in grey.shape[1:]]
+        grey = resize(torch.from_numpy(np.ascontiguousarray(grey)), size).numpy()
+    whole = (voxels == np.rint(voxels)).all()
+    return (np.rint(grey) if whole else grey)[:, None]
