@@ -1,6 +1,6 @@
 """Samples a second of nnU-Net's augmentation on one core, and the cores that a training step would need.
 
-    python benchmarks/loader.py [--seconds 20] [--gpu benchmarks/results/gpu/gpu.json] [--output benchmarks/results/loader]
+    python benchmarks/loader.py [--seconds 20] [--gpu benchmarks/results/gpu/gpu.json]
 
 A sample is a crop in memory, to which nnU-Net's training transforms are applied as its loader does, in one thread;
 reading from disk comes on top. With the results of `python -m benchmarks.gpu`, each network's rate is divided by it:
