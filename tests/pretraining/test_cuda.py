@@ -46,7 +46,7 @@ def step(module, batch):
 
 
 UNIMISS = {"patch_size_2d": (64, 64), "patch_size_3d": (16, 32, 64), "output_dim": 8}
-UNIMISS["network_overrides"] = {"embed_dims": (8, 16, 24, 32)}
+UNIMISS["network_overrides"] = {"embed_dims": (8, 16, 24, 32), "num_stages": 3}
 SPARSE = {"network": "resnet18_unet", "patch_size": (64, 64), "optimizer": "sgd"}
 PRIMUS = {"network": "primus_s", "patch_size": (16, 16, 16), "decoder_heads": 4}
 POINTS = {"channels": (4, 6), "dim": 8, "points": 20, "negative_radius": 4.0}

@@ -70,9 +70,9 @@ def test_training_and_prediction(monkeypatch):
         trainer.set_deep_supervision_enabled(False)
         # nnU-Net's loop around the tiles draws them in a thread, where tensors are not fake
         with patch("torch.cuda.is_available", lambda: True):
-            predictor = BatchedPredictor(batch_size=3, device=CUDA, allow_tqdm=False)
+            predictor = BatchedPredictor(batch_size=4, device=CUDA, allow_tqdm=False)
         predictor.network = trainer.network
-        predictor.allowed_mirroring_axes = (0, 1)
+        predictor.allowed_mirroring_axes = (0,)
         patch_size = trainer.configuration_manager.patch_size
         slicers = [(slice(None), *(slice(start, start + n) for n in patch_size)) for start in (0, 1)]
         image = torch.randn(trainer.num_input_channels, *(n + 1 for n in patch_size), device=CUDA)
