@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import FrozenInstanceError
 
 import pytest
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
@@ -11,6 +12,8 @@ from torch.nn import Conv3d
 from nnunet_transformers.plans.planned import PlannedConfiguration, channel_names, find_trainer
 
 from ..conftest import write_dataset
+
+QTUNET = "nnunet_transformers.architectures.qt_unet.QTUNet"
 
 
 @pytest.fixture
@@ -59,3 +62,19 @@ def test_what_is_missing_is_named(planned):
         PlannedConfiguration.load("900", "nnUNetQTUNetTPlans", "3d_fullres")
     with pytest.raises(ValueError, match="does not find the trainer nnUNetTrainerOfNobody"):
         find_trainer("nnUNetTrainerOfNobody")
+
+
+@pytest.mark.parametrize("architecture", [None, "QTUNet", {}, {"network_class_name": QTUNET, "arch_kwargs": None}])
+def test_plan_without_a_network(architecture):
+    """Of any wrong type, as a file that was edited by hand may have it."""
+    configuration = {"patch_size": [32, 32, 32], "architecture": architecture}
+    planned = PlannedConfiguration({"plans_name": "P", "configurations": {"2d": configuration}}, {}, "2d")
+    with pytest.raises(ValueError, match=r"^P, 2d: describes no network that can be built \(.*\); plan again$"):
+        _ = planned.configuration
+
+
+def test_configuration_stays_the_one_that_was_read():
+    """What is derived from its name is kept."""
+    planned = PlannedConfiguration({"plans_name": "P", "configurations": {"2d": {}}}, {}, "2d")
+    with pytest.raises(FrozenInstanceError):
+        planned.name = "3d_fullres"

@@ -30,6 +30,8 @@ from tests.architectures.test_networks import SMALLEST
 from .steps import cross_entropy, train, warmup_cosine
 
 VIT = "vit_tiny_patch16_224"
+# half of resnet18: whole runs write it at every epoch
+SMALL_RESNET = "resnet10t"
 REPORTS = (
     "small left nodule",
     "there is a large cavity in the right lung",
@@ -307,7 +309,7 @@ class TestRuns:
     def run(self, bert, folder, network, **changes):
         table = folder / "images" / "reports.csv"
         settings = {
-            "data.init_args.table": table if table.is_file() else write_dataset(table.parent, images=20, size=40),
+            "data.init_args.table": table if table.is_file() else write_dataset(table.parent, images=12, size=40),
             "data.init_args.batch_size": 4,
             "data.init_args.num_workers": 0,
             "data.init_args.max_length": 40,
@@ -368,7 +370,7 @@ class TestRuns:
         assert len(pairs["cases"]) == checkpoint.num_cases
 
     def test_resumes(self, bert, tmp_path, monkeypatch):
-        whole = self.run(bert, tmp_path / "instance", "resnet18").lightning_module
+        whole = self.run(bert, tmp_path / "instance", SMALL_RESNET).lightning_module
 
         def stop(module):
             if module.current_epoch == 1:
@@ -376,9 +378,9 @@ class TestRuns:
 
         with monkeypatch.context() as context, pytest.raises(RuntimeError, match="stop"):
             context.setattr(MGCA, "on_train_epoch_start", stop)
-            self.run(bert, tmp_path / "killed", "resnet18")
+            self.run(bert, tmp_path / "killed", SMALL_RESNET)
         assert (tmp_path / "killed" / "last.ckpt").is_file()
-        resumed = self.run(bert, tmp_path / "killed", "resnet18", ckpt_path="last").lightning_module
+        resumed = self.run(bert, tmp_path / "killed", SMALL_RESNET, ckpt_path="last").lightning_module
         for name, value in whole.state_dict().items():
             assert torch.equal(resumed.state_dict()[name], value), name
 
@@ -400,10 +402,11 @@ class TestRuns:
     def test_an_epoch_cut_short_is_not_written(self, bert, tmp_path):
         """Files of an unvalidated epoch are written only if no epoch was validated before."""
         settings = {"model.init_args.lr": 1e-3, "trainer.max_epochs": 1}
-        steps = self.run(bert, tmp_path / "instance", "resnet18", **settings).global_step
+        steps = self.run(bert, tmp_path / "instance", SMALL_RESNET, **settings).global_step
+        assert steps > 1
         for given, written in ((1, 1), (steps + 1, steps)):
             changes = settings | {"trainer.max_epochs": -1, "trainer.max_steps": given}
-            self.run(bert, tmp_path / str(given), "resnet18", **changes)
+            self.run(bert, tmp_path / str(given), SMALL_RESNET, **changes)
             assert TimmCheckpoint.load(tmp_path / str(given) / "encoder.pth").recipe["steps"] == written
 
     def test_only_the_best_is_written(self, bert):
