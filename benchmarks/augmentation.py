@@ -1,6 +1,6 @@
 """Samples a second of nnU-Net's augmentation on one core, and the cores that a training step would need.
 
-    python benchmarks/loader.py [--seconds 20] [--gpu benchmarks/results/gpu/gpu.json]
+    python benchmarks/augmentation.py [--seconds 20] [--gpu benchmarks/results/gpu/gpu.json]
 
 A sample is a crop in memory, to which nnU-Net's training transforms are applied as its loader does, in one thread;
 reading from disk comes on top. With the results of `python -m benchmarks.gpu`, each network's rate is divided by it:
@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0, help="for each patch")
     parser.add_argument("--gpu", type=Path, help="results of benchmarks.gpu")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "loader")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "augmentation")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = [measure(patch_size, given.seconds) for patch_size in PATCHES]
