@@ -314,9 +314,9 @@ def create_network(
         >>> network = create_network("qt_unet_tiny", 1, 3, (64, 64))
         >>> network(torch.zeros(1, 1, 64, 64)).shape
         torch.Size([1, 3, 64, 64])
-        >>> create_network("qt_unet_tyni", 1, 3, (64, 64))
+        >>> create_network("unet2022_tyni", 1, 3, (64, 64))
         Traceback (most recent call last):
-        ValueError: unknown network 'qt_unet_tyni'; did you mean qt_unet_tiny, qt_unet_a_tiny, qt_unet_base?
+        ValueError: unknown network 'unet2022_tyni'; did you mean unet2022_tiny, unet2022_base, unet2022_large?
     """
     entry = get_network(name)
     entry.check_overrides(overrides)

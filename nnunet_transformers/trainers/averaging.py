@@ -47,14 +47,13 @@ class AveragesWeights(nnUNetTrainer):
             if averages:
                 torch._foreach_lerp_(averages, weights, 1 - decay)
 
-    @torch.no_grad()
     def _swap(self) -> None:
-        """Exchange weights and averages."""
+        """Exchange weights and averages, if there are any."""
+        if self.ema_decay is None:
+            return
         for weight, state in self.optimizer.state.items():
             if AVERAGE in state:
-                kept = weight.detach().clone()
-                weight.copy_(state[AVERAGE])
-                state[AVERAGE].copy_(kept)
+                _exchange(weight, state)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -83,7 +82,16 @@ class AveragesWeights(nnUNetTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         super().load_checkpoint(filename_or_checkpoint)
-        self._swap()
-        if self.ema_decay is None:  # a plan that was changed since
-            for state in self.optimizer.state.values():
-                state.pop(AVERAGE, None)
+        for weight, state in self.optimizer.state.items():
+            if AVERAGE in state:
+                _exchange(weight, state)
+                if self.ema_decay is None:  # a plan that was changed since
+                    del state[AVERAGE]
+
+
+@torch.no_grad()
+def _exchange(weight: torch.Tensor, state: dict[str, Any]) -> None:
+    """Exchange a weight and its average, in place."""
+    kept = weight.detach().clone()
+    weight.copy_(state[AVERAGE])
+    state[AVERAGE].copy_(kept)

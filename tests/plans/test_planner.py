@@ -198,7 +198,7 @@ def test_any_fingerprint(spacing, shape, channels, labels, planner_class):
         check_with_estimate(configuration, channels, labels, 8, planner_class.network_name)
 
 
-@examples(int(os.environ.get("PLANNER_TRACED_EXAMPLES", "2")))
+@examples(int(os.environ.get("PLANNER_TRACED_EXAMPLES", "1")))
 @fingerprints([planner_class for planner_class in CLASSES if planner_class.network_name in SMALLEST])
 def test_any_fingerprint_traced(spacing, shape, channels, labels, planner_class):
     with temporary_folder() as folder:

@@ -49,7 +49,7 @@ RATES = {"qt_ssl_in_task": 1e-2, "unimiss": 0.02 * 4 / 256}
 ENCODERS = {"qt_ssl_in_task": "encoder.pth", "unimiss": "encoder_3d.pth"}
 # optimiser steps within which runs are killed, one without and one with a state after every step: in the first epoch,
 # whose loader Lightning builds before it reads the state, and in later ones
-KILLED_AT = {"qt_ssl_in_task": (2, 2), "unimiss": (STEPS + 1, STEPS + 2)}
+KILLED_AT = {"qt_ssl_in_task": ((2, False), (2, True)), "unimiss": ((STEPS + 2, True),)}
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +115,12 @@ def run(prepared):
 @pytest.mark.parametrize("recipe", METHODS)
 class TestRuns:
     def test_killed_run_resumes(self, recipe, run, tmp_path):
-        """After the last whole epoch, or with a state after every step after the last step, in both of two runs."""
+        """After the last whole epoch, or with a state after every step after the last step."""
         assert run(recipe, tmp_path / "whole") == 0
         every_step = ["--trainer.callbacks+=nnunet_transformers.runs.state.StepState"]
         every_step += ["--trainer.callbacks.init_args.interval=0:0:0"]
-        for step, options in zip(KILLED_AT[recipe], ([], every_step), strict=True):
+        for step, has_state_of_step in KILLED_AT[recipe]:
+            options = every_step if has_state_of_step else []
             folder = tmp_path / f"killed_at_{step}_{len(options)}"
             kill = [
                 *options,

@@ -45,6 +45,7 @@ RECIPES = {
         "ce_weight": 0.0,
         **AT_ONE_RATE,
     },
+    "nnUNetTrainerVTUNet": {},
     "nnUNetTrainerUNet2022": {"use_all_outputs": True},
     "nnUNetTrainerUNet2022Paper": {
         "use_all_outputs": True,

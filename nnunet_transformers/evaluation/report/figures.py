@@ -10,10 +10,8 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from .palette import distinct_colours
 from .training_log import Curves
-
-# colours of Okabe and Ito, distinct on grey and for colour-blind readers
-COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7", "#0072b2"]
 
 
 def _to_data_uri(figure: Figure) -> str:
@@ -31,9 +29,11 @@ def draw_curves(curves: Curves, label_names: Sequence[str]) -> str:
     loss.plot(epochs, curves.train_loss, marker=marker, markersize=3, label="training")
     loss.plot(epochs, curves.val_loss, marker=marker, markersize=3, label="validation")
     loss.set(xlabel="epoch", ylabel="loss", title="Loss")
-    for index, values in enumerate(zip(*curves.pseudo_dice, strict=False)):
+    series = list(zip(*curves.pseudo_dice, strict=False))
+    colours = distinct_colours(len(series))
+    for index, values in enumerate(series):
         name = label_names[index] if index < len(label_names) else str(index + 1)
-        colour = COLOURS[index % len(COLOURS)]
+        colour = colours[index]
         dice.plot(epochs, values, marker=marker, markersize=3, color=colour, label=name)
     dice.set(xlabel="epoch", ylabel="Dice", title="Dice on validation patches", ylim=(0, 1))
     for axes in (loss, dice):
@@ -45,36 +45,47 @@ def draw_curves(curves: Curves, label_names: Sequence[str]) -> str:
     return _to_data_uri(figure)
 
 
-def draw_overlay(image: np.ndarray, label: np.ndarray, prediction: np.ndarray, aspect: float = 1.0) -> str:
+def draw_overlay(
+    image: np.ndarray,
+    label: np.ndarray,
+    prediction: np.ndarray,
+    parts: Sequence[Sequence[int]],
+    aspect: float = 1.0,
+) -> str:
     """Draw a slice three times: plain, with its label and with the prediction.
 
     Args:
         image: (height, width).
         label, prediction: (height, width), integers; 0 is background.
+        parts: the values of each label or region, in the order of ``distinct_colours``.
         aspect: ratio of a pixel's height to its width.
     """
     figure = Figure(figsize=(9.5, 3.4))
     low, high = np.percentile(image, [0.5, 99.5])
-    colours = ListedColormap(COLOURS)
+    colours = ListedColormap(list(distinct_colours(len(parts))))
     for axes, title, overlay in zip(
         figure.subplots(1, 3), ("image", "label", "prediction"), (None, label, prediction), strict=True
     ):
         axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect)
         if overlay is not None:
-            shown = np.ma.masked_equal(overlay, 0)
-            axes.imshow(
-                (shown - 1) % len(COLOURS),
-                cmap=colours,
-                vmin=0,
-                vmax=len(COLOURS) - 1,
-                alpha=0.55,
-                aspect=aspect,
-                interpolation="nearest",
-            )
+            shown = np.ma.masked_less(index_of_part(overlay, parts), 0)
+            last = max(1, len(parts) - 1)
+            axes.imshow(shown, cmap=colours, vmin=0, vmax=last, alpha=0.55, aspect=aspect, interpolation="nearest")
         axes.set_title(title, fontsize=10)
         axes.axis("off")
     figure.tight_layout()
     return _to_data_uri(figure)
+
+
+def index_of_part(segmentation: np.ndarray, parts: Sequence[Sequence[int]]) -> np.ndarray:
+    """Which of the parts each voxel is drawn as; -1 for none.
+
+    Regions that lie in others are drawn over them: the one with fewest values counts.
+    """
+    index = np.full(segmentation.shape, -1)
+    for part in sorted(range(len(parts)), key=lambda i: -len(parts[i])):
+        index[np.isin(segmentation, parts[part])] = part
+    return index
 
 
 def most_labelled_slice(label: np.ndarray) -> int:

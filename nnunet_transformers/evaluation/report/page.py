@@ -17,7 +17,8 @@ from ..._atomic import write_text
 from ..._paths import inside
 from ..._reading import read_json
 from ...plans.gate import check_preparation
-from .figures import COLOURS, draw_curves, draw_overlay, most_labelled_slice
+from .figures import draw_curves, draw_overlay, most_labelled_slice
+from .palette import distinct_colours
 from .training_log import read_curves
 
 STYLE = """
@@ -126,6 +127,7 @@ def write_report(
     names_of = {str(tuple(v) if isinstance(v, list) else v): n for n, v in dataset_json["labels"].items()}
     keys = [key for key in summary["mean"] if key not in ("0", 0)]
     label_names = [names_of.get(str(key), str(key)) for key in keys]
+    parts = [_values(dataset_json["labels"].get(name)) for name in label_names]
     cases = _read_cases(summary, keys, dataset_json["file_ending"])
     curves = read_curves(fold_folder)
 
@@ -139,15 +141,16 @@ def write_report(
         label, prediction = (reader.read_seg(str(path))[0][0] for path in segmentations)
         index = most_labelled_slice(label)
         spacing = properties["spacing"]
-        picture = draw_overlay(image[0][index], label[index], prediction[index], aspect=spacing[1] / spacing[2])
+        slices = image[0][index], label[index], prediction[index]
+        picture = draw_overlay(*slices, parts, aspect=spacing[1] / spacing[2])
         caption = f"{html.escape(case.name)}, slice {index}, mean Dice {case.mean:.3f}"
         overlays.append(f"<figure><img src='{picture}' alt='{caption}'><figcaption>{caption}</figcaption></figure>")
 
     trainer, plan_name, configuration = [*fold_folder.parent.name.split("__"), "", ""][:3]
     foreground = summary["foreground_mean"]["Dice"]
     key = "".join(
-        f"<span style='background:{COLOURS[i % len(COLOURS)]}'></span>{html.escape(name)}"
-        for i, name in enumerate(label_names)
+        f"<span style='background:{colour}'></span>{html.escape(name)}"
+        for colour, name in zip(distinct_colours(len(label_names)), label_names, strict=True)
     )
     seconds = f"; {np.median(curves.epoch_seconds):.0f} s per epoch" if curves.epoch_seconds else ""
     training = (
@@ -167,6 +170,11 @@ def write_report(
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(page, output)
     return output
+
+
+def _values(label: int | list[int] | None) -> list[int]:
+    """The values of a label, one, or of a region, several; none for a label that dataset.json lacks."""
+    return [] if label is None else list(label) if isinstance(label, list) else [label]
 
 
 def _image_files(case: str, dataset_json: dict, dataset_name: str, images: Path | None) -> list[str]:
