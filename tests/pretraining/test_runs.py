@@ -47,8 +47,8 @@ METHODS = {
 }
 RATES = {"qt_ssl_in_task": 1e-2, "unimiss": 0.02 * 4 / 256}
 ENCODERS = {"qt_ssl_in_task": "encoder.pth", "unimiss": "encoder_3d.pth"}
-# optimiser steps within which runs are killed, one without and one with a state after every step: in the first epoch,
-# whose loader Lightning builds before it reads the state, and in later ones
+# optimiser steps within which runs are killed, and whether a state is written after every step: in the first epoch,
+# whose loader Lightning builds before it reads the state, and in a later one
 KILLED_AT = {"qt_ssl_in_task": ((2, False), (2, True)), "unimiss": ((STEPS + 2, True),)}
 
 
