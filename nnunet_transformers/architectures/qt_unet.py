@@ -8,36 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from ._arguments import (
-    PerAxis,
-    check_depth,
-    check_dimensions,
-    check_strides,
-    one_per_stage,
-    per_axis,
-    per_stage,
-    token_grids,
-)
-from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
+from ._arguments import PerAxis
 from ._registry import RenamingRule, register_network, register_released_family
+from ._swin_unet import BlockPlace, SwinUNet
 from .layers import (
-    PatchEmbed,
     PatchExpand,
     PatchMerging,
     RelativePositionBias,
     WindowAttention,
     WindowPartition,
-    apply_in_chunks,
     recomputed,
-    tokens_to_image,
 )
 
 
@@ -153,68 +139,7 @@ class QTDecoderLevel(nn.Module):
         return x
 
 
-class QTDecoder(nn.Module):
-    """The levels, deepest first, and the segmentation heads, full resolution first.
-
-    The full-resolution head works on tokens: norm and classifier are pointwise, so they precede the pixel shuffle into
-    an image, which then moves ``num_classes`` channels instead of ``dim``.
-    """
-
-    def __init__(
-        self,
-        levels: Sequence[nn.Module],
-        dims: Sequence[int],
-        grid_sizes: Sequence[Sequence[int]],
-        patch_embed_stride: Sequence[int],
-        num_classes: int,
-        auxiliary_heads: bool,
-        deep_supervision: bool,
-        activation_checkpointing: bool,
-    ) -> None:
-        super().__init__()
-        self.activation_checkpointing = activation_checkpointing
-        self.deep_supervision = deep_supervision
-        self.levels = nn.ModuleList(levels)
-        self.grid_sizes = tuple(tuple(g) for g in grid_sizes)
-        self.patch_embed_stride = tuple(patch_embed_stride)
-        # at stride 1 the finest tokens are voxels, whose head is the full-resolution one
-        self.auxiliary_levels = range(int(prod(self.patch_embed_stride) == 1), len(levels))
-        self.norm = nn.LayerNorm(dims[0])
-        self.expand = nn.Linear(dims[0], prod(self.patch_embed_stride) * dims[0], bias=False)
-        self.expand_norm = nn.LayerNorm(dims[0])
-        self.seg_layers = nn.ModuleList([nn.Linear(dims[0], num_classes, bias=False)])
-        for level in self.auxiliary_levels if auxiliary_heads else ():
-            self.seg_layers.append(nn.Sequential(nn.LayerNorm(dims[level]), nn.Linear(dims[level], num_classes)))
-
-    def forward(self, features: Sequence[Any]) -> Tensor | list[Tensor]:
-        """Map encoder tokens, finest first, to logits (a list of them under deep supervision).
-
-        Args:
-            features: what the levels take of each resolution, then the tokens of the bottleneck.
-        """
-        x = features[-1]
-        tokens: list[Tensor] = []
-        for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
-            x = level(x, skip)
-            tokens.insert(0, x)
-        logits = apply_in_chunks(
-            self._classify, x, self.expand.out_features, self.activation_checkpointing and self.training
-        )
-        outputs = [tokens_to_image(logits, self.grid_sizes[0], self.patch_embed_stride)]
-        if not self.deep_supervision:
-            return outputs[0]
-        for head, index in zip(self.seg_layers[1:], self.auxiliary_levels, strict=True):
-            grid_size = self.grid_sizes[index]
-            outputs.append(tokens_to_image(head(tokens[index]), grid_size, (1,) * len(grid_size)))
-        return outputs
-
-    def _classify(self, tokens: Tensor) -> Tensor:
-        """Map (batch, length, dim) to the logits of each token's voxels, (batch, length, voxels x classes)."""
-        voxels = self.expand(self.norm(tokens)).unflatten(-1, (-1, self.norm.normalized_shape[0]))
-        return self.seg_layers[0](self.expand_norm(voxels)).flatten(2)
-
-
-class QTUNet(SegmentationNetwork):
+class QTUNet(SwinUNet):
     """QT-UNet in 2D and 3D.
 
     Args:
@@ -249,7 +174,7 @@ class QTUNet(SegmentationNetwork):
         torch.Size([1, 3, 32, 32, 32])
     """
 
-    token_arguments = TOKEN_ARGUMENTS
+    stage_class, encoder_class, level_class = QTEncoderStage, QTEncoder, QTDecoderLevel
 
     def __init__(
         self,
@@ -275,101 +200,44 @@ class QTUNet(SegmentationNetwork):
         reference_compat: bool = False,
     ) -> None:
         super().__init__(patch_size)
-        ndim = check_dimensions(self.patch_size)
         if norm_placement not in ("post", "pre"):
             raise ValueError(f"norm_placement must be 'post' or 'pre', got {norm_placement!r}")
-        if num_stages < 2:
-            raise ValueError(f"num_stages must be at least 2 (one stage and the bottleneck), got {num_stages}")
-        check_depth((num_stages,), "num_stages")
-        depths = one_per_stage((*(2,) * (num_stages - 1), 1) if depths is None else depths, num_stages, "depths")
-        check_depth(depths, "depths")
-        patch_embed_stride = per_axis(patch_embed_stride, ndim, "patch_embed_stride")
-        if merge_strides is None:
-            merge_strides = [(1, 2, 2) if in_plane_merging and ndim == 3 else 2] * (num_stages - 1)
-        merge_strides = per_stage(merge_strides, num_stages - 1, ndim, "merge_strides")
-        window_sizes = per_stage(window_sizes, num_stages, ndim, "window_sizes")
-        self.strides = [[1] * ndim] + [list(s) for s in (patch_embed_stride, *merge_strides)]
-        if prod(patch_embed_stride) == 1:
-            self.strides.pop(0)
-        check_strides(strides, self.strides)
-        grid_sizes = token_grids(self.patch_size, (patch_embed_stride, *merge_strides))
-        self.resolved_arguments = {"depths": depths, "merge_strides": merge_strides, "window_sizes": window_sizes}
-        if auxiliary_heads is None:
-            auxiliary_heads = deep_supervision
-        dims = [embed_dim * 2**stage for stage in range(num_stages)]
-        self.grid_sizes, self.feature_channels = grid_sizes, dims
-        drop_path_rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
-        partitions = [
-            [WindowPartition(g, w, shifted, mask_padding) for shifted in (False, True)]
-            for g, w in zip(grid_sizes, window_sizes, strict=True)
-        ]
-
-        def blocks(stage: int, cross_attention: bool) -> list[QTBlock]:
-            return [
-                QTBlock(
-                    dim=dims[stage],
-                    num_heads=num_heads * 2**stage,
-                    partition=partitions[stage][index % 2],
-                    table_window_size=window_sizes[stage],
-                    cross_attention=cross_attention,
-                    norm_placement=norm_placement,
-                    drop_path_rate=drop_path_rates[sum(depths[:stage]) + index],
-                    activation_checkpointing=activation_checkpointing,
-                    reference_compat=reference_compat,
-                )
-                for index in range(depths[stage])
-            ]
-
-        self.stem = PatchEmbed(input_channels, embed_dim, patch_embed_stride)
-        stages = []
-        for stage in range(num_stages):
-            is_last = stage == num_stages - 1
-            downsample = (
-                None if is_last else PatchMerging(grid_sizes[stage], merge_strides[stage], *dims[stage : stage + 2])
-            )
-            stages.append(QTEncoderStage(blocks(stage, cross_attention=False), downsample))
-        self.encoder = QTEncoder(stages, dims[-1])
-        levels = []
-        for stage in reversed(range(num_stages - 1)):
-            expand = PatchExpand(grid_sizes[stage + 1], merge_strides[stage], dims[stage + 1], dims[stage])
-            levels.append(QTDecoderLevel(expand, blocks(stage, cross_attention), dims[stage]))
-        self.decoder = QTDecoder(
-            levels,
-            dims,
-            grid_sizes,
-            patch_embed_stride,
+        self._block_options: dict[str, Any] = {
+            "norm_placement": norm_placement,
+            "activation_checkpointing": activation_checkpointing,
+            "reference_compat": reference_compat,
+        }
+        self._cross_attention = cross_attention
+        self._assemble(
+            input_channels,
             num_classes,
-            auxiliary_heads,
-            deep_supervision,
-            activation_checkpointing,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            num_stages=num_stages,
+            depths=depths,
+            patch_embed_stride=patch_embed_stride,
+            merge_strides=merge_strides,
+            in_plane_merging=in_plane_merging,
+            window_sizes=window_sizes,
+            drop_path_rate=drop_path_rate,
+            mask_padding=mask_padding,
+            activation_checkpointing=activation_checkpointing,
+            deep_supervision=deep_supervision,
+            auxiliary_heads=auxiliary_heads,
+            strides=strides,
         )
-        self.apply(init_weights)
 
-    def encode(self, image: Tensor) -> list[Tensor]:
-        self.check_input(image)
-        features = self.encoder(self.stem(image))
-        return [f.transpose(1, 2).unflatten(2, grid) for f, grid in zip(features, self.grid_sizes, strict=True)]
-
-    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        """(batch, input_channels, *patch_size) to logits (batch, num_classes, *patch_size).
-
-        Under deep supervision a list, each output at the resolution that ``strides`` states.
-
-        Raises:
-            ValueError: on an image of another size.
-        """
-        self.check_input(image)
-        return self.decoder(self.encoder(self.stem(image)))
-
-
-def init_weights(module: nn.Module) -> None:
-    """Initialise a linear layer by Xavier's rule."""
-    # The release draws from a normal of std 0.02 as Swin does, whose layers are 2 to 16 times as wide; at 48 channels
-    # every branch then starts near zero and training stalls (benchmarks/results/hippocampus.md)
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+    def make_block(self, place: BlockPlace) -> QTBlock:
+        cross_attention = self._cross_attention and place.in_decoder
+        return QTBlock(
+            place.dim,
+            place.num_heads,
+            place.partition,
+            place.table_window_size,
+            drop_path_rate=place.drop_path_rate,
+            cross_attention=cross_attention,
+            **self._block_options,
+        )
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

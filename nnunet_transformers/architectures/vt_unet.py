@@ -8,27 +8,17 @@ Peiris et al., "A Robust Volumetric Transformer for Accurate 3D Tumor Segmentati
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import ceil, prod
+from math import ceil
+from typing import Any
 
-import numpy as np
 import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from ._arguments import (
-    PerAxis,
-    check_depth,
-    check_dimensions,
-    check_strides,
-    one_per_stage,
-    per_axis,
-    per_stage,
-    token_grids,
-)
-from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
+from ._arguments import PerAxis
 from ._registry import register_network, register_released_family
+from ._swin_unet import BlockPlace, SwinUNet
 from .layers import (
-    PatchEmbed,
     PatchExpand,
     PatchMerging,
     RelativePositionBias,
@@ -36,7 +26,6 @@ from .layers import (
     WindowPartition,
     recomputed,
 )
-from .qt_unet import QTDecoder, init_weights
 from .qt_unet import checkpoint_filter_fn as from_qt_unet
 
 # share of the branch that attends to the encoder (section 2.2; the release's value)
@@ -51,35 +40,23 @@ class SharedWindowAttention(WindowAttention):
     """Self-attention in windows that also lets its queries attend to another block's keys and values.
 
     Both use the same bias and projection.
-
-    Args:
-        dim, num_heads, partition, bias: as ``WindowAttention``.
-        reference_compat: scale the queries of the second attention twice, as the release does.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        partition: WindowPartition,
-        bias: RelativePositionBias,
-        reference_compat: bool,
-    ) -> None:
-        super().__init__(dim, num_heads, partition, bias)
-        self.cross_scale = self.scale if reference_compat else 1.0
-
-    def attend_to(self, tokens: Tensor, other: KeysValues | None) -> tuple[Tensor, Tensor | None, KeysValues]:
+    def attend_to(
+        self, tokens: Tensor, other: KeysValues | None, query_scale: float = 1.0
+    ) -> tuple[Tensor, Tensor | None, KeysValues]:
         """Attend to the tokens' own keys and values, and to others.
 
         Args:
             tokens: (batch, length, dim).
             other: keys and values of a block with the same windows; None for none.
+            query_scale: factor of the queries that meet the others.
 
         Returns:
             the result of each, (batch, length, dim), and the own keys and values.
         """
         q, k, v = self._heads(self.qkv(self.partition.partition(tokens)), 3)
-        crossed = None if other is None else self._project(self._mix(q * self.cross_scale, *other))
+        crossed = None if other is None else self._project(self._mix(q * query_scale, *other))
         return self._project(self._mix(q, k, v)), crossed, (k, v)
 
     def _project(self, heads: Tensor) -> Tensor:
@@ -148,7 +125,8 @@ class VTBlock(nn.Module):
         super().__init__()
         self.activation_checkpointing = activation_checkpointing
         bias = RelativePositionBias(table_window_size, partition.window_size, num_heads, 0.02, reference_compat)
-        self.attn = SharedWindowAttention(dim, num_heads, partition, bias, reference_compat)
+        self.attn = SharedWindowAttention(dim, num_heads, partition, bias)
+        self.cross_scale = self.attn.scale if reference_compat else 1.0
         self.norm1 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim)
         self.norm2 = nn.LayerNorm(dim)
@@ -168,7 +146,7 @@ class VTBlock(nn.Module):
 
     def _forward(self, x: Tensor, *other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pair = (other[0], other[1]) if other else None
-        attended, crossed, (k, v) = self.attn.attend_to(self.norm1(x), pair)
+        attended, crossed, (k, v) = self.attn.attend_to(self.norm1(x), pair, self.cross_scale)
         out = self._feed_forward(x + self.drop_path(attended))
         if crossed is not None and self.positions is not None:
             crossed = self._feed_forward(x + self.drop_path(crossed))
@@ -203,14 +181,14 @@ class VTEncoder(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor) -> tuple[list[Skip], Tensor]:
-        """Map the finest tokens to what the decoder gets of each stage but the last, and the normalised bottleneck."""
-        skips = []
+    def forward(self, x: Tensor) -> list[Skip | Tensor]:
+        """Map the finest tokens to what the decoder gets: of each stage but the last a skip, then the bottleneck."""
+        skips: list[Skip | Tensor] = []
         for stage in self.stages:
             before = x
             x, pairs = stage(x)
             skips.append((before, pairs))
-        return skips[:-1], self.norm(x)
+        return [*skips[:-1], self.norm(x)]
 
 
 class VTDecoderLevel(nn.Module):
@@ -231,7 +209,7 @@ class VTDecoderLevel(nn.Module):
         return x
 
 
-class VTUNet(SegmentationNetwork):
+class VTUNet(SwinUNet):
     """VT-UNet in 3D, and in 2D.
 
     Args:
@@ -266,7 +244,7 @@ class VTUNet(SegmentationNetwork):
         torch.Size([1, 3, 32, 32, 32])
     """
 
-    token_arguments = TOKEN_ARGUMENTS
+    stage_class, encoder_class, level_class = VTEncoderStage, VTEncoder, VTDecoderLevel
 
     def __init__(
         self,
@@ -290,90 +268,42 @@ class VTUNet(SegmentationNetwork):
         reference_compat: bool = False,
     ) -> None:
         super().__init__(patch_size)
-        ndim = check_dimensions(self.patch_size)
-        if num_stages < 2:
-            raise ValueError(f"num_stages must be at least 2 (one stage and the bottleneck), got {num_stages}")
-        check_depth((num_stages,), "num_stages")
-        depths = one_per_stage((*(2,) * (num_stages - 1), 1) if depths is None else depths, num_stages, "depths")
-        check_depth(depths, "depths")
-        patch_embed_stride = per_axis(patch_embed_stride, ndim, "patch_embed_stride")
-        if merge_strides is None:
-            merge_strides = [(1, 2, 2) if in_plane_merging and ndim == 3 else 2] * (num_stages - 1)
-        merge_strides = per_stage(merge_strides, num_stages - 1, ndim, "merge_strides")
-        window_sizes = per_stage(window_sizes, num_stages, ndim, "window_sizes")
-        self.strides = [[1] * ndim] + [list(s) for s in (patch_embed_stride, *merge_strides)]
-        if prod(patch_embed_stride) == 1:
-            self.strides.pop(0)
-        check_strides(strides, self.strides)
-        grid_sizes = token_grids(self.patch_size, (patch_embed_stride, *merge_strides))
-        self.resolved_arguments = {"depths": depths, "merge_strides": merge_strides, "window_sizes": window_sizes}
-        if auxiliary_heads is None:
-            auxiliary_heads = deep_supervision
-        dims = [embed_dim * 2**stage for stage in range(num_stages)]
-        self.grid_sizes, self.feature_channels = grid_sizes, dims
-        drop_path_rates = np.linspace(0, drop_path_rate, sum(depths)).tolist()
-        partitions = [
-            [WindowPartition(g, w, shifted, mask_padding) for shifted in (False, True)]
-            for g, w in zip(grid_sizes, window_sizes, strict=True)
-        ]
-
-        def blocks(stage: int, in_decoder: bool) -> list[VTBlock]:
-            positions = FourierPositions(grid_sizes[stage], dims[stage]) if in_decoder else None
-            return [
-                VTBlock(
-                    dim=dims[stage],
-                    num_heads=num_heads * 2**stage,
-                    partition=partitions[stage][index % 2],
-                    table_window_size=window_sizes[stage],
-                    positions=positions,
-                    drop_path_rate=drop_path_rates[sum(depths[:stage]) + index],
-                    activation_checkpointing=activation_checkpointing,
-                    reference_compat=reference_compat,
-                )
-                for index in range(depths[stage])
-            ]
-
-        self.stem = PatchEmbed(input_channels, embed_dim, patch_embed_stride)
-        stages, levels = [], []
-        for stage in range(num_stages):
-            is_last = stage == num_stages - 1
-            downsample = (
-                None if is_last else PatchMerging(grid_sizes[stage], merge_strides[stage], *dims[stage : stage + 2])
-            )
-            stages.append(VTEncoderStage(blocks(stage, in_decoder=False), downsample))
-        self.encoder = VTEncoder(stages, dims[-1])
-        for stage in reversed(range(num_stages - 1)):
-            expand = PatchExpand(grid_sizes[stage + 1], merge_strides[stage], dims[stage + 1], dims[stage])
-            levels.append(VTDecoderLevel(expand, blocks(stage, in_decoder=True), dims[stage]))
-        self.decoder = QTDecoder(
-            levels,
-            dims,
-            grid_sizes,
-            patch_embed_stride,
+        self._block_options: dict[str, Any] = {
+            "activation_checkpointing": activation_checkpointing,
+            "reference_compat": reference_compat,
+        }
+        self._assemble(
+            input_channels,
             num_classes,
-            auxiliary_heads,
-            deep_supervision,
-            activation_checkpointing,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            num_stages=num_stages,
+            depths=depths,
+            patch_embed_stride=patch_embed_stride,
+            merge_strides=merge_strides,
+            in_plane_merging=in_plane_merging,
+            window_sizes=window_sizes,
+            drop_path_rate=drop_path_rate,
+            mask_padding=mask_padding,
+            activation_checkpointing=activation_checkpointing,
+            deep_supervision=deep_supervision,
+            auxiliary_heads=auxiliary_heads,
+            strides=strides,
         )
-        self.apply(init_weights)
 
-    def encode(self, image: Tensor) -> list[Tensor]:
-        self.check_input(image)
-        skips, bottleneck = self.encoder(self.stem(image))
-        features = [*(tokens for tokens, _ in skips), bottleneck]
-        return [f.transpose(1, 2).unflatten(2, grid) for f, grid in zip(features, self.grid_sizes, strict=True)]
+    def make_block(self, place: BlockPlace) -> VTBlock:
+        return VTBlock(
+            place.dim,
+            place.num_heads,
+            place.partition,
+            place.table_window_size,
+            positions=FourierPositions(place.grid_size, place.dim) if place.in_decoder else None,
+            drop_path_rate=place.drop_path_rate,
+            **self._block_options,
+        )
 
-    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        """(batch, input_channels, *patch_size) to logits (batch, num_classes, *patch_size).
-
-        Under deep supervision a list, each output at the resolution that ``strides`` states.
-
-        Raises:
-            ValueError: on an image of another size.
-        """
-        self.check_input(image)
-        skips, bottleneck = self.encoder(self.stem(image))
-        return self.decoder([*skips, bottleneck])
+    def tokens_of(self, features: Sequence[Any]) -> Sequence[Tensor]:
+        return [*(tokens for tokens, _ in features[:-1]), features[-1]]
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
