@@ -180,6 +180,12 @@ class TestQueue:
         assert costs.iterations_for("quarter", "mit", "hippocampus") == 4
 
 
+    def test_cost_of_another_row(self, fresh, monkeypatch):
+        """A row that costs what another does is not measured."""
+        monkeypatch.setattr(costs, "measure", lambda row, dataset: {"seconds": 0.25, "measured": row})
+        assert costs.calibrate("unet2022_ema", "hippocampus")["measured"] == "unet2022"
+
+
 class TestBudget:
     def test_iterations_are_inverse_to_the_cost(self, monkeypatch):
         known = {("stock", "hippocampus"): {"seconds": 3.0}, ("mit", "em"): {"seconds": 1.5}}
