@@ -179,7 +179,6 @@ class TestQueue:
         monkeypatch.setattr(costs, "measure", None)
         assert costs.iterations_for("quarter", "mit", "hippocampus") == 4
 
-
     def test_cost_of_another_row(self, fresh, monkeypatch):
         """A row that costs what another does is not measured."""
         monkeypatch.setattr(costs, "measure", lambda row, dataset: {"seconds": 0.25, "measured": row})
