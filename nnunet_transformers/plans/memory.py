@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..cpu import use_kernels
+from .meta import OutputShapes, building_without_data
 
 # CUDA context, cuDNN and cuBLAS workspaces, as measured with CUDA 13 on an H100 (benchmarks/gpu)
 CUDA_OVERHEAD = 0.85e9
@@ -35,6 +36,8 @@ BYTES_PER_PARAMETER = 12
 class _LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that operations create, and their peak."""
 
+    _run = OutputShapes()
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.live = self.peak = 0
@@ -43,7 +46,7 @@ class _LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = self._run(func, args, kwargs or {})
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._add(tensor.untyped_storage())
@@ -147,7 +150,7 @@ def training_peak_bytes(
         everything else.
     """
     with torch.device("meta") if mixed_precision else FakeTensorMode(allow_non_fake_inputs=True):
-        with _LiveBytes() as built:
+        with building_without_data() if mixed_precision else nullcontext(), _LiveBytes() as built:
             network = build_network().train()
         if not mixed_precision:
             use_kernels(network)

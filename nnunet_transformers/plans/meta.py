@@ -1,0 +1,80 @@
+"""Networks on the meta device, whose tensors have shapes and types but no data, at little cost in time.
+
+Planning builds and runs dozens of them. Half of that time would go to values that do not exist: initialisation, and the
+shapes of outputs that torch computes in Python at every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_Output: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device] | None
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Passes over the in-place operations of which initialisations consist."""
+
+    skipped = frozenset(
+        getattr(Tensor, name) for name in ("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_")
+    )
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func in self.skipped else func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def building_without_data() -> Iterator[None]:
+    """New modules have parameters on the meta device, and are not initialised."""
+    with torch.device("meta"), _NoInitialisation():
+        yield
+
+
+class OutputShapes:
+    """Runs operations on tensors without data; shapes that take torch long to compute are kept.
+
+    Blocks repeat within a network, and networks within a search, so most calls of an operation have been made before.
+    """
+
+    kept = frozenset(
+        getattr(torch.ops.aten, name).default
+        for name in (
+            *("native_layer_norm", "native_layer_norm_backward", "gelu", "gelu_backward", "addmm", "flip", "roll"),
+            *("slice_backward", "unfold_backward"),
+        )
+    ) | {torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor, torch.ops.aten.sum.dim_IntList}
+
+    def __init__(self) -> None:
+        self._known: dict[Any, list[_Output]] = {}
+
+    def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``func(*args, **kwargs)``, an operation of ATen on tensors without data."""
+        if func not in self.kept:
+            return func(*args, **kwargs)
+        key = func, _description(args), tuple((name, _description(value)) for name, value in kwargs.items())
+        if (known := self._known.get(key)) is None:
+            result = func(*args, **kwargs)
+            outputs = result if isinstance(result, tuple) else (result,)
+            self._known[key] = [None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in outputs]
+            return result
+        new = tuple(
+            None if output is None else torch.empty_strided(output[0], output[1], dtype=output[2], device=output[3])
+            for output in known
+        )
+        return new if len(new) > 1 else new[0]
+
+
+def _description(value: Any) -> Any:
+    """Hashable; equal for arguments with which an operation has outputs of the same shapes and types."""
+    if isinstance(value, Tensor):
+        return value.device, value.dtype, value.shape, value.stride()
+    if isinstance(value, (list, tuple)):
+        return tuple(_description(item) for item in value)
+    return type(value), value
