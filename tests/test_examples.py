@@ -20,7 +20,7 @@ def network(examples):
     import_module(NETWORK)
 
 
-@pytest.mark.parametrize("patch_size", [(64, 96), (32, 64, 32)], ids=["2", "3"])
+@pytest.mark.parametrize("patch_size", [(64, 96), (16, 32, 16)], ids=["2", "3"])
 def test_network_keeps_the_contract(patch_size):
     check_network(NETWORK, patch_size=patch_size)
 

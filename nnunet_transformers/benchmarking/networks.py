@@ -8,6 +8,7 @@ from difflib import get_close_matches
 import torch
 from torch import nn
 
+from .._meta import without_data
 from ..architectures import create_network, get_network, list_networks
 from ..architectures.layers.window_choice import choose_windows
 from ..cpu import use_kernels
@@ -76,7 +77,7 @@ def build_network(name: str, patch_size: Sequence[int], input_channels: int, num
     registered = name.removesuffix(TILING)
     if registered == name:
         return create_network(name, input_channels, num_classes, patch_size)
-    with torch.device("meta"):
+    with without_data():
         grid_sizes = create_network(registered, input_channels, num_classes, patch_size).grid_sizes
     windows = choose_windows(tuple(tuple(grid) for grid in grid_sizes))
     return create_network(registered, input_channels, num_classes, patch_size, window_sizes=windows)

@@ -24,8 +24,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .._meta import without_data
 from ..cpu import use_kernels
-from .meta import OutputShapes, building_without_data
+from .output_shapes import OutputShapes
 
 # CUDA context, cuDNN and cuBLAS workspaces, as measured with CUDA 13 on an H100 (benchmarks/gpu)
 CUDA_OVERHEAD = 0.85e9
@@ -150,7 +151,7 @@ def training_peak_bytes(
         everything else.
     """
     with torch.device("meta") if mixed_precision else FakeTensorMode(allow_non_fake_inputs=True):
-        with building_without_data() if mixed_precision else nullcontext(), _LiveBytes() as built:
+        with without_data() if mixed_precision else nullcontext(), _LiveBytes() as built:
             network = build_network().train()
         if not mixed_precision:
             use_kernels(network)

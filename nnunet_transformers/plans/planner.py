@@ -15,10 +15,10 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from .._meta import without_data
 from ..architectures import create_network, get_network
 from ..discovery import plans_name
 from .memory import CUDA_OVERHEAD, training_peak_bytes
-from .meta import building_without_data
 from .planned import channel_names, check_labels
 from .stored_data import find_conflict
 from .tiling import TokenPlan, TokenRules, choose_patch_embed_stride, plan_tokens, shrink
@@ -120,7 +120,7 @@ class TransformerPlanner(ExperimentPlanner):
 
         nnU-Net's own also sets PyTorch's threads to nnUNet_n_proc_DA, which fails where that is 0.
         """
-        with building_without_data():
+        with without_data():
             network = get_network_from_plans(
                 arch_class_name, arch_kwargs, arch_kwargs_req_import, input_channels, output_channels, allow_init=False
             )
@@ -215,7 +215,7 @@ class TransformerPlanner(ExperimentPlanner):
             "auxiliary_heads": True,
         }
         given = {name: value for name, value in given.items() if value is not None}
-        with building_without_data():
+        with without_data():
             network = create_network(self.network_name, 1, 2, tokens.patch_size, **given)
         if tuple(network.grid_sizes[-1]) != tokens.grid_sizes[-1]:
             raise ValueError(

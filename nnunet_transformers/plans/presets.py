@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from .._atomic import write_json
+from .._meta import without_data
 from .._reading import read_json
 from ..architectures import create_network, get_network
 from ..discovery import plans_name
@@ -100,7 +100,7 @@ class Preset:
         Raises:
             ValueError: if the network is not registered, does not take an override or the patch.
         """
-        with torch.device("meta"):
+        with without_data():
             network = create_network(
                 self.network, input_channels, num_classes, self.patch_size, self.deep_supervision, **self.overrides
             )
@@ -185,7 +185,7 @@ class AppliedPreset:
     @cached_property
     def parameters(self) -> int:
         """Number of parameters of the network."""
-        with torch.device("meta"):
+        with without_data():
             return sum(p.numel() for p in self.build_network().parameters())
 
     def training_bytes(self) -> int:
@@ -269,7 +269,7 @@ def apply_preset(preset: Preset, dataset: str, name: str | None = None, force: b
 
     written = PlannedConfiguration(plans, dataset_json, preset.configuration)
     applied = AppliedPreset(preset, path, written, planned)
-    with torch.device("meta"):
+    with without_data():
         applied.build_network()
     write_json(plans, path)
     return applied

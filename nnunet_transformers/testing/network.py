@@ -17,6 +17,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from timm.models import group_parameters
 from torch import Tensor, nn
 
+from .._meta import without_data
 from ..architectures import SegmentationNetwork, create_network, get_network
 
 # small patches that the total strides of all published networks divide, with an odd number of tokens on an axis
@@ -188,7 +189,7 @@ def check_parts(name: str, patch_size: Sequence[int]) -> None:
 
 def check_buffers(name: str, patch_size: Sequence[int]) -> None:
     """Buffers are batch norm statistics only: DistributedDataParallel broadcasts all buffers in each step."""
-    with torch.device("meta"):
+    with without_data():
         network = create_network(name, 1, 2, patch_size)
     others = [key for key, _ in network.named_buffers() if not key.endswith(STATISTICS)]
     _require(not others, f"{', '.join(others)} are no statistics; keep constants as attributes, see WindowPartition")
@@ -243,7 +244,7 @@ def check_plan_arguments(name: str, patch_size: Sequence[int]) -> None:
 
 def check_no_weight_decay(name: str, patch_size: Sequence[int]) -> None:
     """``no_weight_decay`` names parameters of the network, including its tables and tokens."""
-    with torch.device("meta"):
+    with without_data():
         network = create_network(name, 1, 2, patch_size)
     stated, parameters = network.no_weight_decay(), {n for n, _ in network.named_parameters()}
     unknown = sorted(stated - parameters)
@@ -257,7 +258,7 @@ def check_no_weight_decay(name: str, patch_size: Sequence[int]) -> None:
 
 def check_group_matcher(name: str, patch_size: Sequence[int]) -> None:
     """Layer-wise rates rise from the stem through the encoder, and the decoder is one further layer."""
-    with torch.device("meta"):
+    with without_data():
         network = create_network(name, 1, 2, patch_size)
     layers = group_parameters(network, network.group_matcher(), reverse=True)
     stem, encoder = _encoder_prefixes(network)
@@ -319,7 +320,7 @@ def check_anisotropic_strides(name: str, patch_size: Sequence[int]) -> None:
     taken = get_network(name).network_class.token_arguments
     if len(patch_size) == 2 or not {"patch_embed_stride", "merge_strides"} <= set(taken):
         return
-    with torch.device("meta"):
+    with without_data():
         network = create_network(name, 1, 3, patch_size)
     finest, merges = max(network.feature_strides[0]), len(network.grid_sizes) - 1
     if not merges:

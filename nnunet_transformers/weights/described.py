@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
+
+from .._meta import without_data
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -22,7 +23,7 @@ def build_described(build: Callable[[], Network], what: str) -> Network:
         ValueError: if there is no such network, whatever its constructor raises.
     """
     try:
-        with torch.device("meta"):
+        with without_data():
             return build()
     except (ValueError, OSError):
         raise

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, cast
 
-import torch
 from dynamic_network_architectures.architectures.primus import Primus
 from torch import Tensor, nn
 
+from .._meta import without_data
 from ..architectures import SegmentationNetwork, create_network, get_network, get_timm_family
 from ..architectures.layers import RelativePositionBias
 from .adapters import bias_tables, first_layers, position_embeddings
@@ -82,7 +82,7 @@ class EncoderCheckpoint(PretrainedWeights):
         Raises:
             ValueError: if there is no such registered network; the message names the timm families that have one.
         """
-        with torch.device("meta"):
+        with without_data():
             network = create_timm(checkpoint.name, checkpoint.input_channels, checkpoint.patch_size)
         family = get_timm_family(network, checkpoint.name)
         overrides = family.overrides(network, checkpoint.name)

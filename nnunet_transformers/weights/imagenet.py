@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
-import torch
 from timm.models import convnext as timm_convnext
 from timm.models import swin_transformer as timm_swin
 from torch import Tensor, nn
 
+from .._meta import without_data
 from ..architectures.unet2022 import UNet2022
 from .adapters import bias_tables, depthwise_kernels, pointwise_convolutions
 from .file import load_state_dict
@@ -114,7 +114,7 @@ class ImageNetWeights:
                 raise ValueError(
                     f"cannot download {name}: {error}. Download it where there is a connection and give the file"
                 ) from error
-        with torch.device("meta"):
+        with without_data():
             expected_model = timm.create_model(name, num_classes=0)
         weights = self._read(Path(source))
         try:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from .._meta import without_data
 from .._reading import read_json, reading
 from ..architectures import SegmentationNetwork, create_network, list_released_families
 from ..plans.planned import PlannedConfiguration
@@ -91,7 +91,7 @@ def packaged(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
 def _planned(weights: Mapping[str, Tensor], planned: PlannedConfiguration, origin: str) -> NetworkWeights:
     """Weights of a network of a plan."""
     network = None
-    with suppress(ValueError, ImportError), torch.device("meta"):
+    with suppress(ValueError, ImportError), without_data():
         network = planned.build_network()
     origin = f"{origin} on {planned.plans['dataset_name']}, {planned.name}"
     return NetworkWeights(dict(weights), origin, network, planned.patch_size, label_names(planned.dataset_json))

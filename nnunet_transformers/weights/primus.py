@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from dynamic_network_architectures.architectures import primus
 from dynamic_network_architectures.architectures.primus import Primus
 from torch import Tensor, nn
 
+from .._meta import without_data
 from ..architectures._arguments import check_divisible, token_grids
 from ..architectures.layers import resize_position_embedding
 from .adapters import first_layers, sizes_changed
@@ -86,7 +86,7 @@ def load_primus_weights(
     Raises:
         ValueError: if the weights belong to a Primus of another size or version.
     """
-    with torch.device("meta"):
+    with without_data():
         origin = create_primus(checkpoint.name, checkpoint.input_channels, checkpoint.patch_size)
     sizes = [(n.embed_dim, len(n.eva.blocks), type(n.down_projection).__name__) for n in (origin, network)]
     if sizes[0] != sizes[1]:

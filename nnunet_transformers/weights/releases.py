@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._meta import without_data
 from ..architectures import SegmentationNetwork, create_network, get_network, get_released_family, list_networks
 
 
@@ -84,7 +85,7 @@ def identify(family: str, state_dict: Mapping[str, Tensor], patch_size: Sequence
         candidates = [size for size in released.patch_sizes if len(size) == ndim]
     # shortest name first: in 2D the in-plane variants are the plain networks
     for name, overrides, size in product(sorted(names, key=len), released.variants, candidates):
-        with torch.device("meta"):
+        with without_data():
             try:
                 network = create_network(name, channels, classes, size, **overrides)
             except ValueError:  # a stride that does not divide this size
@@ -121,7 +122,7 @@ def identify_encoder(family: str, state_dict: Mapping[str, Tensor], ndim: int) -
         stem = state_dict.get(f"{get_network(name).network_class.keys_to_in_proj[0]}.weight")
         if stem is None or stem.dim() - 2 != ndim:
             continue
-        with torch.device("meta"):
+        with without_data():
             try:
                 network = create_network(name, stem.shape[1], 2, size, **overrides)
             except ValueError:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import timm
-import torch
 from torch import Tensor, nn
 
+from .._meta import without_data
 from .described import build_filled
 from .file import load_checkpoint
 from .layout import find_state_dicts, strip_prefix
@@ -102,7 +102,7 @@ def tagged(name: str) -> str:
 
 def _weights_of(name: str, path: Path) -> dict[str, Tensor]:
     """Read a file's weights for a timm network, without prefixes: timm would load whatever has the right names."""
-    with torch.device("meta"):
+    with without_data():
         expected = timm.create_model(name, num_classes=0).state_dict()
     best: dict[str, Tensor] = {}
     for _, found in find_state_dicts(load_checkpoint(path)):

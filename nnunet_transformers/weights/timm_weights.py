@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.models.eva import checkpoint_filter_fn
 from torch import Tensor, nn
 
+from .._meta import without_data
 from .._reading import first_line
 from ..architectures.qt_unet import QTUNet
 from ..architectures.unet2022 import UNet2022
@@ -87,7 +87,7 @@ class TimmWeights:
         size = 224
         if "pos_embed" in self.weights:
             size = isqrt(self.weights["pos_embed"].shape[1]) * first.shape[-1]
-        with torch.device("meta"):
+        with without_data():
             expected = timm.create_model(self.name, num_classes=0, in_chans=first.shape[1]).state_dict()
         weights = {name: value for name, value in self.weights.items() if name in expected}
         return TimmCheckpoint(weights, self.name, (size, size), first.shape[1], method="timm")
@@ -111,7 +111,7 @@ def _load_swin(network: QTUNet, weights: Mapping[str, Tensor], origin: str) -> L
 
 @cache
 def _shapes(name: str) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
+    with without_data():
         state = timm.create_model(name).state_dict()
     return {key: tuple(value.shape) for key, value in state.items() if not key.startswith(CLASSIFIERS)}
 
@@ -130,7 +130,7 @@ def timm_file(path: Path, content: Mapping[str, Any]) -> TimmWeights | None:
 def _by_timms_names(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Rename what DINOv2's and DINOv3's own files name otherwise."""
     if "storage_tokens" in weights:
-        with torch.device("meta"):
+        with without_data():
             vit = timm.create_model("vit_small_patch16_dinov3_qkvb")
         translated: dict[str, Tensor] = checkpoint_filter_fn(dict(weights), vit)
         return translated

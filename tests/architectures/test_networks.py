@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nnunet_transformers import testing
+from nnunet_transformers._meta import without_data
 from nnunet_transformers.architectures import create_network, get_network, list_networks
 from nnunet_transformers.architectures._network import no_weight_decay
 from nnunet_transformers.architectures.mit import MiTTrunk
@@ -24,7 +25,7 @@ def smallest_of_each_class():
     """The smallest network of each class, except the thesis's "-A" variants: the others differ in sizes alone."""
 
     def size(name):
-        with torch.device("meta"):
+        with without_data():
             network = create_network(name, 1, 2, PATCHES[f"{max(get_network(name).dimensions)}d"])
         return "_a_" in name, sum(p.numel() for p in network.parameters())
 
@@ -58,7 +59,7 @@ def smallest_overrides(name, ndim):
         fewer = {**overrides, "num_stages": stages}
         if own["depths"] is None:  # which is one number for each stage
             fewer["depths"] = overrides["depths"][:stages]
-        with torch.device("meta"):
+        with without_data():
             network = create_network(name, 1, 2, COMPILED[f"{ndim}d"], deep_supervision=True, **fewer)
         if len(network.strides) > 2:
             return fewer
@@ -85,7 +86,7 @@ def test_contract(check, name, patch_size):
 def test_tables_without_weight_decay(name):
     """No others than these, by the names of today's layers."""
     for ndim in get_network(name).dimensions:
-        with torch.device("meta"):
+        with without_data():
             network = create_network(name, 1, 2, PATCHES[f"{ndim}d"], deep_supervision=True)
         names = [n for n, _ in network.named_parameters()]
         assert network.no_weight_decay() == {
@@ -95,7 +96,7 @@ def test_tables_without_weight_decay(name):
 
 
 def test_tokens_without_weight_decay():
-    with torch.device("meta"):
+    with without_data():
         trunk = MiTTrunk(1, (64, 64), ssl_token=True)
     positions = [n for n, _ in trunk.named_parameters() if n.endswith((".position.weight", ".token_position"))]
     assert no_weight_decay(trunk) == {"encoder.token", *positions}

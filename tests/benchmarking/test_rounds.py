@@ -160,7 +160,7 @@ def test_command(tmp_path):
     output = tmp_path / "results"
     arguments = [
         "--patch-size",
-        "32,32,32",
+        "64,64",
         "--networks",
         "mit_7",
         "--rounds",

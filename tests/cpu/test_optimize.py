@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunet_transformers.architectures import MiTPair, create_network, list_networks
+from nnunet_transformers.architectures import MiTPair, create_network
 from nnunet_transformers.architectures.layers import RelativePositionBias, WindowAttention
 from nnunet_transformers.cpu import attention, depthwise, linear, optimize, plain_class, use_kernels
 from nnunet_transformers.cpu.dispatch import may_choose_kernel
@@ -77,13 +77,11 @@ def step(network, image):
     return [*outputs, *torch.autograd.grad(loss, list(network.parameters()))]
 
 
-# one of the thesis's "-A" variants, which merge in the plane; of a class, others in 3D differ in width alone
-IN_3D = [*SMALLEST, "qt_unet_a_tiny"]
+# one of the thesis's "-A" variants, which merge in the plane; others of a class differ in width and depth alone
+CLASSES = [*SMALLEST, "qt_unet_a_tiny"]
 
 
-@pytest.mark.parametrize(
-    "name,patch_size", [*forms(list_networks(), 2, patches=COMPILED), *forms(IN_3D, 3, patches=COMPILED)]
-)
+@pytest.mark.parametrize("name,patch_size", forms(CLASSES, patches=COMPILED))
 @pytest.mark.usefixtures("product_in_float64")
 def test_a_step_of_every_network_in_float64(name, patch_size, applied):
     plain = build(name, patch_size, torch.float64, **smallest_overrides(name, len(patch_size)))

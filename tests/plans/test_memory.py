@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_transformers.architectures import create_network, get_network
 from nnunet_transformers.cpu import attention, use_kernels
-from nnunet_transformers.plans.memory import training_peak_bytes, training_step_bytes
+from nnunet_transformers.plans.memory import _LiveBytes, training_peak_bytes, training_step_bytes
+from nnunet_transformers.plans.output_shapes import OutputShapes
 from tests.architectures.test_networks import CHECKPOINTED, SMALLEST, smallest_overrides
 
 PATCH = (32, 32, 32)
@@ -49,6 +51,42 @@ def test_line_over_the_batch_holds_further_on(name, options):
     fixed, sample = training_step_bytes(build, 1, patch)
     own, peak = training_peak_bytes(build, 1, patch, batch_size=8)
     assert own + peak == pytest.approx(fixed + 8 * sample, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["unet2022_tiny", "mit_7"])
+def test_kept_shapes_change_nothing(name, monkeypatch):
+    def peak():
+        return training_peak_bytes(lambda: create_network(name, 2, 3, PATCH, deep_supervision=True), 2, PATCH, 2)
+
+    shapes = OutputShapes()
+    monkeypatch.setattr(_LiveBytes, "_run", shapes)
+    first = peak()
+    known = len(shapes._known)
+    assert known > 100
+    assert peak() == first  # all from the shapes that are kept
+    assert len(shapes._known) == known
+    monkeypatch.setattr(OutputShapes, "kept", frozenset())
+    assert peak() == first
+
+
+def test_kept_shapes_are_of_the_same_call():
+    """Of other types, sizes, strides and arguments, and of fake tensors on the CPU."""
+    run, operation = OutputShapes(), torch.ops.aten.sum.dim_IntList
+
+    def check(tensor, *args, **kwargs):
+        for _ in range(2):
+            found, expected = run(operation, (tensor, *args), kwargs), operation(tensor, *args, **kwargs)
+            for one, other in ((found.shape, expected.shape), (found.dtype, expected.dtype)):
+                assert one == other
+            assert (found.stride(), found.device) == (expected.stride(), expected.device)
+
+    image = torch.empty(2, 3, 4, device="meta")
+    for dims, keep in (([1], False), ([1], True), ([0, 2], False)):
+        for tensor in (image, image.half(), image.transpose(0, 2), image[:, :2]):
+            check(tensor, dims, keep)
+    check(image, [1], dtype=torch.float64)
+    with FakeTensorMode():
+        check(torch.empty(2, 3, 4), [1])
 
 
 def test_half_precision_takes_less():

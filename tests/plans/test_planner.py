@@ -18,12 +18,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from timm.layers import weight_init
 
+from nnunet_transformers._meta import without_data
 from nnunet_transformers.architectures import create_network, get_network, list_networks
 from nnunet_transformers.architectures.layers import WindowPartition
 from nnunet_transformers.discovery import PLANNERS
-from nnunet_transformers.plans.memory import training_peak_bytes
+from nnunet_transformers.plans.memory import _LiveBytes, training_peak_bytes
 from nnunet_transformers.plans.mit import nnUNetPlannerMiT7
 from nnunet_transformers.plans.planner import TransformerPlanner
 from nnunet_transformers.plans.qt_unet import nnUNetPlannerQTUNetB, nnUNetPlannerQTUNetT
@@ -124,7 +124,7 @@ def estimated_bytes(planner, tokens, options, input_channels, batch_size):
     if planner.network_name not in _parameter_bytes:
         arguments = planner.network_arguments(tokens)
         patch_size = arguments.pop("patch_size")
-        with torch.device("meta"):
+        with without_data():
             network = create_network(planner.network_name, 1, 2, patch_size, **arguments)
         _parameter_bytes[planner.network_name] = 16 * sum(p.numel() for p in network.parameters())
     voxel_bytes = CHECKPOINTED_VOXEL_BYTES if options.get("activation_checkpointing") else VOXEL_BYTES
@@ -151,17 +151,16 @@ def quick_planning():
             staticmethod(lambda patch_size, *_: 250 * prod(patch_size)),
         )
         monkeypatch.setattr(TransformerPlanner, "network_arguments", remembered)
-        # most of the time of a network without memory
-        monkeypatch.setattr(weight_init, "_trunc_normal_", lambda tensor, *_: tensor)
         yield
 
 
 def check_with_estimate(configuration, channels, labels, gigabytes, network_name):
     """As ``check``, with ``estimated_bytes``."""
     patch_size = configuration["patch_size"]
-    with torch.device("meta"):
+    with without_data():
         network, image = build(configuration, channels, labels), torch.empty(2, channels, *patch_size)
-    with torch.no_grad():
+    # which keeps shapes that torch is slow to compute
+    with torch.no_grad(), _LiveBytes():
         shapes = [output.shape for output in network(image)]
     check_shapes(configuration, network, shapes, labels)
     checkpoints = configuration["architecture"]["arch_kwargs"].get("activation_checkpointing")
@@ -248,7 +247,7 @@ def test_large_images_get_low_resolution_and_cascade(folder):
         check(configurations[name], 1, 4, gigabytes=8)
     # the cascade adds the low resolution's foreground as channels
     architecture = configurations["3d_fullres"]["architecture"]
-    with torch.device("meta"):
+    with without_data():
         get_network_from_plans(architecture["network_class_name"], architecture["arch_kwargs"], (), 1 + 3, 4)
     assert configurations["3d_fullres"]["data_identifier"] == "nnUNetPlans_3d_fullres"
     assert configurations["3d_lowres"]["data_identifier"] == "nnUNetMiT7Plans_3d_lowres"

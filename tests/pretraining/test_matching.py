@@ -53,7 +53,7 @@ def weights(tmp_path_factory):
         "model.init_args.channels": "[16,32,64]",
         "model.init_args.dim": 32,
         "model.init_args.lr": 0.05,
-        "trainer.max_steps": 120,
+        "trainer.max_steps": 80,
         "trainer.accelerator": "cpu",
         "trainer.default_root_dir": folder,
         "trainer.enable_progress_bar": "false",

@@ -1,40 +1,16 @@
-"""Networks on the meta device, whose tensors have shapes and types but no data, at little cost in time.
+"""Shapes of operations' outputs on tensors without data, kept from call to call.
 
-Planning builds and runs dozens of them. Half of that time would go to values that do not exist: initialisation, and the
-shapes of outputs that torch computes in Python at every call.
+Planning traces dozens of networks, and half of that time would go to shapes that torch computes in Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 _Output: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device] | None
-
-
-class _NoInitialisation(TorchFunctionMode):
-    """Passes over the in-place operations of which initialisations consist."""
-
-    skipped = frozenset(
-        getattr(Tensor, name) for name in ("uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_")
-    )
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return args[0] if func in self.skipped else func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def building_without_data() -> Iterator[None]:
-    """New modules have parameters on the meta device, and are not initialised."""
-    with torch.device("meta"), _NoInitialisation():
-        yield
 
 
 class OutputShapes:
