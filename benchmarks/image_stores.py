@@ -9,6 +9,7 @@ processes as a data loader reads it. Ways that need a package that is not instal
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sqlite3
@@ -16,6 +17,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,6 +35,8 @@ from nnunet_transformers.pretraining.data.image_store import ShardWriter, compre
 from nnunet_transformers.pretraining.data.index import PreparedCase
 
 CROP = 224
+# bytes of a shard of other libraries
+SHARD = 64 << 20
 Reader = Callable[[int, int, int], NDArray[Any]]
 
 
@@ -180,7 +184,81 @@ class TarOfPictures:
         return read
 
 
-WAYS = (ThreeFiles, OneFile, TarShards, BloscStore, ZipOfBlosc, Database, TarOfPictures)
+class LitData:
+    """litdata's chunks of blosc2 files; the index is written at the end."""
+
+    package, goes_on = "litdata", False
+
+    @staticmethod
+    def _cache(folder: Path) -> Any:
+        return importlib.import_module("litdata.streaming").Cache(str(folder), chunk_bytes=SHARD)
+
+    def write(self, folder: Path, number: int, edge: int) -> None:
+        cache = self._cache(folder)
+        for index, (_, image) in enumerate(images(number, edge)):
+            cache[index] = compress(image, (CROP, CROP))
+        cache.done()
+        cache.merge()
+
+    def reader(self, folder: Path) -> Reader:
+        cache = self._cache(folder)
+
+        def read(index: int, top: int, left: int) -> NDArray[Any]:
+            return np.asarray(blosc2.ndarray_from_cframe(cache[index])[_crop(top, left)])
+
+        return read
+
+
+class MosaicShards:
+    """MosaicML streaming's shards (MDS) of blosc2 files; the index is written at the end."""
+
+    package, goes_on = "streaming", False
+
+    def write(self, folder: Path, number: int, edge: int) -> None:
+        writer = importlib.import_module("streaming").MDSWriter
+        with writer(out=str(folder / "mds"), columns={"image": "bytes"}, size_limit=SHARD) as shards:
+            for _, image in images(number, edge):
+                shards.write({"image": compress(image, (CROP, CROP))})
+
+    def reader(self, folder: Path) -> Reader:
+        data = importlib.import_module("streaming").LocalDataset(local=str(folder / "mds"))
+
+        def read(index: int, top: int, left: int) -> NDArray[Any]:
+            return np.asarray(blosc2.ndarray_from_cframe(data[index]["image"])[_crop(top, left)])
+
+        return read
+
+
+class ZarrShards:
+    """zarr v3, one sharded array of images of one size (others would be padded), zstd."""
+
+    package, goes_on = "zarr", True
+
+    def write(self, folder: Path, number: int, edge: int) -> None:
+        whole = -(-edge // CROP) * CROP
+        array = importlib.import_module("zarr").create_array(
+            store=str(folder / "images.zarr"),
+            shape=(number, edge, edge),
+            chunks=(1, CROP, CROP),
+            shards=(1, whole, whole),
+            dtype="uint8",
+        )
+        for index, (_, image) in enumerate(images(number, edge)):
+            array[index] = image[0, 0]
+
+    def reader(self, folder: Path) -> Reader:
+        array = importlib.import_module("zarr").open_array(str(folder / "images.zarr"), mode="r")
+
+        def read(index: int, top: int, left: int) -> NDArray[Any]:
+            return np.asarray(array[index, top : top + CROP, left : left + CROP])[None, None]
+
+        return read
+
+
+WAYS = (
+    *(ThreeFiles, OneFile, TarShards, BloscStore, ZipOfBlosc, Database, TarOfPictures),
+    *(LitData, MosaicShards, ZarrShards),
+)
 
 
 def _read_many(way: str, folder: Path, number: int, edge: int, crops: int, seed: int) -> float:
@@ -248,6 +326,9 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     for way in WAYS:
+        if find_spec(getattr(way, "package", "blosc2")) is None:
+            print(f"{way.__name__} is left out: {way.package} is not installed")
+            continue
         rows.append(measure(way, options.images, options.edge, options.crops, options.workers))
         print(rows[-1], flush=True)
     result = {"images": options.images, "edge": options.edge, "machine": processor_name(), "rows": rows}
