@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-from lightning import Callback
 
 from nnunet_transformers import cli
 from nnunet_transformers.architectures import create_network
@@ -29,9 +28,9 @@ def data(tmp_path_factory):
 def encoder(tmp_path_factory):
     file = tmp_path_factory.mktemp("encoder") / "encoder.pth"
     torch.manual_seed(0)
-    TimmCheckpoint(create_timm("resnet10t", 1, (32, 32)).state_dict(), "resnet10t", (32, 32), 1, method="MGCA").save(
-        file
-    )
+    TimmCheckpoint(
+        create_timm("test_resnet", 1, (32, 32)).state_dict(), "test_resnet", (32, 32), 1, method="MGCA"
+    ).save(file)
     return file
 
 
@@ -62,17 +61,10 @@ def command(monkeypatch, capsys, *words):
     return code, capsys.readouterr()
 
 
-class StopAfterTwo(Callback):
-    """As if the run had been killed between two epochs."""
-
-    def on_train_epoch_end(self, trainer, module):
-        trainer.should_stop = trainer.current_epoch == 1
-
-
 def test_learns_and_predicts(data, encoder, tmp_path, monkeypatch, capsys):
     """Bright squares, by the commands of the documentation."""
     folder, table = data
-    more = {"trainer.max_epochs": 30, "model.init_args.lr": 3e-3, "model.init_args.frozen": "false"}
+    more = {"trainer.max_epochs": 12, "model.init_args.lr": 1e-2, "model.init_args.frozen": "false"}
     words = ["fit", folder, table, "--config", "mgca", "--encoder", encoder, *arguments(tmp_path, **more)]
     code, captured = command(monkeypatch, capsys, *words)
     assert code == 0, captured.err
@@ -82,7 +74,7 @@ def test_learns_and_predicts(data, encoder, tmp_path, monkeypatch, capsys):
     assert (checkpoint.classes, checkpoint.num_cases, checkpoint.encoder) == (
         ("object",),
         16,
-        "MGCA of resnet10t, 0 images",
+        "MGCA of test_resnet, 0 images",
     )
     assert len(checkpoint.validated_on) == 8
     found = tmp_path / "boxes.csv"
@@ -116,18 +108,6 @@ def test_scores(data, encoder, tmp_path, monkeypatch, capsys):
     assert found["images"] == 8
     assert set(found["scores"]) == {"mAP", "AP at IoU 0.5"}
     assert 0 <= found["scores"]["mAP"] <= 1
-
-
-def test_resumed_run_equals_uninterrupted_one(data, encoder, tmp_path):
-    more = {"trainer.max_epochs": 3}
-    fit("mgca", *data, encoder, arguments(tmp_path / "whole", **more))
-    half = arguments(tmp_path / "half", **more)
-    stop = "--trainer.callbacks+=tests.detection.test_runs.StopAfterTwo"
-    fit("mgca", *data, encoder, [*half, stop])
-    fit("mgca", *data, encoder, [*half, "--ckpt_path=last"])
-    whole, resumed = (DetectorCheckpoint.load(tmp_path / f / "detector.pth") for f in ("whole", "half"))
-    assert whole.scores == resumed.scores
-    assert all(torch.equal(whole.weights[name], value) for name, value in resumed.weights.items())
 
 
 def test_registered_network_and_like(data, tmp_path, monkeypatch):
