@@ -29,8 +29,8 @@ HEAD = """# The papers, value by value
 
 Of each paper: what it states, what its authors' release does, what happens here, and why where that is neither. "-" is
 what a source does not state. Values with a key are read from the [preset](presets.md), the recipe (`nnunet-transformers
-pretrain recipes`, `classify recipes`, `detect recipes`) or the trainer that has them. Below, every table of experiments:
-the command that runs a row again, what it needs, and what there is not. `make papers` writes this page.
+pretrain recipes`, `classify recipes`, `detect recipes`) or the trainer that has them. Below stands every table of
+experiments: the command that runs a row again, what it needs, and what there is not. `make papers` writes this page.
 """
 
 

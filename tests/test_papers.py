@@ -24,6 +24,16 @@ def test_page_is_that_of_the_data(papers):
     assert papers.PAGE.read_text() == papers.page(), "run `make papers`"
 
 
+def test_rows_are_whole(papers):
+    """An unquoted comma ends an entry of YAML's flow mappings."""
+    for paper in papers.read():
+        assert all(
+            {"what", "paper", "release", "here"} <= row.keys() <= {"what", "paper", "release", "here", "why"}
+            for row in paper["values"]
+        )
+        assert all(row.keys() == {"what", "rerun", "needs", "lacks"} for row in paper["tables"])
+
+
 def test_what_is_neither_paper_nor_release_has_a_reason(papers):
     for paper in papers.read():
         for row in paper["values"]:
