@@ -121,7 +121,7 @@ def read_boxes(table: Path, known: Collection[str], files: Mapping[str, str] | N
     split = np.array([image.split for image in found.values()]) if any(i.split for i in images.values()) else None
     if split is not None and (split == "").any():
         raise ValueError(f"{table} states the split of some images only; complete or remove it")
-    presence = [("1" if image.boxes else "0",) for image in found.values()]
+    presence: list[tuple[str, ...]] = [("1" if image.boxes else "0",) for image in found.values()]
     return BoxedImages(
         LabelledImages(list(found), presence, ("box",), split, unknown),
         [np.array(image.boxes, float).reshape(-1, 4) for image in found.values()],

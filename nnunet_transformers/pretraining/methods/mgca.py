@@ -8,7 +8,7 @@ position embeddings, padding tokens are no words, and the losses of a batch incl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +141,7 @@ class MGCA(BestEpochPretraining):
                     words,
                     *weights,
                     reference_compat=self.hparams.reference_compat,
-                    attention=tuple(self.cta_attention),
+                    attention=cast(Sequence[nn.MultiheadAttention], self.cta_attention),
                 )
             if cpa:
                 with torch.no_grad():
