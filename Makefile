@@ -10,7 +10,7 @@ BENCH_FLAGS ?= --device cpu --threads 2
 FLOORS_PYTHON ?= 3.10
 NEWEST_PYTHON ?= 3.14
 
-.PHONY: demo test test-floors test-newest types docs bench
+.PHONY: demo test test-floors test-newest types papers docs bench
 
 demo: $(VENV)/installed
 	$(BIN)/nnunet-transformers demo $(DEMO_FLAGS)
@@ -24,6 +24,10 @@ test: $(VENV)/installed
 
 types: $(VENV)/installed
 	$(BIN)/mypy
+
+# docs/papers.md, of what papers, recipes and presets say
+papers: $(VENV)/installed
+	$(BIN)/python docs/papers.py
 
 docs: $(VENV)/installed
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e ".[docs]"

@@ -51,6 +51,14 @@ def draw_radiograph(findings: list[Finding], size: int, rng: np.random.Generator
     Returns:
         (size, size), uint8.
     """
+    return draw_with_boxes(findings, size, rng)[0]
+
+
+def draw_with_boxes(
+    findings: list[Finding], size: int, rng: np.random.Generator
+) -> tuple[NDArray, list[tuple[float, float, float, float]]]:
+    """``draw_radiograph``, and the box around each finding: left, top, width and height in pixels."""
+    boxes = []
     y, x = np.meshgrid(*[np.linspace(0, 1, size)] * 2, indexing="ij")
     image = np.full((size, size), 0.6)
     for centre in (0.28, 0.72):
@@ -62,8 +70,12 @@ def draw_radiograph(findings: list[Finding], size: int, rng: np.random.Generator
         square = np.maximum(abs(x - centre_x), abs(y - centre_y)) / radius
         inside = {"nodule": distance < 1, "opacity": square < 0.9, "cavity": (distance < 1) & (distance > 0.55)}
         image[inside[finding.shape]] = 0.9
+        half = radius * (0.9 if finding.shape == "opacity" else 1.0)
+        # the grid's last line is at 1, the middle of the last pixel
+        left, top = ((centre - half) * (size - 1) + 0.5 for centre in (centre_x, centre_y))
+        boxes.append((left, top, 2 * half * (size - 1), 2 * half * (size - 1)))
     image += rng.normal(0, 0.05, image.shape)
-    return (image.clip(0, 1) * 255).astype(np.uint8)
+    return (image.clip(0, 1) * 255).astype(np.uint8), boxes
 
 
 def write_reports(findings: list[Finding], rng: np.random.Generator) -> tuple[str, str]:
@@ -97,6 +109,32 @@ def write_dataset(folder: Path, images: int, size: int = 64, seed: int = 0) -> P
             labels = [int(any(f.shape == shape for f in findings)) for shape in SHAPES]
             reports = write_reports(findings, rng)
             writer.writerow([f"image_{number:04d}.png", *reports, f"patient_{number}", f"study_{number}", *labels])
+    return table
+
+
+def write_boxed(folder: Path, images: int, size: int = 64, seed: int = 0) -> Path:
+    """Write images (PNG) and ``boxes.csv``, the box of each finding with its shape, as `detect` reads them.
+
+    Three fifths are to train on, a fifth each to validate and to test.
+
+    Returns:
+        the table.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / "boxes.csv"
+    with open(table, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "x", "y", "width", "height", "image_width", "image_height", "label", "split"])
+        for number in range(images):
+            rng = np.random.default_rng((seed, number))
+            findings = draw_findings(rng)
+            pixels, boxes = draw_with_boxes(findings, size, rng)
+            name, split = f"image_{number:04d}.png", ("train", "train", "train", "val", "test")[number % 5]
+            sitk.WriteImage(sitk.GetImageFromArray(pixels), str(folder / name))
+            for finding, box in zip(findings, boxes, strict=True):
+                writer.writerow([name, *(f"{v:.2f}" for v in box), size, size, finding.shape, split])
+            if not boxes:
+                writer.writerow([name, "", "", "", "", size, size, "", split])
     return table
 
 

@@ -34,7 +34,17 @@ from nnunet_transformers.weights import sealed
 from tests.hub_server import connect, running_hub
 
 # folders and modules of tests that run nnU-Net's pools, or ours
-LIGHT = {"classification", "evaluation", "inference", "plans", "pretraining", "sharing", "trainers", "weights"}
+LIGHT = {
+    "classification",
+    "detection",
+    "evaluation",
+    "inference",
+    "plans",
+    "pretraining",
+    "sharing",
+    "trainers",
+    "weights",
+}
 LIGHT |= {"test_cli.py", "test_docs.py", "test_security.py"}
 # the module of the fixture ``hostile``
 HOSTILE = "stranger"

@@ -6,10 +6,13 @@ import gzip
 import json
 from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from nnunet_transformers.architectures import create_network, get_network
+from nnunet_transformers.detection.boxes import read_boxes
 from nnunet_transformers.testing import check_network
 
 NETWORK = "hybrid_unet"
@@ -86,6 +89,31 @@ class TestRadiographTables:
         assert found["image"].is_unique
         assert found.groupby("split")["label"].mean().to_dict() == {"train": 0.5, "val": 0.5, "test": 0.5}
 
+    def test_rsna_boxes(self, tables, tmp_path):
+        rows = [f"patient{n},{n},2,3,4,1" for n in range(6)] + [f"patient{n},,,,,0" for n in range(6, 12)]
+        rows.append("patient0,7,8,9,10,1")
+        (tmp_path / "stage_2_train_labels.csv").write_text("\n".join(["patientId,x,y,width,height,Target", *rows]))
+        found = tables.rsna_boxes(tmp_path, held_out=3)
+        assert found.groupby("split")["image"].nunique().to_dict() == {"train": 6, "val": 3, "test": 3}
+        assert found.groupby("image")["split"].nunique().max() == 1
+        boxes = boxes_of(found, tmp_path / "boxes.csv", {f"patient{n}" for n in range(12)})
+        assert sorted(len(b) for b in boxes.boxes) == [0] * 6 + [1] * 5 + [2]
+
+    def test_object_cxr(self, tables, tmp_path):
+        for part in ("train", "dev"):
+            (tmp_path / part).mkdir()
+            for n in range(10):
+                Image.new("L", (100, 50)).save(tmp_path / part / f"{n}.jpg")
+            rows = ["0.jpg,0 10 20 30 40;2 50 5 60 5 60 15 50 15", *(f"{n}.jpg," for n in range(1, 10))]
+            (tmp_path / f"{part}.csv").write_text("\n".join(["image_name,annotation", *rows]))
+        found = tables.object_cxr(tmp_path)
+        assert found.groupby("split")["image"].nunique().to_dict() == {"train": 9, "val": 1, "test": 10}
+        boxes = boxes_of(
+            found, tmp_path / "boxes.csv", {f"{part}__{n}" for part in ("train", "dev") for n in range(10)}
+        )
+        first = boxes.images.names.index("dev__0")
+        assert boxes.boxes[first].tolist() == [[0.1, 0.4, 0.3, 0.8], [0.5, 0.1, 0.6, 0.3]]
+
     def test_covidx(self, tables, tmp_path):
         rows = [f"{n} {n}.png {'COVID-19' if n % 3 else 'normal'} source" for n in range(20)]
         (tmp_path / "train_split.txt").write_text("\n".join(rows))
@@ -94,3 +122,54 @@ class TestRadiographTables:
         assert found["split"].value_counts().to_dict() == {"train": 18, "val": 2, "test": 1}
         assert found.iloc[-1].tolist() == ["test/a.jpg", "pneumonia", "test"]
         assert found.iloc[0]["image"] == "train/0.png"
+
+
+def boxes_of(table, file, known):
+    """The table as `detect` reads it."""
+    table.to_csv(file, index=False)
+    return read_boxes(file, known)
+
+
+class TestRadiographDatasets:
+    """nnU-Net's datasets of SIIM and RSNA, from folders laid out like theirs."""
+
+    @pytest.fixture
+    def datasets(self, examples, monkeypatch):
+        module = import_module("radiograph_datasets")
+        monkeypatch.setattr(module, "SIZE", 8)
+        ramp = torch.linspace(0, 1, 64).reshape(1, 8, 8)
+        monkeypatch.setattr(module, "read_radiograph", lambda file, channels, longest: ramp)
+        return module
+
+    def test_siim(self, datasets, tmp_path):
+        rows = ["ImageId, EncodedPixels", "a0, 8 2 5 1", "a0, 0 1", *(f"a{n}, 60 4" for n in range(1, 10))]
+        rows += [f"b{n}, -1" for n in range(30)]
+        (tmp_path / "train-rle.csv").write_text("\n".join(rows))
+        for name in [f"a{n}" for n in range(10)] + [f"b{n}" for n in range(30)]:
+            (tmp_path / "images" / name).mkdir(parents=True)
+            (tmp_path / "images" / name / f"{name}.dcm").touch()
+        files, mask, parts = datasets.siim(tmp_path)
+        assert len(files) == 40
+        # by columns: two pixels from the top of the second, one five below, and the very first
+        assert np.argwhere(mask("a0")).tolist() == [[0, 0], [0, 1], [1, 1], [7, 1]]
+        assert not mask("b0").any()
+        assert (len(parts["val"]), len(parts["test"])) == (6, 6)
+        kinds = [name[0] for name in parts["train"]]
+        assert kinds.count("a") == kinds.count("b")
+
+    def test_rsna(self, datasets, tmp_path):
+        rows = ["p0,1,2,3,4,1", "p0,6,6,2,2,1", *(f"p{n},,,,,0" for n in range(1, 20))]
+        (tmp_path / "stage_2_train_labels.csv").write_text("\n".join(["patientId,x,y,width,height,Target", *rows]))
+        datasets.write(tmp_path, tmp_path / "out", 4, "rsna", "opacity")
+        (label,) = (tmp_path / "out").glob("labelsT?/p0.png")
+        pixels = np.asarray(Image.open(label))
+        # of every second pixel: columns 1 to 3, rows 2 to 5 and the last two of both
+        assert pixels.shape == (4, 4)
+        assert np.argwhere(pixels).tolist() == [[1, 0], [1, 1], [2, 0], [2, 1], [3, 3]]
+        folds = json.loads((tmp_path / "out" / "splits_final.json").read_text())
+        assert [len(fold["train"]) for fold in folds] == [12, 1, 1]
+        assert set(folds[1]["train"]) <= set(folds[0]["train"])
+        assert all(fold["val"] == folds[0]["val"] for fold in folds)
+        content = json.loads((tmp_path / "out" / "dataset.json").read_text())
+        assert content["numTraining"] == 16
+        assert len(list((tmp_path / "out" / "imagesTs").iterdir())) == 4

@@ -8,11 +8,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from PIL import Image
 from sklearn.model_selection import train_test_split
 
 FINDINGS = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"]
 FRONTAL = ["PA", "AP"]
+BOXES = ["image", "x", "y", "width", "height", "image_width", "image_height", "split"]
 
 
 def mimic_cxr(folder: Path) -> pd.DataFrame:
@@ -82,10 +85,43 @@ def covidx(folder: Path) -> pd.DataFrame:
     return pd.concat([training, test.assign(split="test")])[["image", "label", "split"]]
 
 
+def rsna_boxes(folder: Path, held_out: int = 5337) -> pd.DataFrame:
+    """RSNA's opacities as boxes; as many patients to validate on as to test on, as in MGCA's release."""
+    table = pd.read_csv(folder / "stage_2_train_labels.csv", dtype={"patientId": str})
+    table = table.assign(image=table["patientId"] + ".dcm", image_width=1024, image_height=1024)
+    training, rest = train_test_split(table["patientId"].unique(), test_size=2 * held_out, random_state=0)
+    table["split"] = np.where(table["patientId"].isin(set(training)), "train", "val")
+    table.loc[table["patientId"].isin(set(rest[:held_out])), "split"] = "test"
+    return table[BOXES]
+
+
+def object_cxr(folder: Path) -> pd.DataFrame:
+    """Object-CXR's foreign objects as boxes: ``dev`` is the test set, a tenth of ``train`` is for validation.
+
+    An object is an ellipse or rectangle, given by two corners, or a polygon; its box is that around it.
+    """
+    parts = []
+    for part in ("train", "dev"):
+        table = pd.read_csv(folder / f"{part}.csv", dtype=str, keep_default_na=False)
+        held = (
+            set(table["image_name"].sample(frac=0.1, random_state=0)) if part == "train" else set(table["image_name"])
+        )
+        for name, annotation in zip(table["image_name"], table["annotation"], strict=True):
+            with Image.open(folder / part / name) as image:
+                width, height = image.size
+            split = ("val" if part == "train" else "test") if name in held else "train"
+            for shape in annotation.split(";"):
+                x, y = (np.array(shape.split()[first::2], float) for first in (1, 2))
+                box = (x.min(), y.min(), np.ptp(x), np.ptp(y)) if len(x) else ("",) * 4
+                parts.append([f"{part}/{name}", *box, width, height, split])
+    return pd.DataFrame(parts, columns=BOXES)
+
+
 DATASETS = {"mimic-cxr": mimic_cxr, "chexpert": chexpert, "rsna": rsna, "covidx": covidx}
+DATASETS |= {"rsna-boxes": rsna_boxes, "object-cxr": object_cxr}
 
 if __name__ == "__main__":
     name, source, output = sys.argv[1:]
     found = DATASETS[name](Path(source))
     found.to_csv(output, index=False)
-    print(f"{output}: {len(found)} images, {found['split'].value_counts().to_dict()}")
+    print(f"{output}: {len(found)} rows, {found['split'].value_counts().to_dict()}")

@@ -13,13 +13,72 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import C
 
 from ..pretraining.data.index import PreparedIndex
 from ..weights.described import build_filled
-from ..weights.sealed import SealedCheckpoint, package_versions
+from ..weights.sealed import SealedCheckpoint, load, package_versions
 from .classifier import BackboneDescription, ImageClassifier
 from .crops import ImageCrops
 
 
+class StatesImages:
+    """Mixin for a checkpoint, listed before its class, that states how its training images were prepared.
+
+    Attributes:
+        noun: what the checkpoint holds, in one word.
+        backbone, views, spacing, normalization, channels, plans, configuration, trained_on, validated_on: as of
+            ``ClassifierCheckpoint``.
+    """
+
+    noun: ClassVar[str]
+    backbone: BackboneDescription
+    views: ImageCrops
+    spacing: tuple[float, ...]
+    normalization: tuple[str, ...]
+    channels: tuple[str, ...]
+    plans: dict[str, Any] | None
+    configuration: str | None
+    trained_on: tuple[str, ...]
+    validated_on: tuple[str, ...]
+
+    def check_images(self, index: PreparedIndex, folder: Path) -> None:
+        """Check that images were prepared like the training images.
+
+        Args:
+            index: index of the prepared images.
+            folder: their folder, for the message.
+
+        Raises:
+            ValueError: if channels, normalisation, spacing or CT intensities differ.
+        """
+        remedy = f"prepare them with `pretrain prepare --like {self.noun.upper()}`"
+        if len(index.channels) != len(self.channels):
+            raise ValueError(
+                f"the images in {folder} have {len(index.channels)} channels, the {self.noun} was trained on "
+                f"{len(self.channels)} ({', '.join(self.channels)})"
+            )
+        if index.normalization != self.normalization:
+            raise ValueError(
+                f"{folder} has normalization {', '.join(index.normalization)}, the {self.noun} was trained on "
+                f"{', '.join(self.normalization)}; {remedy}"
+            )
+        axes = len(self.backbone.patch_size)
+        found, wanted = index.spacing_of(axes), self.spacing[-axes:]
+        differ = len(found) != len(wanted) or not np.allclose(found, wanted, rtol=0.01)
+        # a canvas replaces the image's own resolution
+        if self.views.canvas is None and differ:
+            texts = [", ".join(f"{s:g}" for s in spacing) for spacing in (found, wanted)]
+            raise ValueError(
+                f"{folder} has spacing {texts[0]} mm, the {self.noun} was trained on {texts[1]} mm; {remedy}"
+            )
+        if CTNormalization.__name__ in self.normalization and self.plans is not None:
+            key = "foreground_intensity_properties_per_channel"
+            if (index.plans or {}).get(key) != self.plans[key]:
+                raise ValueError(
+                    f"{folder} was normalised with other CT intensities than the {self.noun}'s training images; "
+                    f"{remedy}"
+                )
+
+
 @dataclass(frozen=True)
-class ClassifierCheckpoint(SealedCheckpoint):
+class ClassifierCheckpoint(StatesImages, SealedCheckpoint):
     """Weights of a classifier and their description.
 
     Attributes:
@@ -44,6 +103,7 @@ class ClassifierCheckpoint(SealedCheckpoint):
     """
 
     kind: ClassVar[str] = "classifier"
+    noun: ClassVar[str] = "classifier"
     format: ClassVar[int] = 2
     earlier: ClassVar[tuple[int, ...]] = (1,)
     remedy: ClassVar[str] = "`nnunet-transformers classify fit` writes classifiers"
@@ -69,10 +129,9 @@ class ClassifierCheckpoint(SealedCheckpoint):
 
     @classmethod
     def _restore(cls, description: dict[str, Any]) -> dict[str, Any]:
-        backbone, views = (_with_tuples(description[name]) for name in ("backbone", "views"))
         # files written before 0.3 do not state the images
         seen = {name: tuple(description.get(name, ())) for name in ("trained_on", "validated_on")}
-        return {**description, **seen, "backbone": BackboneDescription(**backbone), "views": ImageCrops(**views)}
+        return restore_settings({**description, **seen})
 
     def build_network(self) -> ImageClassifier:
         """Build the network and load its weights.
@@ -84,47 +143,16 @@ class ClassifierCheckpoint(SealedCheckpoint):
             lambda: ImageClassifier(self.backbone.build(), len(self.classes)), self.weights, "a classifier checkpoint"
         )
 
-    def check_images(self, index: PreparedIndex, folder: Path) -> None:
-        """Check that images were prepared like the training images.
-
-        Args:
-            index: index of the prepared images.
-            folder: their folder, for the message.
-
-        Raises:
-            ValueError: if channels, normalisation, spacing or CT intensities differ.
-        """
-        remedy = "prepare them with `pretrain prepare --like CLASSIFIER`"
-        if len(index.channels) != len(self.channels):
-            raise ValueError(
-                f"the images in {folder} have {len(index.channels)} channels, the classifier was trained on "
-                f"{len(self.channels)} ({', '.join(self.channels)})"
-            )
-        if index.normalization != self.normalization:
-            raise ValueError(
-                f"{folder} has normalization {', '.join(index.normalization)}, the classifier was trained on "
-                f"{', '.join(self.normalization)}; {remedy}"
-            )
-        axes = len(self.backbone.patch_size)
-        found, wanted = index.spacing_of(axes), self.spacing[-axes:]
-        differ = len(found) != len(wanted) or not np.allclose(found, wanted, rtol=0.01)
-        # a canvas replaces the image's own resolution
-        if self.views.canvas is None and differ:
-            texts = [", ".join(f"{s:g}" for s in spacing) for spacing in (found, wanted)]
-            raise ValueError(
-                f"{folder} has spacing {texts[0]} mm, the classifier was trained on {texts[1]} mm; {remedy}"
-            )
-        if CTNormalization.__name__ in self.normalization and self.plans is not None:
-            key = "foreground_intensity_properties_per_channel"
-            if (index.plans or {}).get(key) != self.plans[key]:
-                raise ValueError(
-                    f"{folder} was normalised with other CT intensities than the classifier's training images; {remedy}"
-                )
-
 
 def identity(name: str) -> str:
     """Return what a classifier keeps of an image's name: a hash, because names often hold those of patients."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def restore_settings(description: dict[str, Any]) -> dict[str, Any]:
+    """Restore backbone and views in a checkpoint's description."""
+    backbone, views = (_with_tuples(description[name]) for name in ("backbone", "views"))
+    return {**description, "backbone": BackboneDescription(**backbone), "views": ImageCrops(**views)}
 
 
 def _with_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,13 +161,15 @@ def _with_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def preparation(path: Path) -> tuple[dict[str, Any], str]:
-    """Return the plan and configuration that a classifier's training images were prepared by.
+    """Return the plan and configuration that the training images of a classifier or detector were prepared by.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a classifier checkpoint, or does not specify them.
+        ValueError: if it is no such checkpoint, of a kind whose module has been imported, or does not specify them.
     """
-    checkpoint = ClassifierCheckpoint.load(path)
+    checkpoint = load(path)
+    if not isinstance(checkpoint, StatesImages):
+        raise ValueError(f"{path} is not a checkpoint of kind classifier or detector (its kind is {checkpoint.kind})")
     if checkpoint.plans is None or checkpoint.configuration is None:
         raise ValueError(
             f"{path} does not specify how its images were prepared, as an older version wrote it; train it again"

@@ -140,7 +140,7 @@ class ClassificationData(EpochData):
         self.names, self.unknown = np.array(labelled.names), labelled.unknown
         self.targets = labelled.targets(self.classes)
         training, self.val_numbers = split_numbers(labelled, self.targets, val_share, seed)
-        self.train_numbers = _share(training, self.targets, self.multi_label, train_share, seed)
+        self.train_numbers = draw_share(training, self.targets, self.multi_label, train_share, seed)
         self._check_classes(table)
         self.crops = ImageCrops(
             tuple(patch_size),
@@ -225,7 +225,19 @@ def split_numbers(labelled: LabelledImages, targets: NDArray, val_share: float, 
     return _draw(training, targets, labelled.multi_label, val_share, seed)
 
 
-def _share(numbers: NDArray, targets: NDArray, multi_label: bool, share: float, seed: int) -> NDArray:
+def draw_share(numbers: NDArray, targets: NDArray, multi_label: bool, share: float, seed: int) -> NDArray:
+    """Draw a share of the images, stratified by class unless images have several labels.
+
+    Args:
+        numbers: numbers of the images to draw from.
+        targets: (images, classes) of all images.
+        multi_label: whether an image can have several labels at once.
+        share: above 0 and at most 1.
+        seed: seed of the draw.
+
+    Raises:
+        ValueError: if the share is none, or a class has fewer than two images to draw from.
+    """
     if not 0 < share <= 1:
         raise ValueError(f"train_share must be above 0 and at most 1, got {share}")
     return numbers if share == 1 else _draw(numbers, targets, multi_label, share, seed)[1]

@@ -14,21 +14,22 @@ from ..runs import command_line as run
 from ..runs.recipe import list_recipes as recipe_names
 from ..runs.recipe import read_recipe
 
+# all validation images, and none before training
+TRAINER_DEFAULTS = {"limit_val_batches": 1.0, "num_sanity_val_steps": 0}
+
 
 def list_recipes() -> list[str]:
     """Return the names of the classification recipes."""
     return recipe_names(__package__)
 
 
-class ClassificationCLI(run.RecipeCLI):
-    """LightningCLI of the classification recipes, which compares the images with those of the encoder."""
+class EncoderTrainingCLI(run.RecipeCLI):
+    """LightningCLI that compares the images with those of the encoder."""
 
     from_method = {  # noqa: RUF012
         "patch_size": lambda method: method.description.patch_size,
         "input_channels": lambda method: method.description.input_channels,
     }
-
-    written = ("classifier.pth",)
 
     def check(self) -> None:
         prepared, wanted = self.datamodule.index.normalization, self.model.normalization
@@ -37,6 +38,12 @@ class ClassificationCLI(run.RecipeCLI):
             print(printable(f"{note}, the encoder's images with {', '.join(wanted)}"))
         if self.config.fit.trainer.logger in (None, True):
             self.trainer.logger = CSVLogger(self.trainer.default_root_dir)
+
+
+class ClassificationCLI(EncoderTrainingCLI):
+    """LightningCLI of the classification recipes."""
+
+    written = ("classifier.pth",)
 
 
 def fit(
@@ -83,5 +90,5 @@ def fit(
         given.append(f"--model.init_args.encoder={encoder}")
     if uncertain is not None:
         given.append(f"--data.init_args.uncertain={uncertain}")
-    defaults = {"limit_val_batches": 1.0, "num_sanity_val_steps": 0}
-    return run.run_recipe(read_recipe(recipe, __package__, trust), ClassificationCLI, [*given, *arguments], defaults)
+    recipe_found = read_recipe(recipe, __package__, trust)
+    return run.run_recipe(recipe_found, ClassificationCLI, [*given, *arguments], TRAINER_DEFAULTS)

@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightly.utils.scheduler import CosineWarmupScheduler
-from lightning import LightningModule
-from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..pretraining.data.index import PreparedIndex
-from ..runs.schedules import total_steps
 from .checkpoint import ClassifierCheckpoint, identity
-from .classifier import (
-    BackboneDescription,
-    ImageClassifier,
-    has_own_classifier,
-    load_pretrained,
-    mean_probabilities,
-    pretrained_backbone,
-)
+from .classifier import ImageClassifier, mean_probabilities
 from .data import ClassificationData
 from .scores import accuracy, auc
+from .training import EncoderTraining
 
 
-class Classification(LightningModule):
+class Classification(EncoderTraining):
     """Train an encoder with a linear layer, or the layer alone, and keep the weights with the best validation score.
 
     Args:
@@ -51,8 +39,6 @@ class Classification(LightningModule):
             missing in validation, or ``loss``.
 
     Attributes:
-        description: description of the backbone.
-        normalization: normalisation of the encoder's training images; empty for random weights.
         multi_label: whether an image can have several labels at once; known once a trainer is attached.
 
     Raises:
@@ -81,31 +67,10 @@ class Classification(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.source = "random weights"
-        self.normalization: tuple[str, ...] = ()
-        if encoder is None:
-            if patch_size is None:
-                raise ValueError("there is no encoder to take the patch from: set --model.init_args.patch_size")
-            arguments = (
-                network,
-                tuple(patch_size),
-                input_channels,
-                network_overrides or {},
-                has_own_classifier(network),
-            )
-            self.description = BackboneDescription(*arguments)
-            backbone = self.description.build()
-        else:
-            checkpoint = load_pretrained(Path(encoder))
-            backbone, self.description, report = pretrained_backbone(checkpoint, patch_size)
-            self.source = f"{checkpoint.method} of {checkpoint.name}, {checkpoint.num_cases} images"
-            self.normalization = checkpoint.normalization
-            rank_zero_info(report)
+        backbone = self.build_backbone(encoder, network, patch_size, input_channels, network_overrides)
         self.network = ImageClassifier(backbone, 1, frozen)
         # best AUC and loss so far
         self.register_buffer("best", torch.tensor([-math.inf, math.inf]))
-        self.is_best = False
-        self.scores: dict[str, float] = {}
 
     @property
     def data(self) -> ClassificationData:
@@ -142,27 +107,10 @@ class Classification(LightningModule):
         """Compute the loss of a batch of ``LabelledCrops``."""
         image, targets = batch
         loss = self.loss(self.network(image), targets)
-        if not loss.isfinite():
-            raise RuntimeError(
-                f"diverged: the loss is not finite (epoch {self.current_epoch}, step {self.global_step}). Lower the "
-                f"learning rate or train in float32; the state of the epoch before is in "
-                f"{self.trainer.default_root_dir}"
-            )
+        self.check_finite(loss)
         # mean over the epoch: small data sets have few steps per epoch
         self.log("loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=len(image))
         return loss
-
-    def on_train_start(self) -> None:
-        steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        needed = steps * (self.trainer.check_val_every_n_epoch or 1)
-        if total_steps(self.trainer) < needed:
-            raise ValueError(
-                f"the run ends after {total_steps(self.trainer)} steps, before the first validation after {needed}: "
-                "make it longer (--trainer.max_steps, --trainer.max_epochs), or lower --trainer.check_val_every_n_epoch"
-            )
-
-    def on_train_epoch_start(self) -> None:
-        self.is_best = False
 
     def on_validation_epoch_start(self) -> None:
         shape = self.data.val_targets.shape
@@ -205,15 +153,6 @@ class Classification(LightningModule):
             return float(F.nll_loss(probabilities.clamp_min(smallest).log(), targets.argmax(1)))
         known = ~targets.isnan()
         return float(F.binary_cross_entropy(probabilities[known], targets[known]))
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        settings: Any = self.hparams
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-        total = total_steps(self.trainer)
-        warmup = min(settings.warmup_steps, total)
-        scheduler = CosineWarmupScheduler(optimizer, warmup, total, end_value=settings.final_lr_share)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> dict[str, ClassifierCheckpoint]:
         """Return the classifier by file name, if its validation score is the best so far.

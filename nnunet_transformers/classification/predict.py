@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ..cpu import optimize
 from ..pretraining.data import PreparedImages
-from .checkpoint import ClassifierCheckpoint, identity
+from .checkpoint import ClassifierCheckpoint, StatesImages, identity
 from .classifier import mean_probabilities
 from .labels import LabelledImages
 
@@ -43,10 +43,7 @@ class Predictor:
 
 
 def images_to_score(checkpoint: ClassifierCheckpoint, labelled: LabelledImages) -> tuple[list[str], NDArray, list[str]]:
-    """Select the images to evaluate a classifier on: the table's test split, or all images without a split.
-
-    Images that it was trained on, or its best epoch was chosen by, are left out. If it has seen all, those of the
-    choice are taken.
+    """Select the images to evaluate a classifier on, see ``unseen``.
 
     Args:
         checkpoint: checkpoint of the classifier.
@@ -56,28 +53,48 @@ def images_to_score(checkpoint: ClassifierCheckpoint, labelled: LabelledImages) 
         image names, their targets, (images, classes), and notes on what was left out.
 
     Raises:
-        ValueError: if a label is not among the classifier's classes, the test split is empty, or the classifier was
-            trained on all images.
+        ValueError: if a label is not among the classifier's classes; as ``unseen``.
     """
     targets = labelled.targets(checkpoint.classes)
-    chosen = np.ones(len(targets), bool) if labelled.is_test is None else labelled.is_test
+    chosen, notes = unseen(checkpoint, labelled)
+    return [name for name, c in zip(labelled.names, chosen, strict=True) if c], targets[chosen], notes
+
+
+def unseen(checkpoint: StatesImages, labelled: LabelledImages) -> tuple[NDArray, list[str]]:
+    """Select the table's test split, or all images without a split, but for those that the checkpoint has seen.
+
+    Images that it was trained on, or its best epoch was chosen by, are left out. If it has seen all, those of the
+    choice are taken.
+
+    Args:
+        checkpoint: of a classifier or detector.
+        labelled: the table.
+
+    Returns:
+        whether each image is selected, and notes on what was left out.
+
+    Raises:
+        ValueError: if the test split is empty, or the checkpoint was trained on all images.
+    """
+    noun = checkpoint.noun
+    chosen = np.ones(len(labelled.names), bool) if labelled.is_test is None else labelled.is_test
     if not chosen.any():
         raise ValueError("column split has test for no prepared image; remove the column to evaluate on all images")
     notes = []
     if not checkpoint.trained_on:
-        notes.append("the classifier does not state its training images: leave them out of the table yourself")
+        notes.append(f"the {noun} does not state its training images: leave them out of the table yourself")
     trained, validated = (
         np.array([identity(name) in seen for name in labelled.names])
         for seen in map(frozenset, (checkpoint.trained_on, checkpoint.validated_on))
     )
-    unseen = chosen & ~trained & ~validated
-    if unseen.any():
-        if left_out := int(chosen.sum() - unseen.sum()):
-            notes.append(f"{left_out} images that the classifier was trained on or chosen by are left out")
-    elif (unseen := chosen & validated).any():
+    new = chosen & ~trained & ~validated
+    if new.any():
+        if left_out := int(chosen.sum() - new.sum()):
+            notes.append(f"{left_out} images that the {noun} was trained on or chosen by are left out")
+    elif (new := chosen & validated).any():
         notes.append(
-            "NO IMAGE IS NEW to the classifier: scores of the images that its best epoch was chosen by are too good"
+            f"NO IMAGE IS NEW to the {noun}: scores of the images that its best epoch was chosen by are too good"
         )
     else:
-        raise ValueError(f"the classifier was trained on all {int(chosen.sum())} images: their scores mean nothing")
-    return [name for name, c in zip(labelled.names, unseen, strict=True) if c], targets[unseen], notes
+        raise ValueError(f"the {noun} was trained on all {int(chosen.sum())} images: their scores mean nothing")
+    return new, notes

@@ -1,4 +1,4 @@
-"""AUC and accuracy with bootstrap confidence intervals."""
+"""AUC, average precision, accuracy, sensitivity and specificity with bootstrap confidence intervals."""
 
 from __future__ import annotations
 
@@ -90,17 +90,39 @@ def score_with_intervals(
         seed: seed of the resamples.
 
     Returns:
-        scores by name: ``AUC``, ``accuracy`` and, for more than two classes or several labels, ``AUC of CLASS``.
+        scores by name: ``AUC``, ``average precision``, ``accuracy``, ``sensitivity``, ``specificity`` and, for more
+        than two classes or several labels, ``AUC of CLASS``. Average precision, sensitivity and specificity are means
+        over the classes, one versus the rest; of two exclusive classes they are those of the second, which their names
+        state.
     """
     right, known = _right(probabilities, targets, multi_label)
-    areas, accuracies = [], []
+    positive = probabilities > 0.5 if multi_label else np.eye(len(classes), dtype=bool)[probabilities.argmax(1)]
+    is_pair = not multi_label and len(classes) == 2
+    of, kept = (f" of {classes[1]}", slice(1, 2)) if is_pair else ("", slice(None))
+
+    def computed(drawn: NDArray) -> list[NDArray]:
+        """Scores of each row of ``drawn``: (rows, classes) of areas, precision, sensitivity and specificity."""
+        columns = list(zip(probabilities.T, positive.T, targets.T, strict=True))
+        return [
+            np.stack([_areas(p[drawn], t[drawn]) for p, _, t in columns], 1),
+            np.stack([_average_precision(p[drawn], t[drawn]) for p, _, t in columns][kept], 1),
+            np.stack([_rate(found[drawn], t[drawn] == 1) for _, found, t in columns][kept], 1),
+            np.stack([_rate(~found[drawn], t[drawn] == 0) for _, found, t in columns][kept], 1),
+        ]
+
+    drawn_scores, accuracies = [], []
     for drawn in _resample(targets, multi_label, resamples, seed):
-        areas.append(np.stack([_areas(p[drawn], t[drawn]) for p, t in zip(probabilities.T, targets.T, strict=True)], 1))
+        drawn_scores.append(computed(drawn))
         accuracies.append(_accuracy(right, known, drawn))
-    area = np.concatenate(areas)
+    area, *others = (np.concatenate(parts) for parts in zip(*drawn_scores, strict=True))
+    _, *values = (float(_mean(part)[0]) for part in computed(np.arange(len(targets))[None]))
+    precision, sensitivity, specificity = map(_score, values, map(_mean, others))
     scores = {
         "AUC": _score(auc(probabilities, targets), _mean(area)),
+        f"average precision{of}": precision,
         "accuracy": _score(accuracy(probabilities, targets, multi_label), np.concatenate(accuracies)),
+        f"sensitivity{of}": sensitivity,
+        f"specificity{of}": specificity,
     }
     if multi_label or len(classes) > 2:
         for i, name in enumerate(classes):
@@ -137,6 +159,26 @@ def _areas(scores: NDArray, positive: NDArray) -> NDArray:
     number, others = is_positive.sum(1), (positive == 0).sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return ((ranks * is_positive).sum(1) - number * (number + 1) / 2) / (number * others)
+
+
+def _average_precision(scores: NDArray, targets: NDArray) -> NDArray:
+    """Compute the average precision of each row, as scikit-learn defines it; NaN for a row without positives."""
+    scores = np.where(np.isnan(targets), -np.inf, scores)  # the last, unknown, lower no precision
+    order = np.argsort(-scores, axis=1, kind="stable")
+    scores, found = np.take_along_axis(scores, order, 1), np.take_along_axis(targets == 1, order, 1)
+    precision = found.cumsum(1) / np.arange(1, scores.shape[1] + 1)
+    # equal scores are found together: the precision after the last of them
+    last = np.append(scores[:, 1:] != scores[:, :-1], np.ones((len(scores), 1), bool), axis=1)
+    places = np.where(last, np.arange(scores.shape[1]), scores.shape[1])
+    after = np.minimum.accumulate(places[:, ::-1], axis=1)[:, ::-1]
+    with np.errstate(invalid="ignore"):
+        return (np.take_along_axis(precision, after, 1) * found).sum(1) / found.sum(1)
+
+
+def _rate(right: NDArray, among: NDArray) -> NDArray:
+    """Compute the share of each row that is right; NaN for a row without any."""
+    with np.errstate(invalid="ignore"):
+        return (right & among).sum(1) / among.sum(1)
 
 
 def _right(probabilities: NDArray, targets: NDArray, multi_label: bool) -> tuple[NDArray, NDArray]:

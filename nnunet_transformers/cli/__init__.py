@@ -8,7 +8,22 @@ import traceback
 import typer
 
 from .._processes import exit_with_parent_if_spawned
-from . import classify, compare, demo, doctor, evaluate, hub, models, package, predict, preset, pretrain, probe, weights
+from . import (
+    classify,
+    compare,
+    demo,
+    detect,
+    doctor,
+    evaluate,
+    hub,
+    models,
+    package,
+    predict,
+    preset,
+    pretrain,
+    probe,
+    weights,
+)
 from ._options import missing_extra
 from ._output import echo
 
@@ -33,6 +48,7 @@ app.add_typer(weights.commands)
 app.add_typer(pretrain.commands, name="pretrain")
 app.add_typer(probe.commands, name="probe")
 app.add_typer(classify.commands, name="classify")
+app.add_typer(detect.commands, name="detect")
 app.add_typer(predict.commands)
 app.add_typer(evaluate.commands)
 app.add_typer(compare.commands)

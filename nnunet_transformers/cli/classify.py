@@ -73,7 +73,7 @@ def predict_classes(
     scores: Annotated[Path | None, typer.Option(help="JSON file to write the scores to.")] = None,
     device: TorchDevice = "cpu",
 ) -> None:
-    """Write each image's probabilities; with labels print AUC and accuracy with 95 % intervals.
+    """Write each image's probabilities; with labels print AUC, accuracy and others with 95 % intervals.
 
     Images that the classifier was trained on are left out of the scores.
     """

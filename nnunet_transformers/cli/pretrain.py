@@ -52,7 +52,9 @@ def prepare(
         str,
         typer.Option(help="local, dask, dask:ADDRESS, slurm or slurm:NAME=VALUE,... for several machines."),
     ] = "local",
-    like: Annotated[Path | None, typer.Option(help="Prepare images as for the training of this classifier.")] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="Prepare images as for the training of this classifier or detector.")
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Resample, normalise and store images as nnU-Net does; labels are not needed.
@@ -70,6 +72,7 @@ def prepare(
         if planned is not None:
             raise ValueError("--like and --plans contradict each other: both specify the preparation; give one of them")
         from ..classification.checkpoint import preparation
+        from ..detection.checkpoint import DetectorCheckpoint  # noqa: F401  # registers the kind
 
         chosen = preparation(like)
     if chosen is not None and wanted is not None:

@@ -29,6 +29,7 @@ class TrainingSettings:
         warmup_fraction: fraction of the schedule with a rising rate.
         clip_grad_norm: norm to which gradients are clipped.
         dice_weight, ce_weight: weights of the two terms of nnU-Net's loss.
+        focal_weight: weight of a focal loss that takes the place of cross-entropy; without one there is none.
         layer_decay, frozen_fraction: as the trainers' attributes, for pretrained encoders.
         deep_supervision: whether the auxiliary outputs of the network are trained.
         oversample_foreground: share of samples with a class in their centre; nnU-Net's is 0.33.
@@ -49,6 +50,7 @@ class TrainingSettings:
     clip_grad_norm: float | None = None
     dice_weight: float | None = None
     ce_weight: float | None = None
+    focal_weight: float | None = None
     layer_decay: float | None = None
     frozen_fraction: float | None = None
     deep_supervision: bool | None = None
@@ -121,6 +123,7 @@ _CHECKS = {
     "clip_grad_norm": _AMOUNT,
     "dice_weight": _AMOUNT,
     "ce_weight": _AMOUNT,
+    "focal_weight": _AMOUNT,
     "layer_decay": _SHARE,
     "frozen_fraction": _SHARE,
     "deep_supervision": _FLAG,

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from .data.radiographs import read_radiograph
 from .data.report_pairs import canvas_of, centre_crop
@@ -71,7 +73,7 @@ def attend(method: MGCA, max_length: int, image: Path, report: str) -> ReportAtt
     tokens = tokenize(load_tokenizer(settings.text_encoder), [" ".join(words)], max_length)
     read = method.text_encoder(**tokens)
     patches, embedded = method.patch_head(seen.patches[0]), method.word_head(read.words[0])
-    maps = word_attention(embedded[None], patches[None])[0]
+    maps = _maps(method, embedded[None], patches[None])[0]
     return ReportAttention(
         image=picture.numpy(),
         words=words[: len(embedded)],
@@ -79,3 +81,12 @@ def attend(method: MGCA, max_length: int, image: Path, report: str) -> ReportAtt
         patch_weights=None if seen.attention is None else token_weights(seen.attention)[0].view(seen.grid).numpy(),
         maps=maps.view(-1, *seen.grid).numpy(),
     )
+
+
+def _maps(method: MGCA, words: Tensor, patches: Tensor) -> Tensor:
+    """Attention of each word to each patch, (1, words, patches), the mean over the heads if it is learned."""
+    if not len(method.cta_attention):
+        return word_attention(words, patches)
+    words, patches = F.normalize(words, dim=-1), F.normalize(patches, dim=-1)
+    maps: Tensor = method.cta_attention[0](words, patches, patches)[1]
+    return maps

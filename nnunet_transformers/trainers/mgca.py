@@ -7,8 +7,8 @@ class MGCARecipe:
     """Mixin for a trainer, listed before its class: AdamW at 5e-4, weight decay 1e-6, 50 epochs (supplement B.3).
 
     The supplement states no schedule, so the rate is fixed, and no clipping, so gradients are clipped at nnU-Net's 12.
-    Loss (the supplement's is 10 focal + Dice), deep supervision, augmentation and the length of an epoch are nnU-Net's.
-    The supplement stops after 10 epochs without a lower validation loss; this recipe has no early stopping.
+    Loss, deep supervision, augmentation and the length of an epoch are nnU-Net's. The presets ``siim-*`` and ``rsna-*``
+    have the supplement's loss, 10 focal + Dice, its epochs and its early stopping as well.
     """
 
     default_epochs = 50

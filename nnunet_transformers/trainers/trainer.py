@@ -31,6 +31,7 @@ from ..plans.stored_data import StoredData
 from ..plans.training import TrainingSettings
 from ..weights.file import check_file
 from .averaging import AveragesWeights
+from .focal import focal_in_place_of
 from .initial_weights import StartsFromPlan
 from .loaded_encoder import LoadedEncoder
 from .precision import default_autocast_dtype, in_float32, planned_autocast_dtype
@@ -54,6 +55,7 @@ class TransformerTrainer(FollowsSettings, AveragesWeights, StartsFromPlan):
         default_epochs, default_iterations: length of the schedule and of an epoch.
         default_lr, default_weight_decay, default_deep_supervision: initial values of nnU-Net's attributes.
         dice_weight, ce_weight: weights of the two terms of nnU-Net's loss.
+        focal_weight: weight of a focal loss in the place of cross-entropy; None keeps cross-entropy.
         use_all_outputs: include the coarsest output of deep supervision in the loss; nnU-Net, with more outputs,
             excludes it.
         warmup_fraction: fraction of the schedule with a rising learning rate.
@@ -81,6 +83,7 @@ class TransformerTrainer(FollowsSettings, AveragesWeights, StartsFromPlan):
     default_deep_supervision = True
     dice_weight = 1.0
     ce_weight = 1.0
+    focal_weight: float | None = None
     use_all_outputs = False
     warmup_fraction = 0.05
     clip_grad_norm = 1.0
@@ -196,6 +199,8 @@ class TransformerTrainer(FollowsSettings, AveragesWeights, StartsFromPlan):
         loss = super()._build_loss()
         parts = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
         parts.weight_dice, parts.weight_ce = self.dice_weight, self.ce_weight
+        if self.focal_weight is not None:
+            parts.ce, parts.weight_ce = focal_in_place_of(parts.ce), self.focal_weight
         if self.use_all_outputs and isinstance(loss, DeepSupervisionWrapper):
             weights = 0.5 ** np.arange(len(loss.weight_factors))
             loss.weight_factors = tuple(weights / weights.sum())

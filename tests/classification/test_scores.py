@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, recall_score, roc_auc_score
 
 from nnunet_transformers.classification.scores import accuracy, as_text, auc, score_with_intervals
 
@@ -34,6 +34,22 @@ class TestValues:
         p, t = several()
         assert auc(p, t) == pytest.approx(roc_auc_score(t.argmax(1), p, multi_class="ovr"))
 
+    def test_precision_sensitivity_specificity(self):
+        """Of the second of two classes, and means over three; some scores are equal."""
+        p, t = binary(50, 1.0)
+        p = p.round(1)
+        scores = score_with_intervals(p, t, ["a", "b"], resamples=5)
+        found, true = p.argmax(1), t.argmax(1)
+        assert scores["average precision of b"].value == pytest.approx(average_precision_score(true, p[:, 1]))
+        assert scores["sensitivity of b"].value == pytest.approx(recall_score(true, found))
+        assert scores["specificity of b"].value == pytest.approx(recall_score(true, found, pos_label=0))
+        p, t = several()
+        scores = score_with_intervals(p, t, ["a", "b", "c"], resamples=5)
+        assert scores["average precision"].value == pytest.approx(average_precision_score(t, p))
+        assert scores["sensitivity"].value == pytest.approx(recall_score(t.argmax(1), p.argmax(1), average="macro"))
+        rates = [recall_score(t[:, i], p.argmax(1) == i, pos_label=0) for i in range(3)]
+        assert scores["specificity"].value == pytest.approx(np.mean(rates))
+
     def test_several_labels_some_unknown(self):
         rng = np.random.default_rng(0)
         p, t = rng.uniform(size=(40, 3)), rng.integers(0, 2, (40, 3)).astype(np.float32)
@@ -42,6 +58,12 @@ class TestValues:
         assert auc(p, t) == pytest.approx(np.mean(areas))
         right = [((p[:, i] > 0.5) == t[:, i])[~np.isnan(t[:, i])].mean() for i in range(3)]
         assert accuracy(p, t, True) == pytest.approx(np.mean(right))
+        scores = score_with_intervals(p, t, ["a", "b", "c"], multi_label=True, resamples=5)
+        known = [~np.isnan(t[:, i]) for i in range(3)]
+        precisions = [average_precision_score(t[k, i], p[k, i]) for i, k in enumerate(known)]
+        assert scores["average precision"].value == pytest.approx(np.mean(precisions))
+        found = [recall_score(t[k, i], p[k, i] > 0.5) for i, k in enumerate(known)]
+        assert scores["sensitivity"].value == pytest.approx(np.mean(found))
 
     def test_undefined(self):
         p, t = binary(10, 1.0)
@@ -61,6 +83,8 @@ class TestIntervals:
         direct = [(roc_auc_score(t[d].argmax(1), p[d], multi_class="ovr"), accuracy(p[d], t[d], False)) for d in drawn]
         for name, values in zip(("AUC", "accuracy"), np.transpose(direct), strict=True):
             assert (found[name].low, found[name].high) == pytest.approx(np.quantile(values, [0.025, 0.975]))
+        precisions = [average_precision_score(t[d], p[d]) for d in drawn]
+        assert found["average precision"].low == pytest.approx(np.quantile(precisions, 0.025))
         each = [roc_auc_score(t[d][:, 2], p[d][:, 2]) for d in drawn]
         assert found["AUC of c"].low == pytest.approx(np.quantile(each, 0.025))
 
@@ -93,7 +117,7 @@ class TestIntervals:
         true = 0.7602499389065233  # standard normal distribution at shift / sqrt(2)
         hits = 0
         for seed in range(200):
-            score = score_with_intervals(*binary(80, shift, seed), ["a", "b"], resamples=400)["AUC"]
+            score = score_with_intervals(*binary(80, shift, seed), ["a", "b"], resamples=200)["AUC"]
             hits += score.low <= true <= score.high
         assert 0.89 <= hits / 200 <= 0.99
 

@@ -27,7 +27,7 @@ EXTRA = {"lightning", "lightly", "jsonargparse"}
 # what these bring and nnU-Net does not
 BROUGHT = {"pytorch_lightning", "lightning_utilities", "lightning_fabric", "torchmetrics", "hydra", "omegaconf"}
 # parts that belong to the extra
-NEEDING = ("pretraining", "classification", "runs", "evaluation.features", "testing.method")
+NEEDING = ("pretraining", "classification", "detection", "runs", "evaluation.features", "testing.method")
 BLOCKER = f"""
 import sys
 
@@ -129,7 +129,8 @@ def test_what_is_imported_is_declared():
     assert {name.replace("-", "_") for name in names(extras["pretraining"])} == EXTRA
     # asked for by the doctor, since timm brings it and nnU-Net finds no trainer without it
     # typing_extensions is for type checkers only, and torch brings it
-    optional = {"torchvision", "typing-extensions"} | names(extras["benchmark"] + extras["demo"] + extras["reports"])
+    extra = [line for name in ("benchmark", "demo", "detection", "reports") for line in extras[name]]
+    optional = {"torchvision", "typing-extensions"} | names(extra)
     providers, undeclared = packages_distributions(), set()
     for file in (ROOT / "nnunet_transformers").rglob("*.py"):
         module = ".".join(file.relative_to(ROOT / "nnunet_transformers").with_suffix("").parts)

@@ -53,7 +53,7 @@ def planned(original, folder):
 
 class TestTable:
     def test_all_experiments(self):
-        assert len(PRESETS) == 5 + 3 + 4 + 3 * (3 + 10 + 4) + 3 * 3
+        assert len(PRESETS) == 5 + 3 + 4 + 4 + 3 * (3 + 10 + 4) + 3 * (3 + 10)
 
     @pytest.mark.parametrize("name", PRESETS)
     def test_entry(self, name):
@@ -66,7 +66,7 @@ class TestTable:
         assert set(preset.published) <= {"pretrained", "scratch"}
         assert all(0 <= value <= 100 for metrics in preset.published.values() for value in metrics.values())
         assert set(preset.data) == {"channels", "classes"}
-        assert preset.source.startswith(("UNet-2022", "UniMiSS appendix", "QT-UNet thesis"))
+        assert preset.source.startswith(("UNet-2022", "UniMiSS appendix", "MGCA supplement", "QT-UNet thesis"))
         assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
 
     @pytest.mark.parametrize("name", PRESETS)
@@ -86,8 +86,16 @@ class TestTable:
             get_preset(name)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+def networks():
+    """The first preset of each network with its arguments: what only the data change is the same network."""
+    found = {}
+    for name, preset in PRESETS.items():
+        found.setdefault((preset.network, *preset.patch_size, str(preset.overrides), preset.deep_supervision), name)
+    return found.values()
+
+
 class TestNetwork:
+    @pytest.mark.parametrize("name", networks())
     def test_builds_and_states_everything(self, name):
         preset = PRESETS[name]
         channels, classes = preset.data["channels"] or 1, preset.data["classes"] or 2
@@ -111,6 +119,7 @@ class TestNetwork:
         # two outputs at least, or nnU-Net's weights of deep supervision are NaN
         assert len(arguments["strides"]) >= 3
 
+    @pytest.mark.parametrize("name", networks())
     def test_output(self, name):
         preset = PRESETS[name]
         channels, classes = preset.data["channels"] or 1, preset.data["classes"] or 2
@@ -121,6 +130,7 @@ class TestNetwork:
         full = output[0] if preset.deep_supervision else output
         assert list(full.shape) == [1, classes, *preset.patch_size]
 
+    @pytest.mark.parametrize("name", PRESETS)
     def test_planner_and_trainer_are_ours(self, name):
         preset = PRESETS[name]
         assert preset.planner in PLANNERS

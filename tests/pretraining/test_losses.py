@@ -9,6 +9,7 @@ from importlib import import_module
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from nnunet_transformers.pretraining.losses import (
     CASA,
@@ -225,3 +226,43 @@ class TestAlice:
         assert masked_reconstruction_loss(wanted, image, mask) == pytest.approx(0, abs=1e-8)
         wanted[0, :, 2:, :4, 4:] += 2
         assert masked_reconstruction_loss(wanted, image, mask) == pytest.approx(4, rel=1e-4)
+
+    @pytest.mark.parametrize("heads", [1, 4])
+    def test_learned_attention(self, heads):
+        """Contexts by the formula of multi-head attention, one sample, one head and token at a time."""
+        torch.manual_seed(0)
+        dim, padding = 8, torch.tensor([[False, False, False, True]])
+        patches, words = (F.normalize(torch.randn(1, n, dim, dtype=torch.float64), dim=-1) for n in (5, 4))
+        layers = [nn.MultiheadAttention(dim, heads, batch_first=True, dtype=torch.float64) for _ in range(2)]
+        for layer in layers:
+            nn.init.normal_(layer.in_proj_bias)
+        weights = [F.normalize(torch.rand(1, n, dtype=torch.float64), p=1) for n in (5, 4)]
+        weights[1] = F.normalize(weights[1] * ~padding, p=1)
+
+        def context(layer, queries, keys):
+            q, k, v = (
+                x @ w.T + b
+                for x, w, b in zip(
+                    (queries, keys, keys), layer.in_proj_weight.chunk(3), layer.in_proj_bias.chunk(3), strict=True
+                )
+            )
+            mixed = [
+                (a @ b.T / math.sqrt(dim / heads)).softmax(1) @ c
+                for a, b, c in zip(*(x.chunk(heads, 1) for x in (q, k, v)), strict=True)
+            ]
+            return F.normalize(layer.out_proj(torch.cat(mixed, 1)), dim=-1)
+
+        def contrast(tokens, attended, weight, number):
+            logits = tokens @ attended.T / 0.1
+            terms = [
+                -weight[i] * (m[i, i] - m[i, :number].logsumexp(0)) / 2
+                for m in (logits, logits.T)
+                for i in range(number)
+            ]
+            return sum(terms)
+
+        p, w, number = patches[0], words[0], 3
+        expected = contrast(w, context(layers[0], w, p), weights[1][0], number)
+        expected += contrast(p, context(layers[1], p, w[:number]), weights[0][0], len(p))
+        found = cta_loss(patches, words, *weights, padding, attention=layers)
+        torch.testing.assert_close(found, expected)

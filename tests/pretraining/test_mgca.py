@@ -148,6 +148,19 @@ class TestLosses:
         losses[kept].backward()
         assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
 
+    def test_heads_of_the_token_wise_loss(self, bert):
+        """The supplement's table 5."""
+        torch.manual_seed(0)
+        module = method(bert, cta_heads=2, ita_weight=0, cpa_weight=0).eval()
+        data, longer = batch(bert, length=16), batch(bert, length=60)
+        loss = module.losses(data)[0]["cta"]
+        torch.testing.assert_close(module.losses({**longer, "image": data["image"]})[0]["cta"], loss)
+        loss.backward()
+        assert all(p.grad.abs().sum() > 0 for p in module.cta_attention.parameters() if p.dim() > 1)
+        assert not list(method(bert).cta_attention.parameters())
+        with pytest.raises(ValueError, match="cta_heads must be 0 or divide the 128 channels of the heads, got 3"):
+            method(bert, cta_heads=3)
+
     def test_weights(self, bert):
         module = method(bert, ita_weight=2.0, cpa_weight=0.5).eval()
         data = batch(bert)

@@ -279,6 +279,16 @@ class TestText:
         torch.testing.assert_close(alone.words[0], among.words[0, :2], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(alone.attention[0], among.attention[0, :2], rtol=1e-4, atol=1e-5)
 
+    def test_last_layers_are_summed(self, bert):
+        encoder = TextEncoder(bert, 3, summed_layers=2).eval()
+        features = self.encode(encoder, bert, "left small lung", length=8)
+        tokens = tokenize(load_tokenizer(bert), ["left small lung"], 8)
+        with torch.no_grad():
+            states = encoder.model(tokens["input_ids"], tokens["attention_mask"], output_hidden_states=True)[1]
+        torch.testing.assert_close(features.report, (states[-1] + states[-2])[:, 0])
+        with pytest.raises(ValueError, match="summed_text_layers must be 1 to 2, the layers in use, got 3"):
+            TextEncoder(bert, 2, summed_layers=3)
+
     def test_order_of_words(self, bert):
         reports = ("left small nodule right large", "right small nodule left large")
         for compat in (False, True):

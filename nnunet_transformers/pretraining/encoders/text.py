@@ -104,6 +104,7 @@ class TextEncoder(nn.Module):
         num_layers: number of layers to keep.
         reference_compat: reproduce MGCA's release: every token has position 0, so that word order is lost; a token gets
             the attention of the next one; a report without padding loses its last word.
+        summed_layers: number of last layers whose features are summed (supplement, A.2).
 
     Raises:
         OSError: if there is no text encoder of that name.
@@ -111,11 +112,13 @@ class TextEncoder(nn.Module):
         ModuleNotFoundError: without the extra ``[reports]``.
     """
 
-    def __init__(self, name: str, num_layers: int = 6, reference_compat: bool = False) -> None:
+    def __init__(self, name: str, num_layers: int = 6, reference_compat: bool = False, summed_layers: int = 1) -> None:
         super().__init__()
         config = _load("AutoConfig", "text encoder", name)
         if not 1 <= num_layers <= config.num_hidden_layers:
             raise ValueError(f"num_layers must be 1 to {config.num_hidden_layers} for {name}, got {num_layers}")
+        if not 1 <= summed_layers <= num_layers:
+            raise ValueError(f"summed_text_layers must be 1 to {num_layers}, the layers in use, got {summed_layers}")
         config.num_hidden_layers = num_layers
         # eager: the other attention implementations do not return attention maps
         options = {"config": config, "attn_implementation": "eager", "add_pooling_layer": False, "weights_only": True}
@@ -123,7 +126,7 @@ class TextEncoder(nn.Module):
         # from_pretrained sets evaluation mode, which Lightning would keep
         self.model.train()
         self.dim, self.max_length = config.hidden_size, config.max_position_embeddings
-        self.reference_compat = reference_compat
+        self.reference_compat, self.summed_layers = reference_compat, summed_layers
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, word_ids: Tensor) -> ReportFeatures:
         """Encode reports.
@@ -146,8 +149,13 @@ class TextEncoder(nn.Module):
         input_ids, attention_mask, word_ids = (x[:, :length] for x in (input_ids, attention_mask, word_ids))
         # by default the model numbers the positions
         positions = {"position_ids": torch.zeros_like(input_ids)} if self.reference_compat else {}
-        output = self.model(input_ids, attention_mask, output_attentions=True, **positions)
+        summed = self.summed_layers
+        output = self.model(
+            input_ids, attention_mask, output_attentions=True, output_hidden_states=summed > 1, **positions
+        )
         tokens, attention = output.last_hidden_state, output.attentions[-1][:, :, 0].mean(1)
+        if summed > 1:
+            tokens = torch.stack(output.hidden_states[-summed:]).sum(0)
         if self.reference_compat:
             attention = torch.cat([attention[:, 1:], torch.zeros_like(attention[:, :1])], dim=1)
         present = sum_into_words(torch.ones_like(tokens[..., :1]), word_ids, words)[..., 0] > 0

@@ -6,10 +6,12 @@ embeddings of all of them (``runs.distributed.gather``); ``cta_loss`` contrasts 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from lightly.loss.swav_loss import sinkhorn as lightly_sinkhorn
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def ita_loss(image: Tensor, report: Tensor, temperature: float = 0.07) -> Tensor:
@@ -66,6 +68,7 @@ def cta_loss(
     padding: Tensor,
     temperature: float = 0.1,
     reference_compat: bool = False,
+    attention: Sequence[nn.MultiheadAttention] = (),
 ) -> Tensor:
     """Compute token-wise alignment (CTA): contrast words with attended patches, and patches with attended words.
 
@@ -78,6 +81,9 @@ def cta_loss(
         temperature: of attention and of similarities.
         reference_compat: reproduce the release: padding counts among the negatives of a word, and the attended words
             of a ViT's patch are not normalised.
+        attention: attention of words to patches and of patches to words, with learned projections (the paper's Q, K, V
+            and its supplement's table 5), batch first; by default the tokens themselves are queries, keys and values,
+            as in the release's default.
 
     Returns:
         the sum of both directions, each the mean of its two cross-entropies.
@@ -89,8 +95,14 @@ def cta_loss(
         tensor(3.2958)
     """
     patches, words = F.normalize(patches, dim=-1), F.normalize(words, dim=-1)
-    word_context = F.normalize(_attention(words, patches, None, temperature) @ patches, dim=-1)
-    patch_context = _attention(patches, words, padding, temperature) @ words
+    if attention:
+        of_words, of_patches = attention
+        word_context, _ = of_words(words, patches, patches, need_weights=False)
+        patch_context, _ = of_patches(patches, words, words, key_padding_mask=padding, need_weights=False)
+    else:
+        word_context = _attention(words, patches, None, temperature) @ patches
+        patch_context = _attention(patches, words, padding, temperature) @ words
+    word_context = F.normalize(word_context, dim=-1)
     if not reference_compat or patch_weights is None:
         patch_context = F.normalize(patch_context, dim=-1)
     if patch_weights is None:

@@ -8,7 +8,7 @@ position embeddings, padding tokens are no words, and the losses of a batch incl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,9 @@ from ..encoders.text import TextEncoder
 from ..heads import AlignmentHead, apply_to_tokens
 from ..losses import cpa_loss, cta_loss, ita_loss, token_weights
 
+# of the heads
+EMBEDDING = 128
+
 
 class MGCA(BestEpochPretraining):
     """Pretrain an image encoder on images and their radiology reports.
@@ -39,7 +42,10 @@ class MGCA(BestEpochPretraining):
         network_overrides: arguments of a registered network.
         pretrained: start from timm's weights, downloaded or from the given file.
         num_text_layers: number of BERT layers to keep, from the first on.
+        summed_text_layers: number of last layers whose features are summed (supplement A.2: the last four).
         ita_weight, cta_weight, cpa_weight: weights of the instance-wise, token-wise and prototype loss; 0 omits a loss.
+        cta_heads: heads of learned attention in the token-wise loss, 1, 2 or 4 in the supplement's table 5; 0: the
+            tokens attend as they are, as in the release's default.
         num_prototypes: number of prototypes, which stand for diseases.
         frozen_epochs: number of first epochs in which the prototypes are frozen.
         lr: peak learning rate of AdamW.
@@ -49,7 +55,8 @@ class MGCA(BestEpochPretraining):
         reference_compat: reproduce the authors' release, see ``TextEncoder`` and ``cta_loss``.
 
     Raises:
-        ValueError: if a weight is negative or all are 0; as ``create_image_encoder`` and ``TextEncoder``.
+        ValueError: if a weight is negative or all are 0, or ``cta_heads`` does not divide 128; as
+            ``create_image_encoder`` and ``TextEncoder``.
         OSError, ModuleNotFoundError: as ``TextEncoder``.
     """
 
@@ -62,9 +69,11 @@ class MGCA(BestEpochPretraining):
         network_overrides: dict[str, Any] | None = None,
         pretrained: bool | str = False,
         num_text_layers: int = 6,
+        summed_text_layers: int = 1,
         ita_weight: float = 1.0,
         cta_weight: float = 1.0,
         cpa_weight: float = 1.0,
+        cta_heads: int = 0,
         num_prototypes: int = 500,
         frozen_epochs: int = 1,
         lr: float = 2e-5,
@@ -77,20 +86,27 @@ class MGCA(BestEpochPretraining):
         self.loss_weights = {"ita": ita_weight, "cta": cta_weight, "cpa": cpa_weight}
         if min(self.loss_weights.values()) < 0 or not any(self.loss_weights.values()):
             raise ValueError(f"weights of the losses must not be negative, and one at least not 0: {self.loss_weights}")
+        if cta_heads < 0 or (cta_heads and EMBEDDING % cta_heads):
+            raise ValueError(f"cta_heads must be 0 or divide the {EMBEDDING} channels of the heads, got {cta_heads}")
         self.save_hyperparameters()
         use_instances, use_tokens = bool(ita_weight or cpa_weight), bool(cta_weight)
         self.image_encoder = create_image_encoder(
             network, input_channels, patch_size, network_overrides, pretrained, use_instances, use_tokens
         )
-        self.text_encoder = TextEncoder(text_encoder, num_text_layers, reference_compat)
+        self.text_encoder = TextEncoder(text_encoder, num_text_layers, reference_compat, summed_text_layers)
         if use_instances:
             self.image_head = AlignmentHead(self.image_encoder.dim)
             self.report_head = AlignmentHead(self.text_encoder.dim)
         if use_tokens:
             self.patch_head = AlignmentHead(self.image_encoder.local_dim)
             self.word_head = AlignmentHead(self.text_encoder.dim)
+        # of words to patches, and of patches to words
+        attending = 2 if use_tokens and cta_heads else 0
+        self.cta_attention = nn.ModuleList(
+            nn.MultiheadAttention(EMBEDDING, cta_heads, batch_first=True) for _ in range(attending)
+        )
         if cpa_weight:
-            self.prototypes = nn.Linear(128, num_prototypes, bias=False)
+            self.prototypes = nn.Linear(EMBEDDING, num_prototypes, bias=False)
 
     @property
     def network(self) -> Any:
@@ -120,7 +136,13 @@ class MGCA(BestEpochPretraining):
             if cta:
                 patch_weights = None if image.attention is None else token_weights(image.attention)
                 weights = patch_weights, token_weights(report.attention), report.padding
-                losses["cta"] = cta_loss(patches, words, *weights, reference_compat=self.hparams.reference_compat)
+                losses["cta"] = cta_loss(
+                    patches,
+                    words,
+                    *weights,
+                    reference_compat=self.hparams.reference_compat,
+                    attention=cast(Sequence[nn.MultiheadAttention], self.cta_attention),
+                )
             if cpa:
                 with torch.no_grad():
                     self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
