@@ -39,9 +39,16 @@ def compare(
         list[str] | None, typer.Option(help="Metric to compare, may be given again; by default Dice, HD95 and NSD.")
     ] = None,
     cases: Annotated[int, typer.Option(min=0, help="Cases that differ most, to list.")] = 10,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images, for the pictures of the page.")] = None,
+    pictures: Annotated[int, typer.Option(min=0, help="Cases that differ most, to draw on the page.")] = 6,
     processes: Processes = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="New folder for the tables: Markdown, CSV, LaTeX and JSON.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="New folder for a page with pictures (HTML) and the tables: Markdown, CSV, LaTeX, JSON.",
+        ),
     ] = None,
 ) -> None:
     """Compare models: paired differences with intervals and tests, ranks and their stability, and single cases."""
@@ -58,10 +65,15 @@ def compare(
     if comparison.left_out:
         echo(f"{len(comparison.left_out)} cases are not in every model, {comparison.left_out[0]} first; left out")
     if output is not None:
+        from ..evaluation.report import write_comparison
+
+        folders = {name: path if path.is_dir() else path.parent for name, path in paths.items()}
         with new_folder(output) as folder:
             _write(tables, folder)
             named = {name: str(path) for name, path in paths.items()}
             write_json({"models": named, **comparison.as_json()}, folder / "comparison.json")
+            page = folder / "comparison.html"
+            write_comparison(comparison, evaluations, page, folders, labels, images, pictures, cases)
         echo(f"written: {output}")
 
 

@@ -42,6 +42,12 @@ class Segmentation:
     voxel_volume: float | None
 
 
+def dataset_json_of(folder: Path) -> Path | None:
+    """Return the dataset.json beside predictions, or that of the trained model in whose folder they are."""
+    near = [folder, folder.parent, folder.parent.parent] if folder.name == "validation" else [folder]
+    return next((path for place in near if (path := place / DATASET_JSON).is_file()), None)
+
+
 def load_dataset_json(path: Path) -> dict[str, Any]:
     """Read a dataset.json, such as the copy that nnU-Net writes beside predictions.
 
