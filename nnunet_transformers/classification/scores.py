@@ -1,4 +1,4 @@
-"""AUC and accuracy with bootstrap confidence intervals."""
+"""Scores of classifiers with bootstrap confidence intervals."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
+
+from .resampled import areas, at_youdens, average_precisions, calibration_errors, rates
 
 RESAMPLES = 2000
 LEVEL = 0.95
+YOUDEN = "Youden's threshold"
 # elements of the largest array, which bounds the memory for many images
 ELEMENTS_AT_ONCE = 10_000_000
 
@@ -45,12 +47,12 @@ def auc(probabilities: NDArray, targets: NDArray) -> float:
         >>> auc(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([[1, 0], [0, 1]]))
         1.0
     """
-    areas = []
+    found = []
     for p, t in zip(probabilities.T, targets.T, strict=True):
         known = ~np.isnan(t)
         if len(np.unique(t[known])) == 2:
-            areas.append(roc_auc_score(t[known], p[known]))
-    return float(np.mean(areas)) if areas else float("nan")
+            found.append(roc_auc_score(t[known], p[known]))
+    return float(np.mean(found)) if found else float("nan")
 
 
 def accuracy(probabilities: NDArray, targets: NDArray, multi_label: bool) -> float:
@@ -76,8 +78,9 @@ def score_with_intervals(
     multi_label: bool = False,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    threshold: float = 0.5,
 ) -> dict[str, Score]:
-    """Compute AUC and accuracy with percentile bootstrap intervals over images.
+    """Compute the scores of a classifier with percentile bootstrap intervals over images.
 
     With one class per image the bootstrap is stratified by class, so that every resample has all classes. With several
     labels per image it is not, and a resample contributes to a label's interval if it has positive and negative images.
@@ -88,24 +91,70 @@ def score_with_intervals(
         multi_label: whether an image can have several labels at once.
         resamples: number of bootstrap resamples.
         seed: seed of the resamples.
+        threshold: probability above which a class is predicted, for sensitivity and specificity.
 
     Returns:
-        scores by name: ``AUC``, ``accuracy`` and, for more than two classes or several labels, ``AUC of CLASS``.
+        scores by name: ``AUC``, ``accuracy``, ``average precision``, ``sensitivity`` and ``specificity`` at the
+        threshold and at Youden's, and ``ECE``, the expected calibration error. They are of the second of two exclusive
+        classes; otherwise means of one class against the rest, followed by ``... of CLASS``. Youden's threshold is
+        chosen on the same images, in each resample anew. The ECE of exclusive classes is that of the predicted one.
     """
+    arguments = (probabilities, targets, classes, multi_label, threshold)
+    values = _scores(*arguments, np.arange(len(targets))[None])
+    parts = [_scores(*arguments, drawn) for drawn in _resample(targets, multi_label, resamples, seed)]
+    return {name: _score(float(values[name][0]), np.concatenate([part[name] for part in parts])) for name in values}
+
+
+def _scores(
+    probabilities: NDArray,
+    targets: NDArray,
+    classes: Sequence[str],
+    multi_label: bool,
+    threshold: float,
+    drawn: NDArray,
+) -> dict[str, NDArray]:
+    """Compute all scores of resamples, (resamples,) each; ``drawn`` are numbers of images, (resamples, images)."""
     right, known = _right(probabilities, targets, multi_label)
-    areas, accuracies = [], []
-    for drawn in _resample(targets, multi_label, resamples, seed):
-        areas.append(np.stack([_areas(p[drawn], t[drawn]) for p, t in zip(probabilities.T, targets.T, strict=True)], 1))
-        accuracies.append(_accuracy(right, known, drawn))
-    area = np.concatenate(areas)
+    single = not multi_label and len(classes) == 2
+    of_classes = [
+        _scores_of_class(probabilities[:, i][drawn], targets[:, i][drawn], threshold)
+        for i in range(len(classes))
+        if i or not single
+    ]
+    means = {name: _mean(np.stack([of_class[name] for of_class in of_classes], 1)) for name in of_classes[0]}
+    if multi_label:
+        errors = [calibration_errors(probabilities[:, i][drawn], targets[:, i][drawn]) for i in range(len(classes))]
+    else:
+        errors = [calibration_errors(probabilities.max(1)[drawn], right[:, 0].astype(float)[drawn])]
     scores = {
-        "AUC": _score(auc(probabilities, targets), _mean(area)),
-        "accuracy": _score(accuracy(probabilities, targets, multi_label), np.concatenate(accuracies)),
+        "AUC": means.pop("AUC"),
+        "accuracy": _accuracy(right, known, drawn),
+        **means,
+        "ECE": _mean(np.stack(errors, 1)),
     }
-    if multi_label or len(classes) > 2:
-        for i, name in enumerate(classes):
-            scores[f"AUC of {name}"] = _score(auc(probabilities[:, i : i + 1], targets[:, i : i + 1]), area[:, i])
+    if single:
+        return scores
+    scores.pop(YOUDEN)  # a mean of thresholds is none
+    for i, name in enumerate(classes):
+        scores |= {f"{score} of {name}": values for score, values in of_classes[i].items()}
+        if multi_label:
+            scores[f"ECE of {name}"] = errors[i]
     return scores
+
+
+def _scores_of_class(scores: NDArray, positive: NDArray, threshold: float) -> dict[str, NDArray]:
+    """Compute the scores of a class against the rest, from (resamples, images)."""
+    sensitivity, specificity = rates(scores, positive, threshold)
+    best_sensitivity, best_specificity, best = at_youdens(scores, positive)
+    return {
+        "AUC": areas(scores, positive),
+        "average precision": average_precisions(scores, positive),
+        f"sensitivity at {threshold:g}": sensitivity,
+        f"specificity at {threshold:g}": specificity,
+        "sensitivity at Youden's": best_sensitivity,
+        "specificity at Youden's": best_specificity,
+        YOUDEN: best,
+    }
 
 
 def as_text(scores: Mapping[str, Score]) -> dict[str, str]:
@@ -126,17 +175,6 @@ def _resample(targets: NDArray, multi_label: bool, resamples: int, seed: int) ->
     for first in range(0, resamples, step):
         number = min(step, resamples - first)
         yield np.concatenate([rng.choice(group, (number, len(group))) for group in groups], axis=1)
-
-
-def _areas(scores: NDArray, positive: NDArray) -> NDArray:
-    """Compute the AUC of each row from the ranks of its positives (Mann-Whitney); NaN for a row with one class only."""
-    unknown = np.isnan(positive)
-    # unknown targets take the lowest ranks, which are subtracted
-    ranks = rankdata(np.where(unknown, -np.inf, scores), axis=1) - unknown.sum(1, keepdims=True)
-    is_positive = positive == 1
-    number, others = is_positive.sum(1), (positive == 0).sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return ((ranks * is_positive).sum(1) - number * (number + 1) / 2) / (number * others)
 
 
 def _right(probabilities: NDArray, targets: NDArray, multi_label: bool) -> tuple[NDArray, NDArray]:

@@ -1,11 +1,18 @@
-"""AUC and accuracy against scikit-learn, and bootstrap intervals against a direct computation and their coverage."""
+"""Scores against scikit-learn and torchmetrics, intervals against a direct computation and their coverage."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, roc_auc_score
+import torch
+from sklearn.metrics import accuracy_score, average_precision_score, confusion_matrix, roc_auc_score, roc_curve
 
+from nnunet_transformers.classification.resampled import (
+    at_youdens,
+    average_precisions,
+    calibration_errors,
+    rates,
+)
 from nnunet_transformers.classification.scores import accuracy, as_text, auc, score_with_intervals
 
 
@@ -51,6 +58,82 @@ class TestValues:
         assert as_text(scores)["AUC"] == "not defined"
 
 
+class TestResampled:
+    """One row at a time against scikit-learn, and against the definitions."""
+
+    @pytest.fixture
+    def rows(self):
+        rng = np.random.default_rng(0)
+        # with ties, and in the last row without a positive
+        scores, positive = rng.integers(0, 12, (6, 40)) / 11, (rng.uniform(size=(6, 40)) < 0.3).astype(float)
+        positive[5] = 0
+        return scores, positive
+
+    @pytest.mark.filterwarnings("ignore:No positive class")
+    def test_average_precision(self, rows):
+        found = average_precisions(*rows)
+        expected = [average_precision_score(t, s) for s, t in zip(*rows, strict=True)]
+        assert found[:5] == pytest.approx(expected[:5]) and np.isnan(found[5])
+
+    def test_rates(self, rows):
+        sensitivity, specificity = rates(*rows, 0.4)
+        for i in range(5):
+            (tn, fp), (fn, tp) = confusion_matrix(rows[1][i], rows[0][i] > 0.4)
+            assert (sensitivity[i], specificity[i]) == pytest.approx((tp / (tp + fn), tn / (tn + fp)))
+        assert np.isnan(sensitivity[5]) and 0 < specificity[5] < 1
+
+    def test_youden(self, rows):
+        sensitivity, specificity, threshold = at_youdens(*rows)
+        for i in range(5):
+            false, true, _ = roc_curve(rows[1][i], rows[0][i])
+            assert sensitivity[i] + specificity[i] - 1 == pytest.approx((true - false).max())
+            # scores from the threshold on give just these
+            above = rows[0][i] >= threshold[i]
+            assert sensitivity[i] == pytest.approx(above[rows[1][i] == 1].mean())
+            assert specificity[i] == pytest.approx(1 - above[rows[1][i] == 0].mean())
+        assert np.isnan([sensitivity[5], specificity[5], threshold[5]]).all()
+
+    def test_calibration(self):
+        rng = np.random.default_rng(0)
+        confidence, right = rng.uniform(size=(3, 200)), (rng.uniform(size=(3, 200)) < 0.6).astype(float)
+        found = calibration_errors(confidence, right)
+        functional = pytest.importorskip("torchmetrics.functional.classification")
+        peer = [
+            functional.binary_calibration_error(torch.tensor(c), torch.tensor(r).long(), n_bins=15)
+            for c, r in zip(confidence, right, strict=True)
+        ]
+        assert found == pytest.approx([float(p) for p in peer], abs=1e-6)
+        # by hand: two bins, of 0.75 with half right and 0.25 with all right
+        by_hand = calibration_errors(np.array([[0.75, 0.75, 0.25]]), np.array([[1.0, 0.0, 1.0]]), 2)
+        assert by_hand == pytest.approx([(2 * 0.25 + 0.75) / 3])
+
+    def test_unknown_targets_count_in_none(self, rows):
+        scores, positive = (np.concatenate([array[:5], array[:5]], axis=1) for array in rows)
+        positive[:, 40:] = np.nan
+        known = [array[:5] for array in rows]
+        for function in (average_precisions, at_youdens, calibration_errors, lambda s, p: rates(s, p, 0.5)):
+            np.testing.assert_allclose(function(scores, positive), function(*known))
+
+
+def test_names():
+    """Of two exclusive classes the scores are of the second; of more, means and those of each."""
+    p, t = binary(40, 1.0)
+    found = score_with_intervals(p, t, ["no", "yes"], resamples=20, threshold=0.4)
+    assert [*found] == [
+        *("AUC", "accuracy", "average precision", "sensitivity at 0.4", "specificity at 0.4"),
+        *("sensitivity at Youden's", "specificity at Youden's", "Youden's threshold", "ECE"),
+    ]
+    assert found["average precision"].value == pytest.approx(average_precision_score(t[:, 1], p[:, 1]))
+    assert found["sensitivity at 0.4"].value == pytest.approx((p[:, 1] > 0.4)[t[:, 1] == 1].mean())
+    p, t = several()
+    found = score_with_intervals(p, t, ["a", "b", "c"], resamples=20)
+    each = [found[f"average precision of {name}"].value for name in "abc"]
+    assert found["average precision"].value == pytest.approx(np.mean(each))
+    assert each[2] == pytest.approx(average_precision_score(t[:, 2], p[:, 2]))
+    assert "Youden's threshold" not in found and "Youden's threshold of a" in found and "ECE of a" not in found
+    assert "ECE of b" in score_with_intervals(p[:, :2], t[:, :2], ["a", "b"], multi_label=True, resamples=20)
+
+
 class TestIntervals:
     def test_against_a_direct_computation(self):
         p, t = several(30)
@@ -93,7 +176,7 @@ class TestIntervals:
         true = 0.7602499389065233  # standard normal distribution at shift / sqrt(2)
         hits = 0
         for seed in range(200):
-            score = score_with_intervals(*binary(80, shift, seed), ["a", "b"], resamples=400)["AUC"]
+            score = score_with_intervals(*binary(80, shift, seed), ["a", "b"], resamples=200)["AUC"]
             hits += score.low <= true <= score.high
         assert 0.89 <= hits / 200 <= 0.99
 
