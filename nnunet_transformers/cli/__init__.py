@@ -8,7 +8,22 @@ import traceback
 import typer
 
 from .._processes import exit_with_parent_if_spawned
-from . import classify, compare, demo, doctor, evaluate, hub, models, package, predict, preset, pretrain, probe, weights
+from . import (
+    calibrate,
+    classify,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    hub,
+    models,
+    package,
+    predict,
+    preset,
+    pretrain,
+    probe,
+    weights,
+)
 from ._options import missing_extra
 from ._output import echo
 
@@ -36,6 +51,7 @@ app.add_typer(classify.commands, name="classify")
 app.add_typer(predict.commands)
 app.add_typer(evaluate.commands)
 app.add_typer(compare.commands)
+app.add_typer(calibrate.commands)
 app.add_typer(package.commands, name="package")
 app.add_typer(package.export_commands)
 app.add_typer(hub.commands)
