@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy import ndimage
 
 from ..comparison import Difference
@@ -59,6 +60,7 @@ def draw_series(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], t
             smooth = ndimage.median_filter(np.asarray(values), 2 * width + 1, mode="nearest")
             axes.plot(steps, smooth, color=colour)
     axes.set(xlabel="step", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.title.set_parse_math(False)
     axes.legend(fontsize=8)
