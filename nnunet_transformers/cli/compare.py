@@ -28,7 +28,7 @@ def compare(
         list[str],
         typer.Argument(
             metavar="A B ...",
-            help="Files of `evaluate`, folders with one, or of predictions (with --labels); NAME=PATH names it.",
+            help="Files of `evaluate`, folders with one, folds, or predictions (with --labels); NAME=PATH names it.",
         ),
     ],
     labels: Annotated[
@@ -97,9 +97,10 @@ def _evaluation(path: Path, labels: Path | None, dataset_json: Path | None, proc
         return Evaluation.load(path)
     if labels is not None:
         return evaluate_folder(path, labels, dataset_json=dataset_json, processes=processes)
-    for name in (EVALUATION, SUMMARY):
-        if (path / name).is_file():
-            return Evaluation.load(path / name)
+    # a fold's are those of its validation
+    for file in (place / name for place in (path, path / "validation") for name in (EVALUATION, SUMMARY)):
+        if file.is_file():
+            return Evaluation.load(file)
     raise FileNotFoundError(f"{path} holds no {EVALUATION}: run evaluate, or name the folder of labels by --labels")
 
 
