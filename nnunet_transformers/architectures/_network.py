@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ._arguments import check_dimensions, check_image_size
 from ._backbone import Backbone
 from ._pair import NetworkPair
+from ._removal import BLOCKS, SKIPS, bypass, cut_skips, matching, silence
 
 AUXILIARY_HEADS = "decoder.seg_layers."
 # arguments that a planner derives from patch and token grids
@@ -40,6 +41,10 @@ class SegmentationNetwork(nn.Module, ABC):
         classifier_class: the network's own classifier, whose features include the SSL token of pretraining, built from
             (input_channels, num_classes, patch_size, **arguments), without a head for num_classes 0; None for a
             network without an SSL token.
+        removable: what an ablation can replace by the identity, by name: a regular expression of the modules whose
+            result is left out of a residual sum, or, for ``blocks``, that are passed by. Its first group is the module
+            that has no further use then.
+        has_skips: whether the decoder takes more than the last feature map.
         key_to_encoder, key_to_stem, keys_to_in_proj, key_to_lpe: names of the modules whose weights are transferred, as
             in dynamic_network_architectures' ``AbstractDynamicNetworkArchitectures``.
 
@@ -56,6 +61,8 @@ class SegmentationNetwork(nn.Module, ABC):
     token_arguments: ClassVar[Sequence[str]] = ()
     pair_class: ClassVar[Callable[..., NetworkPair] | None] = None
     classifier_class: ClassVar[Callable[..., Backbone] | None] = None
+    removable: Mapping[str, str] = {}
+    has_skips: ClassVar[bool] = True
 
     stem: nn.Module
     encoder: nn.Module
@@ -81,6 +88,33 @@ class SegmentationNetwork(nn.Module, ABC):
     def feature_strides(self) -> list[tuple[int, ...]]:
         """Voxels per element and axis of each feature map, finest first."""
         return [tuple(p // g for p, g in zip(self.patch_size, grid, strict=True)) for grid in self.grid_sizes]
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of what ``remove`` can remove from this network."""
+        found = [part for part, pattern in self.removable.items() if matching(self, pattern)]
+        return [*found, SKIPS] if self.has_skips else found
+
+    @classmethod
+    def may_be_removed(cls) -> set[str]:
+        """Names of what ``remove`` can remove from some network of the class."""
+        return {*cls.removable, SKIPS} if cls.has_skips else {*cls.removable}
+
+    def remove(self, part: str) -> None:
+        """Replace a part by the identity, for good; of the skips the decoder gets zeros. Names of weights stay.
+
+        Args:
+            part: one of ``parts``.
+
+        Raises:
+            ValueError: if the network has no such part.
+        """
+        if part not in self.parts:
+            raise ValueError(f"{type(self).__name__} has no {part!r} to remove, only {', '.join(self.parts) or 'none'}")
+        if part == SKIPS:
+            cut_skips(self.decoder)
+        else:
+            (bypass if part == BLOCKS else silence)(self, self.removable[part])
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns for timm's layer-wise learning rates: the stem and each stage of the encoder."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -118,6 +119,12 @@ class SwinUNet(SegmentationNetwork):
     """
 
     token_arguments = TOKEN_ARGUMENTS
+    removable: Mapping[str, str] = MappingProxyType(
+        {
+            "attention": r"(.*\.(?:attn|cross_attn))\.proj",
+            "blocks": r"((?:encoder\.stages|decoder\.levels)\.\d+\.blocks\.\d+)",
+        }
+    )
     stage_class: ClassVar[type[nn.Module]]
     encoder_class: ClassVar[type[nn.Module]]
     level_class: ClassVar[type[nn.Module]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import log2, prod
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,10 @@ class SETRPUP(SegmentationNetwork):
     """
 
     dimensions = (2,)
+    removable: Mapping[str, str] = MappingProxyType(
+        {"attention": r"(encoder\.blocks\.\d+\.attn)", "blocks": r"(encoder\.blocks\.\d+)"}
+    )
+    has_skips = False
     token_arguments = ("patch_embed_stride",)
 
     def __init__(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -320,6 +321,13 @@ class UNet2022(SegmentationNetwork):
 
     keys_to_in_proj = ("stem.blocks.0.0",)
     token_arguments = TOKEN_ARGUMENTS
+    removable: Mapping[str, str] = MappingProxyType(
+        {
+            "attention": r"(.*\.parallel\.attn\.qkv)",
+            "convolution": r"(.*\.parallel\.conv_dw)",
+            "blocks": r"((?:encoder\.stages\.\d+|decoder\.levels\.\d+\.blocks)\.\d+)",
+        }
+    )
 
     def __init__(
         self,
@@ -382,6 +390,8 @@ class UNet2022(SegmentationNetwork):
             window_sizes = published_windows(grid_sizes) or choose_windows(grid_sizes)
         windows = per_stage(window_sizes, num_stages, ndim, "window_sizes")
         self.resolved_arguments = {"depths": depths, "kernel_size": kernel_size, "window_sizes": windows}
+        if not (block == "parallel" and attention and convolution):
+            self.removable = {**_alone(block, attention), "blocks": self.removable["blocks"]}
         if reference_compat:
             windows = tuple((min(*g, *w),) * ndim for g, w in zip(grid_sizes, windows, strict=True))
         dims = [embed_dim * 2**stage for stage in range(num_stages)]
@@ -439,6 +449,17 @@ class UNet2022(SegmentationNetwork):
         """
         self.check_input(image)
         return self.decoder(self.encoder(self.stem(image)))
+
+
+def _alone(block: str, attention: bool) -> dict[str, str]:
+    """What is removed of blocks that have attention or convolution, which then is all of a residual branch."""
+    return {
+        "swin": {"attention": r"(.*\.swin\.attn)\.proj"},
+        "convnext": {"convolution": r"(.*\.convnext\.mlp)"},
+        "parallel": {"attention": r"(.*\.parallel\.attn)\.proj"}
+        if attention
+        else {"convolution": r"(.*\.parallel\.proj)"},
+    }[block]
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""AUC, average precision, accuracy, sensitivity and specificity with bootstrap confidence intervals."""
+"""Scores of classifiers with bootstrap confidence intervals."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
+
+from .resampled import areas, at_youdens, average_precisions, calibration_errors, rates
 
 RESAMPLES = 2000
 LEVEL = 0.95
+YOUDEN = "Youden's threshold"
 # elements of the largest array, which bounds the memory for many images
 ELEMENTS_AT_ONCE = 10_000_000
 
@@ -45,12 +47,12 @@ def auc(probabilities: NDArray, targets: NDArray) -> float:
         >>> auc(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([[1, 0], [0, 1]]))
         1.0
     """
-    areas = []
+    found = []
     for p, t in zip(probabilities.T, targets.T, strict=True):
         known = ~np.isnan(t)
         if len(np.unique(t[known])) == 2:
-            areas.append(roc_auc_score(t[known], p[known]))
-    return float(np.mean(areas)) if areas else float("nan")
+            found.append(roc_auc_score(t[known], p[known]))
+    return float(np.mean(found)) if found else float("nan")
 
 
 def accuracy(probabilities: NDArray, targets: NDArray, multi_label: bool) -> float:
@@ -76,8 +78,9 @@ def score_with_intervals(
     multi_label: bool = False,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    threshold: float = 0.5,
 ) -> dict[str, Score]:
-    """Compute AUC and accuracy with percentile bootstrap intervals over images.
+    """Compute the scores of a classifier with percentile bootstrap intervals over images.
 
     With one class per image the bootstrap is stratified by class, so that every resample has all classes. With several
     labels per image it is not, and a resample contributes to a label's interval if it has positive and negative images.
@@ -88,46 +91,70 @@ def score_with_intervals(
         multi_label: whether an image can have several labels at once.
         resamples: number of bootstrap resamples.
         seed: seed of the resamples.
+        threshold: probability above which a class is predicted, for sensitivity and specificity.
 
     Returns:
-        scores by name: ``AUC``, ``average precision``, ``accuracy``, ``sensitivity``, ``specificity`` and, for more
-        than two classes or several labels, ``AUC of CLASS``. Average precision, sensitivity and specificity are means
-        over the classes, one versus the rest; of two exclusive classes they are those of the second, which their names
-        state.
+        scores by name: ``AUC``, ``accuracy``, ``average precision``, ``sensitivity`` and ``specificity`` at the
+        threshold and at Youden's, and ``ECE``, the expected calibration error. They are of the second of two exclusive
+        classes; otherwise means of one class against the rest, followed by ``... of CLASS``. Youden's threshold is
+        chosen on the same images, in each resample anew. The ECE of exclusive classes is that of the predicted one.
     """
+    arguments = (probabilities, targets, classes, multi_label, threshold)
+    values = _scores(*arguments, np.arange(len(targets))[None])
+    parts = [_scores(*arguments, drawn) for drawn in _resample(targets, multi_label, resamples, seed)]
+    return {name: _score(float(values[name][0]), np.concatenate([part[name] for part in parts])) for name in values}
+
+
+def _scores(
+    probabilities: NDArray,
+    targets: NDArray,
+    classes: Sequence[str],
+    multi_label: bool,
+    threshold: float,
+    drawn: NDArray,
+) -> dict[str, NDArray]:
+    """Compute all scores of resamples, (resamples,) each; ``drawn`` are numbers of images, (resamples, images)."""
     right, known = _right(probabilities, targets, multi_label)
-    positive = probabilities > 0.5 if multi_label else np.eye(len(classes), dtype=bool)[probabilities.argmax(1)]
-    is_pair = not multi_label and len(classes) == 2
-    of, kept = (f" of {classes[1]}", slice(1, 2)) if is_pair else ("", slice(None))
-
-    def computed(drawn: NDArray) -> list[NDArray]:
-        """Scores of each row of ``drawn``: (rows, classes) of areas, precision, sensitivity and specificity."""
-        columns = list(zip(probabilities.T, positive.T, targets.T, strict=True))
-        return [
-            np.stack([_areas(p[drawn], t[drawn]) for p, _, t in columns], 1),
-            np.stack([_average_precision(p[drawn], t[drawn]) for p, _, t in columns][kept], 1),
-            np.stack([_rate(found[drawn], t[drawn] == 1) for _, found, t in columns][kept], 1),
-            np.stack([_rate(~found[drawn], t[drawn] == 0) for _, found, t in columns][kept], 1),
-        ]
-
-    drawn_scores, accuracies = [], []
-    for drawn in _resample(targets, multi_label, resamples, seed):
-        drawn_scores.append(computed(drawn))
-        accuracies.append(_accuracy(right, known, drawn))
-    area, *others = (np.concatenate(parts) for parts in zip(*drawn_scores, strict=True))
-    _, *values = (float(_mean(part)[0]) for part in computed(np.arange(len(targets))[None]))
-    precision, sensitivity, specificity = map(_score, values, map(_mean, others))
+    single = not multi_label and len(classes) == 2
+    of_classes = [
+        _scores_of_class(probabilities[:, i][drawn], targets[:, i][drawn], threshold)
+        for i in range(len(classes))
+        if i or not single
+    ]
+    means = {name: _mean(np.stack([of_class[name] for of_class in of_classes], 1)) for name in of_classes[0]}
+    if multi_label:
+        errors = [calibration_errors(probabilities[:, i][drawn], targets[:, i][drawn]) for i in range(len(classes))]
+    else:
+        errors = [calibration_errors(probabilities.max(1)[drawn], right[:, 0].astype(float)[drawn])]
     scores = {
-        "AUC": _score(auc(probabilities, targets), _mean(area)),
-        f"average precision{of}": precision,
-        "accuracy": _score(accuracy(probabilities, targets, multi_label), np.concatenate(accuracies)),
-        f"sensitivity{of}": sensitivity,
-        f"specificity{of}": specificity,
+        "AUC": means.pop("AUC"),
+        "accuracy": _accuracy(right, known, drawn),
+        **means,
+        "ECE": _mean(np.stack(errors, 1)),
     }
-    if multi_label or len(classes) > 2:
-        for i, name in enumerate(classes):
-            scores[f"AUC of {name}"] = _score(auc(probabilities[:, i : i + 1], targets[:, i : i + 1]), area[:, i])
+    if single:
+        return scores
+    scores.pop(YOUDEN)  # a mean of thresholds is none
+    for i, name in enumerate(classes):
+        scores |= {f"{score} of {name}": values for score, values in of_classes[i].items()}
+        if multi_label:
+            scores[f"ECE of {name}"] = errors[i]
     return scores
+
+
+def _scores_of_class(scores: NDArray, positive: NDArray, threshold: float) -> dict[str, NDArray]:
+    """Compute the scores of a class against the rest, from (resamples, images)."""
+    sensitivity, specificity = rates(scores, positive, threshold)
+    best_sensitivity, best_specificity, best = at_youdens(scores, positive)
+    return {
+        "AUC": areas(scores, positive),
+        "average precision": average_precisions(scores, positive),
+        f"sensitivity at {threshold:g}": sensitivity,
+        f"specificity at {threshold:g}": specificity,
+        "sensitivity at Youden's": best_sensitivity,
+        "specificity at Youden's": best_specificity,
+        YOUDEN: best,
+    }
 
 
 def as_text(scores: Mapping[str, Score]) -> dict[str, str]:
@@ -148,37 +175,6 @@ def _resample(targets: NDArray, multi_label: bool, resamples: int, seed: int) ->
     for first in range(0, resamples, step):
         number = min(step, resamples - first)
         yield np.concatenate([rng.choice(group, (number, len(group))) for group in groups], axis=1)
-
-
-def _areas(scores: NDArray, positive: NDArray) -> NDArray:
-    """Compute the AUC of each row from the ranks of its positives (Mann-Whitney); NaN for a row with one class only."""
-    unknown = np.isnan(positive)
-    # unknown targets take the lowest ranks, which are subtracted
-    ranks = rankdata(np.where(unknown, -np.inf, scores), axis=1) - unknown.sum(1, keepdims=True)
-    is_positive = positive == 1
-    number, others = is_positive.sum(1), (positive == 0).sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return ((ranks * is_positive).sum(1) - number * (number + 1) / 2) / (number * others)
-
-
-def _average_precision(scores: NDArray, targets: NDArray) -> NDArray:
-    """Compute the average precision of each row, as scikit-learn defines it; NaN for a row without positives."""
-    scores = np.where(np.isnan(targets), -np.inf, scores)  # the last, unknown, lower no precision
-    order = np.argsort(-scores, axis=1, kind="stable")
-    scores, found = np.take_along_axis(scores, order, 1), np.take_along_axis(targets == 1, order, 1)
-    precision = found.cumsum(1) / np.arange(1, scores.shape[1] + 1)
-    # equal scores are found together: the precision after the last of them
-    last = np.append(scores[:, 1:] != scores[:, :-1], np.ones((len(scores), 1), bool), axis=1)
-    places = np.where(last, np.arange(scores.shape[1]), scores.shape[1])
-    after = np.minimum.accumulate(places[:, ::-1], axis=1)[:, ::-1]
-    with np.errstate(invalid="ignore"):
-        return (np.take_along_axis(precision, after, 1) * found).sum(1) / found.sum(1)
-
-
-def _rate(right: NDArray, among: NDArray) -> NDArray:
-    """Compute the share of each row that is right; NaN for a row without any."""
-    with np.errstate(invalid="ignore"):
-        return (right & among).sum(1) / among.sum(1)
 
 
 def _right(probabilities: NDArray, targets: NDArray, multi_label: bool) -> tuple[NDArray, NDArray]:

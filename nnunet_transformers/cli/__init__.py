@@ -9,6 +9,8 @@ import typer
 
 from .._processes import exit_with_parent_if_spawned
 from . import (
+    ablate,
+    calibrate,
     classify,
     compare,
     demo,
@@ -52,6 +54,8 @@ app.add_typer(detect.commands, name="detect")
 app.add_typer(predict.commands)
 app.add_typer(evaluate.commands)
 app.add_typer(compare.commands)
+app.add_typer(calibrate.commands)
+app.add_typer(ablate.commands)
 app.add_typer(package.commands, name="package")
 app.add_typer(package.export_commands)
 app.add_typer(hub.commands)

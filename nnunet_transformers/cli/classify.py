@@ -71,9 +71,12 @@ def predict_classes(
         str | None, typer.Option(help="What the label -1 becomes, as for training, whose choice is the default.")
     ] = None,
     scores: Annotated[Path | None, typer.Option(help="JSON file to write the scores to.")] = None,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Probability above which sensitivity and specificity count a class.")
+    ] = 0.5,
     device: TorchDevice = "cpu",
 ) -> None:
-    """Write each image's probabilities; with labels print AUC, accuracy and others with 95 % intervals.
+    """Write each image's probabilities; with labels print AUC, accuracy, calibration and others with 95 % intervals.
 
     Images that the classifier was trained on are left out of the scores.
     """
@@ -103,7 +106,7 @@ def predict_classes(
         for note in notes:
             echo(f"note: {note}")
         title, probabilities = f"{len(scored)} images of {labels}", [predictions[name] for name in scored]
-        values = _print_scores(title, checkpoint, probabilities, targets)
+        values = _print_scores(title, checkpoint, probabilities, targets, threshold)
         if scores is not None:
             write_json({"classifier": str(classifier), "images": len(scored), "scores": values}, scores)
             echo(f"written: {scores}")
@@ -118,7 +121,11 @@ def classification_recipes() -> None:
 
 
 def _print_scores(
-    title: str, checkpoint: ClassifierCheckpoint, probabilities: list[NDArray[Any]], targets: NDArray[Any]
+    title: str,
+    checkpoint: ClassifierCheckpoint,
+    probabilities: list[NDArray[Any]],
+    targets: NDArray[Any],
+    threshold: float,
 ) -> dict[str, dict[str, float | None]]:
     """Print a table of the scores with their intervals; return them in plain types."""
     import numpy as np
@@ -128,7 +135,9 @@ def _print_scores(
 
     from ..classification.scores import as_text, score_with_intervals
 
-    scores = score_with_intervals(np.stack(probabilities), targets, checkpoint.classes, checkpoint.multi_label)
+    scores = score_with_intervals(
+        np.stack(probabilities), targets, checkpoint.classes, checkpoint.multi_label, threshold=threshold
+    )
     # texts, in which rich obeys no markup
     table = Table(title=Text(printable(f"{title}, 95 % intervals")))
     table.add_column("score")

@@ -28,7 +28,7 @@ def compare(
         list[str],
         typer.Argument(
             metavar="A B ...",
-            help="Files of `evaluate`, folders with one, or of predictions (with --labels); NAME=PATH names it.",
+            help="Files of `evaluate`, folders with one, folds, or predictions (with --labels); NAME=PATH names it.",
         ),
     ],
     labels: Annotated[
@@ -39,9 +39,16 @@ def compare(
         list[str] | None, typer.Option(help="Metric to compare, may be given again; by default Dice, HD95 and NSD.")
     ] = None,
     cases: Annotated[int, typer.Option(min=0, help="Cases that differ most, to list.")] = 10,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images, for the pictures of the page.")] = None,
+    pictures: Annotated[int, typer.Option(min=0, help="Cases that differ most, to draw on the page.")] = 6,
     processes: Processes = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="New folder for the tables: Markdown, CSV, LaTeX and JSON.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="New folder for a page with pictures (HTML) and the tables: Markdown, CSV, LaTeX, JSON.",
+        ),
     ] = None,
 ) -> None:
     """Compare models: paired differences with intervals and tests, ranks and their stability, and single cases."""
@@ -58,10 +65,15 @@ def compare(
     if comparison.left_out:
         echo(f"{len(comparison.left_out)} cases are not in every model, {comparison.left_out[0]} first; left out")
     if output is not None:
+        from ..evaluation.report import write_comparison
+
+        folders = {name: path if path.is_dir() else path.parent for name, path in paths.items()}
         with new_folder(output) as folder:
             _write(tables, folder)
             named = {name: str(path) for name, path in paths.items()}
             write_json({"models": named, **comparison.as_json()}, folder / "comparison.json")
+            page = folder / "comparison.html"
+            write_comparison(comparison, evaluations, page, folders, labels, images, pictures, cases)
         echo(f"written: {output}")
 
 
@@ -85,9 +97,10 @@ def _evaluation(path: Path, labels: Path | None, dataset_json: Path | None, proc
         return Evaluation.load(path)
     if labels is not None:
         return evaluate_folder(path, labels, dataset_json=dataset_json, processes=processes)
-    for name in (EVALUATION, SUMMARY):
-        if (path / name).is_file():
-            return Evaluation.load(path / name)
+    # a fold's are those of its validation
+    for file in (place / name for place in (path, path / "validation") for name in (EVALUATION, SUMMARY)):
+        if file.is_file():
+            return Evaluation.load(file)
     raise FileNotFoundError(f"{path} holds no {EVALUATION}: run evaluate, or name the folder of labels by --labels")
 
 

@@ -175,7 +175,10 @@ def evaluate_iou(
 
 @commands.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a trained fold (.../fold_0) with its validation.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="Folder of a trained fold (.../fold_0) with its validation, or of a run with metrics.csv."),
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="HTML file; in the fold's folder by default.")
     ] = None,
@@ -191,7 +194,13 @@ def report(
     cases: Annotated[int, typer.Option(min=1, help="Cases to draw, from the worst to the best.")] = 3,
     trust: Trust = False,
 ) -> None:
-    """Write one self-contained HTML file: overlays, loss and Dice curves, Dice per case and label."""
-    from ..evaluation.report import write_report
+    """Write one self-contained HTML file: overlays, loss and Dice curves, Dice per case and label.
 
+    Of a run of `pretrain fit` or `classify fit` it has the curves of all metrics.
+    """
+    from ..evaluation.report import is_run, write_report, write_run_report
+
+    if is_run(folder):
+        echo(write_run_report(folder, output))
+        return
     echo(write_report(folder, output, predictions, images, cases, labels, trust))

@@ -20,6 +20,12 @@ def predict(
     use_compile: Annotated[
         bool, typer.Option("--compile", help="Compile the network with torch.compile, as nnUNet_compile=1 does.")
     ] = False,
+    save_uncertainty: Annotated[
+        bool, typer.Option("--save_uncertainty", help="Write maps of entropy and of the folds' disagreement as well.")
+    ] = False,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Scale logits by the temperature that `calibrate` stored.")
+    ] = False,
     trust: Trust = False,
 ) -> None:
     """Run nnUNetv2_predict with batches of patches. Its arguments follow; with -m FOLDER instead of -d, -tr, -p and -c
@@ -28,4 +34,4 @@ def predict(
 
     if {"-h", "--help"} & set(context.args):
         print(context.get_help())
-    run(context.args, batch_size, use_compile, trust)
+    run(context.args, batch_size, use_compile, trust, save_uncertainty, calibrated)

@@ -74,7 +74,7 @@ def apply_and_explain(name: str, dataset: str, plans_name: str | None, force: bo
         echo(f"{heading + ':':15}{text}")
     for note in (*_warnings(applied), *preset.notes):
         echo(f"note: {note}")
-    echo("\nnext (INPUT and OUTPUT are your folders of images and predictions):")
+    echo("\nnext (INPUT, OUTPUT and LABELS are your folders of images, predictions and labels):")
     for command in applied.commands():
         echo(f"  {command}")
 

@@ -22,7 +22,14 @@ from .._reading import reading
 from .case_metrics import case_metrics, metric_names
 from .conventions import ALL_LABELS, Conventions
 from .results import Evaluation
-from .segmentations import DATASET_JSON, common_file_ending, find_reader, load_dataset_json, read_label_map
+from .segmentations import (
+    DATASET_JSON,
+    common_file_ending,
+    dataset_json_of,
+    find_reader,
+    load_dataset_json,
+    read_label_map,
+)
 from .targets import Targets
 
 # more would wait for the disk, and take the memory of as many cases
@@ -67,7 +74,7 @@ def evaluate_folder(
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
     folders = sorted(predictions.glob("fold_*/validation")) or [predictions]
-    described = dataset_json or _find_dataset_json(folders[0])
+    described = dataset_json or dataset_json_of(folders[0])
     dataset = load_dataset_json(described) if described else None
     if targets is None:
         if dataset is None:
@@ -121,12 +128,6 @@ def _cases(folders: Iterable[Path], labels: Path, file_ending: str) -> Iterator[
     if not found:
         where = ", ".join(map(str, folders))
         raise FileNotFoundError(f"{where} holds no segmentations that end in {file_ending}")
-
-
-def _find_dataset_json(folder: Path) -> Path | None:
-    """Return the dataset.json beside predictions, or that of the trained model in whose folder they are."""
-    near = [folder, folder.parent, folder.parent.parent] if folder.name == "validation" else [folder]
-    return next((path for place in near if (path := place / DATASET_JSON).is_file()), None)
 
 
 def _check_names(targets: Targets, conventions: Conventions) -> None:

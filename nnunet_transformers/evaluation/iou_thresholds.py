@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,14 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.typing import NDArray
 
 from .._paths import inside
-from .segmentations import DATASET_JSON, common_file_ending, find_reader, load_dataset_json, read_segmentation
+from .segmentations import (
+    DATASET_JSON,
+    common_file_ending,
+    find_reader,
+    load_dataset_json,
+    read_probabilities,
+    read_segmentation,
+)
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
@@ -178,12 +184,7 @@ def _read_segmentation(reader: BaseReaderWriter, path: Path, manager: LabelManag
 
 
 def _load_probabilities(path: Path, channel: int, label: int) -> NDArray:
-    probabilities = None
-    # any error of numpy or zipfile means that the file is damaged
-    with suppress(Exception), path.open("rb") as file, np.load(file, allow_pickle=False) as content:
-        probabilities = content["probabilities"]
-    if probabilities is None:
-        raise ValueError(f"{path} is truncated or holds no `probabilities`; predict again with --save_probabilities")
+    probabilities = read_probabilities(path)
     if not 0 <= channel < len(probabilities):
         raise ValueError(f"--label {label} is not among the {len(probabilities)} classes of {path}")
     return probabilities[channel]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -40,6 +40,12 @@ class Segmentation:
     voxels: NDArray
     spacing: tuple[float, ...]
     voxel_volume: float | None
+
+
+def dataset_json_of(folder: Path) -> Path | None:
+    """Return the dataset.json beside predictions, or that of the trained model in whose folder they are."""
+    near = [folder, folder.parent, folder.parent.parent] if folder.name == "validation" else [folder]
+    return next((path for place in near if (path := place / DATASET_JSON).is_file()), None)
 
 
 def load_dataset_json(path: Path) -> dict[str, Any]:
@@ -98,6 +104,21 @@ def read_segmentation(reader: BaseReaderWriter, path: Path) -> tuple[NDArray, tu
     if len(segmentation) != 1:
         raise ValueError(f"{path} has {len(segmentation)} channels; a segmentation has one")
     return segmentation[0], tuple(map(float, properties["spacing"]))
+
+
+def read_probabilities(path: Path) -> NDArray:
+    """Read the probabilities, (classes, *spatial), that nnU-Net writes beside a segmentation.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    probabilities = None
+    # any error of numpy or zipfile means that the file is damaged
+    with suppress(Exception), path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+        probabilities = content["probabilities"]
+    if probabilities is None:
+        raise ValueError(f"{path} is truncated or holds no `probabilities`; predict again with --save_probabilities")
+    return probabilities
 
 
 def read_label_map(reader: BaseReaderWriter, path: Path) -> Segmentation:

@@ -36,13 +36,20 @@ class _Parser(argparse.ArgumentParser):
 
 
 def predict(
-    arguments: Sequence[str], batch_size: int | None = None, use_compile: bool = False, trust: bool = False
+    arguments: Sequence[str],
+    batch_size: int | None = None,
+    use_compile: bool = False,
+    trust: bool = False,
+    save_uncertainty: bool = False,
+    calibrated: bool = False,
 ) -> None:
     """Predict a folder as nnUNetv2_predict does, or with -m as nnUNetv2_predict_from_modelfolder does.
 
     Args:
         arguments: arguments of that command; -h prints its help.
         batch_size, use_compile, trust: see ``BatchedPredictor``.
+        save_uncertainty: write maps of entropy and disagreement, see ``WritesUncertainty``.
+        calibrated: divide logits by the temperature that ``calibrate`` stored with the model.
 
     Raises:
         ValueError: if an argument is unknown or out of range, or the device is not available.
@@ -52,7 +59,7 @@ def predict(
     options = build_parser(_is_model_folder_given(arguments)).parse_args(arguments)
     print(CITATION)
     try:
-        _predict(options, batch_size, use_compile, trust)
+        _predict(options, batch_size, use_compile, trust, save_uncertainty, calibrated)
     except (AssertionError, RuntimeError) as error:  # nnU-Net's checks, whose messages span several lines
         if not str(error):
             raise
@@ -112,7 +119,14 @@ def _is_model_folder_given(arguments: Sequence[str]) -> bool:
     return parser.parse_known_args(arguments)[0].m is not None
 
 
-def _predict(options: argparse.Namespace, batch_size: int | None, use_compile: bool, trust: bool) -> None:
+def _predict(
+    options: argparse.Namespace,
+    batch_size: int | None,
+    use_compile: bool,
+    trust: bool,
+    save_uncertainty: bool,
+    calibrated: bool,
+) -> None:
     parts, part = getattr(options, "num_parts", 1), getattr(options, "part_id", 0)
     if part >= parts:
         raise ValueError(f"-part_id {part} must be below -num_parts {parts}; see `{PROGRAM} --help`")
@@ -132,6 +146,9 @@ def _predict(options: argparse.Namespace, batch_size: int | None, use_compile: b
         verbose_preprocessing=options.verbose,
         allow_tqdm=not options.disable_progress_bar,
     )
+    predictor.save_uncertainty = save_uncertainty
+    if calibrated:
+        predictor.calibrate(Path(model))
     _set_threads(options.device)
     Path(options.o).mkdir(parents=True, exist_ok=True)
     predictor.initialize_from_trained_model_folder(model, folds, options.chk)

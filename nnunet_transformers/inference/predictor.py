@@ -31,6 +31,7 @@ from ..weights.file import check_file
 from ..weights.limits import check_finite
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint, reading_plain_types
 from .batch_size import bytes_of_pass, cpu_batch_size, fitting_batch_size, free_bytes
+from .uncertainty import WritesUncertainty
 from .whole_files import WholeFilePlans, whole_json_files
 
 # patches per pass of a compiled network; all its passes have this size, the last one padded. Eight flips in 3D or two
@@ -38,7 +39,7 @@ from .whole_files import WholeFilePlans, whole_json_files
 COMPILED_BATCH_SIZE = 8
 
 
-class BatchedPredictor(nnUNetPredictor):
+class BatchedPredictor(WritesUncertainty, nnUNetPredictor):
     """nnU-Net's predictor whose forward passes take patches of several tiles and flips.
 
     Args:
@@ -154,6 +155,8 @@ class BatchedPredictor(nnUNetPredictor):
         if 0 not in processes:
             with whole_json_files():
                 return super().predict_from_files(*args, **kwargs)
+        if self.save_uncertainty:
+            raise ValueError("--save_uncertainty needs worker processes: -npp and -nps of 1 or more")
         if any(processes) or given["num_parts"] > 1:
             raise ValueError(f"-npp {processes[0]} -nps {processes[1]}: both are 0, without -num_parts, or neither is")
         known = signature(self.predict_from_files_sequential).parameters

@@ -49,6 +49,8 @@ class Preset:
         mixed_precision: whether the published training used it; otherwise the plan has ``autocast_dtype`` float32.
         data: ``channels`` and ``classes`` of the paper's data; None where unknown.
         published: metric to value by initial weights (``pretrained`` or ``scratch``); in % (HD95 in mm).
+        evaluation: command of this package that computes the published metrics; ``OUTPUT`` are predictions and
+            ``LABELS`` references.
         source: paper, table, section.
         notes: caveats of a comparison.
     """
@@ -69,6 +71,7 @@ class Preset:
     overrides: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     mixed_precision: bool = True
+    evaluation: str = "evaluate OUTPUT LABELS"
     notes: Sequence[str] = ()
 
     @property
@@ -198,7 +201,10 @@ class AppliedPreset:
         return fixed + overhead + preset.batch_size * sample
 
     def commands(self) -> list[str]:
-        """nnU-Net's commands that preprocess, train and predict; ``INPUT`` and ``OUTPUT`` are the user's folders."""
+        """Commands that preprocess, train, predict, and compute the published metrics, if there are any.
+
+        ``INPUT``, ``OUTPUT`` and ``LABELS`` are the user's folders.
+        """
         preset, plans = self.preset, self.written.plans["plans_name"]
         data = self.path.parent / self.configuration["data_identifier"]
         # preprocessing again would delete data that other plans share
@@ -206,11 +212,13 @@ class AppliedPreset:
             not data.is_dir()
         )
         model = f"-c {preset.configuration} -p {plans} -tr {preset.trainer} -f 0"
-        once = " --disable_tta" if preset.settings.mirroring is False else ""
+        options = f"-step_size {preset.step_size:g}" + " --disable_tta" * (preset.settings.mirroring is False)
+        options += " --save_probabilities" * preset.evaluation.startswith("evaluate-iou")
         return [
             *preprocess,
             f"nnUNetv2_train {self.dataset_id} {preset.configuration} 0 -p {plans} -tr {preset.trainer}",
-            f"nnUNetv2_predict -i INPUT -o OUTPUT -d {self.dataset_id} {model} -step_size {preset.step_size:g}{once}",
+            f"nnUNetv2_predict -i INPUT -o OUTPUT -d {self.dataset_id} {model} {options}",
+            *[f"nnunet-transformers {preset.evaluation}"] * bool(preset.published),
         ]
 
 

@@ -37,6 +37,7 @@ class TrainingSettings:
             probability of each sample.
         mirroring: whether validation and prediction average over mirrored images, where augmentation mirrors.
         ema_decay: decay of the moving average of the weights that validates and is stored; without one there is none.
+        surface_metrics: whether the final validation also computes HD95 and NSD of the whole cases.
         patience: epochs without a lower validation loss after which training ends.
     """
 
@@ -58,6 +59,7 @@ class TrainingSettings:
     oversampling: Oversampling | None = None
     mirroring: bool | None = None
     ema_decay: float | None = None
+    surface_metrics: bool | None = None
     patience: int | None = None
 
     def __post_init__(self) -> None:
@@ -131,5 +133,6 @@ _CHECKS = {
     "oversampling": _words(Oversampling),
     "mirroring": _FLAG,
     "ema_decay": _SHARE,
+    "surface_metrics": _FLAG,
     "patience": _COUNT,
 }

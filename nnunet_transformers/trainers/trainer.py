@@ -36,13 +36,14 @@ from .initial_weights import StartsFromPlan
 from .loaded_encoder import LoadedEncoder
 from .precision import default_autocast_dtype, in_float32, planned_autocast_dtype
 from .settings import FollowsSettings
+from .surface_metrics import EvaluatesSurfaces
 
 # non-finite losses in a row that end a training whose ``GradScaler`` skips such steps; halved each time, its scale of
 # 65,536 is 1 after 16 of them
 MAX_OVERFLOWS = 40
 
 
-class TransformerTrainer(FollowsSettings, AveragesWeights, StartsFromPlan):
+class TransformerTrainer(FollowsSettings, EvaluatesSurfaces, AveragesWeights, StartsFromPlan):
     """nnU-Net's training with a recipe for transformers.
 
     AdamW without weight decay of norms, biases and position tables; linear warm-up and nnU-Net's polynomial decay,

@@ -1,11 +1,18 @@
-"""AUC and accuracy against scikit-learn, and bootstrap intervals against a direct computation and their coverage."""
+"""Scores against scikit-learn and torchmetrics, intervals against a direct computation and their coverage."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, average_precision_score, recall_score, roc_auc_score
+import torch
+from sklearn.metrics import accuracy_score, average_precision_score, confusion_matrix, roc_auc_score, roc_curve
 
+from nnunet_transformers.classification.resampled import (
+    at_youdens,
+    average_precisions,
+    calibration_errors,
+    rates,
+)
 from nnunet_transformers.classification.scores import accuracy, as_text, auc, score_with_intervals
 
 
@@ -34,22 +41,6 @@ class TestValues:
         p, t = several()
         assert auc(p, t) == pytest.approx(roc_auc_score(t.argmax(1), p, multi_class="ovr"))
 
-    def test_precision_sensitivity_specificity(self):
-        """Of the second of two classes, and means over three; some scores are equal."""
-        p, t = binary(50, 1.0)
-        p = p.round(1)
-        scores = score_with_intervals(p, t, ["a", "b"], resamples=5)
-        found, true = p.argmax(1), t.argmax(1)
-        assert scores["average precision of b"].value == pytest.approx(average_precision_score(true, p[:, 1]))
-        assert scores["sensitivity of b"].value == pytest.approx(recall_score(true, found))
-        assert scores["specificity of b"].value == pytest.approx(recall_score(true, found, pos_label=0))
-        p, t = several()
-        scores = score_with_intervals(p, t, ["a", "b", "c"], resamples=5)
-        assert scores["average precision"].value == pytest.approx(average_precision_score(t, p))
-        assert scores["sensitivity"].value == pytest.approx(recall_score(t.argmax(1), p.argmax(1), average="macro"))
-        rates = [recall_score(t[:, i], p.argmax(1) == i, pos_label=0) for i in range(3)]
-        assert scores["specificity"].value == pytest.approx(np.mean(rates))
-
     def test_several_labels_some_unknown(self):
         rng = np.random.default_rng(0)
         p, t = rng.uniform(size=(40, 3)), rng.integers(0, 2, (40, 3)).astype(np.float32)
@@ -58,12 +49,6 @@ class TestValues:
         assert auc(p, t) == pytest.approx(np.mean(areas))
         right = [((p[:, i] > 0.5) == t[:, i])[~np.isnan(t[:, i])].mean() for i in range(3)]
         assert accuracy(p, t, True) == pytest.approx(np.mean(right))
-        scores = score_with_intervals(p, t, ["a", "b", "c"], multi_label=True, resamples=5)
-        known = [~np.isnan(t[:, i]) for i in range(3)]
-        precisions = [average_precision_score(t[k, i], p[k, i]) for i, k in enumerate(known)]
-        assert scores["average precision"].value == pytest.approx(np.mean(precisions))
-        found = [recall_score(t[k, i], p[k, i] > 0.5) for i, k in enumerate(known)]
-        assert scores["sensitivity"].value == pytest.approx(np.mean(found))
 
     def test_undefined(self):
         p, t = binary(10, 1.0)
@@ -71,6 +56,82 @@ class TestValues:
         scores = score_with_intervals(p[1::2], t[1::2], ["a", "b"], resamples=10)
         assert scores["AUC"].value is None
         assert as_text(scores)["AUC"] == "not defined"
+
+
+class TestResampled:
+    """One row at a time against scikit-learn, and against the definitions."""
+
+    @pytest.fixture
+    def rows(self):
+        rng = np.random.default_rng(0)
+        # with ties, and in the last row without a positive
+        scores, positive = rng.integers(0, 12, (6, 40)) / 11, (rng.uniform(size=(6, 40)) < 0.3).astype(float)
+        positive[5] = 0
+        return scores, positive
+
+    @pytest.mark.filterwarnings("ignore:No positive class")
+    def test_average_precision(self, rows):
+        found = average_precisions(*rows)
+        expected = [average_precision_score(t, s) for s, t in zip(*rows, strict=True)]
+        assert found[:5] == pytest.approx(expected[:5]) and np.isnan(found[5])
+
+    def test_rates(self, rows):
+        sensitivity, specificity = rates(*rows, 0.4)
+        for i in range(5):
+            (tn, fp), (fn, tp) = confusion_matrix(rows[1][i], rows[0][i] > 0.4)
+            assert (sensitivity[i], specificity[i]) == pytest.approx((tp / (tp + fn), tn / (tn + fp)))
+        assert np.isnan(sensitivity[5]) and 0 < specificity[5] < 1
+
+    def test_youden(self, rows):
+        sensitivity, specificity, threshold = at_youdens(*rows)
+        for i in range(5):
+            false, true, _ = roc_curve(rows[1][i], rows[0][i])
+            assert sensitivity[i] + specificity[i] - 1 == pytest.approx((true - false).max())
+            # scores from the threshold on give just these
+            above = rows[0][i] >= threshold[i]
+            assert sensitivity[i] == pytest.approx(above[rows[1][i] == 1].mean())
+            assert specificity[i] == pytest.approx(1 - above[rows[1][i] == 0].mean())
+        assert np.isnan([sensitivity[5], specificity[5], threshold[5]]).all()
+
+    def test_calibration(self):
+        rng = np.random.default_rng(0)
+        confidence, right = rng.uniform(size=(3, 200)), (rng.uniform(size=(3, 200)) < 0.6).astype(float)
+        found = calibration_errors(confidence, right)
+        functional = pytest.importorskip("torchmetrics.functional.classification")
+        peer = [
+            functional.binary_calibration_error(torch.tensor(c), torch.tensor(r).long(), n_bins=15)
+            for c, r in zip(confidence, right, strict=True)
+        ]
+        assert found == pytest.approx([float(p) for p in peer], abs=1e-6)
+        # by hand: two bins, of 0.75 with half right and 0.25 with all right
+        by_hand = calibration_errors(np.array([[0.75, 0.75, 0.25]]), np.array([[1.0, 0.0, 1.0]]), 2)
+        assert by_hand == pytest.approx([(2 * 0.25 + 0.75) / 3])
+
+    def test_unknown_targets_count_in_none(self, rows):
+        scores, positive = (np.concatenate([array[:5], array[:5]], axis=1) for array in rows)
+        positive[:, 40:] = np.nan
+        known = [array[:5] for array in rows]
+        for function in (average_precisions, at_youdens, calibration_errors, lambda s, p: rates(s, p, 0.5)):
+            np.testing.assert_allclose(function(scores, positive), function(*known))
+
+
+def test_names():
+    """Of two exclusive classes the scores are of the second; of more, means and those of each."""
+    p, t = binary(40, 1.0)
+    found = score_with_intervals(p, t, ["no", "yes"], resamples=20, threshold=0.4)
+    assert [*found] == [
+        *("AUC", "accuracy", "average precision", "sensitivity at 0.4", "specificity at 0.4"),
+        *("sensitivity at Youden's", "specificity at Youden's", "Youden's threshold", "ECE"),
+    ]
+    assert found["average precision"].value == pytest.approx(average_precision_score(t[:, 1], p[:, 1]))
+    assert found["sensitivity at 0.4"].value == pytest.approx((p[:, 1] > 0.4)[t[:, 1] == 1].mean())
+    p, t = several()
+    found = score_with_intervals(p, t, ["a", "b", "c"], resamples=20)
+    each = [found[f"average precision of {name}"].value for name in "abc"]
+    assert found["average precision"].value == pytest.approx(np.mean(each))
+    assert each[2] == pytest.approx(average_precision_score(t[:, 2], p[:, 2]))
+    assert "Youden's threshold" not in found and "Youden's threshold of a" in found and "ECE of a" not in found
+    assert "ECE of b" in score_with_intervals(p[:, :2], t[:, :2], ["a", "b"], multi_label=True, resamples=20)
 
 
 class TestIntervals:
@@ -83,8 +144,6 @@ class TestIntervals:
         direct = [(roc_auc_score(t[d].argmax(1), p[d], multi_class="ovr"), accuracy(p[d], t[d], False)) for d in drawn]
         for name, values in zip(("AUC", "accuracy"), np.transpose(direct), strict=True):
             assert (found[name].low, found[name].high) == pytest.approx(np.quantile(values, [0.025, 0.975]))
-        precisions = [average_precision_score(t[d], p[d]) for d in drawn]
-        assert found["average precision"].low == pytest.approx(np.quantile(precisions, 0.025))
         each = [roc_auc_score(t[d][:, 2], p[d][:, 2]) for d in drawn]
         assert found["AUC of c"].low == pytest.approx(np.quantile(each, 0.025))
 

@@ -343,7 +343,8 @@ class TestCompare:
         result = run("compare", f"ours={a / 'evaluation.json'}", f"theirs={b}", *options)
         assert result.exit_code == 0, result.output
         names = ("means", "differences", "ranks", "cases")
-        expected = {f"{n}.{e}" for n in names for e in ("csv", "tex")} | {"comparison.md", "comparison.json"}
+        expected = {f"{n}.{e}" for n in names for e in ("csv", "tex")}
+        expected |= {f"comparison.{e}" for e in ("html", "json", "md")}
         assert {path.name for path in output.iterdir()} == expected
         rows = [*csv.DictReader((output / "differences.csv").open())]
         of_large = next(row for row in rows if (row["metric"], row["label"]) == ("HD95", "large"))

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 import nnunet_transformers
 from nnunet_transformers.architectures import create_network, get_network
+from nnunet_transformers.cli import app
 from nnunet_transformers.discovery import PLANNERS, TRAINERS
 from nnunet_transformers.plans.memory import CUDA_OVERHEAD
 from nnunet_transformers.plans.presets import apply_preset, get_preset, load_presets
@@ -76,6 +78,13 @@ class TestTable:
         values = [f"{value:g}" for metrics in preset.published.values() for value in metrics.values()]
         for text in (preset.network, "x".join(map(str, preset.patch_size)), preset.source, *values):
             assert text in row
+
+    @pytest.mark.parametrize("name", [n for n in PRESETS if PRESETS[n].published])
+    def test_published_metrics_can_be_computed(self, name):
+        """The command exists with these options, and stands in the documentation."""
+        name, *arguments = PRESETS[name].evaluation.split()
+        typer.main.get_command(app).commands[name].make_context(name, [*arguments])
+        assert f"`nnunet-transformers {' '.join([name, *arguments])}`" in DOCUMENT.read_text()
 
     def test_is_shipped(self):
         assert (Path(nnunet_transformers.__file__).parent / "plans" / "presets.yaml").is_file()
@@ -267,7 +276,8 @@ class TestApply:
         assert len(applied.configuration["spacing"]) == 2
 
     def test_commands(self, planned):
-        preprocess, train, predict = apply_preset(get_preset("btcv-tiny"), "903").commands()
+        preprocess, train, predict, evaluate = apply_preset(get_preset("btcv-tiny"), "903").commands()
+        assert evaluate == "nnunet-transformers evaluate OUTPUT LABELS"
         plans = "nnUNetQTUNetTPlans_btcv-tiny"
         assert preprocess == f"nnUNetv2_preprocess -d 903 -c 3d_fullres -plans_name {plans}"
         assert train == f"nnUNetv2_train 903 3d_fullres 0 -p {plans} -tr nnUNetTrainerQTUNet"

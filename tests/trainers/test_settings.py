@@ -32,6 +32,7 @@ SETTINGS = {
     "oversampling": "probability",
     "mirroring": False,
     "ema_decay": 0.9,
+    "surface_metrics": True,
     "patience": 5,
 }
 
@@ -83,7 +84,7 @@ class TestSettings:
         assert (trainer.oversample_foreground_percent, trainer.probabilistic_oversampling) == (0.8, True)
         assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (0, 1, 2)  # augmentation's
         assert trainer.inference_allowed_mirroring_axes is None
-        assert trainer.patience == 5
+        assert trainer.patience == 5 and trainer.surface_metrics
 
     def test_none_of_them(self, planned):
         trainer = make(planned())
@@ -94,7 +95,7 @@ class TestSettings:
         assert (trainer.oversample_foreground_percent, trainer.probabilistic_oversampling) == (0.33, False)
         trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         assert trainer.inference_allowed_mirroring_axes == (0, 1, 2)
-        assert trainer.patience is None
+        assert trainer.patience is None and not trainer.surface_metrics
 
     @pytest.mark.parametrize(("schedule", "middle"), [("polynomial", 0.5**0.9), ("constant", 1.0)])
     def test_schedules_precede_the_trainers(self, planned, schedule, middle):

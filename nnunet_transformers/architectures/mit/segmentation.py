@@ -7,8 +7,9 @@ and its appendix, section 3.2. Details that the paper omits follow the authors' 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -109,6 +110,9 @@ class MiT(SegmentationNetwork):
     stem_channels_last = False
     keys_to_in_proj = ("stem.conv",)
     token_arguments = ("patch_embed_stride", "num_stages", "merge_strides")
+    removable: Mapping[str, str] = MappingProxyType(
+        {"attention": r"(.*\.attn)", "blocks": r"((?:en|de)coder\.stages\.\d+\.blocks\.\d+)"}
+    )
     pair_class = MiTPair
     classifier_class = MiTClassifier
 

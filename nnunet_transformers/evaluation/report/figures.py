@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy import ndimage
 
+from ..comparison import Difference
 from .palette import distinct_colours
 from .training_log import Curves
 
@@ -42,6 +45,55 @@ def draw_curves(curves: Curves, label_names: Sequence[str]) -> str:
             for text in axes.legend(fontsize=8).get_texts():
                 text.set_parse_math(False)  # a label named $x is no formula
     figure.tight_layout()
+    return _to_data_uri(figure)
+
+
+def draw_series(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str) -> str:
+    """Draw values by step, one line a name; of many points also their running median over a fiftieth of them."""
+    figure = Figure(figsize=(5, 3))
+    axes = figure.subplots()
+    for (name, (steps, values)), colour in zip(series.items(), ("#0072b2", "#d55e00"), strict=False):
+        width = len(values) // 50
+        marker = "o" if len(values) < 30 else ""
+        axes.plot(steps, values, marker=marker, markersize=3, color=colour, alpha=0.3 if width > 1 else 1, label=name)
+        if width > 1:
+            smooth = ndimage.median_filter(np.asarray(values), 2 * width + 1, mode="nearest")
+            axes.plot(steps, smooth, color=colour)
+    axes.set(xlabel="step", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.title.set_parse_math(False)
+    axes.legend(fontsize=8)
+    return _to_data_uri(figure)
+
+
+def draw_differences(differences: Sequence[Difference], metric: str) -> str:
+    """Draw the mean difference of each pair of models in each label with its 95 % interval.
+
+    A filled mark has a p-value after Holm's correction below 0.05.
+    """
+    chosen = [d for d in differences if d.metric == metric]
+    pairs = list(dict.fromkeys((d.first, d.second) for d in chosen))
+    labels = list(dict.fromkeys(d.label for d in chosen))
+    figure = Figure(figsize=(7.5, 1.3 + 0.14 * len(labels) * (len(pairs) + 1)))
+    axes = figure.subplots()
+    for pair, colour in zip(pairs, distinct_colours(len(pairs)), strict=True):
+        offset = 0.7 * ((pairs.index(pair) + 0.5) / len(pairs) - 0.5)
+        name = " - ".join(pair)
+        for d in (d for d in chosen if (d.first, d.second) == pair):
+            height = labels.index(d.label) + offset
+            axes.plot([d.low, d.high], [height, height], color=colour, linewidth=2)
+            filled = colour if d.p_holm < 0.05 else "white"
+            axes.plot(d.mean, height, "o", color=colour, markerfacecolor=filled, markersize=5, label=name)
+            name = "_"  # in the key once
+    axes.axvline(0, color="#444", linewidth=1)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    ticks = axes.set_yticks(range(len(labels)), labels=labels)
+    axes.set(xlabel=f"difference of {metric}")
+    axes.grid(axis="x", alpha=0.3)
+    key = axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    for text in [*key.get_texts(), axes.xaxis.label, *(tick.label1 for tick in ticks)]:
+        text.set_parse_math(False)
     return _to_data_uri(figure)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -17,17 +16,10 @@ from ..._atomic import write_text
 from ..._paths import inside
 from ..._reading import read_json
 from ...plans.gate import check_preparation
+from .document import document, escape, key_of, scrolling
 from .figures import draw_curves, draw_overlay, most_labelled_slice
-from .palette import distinct_colours
+from .files import images_in
 from .training_log import read_curves
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1000px; margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.5em; margin-bottom: 0; } h2 { font-size: 1.15em; margin-top: 2em; } p.note { color: #666; }
-table { border-collapse: collapse; } th, td { padding: .25em .9em; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; } tr.mean td { font-weight: 600; border-top: 2px solid #444; }
-img { max-width: 100%; } .key span { display: inline-block; width: .9em; height: .9em; margin: 0 .4em 0 1em; }
-"""
 
 
 @dataclass(frozen=True)
@@ -71,14 +63,12 @@ def _table(cases: list[CaseScores], label_names: list[str]) -> str:
     def cell(value: float) -> str:
         return "<td>-</td>" if math.isnan(value) else f"<td>{value:.3f}</td>"
 
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("case", *label_names, "mean"))
-    rows = [
-        f"<tr><td>{html.escape(case.name)}</td>{''.join(map(cell, [*case.dice, case.mean]))}</tr>" for case in cases
-    ]
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("case", *label_names, "mean"))
+    rows = [f"<tr><td>{escape(case.name)}</td>{''.join(map(cell, [*case.dice, case.mean]))}</tr>" for case in cases]
     scores = np.array([[*case.dice, case.mean] for case in cases], dtype=float)
     means = [float(np.nanmean(column)) if not np.isnan(column).all() else math.nan for column in scores.T]
     rows.append(f"<tr class='mean'><td>mean of {len(cases)} cases</td>{''.join(map(cell, means))}</tr>")
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    return scrolling(f"<table><tr>{head}</tr>{''.join(rows)}</table>", "Dice per case and label")
 
 
 def write_report(
@@ -143,32 +133,25 @@ def write_report(
         spacing = properties["spacing"]
         slices = image[0][index], label[index], prediction[index]
         picture = draw_overlay(*slices, parts, aspect=spacing[1] / spacing[2])
-        caption = f"{html.escape(case.name)}, slice {index}, mean Dice {case.mean:.3f}"
+        caption = f"{escape(case.name)}, slice {index}, mean Dice {case.mean:.3f}"
         overlays.append(f"<figure><img src='{picture}' alt='{caption}'><figcaption>{caption}</figcaption></figure>")
 
     trainer, plan_name, configuration = [*fold_folder.parent.name.split("__"), "", ""][:3]
     foreground = summary["foreground_mean"]["Dice"]
-    key = "".join(
-        f"<span style='background:{colour}'></span>{html.escape(name)}"
-        for colour, name in zip(distinct_colours(len(label_names)), label_names, strict=True)
-    )
     seconds = f"; {np.median(curves.epoch_seconds):.0f} s per epoch" if curves.epoch_seconds else ""
     training = (
         f"<img src='{draw_curves(curves, label_names)}' alt='loss and Dice curves'>"
         if curves.train_loss
         else "<p class='note'>No training log in this folder.</p>"
     )
-    page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(plans.dataset_name)}</title>
-<style>{STYLE}</style>
-<h1>{html.escape(plans.dataset_name)}: mean foreground Dice {foreground:.3f}</h1>
-<p class="note">{html.escape(f"{trainer}, {plan_name}, {configuration}, {fold_folder.name}")};
-{len(cases)} cases in {html.escape(evaluated.name)}; {len(curves.train_loss)} epochs{seconds}</p>
-<h2>Worst to best</h2><p class="key">{key}</p>{"".join(overlays)}
+    body = f"""<h1>{escape(plans.dataset_name)}: mean foreground Dice {foreground:.3f}</h1>
+<p class="note">{escape(f"{trainer}, {plan_name}, {configuration}, {fold_folder.name}")};
+{len(cases)} cases in {escape(evaluated.name)}; {len(curves.train_loss)} epochs{seconds}</p>
+<h2>Worst to best</h2>{key_of(label_names)}{"".join(overlays)}
 <h2>Training</h2>{training}
-<h2>Dice per case and label</h2>{_table(cases, label_names)}
-</html>"""
+<h2>Dice per case and label</h2>{_table(cases, label_names)}"""
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(page, output)
+    write_text(document(plans.dataset_name, body), output)
     return output
 
 
@@ -179,8 +162,7 @@ def _values(label: int | list[int] | None) -> list[int]:
 
 def _image_files(case: str, dataset_json: dict, dataset_name: str, images: Path | None) -> list[str]:
     if images is not None:
-        pattern = inside(Path(images), f"{case}_[0-9][0-9][0-9][0-9]{dataset_json['file_ending']}").name
-        files = sorted(str(path) for path in Path(images).glob(pattern))
+        files = images_in(Path(images), case, dataset_json["file_ending"])
     elif nnUNet_raw.is_set():
         raw = inside(Path(str(nnUNet_raw)), dataset_name)
         files = get_filenames_of_train_images_and_targets(str(raw), dataset_json).get(case, {}).get("images", [])

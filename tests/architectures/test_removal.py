@@ -1,0 +1,138 @@
+"""Ablations of every registered network: what is left, what has no effect, and weights that still load."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nnunet_transformers.architectures import create_network, get_network, list_networks
+from nnunet_transformers.architectures.without import class_without
+from nnunet_transformers.cpu import optimize
+from nnunet_transformers.plans.gate import check_network
+
+# a small one of each class
+SMALL = {
+    "qt_unet_tiny": {"num_stages": 2, "window_sizes": 4},
+    "vt_unet_tiny": {"num_stages": 2, "window_sizes": 4},
+    "unet2022_tiny": {"embed_dim": 24, "num_heads": 3, "num_stages": 2, "depths": (2, 2)},
+    "mit_7": {"num_stages": 2},
+    "setr_pup": {"embed_dim": 32, "num_heads": 2, "depth": 2},
+    "setr_pup_dinov3": {"embed_dim": 32, "num_heads": 2, "depth": 2},
+    "resnet18_unet": {},
+}
+NAMES = [name for name in list_networks() if name in SMALL]
+# modules have the same names in 3D
+CASES = [(name, part) for name in NAMES for part in sorted(get_network(name).network_class.may_be_removed())]
+
+
+def build(name, ndim, **options):
+    edge = 16 if ndim == 3 else 32
+    torch.manual_seed(0)
+    network = create_network(name, 1, 2, (edge,) * ndim, **{**SMALL[name], **options})
+    with torch.no_grad():  # LayerScale and tables that start near zero hide what a branch does
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return network.eval(), torch.randn(1, 1, *(edge,) * ndim)
+
+
+def test_every_class_is_among_the_cases():
+    assert {get_network(name).network_class for name in list_networks()} == {
+        get_network(name).network_class for name in NAMES
+    }
+    # each states what it can do without
+    assert all(get_network(name).network_class.may_be_removed() for name in NAMES)
+
+
+def used_by(network, image):
+    """Names of the parameters that the output depends on."""
+    network.zero_grad()
+    network(image).square().sum().backward()
+    return {n for n, p in network.named_parameters() if p.grad is not None and bool(p.grad.abs().max() > 0)}
+
+
+@pytest.mark.parametrize("name,part", CASES)
+def test_part(name, part):
+    network, image = build(name, 2)
+    whole, used = network(image), used_by(network, image)
+    state = network.state_dict()
+    network.remove(part)
+    assert (network(image) - whole).abs().max() > 1e-5
+    left = used_by(network, image)
+    assert left < used or part == "skips"
+    if part == "attention":
+        assert not [n for n in left if ".qkv." in n or ".kv." in n or n.endswith(".q.weight")]
+        assert [n for n in left if ".mlp." in n]
+    if part == "blocks":
+        assert not [n for n in left if ".blocks." in n and not n.startswith(("stem.", "decoder.seg_layers."))]
+    if part == "skips":
+        # the image reaches the output by way of the bottleneck alone
+        bottleneck = {n for n in left if not n.startswith("decoder.")}
+        assert bottleneck
+    # frozen is what nothing depends on, and all that nothing depends on any more is frozen or of no effect
+    assert not [n for n, p in network.named_parameters() if not p.requires_grad and n in left]
+    # names stay
+    assert list(network.state_dict()) == list(state)
+    network.load_state_dict(state)
+    fast = optimize(network)
+    before = network(image)
+    torch.testing.assert_close(fast(image), before, atol=1e-4, rtol=1e-4)
+
+
+def test_a_transformer_passed_by():
+    """Without its blocks, a network is what its blocks would be if they returned their input."""
+    network, image = build("setr_pup", 2)
+    tokens = network.encoder.position(network.stem(image))
+    network.remove("blocks")
+    expected = network.encoder.norm(tokens).transpose(1, 2).unflatten(2, network.encoder.position.grid_size)
+    torch.testing.assert_close(network.encode(image)[0], expected)
+
+
+@pytest.mark.parametrize("part,left", [("attention", "convolution"), ("convolution", "attention")])
+def test_half_of_the_pi_block(part, left):
+    """Removing a half gives the network that was built without it (paper, table 6)."""
+    network, image = build("unet2022_tiny", 2)
+    other = create_network("unet2022_tiny", 1, 2, (32, 32), **SMALL["unet2022_tiny"], **{part: False}).eval()
+    state = network.state_dict()
+    if part == "attention":
+        state = {k.replace(".parallel.attn.proj.", ".parallel.proj."): v for k, v in state.items()}
+    other.load_state_dict({k: v for k, v in state.items() if k in other.state_dict()})
+    network.remove(part)
+    torch.testing.assert_close(network(image), other(image))
+    assert other.parts == [left, "blocks", "skips"]
+    other.remove(left)
+    assert (other(image) - network(image)).abs().max() > 1e-6
+
+
+def test_bottleneck_alone():
+    """Without skips, what the first stages hand on has no effect."""
+    network, image = build("mit_7", 3)
+    network.remove("skips")
+    features = network.encoder(network.stem(image))[0]
+    stem = network.stem(image)
+    changed = [torch.randn_like(f) for f in features[:-1]]
+    one, other = network.decoder(stem, features), network.decoder(stem + 1, [*changed, features[-1]])
+    torch.testing.assert_close(one, other)
+
+
+def test_unknown_part():
+    network, _ = build("resnet18_unet", 2)
+    with pytest.raises(ValueError, match="ResNetUNet has no 'attention' to remove, only skips"):
+        network.remove("attention")
+
+
+def test_class_for_a_plan():
+    """Plans name it, nnU-Net finds it, the gate lets it pass, and it computes the same as the network after removal."""
+    network, image = build("mit_7", 2)
+    found = class_without(type(network), "attention")
+    assert issubclass(found, type(network)) and found is class_without(type(network), "attention")
+    path = f"{found.__module__}.{found.__qualname__}"
+    assert path == "nnunet_transformers.architectures.without.MiT_attention"
+    check_network(
+        {"architecture": {"network_class_name": path, "_kw_requires_import": [], "arch_kwargs": {}}}, "the plan"
+    )
+    built = found(1, 2, (32, 32), **get_network("mit_7").arguments_for(2) | SMALL["mit_7"]).eval()
+    built.load_state_dict(network.state_dict())
+    network.remove("attention")
+    torch.testing.assert_close(built(image), network(image))
+    with pytest.raises(AttributeError, match="MiT_convolution"):
+        class_without(type(network), "convolution")

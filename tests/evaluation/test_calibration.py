@@ -1,0 +1,99 @@
+"""Temperatures of known probabilities, and the command on a model's folder."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy.special import expit, softmax
+from typer.testing import CliRunner
+
+from nnunet_transformers import cli
+from nnunet_transformers.evaluation.calibration import Sample, fit, load_temperature, sample
+from nnunet_transformers.evaluation.targets import Targets
+
+
+def overconfident(temperature, cases=6, classes=3, voxels=4000, has_regions=False):
+    """Samples whose classes follow the probabilities of logits divided by a temperature."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for _ in range(cases):
+        logits = rng.normal(0, 3, (voxels, classes))
+        if has_regions:
+            targets = (rng.uniform(size=logits.shape) < expit(logits / temperature)).astype(float)
+        else:
+            p = softmax(logits / temperature, axis=1)
+            targets = np.eye(classes)[(rng.uniform(size=(voxels, 1)) > p.cumsum(1)[:, :-1]).sum(1)]
+        samples.append(Sample(logits, targets))
+    return samples
+
+
+@pytest.mark.parametrize("has_regions", [False, True])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_finds_the_temperature(temperature, has_regions):
+    found = fit(overconfident(temperature, has_regions=has_regions), has_regions)
+    assert found.temperature == pytest.approx(temperature, rel=0.04)
+    assert found.ece < 0.012 and found.nll < found.nll_before + 1e-3
+    if temperature != 1:
+        assert found.ece_before > 3 * found.ece and found.nll < found.nll_before - 0.01
+
+
+def test_is_measured_on_other_cases():
+    """A case alone in its group, with labels unlike all others, gets worse by a temperature of the others."""
+    samples = overconfident(3.0, cases=3)
+    wrong = Sample(samples[0].logits, np.roll(samples[0].targets, 1, axis=1))
+    mixed = fit([samples[0], samples[1], wrong])
+    alone = fit([wrong, wrong])
+    assert mixed.nll > fit(samples).nll and alone.temperature > mixed.temperature
+    with pytest.raises(ValueError, match="two validation cases to be checked, there is 1"):
+        fit(samples[:1])
+
+
+class TestSample:
+    def test_box_and_ignore(self):
+        label = np.zeros((30, 30, 30), np.uint8)
+        label[15, 15, 15], label[16, 15, 15] = 1, 2
+        p = np.zeros((2, 30, 30, 30), np.float32)
+        p[0], p[1] = 0.9, 0.1
+        targets = Targets.from_dataset_json({"labels": {"background": 0, "a": 1, "ignore": 2}})
+        found = sample(p, label, targets, False)
+        assert len(found.logits) == 11**3 - 1  # five voxels around the one of the label, less one to ignore
+        assert found.targets.sum(0).tolist() == [11**3 - 2, 1]
+        np.testing.assert_allclose(softmax(found.logits, axis=1), [[0.9, 0.1]] * len(found.logits), rtol=1e-5)
+
+    def test_regions(self):
+        dataset = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
+        targets = Targets.from_dataset_json(dataset)
+        label = np.array([[[0, 1, 2]]], np.uint8)
+        found = sample(np.full((2, 1, 1, 3), 0.75, np.float32), label, targets, True)
+        assert sorted(map(tuple, found.targets.tolist())) == [(0, 0), (1, 0), (1, 1)]
+        np.testing.assert_allclose(found.logits, np.log(3), rtol=1e-5)
+
+
+def test_command(tmp_path):
+    model, labels = tmp_path / "model", tmp_path / "labels"
+    rng = np.random.default_rng(0)
+    labels.mkdir()
+    for case in range(4):
+        validation = model / f"fold_{case % 2}/validation"
+        validation.mkdir(parents=True, exist_ok=True)
+        logits = rng.normal(0, 4, (2, 4, 20, 20))
+        label = (rng.uniform(size=(4, 20, 20)) < softmax(logits / 2, axis=0)[1]).astype(np.uint8)
+        sitk.WriteImage(sitk.GetImageFromArray(label), str(labels / f"case_{case}.nii.gz"))
+        np.savez(validation / f"case_{case}.npz", probabilities=softmax(logits, axis=0).astype(np.float32))
+    dataset = {"labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz", "channel_names": {"0": "CT"}}
+    (model / "dataset.json").write_text(json.dumps(dataset))
+    result = CliRunner().invoke(cli.app, ["calibrate", str(model), str(labels)])
+    assert result.exit_code == 0, result.output
+    assert load_temperature(model) == pytest.approx(2, rel=0.05)
+    stored = json.loads((model / "calibration.json").read_text())
+    assert f"{stored['ece_before']:.4f} before, {stored['ece']:.4f} after" in result.output
+    assert stored["ece"] < 0.03 < stored["ece_before"] and stored["cases"] == 4
+    (labels / "case_0.nii.gz").unlink()
+    missing = CliRunner().invoke(cli.app, ["calibrate", str(model), str(labels)])
+    assert missing.exit_code == 1 and "label file" in str(missing.exception)
+    (model / "calibration.json").write_text('{"temperature": -1}')
+    with pytest.raises(ValueError, match="calibrate again"):
+        load_temperature(model)

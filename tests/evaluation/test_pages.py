@@ -1,0 +1,170 @@
+"""Pages of comparisons and runs: what they draw, and that names from files stay text."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from matplotlib.colors import to_hex
+from PIL import Image
+from typer.testing import CliRunner
+
+from nnunet_transformers import cli
+from nnunet_transformers.evaluation import Evaluation, compare, evaluate_folder
+from nnunet_transformers.evaluation.report import slices, write_comparison
+from nnunet_transformers.evaluation.report.comparison_page import slice_that_differs
+from nnunet_transformers.evaluation.report.palette import FEW
+from nnunet_transformers.evaluation.report.run_page import read_metrics
+
+SCRIPT = "<script>alert(1)<'\"$x_{2}$"
+LABELS = {"background": 0, f"{SCRIPT} 1": 1, f"{SCRIPT} 2": 2}
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [*map(str, arguments)])
+
+
+def write(folder, shift=0, labels=LABELS, image=False):
+    """Two cases of 4x12x10 voxels, whose label 1 moves by ``shift`` in slice 2."""
+    folder.mkdir()
+    for case in (f"{SCRIPT[:8]} a", "b"):
+        voxels = np.zeros((4, 12, 10), np.uint8)
+        voxels[1:3, 2:8, 2:5] = 1
+        voxels[1:3, 2:4, 6:8] = 2
+        voxels[2] = np.roll(voxels[2], shift, axis=0)
+        written = sitk.GetImageFromArray(voxels * 50.0 if image else voxels)
+        written.SetSpacing((1, 2, 3))
+        sitk.WriteImage(written, str(folder / f"{case}{'_0000' * image}.nii.gz"))
+    dataset = {"labels": labels, "file_ending": ".nii.gz", "channel_names": {"0": "CT"}}
+    if any(isinstance(v, list) for v in labels.values()):
+        dataset["regions_class_order"] = [1, 2]
+    (folder / "dataset.json").write_text(json.dumps(dataset))
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return [write(tmp_path / name, shift) for name, shift in (("labels", 0), ("a", 1), ("b", 3))]
+
+
+def colours_in(uri, alpha=None):
+    """Colours of a layer by the number of their pixels, those of one opacity if given."""
+    pixels = np.array(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGBA")).reshape(-1, 4)
+    pixels = pixels[pixels[:, 3] > 0]
+    return {to_hex(p[:3] / 255): int((pixels == p).all(1).sum()) for p in np.unique(pixels, axis=0)}
+
+
+class TestComparisonPage:
+    def test_draws_the_slice_where_models_differ(self, folders, tmp_path):
+        labels, a, b = folders
+        write(tmp_path / "images", image=True)
+        options = ("--labels", labels, "--images", tmp_path / "images", "--processes", 0, "-o", tmp_path / "out")
+        result = run("compare", f"{SCRIPT}={a}", f"b={b}", *options)
+        assert result.exit_code == 0, result.output
+        page = (tmp_path / "out/comparison.html").read_text()
+        assert page.count("slice 3 of 4") == 2
+        # 12 rows of 2 mm by 10 columns of 1 mm
+        assert "aspect-ratio:10/24" in page
+        errors = re.findall(r"<img src='(data:[^']+)' alt='errors of b'", page)
+        # label 1 of 6 rows and 3 columns, moved by three; label 2 of 2x2 voxels, moved by more than its size
+        found = colours_in(errors[0])
+        assert found == {slices.MISSED: 9 + 4, slices.SPURIOUS: 9 + 4, "#ffffff": 9}
+        predictions = re.findall(r"<img src='(data:[^']+)' alt='prediction of b'", page)
+        assert colours_in(predictions[0]) == {FEW[0]: 18, FEW[1]: 4}
+        images = re.findall(r"--image:url\((data:[^)]+)\)", page)
+        assert len(images) == 2 and Image.open(io.BytesIO(base64.b64decode(images[0][22:]))).size == (10, 12)
+
+    def test_names_stay_text_and_nothing_is_loaded(self, folders, tmp_path):
+        labels, a, b = folders
+        result = run("compare", f"{SCRIPT}={a}", f"b={b}", "--labels", labels, "--processes", 0, "-o", tmp_path / "out")
+        assert result.exit_code == 0, result.output
+        page = (tmp_path / "out/comparison.html").read_text()
+        assert "<script" not in page and page.count("&lt;script&gt;alert(1)") > 10
+        assert not re.search(r"(src|href|url\()=?['\"(]?(https?:|//|file:)", page)
+        assert "default-src 'none'" in page and "width=device-width" in page
+
+    def test_regions(self, tmp_path):
+        regions = {"background": 0, "whole": [1, 2], "core": 2}
+        labels, a, b = (write(tmp_path / n, s, regions) for n, s in (("labels", 0), ("a", 1), ("b", 3)))
+        models = {name: evaluate_folder(path, labels, processes=0) for name, path in (("a", a), ("b", b))}
+        page = write_comparison(compare(models), models, tmp_path / "page.html").read_text()
+        assert "whole" in page and "core" in page
+        predictions = re.findall(r"<img src='(data:[^']+)' alt='prediction of b'", page)
+        assert colours_in(predictions[0]) == {FEW[0]: 18, FEW[1]: 4}
+
+    def test_evaluations_of_another_machine(self, folders, tmp_path):
+        """Segmentations are found beside the evaluation; if they are nowhere, the page says so."""
+        labels, a, b = folders
+        for model in (a, b):
+            assert run("evaluate", model, labels, "--processes", 0).exit_code == 0
+            shutil.move(model, tmp_path / f"moved_{model.name}")
+        models = [tmp_path / f"moved_{model.name}" for model in (a, b)]
+        assert run("compare", *models, "-o", tmp_path / "one").exit_code == 0
+        assert (tmp_path / "one/comparison.html").read_text().count("<section") == 2
+        (models[1] / "b.nii.gz").unlink()
+        evaluations = [Evaluation.load(model / "evaluation.json") for model in models]
+        named = dict(zip(("ours", "theirs"), evaluations, strict=True))
+        page = write_comparison(compare(named), named, tmp_path / "page.html", dict(zip(named, models, strict=True)))
+        assert "The prediction of theirs is not on this machine." in page.read_text()
+
+    def test_errors(self, folders, tmp_path):
+        labels, a, b = folders
+        options = ("--labels", labels, "--processes", 0, "--images", labels, "-o", tmp_path / "out")
+        result = run("compare", a, b, *options)
+        assert result.exit_code == 1 and "no image of case" in str(result.exception)
+        assert not (tmp_path / "out").exists()
+
+
+class TestSlice:
+    label = np.full((5, 2, 2), -1)
+
+    def test_where_the_part_differs(self):
+        first, second = self.label.copy(), self.label.copy()
+        first[3], first[1, 0, 0] = 1, 0
+        assert slice_that_differs(self.label, [first, second], [[1], [2]], [1]) == 1
+        assert slice_that_differs(self.label, [first, second], [[1], [2]], [2]) == 3
+        # a part that no model has: where any differs
+        assert slice_that_differs(self.label, [first, second], [[1], [2], [3]], [3]) == 3
+
+    def test_where_all_are_wrong_and_where_none_is(self):
+        wrong = self.label.copy()
+        wrong[4] = 0
+        assert slice_that_differs(self.label, [wrong, wrong], [[1]], [1]) == 4
+        assert slice_that_differs(wrong, [wrong, wrong], [[1]], [1]) == 4
+
+    def test_a_region_has_what_lies_in_it(self):
+        first, second = self.label.copy(), self.label.copy()
+        first[0], second[0] = 1, 0  # both the whole
+        second[2, 0] = 1
+        assert slice_that_differs(self.label, [first, second], [[1, 2], [2]], [1, 2]) == 2
+
+
+def test_error_layer():
+    label, prediction = np.array([[-1, 0, 0, 1, 1]]), np.array([[0, -1, 0, 0, 1]])
+    found = colours_in(slices.errors(label, prediction))
+    assert found == {slices.SPURIOUS: 1, slices.MISSED: 1, slices.CONFUSED: 1, "#ffffff": 2}
+
+
+class TestRun:
+    def test_a_resumed_run(self, tmp_path):
+        """Steps that a resumed run repeats count once."""
+        for version, rows in enumerate((["0,0,3,", "0,1,2,", "0,2,9,"], ["0,2,1,", "0,2,,5"])):
+            folder = tmp_path / f"lightning_logs/version_{version}"
+            folder.mkdir(parents=True)
+            (folder / "metrics.csv").write_text("\n".join(["epoch,step,loss,val_loss", *rows]))
+        assert read_metrics(tmp_path) == {"loss": ([1, 2, 3], [3, 2, 1]), "val_loss": ([3], [5])}
+        result = run("report", tmp_path)
+        assert result.exit_code == 0, result.output
+        page = (tmp_path / "report.html").read_text()
+        assert page.count("<img") == 1 and "loss, training from 3 to 1, validation from 5 to 5" in page
+
+    def test_damage(self, tmp_path):
+        (tmp_path / "metrics.csv").write_text("epoch,loss\n1,2")
+        with pytest.raises(ValueError, match=r"metrics.csv is not a table of metrics by step"):
+            read_metrics(tmp_path)
