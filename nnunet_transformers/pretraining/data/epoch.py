@@ -43,6 +43,14 @@ class EpochData(LightningDataModule, ABC):
         self._is_length_free = samples_per_epoch is None
         return len(self.index.cases) if samples_per_epoch is None else samples_per_epoch
 
+    def batch_size_of(self, samples: Epoch) -> int:
+        """Return the samples per batch and device of an epoch."""
+        return self.batch_size
+
+    def is_length_free(self, samples: Epoch) -> bool:
+        """Whether the length of an epoch may be raised to that of a step."""
+        return self._is_length_free
+
     @property
     def attached_trainer(self) -> Trainer:
         """Trainer of the run.
@@ -71,18 +79,19 @@ class EpochData(LightningDataModule, ABC):
         trainer, samples = self.attached_trainer, self.epoch()
         samples.epoch = trainer.current_epoch
         self._fit(samples, trainer)
-        wanted = samples_per_step(trainer, self.batch_size)
+        batch_size = self.batch_size_of(samples)
+        wanted = samples_per_step(trainer, batch_size)
         if len(samples) < wanted:
             raise ValueError(
                 f"an epoch of {len(samples)} samples is less than one step of {wanted} samples (batch_size "
-                f"{self.batch_size}, {trainer.world_size} processes, {trainer.accumulate_grad_batches} accumulated "
+                f"{batch_size}, {trainer.world_size} processes, {trainer.accumulate_grad_batches} accumulated "
                 "batches). Raise --data.init_args.samples_per_epoch, or lower --data.init_args.batch_size or "
                 "--trainer.accumulate_grad_batches"
             )
         # not shuffled, so that n processes see the same samples per step as one process with an n times larger batch
         return ResumableLoader(
             samples,
-            self.batch_size,
+            batch_size,
             trainer,
             drop_last=True,
             pin_memory=torch.cuda.is_available(),
@@ -96,10 +105,10 @@ class EpochData(LightningDataModule, ABC):
 
     def _fit(self, samples: Epoch, trainer: Trainer) -> None:
         """Fit the epoch, or the batch, to few images."""
-        wanted = samples_per_step(trainer, self.batch_size)
+        wanted = samples_per_step(trainer, self.batch_size_of(samples))
         if len(samples) >= wanted:
             return
-        if self._is_length_free and not isinstance(samples, ShuffledEpoch):
+        if self.is_length_free(samples) and not isinstance(samples, ShuffledEpoch):
             rank_zero_info(f"{len(samples)} images: an epoch draws the {wanted} samples of a step from them")
             samples.samples = wanted
         elif isinstance(samples, ShuffledEpoch) and (fitting := len(samples) * self.batch_size // wanted):
@@ -109,7 +118,7 @@ class EpochData(LightningDataModule, ABC):
     def _loader_memory(self, samples: Epoch, trainer: Trainer) -> LoaderMemory:
         """Return the bound of the loader's memory; a line states it when the samples are loaded for the first time."""
         if id(samples) not in self._memory:
-            found, line = loader_memory(samples, self.batch_size, self.num_workers, trainer.num_devices)
+            found, line = loader_memory(samples, self.batch_size_of(samples), self.num_workers, trainer.num_devices)
             self._memory[id(samples)] = found
             rank_zero_info(line)
         return self._memory[id(samples)]
