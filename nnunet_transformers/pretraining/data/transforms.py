@@ -215,7 +215,9 @@ def unimiss_intensity_transforms(patch_size: Sequence[int], second: bool) -> Bas
             RandomTransform(MultiplicativeBrightnessTransform(contrast(), False), p_multiplied),
             RandomTransform(BrightnessAdditiveTransform(0.0, 0.4, False, p_per_channel=0.8), p_added),
             ContrastTransform(contrast(), True, False),
-            RandomTransform(GammaTransform(BGContrast((0.7, 1.5)), 0, False, p_per_channel=1, p_retain_stats=1), p_gamma),
+            RandomTransform(
+                GammaTransform(BGContrast((0.7, 1.5)), 0, False, p_per_channel=1, p_retain_stats=1), p_gamma
+            ),
         ]
     )
 

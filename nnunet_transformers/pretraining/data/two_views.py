@@ -62,9 +62,7 @@ class TwoViews(Epoch):
         scale = (high - low).clamp(min=torch.finfo(image.dtype).tiny)
         # torchvision knows one channel and three; others are as many grey images
         image = image if len(image) in (1, 3) else image[:, None]
-        return [
-            (view((image - low) / scale) * scale + low).reshape(-1, *self.patch_size) for view in self.transforms
-        ]
+        return [(view((image - low) / scale) * scale + low).reshape(-1, *self.patch_size) for view in self.transforms]
 
     def _tile(self, name: str, rng: np.random.Generator) -> Tensor:
         """Read a random crop that both views are taken from."""
