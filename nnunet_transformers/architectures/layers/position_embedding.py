@@ -45,7 +45,7 @@ class PositionEmbedding(nn.Module):
             grid_size: another grid, to which the embeddings are interpolated as in DINO's and UniMiSS's releases:
                 bicubically in 2D, trilinearly in 3D.
         """
-        weight = self.weight
+        weight: Tensor = self.weight
         if grid_size is not None and tuple(grid_size) != self.grid_size:
             mode = {2: "bicubic", 3: "trilinear"}[len(grid_size)]
             weight = F.interpolate(weight.movedim(-1, 1), tuple(grid_size), mode=mode, align_corners=False)

@@ -20,8 +20,8 @@ class MiTPair(NetworkPair):
     """A 2D and a 3D trunk that share linear layers, layer norms of equal shape, and the SSL token.
 
     Each form has its own convolutions (stem, patch embeddings, spatial reduction), their norms and position embeddings.
-    MiT-22 has 43.9 M parameters, of which 16.9 M are shared. Slices of a volume enter the 2D form at their own size, with
-    interpolated position embeddings, where its strides allow that.
+    MiT-22 has 43.9 M parameters, of which 16.9 M are shared. Slices of a volume enter the 2D form at their own size,
+    with interpolated position embeddings, where its strides allow that.
 
     Args:
         patch_size_2d, patch_size_3d: edge lengths in pixels and voxels.

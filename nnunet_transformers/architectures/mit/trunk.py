@@ -342,7 +342,7 @@ class MiTTrunk(nn.Module):
         self.apply(init_weights)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(batch, input_channels, *patch_size or one of image_sizes) to the normalised SSL token (batch, embed_dims[0]).
+        """Map images, (batch, input_channels, *patch_size or one of image_sizes), to the SSL token, (batch, dim).
 
         Raises:
             ValueError: on an image of another size.

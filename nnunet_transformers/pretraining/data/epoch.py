@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -23,25 +25,29 @@ class EpochData(LightningDataModule, ABC):
         index: index of the images.
         batch_size: samples per batch and device.
         num_workers: worker processes of a loader.
+        validation: samples of held-out images, the same ones after every epoch; None for no validation.
     """
 
     index: PreparedIndex
     batch_size: int
     num_workers: int
+    validation: Epoch | None = None
     _is_length_free = False
 
     def __init__(self) -> None:
         super().__init__()
         self._memory: dict[int, LoaderMemory] = {}
 
-    def epoch_length(self, samples_per_epoch: int | None) -> int:
+    def epoch_length(self, samples_per_epoch: int | None, images: int | None = None) -> int:
         """Return the samples of an epoch: as wanted, or one per image, which ``train_dataloader`` raises to a step.
 
         Args:
             samples_per_epoch: wanted number; None leaves it open.
+            images: number of images, by default all.
         """
         self._is_length_free = samples_per_epoch is None
-        return len(self.index.cases) if samples_per_epoch is None else samples_per_epoch
+        images = len(self.index.cases) if images is None else images
+        return images if samples_per_epoch is None else samples_per_epoch
 
     def batch_size_of(self, samples: Epoch) -> int:
         """Return the samples per batch and device of an epoch."""
@@ -123,7 +129,39 @@ class EpochData(LightningDataModule, ABC):
             rank_zero_info(line)
         return self._memory[id(samples)]
 
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Build the loader of the held-out images; none if there are none."""
+        if self.validation is None:
+            return []
+        return DataLoader(
+            self.validation,
+            self.batch_size,
+            sampler=self.sampler(self.validation),
+            num_workers=self.fitting_workers,
+        )
+
     def sampler(self, samples: Dataset) -> DistributedSampler:
         """Build a sampler of this process's share of the samples, in order."""
         trainer = self.attached_trainer
         return DistributedSampler(samples, trainer.world_size, trainer.global_rank, shuffle=False)
+
+
+def hold_out(names: Sequence[str], number: float, seed: int, fewest: int = 1) -> tuple[list[str], list[str]]:
+    """Split images into those to train on and those held out for a validation loss, in the order given.
+
+    Args:
+        names: image names.
+        number: images to hold out, or their share below 1.
+        seed: seed of the choice.
+        fewest: number on either side below which none is held out.
+
+    Examples:
+        >>> hold_out(["a", "b", "c", "d"], 0.25, seed=0)
+        (['a', 'b', 'd'], ['c'])
+    """
+    wanted = round(number * len(names)) if number < 1 else round(number)
+    if min(wanted, len(names) - wanted) < fewest:
+        return list(names), []
+    chosen = set(np.random.default_rng(seed).permutation(len(names))[:wanted].tolist())
+    training = [name for i, name in enumerate(names) if i not in chosen]
+    return training, [name for i, name in enumerate(names) if i in chosen]
