@@ -386,8 +386,8 @@ class TestData:
     def test_held_out_images(self, prepared):
         arguments = {"matcher": "identity", "num_workers": 0, "batch_size": 2}
         data = MatchedViewData(str(prepared), SIZE, (4, 4, 4), val_images=0.5, **arguments)
-        assert set(data.views.images.names).isdisjoint(data.validation.images.names)
-        assert len(data.views) == len(data.validation) == 2
+        assert set(data.views.images.names).isdisjoint(data.held_out.images.names)
+        assert len(data.views) == len(data.held_out) == 2
         # matching needs two images on either side
         assert MatchedViewData(str(prepared), SIZE, (4, 4, 4), val_images=1, **arguments).val_dataloader() == []
         module = still()

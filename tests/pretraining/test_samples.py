@@ -118,7 +118,7 @@ class TestHeldOut:
     def test_images_are_apart_and_samples_the_same(self, prepared):
         data = MaskedViewData(prepared, SIZE, batch_size=2, num_workers=0, val_images=1)
         data.trainer = fake_trainer()
-        names = set(data.views.images.names), set(data.validation.images.names)
+        names = set(data.views.images.names), set(data.held_out.images.names)
         assert [len(n) for n in names] == [3, 1]
         assert not names[0] & names[1]
         assert len(data.views) == 3

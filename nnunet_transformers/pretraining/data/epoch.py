@@ -25,13 +25,13 @@ class EpochData(LightningDataModule, ABC):
         index: index of the images.
         batch_size: samples per batch and device.
         num_workers: worker processes of a loader.
-        validation: samples of held-out images, the same ones after every epoch; None for no validation.
+        held_out: samples of held-out images, the same ones after every epoch; None for no validation.
     """
 
     index: PreparedIndex
     batch_size: int
     num_workers: int
-    validation: Epoch | None = None
+    held_out: Epoch | None = None
     _is_length_free = False
 
     def __init__(self) -> None:
@@ -131,12 +131,12 @@ class EpochData(LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Build the loader of the held-out images; none if there are none."""
-        if self.validation is None:
+        if self.held_out is None:
             return []
         return DataLoader(
-            self.validation,
+            self.held_out,
             self.batch_size,
-            sampler=self.sampler(self.validation),
+            sampler=self.sampler(self.held_out),
             num_workers=self.fitting_workers,
         )
 

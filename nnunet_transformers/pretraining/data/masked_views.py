@@ -85,11 +85,11 @@ class MaskedViewData(EpochData):
             raise ValueError(f"box_edge must be two numbers of voxels, the lower one first, got {list(box_edge)}")
         self.batch_size, self.num_workers = batch_size, num_workers
         self.index = read_index(Path(folder))
-        training, held_out = hold_out([case.name for case in self.index.cases], val_images, seed)
+        training, others = hold_out([case.name for case in self.index.cases], val_images, seed)
         samples = self.epoch_length(samples_per_epoch, len(training))
         self.views = MaskedViews(Path(folder), patch_size, samples, seed, box_edge, training)
-        if held_out:
-            self.validation = MaskedViews(Path(folder), patch_size, len(held_out), seed, box_edge, held_out)
+        if others:
+            self.held_out = MaskedViews(Path(folder), patch_size, len(others), seed, box_edge, others)
 
     def epoch(self) -> MaskedViews:
         return self.views

@@ -194,7 +194,7 @@ class MatchedViewData(EpochData):
         super().__init__()
         self.batch_size, self.num_workers = batch_size, num_workers
         self.index = read_index(Path(folder))
-        training, held_out = hold_out([case.name for case in self.index.cases], val_images, seed, fewest=2)
+        training, others = hold_out([case.name for case in self.index.cases], val_images, seed, fewest=2)
 
         def views(names: Sequence[str], samples: int) -> MatchedViews:
             return MatchedViews(
@@ -216,7 +216,7 @@ class MatchedViewData(EpochData):
             )
 
         self.views = views(training, self.epoch_length(samples_per_epoch, len(training)))
-        self.validation = views(held_out, len(held_out)) if held_out else None
+        self.held_out = views(others, len(others)) if others else None
 
     def epoch(self) -> MatchedViews:
         return self.views
