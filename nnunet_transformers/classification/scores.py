@@ -1,4 +1,4 @@
-"""AUC and accuracy with bootstrap confidence intervals."""
+"""AUC, accuracy and, for two classes, average precision, sensitivity, specificity, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -90,13 +90,15 @@ def score_with_intervals(
         seed: seed of the resamples.
 
     Returns:
-        scores by name: ``AUC``, ``accuracy`` and, for more than two classes or several labels, ``AUC of CLASS``.
+        scores by name: ``AUC``, ``accuracy`` and, for more than two classes or several labels, ``AUC of CLASS``; for two
+        classes ``average precision``, ``sensitivity`` and ``specificity``, of which the second class is positive.
     """
     right, known = _right(probabilities, targets, multi_label)
-    areas, accuracies = [], []
+    areas, accuracies, binary = [], [], []
     for drawn in _resample(targets, multi_label, resamples, seed):
         areas.append(np.stack([_areas(p[drawn], t[drawn]) for p, t in zip(probabilities.T, targets.T, strict=True)], 1))
         accuracies.append(_accuracy(right, known, drawn))
+        binary.append(_binary(probabilities[:, -1][drawn], targets[:, -1][drawn] == 1, right[:, 0][drawn]))
     area = np.concatenate(areas)
     scores = {
         "AUC": _score(auc(probabilities, targets), _mean(area)),
@@ -105,6 +107,10 @@ def score_with_intervals(
     if multi_label or len(classes) > 2:
         for i, name in enumerate(classes):
             scores[f"AUC of {name}"] = _score(auc(probabilities[:, i : i + 1], targets[:, i : i + 1]), area[:, i])
+    else:
+        values = _binary(probabilities[None, :, -1], targets[None, :, -1] == 1, right[None, :, 0])[0]
+        for i, name in enumerate(("average precision", "sensitivity", "specificity")):
+            scores[name] = _score(float(values[i]), np.concatenate(binary)[:, i])
     return scores
 
 
@@ -137,6 +143,19 @@ def _areas(scores: NDArray, positive: NDArray) -> NDArray:
     number, others = is_positive.sum(1), (positive == 0).sum(1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return ((ranks * is_positive).sum(1) - number * (number + 1) / 2) / (number * others)
+
+
+def _binary(scores: NDArray, positive: NDArray, right: NDArray) -> NDArray:
+    """Compute average precision, sensitivity and specificity of rows (resamples, images): (resamples, 3)."""
+    # number of images and of positives with a score at least as high, for each image
+    above = rankdata(-scores, method="max", axis=1).astype(int)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    counts = np.cumsum(np.take_along_axis(positive, order, axis=1), axis=1)
+    precision = np.take_along_axis(counts, above - 1, axis=1) / above
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares = [(values * chosen).sum(1) / chosen.sum(1) for values, chosen in
+                  ((precision, positive), (right, positive), (right, ~positive))]  # fmt: skip
+    return np.stack(shares, axis=1)
 
 
 def _right(probabilities: NDArray, targets: NDArray, multi_label: bool) -> tuple[NDArray, NDArray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, roc_auc_score
+from sklearn.metrics import accuracy_score, average_precision_score, recall_score, roc_auc_score
 
 from nnunet_transformers.classification.scores import accuracy, as_text, auc, score_with_intervals
 
@@ -29,6 +29,24 @@ class TestValues:
         p, t = binary(50, 1.0)
         assert auc(p, t) == pytest.approx(roc_auc_score(t[:, 1], p[:, 1]))
         assert accuracy(p, t, False) == pytest.approx(accuracy_score(t[:, 1], p[:, 1] > 0.5))
+
+    def test_scores_of_the_second_class(self):
+        """UniMiSS's release reports them beside AUC; in a resample images occur several times."""
+        p, t = binary(50, 1.0)
+        p[:12] = p[0]  # ties
+        scores = score_with_intervals(p, t, ["no", "yes"], resamples=30, seed=3)
+        rng = np.random.default_rng(3)
+        drawn = np.concatenate([rng.choice(np.flatnonzero(c), (30, int(c.sum()))) for c in t.T], axis=1)
+        expected = {
+            "average precision": lambda y, s: average_precision_score(y, s),
+            "sensitivity": lambda y, s: recall_score(y, s > 0.5),
+            "specificity": lambda y, s: recall_score(y, s > 0.5, pos_label=0),
+        }
+        for name, score in expected.items():
+            values = [score(t[d, 1], p[d, 1]) for d in drawn]
+            assert scores[name].value == pytest.approx(score(t[:, 1], p[:, 1]))
+            assert (scores[name].low, scores[name].high) == pytest.approx(tuple(np.quantile(values, (0.025, 0.975))))
+        assert "sensitivity" not in score_with_intervals(*several(), ["a", "b", "c"], resamples=2)
 
     def test_several_classes(self):
         p, t = several()
