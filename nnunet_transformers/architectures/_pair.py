@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -17,11 +18,17 @@ class NetworkPair(nn.Module, ABC):
     Args:
         form_2d, form_3d: the two forms; layers of the second are replaced by those of the first.
         dim: output channels of both.
+
+    Attributes:
+        slice_size: height and width at which the slices of a volume enter the 2D form, by default its patch size.
     """
+
+    slice_size: tuple[int, ...]
 
     def __init__(self, form_2d: nn.Module, form_3d: nn.Module, dim: int) -> None:
         super().__init__()
         self.form_2d, self.form_3d, self.dim = form_2d, form_3d, dim
+        self.slice_size = cast(Any, form_2d).patch_size
         layers = dict(form_3d.named_modules())
         for name, module in form_2d.named_modules():
             is_dimensionless = isinstance(module, (nn.Linear, nn.LayerNorm))

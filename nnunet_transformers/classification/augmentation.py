@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from torch import Tensor
 
 from ..pretraining.data.transforms import flip, intensity_transforms
@@ -23,6 +25,8 @@ class Augmentation:
         flips: axes, counted from 0, to mirror with probability 1/2; none by default, since a body is not symmetric.
         rotation: largest angle in degrees about each axis, applied with probability 1/5, as in nnU-Net.
         zoom: smallest and largest magnification, applied with the same probability.
+        elastic: largest displacement in voxels of a field smoothed over a tenth of the patch, with the same probability.
+        low_resolution: sample at 0.5 to 1 of the resolution and interpolate, with probability 1/4, as in nnU-Net.
 
     Raises:
         ValueError: if ``zoom`` is not a range of positive numbers.
@@ -32,6 +36,8 @@ class Augmentation:
     flips: tuple[int, ...] = ()
     rotation: float = 0.0
     zoom: tuple[float, float] = (1.0, 1.0)
+    elastic: float = 0.0
+    low_resolution: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.zoom[0] <= self.zoom[1]:
@@ -50,10 +56,16 @@ class Augmentation:
             # scales the sampling grid: a smaller grid magnifies
             scaling=(1 / self.zoom[1], 1 / self.zoom[0]),
             p_synchronize_scaling_across_axes=1,
+            p_elastic_deform=0.2 if self.elastic else 0,
+            elastic_deform_scale=0.1,
+            elastic_deform_magnitude=(0, self.elastic),
             padding_mode_image="border",
         )
+        coarse = SimulateLowResolutionTransform((0.5, 1), False, True, None, p_per_channel=0.5)
         return ComposeTransforms(
-            [spatial] * bool(angle or self.zoom != (1.0, 1.0)) + [intensity_transforms()] * self.intensity
+            [spatial] * bool(angle or self.zoom != (1.0, 1.0) or self.elastic)
+            + [intensity_transforms()] * self.intensity
+            + [RandomTransform(coarse, 0.25)] * self.low_resolution
         )
 
     def apply(self, crop: Tensor, transform: BasicTransform) -> Tensor:

@@ -27,9 +27,12 @@ class ImageCrops:
         intensity_range: values that are mapped to 0 and 1, others clipped, such as a window in HU; for images that were
             prepared without normalisation. None keeps the prepared intensities.
         tiles: evaluate on tiles that cover the image; False evaluates on the centre crop.
+        evaluation_canvas: canvas in evaluation, where it differs, such as the patch to evaluate on whole images only.
+        intensity_mean_std: mean to subtract and deviation to divide by, after clipping to ``intensity_range``, instead
+            of mapping it to 0 to 1.
 
     Raises:
-        ValueError: if the canvas is smaller than the patch, or ``intensity_range`` is not a range.
+        ValueError: if a canvas is smaller than the patch, or ``intensity_range`` is not a range or missing.
 
     Examples:
         >>> crops = ImageCrops((16, 16, 16), canvas=(20, 20, 20))
@@ -43,11 +46,16 @@ class ImageCrops:
     keep_aspect: bool = True
     intensity_range: tuple[float, float] | None = None
     tiles: bool = True
+    evaluation_canvas: tuple[int, ...] | None = None
+    intensity_mean_std: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        sizes = self.canvas or self.patch_size
-        if len(sizes) != len(self.patch_size) or any(c < p for c, p in zip(sizes, self.patch_size, strict=True)):
-            raise ValueError(f"canvas {sizes} must have the axes of the patch {self.patch_size} and be no smaller")
+        for sizes in (self.canvas, self.evaluation_canvas):
+            sizes = sizes or self.patch_size
+            if len(sizes) != len(self.patch_size) or any(c < p for c, p in zip(sizes, self.patch_size, strict=True)):
+                raise ValueError(f"canvas {sizes} must have the axes of the patch {self.patch_size} and be no smaller")
+        if self.intensity_mean_std is not None and self.intensity_range is None:
+            raise ValueError("intensity_mean_std needs intensity_range, the window that it is of")
         if self.intensity_range is not None and not self.intensity_range[0] < self.intensity_range[1]:
             raise ValueError(f"intensity_range must be two increasing numbers, got {self.intensity_range}")
 
@@ -82,10 +90,11 @@ class ImageCrops:
         """Yield the tiles of an image, or its centre crop, each (input_channels, *patch_size); in 2D of all slices."""
         shape = images.shapes[name][1:]
         wanted = (1,) * (3 - len(self.patch_size)) + self.patch_size
-        if self.canvas is not None:
+        canvas = self.evaluation_canvas or self.canvas
+        if canvas is not None:
             for number in range(shape[0]) if len(self.patch_size) == 2 else (0,):
-                whole = self._on_canvas(images, name, number, self.canvas)
-                size = (1,) * (3 - len(self.canvas)) + self.canvas
+                whole = self._on_canvas(images, name, number, canvas)
+                size = (1,) * (3 - len(canvas)) + canvas
                 for start in tile_starts(size, self.patch_size) if self.tiles else [_centre(size, wanted)]:
                     yield self._values(self._crop(whole, start[-len(self.patch_size) :]))
             return
@@ -107,7 +116,8 @@ class ImageCrops:
     def _values(self, crop: Tensor) -> Tensor:
         if self.intensity_range is not None:
             low, high = self.intensity_range
-            crop = ((crop - low) / (high - low)).clamp(0, 1)
+            mean, std = self.intensity_mean_std or (low, high - low)
+            crop = (crop.clamp(low, high) - mean) / std
         return crop.expand(self.input_channels, *crop.shape[1:]).contiguous()
 
 

@@ -86,8 +86,8 @@ class ClassificationData(EpochData):
         uncertain: what the label -1 becomes, see ``read_uncertain``.
         train_share: share of the training images to use, stratified by class; validation keeps all of its images.
         val_share: share of the images outside the test split to validate on, if the table has no ``val``.
-        canvas, keep_aspect, intensity_range, tiles: see ``ImageCrops``.
-        intensity, flips, rotation, zoom: see ``Augmentation``.
+        canvas, keep_aspect, intensity_range, tiles, evaluation_canvas, intensity_mean_std: see ``ImageCrops``.
+        intensity, flips, rotation, zoom, elastic, low_resolution: see ``Augmentation``.
         batch_size: crops per batch and device.
         num_workers: worker processes that read.
         seed: seed of splits, crops and augmentation.
@@ -127,6 +127,10 @@ class ClassificationData(EpochData):
         batch_size: int = 8,
         num_workers: int = 2,
         seed: int = 0,
+        evaluation_canvas: Sequence[int] | None = None,
+        intensity_mean_std: tuple[float, float] | None = None,
+        elastic: float = 0.0,
+        low_resolution: bool = False,
     ) -> None:
         super().__init__()
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
@@ -150,9 +154,11 @@ class ClassificationData(EpochData):
             # a configuration file has lists
             intensity_range=None if intensity_range is None else (intensity_range[0], intensity_range[1]),
             tiles=tiles,
+            evaluation_canvas=None if evaluation_canvas is None else tuple(evaluation_canvas),
+            intensity_mean_std=None if intensity_mean_std is None else (intensity_mean_std[0], intensity_mean_std[1]),
         )
         self.crops.check(self.index)
-        self.augmentation = Augmentation(intensity, tuple(flips), rotation, (zoom[0], zoom[1]))
+        self.augmentation = Augmentation(intensity, tuple(flips), rotation, (zoom[0], zoom[1]), elastic, low_resolution)
 
     @property
     def train_targets(self) -> NDArray:

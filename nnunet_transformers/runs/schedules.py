@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from lightly.utils.scheduler import CosineWarmupScheduler
 from lightning import Trainer
@@ -19,7 +20,16 @@ def total_steps(trainer: Trainer) -> int:
     steps = trainer.estimated_stepping_batches
     if not math.isfinite(steps):
         raise ValueError("the schedules need the end of the run: set --trainer.max_epochs or --trainer.max_steps")
+    count, epochs = _step_counter(trainer), trainer.max_epochs
+    if count is not None and epochs is not None and epochs >= 0:
+        # Lightning takes all epochs to be as long as the current one
+        steps = count(epochs) if trainer.max_steps < 0 else min(count(epochs), trainer.max_steps)
     return max(1, int(steps))
+
+
+def _step_counter(trainer: Trainer) -> Callable[[float], int] | None:
+    """Return the data module's ``count_steps``, which those with epochs of different lengths have."""
+    return getattr(getattr(trainer, "datamodule", None), "count_steps", None)
 
 
 def cosine_with_warmup(
@@ -57,6 +67,8 @@ def polynomial_with_warmup(
 def _warmup_and_total(trainer: Trainer, warmup_epochs: float) -> tuple[int, int]:
     """Count the optimiser steps of the warm-up and of the whole run."""
     steps = total_steps(trainer)
+    if count := _step_counter(trainer):
+        return min(steps, count(warmup_epochs)), steps
     trainer.fit_loop.setup_data()  # estimated_stepping_batches does this as well, unless max_steps is given
     steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     return min(steps, round(warmup_epochs * steps_per_epoch)), steps

@@ -5,6 +5,7 @@ ConvNeXt and Swin for UNet-2022, Swin for QT-UNet (thesis, section 3.3.8), ViT f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from .._meta import without_data
 from .._reading import first_line
+from ..architectures.layers import PatchMerging
 from ..architectures.qt_unet import QTUNet
 from ..architectures.unet2022 import UNet2022
 from .adapters import bias_tables, first_layers, inflated_kernels
@@ -40,6 +42,7 @@ CANDIDATES = (
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
 )
 FIRST_LAYERS = ("patch_embed.proj.weight", "conv1.weight", "stem.0.weight")
+MERGING = re.compile(r"layers\.(\d+)\.downsample\.(.+)")
 CLASSIFIERS = ("head.", "fc.", "norm_pre.", "fc_norm.")
 
 
@@ -94,19 +97,33 @@ class TimmWeights:
 
 
 def _load_swin(network: QTUNet, weights: Mapping[str, Tensor], origin: str) -> LoadReport:
-    """Load Swin's blocks and patch embedding, which is inflated in 3D; patch merging has other neighbours there."""
+    """Load Swin's blocks, patch embedding and patch merging, which are inflated in 3D."""
     renamed = {}
+    merging = [name for name, module in network.named_modules() if isinstance(module, PatchMerging) and module.is_swins]
     for name, value in weights.items():
         new = name.replace("patch_embed.", "stem.").replace("layers.", "encoder.stages.").replace("norm2.", "norm3.")
         new = new.replace("relative_position_bias_table", "bias.table")
-        renamed[f"swin: {name}" if "downsample" in name or name.startswith(CLASSIFIERS) else new] = value
+        new = re.sub(r"^norm\.", "encoder.norm.", new)
+        if found := MERGING.fullmatch(name):  # timm counts it to the stage behind
+            new = f"encoder.stages.{int(found[1]) - 1}.downsample.{found[2]}"
+        is_foreign = found is not None and new.rpartition(".")[0].rpartition(".")[0] not in merging
+        renamed[f"swin: {name}" if is_foreign or name.startswith(CLASSIFIERS) else new] = value
 
     def table_shape(_: str, value: Tensor) -> tuple[int, int]:
         return (isqrt(len(value)),) * 2
 
     first = first_layers(["stem.proj.weight"])
-    adapters = (bias_tables(network, table_shape), inflated_kernels("stem.proj.weight", first))
+    adapters = (bias_tables(network, table_shape), inflated_kernels("stem.proj.weight", first), _inflated_merging)
     return transfer(dict(network.named_parameters()), renamed, adapters, origin)
+
+
+def _inflated_merging(name: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
+    """Repeat patch merging over the neighbours in depth; tokens that are constant along it are merged as in 2D."""
+    copies, rest = divmod(tensor.shape[-1], value.shape[-1])
+    if ".downsample." not in name or rest or copies < 2:
+        return None
+    scale = copies if value.dim() == 2 else 1  # the norm's weights are those of each neighbour
+    return value.repeat(*[1] * (value.dim() - 1), copies) / scale, f"inflated to {copies}"
 
 
 @cache

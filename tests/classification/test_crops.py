@@ -49,6 +49,23 @@ class TestCanvas:
         assert torch.equal(part, resize(whole, (8, 8, 8)))
         assert torch.equal(part, crops.random_crop(images, "case_0", np.random.default_rng(0)))
 
+    def test_whole_images_in_evaluation_only(self, images):
+        crops = ImageCrops((8, 8, 8), keep_aspect=False, evaluation_canvas=(8, 8, 8))
+        (part,) = crops.evaluation_crops(images, "case_0")
+        assert torch.equal(part, resize(images.read("case_0", (0, 0, 0), (20, 24, 12)), (8, 8, 8)))
+        own = images.crop((8, 8, 8), np.random.default_rng(0), "case_0")
+        assert torch.equal(crops.random_crop(images, "case_0", np.random.default_rng(0)), own)
+        with pytest.raises(ValueError, match=r"canvas \(8, 8, 4\) must have the axes of the patch"):
+            replace(crops, evaluation_canvas=(8, 8, 4))
+
+    def test_window_in_standard_deviations(self, raw):
+        (part,) = ImageCrops((20, 24, 12), intensity_range=(0, 100)).evaluation_crops(raw, "case_0")
+        crops = ImageCrops((20, 24, 12), intensity_range=(0, 100), intensity_mean_std=(20, 40))
+        (standard,) = crops.evaluation_crops(raw, "case_0")
+        torch.testing.assert_close(standard, (100 * part - 20) / 40)
+        with pytest.raises(ValueError, match="needs intensity_range"):
+            replace(crops, intensity_range=None)
+
     def test_fitted_and_cropped(self, images):
         crops = ImageCrops((16, 16), canvas=(20, 20))
         parts = list(crops.evaluation_crops(images, "case_0"))
@@ -111,6 +128,19 @@ class TestAugmentation:
             changed = strong.apply(crop, strong.transform(size))
             assert changed.shape == crop.shape
             assert changed.isfinite().all()
+
+    @pytest.mark.parametrize("size", [(32, 32), (16, 32, 32)], ids=["2d", "3d"])
+    def test_elastic_deformation_and_low_resolution(self, size):
+        ramp = torch.linspace(0, 1, 32).expand(1, *size).contiguous()
+        elastic = Augmentation(intensity=False, elastic=4.0)
+        found = [elastic.apply(ramp.clone(), elastic.transform(size)) - ramp for _ in range(60)]
+        # a row of the ramp rises by 1 / 31 a voxel; the field is smooth and of at most four voxels
+        moved = [31 * float(f.abs().max()) for f in found if f.abs().max() > 1e-4]
+        assert 4 <= len(moved) <= 22
+        assert max(moved) < 4.1
+        coarse = Augmentation(intensity=False, low_resolution=True)
+        changed = [coarse.apply(ramp.clone(), coarse.transform(size)) for _ in range(100)]
+        assert 3 <= sum(not torch.equal(c, ramp) for c in changed) <= 25
 
     def test_zoom_above_one_enlarges(self):
         crop = torch.zeros(1, 32, 32)

@@ -257,11 +257,14 @@ class TestRecipes:
             small["model.init_args.network"] = "vit_tiny_patch16_224"
         elif recipe.startswith("unimiss"):
             small["model.init_args.network"] = "mit_7"
-            small |= {} if "canvas" in str(small) else {"model.init_args.patch_size": "[16,32,64]"}
+            if recipe == "unimiss_ricord":
+                size = "[16,32,64]"
+                small |= {"model.init_args.patch_size": size, "data.init_args.evaluation_canvas": size}
         else:
             small["model.init_args.network_overrides"] = json.dumps(OVERRIDES)
         if recipe == "alice_covid":
             small["data.init_args.canvas"] = three
+        if recipe in ("alice_covid", "unimiss_ricord"):
             prepare(folder.parent / "raw", tmp_path / "raw_values", normalization="nonorm")
             folder = tmp_path / "raw_values"
         fit(recipe, folder, table, arguments=arguments(tmp_path, **small))

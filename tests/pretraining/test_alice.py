@@ -11,7 +11,7 @@ import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_transformers.architectures import create_encoder, create_network, get_network
-from nnunet_transformers.pretraining.data import CachedMatcher, MatchedViews, PreparedImages
+from nnunet_transformers.pretraining.data import CachedMatcher, MatchedViewData, MatchedViews, PreparedImages
 from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.encoders.masked import MaskedEncoder, create_masked_encoder, random_mask
 from nnunet_transformers.pretraining.fit import fit
@@ -224,28 +224,41 @@ class TestFormula:
             errors.append((voxels - target).square().mean())
         return torch.stack(errors).mean()
 
+    def visible(self, module, given, side):
+        """Return the encoder's output for visible cells, image by image."""
+        mask = given[f"{side}_mask"]
+        tokens = module.encoder(given[f"{side}_masked"], mask)
+        return torch.stack([own[~hidden.flatten()] for own, hidden in zip(tokens, mask, strict=True)])
+
     def attend(self, casa, queries, tokens):
-        """Compute softmax(q k^T / sqrt(C)) v of normalised tokens."""
+        """Compute eq. 3 and 4, zeta(softmax(q k^T / sqrt(C)) v) of normalised tokens."""
         q, kv = casa.norm_q(queries), casa.norm_kv(tokens)
         q, k, v = q @ casa.q.weight.T, kv @ casa.k.weight.T, kv @ casa.v.weight.T
         scores = (q @ k.transpose(1, 2) / q.shape[2] ** 0.5).exp()
-        return scores / scores.sum(2, keepdim=True) @ v
+        return scores / scores.sum(2, keepdim=True) @ v @ casa.proj.weight.T + casa.proj.bias
 
-    def test_training_step(self):
+    @pytest.mark.parametrize("target_ratio", [0, 0.5])
+    def test_training_step(self, target_ratio):
         module = still()
         given = {n: v.double() if v.is_floating_point() else v for n, v in three_pairs(module).items()}
+        if target_ratio:
+            for side in ("query", "key"):
+                masks = [random_mask(module.encoder.grid, target_ratio, np.random.default_rng(i)) for i in range(3)]
+                given[f"{side}_target_mask"] = torch.from_numpy(np.stack(masks))
         loss = module.training_step(given, 0)
         tokens, projected, target = {}, {}, {}
         for side in ("query", "key"):
             tokens[side] = module.encoder(given[f"{side}_masked"], given[f"{side}_mask"])
             projected[side] = module.head(module.decoder(tokens[side])[0])
-            target[side] = module.target["head"](module.target["encoder"](given[f"{side}_intact"]))
+            hidden = given.get(f"{side}_target_mask")
+            target[side] = module.target["head"](module.target["encoder"](given[f"{side}_intact"], hidden))
         reconstruction = sum(self.reconstruction(module, side, given) for side in tokens)
         views = alignment = 0.0
         for side, other in (("query", "key"), ("key", "query")):
             classes, others = (x.mean(1)[[0, 2]] for x in (projected[side], target[other]))
             views += (2 - 2 * cosines(classes, others)).mean()
-            online, wanted = (self.attend(module.casa, tokens[side], x[side]) for x in (projected, target))
+            queries = self.visible(module, given, side)
+            online, wanted = (self.attend(module.casa, queries, x[side]) for x in (projected, target))
             alignment += (2 - 2 * cosines(online, wanted)).mean()
         for name, value in {"reconstruction": reconstruction, "views": views, "alignment": alignment}.items():
             torch.testing.assert_close(module.logged[name], value, msg=name)
@@ -262,13 +275,35 @@ class TestFormula:
         expected = 0.0
         for side in ("query", "key"):
             tokens = module.encoder(given[f"{side}_masked"], given[f"{side}_mask"])
+            queries = self.visible(module, given, side)
             with torch.no_grad():
                 target = module.target["head"](module.target["encoder"](given[f"{side}_intact"]))
-                wanted = self.attend(module.casa, tokens, target)
-            online = self.attend(module.casa, tokens, module.head(module.decoder(tokens)[0]))
+                wanted = self.attend(module.casa, queries, target)
+            online = self.attend(module.casa, queries, module.head(module.decoder(tokens)[0]))
             expected += (2 - 2 * cosines(online, wanted)).mean()
         (gradient,) = torch.autograd.grad(expected, [module.casa.v.weight])
         torch.testing.assert_close(module.casa.v.weight.grad, gradient)
+
+
+def test_primus_learns_and_its_queries_differ(monkeypatch):
+    """Of the ViT's tokens only the visible ones are queries; the others would be one vector."""
+    patch = (16, 32, 32)
+    module = method("primus_s", patch, None, lr=1e-3, warmup_epochs=0).float()
+    given, queries = batch(module.encoder.grid, patch, matched=(True, True)), []
+    attend = module.casa.forward
+    monkeypatch.setattr(module.casa, "forward", lambda q, kv: queries.append(q.detach()) or attend(q, kv))
+    optimizer, losses = torch.optim.AdamW(module.trainable_parameters(), lr=3e-4), []
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = module.training_step(given, 0)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+    for rows in queries:
+        assert rows.shape[1] == 8  # of 32
+        distances = torch.cdist(rows, rows) + torch.eye(8) * 9
+        assert distances.min() > 1e-3
 
 
 class TestSteps:
@@ -310,6 +345,57 @@ class TestData:
             assert not torch.equal(sample[f"{side}_masked"], sample[f"{side}_intact"])
             assert sample[f"{side}_mask"].sum() == 48
         assert [(views[i]["is_matched"], views[i]["redraws"]) for i in range(4)] == [(True, 0)] * 4
+
+    def test_a_crop_that_does_not_fit_is_no_match(self, prepared, monkeypatch):
+        """The match lies in the image, but the crop around it would not, by more than an eighth of its edge."""
+        views = self.views(prepared)
+        views.images.shapes = {"key": (1, 40, 12, 40)}
+        centre = np.array([7.5, 7.5, 7.5])  # of a crop that starts at 0; the second axis is shorter than the crop
+
+        def start(*shift):
+            return views._start("key", (centre + shift) * views.matcher.spacing)
+
+        assert start(3, 0, 5) == [3, 0, 5]
+        assert start(-2, 0, 26) == [0, 0, 24]
+        assert start(0, 9, 0) == [0, 0, 0]
+        assert start(-3, 0, 0) is start(0, 0, 27) is None
+        views = self.views(prepared, max_shift=0)
+        monkeypatch.setattr(views, "_start", lambda name, point: None)
+        assert (views[0]["is_matched"], views[0]["redraws"]) == (False, 2)
+
+    def test_masked_view_as_mae(self, prepared):
+        """A part of the crop, enlarged and perhaps mirrored; the intact view is as without it."""
+        plain, other = self.views(prepared, tries=1)[1], self.views(prepared, tries=1, augment_masked=True)[1]
+        assert other["query_masked"].shape == plain["query_masked"].shape
+        assert not torch.equal(other["query_masked"], plain["query_masked"])
+        views = self.views(prepared)
+        ramp = torch.arange(16.0)[None, None, None].expand(1, *SIZE)
+        drawn = [views._as_mae(ramp) for _ in range(200)]
+        widths = torch.tensor([float((d.max() - d.min()) / 15) for d in drawn])
+        # edges of a box of 20 to 100 % of the volume, uniform in volume
+        assert 0.5 < widths.min() < 0.65
+        assert widths.max() > 0.95
+        assert float((widths**3).mean()) == pytest.approx(0.56, abs=0.06)
+        assert 60 < sum(float(d[0, 0, 0, 0]) > float(d[0, 0, 0, -1]) for d in drawn) < 140
+
+    def test_mask_of_the_target(self, prepared):
+        sample = self.views(prepared, target_mask_ratio=0.25)[0]
+        assert sample["query_target_mask"].sum() == sample["key_target_mask"].sum() == 16
+        assert not torch.equal(sample["query_target_mask"], sample["query_mask"])
+
+    def test_held_out_images(self, prepared):
+        arguments = {"matcher": "identity", "num_workers": 0, "batch_size": 2}
+        data = MatchedViewData(str(prepared), SIZE, (4, 4, 4), val_images=0.5, **arguments)
+        assert set(data.views.images.names).isdisjoint(data.held_out.images.names)
+        assert len(data.views) == len(data.held_out) == 2
+        # matching needs two images on either side
+        assert MatchedViewData(str(prepared), SIZE, (4, 4, 4), val_images=1, **arguments).val_dataloader() == []
+        module = still()
+        data.trainer = SimpleNamespace(world_size=1, global_rank=0)
+        (given,) = data.val_dataloader()
+        module.float().eval()
+        module.validation_step({**given, **{n: v.repeat(1, 2, 1, 1, 1) for n, v in given.items() if v.dim() == 5}}, 0)
+        assert {"val_loss", *(f"val_{loss}" for loss in LOSSES)} <= set(module.logged)
 
     def test_nothing_matches(self, prepared, tmp_path):
         (tmp_path / "landmarks.json").write_text("{}")
@@ -389,6 +475,7 @@ def test_recipe_to_network(prepared, tmp_path):
         "model.init_args.patch_size": "[16,16,16]",
         "model.init_args.network_overrides": '{"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}',
         "model.init_args.decoder_heads": 4,
+        "trainer.accumulate_grad_batches": 1,
         "trainer.max_steps": 2,
         "trainer.accelerator": "cpu",
         "trainer.default_root_dir": tmp_path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunet_transformers.pretraining.data import OverlappingViewData
+from nnunet_transformers.pretraining.data import CachedMatcher, OverlappingViewData
 from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.matching import (
@@ -121,6 +122,33 @@ class TestPhantoms:
             good.extend(found[valid])
             bad.extend(found[~valid])
         assert np.median(good) < np.median(bad)
+
+    def test_the_maps_of_both_directions_must_agree(self, matchers, monkeypatch):
+        """The gate of the hybrid, through the cache of maps too; an affine map alone has none."""
+        hybrid = matchers["hybrid"]
+        assert (hybrid.cycle_error, matchers["affine"].cycle_error) == (hybrid.embedding.cycle_error, None)
+        away = np.eye(4)
+        away[0, 3] = hybrid.cycle_error + 1
+        maps = {"a": (np.eye(4), 1.0), "b": (away, 1.0)}  # by the volume that is mapped
+        monkeypatch.setattr(hybrid, "affine_map", lambda query, key: maps[query["name"]])
+        volumes = {name: {"name": name, "extent": np.full(3, 90.0)} for name in "ab"}
+        points = np.array([[40.0, 40, 40]])
+        match = hybrid.match(volumes["a"], volumes["b"], points)
+        assert (match.points == points).all()
+        assert not match.valid.any()
+        away[0, 3] -= 2
+        assert hybrid.match(volumes["a"], volumes["b"], points).valid.all()
+        monkeypatch.setattr(matchers["affine"], "affine_map", hybrid.affine_map)
+        away[0, 3] += 2
+        assert matchers["affine"].match(volumes["a"], volumes["b"], points).valid.all()
+        images = SimpleNamespace(
+            folder=Path("x"), shapes={"a": (1, 91, 91, 91), "b": (1, 91, 91, 91)},
+            index=SimpleNamespace(spacing_of=lambda axes: (1.0, 1.0, 1.0)),
+        )  # fmt: skip
+        cached = CachedMatcher(images, "identity")
+        cached.matcher = hybrid
+        monkeypatch.setattr(cached, "_map", lambda query, key: maps[query])
+        assert not cached.match("a", "b", points).valid.any()
 
     @pytest.mark.parametrize("name", ["affine", "hybrid"])
     def test_points_outside_the_field_of_view(self, matchers, name):

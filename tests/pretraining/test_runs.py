@@ -43,6 +43,7 @@ METHODS = {
         "model.init_args.patch_size_3d": "[16,32,64]",
         "model.init_args.output_dim": 32,
         "model.init_args.lr": 0.02,  # for a batch of 256
+        "trainer.accumulate_grad_batches": 1,
     },
 }
 RATES = {"qt_ssl_in_task": 1e-2, "unimiss": 0.02 * 4 / 256}

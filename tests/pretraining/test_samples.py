@@ -20,6 +20,7 @@ from nnunet_transformers.pretraining.data import (
     TwoViewData,
     loader_memory,
 )
+from nnunet_transformers.pretraining.data.epoch import hold_out
 from nnunet_transformers.pretraining.data.loader_memory import LoaderMemory
 from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.fit import mask_grid
@@ -75,6 +76,16 @@ class TestPinned:
         assert sums(first[0]) == pytest.approx((2497.0273, 1292.0923), rel=1e-5)
         assert sums(second[0]) == pytest.approx((2219.1116, 1068.0684), rel=1e-5)
 
+    def test_boxes_as_wide_as_stated(self, prepared):
+        """Boxes of the whole patch leave nothing of the crop; those of one voxel nearly everything."""
+
+        def changed(**kwargs):
+            (view, target, _), _ = draw(MaskedViewData(prepared, SIZE, seed=3, **kwargs).epoch())
+            return float((view != target).float().mean())
+
+        assert changed(box_edge=(16, 16)) > 0.99
+        assert 0 < changed(box_edge=(1, 1)) < 0.01
+
     def test_overlapping(self, prepared):
         (view, frame), (other, other_frame) = draw(OverlappingViewData(prepared, SIZE, seed=3).epoch())
         assert sums(view) == pytest.approx((1603.3277, 1339.5232), rel=1e-5)
@@ -84,8 +95,8 @@ class TestPinned:
     def test_images_and_volumes(self, prepared):
         data = TwoViewData(prepared, SIZE[1:], (8, 16, 16), seed=3)
         for samples, expected in (
-            (data.images, [(390.9278, 222.3964), (663.2135, 390.7946)]),
-            (data.volumes, [(993.5149, 226.8892), (1659.1859, 919.2521)]),
+            (data.images, [(797.1366, 456.8192), (1256.0973, 634.6959)]),
+            (data.volumes, [(788.8002, 119.4736), (1192.8698, 461.1035)]),
         ):
             for view, values in zip(draw(samples), expected, strict=True):
                 assert sums(view) == pytest.approx(values, rel=1e-5)
@@ -101,6 +112,39 @@ def test_grid_is_that_of_the_method():
 def fake_trainer(**settings):
     given = {"current_epoch": 0, "world_size": 1, "global_rank": 0, "num_devices": 1, "accumulate_grad_batches": 1}
     return SimpleNamespace(**given | settings)
+
+
+class TestHeldOut:
+    def test_images_are_apart_and_samples_the_same(self, prepared):
+        data = MaskedViewData(prepared, SIZE, batch_size=2, num_workers=0, val_images=1)
+        data.trainer = fake_trainer()
+        names = set(data.views.images.names), set(data.held_out.images.names)
+        assert [len(n) for n in names] == [3, 1]
+        assert not names[0] & names[1]
+        assert len(data.views) == 3
+        (first,), (again,) = (list(data.val_dataloader()) for _ in range(2))
+        assert torch.equal(first[0][0], again[0][0])
+        assert MaskedViewData(prepared, SIZE).val_dataloader() == []
+
+    def test_number_and_share(self):
+        names = [f"case_{i}" for i in range(20)]
+        training, held_out = hold_out(names, 0.1, seed=3)
+        assert (len(training), len(held_out)) == (18, 2)
+        assert sorted([*training, *held_out]) == sorted(names)
+        assert held_out == hold_out(names, 2, seed=3)[1] != hold_out(names, 2, seed=4)[1]
+        assert hold_out(names, 0.01, seed=3) == hold_out(names, 0.05, 3, fewest=2) == (names, [])
+        assert hold_out(names, 19, 0, fewest=2) == (names, [])
+
+    def test_one_image_is_a_batch_of_validation(self, prepared):
+        module = QTSSL(patch_size=SIZE, network_overrides=SMALL)
+        module.log_dict = lambda values, **kwargs: setattr(module, "logged", values)
+        data = MaskedViewData(prepared, SIZE, batch_size=2, num_workers=0, val_images=1)
+        data.trainer = fake_trainer()
+        (batch,) = data.val_dataloader()
+        module.eval().validation_step(batch, 0)
+        assert set(module.logged) == {"val_loss", "val_reconstruction", "val_rotation", "val_byol"}
+        with pytest.raises(ValueError, match="batch_size must be at least 2"):
+            module.train().training_step(batch, 0)
 
 
 class TestFewImages:

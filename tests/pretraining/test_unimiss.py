@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from nnunet_transformers.architectures import create_network
+from nnunet_transformers.architectures import create_network, create_pair
+from nnunet_transformers.architectures.mit import MiTTrunk
 from nnunet_transformers.pretraining.data import PreparedIndex, TwoViewData, TwoViews
 from nnunet_transformers.pretraining.data.prepare import prepare
+from nnunet_transformers.pretraining.data.two_views import count_tiles
 from nnunet_transformers.pretraining.encoders.slices import slice_logits
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.losses import CrossDimensionLoss
 from nnunet_transformers.pretraining.methods.unimiss import UniMiSS
+from nnunet_transformers.runs.schedules import total_steps
 from nnunet_transformers.weights import load_encoder, load_encoder_weights
 from tests.architectures.test_networks import IN_3D
 from tests.conftest import write_dataset
@@ -57,15 +64,23 @@ class TestLoss:
             self.cross_entropy(t[a], s[1 - a], center[0]) / 2 for t in teacher for s in student for a in range(2)
         )
         torch.testing.assert_close(value, expected)
-        mean = torch.cat([view for views in teacher for view in views]).mean(0)
-        torch.testing.assert_close(loss.center[0, 0], 0.9 * center[0, 0] + 0.1 * mean)
+        assert torch.equal(loss.center, center)
+        other = [[torch.randn(3, 8) for _ in range(2)] for _ in range(2)]
+        loss(other, student)  # another batch of the same step
+        loss.move_center()
+        mean = torch.cat([view for views in (*teacher, *other) for view in views]).mean(0)
+        moved = 0.9 * center[0, 0] + 0.1 * mean
+        torch.testing.assert_close(loss.center[0, 0], moved)
+        loss(other, student)
+        loss.move_center()
+        mean = torch.cat([view for views in other for view in views]).mean(0)
+        torch.testing.assert_close(loss.center[0, 0], 0.9 * moved + 0.1 * mean)
 
     def test_slices_averaged_before_the_last_layer(self, method):
         pair, head = method.encoder.eval(), method.head.eval()
         volume = torch.randn(1, 1, *SIZES["patch_size_3d"])
         with torch.no_grad():
             images = volume[0].transpose(0, 1).expand(-1, 3, -1, -1)
-            images = F.interpolate(images, size=SIZES["patch_size_2d"], mode="bilinear", align_corners=False)
             expected = torch.stack([head(pair(image[None]))[0] for image in images]).mean(0)
             torch.testing.assert_close(slice_logits(pair, head, volume)[0], expected, rtol=1e-4, atol=1e-5)
 
@@ -93,17 +108,28 @@ def networks(module):
     return (module.encoder, module.head), (module.target["encoder"], module.target["head"])
 
 
+def at_size(form, size):
+    """Build the 2D form anew for another size, its position embeddings interpolated as in the release."""
+    trunk = MiTTrunk(3, size, embed_dims=(8, 16, 24, 32), patch_embed_stride=4, ssl_token=True).double()
+    weights = form.state_dict()
+    for name, value in trunk.state_dict().items():
+        if name.endswith("position.weight"):
+            plane = weights[name].permute(0, 3, 1, 2)
+            weights[name] = F.interpolate(plane, value.shape[1:3], mode="bicubic").permute(0, 2, 3, 1)
+    trunk.load_state_dict(weights)
+    return trunk
+
+
 class TestFormula:
     """Appendix and release: DINO's cross-entropy between different views, over all pairs of dimensionalities."""
 
     @torch.no_grad()
     def slices(self, pair, head, volumes):
         """Compute the mean logits of the slices, each repeated to an image of three channels."""
-        rows = []
+        rows, form = [], at_size(pair.form_2d, volumes.shape[3:])
         for volume in volumes:
             images = [image[None, None].repeat(1, 3, 1, 1) for image in volume[0]]
-            images = [F.interpolate(i, size=SIZES["patch_size_2d"], mode="bilinear") for i in images]
-            rows.append(sum(head(pair.form_2d(image)) for image in images) / len(images))
+            rows.append(sum(head(form(image)) for image in images) / len(images))
         return torch.cat(rows)
 
     @torch.no_grad()
@@ -129,6 +155,7 @@ class TestFormula:
         assert module.logged["feature_spread"] > 0.2
         torch.testing.assert_close(loss.detach(), expected)
         torch.testing.assert_close(module.logged[f"loss_{ndim}d"].detach(), expected)
+        module.loss.move_center()
         torch.testing.assert_close(module.loss.center[0, 0], center)
         loss.backward()
         assert all(p.grad is None for p in module.target.parameters())
@@ -155,6 +182,12 @@ class TestSteps:
                 decay = 100.0 if before[name].dim() > 1 and not name.endswith(".bias") else 0.0
                 expected = before[name] * (1 - 5e-4 * decay)
                 torch.testing.assert_close(after[name], expected, rtol=0, atol=5e-4 + 1e-9, msg=name)
+
+    def test_the_centre_moves_once_a_step(self):
+        centres = [
+            w["loss.center"] for w in train(still(), [views(2) for _ in range(4)], accumulate_grad_batches=2).weights
+        ]
+        assert [torch.equal(a, b) for a, b in pairwise(centres)] == [True, False, True, False]
 
     def test_decay_that_starts_at_zero(self):
         recorder = train(still(weight_decay=(0.0, 4.0)), [views(2, batch=3) for _ in range(2)])
@@ -204,6 +237,16 @@ def test_any_network(name):
         assert not report.adapted
 
 
+def test_slices_that_do_not_fit_are_enlarged():
+    sizes = {"input_channels_2d": 1, "input_channels_3d": 1}
+    fitting = create_pair("mit_7", (64, 64), (16, 32, 64), **sizes)
+    assert fitting.slice_size == (32, 64)
+    # one token in the last stage, which the volume's depth makes two
+    assert create_pair("mit_7", (64, 64), (32, 32, 32), **sizes).slice_size == (64, 64)
+    with pytest.raises(ValueError, match=r"axis 0 \(height\) has 32"):
+        fitting.form_2d(torch.zeros(1, 1, 32, 32))
+
+
 def test_network_without_a_3d_form():
     with pytest.raises(ValueError, match="a 2D and a 3D form; setr_pup_tiny has only one"):
         UniMiSS("setr_pup_tiny", output_dim=32, **SIZES)
@@ -246,6 +289,77 @@ class TestData:
             again, _ = data[0]
             assert torch.equal(first, again)
 
+    def test_tiles_are_the_releases(self, prepared, monkeypatch):
+        data = TwoViews(prepared, (16, 96, 96), 1, samples=2, margin=0.1)
+        data.images.shapes = {"ct": (1, 60, 280, 300), "small": (1, 20, 100, 60)}
+        monkeypatch.setattr(data.images, "read", lambda name, start, size: np.array([start, size]))
+        rng = np.random.default_rng(0)
+        starts, sizes = zip(*(data._tile("ct", rng) for _ in range(200)), strict=True)
+        starts, ends, sizes = np.array(starts), np.array(starts) + sizes, np.array(sizes)
+        assert (sizes[:, 0] == 24).all()
+        assert (sizes[:, 1:] >= 1.4 * 96 - 1).all()
+        assert (sizes[:, 1:] <= 1.8 * 96 + 1).all()
+        assert len(set(map(tuple, sizes[:, 1:].tolist()))) > 100  # height and width of their own
+        assert (starts.min(0) >= (0, 28, 30)).all()
+        assert (starts.min(0) <= (2, 34, 36)).all()
+        assert (ends.max(0) <= (60, 252, 270)).all()
+        assert (ends.max(0) >= (58, 246, 264)).all()
+        # at least a view; what the volume lacks is padded
+        _, size = data._tile("small", rng)
+        assert size.tolist() == [20, 96, 96]
+
+    def test_views_change_as_the_releases(self, prepared):
+        """No view of a volume stays as it was, and those of an image stay in its range."""
+        volumes = TwoViews(prepared, SIZES["patch_size_3d"], 1, samples=2)
+        images = TwoViews(prepared, SIZES["patch_size_2d"], 3, samples=2)
+        tile = torch.rand(1, *SIZES["patch_size_3d"])
+        for view, transform in enumerate(volumes.transforms):
+            changed = [transform(image=tile.clone())["image"] - tile for _ in range(40)]
+            assert all(c.abs().max() > 0 for c in changed)
+            # additive brightness, more often in the first view
+            assert sum(abs(float(c.mean())) > 0.2 for c in changed) > (12, 6)[view]
+        image = 5 + 3 * torch.rand(1, 40, 60)
+        image[0, 0, 0], image[0, -1, -1] = 5, 8
+        pairs = [images._of_image(image) for _ in range(40)]
+        assert all(view.shape == (1, 64, 64) and view.min() >= 5 and view.max() <= 8 for pair in pairs for view in pair)
+        first, second = (np.mean([float(pair[i].std()) for pair in pairs]) for i in range(2))
+        assert second < 0.8 * first  # blurred each time
+        assert images._of_image(torch.rand(4, 40, 60))[0].shape == (4, 64, 64)
+
+    def test_lengths_of_their_own(self, prepared):
+        assert [count_tiles(self.of_depth(depth), 16) for depth in (10, 24, 25, 28, 29)] == [1, 1, 2, 2, 3]
+        sizes = {
+            "batch_size": 2,
+            "batch_size_2d": 3,
+            "samples_per_epoch": 8,
+            "samples_per_epoch_2d": 12,
+            "num_workers": 0,
+        }
+        data = TwoViewData(str(prepared), **SIZES, period=1, **sizes)
+        data.trainer = trainer = SimpleNamespace(
+            current_epoch=0, world_size=1, global_rank=0, num_devices=1, accumulate_grad_batches=1, max_epochs=5,
+            max_steps=-1, limit_train_batches=1.0, datamodule=data, estimated_stepping_batches=99,
+        )  # fmt: skip
+        for epoch, size, batches in ((0, 3, 4), (1, 2, 4)):
+            trainer.current_epoch = epoch
+            loader = data.train_dataloader()
+            assert (loader.batch_size, len(loader)) == (size, batches)
+        trainer.accumulate_grad_batches = 3
+        assert total_steps(trainer) == 2 * 5
+        trainer.limit_train_batches = 3
+        assert total_steps(trainer) == 5
+        trainer.limit_train_batches, trainer.accumulate_grad_batches, trainer.world_size = 1.0, 1, 2
+        assert [data.count_steps(e) for e in (1, 2, 2.5, 5)] == [2, 4, 5, 10]
+        trainer.max_steps = 7
+        assert total_steps(trainer) == 7
+
+    def of_depth(self, depth):
+        return SimpleNamespace(cases=[SimpleNamespace(shape=(1, depth, 64, 64))])
+
+    def test_a_pass_over_the_data(self, prepared):
+        data = TwoViewData(str(prepared), **SIZES, batch_size=2, num_workers=0)
+        assert len(data.images) == len(data.volumes) == count_tiles(data.index, 16) >= 4
+
     def test_epochs_of_images_and_of_volumes(self, prepared):
         data = TwoViewData(str(prepared), **SIZES, period=2)
 
@@ -273,6 +387,7 @@ def test_recipe_to_networks(prepared, tmp_path, monkeypatch):
         "model.init_args.patch_size_3d": "[16,32,64]",
         "model.init_args.output_dim": 32,
         "trainer.max_epochs": 2,
+        "trainer.accumulate_grad_batches": 1,
         "trainer.accelerator": "cpu",
         "trainer.default_root_dir": tmp_path,
         "trainer.enable_progress_bar": "false",

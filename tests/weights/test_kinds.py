@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from dynamic_network_architectures.architectures.primus import Primus
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from safetensors.torch import save_file
@@ -173,6 +174,33 @@ def test_timm_files(name, network, patch_size, prefix, least, ending, tmp_path):
     report = find_weights(path).weights.load_into(network)
     assert coverage(report, network) >= least
     check_row(f"timm's {name}", network, report)
+
+
+@pytest.mark.parametrize("patch_size", [(56, 56), (16, 56, 56)], ids=["2d", "3d"])
+def test_qt_unet_base_starts_as_swin(patch_size, tmp_path):
+    """Thesis, section 3.3.8: through the ordinary way its feature maps are Swin's, also of what 3D repeats."""
+    swin = timm.create_model("swin_tiny_patch4_window7_224").eval()
+    with torch.no_grad():
+        for parameter in swin.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        torch.save(swin.state_dict(), tmp_path / "swin.pth")
+        swin.set_input_size((56, 56), window_size=(7, 7))
+        image = torch.randn(1, 3, 56, 56)
+        embedded = swin.patch_embed(image)
+        deepest = swin.layers[1](swin.layers[0](embedded))
+    # the norm of the deepest map has as many channels as Swin's only with as many stages
+    expected = [embedded, F.layer_norm(deepest, (192,))]
+    windows = [(4, 7, 7), (2, 7, 7)] if len(patch_size) == 3 else 7
+    arguments = {"num_stages": 2, "depths": (2, 2), "norm_placement": "pre", "window_sizes": windows}
+    network = create_network("qt_unet_base", 3, 2, patch_size, pretrained=str(tmp_path / "swin.pth"), **arguments)
+    if len(patch_size) == 3:
+        image = image[:, :, None].expand(-1, -1, 16, -1, -1)
+    with torch.no_grad():
+        maps = network.eval().encode(image)
+    for own, theirs in zip(maps, expected, strict=True):
+        theirs = theirs.permute(0, 3, 1, 2)
+        theirs = theirs if own.dim() == 4 else theirs[:, :, None]
+        torch.testing.assert_close(own, theirs.expand_as(own), rtol=1e-4, atol=1e-4)
 
 
 def test_dinos_own_files(tmp_path):

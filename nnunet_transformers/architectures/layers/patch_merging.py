@@ -28,6 +28,11 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(prod(stride) * dim)
         self.reduction = nn.Linear(prod(stride) * dim, out_dim, bias=False)
 
+    @property
+    def is_swins(self) -> bool:
+        """Whether it merges Swin's four neighbours in-plane, each with those in depth after one another."""
+        return self.split[-3::2] == (2, 2)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, length, dim) to (batch, length / prod(stride), out_dim)."""
         batch, _, dim = tokens.shape

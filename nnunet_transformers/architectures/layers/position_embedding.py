@@ -37,9 +37,20 @@ class PositionEmbedding(nn.Module):
         """The embeddings."""
         return {"weight"}
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, prod(grid_size), dim) to the same, the embeddings added."""
-        return tokens + self.weight.flatten(1, -2)
+    def forward(self, tokens: Tensor, grid_size: Sequence[int] | None = None) -> Tensor:
+        """Add the embeddings to tokens, (batch, prod(grid_size), dim).
+
+        Args:
+            tokens: of the grid's size, or of ``grid_size``.
+            grid_size: another grid, to which the embeddings are interpolated as in DINO's and UniMiSS's releases:
+                bicubically in 2D, trilinearly in 3D.
+        """
+        weight: Tensor = self.weight
+        if grid_size is not None and tuple(grid_size) != self.grid_size:
+            mode = {2: "bicubic", 3: "trilinear"}[len(grid_size)]
+            weight = F.interpolate(weight.movedim(-1, 1), tuple(grid_size), mode=mode, align_corners=False)
+            weight = weight.movedim(1, -1)
+        return tokens + weight.flatten(1, -2)
 
     def extra_repr(self) -> str:
         return f"grid_size={self.grid_size}, dim={self.weight.shape[-1]}"

@@ -67,9 +67,9 @@ class SpatialReductionAttention(nn.Module):
             self.sr = convolution(dim, dim, kernel_size=self.reduction, stride=self.reduction)
             self.norm = nn.LayerNorm(dim, eps=1e-5)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, extra + prod(grid_size), dim) to the same."""
-        context = tokens if self.sr is None else self._reduce(tokens)
+    def forward(self, tokens: Tensor, grid_size: Sequence[int] | None = None) -> Tensor:
+        """(batch, extra + prod(grid_size), dim) to the same; another ``grid_size`` than the constructor's is given."""
+        context = tokens if self.sr is None else self._reduce(tokens, tuple(grid_size or self.grid_size))
         q = self.q(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k, v = self.kv(context).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return self.proj(self._mix(q, k, v).transpose(1, 2).flatten(2))
@@ -81,19 +81,19 @@ class SpatialReductionAttention(nn.Module):
             return F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         return matrix_attention(q, k, v, self.scale)
 
-    def _reduce(self, tokens: Tensor) -> Tensor:
+    def _reduce(self, tokens: Tensor, grid_size: tuple[int, ...]) -> Tensor:
         """Convolve as one matrix product over blocks, several times as fast as convolution kernels on CPU."""
         batch, length, dim = tokens.shape
-        ndim = len(self.grid_size)
-        extra = length - prod(self.grid_size)
-        grid = tokens[:, extra:].unflatten(1, self.grid_size)
+        ndim = len(grid_size)
+        extra = length - prod(grid_size)
+        grid = tokens[:, extra:].unflatten(1, grid_size)
         if self.reference_compat:
-            for axis, (g, r) in enumerate(zip(self.grid_size, self.reduction, strict=True)):
+            for axis, (g, r) in enumerate(zip(grid_size, self.reduction, strict=True)):
                 grid = grid.narrow(1 + axis, 0, g // r * r)
-        elif any(g % r for g, r in zip(self.grid_size, self.reduction, strict=True)):
+        elif any(g % r for g, r in zip(grid_size, self.reduction, strict=True)):
             # A zero token adds nothing to the convolution, so an incomplete block sums over the tokens that it has, and
             # the norm below removes its smaller scale. Every block has a token, so none is the bias alone.
-            ends = [n for g, r in zip(self.grid_size, self.reduction, strict=True) for n in (-g % r, 0)]
+            ends = [n for g, r in zip(grid_size, self.reduction, strict=True) for n in (-g % r, 0)]
             grid = F.pad(grid, (0, 0, *reversed(ends)))
         split = [n for g, r in zip(grid.shape[1:-1], self.reduction, strict=True) for n in (g // r, r)]
         order = (0, *range(1, 2 * ndim, 2), *range(2, 2 * ndim + 1, 2), 2 * ndim + 1)

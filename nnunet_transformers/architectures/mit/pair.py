@@ -20,7 +20,8 @@ class MiTPair(NetworkPair):
     """A 2D and a 3D trunk that share linear layers, layer norms of equal shape, and the SSL token.
 
     Each form has its own convolutions (stem, patch embeddings, spatial reduction), their norms and position embeddings.
-    MiT-22 has 43.9 M parameters, of which 16.9 M are shared.
+    MiT-22 has 43.9 M parameters, of which 16.9 M are shared. Slices of a volume enter the 2D form at their own size,
+    with interpolated position embeddings, where its strides allow that.
 
     Args:
         patch_size_2d, patch_size_3d: edge lengths in pixels and voxels.
@@ -56,6 +57,9 @@ class MiTPair(NetworkPair):
         form_3d = MiTTrunk(input_channels_3d, patch_size_3d, **arguments)
         super().__init__(form_2d, form_3d, form_2d.norm_dim)
         form_3d.encoder.token = form_2d.encoder.token
+        if form_2d.takes(slice_size := form_3d.patch_size[1:]):
+            self.slice_size = slice_size
+            form_2d.image_sizes.add(slice_size)
 
     def form_weights(self, ndim: int, ssl_token: bool = False) -> dict[str, Tensor]:
         """Weights of one form, by the names of ``MiT``.

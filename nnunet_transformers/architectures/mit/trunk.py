@@ -7,6 +7,7 @@ and its appendix, section 3.2. ``segmentation``, ``pair`` (pretraining in 2D and
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from math import prod
 from typing import TypeVar
 
@@ -50,9 +51,9 @@ class MiTBlock(nn.Module):
         self.mlp = Mlp(dim, 4 * dim)
         self.drop_path = DropPath(drop_path_rate) if drop_path_rate else nn.Identity()
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, length, dim) to the same."""
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
+    def forward(self, tokens: Tensor, grid_size: Sequence[int] | None = None) -> Tensor:
+        """(batch, length, dim) to the same; ``grid_size`` as in the attention."""
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), grid_size))
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
@@ -103,19 +104,22 @@ class MiTStage(nn.Module):
             skip: (batch, dim, *grid_size), added to the embedded image.
 
         Returns:
-            (batch, dim, *grid_size), with channels last in memory, and (batch, 1, dim) or None.
+            (batch, dim, *grid_size), with channels last in memory, and (batch, 1, dim) or None. The grid is that of the
+            image, which in pretraining may be another than that of the position embeddings.
         """
         image = self.embed(image)
+        grid_size = tuple(image.shape[2:])
         if skip is not None:
             image = image + skip
-        tokens = self.position(image.flatten(2).transpose(1, 2).contiguous())
+        tokens = self.position(image.flatten(2).transpose(1, 2).contiguous(), grid_size)
         if token is not None and self.token_proj is not None:
             tokens = torch.cat([self.token_proj(token) + self.token_position, tokens], dim=1)
         for block in self.blocks:
-            tokens = recomputed(block, tokens, active=self.activation_checkpointing and self.training)
+            active = self.activation_checkpointing and self.training
+            tokens = recomputed(partial(block, grid_size=grid_size), tokens, active=active)
         if token is not None:
             token, tokens = tokens[:, :1], tokens[:, 1:]
-        return tokens.transpose(1, 2).unflatten(2, self.grid_size), token
+        return tokens.transpose(1, 2).unflatten(2, grid_size), token
 
 
 class MiTEncoder(nn.Module):
@@ -210,6 +214,7 @@ class MiTTrunk(nn.Module):
         stem_stride: stride of the stem.
         embed_strides: stride of each encoder stage.
         dims, grid_sizes: channels and tokens per axis of each encoder stage.
+        image_sizes: further sizes that ``forward`` takes, with interpolated position embeddings; see ``takes``.
         norm_dim: channels of the normalised SSL token.
 
     Raises:
@@ -239,6 +244,7 @@ class MiTTrunk(nn.Module):
         super().__init__()
         self.patch_size = tuple(int(p) for p in patch_size)
         self.input_channels = input_channels
+        self.image_sizes: set[tuple[int, ...]] = set()
         ndim = check_dimensions(self.patch_size)
         if num_stages < 2:
             raise ValueError(f"num_stages must be at least 2 (one stage and the bottleneck), got {num_stages}")
@@ -336,13 +342,20 @@ class MiTTrunk(nn.Module):
         self.apply(init_weights)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(batch, input_channels, *patch_size) to the normalised SSL token (batch, embed_dims[0]).
+        """Map images, (batch, input_channels, *patch_size or one of image_sizes), to the SSL token, (batch, dim).
 
         Raises:
             ValueError: on an image of another size.
         """
-        check_image_size(image, self.patch_size)
+        if tuple(image.shape[2:]) not in self.image_sizes:
+            check_image_size(image, self.patch_size)
         return self.decoder(*self.encoder(self.stem(image)))
+
+    def takes(self, size: Sequence[int]) -> bool:
+        """Whether images of another size have whole tokens, and more than one of them in the last stage."""
+        total = [prod(axis) for axis in zip(self.stem_stride, *self.embed_strides, strict=True)]
+        is_whole = not any(n % s for n, s in zip(size, total, strict=True))
+        return is_whole and prod(size) > prod(total)
 
 
 def split_stride(patch_embed_stride: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

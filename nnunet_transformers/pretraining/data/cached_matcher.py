@@ -102,7 +102,8 @@ class CachedMatcher:
         """Find points of the query image, (points, 3) in mm, in the key image."""
         if isinstance(self.matcher, AffineMapMatcher):
             extent = (np.array(self.images.shapes[key][1:]) - 1) * self.spacing
-            return self.matcher.mapped(*self._map(query, key), points, extent)
+            back = None if self.matcher.cycle_error is None else self._map(key, query)[0]
+            return self.matcher.mapped(*self._map(query, key), points, extent, back)
         return self.matcher.match(self.features(query), self.features(key), points)
 
     def _map(self, query: str, key: str) -> tuple[NDArray, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from .epoch import EpochData
+from .epoch import EpochData, hold_out
 from .epoch_samples import Epoch
 from .index import read_index
 from .prepared_images import PreparedImages
@@ -26,6 +26,7 @@ class MaskedViews(Epoch):
         patch_size: voxels per axis; two axes crop a random slice.
         samples, seed: as for ``Epoch``.
         box_edge: as ``edge`` of ``cut_out``.
+        names: images to draw from; by default all of the folder.
     """
 
     def __init__(
@@ -35,10 +36,11 @@ class MaskedViews(Epoch):
         samples: int,
         seed: int = 0,
         box_edge: Sequence[int] | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(samples, seed)
         self.box_edge = box_edge
-        self.images, self.patch_size = PreparedImages(folder), tuple(patch_size)
+        self.images, self.patch_size = PreparedImages(folder, names), tuple(patch_size)
         self.rotations = rotations_of(self.patch_size)
 
     def sample(self, rng: np.random.Generator) -> tuple[tuple[Tensor, Tensor, int], ...]:
@@ -61,6 +63,7 @@ class MaskedViewData(EpochData):
         num_workers: worker processes of the loader.
         seed: seed of the samples.
         box_edge: minimum and maximum edge of a box of noise in voxels; by default a third to two thirds of the patch.
+        val_images: images held out for a validation loss, a number or a share below 1.
 
     Raises:
         FileNotFoundError, ValueError: as ``read_index``; if ``box_edge`` is no range.
@@ -75,13 +78,18 @@ class MaskedViewData(EpochData):
         num_workers: int = 2,
         seed: int = 0,
         box_edge: tuple[int, int] | None = None,
+        val_images: float = 0,
     ) -> None:
         super().__init__()
         if box_edge is not None and not 1 <= box_edge[0] <= box_edge[1]:
             raise ValueError(f"box_edge must be two numbers of voxels, the lower one first, got {list(box_edge)}")
         self.batch_size, self.num_workers = batch_size, num_workers
         self.index = read_index(Path(folder))
-        self.views = MaskedViews(Path(folder), patch_size, self.epoch_length(samples_per_epoch), seed)
+        training, others = hold_out([case.name for case in self.index.cases], val_images, seed)
+        samples = self.epoch_length(samples_per_epoch, len(training))
+        self.views = MaskedViews(Path(folder), patch_size, samples, seed, box_edge, training)
+        if others:
+            self.held_out = MaskedViews(Path(folder), patch_size, len(others), seed, box_edge, others)
 
     def epoch(self) -> MaskedViews:
         return self.views

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..encoders.masked import random_mask
 from .cached_matcher import CachedMatcher
-from .epoch import EpochData
+from .epoch import EpochData, hold_out
 from .epoch_samples import Epoch
 from .index import read_index
 from .prepared_images import PreparedImages
-from .transforms import flip, intensity_transforms, rotate, rotations_of
+from .transforms import flip, intensity_transforms, random_resized_crop, rotate, rotations_of, uniform
 
 
 class MatchedViews(Epoch):
@@ -27,9 +27,12 @@ class MatchedViews(Epoch):
 
     - ``query_masked``, ``key_masked``: the crops, (channels, *patch_size), and ``query_mask``, ``key_mask``: boolean
       (*grid), true for masked cells;
-    - ``query_intact``, ``key_intact``: the same crops, rotated, mirrored and changed in intensity;
+    - ``query_intact``, ``key_intact``: the same crops, rotated, mirrored and changed in intensity, and with
+      ``target_mask_ratio`` their masks, ``query_target_mask`` and ``key_target_mask``;
     - ``is_matched``: false if no match was valid; the key is then another crop of the query image;
     - ``redraws``: number of points without a valid match.
+
+    A match is valid if the matcher says so and the crop around it lies in the key image, but for ``max_shift``.
 
     Args:
         folder: folder of prepared images.
@@ -42,6 +45,11 @@ class MatchedViews(Epoch):
         tries: maximum number of points to match, each with a random partner.
         samples, seed: as for ``Epoch``.
         cache: folder of the matcher's features and maps, see ``CachedMatcher``.
+        names: images to draw from; by default all of the folder.
+        target_mask_ratio: share of masked cells of the intact views.
+        augment_masked: resize a random part of 20 to 100 % of the volume of the masked view, and mirror it from left
+            to right with probability 0.5, as MAE does.
+        max_shift: largest shift of the key's crop into its image, in edges of the crop.
 
     Raises:
         ValueError: if there are fewer than two images, or there is no such matcher.
@@ -60,14 +68,19 @@ class MatchedViews(Epoch):
         samples: int,
         seed: int = 0,
         cache: Path | None = None,
+        names: Sequence[str] | None = None,
+        target_mask_ratio: float = 0.0,
+        augment_masked: bool = False,
+        max_shift: float = 0.125,
     ) -> None:
         super().__init__(samples, seed)
-        self.images = PreparedImages(folder)
+        self.images = PreparedImages(folder, names)
         if len(self.images.names) < 2:
             raise ValueError(f"{folder} has {len(self.images.names)} images; matching needs two")
         self.patch_size, self.grid, self.mask_ratio = tuple(patch_size), tuple(grid), mask_ratio
         self.matcher = CachedMatcher(self.images, matcher, matcher_arguments, cache)
         self.partners, self.tries = partners, tries
+        self.target_mask_ratio, self.augment_masked, self.max_shift = target_mask_ratio, augment_masked, max_shift
         self.rotations = rotations_of(self.patch_size)
         self.intensity = intensity_transforms()
 
@@ -76,9 +89,11 @@ class MatchedViews(Epoch):
         sample: dict[str, Any] = {"is_matched": redraws < self.tries, "redraws": redraws}
         for side, (name, start) in crops.items():
             crop = self.images.read(name, start, self.patch_size)
-            sample[f"{side}_masked"] = crop
+            sample[f"{side}_masked"] = self._as_mae(crop) if self.augment_masked else crop
             sample[f"{side}_mask"] = torch.from_numpy(random_mask(self.grid, self.mask_ratio, rng))
             sample[f"{side}_intact"] = self._augment(crop, rng)
+            if self.target_mask_ratio:
+                sample[f"{side}_target_mask"] = torch.from_numpy(random_mask(self.grid, self.target_mask_ratio, rng))
         return sample
 
     def _crops(self, query: str, rng: np.random.Generator) -> tuple[dict[str, tuple[str, list[int]]], int]:
@@ -91,9 +106,14 @@ class MatchedViews(Epoch):
             start = self._random_start(query, rng)
             key = self._partner(query, rng)
             match = self.matcher.match(query, key, self._centre(start)[None])
-            if match.valid[0]:
-                return {"query": (query, start), "key": (key, self._start(key, match.points[0]))}, redraws
+            place = self._start(key, match.points[0]) if match.valid[0] else None
+            if place is not None:
+                return {"query": (query, start), "key": (key, place)}, redraws
         return {"query": (query, start), "key": (query, self._random_start(query, rng))}, self.tries
+
+    def _as_mae(self, crop: Tensor) -> Tensor:
+        edge = uniform(0.2, 1.0) ** (1 / 3)
+        return flip(random_resized_crop(crop, self.patch_size, [(edge, edge)] * 3), 0.5, (3,))
 
     def _augment(self, crop: Tensor, rng: np.random.Generator) -> Tensor:
         rotated = rotate(crop, self.rotations[rng.integers(len(self.rotations))])
@@ -113,11 +133,16 @@ class MatchedViews(Epoch):
         """Return a crop's centre in mm."""
         return (np.array(start) + (np.array(self.patch_size) - 1) / 2) * self.matcher.spacing
 
-    def _start(self, name: str, centre: NDArray) -> list[int]:
-        """Return the first voxel of the crop around a point in mm, shifted into the image."""
+    def _start(self, name: str, centre: NDArray) -> list[int] | None:
+        """Return the first voxel of the crop around a point in mm; None if it would have to be shifted too far.
+
+        An axis on which the crop covers the whole image shows the point wherever it is.
+        """
         size = np.array(self.images.shapes[name][1:])
         start = np.round(centre / self.matcher.spacing - (np.array(self.patch_size) - 1) / 2)
-        return np.clip(start, 0, np.maximum(0, size - self.patch_size)).astype(int).tolist()
+        placed = np.clip(start, 0, np.maximum(0, size - self.patch_size)).astype(int)
+        is_far = np.abs(placed - start) > self.max_shift * np.array(self.patch_size)
+        return None if (is_far & (size > self.patch_size)).any() else placed.tolist()
 
 
 class MatchedViewData(EpochData):
@@ -138,6 +163,8 @@ class MatchedViewData(EpochData):
         num_workers: worker processes of the loader.
         seed: seed of the samples.
         cache: folder of the matcher's features and maps; by default FOLDER.matching beside the folder of the images.
+        target_mask_ratio, augment_masked, max_shift: as for ``MatchedViews``.
+        val_images: images held out for a validation loss, a number or a share below 1; fewer than two are none.
 
     Raises:
         FileNotFoundError: if the folder was not prepared.
@@ -159,23 +186,37 @@ class MatchedViewData(EpochData):
         num_workers: int = 2,
         seed: int = 0,
         cache: str | None = None,
+        target_mask_ratio: float = 0.0,
+        augment_masked: bool = False,
+        max_shift: float = 0.125,
+        val_images: float = 0,
     ) -> None:
         super().__init__()
         self.batch_size, self.num_workers = batch_size, num_workers
         self.index = read_index(Path(folder))
-        self.views = MatchedViews(
-            Path(folder),
-            patch_size,
-            grid,
-            mask_ratio,
-            matcher,
-            matcher_arguments,
-            partners,
-            tries,
-            samples=self.epoch_length(samples_per_epoch),
-            seed=seed,
-            cache=None if cache is None else Path(cache),
-        )
+        training, others = hold_out([case.name for case in self.index.cases], val_images, seed, fewest=2)
+
+        def views(names: Sequence[str], samples: int) -> MatchedViews:
+            return MatchedViews(
+                Path(folder),
+                patch_size,
+                grid,
+                mask_ratio,
+                matcher,
+                matcher_arguments,
+                partners,
+                tries,
+                samples,
+                seed,
+                None if cache is None else Path(cache),
+                names,
+                target_mask_ratio,
+                augment_masked,
+                max_shift,
+            )
+
+        self.views = views(training, self.epoch_length(samples_per_epoch, len(training)))
+        self.held_out = views(others, len(others)) if others else None
 
     def epoch(self) -> MatchedViews:
         return self.views

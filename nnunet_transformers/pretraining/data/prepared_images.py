@@ -33,24 +33,25 @@ class PreparedImages:
 
     Args:
         folder: folder written by ``prepare``.
+        names: images to draw random crops from; by default all of the folder.
 
     Attributes:
         index: index of the folder.
         cases: entries of the index by name.
         shapes: shape of each image, (channels, depth, height, width), by name.
-        names: image names.
+        names: names of the images to draw from.
         files: image names by the path of their first file in the source.
 
     Raises:
         FileNotFoundError, ValueError: as ``read_index``.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: Sequence[str] | None = None) -> None:
         self.folder = Path(folder)
         self.index = read_index(self.folder)
         self.cases = {case.name: case for case in self.index.cases}
         self.shapes = {case.name: case.shape for case in self.index.cases}
-        self.names = list(self.shapes)
+        self.names = list(self.shapes if names is None else names)
         self.files = {case.key: case.name for case in self.index.cases if case.key}
 
     def read(self, name: str, start: Sequence[int], size: Sequence[int]) -> Tensor:

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
-from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+from batchgeneratorsv2.transforms.intensity.brightness import (
+    BrightnessAdditiveTransform,
+    MultiplicativeBrightnessTransform,
+)
 from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
 from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
@@ -21,6 +24,7 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
 
 
 def rotations_of(patch_size: Sequence[int]) -> list[int]:
@@ -184,5 +188,59 @@ def intensity_transforms() -> BasicTransform:
             RandomTransform(MultiplicativeBrightnessTransform(contrast(), True, p_per_channel=1), 0.3),
             RandomTransform(ContrastTransform(contrast(), True, True, p_per_channel=1), 0.3),
             RandomTransform(GammaTransform(BGContrast((0.7, 1.5)), 0, True, p_per_channel=1, p_retain_stats=1), 0.3),
+        ]
+    )
+
+
+def unimiss_intensity_transforms(patch_size: Sequence[int], second: bool) -> BasicTransform:
+    """Build noise, blur, brightness, contrast and gamma of UniMiSS's volumes (release), which differ between two views.
+
+    Its shifts of brightness have a standard deviation of 0.4 of the unit of the image, as in the release, whose unit is
+    1024 HU.
+
+    Args:
+        patch_size: voxels per axis of the views; few voxels limit the blur, whose kernel has to fit.
+        second: build those of the second view.
+    """
+
+    def contrast() -> BGContrast:
+        return BGContrast((0.75, 1.25))
+
+    p_blurred, p_multiplied, p_added, p_gamma = (0.5, 1.0, 0.5, 1.0) if second else (0.8, 0.8, 0.8, 0.8)
+    sigma = (0.1, min(2.0, (min(patch_size) - 1.75) / 3))
+    return ComposeTransforms(
+        [
+            GaussianNoiseTransform((0, 0.1)),
+            RandomTransform(GaussianBlurTransform(sigma, synchronize_axes=True, p_per_channel=p_blurred), 0.8),
+            RandomTransform(MultiplicativeBrightnessTransform(contrast(), False), p_multiplied),
+            RandomTransform(BrightnessAdditiveTransform(0.0, 0.4, False, p_per_channel=0.8), p_added),
+            ContrastTransform(contrast(), True, False),
+            RandomTransform(
+                GammaTransform(BGContrast((0.7, 1.5)), 0, False, p_per_channel=1, p_retain_stats=1), p_gamma
+            ),
+        ]
+    )
+
+
+def unimiss_image_transforms(patch_size: Sequence[int], second: bool) -> v2.Transform:
+    """Build the transforms of UniMiSS's images (release), of which the second view is blurred and coloured more often.
+
+    A random part of 14 to 100 % of the area, of random aspect, is resized with antialiasing; then flip, colour jitter,
+    conversion to grey, and blur. They take images of values 0 to 1, grey or RGB.
+
+    Args:
+        patch_size: height and width of the views.
+        second: build those of the second view.
+    """
+    kernel = min(23, 2 * min(patch_size) - 1)  # reflects at most the image
+    p_grey, p_blurred = (0.4, 1.0) if second else (0.8, 0.5)
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(tuple(patch_size), (0.14, 1.0), interpolation=InterpolationMode.BICUBIC),
+            v2.Lambda(lambda image: image.clamp(0, 1)),  # bicubic interpolation exceeds the range
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
+            v2.RandomGrayscale(p_grey),
+            v2.RandomApply([v2.GaussianBlur(kernel, (0.1, 2.0))], p_blurred),
         ]
     )

@@ -32,7 +32,7 @@ def slice_logits(pair: NetworkPair, head: DINOProjectionHead, volumes: Tensor) -
     """Compute the logits of slices by the 2D form, averaged over the slices of each volume.
 
     The last layer is linear, so averaging the normalised features before it gives the average of its outputs and saves
-    running it for every slice.
+    running it for every slice. Slices of another size than ``pair.slice_size`` are resized to it.
 
     Args:
         pair: 2D and 3D form of the network.
@@ -44,7 +44,7 @@ def slice_logits(pair: NetworkPair, head: DINOProjectionHead, volumes: Tensor) -
     """
     form: Any = pair.form_2d
     images = volumes.transpose(1, 2).flatten(0, 1).expand(-1, form.input_channels, -1, -1)
-    if images.shape[2:] != form.patch_size:
-        images = F.interpolate(images, size=form.patch_size, mode="bilinear", align_corners=False)
+    if images.shape[2:] != pair.slice_size:
+        images = F.interpolate(images, size=pair.slice_size, mode="bilinear", align_corners=False)
     features = F.normalize(head.layers(pair(images)), dim=-1)
     return head.last_layer(features.unflatten(0, (len(volumes), -1)).mean(1))

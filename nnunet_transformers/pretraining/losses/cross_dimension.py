@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import torch
 from lightly.loss import DINOLoss
@@ -14,7 +15,8 @@ class CrossDimensionLoss(DINOLoss):
     """DINO's loss between different views, summed over all pairs of target and online dimensionality.
 
     For volumes and their slices these are UniMiSS's four terms: volume to volume, slices to volume, slices to slices,
-    volume to slices. All terms share one centre, which moves once per training step.
+    volume to slices. All terms share one centre, which moves once per optimiser step, by ``move_center``; that of the
+    release moves after each term.
 
     Args: as for lightly's ``DINOLoss``.
 
@@ -25,6 +27,10 @@ class CrossDimensionLoss(DINOLoss):
         tensor(8.3178)
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._means: list[Tensor] = []
+
     def forward(self, target: Sequence[Sequence[Tensor]], online: Sequence[Sequence[Tensor]]) -> Tensor:
         """Compute the loss of a batch.
 
@@ -34,8 +40,13 @@ class CrossDimensionLoss(DINOLoss):
         """
         terms = [super(CrossDimensionLoss, self).forward(list(t), list(o)) for t, o in product(target, online)]
         if self.training:
-            super().update_center(torch.stack([view for views in target for view in views]))
+            self._means.append(torch.stack([view.mean(0) for views in target for view in views]))
         return torch.stack(terms).sum()
 
     def update_center(self, teacher_out: Tensor) -> None:
-        """Do nothing: ``DINOLoss.forward`` calls this for each term, but ``forward`` moves the centre once."""
+        """Do nothing: ``DINOLoss.forward`` calls this for each term, but ``move_center`` moves the centre once."""
+
+    def move_center(self) -> None:
+        """Move the centre towards the mean of the target's logits since the last call, of all accumulated batches."""
+        super().update_center(torch.stack(self._means))
+        self._means.clear()

@@ -90,14 +90,14 @@ SIMILARITIES: dict[str, Callable[[int], Callable[[Tensor, Tensor], Tensor]]] = {
 
 
 class CASA(nn.Module):
-    """Conditional anatomical semantic alignment (CASA, section 3.3): cross-attention of queries to projected tokens.
+    """Conditional anatomical semantic alignment (CASA, section 3.3, eq. 3 and 4): cross-attention to projected tokens.
 
     The same queries attend to the tokens of the online and of the target network, and the loss aligns the outputs.
 
     Args:
         dim: channels of queries and tokens.
-        released: use the release's block, which has several heads, an output projection, a residual connection and
-            post-norm, instead of the paper's single head without residual connection.
+        released: use the release's block, which has several heads, a residual connection and post-norm, instead of the
+            paper's single head without residual connection.
         num_heads, head_dim, mlp_dim, dropout: hyper-parameters of the released block.
 
     Examples:
@@ -118,8 +118,8 @@ class CASA(nn.Module):
         self.released, self.num_heads = released, num_heads if released else 1
         inner = num_heads * head_dim if released else dim
         self.q, self.k, self.v = (nn.Linear(dim, inner, bias=False) for _ in range(3))
+        self.proj = nn.Linear(inner, dim, bias=not released)  # the paper's zeta
         if released:
-            self.proj = nn.Linear(inner, dim, bias=False)
             self.mlp = nn.Sequential(nn.Linear(dim, mlp_dim), nn.ReLU(), nn.Linear(mlp_dim, dim))
             self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
             self.dropout = nn.Dropout(dropout)
@@ -133,7 +133,7 @@ class CASA(nn.Module):
             (batch, queries, dim).
         """
         if not self.released:
-            return self._attend(self.norm_q(queries), self.norm_kv(tokens))
+            return self.proj(self._attend(self.norm_q(queries), self.norm_kv(tokens)))
         queries = self.norm1(queries + self.dropout(self.proj(self._attend(queries, tokens))))
         return self.norm2(queries + self.dropout(self.mlp(queries)))
 

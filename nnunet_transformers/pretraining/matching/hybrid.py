@@ -20,15 +20,17 @@ SMALLEST, LARGEST = 0.5, 2.0
 class HybridMatcher(AffineMapMatcher):
     """Fit an affine map to the embedding's valid matches and refine it by registration.
 
-    The embedding avoids wrong minima of the registration; the registration refines the embedding's coarse matches.
+    The embedding avoids wrong minima of the registration; the registration refines the embedding's coarse matches. A
+    match is valid if the map of the other direction leads back, since neither similarity predicts the error.
 
     Args:
-        weights, cycle_error: as for ``EmbeddingMatcher``.
+        weights, cycle_error: as for ``EmbeddingMatcher``, of its matches and of those of the maps.
         iterations: maximum iterations of the registration at each resolution.
     """
 
     def __init__(self, weights: str, cycle_error: float | None = None, iterations: int = 60) -> None:
         self.embedding = EmbeddingMatcher(weights, cycle_error)
+        self.cycle_error = self.embedding.cycle_error
         self.spacing = self.embedding.spacing
         self.iterations = iterations
 

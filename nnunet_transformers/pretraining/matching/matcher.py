@@ -84,19 +84,35 @@ class AnatomicalMatcher(ABC):
 
 
 class AffineMapMatcher(AnatomicalMatcher):
-    """Base of the matchers that compute one affine map per pair of volumes, which can be kept."""
+    """Base of the matchers that compute one affine map per pair of volumes, which can be kept.
+
+    Attributes:
+        cycle_error: largest valid distance in mm between a point and its match mapped back by the map of the other
+            direction, which is computed by itself; None for no such gate.
+    """
+
+    cycle_error: float | None = None
 
     @abstractmethod
     def affine_map(self, query: dict[str, Any], key: dict[str, Any]) -> tuple[NDArray, float]:
         """Return the 4x4 matrix in mm from the query into the key volume, and a score of its fit."""
 
     def match(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> Match:
-        return self.mapped(*self.affine_map(query, key), points, key["extent"])
+        back = None if self.cycle_error is None else self.affine_map(key, query)[0]
+        return self.mapped(*self.affine_map(query, key), points, key["extent"], back)
 
-    def mapped(self, matrix: NDArray, score: float, points: NDArray, extent: NDArray) -> Match:
-        """Map points, (points, 3) in mm, into a key volume of ``extent``; those inside of it are valid."""
+    def mapped(
+        self, matrix: NDArray, score: float, points: NDArray, extent: NDArray, back: NDArray | None = None
+    ) -> Match:
+        """Map points, (points, 3) in mm, into a key volume of ``extent``.
+
+        Those inside of it are valid, if the matrix ``back`` takes them to within ``cycle_error`` of where they were.
+        """
         found = apply_affine(matrix, points)
-        return Match(found, np.full(len(points), score), inside(found, extent))
+        valid = inside(found, extent)
+        if back is not None:
+            valid &= np.linalg.norm(apply_affine(back, found) - points, axis=1) <= self.cycle_error
+        return Match(found, np.full(len(points), score), valid)
 
 
 def write_array(array: NDArray | dict[str, NDArray], file: Path) -> None:

@@ -2,7 +2,8 @@
 
 Jiang et al., "Anatomical Invariance Modeling and Semantic Alignment for Self-supervised Learning in 3D Medical Image
 Analysis", ICCV 2023, section 3. The paper's encoder is a plain ViT. In an encoder of several resolutions the tokens are
-the cells of the deepest feature map, and a mask token replaces masked cells.
+the cells of the deepest feature map, and a mask token replaces masked cells. Weight decay, momentum of the target,
+depth and heads of the decoder and widths of the heads are ours: the paper states none.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor
 
 from ..encoder_pretraining import EncoderPretraining, check_choice
-from ..encoders.masked import create_masked_encoder
+from ..encoders.masked import create_masked_encoder, visible_cells
 from ..encoders.masked_decoder import MaskedDecoder
 from ..losses import CASA, SIMILARITIES, masked_reconstruction_loss
 
@@ -28,12 +29,12 @@ class OnlineOutput(NamedTuple):
     """Output of the online network for the masked views of one side.
 
     Attributes:
-        tokens: output of the encoder, (batch, cells, dim).
+        visible: output of the encoder for visible cells, (batch, visible, dim).
         image: reconstruction, (batch, channels, *patch_size).
         projected: output of the projection head, (batch, cells, dim).
     """
 
-    tokens: Tensor
+    visible: Tensor
     image: Tensor
     projected: Tensor
 
@@ -119,24 +120,31 @@ class Alice(EncoderPretraining):
             losses["reconstruction"] = torch.stack(errors).sum()
         if self.target is not None:
             with torch.no_grad():
-                target = {side: self.target["head"](self.target["encoder"](batch[f"{side}_intact"])) for side in SIDES}
+                target = {
+                    side: self._target(batch[f"{side}_intact"], batch.get(f"{side}_target_mask")) for side in SIDES
+                }
         if "views" in self.terms:
             losses["views"] = self._views(online, target, batch["is_matched"])
         if "alignment" in self.terms:
             distances = [
                 self.token_similarity(
-                    self.casa(online[side].tokens, online[side].projected),
-                    self.casa(online[side].tokens, target[side]),
+                    self.casa(online[side].visible, online[side].projected),
+                    self.casa(online[side].visible, target[side]),
                 )
                 for side in SIDES
             ]
             losses["alignment"] = torch.stack(distances).sum()
-        return losses, online["query"].tokens.mean(1)
+        return losses, online["query"].visible.mean(1)
 
     def _online(self, image: Tensor, mask: Tensor) -> OnlineOutput:
         tokens = self.encoder(image, mask)
         decoded, reconstruction = self.decoder(tokens)
-        return OnlineOutput(tokens, reconstruction, self.head(decoded))
+        # those of masked cells are a ViT's mask token, equal everywhere
+        visible = tokens.gather(1, visible_cells(mask)[..., None].expand(-1, -1, tokens.shape[2]))
+        return OnlineOutput(visible, reconstruction, self.head(decoded))
+
+    def _target(self, image: Tensor, mask: Tensor | None) -> Tensor:
+        return self.target["head"](self.target["encoder"](image, mask))
 
     def _views(self, online: Mapping[str, OnlineOutput], target: Mapping[str, Tensor], is_matched: Tensor) -> Tensor:
         """Align the class tokens of each subject with the other subject's (l_dv), omitting pairs within one subject."""

@@ -89,7 +89,7 @@ class QTSSL(EncoderPretraining):
         features = [self.encoder.encode(view)[-1] for view in views]
         # the heads have batch norm: they see the batches of all processes
         pooled = [gather(f.flatten(2).mean(2)) for f in features]
-        if len(pooled[0]) < 2:
+        if self.training and len(pooled[0]) < 2:
             raise ValueError("QT-UNet's SSL normalises over the batch: batch_size must be at least 2")
         losses: dict[str, Tensor] = {}
         if "reconstruction" in self.heads:

@@ -113,6 +113,7 @@ class UniMiSS(EncoderPretraining):
         for group in optimizer.param_groups:
             group["weight_decay"] = weight_decay if group["decays"] else 0.0
         super().optimizer_step(epoch, batch_index, optimizer, closure)
+        self.loss.move_center()
 
     def create_optimizer(self) -> torch.optim.Optimizer:
         batch_size = samples_per_step(self.trainer, self.datamodule.batch_size)
