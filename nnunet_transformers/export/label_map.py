@@ -6,7 +6,8 @@ this, class by class with a running maximum: a slab needs memory for one class i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from typing import Any
 
@@ -80,13 +81,14 @@ class LabelMap:
         ready = self._done
         while ready < resampling.new_shape[0] and resampling.needed(ready, ready + 1)[1] <= available:
             ready += 1
-        for first, last in slabs(self._done, ready, resampling.new_shape[1:], logits.device):
-            self._finish(held, first, last)
+        parts = slabs(self._done, ready, resampling.new_shape[1:], logits.device)
+        in_threads(lambda part: self._finish(held, *part), parts, logits.device)
         self._done = ready
         keep = resampling.needed(ready, ready + 1)[0] if ready < resampling.new_shape[0] else available
         keep = min(max(keep, self._first), available)
         self._held, self._first = held[:, keep - self._first :].clone(), keep
 
+    @torch.inference_mode()  # which holds for a thread
     def _finish(self, held: Tensor, first: int, last: int) -> None:
         if self._labels.has_regions or self._probabilities is not None:
             labels = self._from_all_classes(held, first, last)
@@ -113,6 +115,24 @@ class LabelMap:
         if self._done != self._resampling.new_shape[0]:
             raise RuntimeError(f"{self._done} of {self._resampling.new_shape[0]} planes have logits")
         return self._array
+
+
+def in_threads(work: Callable[[tuple[int, int]], None], parts: Sequence[tuple[int, int]], device: torch.device) -> None:
+    """Do work for each part, on a CPU with as many threads as PyTorch has, each of which then computes alone.
+
+    The threads of PyTorch's own operations would wait for each other at the end of every one.
+    """
+    threads = min(torch.get_num_threads(), len(parts)) if device.type == "cpu" else 1
+    if threads <= 1:
+        for part in parts:
+            work(part)
+        return
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as executor:
+            list(executor.map(work, parts))
+    finally:
+        torch.set_num_threads(before)
 
 
 def slabs(first: int, last: int, plane: Sequence[int], device: torch.device) -> list[tuple[int, int]]:

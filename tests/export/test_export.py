@@ -20,7 +20,12 @@ from nnunetv2.preprocessing.resampling.default_resampling import (
 from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_transformers.export import ImageExport, export_prediction_from_logits, separable_resampling
+from nnunet_transformers.export import (
+    ImageExport,
+    export_prediction_from_logits,
+    label_map,
+    separable_resampling,
+)
 from nnunet_transformers.export.label_map import rounded
 
 LABELS = LabelManager({"background": 0, "liver": 1, "kidney": 2, "spleen": 3}, None)
@@ -168,6 +173,21 @@ def test_any_size_in_any_slabs(data, slab, scale):
     # coarse values, so that many are equal after rounding
     logits = (half_logits(LABELS, shape, scale) * 4).round() / 4
     assert_same_labels(case.ours(logits, slab=slab), case.theirs(logits), case, logits)
+
+
+@pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])
+def test_threads(labels, monkeypatch):
+    """Slabs are computed at the same time, and PyTorch's threads are as many as before."""
+    monkeypatch.setitem(label_map.SLAB_VOXELS, "cpu", 1)
+    case = Case(default(), labels, (16, 14, 12))
+    with torch.inference_mode():  # as logits are
+        logits = half_logits(labels, (8, 7, 6))
+    expected = case.ours(logits, True)
+    torch.set_num_threads(3)
+    np.testing.assert_array_equal(case.ours(logits), expected[0])
+    for ours, alone in zip(case.ours(logits, True), expected, strict=True):
+        np.testing.assert_array_equal(ours, alone)
+    assert torch.get_num_threads() == 3
 
 
 def test_more_labels_than_a_byte_holds():
