@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 RESULTS = Path(__file__).parent / "results" / "predict_ct"
 SCRIPTS = Path(sys.executable).parent
@@ -59,7 +61,7 @@ def tree_bytes(root: int) -> int:
 
 def measure(command: list[str], environment: dict[str, str] | None = None) -> dict[str, Any]:
     """Run a command; its seconds, the peak memory of its processes in GB and their number, and what it printed last."""
-    start, peak, most = time.perf_counter(), 0, 1
+    start, peak, most, before = time.perf_counter(), 0, 1, resource.getrusage(resource.RUSAGE_CHILDREN)
     with TemporaryDirectory() as folder, (Path(folder) / "said").open("w+") as said:
         process = subprocess.Popen(
             command, stdout=said, stderr=subprocess.STDOUT, env={**os.environ, **(environment or {})}
@@ -69,12 +71,15 @@ def measure(command: list[str], environment: dict[str, str] | None = None) -> di
             most = max(most, descendants(process.pid))
             time.sleep(0.05)
         seconds = time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         said.seek(0)
         text = said.read()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)}: {text}")
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
         "s": round(seconds, 1),
+        "cpu_s": round(cpu, 1),
         "GB": round(peak / 1e9, 2),
         "processes": most,
         "said": text.strip().splitlines()[-1:],
@@ -152,28 +157,34 @@ def export(who: str, classes: int, shape: tuple[int, ...], output: Path) -> None
     size = planned_shape(shape)
     if who == "nnU-Net":
         logits = make_logits(classes, size, 0, size[0]).numpy()
-        start = time.perf_counter()
+        start = clocks()
         export_prediction_from_logits(logits, properties, plans.get_configuration("3d"), plans, dataset, str(output))
-        print(time.perf_counter() - start)
+        print(*(clocks() - start))
         return
     manager = plans.get_label_manager(dataset)
     ours = ImageExport(plans, plans.get_configuration("3d"), manager, properties, size)
-    seconds = 0.0
+    seconds = np.zeros(2)
     for first in range(0, size[0], SLAB):
         logits = make_logits(classes, size, first, min(first + SLAB, size[0]))
-        start = time.perf_counter()
+        start = clocks()
         ours.add(logits)
-        seconds += time.perf_counter() - start
-    start = time.perf_counter()
+        seconds += clocks() - start
+    start = clocks()
     ours.write(str(output), ".nii.gz")
-    print(seconds + time.perf_counter() - start)
+    print(*(seconds + clocks() - start))
+
+
+def clocks() -> NDArray[np.float64]:
+    """Seconds, and those of this process's threads on processors, which other processes hardly change."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def measure_export(who: str, classes: int, shape: tuple[int, ...], output: Path) -> dict[str, Any]:
     numbers = map(str, shape)
     command = [sys.executable, "-W", "ignore", __file__, "only-export", who, str(classes), str(output), *numbers]
     row = measure(command)
-    return {"who": who, "classes": classes, "shape": list(shape), "s": round(float(row["said"][0]), 1), "GB": row["GB"]}
+    seconds, cpu = (round(float(number), 1) for number in row["said"][0].split())
+    return {"who": who, "classes": classes, "shape": list(shape), "s": seconds, "cpu_s": cpu, "GB": row["GB"]}
 
 
 # ---- whole commands ----
@@ -271,7 +282,7 @@ def make_image(path: Path, shape: tuple[int, ...]) -> None:
 
 
 def measure_commands(
-    folder: Path, classes: int, patch: tuple[int, ...], shape: tuple[int, ...], who: tuple[str, ...] = tuple(COMMANDS)
+    folder: Path, classes: int, patch: tuple[int, ...], shape: tuple[int, ...], who: list[str]
 ) -> list[dict[str, Any]]:
     model = make_model(folder, classes, patch)
     images = folder / "images"
@@ -306,13 +317,13 @@ def save(part: str, rows: list[dict[str, Any]]) -> None:
         if not any(all(old.get(key) == row.get(key) for key in same) for row in rows)
     ]
     content[part] = kept + rows
-    content["machine"] = f"{os.cpu_count()} CPU threads"
+    content["machine"] = f"{os.cpu_count()} CPU threads, load {os.getloadavg()[1]:.0f}"
     path.write_text(json.dumps(content, indent=1) + "\n")
     lines = ["# Prediction of whole CTs", "", f"`benchmarks/predict_ct.py` on {content['machine']}.", ""]
     for name, title in TITLES.items():
         if name in content:
-            lines += [f"## {title}", "", "| voxels | classes | patch | | s | GB | processes | equal voxels |"]
-            lines += ["|---|---|---|---|---|---|---|---|", *map(line, content[name]), ""]
+            lines += [f"## {title}", "", "| voxels | classes | patch | | s | CPU s | GB | processes | equal voxels |"]
+            lines += ["|---|---|---|---|---|---|---|---|---|", *map(line, content[name]), ""]
     RESULTS.with_suffix(".md").write_text("\n".join(lines))
     for row in rows:
         print(row, flush=True)
@@ -331,7 +342,7 @@ def line(row: dict[str, Any]) -> str:
     patch = "x".join(map(str, row.get("patch", []))) or "-"
     equal = row.get("equal_voxels")
     equal = "-" if equal is None else f"{100 * equal:.6f} %"
-    cells = [size, row["classes"], patch, row["who"], row["s"], row["GB"], row.get("processes", 1), equal]
+    cells = [size, row["classes"], patch, row["who"], row["s"], row["cpu_s"], row["GB"], row.get("processes", 1), equal]
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -370,10 +381,12 @@ def main() -> None:
         elif given.part == "lengths":
             rows = [measure_export("ours", given.classes, (n, 512, 512), folder / str(n)) for n in given.slices]
         else:
-            small = {"classes": 3, "shape": (32, 48, 48), "patch": (32, 32, 32)}
-            size = small if given.part == "start" else vars(given)
-            who = ("ours",) if given.part == "command" and given.ours else tuple(COMMANDS)
-            rows = measure_commands(folder, size["classes"], tuple(size["patch"]), tuple(size["shape"]), who)
+            who = list(COMMANDS)
+            if given.part == "start":
+                rows = measure_commands(folder, 3, (32, 32, 32), (32, 48, 48), who)
+            else:
+                who = who[given.ours :]
+                rows = measure_commands(folder, given.classes, tuple(given.patch), tuple(given.shape), who)
     save(given.part, rows)
 
 

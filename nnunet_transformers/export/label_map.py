@@ -122,14 +122,15 @@ def in_threads(work: Callable[[tuple[int, int]], None], parts: Sequence[tuple[in
 
     The threads of PyTorch's own operations would wait for each other at the end of every one.
     """
-    threads = min(torch.get_num_threads(), len(parts)) if device.type == "cpu" else 1
-    if threads <= 1:
+    before = torch.get_num_threads()
+    if device.type != "cpu" or before == 1:
         for part in parts:
             work(part)
         return
-    before = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as executor:
+        with ThreadPoolExecutor(
+            max(1, min(before, len(parts))), initializer=torch.set_num_threads, initargs=(1,)
+        ) as executor:
             list(executor.map(work, parts))
     finally:
         torch.set_num_threads(before)

@@ -162,7 +162,7 @@ def separable_resampling(
         current_spacing, new_spacing: mm per voxel before and of the result.
     """
     given = known_arguments(function)
-    if given is None or given["is_seg"] or given["order"] > HIGHEST_ORDER or given["order_z"] > HIGHEST_ORDER:
+    if given is None or not is_separable(function):
         return None
     shape, new_shape = tuple(map(int, shape)), tuple(map(int, new_shape))
     if shape == new_shape:
@@ -179,6 +179,12 @@ def separable_resampling(
         else:
             taps.append(_resize_taps(old, new, given["order"]))
     return SeparableResampling(shape, new_shape, (taps[0], taps[1], taps[2]))
+
+
+def is_separable(function: Callable[..., Any]) -> bool:
+    """Tell whether a plan's resampling function is nnU-Net's default without splines."""
+    given = known_arguments(function)
+    return given is not None and not given["is_seg"] and max(given["order"], given["order_z"]) <= HIGHEST_ORDER
 
 
 def known_arguments(function: Callable[..., Any]) -> dict[str, Any] | None:
