@@ -7,21 +7,25 @@ as many of the following tiles and flips as fit. Order, weights and types of all
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import wraps
 from inspect import signature
 from itertools import combinations, islice
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
+from tqdm import tqdm
 
 from .._image_size import check_size
 from .._reading import read_json
@@ -30,16 +34,18 @@ from ..plans.gate import check_plan
 from ..weights.file import check_file
 from ..weights.limits import check_finite
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint, reading_plain_types
+from .accumulator import Accumulator, Slicer, pad, planes_of, stages
 from .batch_size import bytes_of_pass, cpu_batch_size, fitting_batch_size, free_bytes
-from .uncertainty import WritesUncertainty
-from .whole_files import WholeFilePlans, whole_json_files
+from .images import Item, predict_images, preprocess
+from .uncertainty import StatesUncertainty
+from .whole_files import WholeFilePlans, record, whole_json_files
 
 # patches per pass of a compiled network; all its passes have this size, the last one padded. Eight flips in 3D or two
 # tiles with four flips each in 2D fill a pass.
 COMPILED_BATCH_SIZE = 8
 
 
-class BatchedPredictor(WritesUncertainty, nnUNetPredictor):
+class BatchedPredictor(StatesUncertainty, nnUNetPredictor):
     """nnU-Net's predictor whose forward passes take patches of several tiles and flips.
 
     Args:
@@ -155,13 +161,71 @@ class BatchedPredictor(WritesUncertainty, nnUNetPredictor):
         if 0 not in processes:
             with whole_json_files():
                 return super().predict_from_files(*args, **kwargs)
-        if self.save_uncertainty:
-            raise ValueError("--save_uncertainty needs worker processes: -npp and -nps of 1 or more")
         if any(processes) or given["num_parts"] > 1:
             raise ValueError(f"-npp {processes[0]} -nps {processes[1]}: both are 0, without -num_parts, or neither is")
         known = signature(self.predict_from_files_sequential).parameters
-        with whole_json_files():
-            return self.predict_from_files_sequential(**{name: value for name, value in given.items() if name in known})
+        return self.predict_from_files_sequential(**{name: value for name, value in given.items() if name in known})
+
+    def predict_from_files_sequential(
+        self,
+        list_of_lists_or_source_folder: str | list[list[str]],
+        output_folder_or_list_of_truncated_output_files: str | list[str] | None,
+        save_probabilities: bool = False,
+        overwrite: bool = True,
+        folder_with_segs_from_prev_stage: str | None = None,
+    ) -> list[Any]:
+        """Predict as nnU-Net's method does, without worker processes.
+
+        Raises:
+            RuntimeError: if a cascade has no segmentations of its previous stage.
+        """
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        output = output_folder_or_list_of_truncated_output_files
+        if output is not None:
+            record(self, given, Path(output) if isinstance(output, str) else Path(output[0]).parent)
+        stage = self.configuration_manager.previous_stage_name
+        if stage is not None and folder_with_segs_from_prev_stage is None:
+            raise RuntimeError(
+                f"the second model of a cascade requires the segmentations of the previous stage ({stage}); give their "
+                "folder with -prev_stage_predictions"
+            )
+        cases, outputs, previous = self._manage_input_and_output_lists(
+            list_of_lists_or_source_folder,
+            output,
+            folder_with_segs_from_prev_stage,
+            overwrite,
+            0,
+            1,
+            save_probabilities,
+        )
+        return self.predict_from_data_iterator(preprocess(self, cases, previous, outputs), save_probabilities, 0)
+
+    def _internal_get_data_iterator_from_lists_of_filenames(
+        self,
+        cases: list[list[str]],
+        previous: list[str | None] | None,
+        outputs: list[str] | None,
+        num_processes: int,
+    ) -> Iterator[Item]:
+        if len(cases) == 1:  # to start a process takes longer than to preprocess a small image
+            return preprocess(self, cases, previous, outputs)
+        return super()._internal_get_data_iterator_from_lists_of_filenames(cases, previous, outputs, num_processes)
+
+    def predict_from_data_iterator(
+        self,
+        data_iterator: Iterator[Item],
+        save_probabilities: bool = False,
+        num_processes_segmentation_export: int = 0,
+    ) -> list[Any]:
+        """Predict preprocessed images as nnU-Net does, and export them slab by slab in this process.
+
+        Returns:
+            for each image None if its files are written, otherwise its labels, or labels and probabilities.
+        """
+        results = predict_images(self, data_iterator, save_probabilities)
+        compute_gaussian.cache_clear()
+        empty_cache(self.device)
+        return results
 
     def predict_logits_from_preprocessed_data(self, data: Tensor) -> Tensor:
         """Predict an image as nnU-Net does; on a CPU, memory that it leaves is given back before the next one."""
@@ -171,6 +235,87 @@ class BatchedPredictor(WritesUncertainty, nnUNetPredictor):
         finally:
             if self.device.type == "cpu":
                 release_freed_memory()
+
+    @torch.inference_mode()
+    def predict_slabs(self, data: Tensor, take: Callable[[int, list[Tensor]], None]) -> None:
+        """Predict a preprocessed image and hand on the logits slab by slab, in memory that its length does not change.
+
+        All together, they are those of ``predict_logits_from_preprocessed_data`` for each fold alone.
+
+        Args:
+            data: (channels, *spatial).
+            take: called with the index of a slab's first plane, along the first spatial axis, and the logits of each
+                fold, (classes, planes, rows, columns), where they were summed up. After 0 all begin again: a GPU whose
+                memory did not suffice.
+
+        Raises:
+            ValueError: if the logits exceed float16.
+        """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(min(default_num_processes, threads))
+        try:
+            self._predict_slabs(data, take)
+        finally:
+            torch.set_num_threads(threads)
+            if self.device.type == "cpu":
+                release_freed_memory()
+
+    def _predict_slabs(self, data: Tensor, take: Callable[[int, list[Tensor]], None]) -> None:
+        self.network = self.network.to(self.device).eval()
+        padded, inside = pad(data, self.configuration_manager.patch_size)
+        slicers = self._internal_get_sliding_window_slicers(padded.shape[1:])
+        with torch.autocast("cuda") if self.device.type == "cuda" else nullcontext():
+            if self.perform_everything_on_device:
+                try:
+                    self._accumulate(padded.to(self.device), slicers, inside, self.device, take)
+                    return
+                except RuntimeError as error:
+                    print(f"the sums do not fit on the device, so they are kept in main memory: {error}")
+                empty_cache(self.device)  # outside of the handler, whose traceback holds tensors
+            self._accumulate(padded, slicers, inside, torch.device("cpu"), take)
+
+    def _accumulate(
+        self,
+        data: Tensor,
+        slicers: Sequence[Slicer],
+        inside: Sequence[slice],
+        device: torch.device,
+        take: Callable[[int, list[Tensor]], None],
+    ) -> None:
+        """Sum up tiles, stage by stage and in each fold by fold; ``inside`` is the part that is no padding."""
+        folds = self.list_of_parameters or [None]
+        heads, plane = self.label_manager.num_segmentation_heads, data.shape[2:]
+        grouped = stages(slicers, 2 * heads * len(folds) * prod(plane))
+        kept = max(planes_of(stage[-1])[1] - planes_of(stage[0])[0] for stage in grouped)
+        sums = Accumulator(len(folds), heads, kept, plane, device)
+        patch_size = tuple(self.configuration_manager.patch_size)
+        gaussian = compute_gaussian(patch_size, value_scaling_factor=10, device=device) if self.use_gaussian else 1
+        if len(folds) == 1:
+            self._load(folds[0])
+            everything = self._predict_tiles(data, slicers)  # passes cross the stages
+        begun = 0
+        with tqdm(total=len(slicers) * len(folds), disable=not self.allow_tqdm) as bar:
+            for number, stage in enumerate(grouped):
+                for fold, weights in enumerate(folds):
+                    if len(folds) > 1:
+                        self._load(weights)
+                        everything = self._predict_tiles(data, stage)
+                    for slicer, tile in zip(stage, everything, strict=False):
+                        logits = tile[0].to(device)
+                        sums.add(fold, slicer, logits.mul_(gaussian) if self.use_gaussian else logits, gaussian)
+                        bar.update()
+                until = planes_of(grouped[number + 1][0])[0] if number + 1 < len(grouped) else data.shape[1]
+                first, last = max(begun, inside[0].start), min(until, inside[0].stop)
+                finished = sums.finish(until)
+                if first < last:
+                    cut = (slice(None), slice(first - begun, last - begun), *inside[1:])
+                    take(first - inside[0].start, [logits[cut] for logits in finished])
+                begun = until
+
+    def _load(self, weights: Mapping[str, Tensor] | None) -> None:
+        if weights is not None:
+            network = self.network._orig_mod if isinstance(self.network, OptimizedModule) else self.network
+            network.load_state_dict(weights)
 
     # ---- passes ----
 

@@ -1,13 +1,13 @@
 """Maps of how uncertain a prediction is, and its calibration by a temperature.
 
-``uncertainty_maps`` takes the logits of each fold, of a whole image or of any part of it; ``WritesUncertainty`` is the
-one place that collects them from nnU-Net's predictor.
+``uncertainty_maps`` takes the logits of each fold, of a whole image or of any part of it; ``UncertaintyMaps`` collects
+those of the slabs in which images are predicted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,42 @@ def in_image(
     return whole.transpose([0, *(axis + 1 for axis in plans.transpose_backward)])
 
 
-class WritesUncertainty(nnUNetPredictor):
-    """Mixin for a predictor, listed before nnU-Net's: writes the maps, and divides logits by a temperature.
+class UncertaintyMaps:
+    """Collects the maps of an image from its slabs, in the order of the planes.
+
+    Args:
+        has_regions: as ``uncertainty_maps``.
+    """
+
+    def __init__(self, has_regions: bool) -> None:
+        self._has_regions = has_regions
+        self._slabs: list[Tensor] = []
+        self._folds = 0
+
+    def restart(self) -> None:
+        """Forget all slabs."""
+        self._slabs.clear()
+
+    def add(self, folds: Sequence[Tensor]) -> None:
+        """Add the next slab, by the logits of each fold, (classes, planes, rows, columns)."""
+        self._folds = len(folds)
+        self._slabs.append(uncertainty_maps(folds, self._has_regions).cpu())
+
+    def write(self, predictor: nnUNetPredictor, properties: dict[str, Any], output: Path) -> None:
+        """Write the maps as ``write_maps``; that of disagreement if there are several folds."""
+        write_maps(
+            torch.cat(self._slabs, 1),
+            properties,
+            predictor.plans_manager,
+            predictor.configuration_manager,
+            predictor.dataset_json["file_ending"],
+            output,
+            with_disagreement=self._folds > 1,
+        )
+
+
+class StatesUncertainty(nnUNetPredictor):
+    """Mixin for a predictor, listed before nnU-Net's: whether maps are written, and the temperature of the logits.
 
     Attributes:
         save_uncertainty: whether to write maps.
@@ -114,7 +148,6 @@ class WritesUncertainty(nnUNetPredictor):
 
     save_uncertainty = False
     temperature = 1.0
-    _fold_logits: list[Tensor] | None = None
 
     def calibrate(self, model_folder: Path) -> None:
         """Take the temperature that ``nnunet-transformers calibrate`` stored in a model's folder.
@@ -127,31 +160,4 @@ class WritesUncertainty(nnUNetPredictor):
     def predict_sliding_window_return_logits(self, input_image: Tensor) -> Tensor:
         """Predict an image with the weights of one fold."""
         logits: Tensor = super().predict_sliding_window_return_logits(input_image)
-        if self.temperature != 1:
-            logits /= self.temperature
-        if self._fold_logits is not None:
-            self._fold_logits.append(logits.cpu().clone())  # nnU-Net adds the next fold to it
-        return logits
-
-    def predict_from_data_iterator(self, data_iterator: Iterable[dict[str, Any]], *args: Any, **kwargs: Any) -> Any:
-        """Predict preprocessed images as nnU-Net does, and write the maps of each."""
-        if self.save_uncertainty:
-            data_iterator = self._with_maps(data_iterator)
-        return super().predict_from_data_iterator(data_iterator, *args, **kwargs)
-
-    def _with_maps(self, items: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield images; when the next one is asked for, the one before is predicted, and its maps are written."""
-        for item in items:
-            self._fold_logits = []
-            yield item
-            folds, self._fold_logits = self._fold_logits, None
-            maps = uncertainty_maps(folds, self.label_manager.has_regions)
-            write_maps(
-                maps,
-                item["data_properties"],
-                self.plans_manager,
-                self.configuration_manager,
-                self.dataset_json["file_ending"],
-                Path(item["ofile"]),
-                with_disagreement=len(folds) > 1,
-            )
+        return logits if self.temperature == 1 else logits.div_(self.temperature)

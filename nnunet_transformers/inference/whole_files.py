@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.inference import predict_from_raw_data
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 
@@ -55,3 +58,12 @@ def whole_json_files() -> Iterator[None]:
 
 def _save_json(content: Any, path: str, indent: int = 4, sort_keys: bool = True) -> None:
     write_text(json.dumps(content, indent=indent, sort_keys=sort_keys), Path(path))
+
+
+def record(predictor: nnUNetPredictor, arguments: Mapping[str, Any], folder: Path) -> None:
+    """Write the arguments of a prediction, plan and dataset.json into its folder, as nnU-Net does."""
+    said = deepcopy(dict(arguments))
+    recursive_fix_for_json_export(said)
+    _save_json(said, str(folder / "predict_from_raw_data_args.json"))
+    _save_json(predictor.dataset_json, str(folder / "dataset.json"), sort_keys=False)
+    _save_json(predictor.plans_manager.plans, str(folder / "plans.json"), sort_keys=False)

@@ -13,6 +13,8 @@ import torch
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from torch import nn
 
+from ..export.resampling import is_separable
+from ..inference.accumulator import STAGE_BYTES
 from ..plans.planned import channel_names
 from .load import LoadedModel
 
@@ -70,12 +72,23 @@ def needed_bytes(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[fl
     channels = len(channel_names(predictor.dataset_json))
     voxels, resampled = int(np.prod(shape)), int(np.prod(_padded(loaded, shape, spacing)))
     image = 4 * channels * voxels
-    # the logits are float16; the sum over folds is a second array of them
-    folds = min(2, len(predictor.list_of_parameters))
+    folds = len(predictor.list_of_parameters)
     preprocessing = 2 * image + RESAMPLING * (voxels + resampled)
     stacked = channels if loaded.previous is None else channels + len(predictor.label_manager.foreground_labels)
-    window = resampled * (2 * 4 * stacked + 2 * heads * (folds + 1) + 2)
-    export = resampled * heads * (2 + 8) + voxels * (2 * heads + 8 + 8) if resampled != voxels else voxels * 4 * heads
+    data = resampled * 2 * 4 * stacked
+    if is_separable(predictor.configuration_manager.resampling_fn_probabilities):
+        # sums and finished logits of as many planes as a patch has, in float16, and the mean of the folds; the label
+        # map, and its copies when it is written
+        size, patch = _padded(loaded, shape, spacing), predictor.configuration_manager.patch_size
+        row = 2 * heads * int(np.prod(size[1:]))
+        kept = min(row * size[0], row * patch[0] if len(patch) == 3 else max(row, STAGE_BYTES // folds))
+        window, export = data + kept * (2 * folds + 1) + 2 * voxels, 3 * voxels
+    else:
+        # the logits are float16; the sum over folds is a second array of them
+        window = data + resampled * (2 * heads * (min(2, folds) + 1) + 2)
+        export = (
+            resampled * heads * (2 + 8) + voxels * (2 * heads + 8 + 8) if resampled != voxels else voxels * 4 * heads
+        )
     own = int(max(preprocessing, window, export))
     return own if loaded.previous is None else max(own, needed_bytes(loaded.previous, shape, spacing))
 

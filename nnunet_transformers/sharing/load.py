@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from .._reading import read_json
+from ..inference.predictor import BatchedPredictor
 from ..plans.gate import check_plan
 from ..plans.planned import PlannedConfiguration
 from .description import Description, Model
@@ -29,13 +29,13 @@ class LoadedModel:
 
     Attributes:
         model: description of the model.
-        predictor: nnU-Net's predictor with its folds.
+        predictor: predictor with its folds, whose passes are nnU-Net's.
         fingerprint: nnU-Net's fingerprint of the training dataset.
         previous: model of the previous stage in a cascade.
     """
 
     model: Model
-    predictor: nnUNetPredictor
+    predictor: BatchedPredictor
     fingerprint: Mapping[str, Any]
     previous: LoadedModel | None
 
@@ -86,7 +86,8 @@ def _load(folder: Path, model: Model, arguments: Mapping[str, Any], folds: Seque
     for fold, weights in zip(folds or model.folds, parameters, strict=True):
         check_weights(network, weights, model.weights_file(fold))
     with redirect_stdout(StringIO()):  # nnU-Net prints that perform_everything_on_device has no effect on a CPU
-        predictor = nnUNetPredictor(allow_tqdm=False, **arguments)
+        # passes of one patch give the same logits as nnU-Net's to the last bit
+        predictor = BatchedPredictor(batch_size=1, allow_tqdm=False, **arguments)
     manager = PlansManager(plans)
     predictor.manual_initialization(
         network,

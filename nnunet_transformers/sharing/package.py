@@ -22,6 +22,7 @@ from .contents import DOCKERFILE, ENTRY_POINT, REQUIREMENTS, WHEELS, WHEELS_LINE
 from .description import Description, Model
 from .load import build_network, builds_plans_network, check_weights
 from .manifest import Manifest, write_manifest
+from .own_wheel import IMPORTED, write_own_wheel
 from .requirements import pinned_requirements
 from .shareable import copy_shareable
 from .trained import TrainedFold, extract_models, find_folds, read_fold
@@ -42,7 +43,7 @@ class Options:
         previous_stage: folder of the model of a cascade's previous stage; by default it is found beside the model.
         trust: unpickle checkpoints that cannot be read otherwise.
         licence: licence of the weights, for the card.
-        wheels: wheels to install from, for requirements that no registry has.
+        wheels: wheels to install from, for requirements that no registry has; one of this package is made unless given.
     """
 
     folds: tuple[str, ...] = ()
@@ -179,12 +180,12 @@ class _Maker:
 
     def add_files(self) -> None:
         """Write requirements, entry point and Dockerfile."""
-        lines = pinned_requirements()
-        if self.options.wheels:
-            (self.folder / WHEELS).mkdir()
-            for wheel in self.options.wheels:
-                shutil.copyfile(wheel, self.folder / WHEELS / wheel.name)
-            lines.insert(0, WHEELS_LINE)
+        lines = [WHEELS_LINE, *pinned_requirements()]
+        (self.folder / WHEELS).mkdir()
+        for wheel in self.options.wheels:
+            shutil.copyfile(wheel, self.folder / WHEELS / wheel.name)
+        if not any(wheel.name.startswith(f"{IMPORTED}-") for wheel in self.options.wheels):
+            write_own_wheel(self.folder / WHEELS)
         write_text("\n".join(lines) + "\n", self.folder / REQUIREMENTS)
         write_text(entry_point(), self.folder / ENTRY_POINT)
         write_text(dockerfile(f"{sys.version_info.major}.{sys.version_info.minor}"), self.folder / DOCKERFILE)

@@ -37,6 +37,7 @@ from .loaded_encoder import LoadedEncoder
 from .precision import default_autocast_dtype, in_float32, planned_autocast_dtype
 from .settings import FollowsSettings
 from .surface_metrics import EvaluatesSurfaces
+from .validation import bounded_export
 
 # non-finite losses in a row that end a training whose ``GradScaler`` skips such steps; halved each time, its scale of
 # 65,536 is 1 after 16 of them
@@ -296,7 +297,7 @@ class TransformerTrainer(FollowsSettings, EvaluatesSurfaces, AveragesWeights, St
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         self._stored_data().check_content()
-        with default_autocast_dtype(self.autocast_dtype):
+        with default_autocast_dtype(self.autocast_dtype), bounded_export():
             super().perform_actual_validation(save_probabilities)
 
     def on_train_start(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import shutil
@@ -9,7 +11,8 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from importlib.metadata import version
+import zipfile
+from importlib.metadata import Distribution, distribution, version
 from pathlib import Path
 
 import pytest
@@ -17,10 +20,12 @@ from nnunetv2.model_sharing.model_export import export_pretrained_model
 from nnunetv2.model_sharing.model_import import install_model_from_zip_file
 
 from nnunet_transformers.sharing import verify
+from nnunet_transformers.sharing.own_wheel import write_own_wheel
 from tests.trainers.conftest import PLANS, TRAINER
 
 from .conftest import MODEL, environment, initialise, invoke, some_images, stock_predict
 
+ROOT = Path(__file__).parents[2]
 # a process in which any connection is an error
 NO_NETWORK = """
 import socket
@@ -94,6 +99,28 @@ def test_wheels_are_found_from_the_requirements(model, tmp_path):
     with pytest.raises(ValueError, match="a file that no package has"):
         invoke("package", "make", model, "-f", 0, "-o", tmp_path / "other", "--wheel", tmp_path / "a.tar.gz")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_package_carries_its_own_wheel(package, tmp_path):
+    """No registry need have this version: the wheel holds all modules, the hook, the commands, and their hashes."""
+    (wheel,) = (package / "wheels").iterdir()
+    version = distribution("nnunet-transformers").version
+    assert wheel.name == f"nnunet_transformers-{version}-py3-none-any.whl"
+    assert f"nnunet-transformers=={version}" in (package / "requirements.txt").read_text().splitlines()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+        names = set(archive.namelist())
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nnunet_transformers").rglob("*.py")}
+    assert modules | {"nnunet_transformers_hook.pth"} <= names
+    found = Distribution.at(tmp_path / f"nnunet_transformers-{version}.dist-info")
+    assert found.metadata["Name"] == "nnunet-transformers"
+    assert [entry.name for entry in found.entry_points] == ["nnunet-transformers"]
+    assert {str(path) for path in found.files} == names
+    for path in found.files:
+        if path.hash:
+            digest = hashlib.sha256(path.read_binary()).digest()
+            assert base64.urlsafe_b64encode(digest).decode().rstrip("=") == path.hash.value
+    assert write_own_wheel(tmp_path / "again").read_bytes() == wheel.read_bytes()
 
 
 def test_nothing_to_package(model, tmp_path):
