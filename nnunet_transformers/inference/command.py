@@ -48,7 +48,7 @@ def predict(
     Args:
         arguments: arguments of that command; -h prints its help.
         batch_size, use_compile, trust: see ``BatchedPredictor``.
-        save_uncertainty: write maps of entropy and disagreement, see ``WritesUncertainty``.
+        save_uncertainty: write maps of entropy and disagreement, see ``UncertaintyMaps``.
         calibrated: divide logits by the temperature that ``calibrate`` stored with the model.
 
     Raises:
