@@ -255,7 +255,7 @@ class ZarrShards:
         return read
 
 
-WAYS = (
+WAYS: tuple[Any, ...] = (
     *(ThreeFiles, OneFile, TarShards, BloscStore, ZipOfBlosc, Database, TarOfPictures),
     *(LitData, MosaicShards, ZarrShards),
 )
