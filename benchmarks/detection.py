@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import torch
@@ -94,7 +93,6 @@ def main() -> None:
         "steps": arguments.steps,
         "images": arguments.images,
         "epochs": arguments.epochs,
-        "cpu_minutes": round(time.process_time() / 60, 1),
         "mAP": {name: [round(value, 3) for value in values] for name, values in rows.items()},
     }
     print(json.dumps(summary))

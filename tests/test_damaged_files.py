@@ -16,6 +16,7 @@ from forged_pickles import HARMFUL, push_name, watched
 
 from benchmarks.mutate_files import KINDS, STORED, Kind, main, make_package, outcome, run
 from nnunet_transformers.classification.checkpoint import ClassifierCheckpoint
+from nnunet_transformers.detection.checkpoint import DetectorCheckpoint
 from nnunet_transformers.evaluation.iou_thresholds import _load_probabilities
 from nnunet_transformers.evaluation.segmentations import load_dataset_json
 from nnunet_transformers.pretraining.alignment import AlignmentCheckpoint
@@ -32,6 +33,7 @@ READERS = {
     "state dict": load_state_dict,
     "load_encoder": load_encoder,
     "classifier": ClassifierCheckpoint.load,
+    "detector": DetectorCheckpoint.load,
     "alignment": AlignmentCheckpoint.load,
     "matcher": lambda path: EmbeddingMatcher(str(path)),
     "landmarks": lambda path: PrecomputedMatcher(str(path)),

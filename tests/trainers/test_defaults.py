@@ -17,6 +17,7 @@ BASE = {
     "default_deep_supervision": True,
     "dice_weight": 1.0,
     "ce_weight": 1.0,
+    "focal_weight": None,
     "use_all_outputs": False,
     "warmup_fraction": 0.05,
     "lr_power": 0.9,

@@ -9,6 +9,7 @@ import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunet_transformers.plans.training import TrainingSettings
+from nnunet_transformers.trainers.focal import FocalLoss
 from nnunet_transformers.trainers.settings import _EndedEarlyError
 
 from .conftest import CPU, PLANS, TRAINER, model_folder, train
@@ -25,6 +26,7 @@ SETTINGS = {
     "clip_grad_norm": 3.0,
     "dice_weight": 0.7,
     "ce_weight": 0.2,
+    "focal_weight": 0.4,
     "layer_decay": 0.5,
     "frozen_fraction": 0.1,
     "deep_supervision": False,
@@ -79,7 +81,9 @@ class TestSettings:
         assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.0, 0.25}
         assert trainer.initial_lr == 2e-3
         assert rates(trainer) == pytest.approx([1, 0.5 + 2**0.5 / 4, 0.5, 0.5 - 2**0.5 / 4])
-        assert (trainer.loss.weight_dice, trainer.loss.weight_ce) == (0.7, 0.2)  # without deep supervision's wrapper
+        # without deep supervision's wrapper; the focal loss has the place of cross-entropy
+        assert (trainer.loss.weight_dice, trainer.loss.weight_ce) == (0.7, 0.4)
+        assert type(trainer.loss.ce) is FocalLoss
         assert (trainer.clip_grad_norm, trainer.layer_decay, trainer.frozen_fraction) == (3.0, 0.5, 0.1)
         assert (trainer.oversample_foreground_percent, trainer.probabilistic_oversampling) == (0.8, True)
         assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (0, 1, 2)  # augmentation's
@@ -91,6 +95,7 @@ class TestSettings:
         trainer.initialize()
         assert (trainer.num_epochs, trainer.initial_lr, trainer.weight_decay) == (1000, 1e-3, 0.05)
         assert type(trainer.optimizer) is torch.optim.AdamW
+        assert type(trainer.loss.loss.ce) is not FocalLoss
         assert trainer.enable_deep_supervision
         assert (trainer.oversample_foreground_percent, trainer.probabilistic_oversampling) == (0.33, False)
         trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
