@@ -90,8 +90,8 @@ def score_with_intervals(
         seed: seed of the resamples.
 
     Returns:
-        scores by name: ``AUC``, ``accuracy`` and, for more than two classes or several labels, ``AUC of CLASS``; for two
-        classes ``average precision``, ``sensitivity`` and ``specificity``, of which the second class is positive.
+        scores by name: ``AUC``, ``accuracy`` and, for more than two classes or several labels, ``AUC of CLASS``; for
+        two classes ``average precision``, ``sensitivity`` and ``specificity``, of which the second class is positive.
     """
     right, known = _right(probabilities, targets, multi_label)
     areas, accuracies, binary = [], [], []
