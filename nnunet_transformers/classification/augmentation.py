@@ -25,7 +25,7 @@ class Augmentation:
         flips: axes, counted from 0, to mirror with probability 1/2; none by default, since a body is not symmetric.
         rotation: largest angle in degrees about each axis, applied with probability 1/5, as in nnU-Net.
         zoom: smallest and largest magnification, applied with the same probability.
-        elastic: largest displacement in voxels of a field smoothed over a tenth of the patch, with the same probability.
+        elastic: largest displacement in voxels of a field smoothed over a tenth of the patch, as often.
         low_resolution: sample at 0.5 to 1 of the resolution and interpolate, with probability 1/4, as in nnU-Net.
 
     Raises:

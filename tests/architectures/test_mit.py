@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_transformers.architectures import create_network
-from nnunet_transformers.architectures.layers import fit_position_embeddings
+from nnunet_transformers.architectures import create_network, create_pair
+from nnunet_transformers.architectures.layers import ConvNormAct, fit_position_embeddings
 from nnunet_transformers.architectures.mit.classifier import MiTClassifier
 from nnunet_transformers.architectures.mit.pair import MiTPair
+from nnunet_transformers.architectures.mit.trunk import InterpolatedEmbed
 from nnunet_transformers.weights import from_reference, identify
 
 from ..counting import published_multiply_adds
@@ -280,3 +281,37 @@ def test_drop_path_rises_in_the_encoder_and_falls_in_the_decoder():
     )
     assert encoder == pytest.approx([0, 0.1, 0.2, 0.3])
     assert decoder == pytest.approx([0.3, 0.15, 0])
+
+
+class TestInterpolatedEmbedding:
+    """Variant 2 of the appendix's Table 1: no parameters but a linear layer's, the same in 2D and 3D."""
+
+    ARGUMENTS = {"embed_dims": (8, 16, 24, 32), "switchable_embedding": False}  # noqa: RUF012
+
+    def test_against_averages_and_repetition(self):
+        down = InterpolatedEmbed(2, 3, (1, 2)).double()
+        image = torch.randn(1, 2, 4, 6, dtype=torch.float64)
+        averages = image.unflatten(3, (3, 2)).mean(-1)
+        expected = torch.einsum("oi,bihw->bohw", down.linear.weight, averages) + down.linear.bias[:, None, None]
+        torch.testing.assert_close(down(image), expected)
+        up = InterpolatedEmbed(2, 3, (2, 2, 2), is_encoder=False).double()
+        constant = torch.ones(1, 2, 2, 3, 4, dtype=torch.float64)
+        raised = up(constant)
+        assert raised.shape == (1, 3, 4, 6, 8)
+        torch.testing.assert_close(raised[0, :, 1, 2, 3], up.linear.weight.sum(1) + up.linear.bias)
+
+    @pytest.mark.parametrize("patch_size", [(64, 64), (32, 64, 64)], ids=["2d", "3d"])
+    def test_network(self, patch_size):
+        network = create_network("mit_7", 1, 3, patch_size, deep_supervision=True, **self.ARGUMENTS)
+        outputs = network(torch.randn(1, 1, *patch_size))
+        assert outputs[0].shape == (1, 3, *patch_size)
+        sum(o.sum() for o in outputs).backward()
+        assert all(p.grad is not None for p in network.parameters())
+        assert not any(isinstance(m, ConvNormAct) for m in (*network.stem.modules(), *network.encoder.modules()))
+
+    def test_pair_shares_it(self):
+        pair = create_pair("mit_7", (64, 64), (16, 64, 64), 1, 1, self.ARGUMENTS)
+        twin = dict(pair.form_3d.named_modules(remove_duplicate=False))
+        embeds = [n for n, m in pair.form_2d.named_modules() if isinstance(m, InterpolatedEmbed)]
+        assert len(embeds) == 8
+        assert all(twin[f"{n}.linear"] is pair.form_2d.get_submodule(f"{n}.linear") for n in embeds)

@@ -287,13 +287,13 @@ class TestFormula:
 
 def test_primus_learns_and_its_queries_differ(monkeypatch):
     """Of the ViT's tokens only the visible ones are queries; the others would be one vector."""
-    patch = (16, 32, 32)
+    patch = (16, 16, 32)
     module = method("primus_s", patch, None, lr=1e-3, warmup_epochs=0).float()
     given, queries = batch(module.encoder.grid, patch, matched=(True, True)), []
     attend = module.casa.forward
     monkeypatch.setattr(module.casa, "forward", lambda q, kv: queries.append(q.detach()) or attend(q, kv))
     optimizer, losses = torch.optim.AdamW(module.trainable_parameters(), lr=3e-4), []
-    for _ in range(4):
+    for _ in range(3):
         optimizer.zero_grad()
         loss = module.training_step(given, 0)
         loss.backward()
@@ -301,8 +301,8 @@ def test_primus_learns_and_its_queries_differ(monkeypatch):
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.9 * losses[0]
     for rows in queries:
-        assert rows.shape[1] == 8  # of 32
-        distances = torch.cdist(rows, rows) + torch.eye(8) * 9
+        assert rows.shape[1] == 4  # of 16
+        distances = torch.cdist(rows, rows) + torch.eye(4) * 9
         assert distances.min() > 1e-3
 
 

@@ -57,7 +57,7 @@ ALICE = {**NETWORK, "decoder_heads": 4, "decoder_depth": 1, "hidden_dim": 32}
     "method_class,arguments,batch,waits",
     [
         (QTSSL, NETWORK, masked_views, []),
-        (Alice, ALICE, matched_views, ["alice.py _views"]),
+        (Alice, ALICE, matched_views, ["masked.py visible_cells", "alice.py _views"]),
         (MAE, NETWORK, lambda: masked(SIZE, 4), []),
         (MAE, SPARSE, lambda: masked((64, 64), 4), ["masked.py visible_cells"]),
         (MAE, PRIMUS, lambda: masked((16, 16, 16), 2), ["masked.py visible_cells"]),

@@ -95,6 +95,8 @@ class MiT(SegmentationNetwork):
         reference_compat: drop tokens at the end of an axis that the reduction does not divide from keys and values, as
             the release does.
         activation_checkpointing: recompute the transformer layers in the backward pass: less memory, more time.
+        switchable_embedding: False for variant 2 of the appendix's Table 1, which embeds patches by interpolation and a
+            linear layer.
 
     Raises:
         ValueError: on a patch size that the strides do not divide or that leaves one token in the bottleneck, and on
@@ -137,6 +139,7 @@ class MiT(SegmentationNetwork):
         strides: Sequence[Sequence[int]] | None = None,
         reference_compat: bool = False,
         activation_checkpointing: bool = False,
+        switchable_embedding: bool = True,
     ) -> None:
         super().__init__(patch_size)
         trunk = MiTTrunk(
@@ -155,7 +158,10 @@ class MiT(SegmentationNetwork):
             drop_path_rate=drop_path_rate,
             reference_compat=reference_compat,
             activation_checkpointing=activation_checkpointing,
+            switchable_embedding=switchable_embedding,
         )
+        if not switchable_embedding:
+            self.keys_to_in_proj = ("stem.linear",)
         self.strides = trunk.strides
         check_strides(strides, self.strides)
         self.resolved_arguments = {"merge_strides": trunk.embed_strides[1:]}

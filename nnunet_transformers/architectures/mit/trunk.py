@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
@@ -31,6 +32,29 @@ from ..layers import ConvNormAct, PositionEmbedding, SpatialReductionAttention, 
 STEM_DIM = 32
 ENCODER_NORM_EPS, DECODER_NORM_EPS = 1e-6, 1e-5
 T = TypeVar("T")
+
+
+class InterpolatedEmbed(nn.Module):
+    """Variant 2 of the appendix's Table 1: interpolate without parameters, then one linear layer for every token.
+
+    Unlike switchable patch embedding it has the same weights in 2D and 3D.
+
+    Args:
+        in_dim, out_dim: channels before and after.
+        stride: stride per axis.
+        is_encoder: reduce the resolution by ``stride``, or else raise it.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, stride: Sequence[int], is_encoder: bool = True) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_dim, out_dim)
+        self.stride, self.is_encoder = tuple(stride), is_encoder
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(batch, in_dim, *size) to (batch, out_dim, *grid)."""
+        size = [n // s if self.is_encoder else n * s for n, s in zip(image.shape[2:], self.stride, strict=True)]
+        image = F.interpolate(image, size, mode={2: "bilinear", 3: "trilinear"}[len(size)], align_corners=False)
+        return self.linear(image.movedim(1, -1)).movedim(-1, 1)
 
 
 class MiTBlock(nn.Module):
@@ -207,6 +231,7 @@ class MiTTrunk(nn.Module):
         reference_compat: drop tokens at the end of an axis that the reduction does not divide from keys and values, as
             the release does.
         activation_checkpointing: recompute the transformer layers in the backward pass.
+        switchable_embedding: embed patches by convolutions; False for ``InterpolatedEmbed``.
 
     Attributes:
         strides: as in nnU-Net's plans, of the input, the stem and each stage; a stem or first stage without
@@ -240,6 +265,7 @@ class MiTTrunk(nn.Module):
         ssl_token: bool = False,
         reference_compat: bool = False,
         activation_checkpointing: bool = False,
+        switchable_embedding: bool = True,
     ) -> None:
         super().__init__()
         self.patch_size = tuple(int(p) for p in patch_size)
@@ -306,9 +332,18 @@ class MiTTrunk(nn.Module):
         decoder_depths = _last(decoder_depths, num_stages - 1, "decoder_depths")
         check_depth(depths, "depths")
         check_depth(decoder_depths, "decoder_depths")
-        self.stem = ConvNormAct(input_channels, STEM_DIM, 7, self.stem_stride)
+
+        def embed(i: int, o: int, stride: Sequence[int], kernel: int = 3) -> nn.Module:
+            return ConvNormAct(i, o, kernel, stride) if switchable_embedding else InterpolatedEmbed(i, o, stride)
+
+        def raised(i: int, o: int, stride: Sequence[int]) -> nn.Module:
+            if not switchable_embedding:
+                return InterpolatedEmbed(i, o, stride, is_encoder=False)
+            return patch_transpose(i, o, stride, channels_last=False)
+
+        self.stem = embed(input_channels, STEM_DIM, self.stem_stride, kernel=7)
         encoder_stages = stages(
-            [ConvNormAct(i, o, 3, s) for i, o, s in zip((STEM_DIM, *dims[:-1]), dims, self.embed_strides, strict=True)],
+            [embed(i, o, s) for i, o, s in zip((STEM_DIM, *dims[:-1]), dims, self.embed_strides, strict=True)],
             grid_sizes,
             dims,
             (dims[0], *dims[:-1]),
@@ -320,10 +355,7 @@ class MiTTrunk(nn.Module):
         )
         self.encoder = MiTEncoder(encoder_stages, dims[0] if ssl_token else None)
         decoder_stages = stages(
-            [
-                patch_transpose(i, o, s, channels_last=False)
-                for i, o, s in zip(dims[:0:-1], decoder_dims, merge_strides[::-1], strict=True)
-            ],
+            [raised(i, o, s) for i, o, s in zip(dims[:0:-1], decoder_dims, merge_strides[::-1], strict=True)],
             grid_sizes[-2::-1],
             decoder_dims,
             dims[:0:-1],

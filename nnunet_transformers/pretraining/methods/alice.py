@@ -110,7 +110,13 @@ class Alice(EncoderPretraining):
 
     def losses(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the losses of a batch of ``MatchedViews``, each summed over query and key."""
-        online = {side: self._online(batch[f"{side}_masked"], batch[f"{side}_mask"]) for side in SIDES}
+        masks = [batch[f"{side}_mask"] for side in SIDES]
+        # a GPU's host waits here, once for both sides
+        visible = visible_cells(torch.cat(masks)).chunk(2)
+        online = {
+            side: self._online(batch[f"{side}_masked"], mask, cells)
+            for side, mask, cells in zip(SIDES, masks, visible, strict=True)
+        }
         losses: dict[str, Tensor] = {}
         if "reconstruction" in self.terms:
             errors = [
@@ -136,11 +142,11 @@ class Alice(EncoderPretraining):
             losses["alignment"] = torch.stack(distances).sum()
         return losses, online["query"].visible.mean(1)
 
-    def _online(self, image: Tensor, mask: Tensor) -> OnlineOutput:
+    def _online(self, image: Tensor, mask: Tensor, cells: Tensor) -> OnlineOutput:
         tokens = self.encoder(image, mask)
         decoded, reconstruction = self.decoder(tokens)
         # those of masked cells are a ViT's mask token, equal everywhere
-        visible = tokens.gather(1, visible_cells(mask)[..., None].expand(-1, -1, tokens.shape[2]))
+        visible = tokens.gather(1, cells[..., None].expand(-1, -1, tokens.shape[2]))
         return OnlineOutput(visible, reconstruction, self.head(decoded))
 
     def _target(self, image: Tensor, mask: Tensor | None) -> Tensor:
