@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..export import ImageExport
@@ -46,8 +47,7 @@ def preprocess(
             cases[number], stage, predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
         )
         if stage is not None:
-            foreground = predictor.label_manager.foreground_labels
-            data = np.vstack((data, convert_labelmap_to_one_hot(labels[0], foreground, data.dtype)))
+            data = stack_stage(predictor, data, labels)
         data = torch.from_numpy(data).to(torch.float32, memory_format=torch.contiguous_format)
         return {"data": data, "data_properties": properties, "ofile": None if outputs is None else outputs[number]}
 
@@ -61,6 +61,12 @@ def preprocess(
             if number + 1 < count:
                 waiting = executor.submit(one, number + 1)
             yield item
+
+
+def stack_stage(predictor: BatchedPredictor, data: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+    """Return a preprocessed image, (channels, *spatial), with a channel for each label of the stage before."""
+    foreground = predictor.label_manager.foreground_labels
+    return np.vstack((data, convert_labelmap_to_one_hot(labels[0], foreground, data.dtype)))
 
 
 def predict_image(

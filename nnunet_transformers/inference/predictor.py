@@ -22,7 +22,6 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.helpers import empty_cache
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from tqdm import tqdm
@@ -36,6 +35,7 @@ from ..weights.limits import check_finite
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint, reading_plain_types
 from .accumulator import Accumulator, Slicer, pad, planes_of, stages
 from .batch_size import bytes_of_pass, cpu_batch_size, fitting_batch_size, free_bytes
+from .cases import check_present, list_cases
 from .images import Item, predict_images, preprocess
 from .uncertainty import StatesUncertainty
 from .whole_files import WholeFilePlans, record, whole_json_files
@@ -97,14 +97,12 @@ class BatchedPredictor(StatesUncertainty, nnUNetPredictor):
             check_plan(read_json(plans), str(plans))
         folds = self._folds(model_training_output_dir, use_folds, checkpoint_name)
         files = [Path(model_training_output_dir) / f"fold_{fold}" / checkpoint_name for fold in folds]
+        check_present(Path(model_training_output_dir), files)
         for path in files:
-            if path.is_file():
-                check_file(path)
+            check_file(path)
         try:
             with nullcontext() if self.trust else reading_plain_types():
                 super().initialize_from_trained_model_folder(model_training_output_dir, use_folds, checkpoint_name)
-        except FileNotFoundError:
-            raise
         except Exception:  # a damaged file can make the unpickler, or the code that uses its content, raise anything
             # raises an error that names the file, if a file is the cause
             for path in files:
@@ -140,8 +138,8 @@ class BatchedPredictor(StatesUncertainty, nnUNetPredictor):
 
     def _manage_input_and_output_lists(self, images: str | list[list[str]], *args: Any, **kwargs: Any) -> tuple:
         if isinstance(images, str):
-            # in one process; nnU-Net starts twelve to list the files
-            images = create_lists_from_splitted_dataset_folder(images, self.dataset_json["file_ending"], None, 1)
+            # nnU-Net starts twelve processes to list the files, and takes the end of any name for a channel's number
+            images = list_cases(Path(images), self.dataset_json)
         cases, *others = super()._manage_input_and_output_lists(images, *args, **kwargs)
         for files in cases:
             check_size(files)

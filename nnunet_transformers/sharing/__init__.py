@@ -7,6 +7,7 @@ from .package import Made, Options, make_package, package_zip
 from .predict import CaseResult, predict_folder, select_device
 from .pull import Pulled, pull
 from .push import Pushed, push
+from .segmenter import Segmenter, load_model
 from .stock import export_stock
 
 __all__ = [
@@ -18,8 +19,10 @@ __all__ = [
     "Options",
     "Pulled",
     "Pushed",
+    "Segmenter",
     "estimate",
     "export_stock",
+    "load_model",
     "load_package",
     "make_package",
     "package_zip",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -11,30 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 
 from .._image_size import check_size
 from .._orientation import orientation
 from .._voxels import check_complete, count_non_finite
+from ..inference.cases import check_numbers
 from ..plans.planned import channel_names
 from .load import LoadedModel
 
-IMAGE_ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings}, key=len)
 # spacings within this factor of the training images' get no remark
 SPACING_TOLERANCE = 2.0
-
-
-@dataclass(frozen=True)
-class FoundCases:
-    """Content of a folder.
-
-    Attributes:
-        cases: files of each case, by its name.
-        problems: files that belong to no case, with the reason.
-    """
-
-    cases: dict[str, list[Path]]
-    problems: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -52,35 +37,6 @@ class CheckedCase:
     remarks: tuple[str, ...] = ()
 
 
-def find_cases(folder: Path, file_ending: str) -> FoundCases:
-    """Find the cases of a folder by nnU-Net's file names, CASE_0000.ending.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if it holds no image.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no such folder: {folder}")
-    cases: dict[str, list[Path]] = {}
-    problems = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file():
-            continue
-        if not path.name.endswith(file_ending):
-            if any(path.name.lower().endswith(ending) for ending in IMAGE_ENDINGS):
-                problems[path.name] = f"the model reads {file_ending} files; convert the image"
-            continue
-        stem = path.name.removesuffix(file_ending)
-        match = re.fullmatch(r"(.+)_(\d{4})", stem)
-        if match is None:
-            problems[path.name] = f"no channel number in its name; rename it to {stem}_0000{file_ending}"
-            continue
-        cases.setdefault(match[1], []).append(path)
-    if not cases and not problems:
-        raise ValueError(f"no image in {folder}; the model reads CASE_0000{file_ending}")
-    return FoundCases(cases, problems)
-
-
 def check_case(files: Sequence[Path], loaded: LoadedModel) -> CheckedCase:
     """Read a case and check it before anything is computed.
 
@@ -93,7 +49,7 @@ def check_case(files: Sequence[Path], loaded: LoadedModel) -> CheckedCase:
     """
     dataset_json, plans = loaded.predictor.dataset_json, loaded.predictor.plans_manager
     channels = channel_names(dataset_json)
-    _check_numbers(files, channels, loaded.file_ending)
+    check_numbers(files, channels, loaded.file_ending)
     check_size(files)
     reader = plans.image_reader_writer_class()
     images, properties = [], []
@@ -129,14 +85,6 @@ def check_case(files: Sequence[Path], loaded: LoadedModel) -> CheckedCase:
     remarks = [f"{name} is constant" for name in constant]
     remarks += _spacing_remarks(spacing, loaded) + _orientation_remarks(files, loaded)
     return CheckedCase(tuple(shape), spacing, tuple(remarks))
-
-
-def _check_numbers(files: Sequence[Path], channels: Sequence[str], file_ending: str) -> None:
-    numbers = [int(path.name.removesuffix(file_ending)[-4:]) for path in files]
-    for expected, number in enumerate(numbers):
-        if number != expected:
-            name = f" ({channels[expected]})" if expected < len(channels) else ""
-            raise ValueError(f"_{expected:04d}{name} is missing; there is {', '.join(path.name for path in files)}")
 
 
 def _check_geometry(

@@ -17,8 +17,9 @@ from nnunetv2.ensembling.ensemble import merge_files
 
 from .._atomic import replacing
 from .._memory import available_bytes
+from ..inference.cases import find_cases
 from .estimate import needed_bytes
-from .inputs import CheckedCase, check_case, find_cases
+from .inputs import CheckedCase, check_case
 from .load import LoadedModel
 
 

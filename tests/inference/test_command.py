@@ -205,8 +205,21 @@ class TestMistakes:
 
     def test_models(self, said):
         assert "901" in said(d=901)
-        assert "dataset.json" in said(c="3d_nothing")
-        assert "fold_3" in said(f=3)
+        assert "3d_nothing has no plans.json; specify -d, -tr, -p and -c" in said(c="3d_nothing")
+        assert "2d has no fold_3/checkpoint_final.pth; there is fold_0/checkpoint_final.pth" in said(f=3)
+        assert "2d has no fold_0/checkpoint_best.pth; there is " in said(chk="checkpoint_best.pth")
+
+    def test_images(self, said, tmp_path):
+        images = tmp_path / "images"
+        assert "error: no such folder: " in said(i=tmp_path / "none")
+        (images / "scan.nii.gz").touch()
+        assert "scan.nii.gz: no channel number in its name; rename it to scan_0000.nii.gz" in said(i=images)
+        (images / "scan.nii.gz").rename(images / "scan_0001.nii.gz")
+        assert "images/scan: _0000 (MRI) is missing; there is scan_0001.nii.gz" in said(i=images)
+        for path in images.iterdir():
+            path.unlink()
+        (images / "scan.mha").touch()
+        assert "scan.mha: the model reads .nii.gz files; convert the image" in said(i=images)
 
     def test_checkpoint_with_more_than_weights(self, said, models):
         model = models["2d"]

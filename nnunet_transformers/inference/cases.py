@@ -1,0 +1,106 @@
+"""Find the cases of a folder by nnU-Net's file names, and say which files are none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
+
+from ..plans.planned import channel_names
+
+IMAGE_ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings}, key=len)
+
+
+@dataclass(frozen=True)
+class FoundCases:
+    """Content of a folder.
+
+    Attributes:
+        cases: files of each case, by its name.
+        problems: files that belong to no case, with the reason.
+    """
+
+    cases: dict[str, list[Path]]
+    problems: dict[str, str]
+
+
+def find_cases(folder: Path, file_ending: str) -> FoundCases:
+    """Find the cases of a folder by nnU-Net's file names, CASE_0000.ending.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it holds no image.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    cases: dict[str, list[Path]] = {}
+    problems = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        if not path.name.endswith(file_ending):
+            if any(path.name.lower().endswith(ending) for ending in IMAGE_ENDINGS):
+                problems[path.name] = f"the model reads {file_ending} files; convert the image"
+            continue
+        stem = path.name.removesuffix(file_ending)
+        match = re.fullmatch(r"(.+)_(\d{4})", stem)
+        if match is None:
+            problems[path.name] = f"no channel number in its name; rename it to {stem}_0000{file_ending}"
+            continue
+        cases.setdefault(match[1], []).append(path)
+    if not cases and not problems:
+        raise ValueError(f"no image in {folder}; the model reads CASE_0000{file_ending}")
+    return FoundCases(cases, problems)
+
+
+def check_numbers(files: Sequence[Path], channels: Sequence[str], file_ending: str) -> None:
+    """Check that the channels of a case are numbered from 0 on.
+
+    Raises:
+        ValueError: if one is missing; the message names it.
+    """
+    numbers = [int(path.name.removesuffix(file_ending)[-4:]) for path in files]
+    for expected, number in enumerate(numbers):
+        if number != expected:
+            name = f" ({channels[expected]})" if expected < len(channels) else ""
+            raise ValueError(f"_{expected:04d}{name} is missing; there is {', '.join(path.name for path in files)}")
+
+
+def list_cases(folder: Path, dataset_json: Mapping[str, Any]) -> list[list[str]]:
+    """Return the files of each case of a folder.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if there is no image, one without its channel's number, or a case without its first channels.
+    """
+    ending = dataset_json["file_ending"]
+    found = find_cases(folder, ending)
+    problems = {name: text for name, text in found.problems.items() if name.endswith(ending) or not found.cases}
+    for name, problem in problems.items():
+        others = f" ({len(problems)} files like it)" if len(problems) > 1 else ""
+        raise ValueError(f"{folder / name}: {problem}{others}")
+    channels = channel_names(dataset_json)
+    for name, files in found.cases.items():
+        try:
+            check_numbers(files, channels, ending)
+        except ValueError as error:
+            raise ValueError(f"{folder / name}: {error}") from error
+    return [[str(path) for path in files] for files in found.cases.values()]
+
+
+def check_present(folder: Path, checkpoints: Sequence[Path]) -> None:
+    """Raise FileNotFoundError unless a model's folder has a plan, a dataset.json and these checkpoints."""
+    for name in ("plans.json", "dataset.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} has no {name}; specify -d, -tr, -p and -c, or a model's folder with -m")
+    for path in checkpoints:
+        if not path.is_file():
+            there = ", ".join(sorted(str(found.relative_to(folder)) for found in folder.glob("fold_*/*.pth")))
+            raise FileNotFoundError(
+                f"{folder} has no {path.relative_to(folder)}; there is {there or 'no checkpoint'}; choose with -f and "
+                "-chk"
+            )

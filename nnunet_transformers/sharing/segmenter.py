@@ -1,0 +1,219 @@
+"""Arrays in, labels out: a trained model that is loaded once and predicts without files.
+
+>>> segmenter = load_model("hippocampus")
+>>> labels = segmenter.predict(array, spacing=(1.0, 1.0, 1.0))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
+from typing import Any, TypeAlias
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ..inference import BatchedPredictor
+from ..inference.images import predict_image, stack_stage
+from ..plans.planned import channel_names
+from ..weights.nnunet_checkpoint import FINAL
+from .load import LoadedModel, load_package
+from .predict import select_device
+from .pull import pull
+
+HUB = "hf://"
+# nnU-Net's spacing of the first axis of 2D images
+FLAT = 999.0
+
+Image: TypeAlias = "ArrayLike | sitk.Image | str | Path | Sequence[str | Path]"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A model with its folds, and in a cascade the model before it."""
+
+    predictor: BatchedPredictor
+    previous: Stage | None = None
+
+
+def load_model(
+    source: str | Path,
+    device: str = "auto",
+    folds: Sequence[str | int] = (),
+    use_mirroring: bool = True,
+    step_size: float = 0.5,
+    checkpoint: str = FINAL,
+) -> Segmenter:
+    """Load a trained model.
+
+    Args:
+        source: a package, its address on the hub (hf://owner/name), nnU-Net's folder of a model, or a fold in it.
+        device: auto, cuda, cpu or mps.
+        folds: folds to average; all by default.
+        use_mirroring: average over flips along the axes that the trainer allows.
+        step_size: step of the sliding window, in patches.
+        checkpoint: file name of the checkpoints of a folder of nnU-Net's.
+
+    Raises:
+        FileNotFoundError: if there is no such model or fold.
+        ValueError: if the package was altered, a checkpoint is damaged or would have to be unpickled, or the device is
+            not available.
+    """
+    arguments: dict[str, Any] = {"step_size": step_size, "use_mirroring": use_mirroring}
+    chosen, names = select_device(device), [str(fold) for fold in folds]
+    if str(source).startswith(HUB):
+        with TemporaryDirectory() as temporary:
+            package = pull(str(source), Path(temporary) / "package").path
+            models = load_package(package, chosen, folds=names, **arguments)
+    elif (folder := Path(source)).joinpath("manifest.json").is_file():
+        models = load_package(folder, chosen, folds=names, **arguments)
+    else:
+        return Segmenter([Stage(_load_folder(folder, chosen, names, checkpoint, step_size, use_mirroring))])
+
+    def stage(model: LoadedModel) -> Stage:
+        return Stage(model.predictor, None if model.previous is None else stage(model.previous))
+
+    return Segmenter([stage(model) for model in models])
+
+
+def _load_folder(
+    folder: Path, device: torch.device, folds: list[str], checkpoint: str, step_size: float, use_mirroring: bool
+) -> BatchedPredictor:
+    if folder.name.startswith("fold_") and not folds:
+        folder, folds = folder.parent, [folder.name.removeprefix("fold_")]
+    with redirect_stdout(StringIO()):
+        predictor = BatchedPredictor(
+            device=device, tile_step_size=step_size, use_mirroring=use_mirroring, allow_tqdm=False
+        )
+        numbers = tuple(int(fold) if fold.isdigit() else fold for fold in folds)
+        predictor.initialize_from_trained_model_folder(str(folder), numbers or None, checkpoint)
+    previous = predictor.configuration_manager.previous_stage_name
+    if previous is not None:
+        raise ValueError(f"{folder} needs the segmentations of {previous}; make a package of it, which has both models")
+    return predictor
+
+
+class Segmenter:
+    """A model, or an ensemble of them, ready to predict; made by ``load_model``.
+
+    Its methods can be called from several threads: one image is predicted at a time, the others wait.
+    """
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._stages = list(stages)
+        self._lock = Lock()
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """Labels or regions by name, as in dataset.json."""
+        return dict(self._predictor.dataset_json["labels"])
+
+    @property
+    def channels(self) -> list[str]:
+        """Names of the input channels, in order."""
+        return list(channel_names(self._predictor.dataset_json))
+
+    @property
+    def _predictor(self) -> BatchedPredictor:
+        return self._stages[0].predictor
+
+    def predict(self, image: Image, spacing: Sequence[float] | None = None) -> Any:
+        """Segment an image.
+
+        Args:
+            image: an array, (channels, z, y, x), (z, y, x) or (y, x), as the dataset's reader yields it; a SimpleITK
+                image; or the file of an image, or of each channel.
+            spacing: of an array, in mm per voxel, in its order of axes.
+
+        Returns:
+            labels in the array's order of axes, without channels; for a SimpleITK image one on the same grid.
+
+        Raises:
+            ValueError: if channels or axes are not the model's, the spacing is missing, or a voxel is no number.
+        """
+        array, properties, is_flat = self._read(image, spacing)
+        labels = self._predict(array, properties, False)[0]
+        labels = labels[0] if is_flat else labels
+        if not isinstance(image, sitk.Image):
+            return labels
+        result = sitk.GetImageFromArray(labels)
+        result.CopyInformation(image)
+        return result
+
+    def predict_probabilities(self, image: Image, spacing: Sequence[float] | None = None) -> NDArray[np.float32]:
+        """Compute the probabilities of labels, or of regions, (classes, *image), float32.
+
+        Args, Raises: as ``predict``.
+        """
+        array, properties, is_flat = self._read(image, spacing)
+        probabilities: NDArray[np.float32] = self._predict(array, properties, True)[1]
+        return probabilities[:, 0] if is_flat else probabilities
+
+    def _read(self, image: Any, spacing: Sequence[float] | None) -> tuple[NDArray[Any], dict[str, Any], bool]:
+        """Return (channels, z, y, x), nnU-Net's properties, and whether the first spatial axis is not the image's."""
+        files = [image] if isinstance(image, (str, Path)) else image
+        if isinstance(files, (list, tuple)) and files and all(isinstance(path, (str, Path)) for path in files):
+            reader = self._predictor.plans_manager.image_reader_writer_class()
+            array, properties = reader.read_images([str(path) for path in files])
+            is_flat = False
+        else:
+            if isinstance(image, sitk.Image):
+                array, spacing = sitk.GetArrayFromImage(image), image.GetSpacing()[::-1]
+                array = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array
+            else:
+                array = np.asarray(image)
+            if spacing is None:
+                raise ValueError("spacing is missing: mm per voxel along each axis of the array")
+            is_flat = len(spacing) == 2
+            array = array[None] if array.ndim == len(spacing) else array
+            if array.ndim != len(spacing) + 1 or len(spacing) not in (2, 3) or min(spacing) <= 0:
+                raise ValueError(f"an array of shape {array.shape} does not have a spacing of {tuple(spacing)} mm")
+            array = array[:, None] if is_flat else array
+            properties = {"spacing": [FLAT] * is_flat + [float(mm) for mm in spacing]}
+        if len(array) != len(self.channels):
+            names = ", ".join(self.channels)
+            raise ValueError(f"{len(array)} channels, the model takes {len(self.channels)} ({names})")
+        if bad := int(array.size - np.isfinite(array).sum()):
+            raise ValueError(f"NaN or infinity in {bad} voxels; replace them by the background's value")
+        return array, properties, is_flat
+
+    def _predict(
+        self, array: NDArray[Any], properties: Mapping[str, Any], with_probabilities: bool
+    ) -> tuple[NDArray[Any], Any]:
+        with self._lock, redirect_stdout(StringIO()):
+            if len(self._stages) == 1:
+                return _predict_stage(self._stages[0], array, properties, with_probabilities)
+            # as nnUNetv2_ensemble
+            total: Any = None
+            for stage in self._stages:
+                one = _predict_stage(stage, array, properties, True)[1]
+                total = one if total is None else np.add(total, one, out=total)
+            total /= len(self._stages)
+            return np.asarray(self._predictor.label_manager.convert_probabilities_to_segmentation(total)), total
+
+
+def _predict_stage(
+    stage: Stage, array: NDArray[Any], properties: Mapping[str, Any], with_probabilities: bool
+) -> tuple[NDArray[Any], Any]:
+    predictor = stage.predictor
+    before = None
+    if stage.previous is not None:
+        before = _predict_stage(stage.previous, array, properties, False)[0][None].astype(np.float32)
+    data, labels, found = predictor.configuration_manager.preprocessor_class(verbose=False).run_case_npy(
+        array,
+        before,
+        dict(properties),
+        predictor.plans_manager,
+        predictor.configuration_manager,
+        predictor.dataset_json,
+    )
+    if before is not None:
+        data = stack_stage(predictor, data, labels)
+    return predict_image(predictor, torch.from_numpy(data).float(), found, with_probabilities).result

@@ -1,0 +1,112 @@
+"""Arrays, SimpleITK images and files give what the command writes."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from nnunet_transformers.sharing import load_model
+
+from .conftest import add_cascade, environment, initialise, invoke, some_images, stock_predict
+
+
+@pytest.fixture(scope="module")
+def images(trained, tmp_path_factory):
+    return some_images(trained, tmp_path_factory.mktemp("segmenter") / "images")
+
+
+@pytest.fixture(scope="module")
+def segmenter(package):
+    threads = torch.get_num_threads()
+    found = load_model(package, device="cpu", folds=[0], use_mirroring=False)
+    torch.set_num_threads(threads)
+    return found
+
+
+def read(path: Path) -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+@pytest.fixture(scope="module")
+def expected(package, images, tmp_path_factory):
+    output = tmp_path_factory.mktemp("expected")
+    words = ("-f", 0, "--disable-tta", "--device", "cpu", "-npz")
+    assert invoke("package", "predict", package, images, output, *words).exit_code == 0
+    return read(output / "ball_0.nii.gz"), np.load(output / "ball_0.npz")["probabilities"]
+
+
+def test_all_kinds_of_images(segmenter, images, expected):
+    image = sitk.ReadImage(str(images / "ball_0_0000.nii.gz"))
+    array, spacing = sitk.GetArrayFromImage(image), image.GetSpacing()[::-1]
+    before = array.copy()
+    labels, probabilities = expected
+    for given in (array, array[None]):
+        np.testing.assert_array_equal(segmenter.predict(given, spacing), labels)
+    np.testing.assert_array_equal(array, before)
+    image.SetOrigin((1, 2, 3))
+    segmented = segmenter.predict(image)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(segmented), labels)
+    assert segmented.GetOrigin() == (1, 2, 3)
+    for path in (images / "ball_0_0000.nii.gz", [str(images / "ball_0_0000.nii.gz")]):
+        np.testing.assert_array_equal(segmenter.predict(path), labels)
+    np.testing.assert_array_equal(segmenter.predict_probabilities(array, spacing), probabilities)
+
+
+def test_threads_wait(segmenter, images, expected):
+    array = read(images / "ball_0_0000.nii.gz")
+    with ThreadPoolExecutor(3) as executor:
+        for labels in executor.map(lambda _: segmenter.predict(array, (1, 1, 1)), range(3)):
+            np.testing.assert_array_equal(labels, expected[0])
+
+
+def test_trained_folders(model, images, tmp_path):
+    array = read(images / "ball_0_0000.nii.gz")
+    theirs = read(stock_predict(model, images, tmp_path / "theirs", 1, mirroring=False) / "ball_0.nii.gz")
+    for source, folds in ((model / "fold_1", ()), (model, (1,))):
+        found = load_model(source, "cpu", folds, use_mirroring=False)
+        assert (found.predict(array, (1, 1, 1)) != theirs).mean() < 1e-3
+    with pytest.raises(FileNotFoundError, match=r"has no fold_7/checkpoint_final\.pth"):
+        load_model(model, "cpu", (7,))
+
+
+def test_cascade_and_ensemble(trained, images, tmp_path, monkeypatch):
+    environment(tmp_path, monkeypatch)
+    for name in ("raw", "preprocessed"):
+        shutil.copytree(trained / name, tmp_path / name, dirs_exist_ok=True)
+    add_cascade(tmp_path)
+    initialise(tmp_path, configuration="3d_lowres")
+    cascade = initialise(tmp_path, configuration="3d_cascade_fullres")
+    flat = initialise(tmp_path, configuration="2d")
+    array = read(images / "ball_0_0000.nii.gz")
+    for number, models in enumerate(([cascade], [cascade, flat])):
+        package = tmp_path / f"package_{number}"
+        assert invoke("package", *models, "-f", 0, "-o", package).exit_code == 0
+        words = ("--disable-tta", "--device", "cpu")
+        assert invoke("package", "predict", package, images, tmp_path / str(number), *words).exit_code == 0
+        found = load_model(package, "cpu", use_mirroring=False)
+        np.testing.assert_array_equal(found.predict(array, (1, 1, 1)), read(tmp_path / str(number) / "ball_0.nii.gz"))
+    with pytest.raises(ValueError, match="needs the segmentations of 3d_lowres; make a package"):
+        load_model(cascade, "cpu")
+    # an image with two axes is a volume of one slice
+    found = load_model(flat, "cpu", use_mirroring=False)
+    assert found.predict(array[3], (1, 1)).shape == array[3].shape
+    assert found.predict_probabilities(array[3], (1, 1)).shape == (len(found.labels), *array[3].shape)
+
+
+def test_mistakes(segmenter):
+    array = np.zeros((5, 6, 7))
+    with pytest.raises(ValueError, match="spacing is missing"):
+        segmenter.predict(array)
+    with pytest.raises(ValueError, match=r"2 channels, the model takes 1 \(MRI\)"):
+        segmenter.predict(np.zeros((2, 5, 6, 7)), (1, 1, 1))
+    with pytest.raises(ValueError, match=r"shape \(5, 6, 7\) does not have a spacing of \(1, 1, 1, 1\) mm"):
+        segmenter.predict(array, (1, 1, 1, 1))
+    array[1, 2, 3] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinity in 1 voxels"):
+        segmenter.predict(array, (1, 1, 1))
