@@ -38,6 +38,7 @@ TRAINERS = {
     "nnUNetTrainerSETRPUPPaper": "nnunet_transformers.trainers.setr_pup",
     "nnUNetTrainerResNet50UNet": "nnunet_transformers.trainers.resnet_unet",
     "nnUNetTrainerResNet50UNetPaper": "nnunet_transformers.trainers.resnet_unet",
+    "nnUNetTrainerResUnet": "nnunet_transformers.trainers.resunet",
     "nnUNetTrainerLinearProbe": "nnunet_transformers.trainers.linear_probe",
 }
 DEMO_TRAINERS = {"nnUNetTrainerQTUNetDemo": "nnunet_transformers.trainers.qt_unet"}
@@ -63,6 +64,7 @@ PLANNERS = {
     "nnUNetPlannerSETRPUPDINOv3S": "nnunet_transformers.plans.setr_pup",
     "nnUNetPlannerSETRPUPDINOv3B": "nnunet_transformers.plans.setr_pup",
     "nnUNetPlannerResNet50UNet": "nnunet_transformers.plans.resnet_unet",
+    "nnUNetPlannerResUnet": "nnunet_transformers.plans.resunet",
 }
 
 

@@ -7,6 +7,7 @@ A network is one file: blocks, encoder, decoder, the network, the translation of
 
 from . import qt_unet as _qt_unet  # noqa: F401
 from . import resnet_unet as _resnet_unet  # noqa: F401
+from . import resunet as _resunet  # noqa: F401
 from . import setr_pup as _setr_pup  # noqa: F401
 from . import setr_pup_dinov3 as _setr_pup_dinov3  # noqa: F401
 from . import unet2022 as _unet2022  # noqa: F401

@@ -92,7 +92,7 @@ def test_tables_without_weight_decay(name):
         assert network.no_weight_decay() == {
             n for n in names if n.endswith(("bias.table", "position.weight", "cls_token", "reg_token"))
         }
-        assert (network.no_weight_decay() == set()) == name.startswith("resnet")
+        assert (network.no_weight_decay() == set()) == name.startswith("res")
 
 
 def test_tokens_without_weight_decay():

@@ -19,6 +19,7 @@ SMALL = {
     "setr_pup": {"embed_dim": 32, "num_heads": 2, "depth": 2},
     "setr_pup_dinov3": {"embed_dim": 32, "num_heads": 2, "depth": 2},
     "resnet18_unet": {},
+    "resunet_50": {"widths": (8, 8), "depths": (1, 1), "merge_strides": 2},
 }
 NAMES = [name for name in list_networks() if name in SMALL]
 # modules have the same names in 3D

@@ -95,7 +95,7 @@ class TestForms:
         overrides = None if "primus" in name else shallow(name, len(patch_size))
         module = method(name, patch_size, overrides).train()
         image, mask = batch(module)
-        form = SparseEncoder if "resnet" in name else VisibleEncoder if "primus" in name else MaskedEncoder
+        form = SparseEncoder if name.startswith("res") else VisibleEncoder if "primus" in name else MaskedEncoder
         assert isinstance(module.encoder, form)
         assert isinstance(module.decoder, TokenDecoder if "primus" in name or "setr" in name else PyramidDecoder)
         cell = [p // g for p, g in zip(patch_size, module.encoder.grid, strict=True)]

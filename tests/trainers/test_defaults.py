@@ -72,6 +72,7 @@ RECIPES = {
     "nnUNetTrainerSETRPUPPaper": {**MGCA, "frozen_fraction": 1.0},
     "nnUNetTrainerResNet50UNet": {},
     "nnUNetTrainerResNet50UNetPaper": MGCA,
+    "nnUNetTrainerResUnet": {},
     "nnUNetTrainerLinearProbe": {
         "default_epochs": 20,
         "default_iterations": 50,

@@ -1,4 +1,4 @@
-"""ResUnet, the CNN that UniMiSS is compared with, in 2D and 3D, with its planner and trainer.
+"""ResUnet, the CNN that UniMiSS is compared with, in 2D and 3D.
 
 Xie et al., "UniMiSS", ECCV 2022, appendix, section 3.2 and figure 2: ResNet-50 as encoder, four levels of a transposed
 convolution, the sum with the encoder's map and a convolution, then an up-sampling and a 1x1 convolution of 32 channels.
@@ -6,9 +6,6 @@ Convolutions have batch norm and ReLU in 2D, instance norm and leaky ReLU in 3D.
 levels have the channels of the maps that they are added to, so that the stem has 32; the first stage has a stride of 2
 in place of ResNet's pooling; the stem keeps the depth, as MiT's does. Additions: heads for deep supervision, other
 strides for anisotropic data.
-
-    import resunet
-    network = create_network("resunet_50", 1, 14, (48, 192, 192))
 """
 
 from __future__ import annotations
@@ -18,19 +15,10 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_transformers.architectures import (
-    PerAxis,
-    SegmentationNetwork,
-    check_strides,
-    per_axis,
-    per_stage,
-    register_network,
-    token_grids,
-)
-from nnunet_transformers.architectures.layers import patch_transpose
-from nnunet_transformers.plans.planner import TransformerPlanner
-from nnunet_transformers.plans.tiling import TokenRules, no_windows
-from nnunet_transformers.trainers.trainer import TransformerTrainer
+from ._arguments import PerAxis, check_strides, per_axis, per_stage, token_grids
+from ._network import SegmentationNetwork
+from ._registry import register_network
+from .layers import patch_transpose
 
 STEM_DIM, EXPANSION = 32, 4
 
@@ -142,6 +130,12 @@ class ResUnet(SegmentationNetwork):
 
     Raises:
         ValueError: if the total stride does not divide the patch.
+
+    Examples:
+        >>> import torch
+        >>> network = ResUnet(input_channels=1, num_classes=3, patch_size=(64, 64), depths=(1, 1, 1, 1))
+        >>> network(torch.zeros(1, 1, 64, 64)).shape
+        torch.Size([1, 3, 64, 64])
     """
 
     stem_channels_last = False
@@ -186,19 +180,3 @@ class ResUnet(SegmentationNetwork):
 
 
 register_network("resunet_50", ResUnet, arguments_3d={"patch_embed_stride": (1, 2, 2)})
-
-
-class nnUNetPlannerResUnet(TransformerPlanner):
-    """Plans ``nnUNetResUnetPlans``: a stem and four stages."""
-
-    network_name = "resunet_50"
-    token_rules = TokenRules(
-        patch_embed_strides_2d=(2,), patch_embed_strides_3d=(2,), num_stages=5, min_deepest_tokens=2, windows=no_windows
-    )
-
-
-class nnUNetTrainerResUnet(TransformerTrainer):
-    """Train the network with this package's recipe."""
-
-    network_class = ResUnet
-    planners = ("nnUNetPlannerResUnet",)
