@@ -145,6 +145,8 @@ class WritesUncertainty(nnUNetPredictor):
             self._fold_logits = []
             yield item
             folds, self._fold_logits = self._fold_logits, None
+            if item["ofile"] is None:  # arrays that the caller gets
+                continue
             maps = uncertainty_maps(folds, self.label_manager.has_regions)
             write_maps(
                 maps,
