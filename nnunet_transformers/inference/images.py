@@ -146,7 +146,8 @@ def predict_images(predictor: BatchedPredictor, items: Iterator[Item], with_prob
             print(f"Predicting {'image of shape ' + str(tuple(data.shape)) if output is None else Path(output).name}")
             folder = None if output is None else Path(os.path.dirname(output) or os.curdir)
             properties = item["data_properties"]
-            maps = UncertaintyMaps(predictor.label_manager.has_regions) if predictor.save_uncertainty else None
+            with_maps = predictor.save_uncertainty and output is not None
+            maps = UncertaintyMaps(predictor.label_manager.has_regions) if with_maps else None
             export = predict_image(predictor, data, properties, with_probabilities, folder, maps)
             del item, data
             if writing is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from nnunetv2.configuration import default_num_processes
@@ -35,7 +36,8 @@ class EvaluatesSurfaces(nnUNetTrainer):
             folder,
             preprocessed / "gt_segmentations",
             dataset_json=preprocessed / "dataset.json",
-            processes=min(default_num_processes, 8),
+            # nnU-Net's number is 8 on any machine; more than its cores only take longer to start
+            processes=min(default_num_processes, os.cpu_count() or 1),
         )
         evaluation.save(folder / "evaluation.json")
         for label, summaries in evaluation.summaries().items():

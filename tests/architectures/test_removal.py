@@ -116,9 +116,9 @@ def test_bottleneck_alone():
 
 
 def test_unknown_part():
-    network, _ = build("resnet18_unet", 2)
-    with pytest.raises(ValueError, match="ResNetUNet has no 'attention' to remove, only skips"):
-        network.remove("attention")
+    network, _ = build("setr_pup", 2)
+    with pytest.raises(ValueError, match="SETRPUP has no 'skips' to remove, only attention, blocks"):
+        network.remove("skips")
 
 
 def test_class_for_a_plan():

@@ -76,7 +76,7 @@ def predict(model, images, output, folds, **settings):
 
 
 def test_files(folders, models, tmp_path):  # noqa: F811
-    images, model = some_images(folders, tmp_path / "images", 2), models["3d_fullres"]
+    images, model = some_images(folders, tmp_path / "images"), models["3d_fullres"]
     plain = predict(model, images, tmp_path / "plain", (0, 1))
     both = predict(model, images, tmp_path / "both", (0, 1), save_uncertainty=True)
     one = predict(model, images, tmp_path / "one", (0,), save_uncertainty=True)
@@ -85,24 +85,24 @@ def test_files(folders, models, tmp_path):  # noqa: F811
         *("entropy", "disagreement")
     }
     assert not (one / "disagreement").exists()
-    for name in ("ball_0.nii.gz", "ball_1.nii.gz"):
-        assert read(plain / name)[1].tolist() == read(both / name)[1].tolist()
-        segmentation, _ = read(both / name)
-        maps = []
-        for folder in ("entropy", "disagreement"):
-            image, values = read(both / folder / name)
-            assert image.GetSpacing() == segmentation.GetSpacing() and image.GetOrigin() == segmentation.GetOrigin()
-            maps.append(values / 10_000)
-        assert (maps[0] >= maps[1] - 1e-4).all() and maps[1].max() > 0.001
-        # of one fold, the entropy of the probabilities beside it; with a temperature, of those that it gives
-        stem = name.removesuffix(".nii.gz")
-        before, after = (np.load(folder / f"{stem}.npz")["probabilities"] for folder in (one, scaled))
-        for folder, p in ((one, before), (scaled, after)):
-            expected = entropy(p.astype(float), axis=0, base=len(p))
-            assert np.abs(read(folder / "entropy" / name)[1] / 10_000 - expected).max() < 2e-3
-        sharper = before.astype(float) ** 5
-        np.testing.assert_allclose(after, sharper / sharper.sum(0), atol=1e-2)
-        assert (read(one / name)[1] != read(scaled / name)[1]).mean() < 1e-3
+    name = "ball_0.nii.gz"
+    assert read(plain / name)[1].tolist() == read(both / name)[1].tolist()
+    segmentation, _ = read(both / name)
+    maps = []
+    for folder in ("entropy", "disagreement"):
+        image, values = read(both / folder / name)
+        assert image.GetSpacing() == segmentation.GetSpacing() and image.GetOrigin() == segmentation.GetOrigin()
+        maps.append(values / 10_000)
+    assert (maps[0] >= maps[1] - 1e-4).all() and maps[1].max() > 0.001
+    # of one fold, the entropy of the probabilities beside it; with a temperature, of those that it gives
+    stem = name.removesuffix(".nii.gz")
+    before, after = (np.load(folder / f"{stem}.npz")["probabilities"] for folder in (one, scaled))
+    for folder, p in ((one, before), (scaled, after)):
+        expected = entropy(p.astype(float), axis=0, base=len(p))
+        assert np.abs(read(folder / "entropy" / name)[1] / 10_000 - expected).max() < 2e-3
+    sharper = before.astype(float) ** 5
+    np.testing.assert_allclose(after, sharper / sharper.sum(0), atol=1e-2)
+    assert (read(one / name)[1] != read(scaled / name)[1]).mean() < 1e-3
 
 
 def test_command(folders, models, tmp_path, monkeypatch):  # noqa: F811
