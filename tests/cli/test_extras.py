@@ -129,7 +129,9 @@ def test_what_is_imported_is_declared():
     assert {name.replace("-", "_") for name in names(extras["pretraining"])} == EXTRA
     # asked for by the doctor, since timm brings it and nnU-Net finds no trainer without it
     # typing_extensions is for type checkers only, and torch brings it
-    optional = {"torchvision", "typing-extensions"} | names(extras["benchmark"] + extras["demo"] + extras["reports"])
+    optional = {"torchvision", "typing-extensions"} | names(
+        extras["benchmark"] + extras["demo"] + extras["onnx"] + extras["reports"]
+    )
     providers, undeclared = packages_distributions(), set()
     for file in (ROOT / "nnunet_transformers").rglob("*.py"):
         module = ".".join(file.relative_to(ROOT / "nnunet_transformers").with_suffix("").parts)
