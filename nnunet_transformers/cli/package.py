@@ -1,4 +1,4 @@
-"""Group ``package`` (make, verify, predict, estimate) and ``export-stock``: trained models to hand on."""
+"""Group ``package`` (make, verify, predict, estimate, export) and ``export-stock``: trained models to hand on."""
 
 from __future__ import annotations
 
@@ -181,6 +181,28 @@ def estimate(
         folder, select_device(device), step_size=step_size, use_mirroring=not disable_tta, folds=folds or ()
     )
     echo(estimate_package(models, shape, wanted))
+
+
+@commands.command(cls=FoldsCommand)
+def export(
+    folder: PackageFolder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="As ONNX, so far the only format.")] = False,
+    folds: Folds = None,
+    step_size: StepSize = 0.5,
+    disable_tta: DisableMirroring = False,
+    sha256: ManifestHash = None,
+) -> None:
+    """Export the networks, with all else that prediction needs as JSON and a runner of NumPy."""
+    if not onnx:
+        raise ValueError("specify the format, --onnx")
+    import torch
+
+    from ..sharing import export_onnx, load_package
+
+    models = load_package(folder, torch.device("cpu"), step_size, not disable_tta, folds or (), sha256)
+    networks = export_onnx(models, output)
+    echo(f"written: {output}, {len(networks)} networks; python {output}/run.py IMAGE.npy LABELS.npy")
 
 
 @export_commands.command("export-stock", cls=FoldsCommand)

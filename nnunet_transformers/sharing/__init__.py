@@ -3,6 +3,7 @@
 from .estimate import Estimate, estimate
 from .load import LoadedModel, load_package
 from .manifest import Manifest, verify
+from .onnx_export import export_onnx
 from .package import Made, Options, make_package, package_zip
 from .predict import CaseResult, predict_folder, select_device
 from .pull import Pulled, pull
@@ -21,6 +22,7 @@ __all__ = [
     "Pushed",
     "Segmenter",
     "estimate",
+    "export_onnx",
     "export_stock",
     "load_model",
     "load_package",

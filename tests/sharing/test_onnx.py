@@ -1,0 +1,57 @@
+"""The ONNX export's own runner gives the labels of the package."""
+
+from __future__ import annotations
+
+import json
+import runpy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nnunet_transformers.sharing import export_onnx, load_package, onnx_export
+from nnunet_transformers.sharing.segmenter import Segmenter, Stage
+
+from .conftest import invoke
+
+
+def test_runner(package, tmp_path):
+    """With a small network, as the conversion of a large one takes long; two folds, flips, crop and padding."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    models = load_package(package, torch.device("cpu"))
+    predictor = models[0].predictor
+    predictor.allowed_mirroring_axes = (0, 2)
+    heads = predictor.label_manager.num_segmentation_heads
+    predictor.network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.LeakyReLU(), nn.Conv3d(4, heads, 1))
+    weights = predictor.network.state_dict()
+    predictor.list_of_parameters = [{k: v + shift for k, v in weights.items()} for shift in (0.0, 0.1)]
+    networks = export_onnx(models, tmp_path / "onnx")
+
+    patch = predictor.configuration_manager.patch_size
+    image = np.random.default_rng(0).normal(size=(1, patch[0] + 7, patch[1] + 9, patch[2] - 2)).astype(np.float32)
+    image[:, :2] = 0
+    expected = Segmenter([Stage(predictor)]).predict(image, predictor.configuration_manager.spacing)
+    segment = runpy.run_path(str(tmp_path / "onnx" / "run.py"))["segment"]
+    description = json.loads((tmp_path / "onnx" / "model.json").read_text())
+    sessions = [onnxruntime.InferenceSession(str(path)) for path in networks]
+    labels = segment(image, description, sessions, np.load(tmp_path / "onnx" / description["window"]))
+    assert len(np.unique(expected)) > 1
+    # networks round differently, so classes that are equally likely may change
+    assert (labels != expected).mean() < 1e-3
+    assert description["channels"] == ["MRI"]
+
+
+def test_what_cannot_be_exported(package, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="specify the format, --onnx"):
+        invoke("package", "export", package, "-o", tmp_path / "onnx")
+    models = load_package(package, torch.device("cpu"))
+    with pytest.raises(ValueError, match="make a package of one model"):
+        export_onnx([*models, *models], tmp_path / "onnx")
+    monkeypatch.setitem(models[0].predictor.configuration_manager.configuration, "use_mask_for_norm", [True])
+    with pytest.raises(ValueError, match="the runner has no ZScoreNormalization inside of the non-zero mask"):
+        export_onnx(models, tmp_path / "onnx")
+    monkeypatch.setattr(onnx_export, "NEEDED", ("no_such_package",))
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'nnunet-transformers\[onnx\]'"):
+        export_onnx(models, tmp_path / "onnx")
