@@ -11,6 +11,7 @@ strides for anisotropic data.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,11 +26,11 @@ STEM_DIM, EXPANSION = 32, 4
 
 def conv_block(dim: int, out_dim: int, kernel_size: int, stride: Sequence[int], activation: bool = True) -> nn.Module:
     """Build convolution, norm and activation: batch norm and ReLU in 2D, instance norm and leaky ReLU in 3D."""
+    convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[len(stride)]
+    layers: list[nn.Module] = [convolution(dim, out_dim, kernel_size, stride, kernel_size // 2, bias=False)]
     if len(stride) == 2:
-        layers = [nn.Conv2d(dim, out_dim, kernel_size, tuple(stride), kernel_size // 2, bias=False)]
         layers += [nn.BatchNorm2d(out_dim), nn.ReLU()]
     else:
-        layers = [nn.Conv3d(dim, out_dim, kernel_size, tuple(stride), kernel_size // 2, bias=False)]
         layers += [nn.InstanceNorm3d(out_dim, affine=True), nn.LeakyReLU(0.01)]
     return nn.Sequential(*layers[: 3 if activation else 2])
 
@@ -101,7 +102,8 @@ class ResUnetDecoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
         """Map features, finest first, to logits (a list of them under deep supervision)."""
-        x, maps = features[-1], []
+        x = features[-1]
+        maps: list[Tensor] = []
         for up, convolution, skip in zip(self.ups[::-1], self.convolutions[::-1], features[-2::-1], strict=True):
             x = convolution(up(x) + skip)
             maps.insert(0, x)
