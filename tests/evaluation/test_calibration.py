@@ -41,14 +41,18 @@ def test_finds_the_temperature(temperature, has_regions):
 
 
 def test_is_measured_on_other_cases():
-    """A case alone in its group, with labels unlike all others, gets worse by a temperature of the others."""
-    samples = overconfident(3.0, cases=3)
-    wrong = Sample(samples[0].logits, np.roll(samples[0].targets, 1, axis=1))
-    mixed = fit([samples[0], samples[1], wrong])
-    alone = fit([wrong, wrong])
-    assert mixed.nll > fit(samples).nll and alone.temperature > mixed.temperature
+    """Each of two cases with opposite temperatures is scaled by the other's, which makes both worse."""
+    over, under = overconfident(3.0, cases=1)[0], overconfident(0.4, cases=1)[0]
+    found = fit([over, under])
+
+    def nll(sample, temperature):
+        p = softmax(sample.logits / temperature, axis=1)
+        return -np.log((p * sample.targets).sum(1)).mean()
+
+    assert found.nll == pytest.approx((nll(over, 0.4) + nll(under, 3.0)) / 2, rel=0.15)
+    assert found.nll > found.nll_before + 0.1
     with pytest.raises(ValueError, match="two validation cases to be checked, there is 1"):
-        fit(samples[:1])
+        fit([over])
 
 
 class TestSample:
