@@ -149,6 +149,8 @@ def test_error_layer():
     label, prediction = np.array([[-1, 0, 0, 1, 1]]), np.array([[0, -1, 0, 0, 1]])
     found = colours_in(slices.errors(label, prediction))
     assert found == {slices.SPURIOUS: 1, slices.MISSED: 1, slices.CONFUSED: 1, "#ffffff": 2}
+    # a colour of an error is no label's
+    assert not {*slices.ERRORS.values()} & set(FEW)
 
 
 class TestRun:

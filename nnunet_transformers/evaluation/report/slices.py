@@ -15,8 +15,8 @@ from .palette import distinct_colours
 
 # of 255; the image stays visible below a label, and more so below what is correct
 OPACITY, FAINT = 150, 60
-# of the voxels where label and prediction differ, distinct on grey and for colour-blind readers
-MISSED, SPURIOUS, CONFUSED = "#56b4e9", "#d55e00", "#f0e442"
+# of the voxels where label and prediction differ, distinct on grey and for colour-blind readers, and of no label
+MISSED, SPURIOUS, CONFUSED = "#00ffff", "#ff0000", "#ffff00"
 ERRORS = {"missed": MISSED, "predicted where nothing is": SPURIOUS, "another label": CONFUSED, "correct": "#ffffff"}
 
 
