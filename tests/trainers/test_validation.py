@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
 
 from nnunet_transformers.export import export_prediction_from_logits
@@ -12,7 +13,7 @@ from nnunet_transformers.trainers.trainer import TransformerTrainer
 def test_final_validation(monkeypatch):
     theirs = module.export_prediction_from_logits
     trainer = object.__new__(TransformerTrainer)
-    trainer.autocast_dtype = None
+    trainer.autocast_dtype, trainer.ema_decay = torch.float32, None
     monkeypatch.setattr(TransformerTrainer, "_stored_data", lambda self: type("Data", (), {"check_content": print}))
     seen = []
 
