@@ -184,12 +184,12 @@ class TestHostileContent:
             verify(copied)
 
     def test_wheels_are_named(self, copied):
-        (copied / "wheels").mkdir()
         (copied / "wheels" / "torch-9.9-py3-none-any.whl").write_bytes(b"")
         (copied / NAME).unlink()
         write_manifest(copied)
         said = invoke("package", "verify", copied).output
-        assert "installs code of the package's maker: wheels/torch-9.9-py3-none-any.whl" in said
+        assert "installs code of the package's maker: wheels/nnunet_transformers-" in said
+        assert ", wheels/torch-9.9-py3-none-any.whl" in said
 
     @pytest.mark.parametrize(
         "name",
