@@ -14,7 +14,7 @@ if sys.argv[1] == "keep":
     keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    arrays = [np.ones(8_000_000) for _ in range(8)]  # 64 MB each
+    arrays = [np.ones(8_000_000) for _ in range(2)]  # 64 MB each
     del arrays
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults()

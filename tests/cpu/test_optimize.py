@@ -17,7 +17,7 @@ from nnunet_transformers.architectures import MiTPair, create_network
 from nnunet_transformers.architectures.layers import RelativePositionBias, WindowAttention
 from nnunet_transformers.cpu import attention, depthwise, linear, optimize, plain_class, use_kernels
 from nnunet_transformers.cpu.dispatch import may_choose_kernel
-from tests.architectures.test_networks import COMPILED, SMALLEST, forms, largest_forms, smallest_overrides
+from tests.architectures.test_networks import COMPILED, SMALLEST, forms, traced_forms, smallest_overrides
 
 FUNCTIONS = (
     linear.LinearFunction,
@@ -161,7 +161,7 @@ class TestOptimised:
         assert set(applied) <= {"WindowAttentionFunction"}
 
 
-@pytest.mark.parametrize("name,patch_size", largest_forms())
+@pytest.mark.parametrize("name,patch_size", traced_forms())
 def test_exported_with_the_plain_operations(name, patch_size, applied):
     plain = create_network(name, 1, 2, patch_size, **smallest_overrides(name, len(patch_size))).eval()
     network, image = optimize(deepcopy(plain)), (torch.randn(1, 1, *patch_size),)
