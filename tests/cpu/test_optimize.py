@@ -17,7 +17,7 @@ from nnunet_transformers.architectures import MiTPair, create_network
 from nnunet_transformers.architectures.layers import RelativePositionBias, WindowAttention
 from nnunet_transformers.cpu import attention, depthwise, linear, optimize, plain_class, use_kernels
 from nnunet_transformers.cpu.dispatch import may_choose_kernel
-from tests.architectures.test_networks import COMPILED, SMALLEST, forms, traced_forms, smallest_overrides
+from tests.architectures.test_networks import COMPILED, SMALLEST, forms, smallest_overrides, traced_forms
 
 FUNCTIONS = (
     linear.LinearFunction,
