@@ -325,11 +325,11 @@ def main() -> None:
         for part in parts
     }
     shutil.rmtree(work / "whole")
-    # kills fall into the time that the work takes; a start alone takes some of it
+    # all kills fall into the time that the work takes
     draw, after = random.Random(options.seed), []
     code: int | None = None
     for _ in range(options.kills):
-        after.append(draw.uniform(0.2, 0.35) * whole["seconds"])
+        after.append(draw.uniform(0.6, 1) * whole["seconds"] / (options.kills + 1))
         code, text = prepare(source, work / "killed", options.processes, after[-1])
         print(f"after {after[-1]:.0f} s: exit {code}", flush=True)
         if code == 0:
