@@ -41,7 +41,14 @@ class CaseResult:
 
 
 def select_device(name: str) -> torch.device:
-    """Return a device by its name, and set as many threads as nnU-Net's command does.
+    """Return a device by its name, and set as many threads as nnU-Net's command does; see ``find_device``."""
+    device = find_device(name)
+    torch.set_num_threads(1 if device.type == "cuda" else os.cpu_count() or 1)
+    return device
+
+
+def find_device(name: str) -> torch.device:
+    """Return a device by its name.
 
     Args:
         name: cuda, cpu, mps, or auto for cuda if it is available and cpu otherwise.
@@ -55,7 +62,6 @@ def select_device(name: str) -> torch.device:
     if not is_there.get(name, False):
         present = ", ".join(device for device, is_present in is_there.items() if is_present)
         raise ValueError(f"--device {name} is not available; this machine has {present}")
-    torch.set_num_threads(1 if name == "cuda" else os.cpu_count() or 1)
     return torch.device(name)
 
 

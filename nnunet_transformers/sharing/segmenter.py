@@ -25,7 +25,7 @@ from ..inference.images import predict_image, stack_stage
 from ..plans.planned import channel_names
 from ..weights.nnunet_checkpoint import FINAL
 from .load import LoadedModel, load_package
-from .predict import select_device
+from .predict import find_device
 from .pull import pull
 
 HUB = "hf://"
@@ -67,7 +67,7 @@ def load_model(
             not available.
     """
     arguments: dict[str, Any] = {"step_size": step_size, "use_mirroring": use_mirroring}
-    chosen, names = select_device(device), [str(fold) for fold in folds]
+    chosen, names = find_device(device), [str(fold) for fold in folds]
     if str(source).startswith(HUB):
         with TemporaryDirectory() as temporary:
             package = pull(str(source), Path(temporary) / "package").path

@@ -278,7 +278,7 @@ def check_autocast(name: str, patch_size: Sequence[int]) -> None:
     """Outputs and gradients of large values are finite in float16 and bfloat16."""
 
     def step(dtype: torch.dtype) -> tuple[SegmentationNetwork, Tensor]:
-        network = create_network(name, 1, 2, patch_size)
+        network = create_network(name, 1, 2, patch_size, **shallow(name, len(patch_size)))
         with torch.autocast("cpu", dtype):
             output = network(1e3 * torch.randn(1, 1, *patch_size))
         output.float().mean().backward()
@@ -363,8 +363,8 @@ NETWORK_CHECKS: tuple[Callable[[str, Sequence[int]], None], ...] = (
 
 
 def shallow(name: str, ndim: int) -> dict[str, Any]:
-    """Arguments ``depths`` and ``depth`` for the fewest layers that still include every kind of layer."""
-    fewest: dict[str, Any] = {"depths": (2, 1, 1, 1), "depth": 2}
+    """Arguments for the fewest layers that still include every kind of layer, and for few channels of convolutions."""
+    fewest: dict[str, Any] = {"depths": (2, 1, 1, 1), "depth": 2, "widths": (8, 16, 32, 64)}
     own = get_network(name).all_arguments(ndim)
     # published depths can be fewer still; None is the network's own choice
     return {

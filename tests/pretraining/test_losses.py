@@ -193,7 +193,8 @@ class TestAlice:
         q = F.layer_norm(queries, (8,)) @ block.q.weight.T
         normed = F.layer_norm(tokens, (8,))
         attention = (q @ (normed @ block.k.weight.T).transpose(1, 2) / 8**0.5).softmax(-1)
-        torch.testing.assert_close(block(queries, tokens), attention @ (normed @ block.v.weight.T))
+        expected = attention @ (normed @ block.v.weight.T) @ block.proj.weight.T + block.proj.bias
+        torch.testing.assert_close(block(queries, tokens), expected)
 
     def test_cosine_and_contrast(self):
         x = torch.randn(4, 6, 8, requires_grad=True)

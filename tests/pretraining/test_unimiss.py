@@ -217,7 +217,8 @@ class TestSteps:
         assert (recorder.weights[-1][length] == 1).all()
 
 
-@pytest.mark.parametrize("name", IN_3D)
+# a CNN's forms in 2D and 3D have no layers in common
+@pytest.mark.parametrize("name", [name for name in IN_3D if not name.startswith("res")])
 def test_any_network(name):
     sizes = {"patch_size_2d": (64, 64), "patch_size_3d": (32, 64, 64)}
     module = UniMiSS(name, output_dim=32, **sizes)

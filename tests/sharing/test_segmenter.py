@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 
 from nnunet_transformers.sharing import load_model
 
@@ -23,10 +22,7 @@ def images(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def segmenter(package):
-    threads = torch.get_num_threads()
-    found = load_model(package, device="cpu", folds=[0], use_mirroring=False)
-    torch.set_num_threads(threads)
-    return found
+    return load_model(package, device="cpu", folds=[0], use_mirroring=False)
 
 
 def read(path: Path) -> np.ndarray:

@@ -85,6 +85,8 @@ def plan_smallest(monkeypatch):
         network_class = get_network(planner_class.network_name).network_class
         smallest = next(name for name in SMALLEST if get_network(name).network_class is network_class)
         monkeypatch.setattr(planner_class, "network_name", smallest)
+        if "widths" in get_network(smallest).override_names:  # of which there is one size only
+            monkeypatch.setattr(planner_class, "network_overrides", {"widths": (8, 16, 32, 64)})
         return plan_experiments([900], planner, gpu_memory_target_in_gb=4)
 
     return plan
