@@ -123,10 +123,16 @@ def outputs_and_gradients(call, network, image):
     return [*outputs, *gradients]
 
 
+def with_drop_path(name, ndim):
+    """``smallest_overrides``, and stochastic depth if the network has it."""
+    rate = {"drop_path_rate": 0.2} if "drop_path_rate" in get_network(name).override_names else {}
+    return {**smallest_overrides(name, ndim), **rate}
+
+
 @pytest.mark.parametrize("name,patch_size,training", list(compiled_forms()))
 def test_compiles_without_graph_breaks(name, patch_size, training):
     """Stochastic depth and backward included."""
-    overrides = {**smallest_overrides(name, len(patch_size)), "drop_path_rate": 0.2}
+    overrides = with_drop_path(name, len(patch_size))
     network = create_network(name, 1, 2, patch_size, deep_supervision=training, **overrides).train(training)
     image = torch.randn(1, 1, *patch_size)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)

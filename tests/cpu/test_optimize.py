@@ -17,7 +17,14 @@ from nnunet_transformers.architectures import MiTPair, create_network
 from nnunet_transformers.architectures.layers import RelativePositionBias, WindowAttention
 from nnunet_transformers.cpu import attention, depthwise, linear, optimize, plain_class, use_kernels
 from nnunet_transformers.cpu.dispatch import may_choose_kernel
-from tests.architectures.test_networks import COMPILED, SMALLEST, forms, smallest_overrides, traced_forms
+from tests.architectures.test_networks import (
+    COMPILED,
+    SMALLEST,
+    forms,
+    smallest_overrides,
+    traced_forms,
+    with_drop_path,
+)
 
 FUNCTIONS = (
     linear.LinearFunction,
@@ -179,7 +186,7 @@ def test_exported_with_the_plain_operations(name, patch_size, applied):
 @pytest.mark.parametrize("name", [name for name in SMALLEST if name != "resnet18_unet"])
 def test_compiled_with_the_plain_operations(name, applied):
     patch_size = COMPILED["2d"]
-    overrides = {**smallest_overrides(name, 2), "drop_path_rate": 0.2}
+    overrides = with_drop_path(name, 2)
     plain = build(name, patch_size, torch.float64, **overrides)
     network, image = optimize(deepcopy(plain)), torch.randn(1, 1, *patch_size, dtype=torch.float64)
     graphs = []

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from nnunet_transformers.sharing import load_model
 
@@ -33,7 +34,9 @@ def read(path: Path) -> np.ndarray:
 def expected(package, images, tmp_path_factory):
     output = tmp_path_factory.mktemp("expected")
     words = ("-f", 0, "--disable-tta", "--device", "cpu", "-npz")
+    threads = torch.get_num_threads()  # which commands set
     assert invoke("package", "predict", package, images, output, *words).exit_code == 0
+    torch.set_num_threads(threads)
     return read(output / "ball_0.nii.gz"), np.load(output / "ball_0.npz")["probabilities"]
 
 
