@@ -9,6 +9,7 @@ import pickle
 import pydoc
 import re
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def check_forward_and_backward(name: str, patch_size: Sequence[int]) -> None:
 
 def check_deep_supervision(name: str, patch_size: Sequence[int]) -> None:
     """Output i of deep supervision has 1 / cumprod(strides)[i] of the patch's resolution, as nnU-Net scales labels."""
-    network = create_network(name, 1, 3, patch_size, deep_supervision=True)
+    network = _create_shallow(name, 1, 3, patch_size, deep_supervision=True)
     outputs = network(torch.randn(2, 1, *patch_size))
     _require(isinstance(outputs, (list, tuple)), f"deep supervision returns a {type(outputs).__name__}, not a list")
     _require(len(outputs) >= 2, "deep supervision has one output, whose weight in nnU-Net's loss is NaN")
@@ -104,7 +105,7 @@ def check_deep_supervision(name: str, patch_size: Sequence[int]) -> None:
 
 def check_deep_supervision_switch(name: str, patch_size: Sequence[int]) -> None:
     """With ``decoder.deep_supervision = False`` the network returns the full-resolution output only."""
-    network = create_network(name, 1, 3, patch_size, deep_supervision=True).eval()
+    network = _create_shallow(name, 1, 3, patch_size, deep_supervision=True).eval()
     image = torch.randn(1, 1, *patch_size)
     with torch.no_grad():
         full = network(image)[0]
@@ -116,10 +117,10 @@ def check_deep_supervision_switch(name: str, patch_size: Sequence[int]) -> None:
 
 def check_loading_between_training_and_inference(name: str, patch_size: Sequence[int]) -> None:
     """Weights of training with deep supervision load strictly into the network of inference."""
-    trained = create_network(name, 1, 3, patch_size, deep_supervision=True).eval()
+    trained = _create_shallow(name, 1, 3, patch_size, deep_supervision=True).eval()
     image = torch.randn(1, 1, *patch_size)
     for heads in (None, True):
-        network = create_network(name, 1, 3, patch_size, auxiliary_heads=heads).eval()
+        network = _create_shallow(name, 1, 3, patch_size, auxiliary_heads=heads).eval()
         network.load_state_dict(trained.state_dict(), strict=True)
         with torch.no_grad():
             _require_close(network(image), trained(image)[0], f"with auxiliary_heads={heads} the output differs")
@@ -127,7 +128,7 @@ def check_loading_between_training_and_inference(name: str, patch_size: Sequence
 
 def check_pickle_and_copy(name: str, patch_size: Sequence[int]) -> None:
     """A pickled and a copied network compute the same."""
-    network = create_network(name, 1, 2, patch_size).eval()
+    network = _create_shallow(name, 1, 2, patch_size).eval()
     image = torch.randn(1, 1, *patch_size)
     with torch.no_grad():
         expected = network(image)
@@ -138,7 +139,7 @@ def check_pickle_and_copy(name: str, patch_size: Sequence[int]) -> None:
 def check_batch_independence(name: str, patch_size: Sequence[int]) -> None:
     """In eval mode an image's output does not depend on the rest of its batch."""
     # float64: instance norm over few elements magnifies the rounding of float32
-    network = create_network(name, 1, 2, patch_size).double().eval()
+    network = _create_shallow(name, 1, 2, patch_size).double().eval()
     images = torch.randn(2, 1, *patch_size, dtype=torch.float64)
     with torch.no_grad():
         together = network(images)
@@ -278,7 +279,7 @@ def check_autocast(name: str, patch_size: Sequence[int]) -> None:
     """Outputs and gradients of large values are finite in float16 and bfloat16."""
 
     def step(dtype: torch.dtype) -> tuple[SegmentationNetwork, Tensor]:
-        network = create_network(name, 1, 2, patch_size, **shallow(name, len(patch_size)))
+        network = _create_shallow(name, 1, 2, patch_size)
         with torch.autocast("cpu", dtype):
             output = network(1e3 * torch.randn(1, 1, *patch_size))
         output.float().mean().backward()
@@ -368,10 +369,22 @@ def shallow(name: str, ndim: int) -> dict[str, Any]:
     own = get_network(name).all_arguments(ndim)
     # published depths can be fewer still; None is the network's own choice
     return {
-        key: tuple(map(min, few, own[key])) if isinstance(own[key], tuple) else few
+        key: _smaller(few, own[key]) if isinstance(own[key], (list, tuple)) else few
         for key, few in fewest.items()
         if key in own
     }
+
+
+def _smaller(few: Sequence[int], own: Sequence[int]) -> tuple[int, ...]:
+    """The smaller number for each stage, of which there can be more or fewer."""
+    return tuple(map(min, zip_longest(few[: len(own)], own, fillvalue=few[-1])))
+
+
+def _create_shallow(
+    name: str, input_channels: int, num_classes: int, patch_size: Sequence[int], **arguments: Any
+) -> SegmentationNetwork:
+    """``create_network`` with the fewest layers, for what does not depend on their number."""
+    return create_network(name, input_channels, num_classes, patch_size, **shallow(name, len(patch_size)), **arguments)
 
 
 def _encoder_prefixes(network: SegmentationNetwork) -> tuple[str, str]:

@@ -109,8 +109,8 @@ def traced_forms():
 
 
 def compiled_forms():
-    """One form of each network in training, and two networks in inference, which does less."""
-    inference = forms(["qt_unet_tiny", "mit_7"], 2, patches=COMPILED)
+    """One form of each network in training, and one network in inference, which does less."""
+    inference = forms(["qt_unet_tiny"], 2, patches=COMPILED)
     for training, cases in ((False, inference), (True, traced_forms())):
         for case in cases:
             yield pytest.param(*case.values, training, id=f"{case.id}-{'training' if training else 'inference'}")

@@ -19,6 +19,7 @@ from nnunet_transformers.classification.classifier import (
 )
 from nnunet_transformers.classification.crops import ImageCrops
 from nnunet_transformers.pretraining.data import PreparedIndex
+from nnunet_transformers.testing.network import shallow
 from nnunet_transformers.weights import (
     EncoderCheckpoint,
     TimmCheckpoint,
@@ -41,7 +42,10 @@ def checkpoint_of(network, description, **more):
 
 def descriptions():
     for form in forms(SMALLEST):
-        yield BackboneDescription(*form.values, 1, {}, False)
+        name, patch_size = form.values
+        # files have lists
+        overrides = {k: list(v) if isinstance(v, tuple) else v for k, v in shallow(name, len(patch_size)).items()}
+        yield BackboneDescription(name, patch_size, 1, overrides, False)
     yield BackboneDescription("mit_7", PATCHES["2d"], 1, {}, True)
     yield BackboneDescription("mit_7", PATCHES["3d"], 1, {"sr_ratios": [4, 2, 2, 1]}, True)
     for name, patch_size in TIMM.items():

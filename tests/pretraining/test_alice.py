@@ -19,6 +19,7 @@ from nnunet_transformers.pretraining.losses import SIMILARITIES, masked_reconstr
 from nnunet_transformers.pretraining.matching import Volume
 from nnunet_transformers.pretraining.methods.alice import LOSSES, Alice
 from nnunet_transformers.pretraining.patchify import patchify, unpatchify
+from nnunet_transformers.testing.network import shallow
 from nnunet_transformers.weights import create_primus, load_encoder, load_encoder_weights
 from nnunet_transformers.weights.primus import SIZES
 from tests.architectures.test_networks import SMALLEST, forms
@@ -71,7 +72,7 @@ class TestMasking:
 
     @pytest.mark.parametrize("name,patch_size", forms(SMALLEST, patches=PATCHES))
     def test_masked_voxels_are_not_seen(self, name, patch_size):
-        encoder = MaskedEncoder(create_encoder(name, 1, patch_size), 1).eval()
+        encoder = MaskedEncoder(create_encoder(name, 1, patch_size, **shallow(name, len(patch_size))), 1).eval()
         mask = torch.zeros(1, *encoder.grid, dtype=torch.bool)
         mask[(0, *[0] * len(patch_size))] = True
         image = torch.randn(1, 1, *patch_size)
@@ -155,7 +156,7 @@ class TestMethod:
     @pytest.mark.parametrize("name", SMALLEST)
     def test_any_network(self, name):
         patch_size = PATCHES[f"{max(get_network(name).dimensions)}d"]
-        module = method(name, patch_size, None)
+        module = method(name, patch_size, shallow(name, len(patch_size)))
         module.training_step(batch(module.encoder.grid, patch_size), 0).backward()
         assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
         assert all(p.grad is None for p in module.target.parameters())

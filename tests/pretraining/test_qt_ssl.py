@@ -15,6 +15,7 @@ from nnunet_transformers.pretraining.data.transforms import cut_out, rotate, rot
 from nnunet_transformers.pretraining.fit import fit, list_recipes
 from nnunet_transformers.pretraining.methods.qt_ssl import QTSSL
 from nnunet_transformers.runs.callbacks import CheckpointWriter, CollapseMonitor, SeedEveryBatch, feature_spread
+from nnunet_transformers.testing.network import shallow
 from nnunet_transformers.weights import load_encoder
 from tests.architectures.test_networks import SMALLEST, forms
 from tests.conftest import write_dataset
@@ -105,7 +106,7 @@ def views(patch_size, batch=2):
 
 @pytest.mark.parametrize("name,patch_size", forms(SMALLEST))
 def test_any_network(name, patch_size):
-    module = QTSSL(name, patch_size)
+    module = QTSSL(name, patch_size, network_overrides=shallow(name, len(patch_size)))
     module.log_dict = lambda *args, **kwargs: None
     loss = module.training_step(views(patch_size), 0)
     loss.backward()

@@ -20,6 +20,7 @@ from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.losses import CrossDimensionLoss
 from nnunet_transformers.pretraining.methods.unimiss import UniMiSS
 from nnunet_transformers.runs.schedules import total_steps
+from nnunet_transformers.testing.network import shallow
 from nnunet_transformers.weights import load_encoder, load_encoder_weights
 from tests.architectures.test_networks import IN_3D
 from tests.conftest import write_dataset
@@ -221,7 +222,7 @@ class TestSteps:
 @pytest.mark.parametrize("name", [name for name in IN_3D if not name.startswith("res")])
 def test_any_network(name):
     sizes = {"patch_size_2d": (64, 64), "patch_size_3d": (32, 64, 64)}
-    module = UniMiSS(name, output_dim=32, **sizes)
+    module = UniMiSS(name, output_dim=32, network_overrides=shallow(name, 3), **sizes)
     module.log_dict = lambda *args, **kwargs: None
     module.training_step([torch.randn(2, 1, 32, 64, 64) for _ in range(2)], 0).backward()
     missing = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
