@@ -17,7 +17,13 @@ class OutputShapes:
     """Runs operations on tensors without data; shapes that take torch long to compute are kept.
 
     Blocks repeat within a network, and networks within a search, so most calls of an operation have been made before.
+
+    Attributes:
+        kept: operations whose outputs' shapes are kept.
+        limit: number of calls that are kept; then all are forgotten, since a process can make plans for long.
     """
+
+    limit = 2**15
 
     kept = frozenset(
         getattr(torch.ops.aten, name).default
@@ -38,6 +44,8 @@ class OutputShapes:
         if (known := self._known.get(key)) is None:
             result = func(*args, **kwargs)
             outputs = result if isinstance(result, tuple) else (result,)
+            if len(self._known) == self.limit:
+                self._known.clear()
             self._known[key] = [None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in outputs]
             return result
         new = tuple(

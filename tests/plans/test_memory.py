@@ -89,6 +89,14 @@ def test_kept_shapes_are_of_the_same_call():
         check(torch.empty(2, 3, 4), [1])
 
 
+def test_kept_shapes_are_limited(monkeypatch):
+    monkeypatch.setattr(OutputShapes, "limit", 3)
+    run = OutputShapes()
+    for size in range(1, 11):
+        assert run(torch.ops.aten.flip.default, (torch.empty(size, device="meta"), [0]), {}).shape == (size,)
+        assert len(run._known) <= 3
+
+
 def test_half_precision_takes_less():
     assert training_step_bytes(build, 1, PATCH, mixed_precision=False)[1] > training_step_bytes(build, 1, PATCH)[1]
 
