@@ -1,8 +1,9 @@
-"""The commands `prepare`, `calibrate`, `run` and `report`."""
+"""The commands `prepare`, `calibrate`, `pretrain`, `run` and `report`."""
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import signal
@@ -16,12 +17,15 @@ from . import __doc__ as description
 from .costs import calibrate, iterations_for
 from .execute import How, run_queue
 from .prepare import prepare
+from .pretrain import pretrain
 from .report import report
 from .runs import results_file
-from .tables import BUDGETS, DATA, REFERENCE, ROWS
+from .tables import BUDGETS, DATA, PRETRAININGS, REFERENCE, ROWS
 
 RESULTS = Path(__file__).parents[1] / "results" / "accuracy"
 LOWEST_PRIORITY = 19
+# CU_CTX_SCHED_BLOCKING_SYNC
+BLOCKING_WAITS = 4
 
 
 def next_time(text: str) -> float:
@@ -47,7 +51,23 @@ def _calibrate(arguments: argparse.Namespace) -> None:
                 print(json.dumps({**measured, "iterations": iterations}), flush=True)
 
 
+def _pretrain(arguments: argparse.Namespace) -> None:
+    for name in arguments.names:
+        pretrain(name, DATA["hippocampus"], arguments.device, arguments.loaders)
+
+
+def sleep_while_waiting() -> None:
+    """Let a process that waits for the GPU give its core to others, before it has used the GPU."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    driver.cuInit(0)
+    driver.cuDevicePrimaryCtxSetFlags_v2(0, BLOCKING_WAITS)
+
+
 def _run(arguments: argparse.Namespace) -> None:
+    if arguments.device.type == "cuda":
+        sleep_while_waiting()
+    elif arguments.graphs:
+        raise SystemExit("--graphs are CUDA graphs: add --device cuda")
     os.nice(LOWEST_PRIORITY)
     torch.set_num_threads(1)
     torch.backends.cudnn.benchmark = True  # as nnU-Net's command
@@ -61,7 +81,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
-    how = How(arguments.device, arguments.loaders, not arguments.discard_state, not arguments.discard_final)
+    how = How(
+        arguments.device, arguments.loaders, not arguments.discard_state, not arguments.discard_final, arguments.graphs
+    )
     failed = run_queue(arguments.queue, lambda: bool(asked) or time.time() >= until, how)
     if failed:
         raise SystemExit(f"failed: {', '.join(run.name for run in failed)}")
@@ -88,6 +110,11 @@ def main(words: list[str] | None = None) -> None:
         command.add_argument("--datasets", nargs="+", default=list(DATA), choices=list(DATA))
         command.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
         command.set_defaults(function=function)
+    command = commands.add_parser("pretrain")
+    command.add_argument("names", nargs="+", choices=list(PRETRAININGS), metavar="NAME", help=", ".join(PRETRAININGS))
+    command.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (the default) or cuda")
+    command.add_argument("--loaders", type=int, default=0, help="processes that load")
+    command.set_defaults(function=_pretrain)
     command = commands.add_parser("run")
     command.add_argument("--queue", type=Path, required=True, help="file of JSON lines, one for each run")
     command.add_argument("--until", metavar="HH:MM", help="end after the epoch of this time")
@@ -95,6 +122,7 @@ def main(words: list[str] | None = None) -> None:
     command.add_argument("--loaders", type=int, default=0, help="processes that augment; 0: none, a seed reproduces")
     command.add_argument("--discard-state", action="store_true", help="save no state; a killed run starts anew")
     command.add_argument("--discard-final", action="store_true", help="keep no checkpoint of finished runs")
+    command.add_argument("--graphs", action="store_true", help="run a step's passes as CUDA graphs")
     command.set_defaults(function=_run)
     command = commands.add_parser("report")
     command.add_argument("results", nargs="*", type=Path, default=[results_file()], help="by default this machine's")

@@ -80,7 +80,7 @@ def calibrate(row: str, dataset: str) -> dict[str, Any]:
     Raises:
         FolderInUse: if another process measures it.
     """
-    row = ROWS[row].costs_as or row
+    row, dataset = ROWS[row].costs_as or row, DATA[dataset].costs_as or dataset
     pair = (row, dataset)
     if pair in read_costs():
         return read_costs()[pair]

@@ -38,12 +38,14 @@ class How:
         loaders: processes that load and augment; with 0 it is done between the steps, and a seed reproduces a run.
         keeps_state: save the state every epoch, so that a killed run goes on.
         keeps_final: keep the final checkpoint's weights.
+        graphs: on a GPU, run the passes of a training step as CUDA graphs.
     """
 
     device: torch.device = CPU
     loaders: int = 0
     keeps_state: bool = True
     keeps_final: bool = True
+    graphs: bool = False
 
 
 def run_queue(path: Path, is_stopped: Callable[[], bool], how: How = How()) -> list[Run]:
@@ -111,6 +113,7 @@ def execute(run: Run, folder: Path, is_stopped: Callable[[], bool], how: How = H
     with patch.dict(os.environ, nnUNet_results=str(folder), nnUNet_n_proc_DA=str(how.loaders)):
         trainer = make_trainer(ROWS[run.row], data, run.fold, run.seed, iterations, how.device)
         trainer.is_stopped, trainer.keeps_state = is_stopped, how.keeps_state
+        trainer.is_captured = how.graphs
         maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
         trainer.run_training()
         trainer.perform_actual_validation()

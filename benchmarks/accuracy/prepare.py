@@ -29,10 +29,10 @@ def prepare(data: Data, rows: Iterable[Row]) -> None:
     # nnU-Net's planners count data loaders as threads, of which there has to be one
     with patch.dict(os.environ, nnUNet_n_proc_DA="1"):
         extract_fingerprints([data.number], num_processes=1, clean=False)
-        for row in rows:
-            if row.suits(data):
-                _plan(data, row)
-    cases = StoredData(_planned(data, row), _folder(data)).cases
+        planned = [row for row in rows if row.suits(data) and row.pretraining is None]
+        for row in planned:
+            _plan(data, row)
+    cases = StoredData(_planned(data, planned[-1]), _folder(data)).cases
     write_split(_folder(data) / "splits_final.json", grouped_split(cases, data.group))
 
 

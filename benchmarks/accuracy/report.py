@@ -15,7 +15,7 @@ from nnunet_transformers._atomic import write_text
 
 from .prepare import group_of
 from .runs import Run, read_lines
-from .tables import BUDGETS, DATA, JUDGED_FOLD, REFERENCE, ROWS, UNIT_ITERATIONS
+from .tables import BUDGETS, DATA, JUDGED_FOLD, PRETRAININGS, REFERENCE, ROWS, UNIT_ITERATIONS
 
 Records = list[dict[str, Any]]
 RESAMPLES, INTERVAL = 10_000, (2.5, 97.5)
@@ -26,8 +26,9 @@ HEADER = """# Dice at equal cost
 
 `python -m benchmarks.accuracy report` writes this page from [the runs](accuracy.jsonl);
 [the benchmark](../accuracy/__init__.py) says how they are made. Dice is that of whole validation cases, the mean over
-labels and seeds; the spread is from the worst to the best seed. Differences are to {stock} on the same cases, with a
-95 % bootstrap interval over patients, which does not include the spread of the seeds. Costs are processor time of one
+labels and seeds; the spread is from the worst to the best seed. Differences are to {stock} on the same cases, or, of a
+pretrained network, to the same network from scratch, with a 95 % bootstrap interval over patients, which does not
+include the spread of the seeds. Costs are processor time of one
 thread, measured for each network and dataset; a budget of 1 is what {stock} takes for {iterations:,} iterations on
 hippocampus, and gives each training its iterations, also where a GPU made them. All is far from converged: the tables
 say what a network has learnt by then, not where it ends. Trained on: {devices}.
@@ -79,6 +80,8 @@ def heading(dataset: str, budget: str) -> str:
     """A dataset and budget in words."""
     data, given = DATA[dataset], BUDGETS[budget]
     name = f"{data.dataset.partition('_')[2]}, `{data.configuration}`"
+    if data.labelled:
+        name += f", {data.labelled} labelled cases"
     return f"{name}, {given.iterations} iterations" if given.iterations else f"{name}, budget {given.units:g}"
 
 
@@ -94,12 +97,13 @@ def table(records: Records) -> str:
             continue
         dice = [mean(r["dice"] for r in runs if r["seed"] == seed) for seed in sorted({r["seed"] for r in runs})]
         first = runs[0]
+        reference = PRETRAININGS[name].row if (name := ROWS[row].pretraining) else REFERENCE[0]
         cells = [
             ROWS[row].title,
             str(len(dice)),
             f"{mean(dice):.3f}",
             f"{min(dice):.3f} to {max(dice):.3f}" if len(dice) > 1 else "",
-            in_words(difference(runs, by_row[REFERENCE[0]])) if row != REFERENCE[0] else "",
+            in_words(difference(runs, by_row[reference])) if row != reference else "",
             *(f"{mean(r['dice_per_label'][label] for r in runs):.3f}" for label in labels),
             str(first["iterations"]),
             str(first["batch_size"]),

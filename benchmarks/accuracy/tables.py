@@ -20,12 +20,16 @@ class Data:
         group: regular expression of what the cases of one patient have in common; by default a case is a patient.
         largest_batch: planned batches are cut to it, for all rows alike: those for 8 GB of a GPU would leave a
             processor few iterations, and exceed its memory.
+        labelled: number of the fold's training cases that are trained on, drawn by the seed; by default all.
+        costs_as: entry whose measured costs count; by default its own.
     """
 
     dataset: str
     configuration: str
     group: str = r".*"
     largest_batch: int | None = None
+    labelled: int | None = None
+    costs_as: str | None = None
 
     @property
     def number(self) -> int:
@@ -45,6 +49,7 @@ class Row:
         patch_multiple: the planned patch is enlarged to multiples of it.
         dimensions: spatial dimensions that the network exists in.
         costs_as: row whose measured cost counts, for changes that cost nothing to speak of; by default its own.
+        pretraining: entry of ``PRETRAININGS`` that makes its plan; the row is compared with that of the entry.
     """
 
     title: str
@@ -57,10 +62,32 @@ class Row:
     patch_multiple: int = 1
     dimensions: tuple[int, ...] = (2, 3)
     costs_as: str | None = None
+    pretraining: str | None = None
 
     def suits(self, data: Data) -> bool:
         """Whether the network exists in the configuration's dimensions."""
         return int(data.configuration[0]) in self.dimensions
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """An encoder that learns from the images of the judged fold's training cases, without labels.
+
+    Attributes:
+        title: name in the tables.
+        recipe: of the package.
+        row: the row whose network it is, and whose training starts from it.
+        settings: what 160 small images and some minutes of a GPU need instead of the recipe's values.
+        folder_argument: name of the recipe's argument for the images.
+        encoder: file that the method writes.
+    """
+
+    title: str
+    recipe: str
+    row: str
+    settings: Mapping[str, Any]
+    folder_argument: str = "folder"
+    encoder: str = "encoder.pth"
 
 
 @dataclass(frozen=True)
@@ -71,11 +98,13 @@ class Budget:
     iterations: int | None = None
 
 
+HIPPOCAMPUS = Data("Dataset004_Hippocampus", "3d_fullres", largest_batch=7)
 DATA = {
-    "hippocampus": Data("Dataset004_Hippocampus", "3d_fullres", largest_batch=7),
+    "hippocampus": HIPPOCAMPUS,
     "em": Data("Dataset120_ISBI2012EM", "2d", largest_batch=2),
     "acdc_2d": Data("Dataset027_ACDC", "2d", group=r"patient\d+", largest_batch=8),
     "acdc_3d": Data("Dataset027_ACDC", "3d_fullres", group=r"patient\d+", largest_batch=2),
+    "hippocampus_ten": replace(HIPPOCAMPUS, labelled=10, costs_as="hippocampus"),
 }
 
 STOCK = Row("PlainConvUNet", "ExperimentPlanner", "nnUNetPlans", "nnUNetTrainer")
@@ -97,9 +126,63 @@ ROWS |= {
     for name in OURS
 }
 
+# an epoch is 20 steps
+UNIMISS = {
+    # the images are hardly larger, and the planned patch is larger than they are
+    "model.init_args.patch_size_2d": [32, 32],
+    "model.init_args.patch_size_3d": [16, 32, 32],
+    "model.init_args.output_dim": 1024,
+    "model.init_args.warmup_epochs": 5,
+    "data.init_args.batch_size": 64,
+    "data.init_args.samples_per_epoch": 1280,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.max_epochs": 60,
+}
+MAE = {
+    "model.init_args.lr": 1e-3,
+    "model.init_args.warmup_epochs": 5,
+    "data.init_args.batch_size": 16,
+    "data.init_args.samples_per_epoch": 320,
+    "trainer.max_epochs": 75,
+}
+QT_SSL = {
+    "model.init_args.lr": 1e-3,
+    "model.init_args.warmup_epochs": 5,
+    "data.init_args.batch_size": 32,
+    "data.init_args.samples_per_epoch": 640,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.max_epochs": 40,
+}
+BATCH_NORM = "model.init_args.batch_norm"
+PRETRAININGS = {
+    "mit_unimiss": Pretraining("UniMiSS", "unimiss_small", "mit", UNIMISS, "folder_3d", "encoder_3d.pth"),
+    "mit_unimiss_release": Pretraining(
+        "UniMiSS without batch norm",
+        "unimiss_small",
+        "mit",
+        {**UNIMISS, BATCH_NORM: False},
+        "folder_3d",
+        "encoder_3d.pth",
+    ),
+    "mit_mae": Pretraining("MAE", "mae", "mit", MAE),
+    "qt_unet_mae": Pretraining("MAE", "mae", "qt_unet", MAE),
+    "qt_unet_ssl": Pretraining("QT-UNet's SSL", "qt_ssl_in_task", "qt_unet", QT_SSL),
+}
+ROWS |= {
+    name: replace(
+        ROWS[given.row],
+        title=f"{ROWS[given.row].title} after {given.title}",
+        plans=f"{ROWS[given.row].plans}_{name}",
+        costs_as=given.row,
+        pretraining=name,
+    )
+    for name, given in PRETRAININGS.items()
+}
+
 # the unit: stock's iterations on this dataset; all other rows and datasets get the same time
 REFERENCE, UNIT_ITERATIONS = ("stock", "hippocampus"), 2000
 BUDGETS = {
+    "tenth": Budget(units=0.1),
     "quarter": Budget(units=0.25),
     "whole": Budget(units=1.0),
     "2000_iterations": Budget(iterations=UNIT_ITERATIONS),

@@ -43,18 +43,42 @@ class Measured(nnUNetTrainer):
         seed: of everything random, by epoch, so that a continued training equals an uninterrupted one.
         is_stopped: asked after each epoch.
         keeps_state: save the state every epoch, so that a killed run goes on.
+        labelled: number of the fold's training cases that are trained on, drawn by the seed; None for all.
+        is_captured: run the network's passes of a training step as CUDA graphs.
     """
 
     seed = 0
     is_stopped: Callable[[], bool] = staticmethod(lambda: False)
     keeps_state = True
+    labelled: int | None = None
+    is_captured = False
 
     def initialize(self) -> None:
         seed_all(self.seed, 0)
         super().initialize()
+        if self.is_captured:
+            self._capture()
         if self.device.type == "cpu":
             # for nnU-Net's networks too: the comparison is of networks, not of what serves them on a processor
             optimize(self.network)
+
+    def _capture(self) -> None:
+        """Replace the passes by CUDA graphs: the patches are small, and launching their kernels takes longer than they.
+
+        It comes before the data loaders, whose thread pins memory, which no other stream may do during a capture.
+        """
+        size = (self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size)
+        images = torch.zeros(size, device=self.device)
+        with torch.autocast(self.device.type, cache_enabled=False):
+            torch.cuda.make_graphed_callables(self.network.train(), (images,), allow_unused_input=True)
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """The fold's cases, of which ``labelled`` are trained on."""
+        training, validation = super().do_split()
+        if self.labelled is None:
+            return training, validation
+        drawn = np.random.default_rng(self.seed).choice(training, self.labelled, replace=False)
+        return sorted(map(str, drawn)), validation
 
     def _do_i_compile(self) -> bool:
         """No: compiling takes longer than a short training, and other time for each network."""
@@ -152,7 +176,7 @@ def make_trainer(row: Row, data: Data, fold: int, seed: int, iterations: int, de
         dataset_json=read_json(folder / "dataset.json"),
         device=device,
     )
-    trainer.seed = seed
+    trainer.seed, trainer.labelled = seed, data.labelled
     trainer.num_epochs, trainer.num_iterations_per_epoch = split_iterations(iterations)
     trainer.num_val_iterations_per_epoch = max(2, trainer.num_iterations_per_epoch // 10)
     if hasattr(trainer, "warmup_duration_whole_net"):  # in epochs, of Primus

@@ -31,6 +31,8 @@ NETWORKS_2D += ("setr_pup", "setr_pup_dinov3_small", "resnet50_unet")
 PREDICTED = ("PlainConvUNet", "qt_unet_tiny", "unet2022_tiny", "mit_7")
 # patch, batch and input channels of the forms
 PATCHES = {3: ((128, 128, 128), 2), 2: ((512, 512), 8)}
+# where launching kernels takes longer than they do
+SMALL_PATCH = ((48, 64, 48), 4)
 TINY_PATCHES = {3: ((32, 32, 32), 1), 2: ((64, 64), 1)}
 NUM_CLASSES = 14
 # plans whose memory is estimated and measured, besides those of the steps' networks
@@ -157,6 +159,9 @@ def rows_of(step: str, device: str, tiny: bool, networks: tuple[str, ...], preci
             if not networks and not tiny
         ]
         return ours + others
+    if step == "graphs" and not tiny:
+        size, batch = SMALL_PATCH
+        return [replace(row, patch_size=size, batch_size=batch) for row in rows if len(row.patch_size) == 3] + rows
     if step == "prediction":
         chosen = [row for row in rows if len(row.patch_size) == 3 and row.network in (networks or PREDICTED)]
         return [replace(row, batch_size=1, variant=who) for row in chosen for who in ("nnU-Net", "ours")]

@@ -105,6 +105,22 @@ class TestQueue:
         main(["report", "--output", str(fresh / "page")])
         assert read_lines(fresh / "page.jsonl") == [record]
 
+    def test_labelled_cases(self, fresh, monkeypatch):
+        """Drawn by the seed from the fold's training cases; the validation cases stay."""
+        monkeypatch.setitem(DATA, "hippocampus_ten", replace(BALLS, labelled=2, costs_as="hippocampus"))
+        assert costs.iterations_for("quarter", "stock", "hippocampus_ten") == 2
+        drawn = []
+        for seed, data in ((0, DATA["hippocampus"]), (0, DATA["hippocampus_ten"]), (3, DATA["hippocampus_ten"])):
+            with pytest.MonkeyPatch.context() as results:
+                results.setenv("nnUNet_results", str(fresh / "elsewhere"))
+                drawn.append(trainer.make_trainer(ROWS["stock"], data, 0, seed, 2).do_split())
+        (every, held_out), (some, same), (others, _) = drawn
+        assert len(every) == 4
+        assert len(some) == len(others) == 2
+        assert set(some) | set(others) <= set(every)
+        assert some != others
+        assert held_out == same
+
     def test_stopped_run_goes_on(self, fresh):
         """What it becomes is that of an uninterrupted one."""
         queue = write_queue(fresh / "queue.jsonl", STOCK)

@@ -1,0 +1,72 @@
+"""Pretrain an encoder without labels and attach it to its network's plan, through the package's own commands."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.paths import nnUNet_raw
+
+from .runs import append_line, work_folder
+from .tables import JUDGED_FOLD, PRETRAININGS, ROWS, Data
+
+RUN_CLI = "from nnunet_transformers.cli import main; main()"
+RECORD = "pretraining.jsonl"
+
+
+def pretrain(name: str, data: Data, device: torch.device, workers: int) -> None:
+    """Prepare the images that the judged fold does not validate on, pretrain, and write the row's plan.
+
+    Args:
+        name: entry of ``PRETRAININGS``.
+        data: the dataset, which is planned.
+        device: where it is pretrained.
+        workers: processes that load.
+
+    Raises:
+        subprocess.CalledProcessError: if a command failed; it has said why.
+    """
+    given, work = PRETRAININGS[name], work_folder() / "pretraining"
+    row = ROWS[given.row]
+    plan = ["-d", data.dataset, "-p", row.plans, "-c", data.configuration]
+    prepared, folder = work / f"{name}_prepared", work / name
+    work.mkdir(parents=True, exist_ok=True)
+    _cli("pretrain", "prepare", Path(nnUNet_raw) / data.dataset, prepared, "--fold", JUDGED_FOLD, *plan)
+    settings = {
+        **given.settings,
+        f"data.init_args.{given.folder_argument}": prepared,
+        "data.init_args.num_workers": workers,
+        "trainer.accelerator": "gpu" if device.type == "cuda" else "cpu",
+        "trainer.default_root_dir": folder,
+        "trainer.enable_progress_bar": "false",
+        "trainer.logger": "CSVLogger",
+        "trainer.logger.init_args.save_dir": folder,
+        "trainer.log_every_n_steps": 10,
+    }
+    start = time.perf_counter()
+    _cli("pretrain", "fit", "--config", given.recipe, *plan, *(f"--{key}={value}" for key, value in settings.items()))
+    seconds = time.perf_counter() - start
+    _cli("attach", folder / given.encoder, *plan, "-o", ROWS[name].plans, "--force")
+    described = {"pretraining": name, "dataset": data.dataset, "seconds": round(seconds, 1), "device": device.type}
+    append_line(work_folder() / RECORD, {**described, "settings": dict(given.settings), "curve": curve(folder)})
+
+
+def _cli(*words: object) -> None:
+    print("$ nnunet-transformers", *words, flush=True)
+    subprocess.run([sys.executable, "-c", RUN_CLI, *map(str, words)], check=True)
+
+
+def curve(folder: Path) -> dict[str, list[Any]]:
+    """The logged values of a run by name, each a list of [step, value]; those of a short run may be none."""
+    columns: dict[str, list[Any]] = {}
+    for file in folder.rglob("metrics.csv"):
+        for line in csv.DictReader(file.read_text().splitlines()):
+            for key, value in line.items():
+                if key not in ("epoch", "step") and value:
+                    columns.setdefault(key, []).append([int(line["step"]), float(value)])
+    return columns
