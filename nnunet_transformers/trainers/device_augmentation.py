@@ -27,6 +27,7 @@ class AugmentsOnDevice(nnUNetTrainer):
         augment_on_device: whether training images are augmented on the training's device.
     """
 
+    dataloader_train: Any
     augment_on_device = False
 
     def get_dataloaders(self) -> tuple[Any, Any]:

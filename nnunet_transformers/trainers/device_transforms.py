@@ -150,11 +150,13 @@ class Spatial(SpatialTransform):
             torch.linspace((1 - n) / 2, (n - 1) / 2, n).reshape([-1 if axis == i else 1 for i in range(ndim)])
             for axis, n in enumerate(self.patch_size)
         ]
-        # sums rather than a matrix product, which a GPU may compute in TF32
-        positions = [
-            (sum(float(factor) * axis for factor, axis in zip(row, axes, strict=True)) + (c - n / 2)) / (n / 2)
-            for row, c, n in zip(affine, centre, shape, strict=True)
-        ]
+        positions = []
+        for row, c, n in zip(affine, centre, shape, strict=True):
+            # a sum rather than a matrix product, which a GPU may compute in TF32
+            position = torch.full((), c - n / 2)
+            for factor, axis in zip(row, axes, strict=True):
+                position = position + float(factor) * axis
+            positions.append(position / (n / 2))
         return torch.stack(positions[::-1], -1)
 
     def _apply_to_segmentation(self, segmentation: Tensor, **parameters: Any) -> Tensor:
