@@ -36,6 +36,7 @@ class TrainingSettings:
         oversampling: how it is kept: as nnU-Net's fixed share of the batch, which at a batch of 1 is 0 or 1, or as the
             probability of each sample.
         mirroring: whether validation and prediction average over mirrored images, where augmentation mirrors.
+        augment_on_device: whether training images are augmented on the GPU rather than by nnU-Net's processes.
         ema_decay: decay of the moving average of the weights that validates and is stored; without one there is none.
         surface_metrics: whether the final validation also computes HD95 and NSD of the whole cases.
         patience: epochs without a lower validation loss after which training ends.
@@ -58,6 +59,7 @@ class TrainingSettings:
     oversample_foreground: float | None = None
     oversampling: Oversampling | None = None
     mirroring: bool | None = None
+    augment_on_device: bool | None = None
     ema_decay: float | None = None
     surface_metrics: bool | None = None
     patience: int | None = None
@@ -132,6 +134,7 @@ _CHECKS = {
     "oversample_foreground": _SHARE,
     "oversampling": _words(Oversampling),
     "mirroring": _FLAG,
+    "augment_on_device": _FLAG,
     "ema_decay": _SHARE,
     "surface_metrics": _FLAG,
     "patience": _COUNT,

@@ -31,6 +31,7 @@ from ..plans.stored_data import StoredData
 from ..plans.training import TrainingSettings
 from ..weights.file import check_file
 from .averaging import AveragesWeights
+from .device_augmentation import AugmentsOnDevice
 from .focal import focal_in_place_of
 from .initial_weights import StartsFromPlan
 from .loaded_encoder import LoadedEncoder
@@ -44,7 +45,7 @@ from .validation import bounded_export
 MAX_OVERFLOWS = 40
 
 
-class TransformerTrainer(FollowsSettings, EvaluatesSurfaces, AveragesWeights, StartsFromPlan):
+class TransformerTrainer(FollowsSettings, EvaluatesSurfaces, AveragesWeights, AugmentsOnDevice, StartsFromPlan):
     """nnU-Net's training with a recipe for transformers.
 
     AdamW without weight decay of norms, biases and position tables; linear warm-up and nnU-Net's polynomial decay,

@@ -33,6 +33,7 @@ SETTINGS = {
     "oversample_foreground": 0.8,
     "oversampling": "probability",
     "mirroring": False,
+    "augment_on_device": True,
     "ema_decay": 0.9,
     "surface_metrics": True,
     "patience": 5,
@@ -88,7 +89,7 @@ class TestSettings:
         assert (trainer.oversample_foreground_percent, trainer.probabilistic_oversampling) == (0.8, True)
         assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (0, 1, 2)  # augmentation's
         assert trainer.inference_allowed_mirroring_axes is None
-        assert trainer.patience == 5 and trainer.surface_metrics
+        assert trainer.patience == 5 and trainer.surface_metrics and trainer.augment_on_device
 
     def test_none_of_them(self, planned):
         trainer = make(planned())
@@ -100,7 +101,7 @@ class TestSettings:
         assert (trainer.oversample_foreground_percent, trainer.probabilistic_oversampling) == (0.33, False)
         trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         assert trainer.inference_allowed_mirroring_axes == (0, 1, 2)
-        assert trainer.patience is None and not trainer.surface_metrics
+        assert trainer.patience is None and not trainer.surface_metrics and not trainer.augment_on_device
 
     @pytest.mark.parametrize(("schedule", "middle"), [("polynomial", 0.5**0.9), ("constant", 1.0)])
     def test_schedules_precede_the_trainers(self, planned, schedule, middle):
