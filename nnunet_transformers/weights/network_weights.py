@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from ..architectures import SegmentationNetwork
 from ..architectures._arguments import token_grids
+from ..architectures.primus import TOKEN, from_stock
 from ..architectures.primus import Primus as RegisteredPrimus
-from ..architectures.primus import from_stock
 from .adapters import bias_tables, convolution_kernels, first_layers, position_embeddings
 from .encoder import encoder_adapters
 from .layout import strip_prefix
 from .load_report import LoadReport
-from .primus import TOKEN, flat_position_embeddings
+from .primus import flat_position_embeddings
 from .transfer import Adapter, transfer
 
 HEADS = "decoder.seg_layers."

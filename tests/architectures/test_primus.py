@@ -69,7 +69,7 @@ def test_published_sizes(name):
             assert rates == pytest.approx([0.2 * i / (own[1] - 1) for i in range(own[1])])
 
 
-def test_pretrained_encoder_of_another_patch(monkeypatch):
+def test_pretrained_encoder_of_another_patch():
     source = stock_primus("primus_v3_s")
     checkpoint = PrimusCheckpoint(encoder_weights(source), "primus_v3_s", PATCH, 1)
     network = create_network("primus_v3_s", 2, 3, (16, 16, 24), **OWN["primus_v3_s"])
