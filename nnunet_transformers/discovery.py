@@ -39,6 +39,7 @@ TRAINERS = {
     "nnUNetTrainerResNet50UNet": "nnunet_transformers.trainers.resnet_unet",
     "nnUNetTrainerResNet50UNetPaper": "nnunet_transformers.trainers.resnet_unet",
     "nnUNetTrainerResUnet": "nnunet_transformers.trainers.resunet",
+    "nnUNetTrainerPrimus": "nnunet_transformers.trainers.primus",
     "nnUNetTrainerLinearProbe": "nnunet_transformers.trainers.linear_probe",
 }
 DEMO_TRAINERS = {"nnUNetTrainerQTUNetDemo": "nnunet_transformers.trainers.qt_unet"}
@@ -65,6 +66,12 @@ PLANNERS = {
     "nnUNetPlannerSETRPUPDINOv3B": "nnunet_transformers.plans.setr_pup",
     "nnUNetPlannerResNet50UNet": "nnunet_transformers.plans.resnet_unet",
     "nnUNetPlannerResUnet": "nnunet_transformers.plans.resunet",
+    "nnUNetPlannerPrimusV3S": "nnunet_transformers.plans.primus",
+    "nnUNetPlannerPrimusV3M": "nnunet_transformers.plans.primus",
+    "nnUNetPlannerPrimusV3L": "nnunet_transformers.plans.primus",
+    "nnUNetPlannerPrimusV2S": "nnunet_transformers.plans.primus",
+    "nnUNetPlannerPrimusV2M": "nnunet_transformers.plans.primus",
+    "nnUNetPlannerPrimusV2L": "nnunet_transformers.plans.primus",
 }
 
 

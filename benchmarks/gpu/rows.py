@@ -16,11 +16,11 @@ from nnunet_transformers.discovery import PLANNERS
 from nnunet_transformers.plans.planner import TransformerPlanner
 from nnunet_transformers.plans.tiling import choose_patch_embed_stride, plan_tokens
 
-# one size of each network; nnU-Net's CNNs and Primus to compare with
+# one size of each network; nnU-Net's CNNs to compare with
 NETWORKS_3D: tuple[str, ...] = (
     "PlainConvUNet",
     "ResEnc-L",
-    "PrimusV3-S",
+    "primus_v3_s",
     "qt_unet_tiny",
     "unet2022_tiny",
     "mit_7",
@@ -109,7 +109,7 @@ def arguments_of(row: Row) -> dict[str, Any]:
 
 
 def set_supervision(network: nn.Module, active: bool) -> None:
-    """Switch deep supervision, which nnU-Net's CNNs have in the decoder and Primus has not."""
+    """Switch deep supervision, which nnU-Net's CNNs have in the decoder and its Primus has not."""
     for module in (network, getattr(network, "decoder", None)):
         if module is not None and hasattr(module, "deep_supervision"):
             module.deep_supervision = active  # type: ignore[assignment]  # no buffer

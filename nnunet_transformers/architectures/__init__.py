@@ -1,10 +1,11 @@
-"""Transformer U-Nets, and a CNN to compare with, in pure PyTorch without nnU-Net.
+"""Transformer U-Nets, and networks to compare with, in pure PyTorch without nnU-Net.
 
 A network is one file: blocks, encoder, decoder, the network, the translation of public weights, the registered sizes.
 
 >>> from nnunet_transformers.architectures import create_network, list_networks
 """
 
+from . import primus as _primus  # noqa: F401
 from . import qt_unet as _qt_unet  # noqa: F401
 from . import resnet_unet as _resnet_unet  # noqa: F401
 from . import resunet as _resunet  # noqa: F401

@@ -22,7 +22,7 @@ class SegmentationNetwork(nn.Module, ABC):
     """Base of the segmentation networks.
 
     A subclass has three disjoint parts: ``stem``, ``encoder`` and ``decoder``, the segmentation heads in
-    ``decoder.seg_layers`` (full resolution first) and the switch ``decoder.deep_supervision``.
+    ``decoder.seg_layers`` (full resolution first) and, with several of them, the switch ``decoder.deep_supervision``.
 
     Attributes:
         dimensions: numbers of spatial axes that the class supports.
@@ -45,6 +45,8 @@ class SegmentationNetwork(nn.Module, ABC):
             result is left out of a residual sum, or, for ``blocks``, that are passed by. Its first group is the module
             that has no further use then.
         has_skips: whether the decoder takes more than the last feature map.
+        deeply_supervised: whether there are outputs at several resolutions. A network without takes
+            ``deep_supervision`` and ``auxiliary_heads`` too, and returns its one output whatever they are.
         key_to_encoder, key_to_stem, keys_to_in_proj, key_to_lpe: names of the modules whose weights are transferred, as
             in dynamic_network_architectures' ``AbstractDynamicNetworkArchitectures``.
 
@@ -63,6 +65,7 @@ class SegmentationNetwork(nn.Module, ABC):
     classifier_class: ClassVar[Callable[..., Backbone] | None] = None
     removable: Mapping[str, str] = {}
     has_skips: ClassVar[bool] = True
+    deeply_supervised: ClassVar[bool] = True
 
     stem: nn.Module
     encoder: nn.Module

@@ -18,6 +18,8 @@ from .._atomic import write_json
 DATASET = "Dataset001_Benchmark"
 # more memory than any patch needs, so that nnU-Net's planner keeps the patch
 AMPLE_GB = 1e6
+# the first timm that dynamic-network-architectures excludes
+TIMM_LIMIT = "1.0.23"
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,21 @@ def res_enc_l(patch_size: Sequence[int], input_channels: int, num_classes: int) 
 
 
 def _primus(trainer: str, patch_size: Sequence[int], input_channels: int, num_classes: int) -> nn.Module:
-    """Build the network of one of nnU-Net's Primus trainers, drop path included (https://arxiv.org/abs/2503.01835)."""
-    from nnunetv2.training.nnUNetTrainer.primus import primus_trainers
+    """Build the network of one of nnU-Net's Primus trainers, drop path included (https://arxiv.org/abs/2503.01835).
 
+    Raises:
+        ValueError: if timm is too new for it.
+    """
+    import timm
+    from nnunetv2.training.nnUNetTrainer.primus import primus_trainers
+    from packaging.version import Version
+
+    if Version(timm.__version__) >= Version(TIMM_LIMIT):
+        # its rotary embeddings of three axes do not fit into newer timm's buffer
+        raise ValueError(
+            f"dynamic-network-architectures' Primus needs timm < {TIMM_LIMIT}, here is {timm.__version__}: "
+            f"pip install 'timm<{TIMM_LIMIT}', or measure ours, primus_v3_s"
+        )
     configuration = SimpleNamespace(patch_size=tuple(patch_size))
     build = getattr(primus_trainers, trainer).build_network_architecture
     return build(None, configuration, input_channels, num_classes, enable_deep_supervision=False)

@@ -34,7 +34,8 @@ LARGEST_STEP = 4.0
 class TransformerPlanner(ExperimentPlanner):
     """Plans a registered network; fingerprint, resampling and normalisation are nnU-Net's.
 
-    A network without a 3D form gets no 3D configuration: its plan has ``2d`` alone, for volumes too.
+    A network without a 3D form gets no 3D configuration: its plan has ``2d`` alone, for volumes too. One without a 2D
+    form gets no ``2d``.
 
     nnU-Net first plans its CNN, whose patch size is the target: ``plan_tokens`` picks the nearest patch whose token
     grids the windows tile. Where a step with two samples exceeds the memory target, activation checkpointing is
@@ -49,8 +50,8 @@ class TransformerPlanner(ExperimentPlanner):
         token_rules: the network's requirements on its token grids.
 
     Raises:
-        ValueError: if ``network_overrides`` has arguments that the network does not take, or the labels of the dataset
-            are not consecutive.
+        ValueError: if ``network_overrides`` has arguments that the network does not take, the labels of the dataset are
+            not consecutive, or its images are 2D and the network is not.
     """
 
     network_name: str
@@ -165,6 +166,14 @@ class TransformerPlanner(ExperimentPlanner):
         if 3 not in self._dimensions:
             plans["configurations"].pop("3d_fullres", None)
             print(f"{self.network_name} is a 2D network: the plan has no 3D configuration")
+        if 2 not in self._dimensions:
+            del plans["configurations"]["2d"]
+            if not plans["configurations"]:
+                raise ValueError(
+                    f"{self.network_name} is a 3D network and {self.dataset_name} has 2D images; plan with another "
+                    "planner"
+                )
+            print(f"{self.network_name} is a 3D network: the plan has no 2D configuration")
         recursive_fix_for_json_export(plans)  # super's, which the comparison needs as well
         for name, configuration in plans["configurations"].items():
             self._separate_data(plans, name, configuration)
@@ -212,7 +221,7 @@ class TransformerPlanner(ExperimentPlanner):
             **options,
             **{name: getattr(tokens, name) for name in network_class.token_arguments},
             # inference builds the network without deep supervision and loads strictly
-            "auxiliary_heads": True,
+            "auxiliary_heads": network_class.deeply_supervised,
         }
         given = {name: value for name, value in given.items() if value is not None}
         with without_data():

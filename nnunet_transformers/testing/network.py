@@ -87,6 +87,10 @@ def check_deep_supervision(name: str, patch_size: Sequence[int]) -> None:
     """Output i of deep supervision has 1 / cumprod(strides)[i] of the patch's resolution, as nnU-Net scales labels."""
     network = _create_shallow(name, 1, 3, patch_size, deep_supervision=True)
     outputs = network(torch.randn(2, 1, *patch_size))
+    if not network.deeply_supervised:
+        _require(isinstance(outputs, Tensor), f"deeply_supervised is False, but {len(outputs)} outputs are returned")
+        _require_shape(outputs, (2, 3, *patch_size), "the output")
+        return
     _require(isinstance(outputs, (list, tuple)), f"deep supervision returns a {type(outputs).__name__}, not a list")
     _require(len(outputs) >= 2, "deep supervision has one output, whose weight in nnU-Net's loss is NaN")
     _require(
@@ -108,7 +112,7 @@ def check_deep_supervision_switch(name: str, patch_size: Sequence[int]) -> None:
     network = _create_shallow(name, 1, 3, patch_size, deep_supervision=True).eval()
     image = torch.randn(1, 1, *patch_size)
     with torch.no_grad():
-        full = network(image)[0]
+        full = _full_resolution(network(image))
         vars(network.decoder)["deep_supervision"] = False
         output = network(image)
     _require(isinstance(output, Tensor), "with decoder.deep_supervision = False the output is no tensor")
@@ -123,7 +127,9 @@ def check_loading_between_training_and_inference(name: str, patch_size: Sequence
         network = _create_shallow(name, 1, 3, patch_size, auxiliary_heads=heads).eval()
         network.load_state_dict(trained.state_dict(), strict=True)
         with torch.no_grad():
-            _require_close(network(image), trained(image)[0], f"with auxiliary_heads={heads} the output differs")
+            _require_close(
+                network(image), _full_resolution(trained(image)), f"with auxiliary_heads={heads} the output differs"
+            )
 
 
 def check_pickle_and_copy(name: str, patch_size: Sequence[int]) -> None:
@@ -181,8 +187,8 @@ def check_parts(name: str, patch_size: Sequence[int]) -> None:
     stray = [key for key in keys if sum(key.startswith(prefix) for prefix in prefixes) != 1]
     _require(not stray, f"{', '.join(stray[:4])} belong to none or to several of {', '.join(prefixes)}")
     _require(any(key.startswith("decoder.seg_layers.") for key in keys), "decoder.seg_layers has no parameters")
-    # buffers would have to match in nnU-Net's -pretrained_weights
-    parameters = {n for n, _ in network.named_parameters()}
+    # buffers would have to match in nnU-Net's -pretrained_weights; a parameter may have two names
+    parameters = {n for n, _ in network.named_parameters(remove_duplicate=False)}
     buffers = [key for key in keys if key not in parameters and not key.endswith(STATISTICS)]
     _require(not buffers, f"the state dict has the buffers {', '.join(buffers)}; register them with persistent=False")
     _require(not hasattr(network, "initialize"), "nnU-Net would call the method initialize after construction")
@@ -385,6 +391,10 @@ def _create_shallow(
 ) -> SegmentationNetwork:
     """``create_network`` with the fewest layers, for what does not depend on their number."""
     return create_network(name, input_channels, num_classes, patch_size, **shallow(name, len(patch_size)), **arguments)
+
+
+def _full_resolution(outputs: Tensor | Sequence[Tensor]) -> Tensor:
+    return outputs if isinstance(outputs, Tensor) else outputs[0]
 
 
 def _encoder_prefixes(network: SegmentationNetwork) -> tuple[str, str]:

@@ -16,14 +16,18 @@ from torch import Tensor, nn
 
 from ..architectures import SegmentationNetwork
 from ..architectures._arguments import token_grids
+from ..architectures.primus import TOKEN, from_stock
+from ..architectures.primus import Primus as RegisteredPrimus
 from .adapters import bias_tables, convolution_kernels, first_layers, position_embeddings
 from .encoder import encoder_adapters
 from .layout import strip_prefix
 from .load_report import LoadReport
-from .primus import TOKEN, flat_position_embeddings
+from .primus import flat_position_embeddings
 from .transfer import Adapter, transfer
 
 HEADS = "decoder.seg_layers."
+# of nnU-Net's Primus
+STOCK_POSITION = "eva.pos_embed"
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class NetworkWeights:
         self._check_dimensions(network)
         target = _tensors(network)
         weights, _ = strip_prefix(self._renamed(), network.state_dict())
+        if isinstance(network, RegisteredPrimus):
+            weights = self._of_stock_primus(weights)
         # nnU-Net's networks register layers under several names; ``target`` has one of them
         aliases = network.state_dict().keys() - target.keys()
         weights = {name: value for name, value in weights.items() if name not in aliases}
@@ -94,6 +100,12 @@ class NetworkWeights:
             prefix = next((old for old in self.renamed if name.startswith(old)), None)
             renamed[name if prefix is None else self.renamed[prefix] + name.removeprefix(prefix)] = value
         return renamed
+
+    def _of_stock_primus(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """By the names of the registered Primus, if they are by those of nnU-Net's trainers."""
+        weights, _ = strip_prefix(weights, {STOCK_POSITION})
+        grid = self._primus_grid(weights.get(STOCK_POSITION))
+        return dict(weights) if grid is None else from_stock(weights, grid)
 
     def _has_other_labels(self, labels: Sequence[str] | None) -> bool:
         return labels is not None and self.labels is not None and list(labels) != list(self.labels)

@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from .._meta import without_data
 from ..architectures._arguments import check_divisible, token_grids
 from ..architectures.layers import resize_position_embedding
-from .adapters import first_layers, sizes_changed
+from ..architectures.primus import TOKEN, from_stock
+from ..architectures.primus import Primus as RegisteredPrimus
+from .adapters import first_layers, position_embeddings, sizes_changed
 from .load_report import LoadReport
 from .pretrained import PretrainedWeights
 from .transfer import Adapter, transfer
 
-TOKEN = (8, 8, 8)
+# weights of the last layer of the embedding, by its names
+LAST_OF_STEM = "final_proj.weight"
 SIZES = {
     f"primus_{version}{size.lower()}": f"Primus{version.removesuffix('_').upper()}{size}"
     for version in ("", "v2_", "v3_")
@@ -42,7 +45,12 @@ class PrimusCheckpoint(PretrainedWeights):
     def load_into(
         self, network: nn.Module, patch_size: Sequence[int] | None = None, labels: Sequence[str] | None = None
     ) -> LoadReport:
-        """Load the weights into a network built for ``patch_size``, in place, see ``load_primus_weights``."""
+        """Load the weights into a network built for ``patch_size``, in place, see ``load_primus_weights``.
+
+        A registered Primus, which knows its patch, takes them too.
+        """
+        if isinstance(network, RegisteredPrimus):
+            return load_into_registered(network, self)
         if not isinstance(network, Primus) or patch_size is None:
             raise ValueError(f"the weights are of {self.name}, the network is {type(network).__name__}")
         return load_primus_weights(network, patch_size, self)
@@ -102,6 +110,30 @@ def load_primus_weights(
     before, after = (token_grids(size, [TOKEN])[0] for size in (checkpoint.patch_size, patch_size))
     adapters = (flat_position_embeddings(network.key_to_lpe, before, after), first_layers(stem))
     return transfer(parameters, weights, adapters, source or checkpoint.origin)
+
+
+def load_into_registered(network: RegisteredPrimus, checkpoint: PrimusCheckpoint) -> LoadReport:
+    """Load a checkpoint into the registered network of the same size and version, in place.
+
+    Raises:
+        ValueError: if the weights belong to a Primus of another size or version.
+    """
+    grid = token_grids(checkpoint.patch_size, [TOKEN])[0]
+    weights = from_stock(checkpoint.weights, grid)
+    # the last layer of the embedding tells channels and version
+    own, others = network.stem.get_parameter(LAST_OF_STEM), weights.get(f"stem.{LAST_OF_STEM}")
+    depth = len({name.split(".")[2] for name in weights if name.startswith("encoder.blocks.")})
+    if others is None or own.shape != others.shape or depth != network.depth:
+        raise ValueError(
+            f"the weights are of {checkpoint.name}, the network has {network.feature_channels[0]} channels in "
+            f"{network.depth} layers after an embedding of {own.shape[1]}"
+        )
+    parameters = dict(network.named_parameters())
+    # the embedding registers its layers under several names; named_parameters has one of them
+    aliases = network.state_dict().keys() - parameters.keys()
+    weights = {name: value for name, value in weights.items() if name not in aliases}
+    adapters = (position_embeddings(network), first_layers([n for n in parameters if n.startswith("stem.")]))
+    return transfer(parameters, weights, adapters, checkpoint.origin)
 
 
 def flat_position_embeddings(name: str, before: Sequence[int], after: Sequence[int]) -> Adapter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from nnunet_transformers import testing
 from nnunet_transformers._meta import without_data
-from nnunet_transformers.architectures import create_network, get_network, list_networks
+from nnunet_transformers.architectures import _registry, create_network, get_network, list_networks
 from nnunet_transformers.architectures._network import no_weight_decay
 from nnunet_transformers.architectures.mit import MiTTrunk
 from nnunet_transformers.testing import NETWORK_CHECKS
@@ -45,7 +46,23 @@ def forms(names, *dimensions, patches=PATCHES):
     ]
 
 
-SMALLEST = smallest_of_each_class()
+# networks to compare with, mostly of libraries, and arguments that make them small: they have the tests of the contract
+# and of their family's training, and their own; what all networks share is tested with the others
+COMPARED = {"primus": {"embed_dim": 24, "num_heads": 2, "depth": 2, "widths": (8, 8, 8, 8)}}
+
+
+def is_compared(name):
+    """Whether a network is one to compare with."""
+    return name.startswith(tuple(COMPARED))
+
+
+def reduced(name):
+    """Arguments that make a network to compare with small."""
+    return next((arguments for start, arguments in COMPARED.items() if name.startswith(start)), {})
+
+
+EACH_CLASS = smallest_of_each_class()
+SMALLEST = [name for name in EACH_CLASS if not is_compared(name)]
 IN_3D = [name for name in SMALLEST if name in list_networks(3)]
 CHECKPOINTED = [name for name in SMALLEST if "activation_checkpointing" in get_network(name).override_names]
 COMPILED = {"2d": (64, 32), "3d": (32, 32, 64)}
@@ -66,23 +83,36 @@ def smallest_overrides(name, ndim):
     return overrides
 
 
-@pytest.mark.parametrize("name,patch_size", forms(list_networks()))
+@pytest.mark.parametrize("name,patch_size", forms([name for name in list_networks() if not is_compared(name)]))
 def test_every_network_runs(name, patch_size):
     network = create_network(name, 5, 2, patch_size).eval()
     with torch.no_grad():
         assert network(torch.randn(1, 5, *patch_size)).shape == (1, 2, *patch_size)
 
 
-@pytest.mark.parametrize("name,patch_size", forms(SMALLEST))
+@pytest.fixture
+def registered_small(monkeypatch, name):
+    """Networks to compare with are registered in small, so that what holds for any size costs little."""
+    entry = get_network(name)
+    small = replace(entry, arguments={**entry.arguments, **reduced(name)})
+    monkeypatch.setitem(_registry._networks, name, small)
+
+
+@pytest.mark.parametrize(
+    "name,patch_size",
+    [
+        *forms(SMALLEST),
+        *forms([name for name in EACH_CLASS if is_compared(name)], patches={"2d": (32, 48), "3d": (16, 24, 32)}),
+    ],
+)
 @pytest.mark.parametrize("check", NETWORK_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.usefixtures("registered_small")
 def test_contract(check, name, patch_size):
-    check(
-        name,
-        COMPILED[f"{len(patch_size)}d"] if check in (check_autocast, check_activation_checkpointing) else patch_size,
-    )
+    smaller = check in (check_autocast, check_activation_checkpointing) and not is_compared(name)
+    check(name, COMPILED[f"{len(patch_size)}d"] if smaller else patch_size)
 
 
-@pytest.mark.parametrize("name", list_networks())
+@pytest.mark.parametrize("name", [name for name in list_networks() if not is_compared(name) or name in EACH_CLASS])
 def test_tables_without_weight_decay(name):
     """No others than these, by the names of today's layers."""
     for ndim in get_network(name).dimensions:
@@ -230,7 +260,7 @@ class TestNetworksIn2D:
     IN_2D = sorted(set(list_networks(2)) - set(list_networks(3)))
 
     def test_list(self):
-        assert list_networks() == list_networks(2)
+        assert set(list_networks()) == {*list_networks(2), *list_networks(3)}
         assert {"setr_pup", "resnet50_unet"} <= set(self.IN_2D)
         assert "qt_unet_tiny" in list_networks(3)
 

@@ -9,6 +9,7 @@ from nnunet_transformers.architectures import create_network, get_network, list_
 from nnunet_transformers.architectures.without import class_without
 from nnunet_transformers.cpu import optimize
 from nnunet_transformers.plans.gate import check_network
+from tests.architectures.test_networks import reduced
 
 # a small one of each class
 SMALL = {
@@ -19,6 +20,7 @@ SMALL = {
     "setr_pup": {"embed_dim": 32, "num_heads": 2, "depth": 2},
     "setr_pup_dinov3": {"embed_dim": 32, "num_heads": 2, "depth": 2},
     "resnet18_unet": {},
+    "primus_v3_s": reduced("primus_v3_s"),
     "resunet_50": {"widths": (8, 8), "depths": (1, 1), "merge_strides": 2},
 }
 NAMES = [name for name in list_networks() if name in SMALL]
@@ -53,7 +55,7 @@ def used_by(network, image):
 
 @pytest.mark.parametrize("name,part", CASES)
 def test_part(name, part):
-    network, image = build(name, 2)
+    network, image = build(name, min(get_network(name).dimensions))
     whole, used = network(image), used_by(network, image)
     state = network.state_dict()
     network.remove(part)

@@ -59,6 +59,10 @@ def test_a_package_that_is_missing_or_too_old_is_named(monkeypatch):
     for name in ("SwinUNETR", "UNETR"):
         with pytest.raises(ModuleNotFoundError, match="MONAI is not installed: pip install"):
             build_network(name, (64, 64, 64), 1, 2)
+    with monkeypatch.context() as patched:
+        patched.setattr("timm.__version__", "1.0.31")
+        with pytest.raises(ValueError, match=r"Primus needs timm < 1\.0\.23, here is 1\.0\.31: .* measure ours"):
+            build_network("PrimusV3-S", (64, 64, 64), 1, 2)
     monkeypatch.delattr("dynamic_network_architectures.architectures.primus.PrimusV3S")
     with pytest.raises(ModuleNotFoundError, match="PrimusV3-S needs a newer version: pip install -U"):
         build_network("PrimusV3-S", (64, 64, 64), 1, 2)

@@ -26,11 +26,12 @@ from nnunet_transformers.discovery import PLANNERS
 from nnunet_transformers.plans.memory import _LiveBytes, training_peak_bytes
 from nnunet_transformers.plans.mit import nnUNetPlannerMiT7
 from nnunet_transformers.plans.planner import TransformerPlanner
+from nnunet_transformers.plans.primus import nnUNetPlannerPrimusV2S
 from nnunet_transformers.plans.qt_unet import nnUNetPlannerQTUNetB, nnUNetPlannerQTUNetT
 from nnunet_transformers.plans.resnet_unet import nnUNetPlannerResNet50UNet
 from nnunet_transformers.plans.setr_pup import nnUNetPlannerSETRPUP
 from nnunet_transformers.plans.tiling import TokenRules
-from tests.architectures.test_networks import SMALLEST
+from tests.architectures.test_networks import EACH_CLASS, SMALLEST, is_compared
 
 CLASSES = [getattr(import_module(module), name) for name, module in PLANNERS.items()]
 
@@ -77,7 +78,8 @@ def temporary_folder():
 
 def of_the_network(planner_class):
     """Configurations of a plan with this network for any dataset of volumes."""
-    return ["2d", "3d_fullres"] if 3 in get_network(planner_class.network_name).dimensions else ["2d"]
+    names = {2: "2d", 3: "3d_fullres"}
+    return [names[ndim] for ndim in get_network(planner_class.network_name).dimensions]
 
 
 def build(configuration, channels, labels):
@@ -93,7 +95,11 @@ def check(configuration, channels, labels, gigabytes):
 
     def build_watched():
         networks.append(build(configuration, channels, labels))
-        networks[0].register_forward_hook(lambda _, __, outputs: shapes.extend(output.shape for output in outputs))
+        networks[0].register_forward_hook(
+            lambda _, __, outputs: shapes.extend(
+                output.shape for output in ([outputs] if isinstance(outputs, torch.Tensor) else outputs)
+            )
+        )
         return networks[0]
 
     patch_size, batch_size = configuration["patch_size"], configuration["batch_size"]
@@ -161,7 +167,8 @@ def check_with_estimate(configuration, channels, labels, gigabytes, network_name
         network, image = build(configuration, channels, labels), torch.empty(2, channels, *patch_size)
     # which keeps shapes that torch is slow to compute
     with torch.no_grad(), _LiveBytes():
-        shapes = [output.shape for output in network(image)]
+        outputs = network(image)
+        shapes = [output.shape for output in ([outputs] if isinstance(outputs, torch.Tensor) else outputs)]
     check_shapes(configuration, network, shapes, labels)
     checkpoints = configuration["architecture"]["arch_kwargs"].get("activation_checkpointing")
     voxel_bytes = CHECKPOINTED_VOXEL_BYTES if checkpoints else VOXEL_BYTES
@@ -207,11 +214,13 @@ def test_any_fingerprint_traced(spacing, shape, channels, labels, planner_class)
             check(configuration, channels, labels, gigabytes=8)
 
 
-@pytest.mark.parametrize("planner_class", CLASSES)
+@pytest.mark.parametrize(
+    "planner_class", [c for c in CLASSES if not is_compared(c.network_name) or c.network_name in EACH_CLASS]
+)
 def test_every_planner(folder, planner_class):
     """Traced for one of each network's class; others have another width, and the same planner."""
     network_name = planner_class.network_name
-    is_traced = network_name in SMALLEST
+    is_traced = network_name in EACH_CLASS
     with nullcontext() if is_traced else quick_planning():
         plans = plan(folder, planner_class, (5, 0.8, 0.8), (24, 160, 140), labels=3)
     assert list(plans["configurations"]) == of_the_network(planner_class)
@@ -258,6 +267,15 @@ def quick():
     """``quick_planning``, for what does not depend on memory."""
     with quick_planning():
         yield
+
+
+@pytest.mark.usefixtures("quick")
+def test_networks_in_3d_have_no_2d_configuration(folder):
+    configurations = plan(folder, nnUNetPlannerPrimusV2S, (3, 0.8, 0.8), (60, 300, 300))["configurations"]
+    assert set(configurations) == {"3d_fullres"}
+    assert configurations["3d_fullres"]["architecture"]["arch_kwargs"]["auxiliary_heads"] is False
+    with pytest.raises(ValueError, match="primus_v2_s is a 3D network and Dataset903_Fingerprint has 2D images"):
+        plan(folder, nnUNetPlannerPrimusV2S, (999, 1, 1), (1, 300, 300))
 
 
 @pytest.mark.usefixtures("quick")
@@ -461,6 +479,7 @@ def test_plans_hold_the_paths_of_before(folder):
     """Plans do not depend on the module of a class inside its package."""
     modules = {"mit": "MiT", "qt_unet": "QTUNet", "resnet_unet": "ResNetUNet", "setr_pup": "SETRPUP"}
     modules |= {"unet2022": "UNet2022", "setr_pup_dinov3": "SETRPUPDINOv3", "vt_unet": "VTUNet", "resunet": "ResUnet"}
+    modules |= {"primus": "Primus"}
     paths = {f"nnunet_transformers.architectures.{module}.{name}" for module, name in modules.items()}
     assert {get_network(name).class_path for name in list_networks()} == paths
     plans = plan(folder, nnUNetPlannerMiT7, (1, 1, 1), (100, 100, 100))

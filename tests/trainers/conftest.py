@@ -15,7 +15,7 @@ from nnunet_transformers.architectures import get_network
 from nnunet_transformers.discovery import PLANNERS
 from nnunet_transformers.trainers.linear_probe import nnUNetTrainerLinearProbe
 from nnunet_transformers.trainers.trainer import TransformerTrainer
-from tests.architectures.test_networks import SMALLEST
+from tests.architectures.test_networks import EACH_CLASS, reduced
 from tests.conftest import light_nnunet, set_nnunet_folders, write_dataset
 
 TRAINER, PLANNER, PLANS = "nnUNetTrainerQTUNet_1epoch", "nnUNetPlannerQTUNetT", "nnUNetQTUNetTPlans"
@@ -83,9 +83,11 @@ def plan_smallest(monkeypatch):
     def plan(planner):
         planner_class = getattr(import_module(PLANNERS[planner]), planner)
         network_class = get_network(planner_class.network_name).network_class
-        smallest = next(name for name in SMALLEST if get_network(name).network_class is network_class)
+        smallest = next(name for name in EACH_CLASS if get_network(name).network_class is network_class)
         monkeypatch.setattr(planner_class, "network_name", smallest)
-        if "widths" in get_network(smallest).override_names:  # of which there is one size only
+        if small := reduced(smallest):
+            monkeypatch.setattr(planner_class, "network_overrides", {**planner_class.network_overrides, **small})
+        elif "widths" in get_network(smallest).override_names:  # of which there is one size only
             monkeypatch.setattr(planner_class, "network_overrides", {"widths": (8, 16, 32, 64)})
         return plan_experiments([900], planner, gpu_memory_target_in_gb=4)
 

@@ -73,6 +73,7 @@ RECIPES = {
     "nnUNetTrainerResNet50UNet": {},
     "nnUNetTrainerResNet50UNetPaper": MGCA,
     "nnUNetTrainerResUnet": {},
+    "nnUNetTrainerPrimus": {"default_lr": 3e-4},
     "nnUNetTrainerLinearProbe": {
         "default_epochs": 20,
         "default_iterations": 50,

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ...architectures import SegmentationNetwork, create_encoder
 from ...architectures._arguments import token_grids
-from ...weights.primus import SIZES, TOKEN, create_primus
+from ...architectures.primus import TOKEN
+from ...weights.primus import SIZES, create_primus
 
 
 def random_mask(grid: tuple[int, ...], ratio: float, rng: np.random.Generator) -> NDArray:
