@@ -69,8 +69,11 @@ class Measured(nnUNetTrainer):
         """
         size = (self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size)
         images = torch.zeros(size, device=self.device)
-        with torch.autocast(self.device.type, cache_enabled=False):
-            torch.cuda.make_graphed_callables(self.network.train(), (images,), allow_unused_input=True)
+        try:
+            with torch.autocast(self.device.type, cache_enabled=False):
+                torch.cuda.make_graphed_callables(self.network.train(), (images,), allow_unused_input=True)
+        except RuntimeError as error:  # a network that waits for the device in its forward pass
+            self.print_to_log_file(f"no CUDA graphs: {error}")
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """The fold's cases, of which ``labelled`` are trained on."""
