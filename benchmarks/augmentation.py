@@ -86,6 +86,7 @@ def measure_on(device: torch.device, patch_size: tuple[int, ...], batch_size: in
     batch: dict[str, Any] = {"data": images, "target": labels, "keys": ["case"] * batch_size}
     compared = compare(device, batch, transforms)
     if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
         batch |= {name: batch[name].pin_memory() for name in ("data", "target")}
 
     def crops() -> Iterator[dict[str, Any]]:
@@ -102,11 +103,10 @@ def measure_on(device: torch.device, patch_size: tuple[int, ...], batch_size: in
         batches += 1
     wait(device)
     rate = batches * batch_size / (time.perf_counter() - start)
+    peak = {"peak_mib": torch.cuda.max_memory_allocated(device) / 2**20} if device.type == "cuda" else {}
     parts = {name: time_part(device, batch, part) for name, part in always(transforms)}
     row = {"patch_size": patch_size, "crop": crop, "batch_size": batch_size, "batches": batches, "samples_per_s": rate}
-    if device.type == "cuda":
-        row["peak_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
-    return {**row, **compared, "parts_ms": parts}
+    return {**row, **peak, **compared, "parts_ms": parts}
 
 
 def wait(device: torch.device) -> None:
@@ -205,11 +205,13 @@ def device_markdown(content: dict[str, Any]) -> str:
     lines = [
         f"# Augmentation on the device\n\n{content['device']}, nnU-Net's training transforms by `augment_on_device`, "
         "without a training beside it.\n",
-        "| patch | batch | samples/s | largest difference from the CPU | labels that differ |\n|---|---|---|---|---|",
+        "| patch | batch | samples/s | peak MiB | largest difference from the CPU | labels that differ |",
+        "|---|---|---|---|---|---|",
     ]
     for size, row in zip(sizes, rows, strict=True):
         equality = f"{row['largest_difference']:.1e} | {row['labels_that_differ']:.1e}"
-        lines.append(f"| {size} | {row['batch_size']} | {row['samples_per_s']:.1f} | {equality} |")
+        rate = f"{row['samples_per_s']:.1f} | {row.get('peak_mib', float('nan')):.0f}"
+        lines.append(f"| {size} | {row['batch_size']} | {rate} | {equality} |")
     lines.append(f"\nMilliseconds of a sample:\n\n| transform | {' | '.join(sizes)} |\n|---{'|---' * len(sizes)}|")
     for name in rows[0]["parts_ms"]:
         lines.append(f"| {name} | {' | '.join(format(row['parts_ms'][name], '.2f') for row in rows)} |")

@@ -70,7 +70,7 @@ def on_device(transform: BasicTransform, device: torch.device) -> BasicTransform
     changed = copy(transform)
     if kind is SpatialTransform:
         changed.__class__ = Spatial
-    if kind is GaussianBlurTransform:
+    if kind is GaussianBlurTransform and device.type != "cpu":
         changed.benchmark = False  # of FFT and convolution, by a clock that does not wait for the device
     if kind is ConvertSegmentationToRegionsTransform:
         changed.regions = [region.to(device) for region in transform.regions]

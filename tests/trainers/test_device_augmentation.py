@@ -14,6 +14,8 @@ from nnunet_transformers.trainers.device_augmentation import DeviceLoader, full_
 
 from .conftest import CPU, PLANS, TRAINER
 
+DEVICES = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+
 pytestmark = pytest.mark.usefixtures("prepared")
 
 
@@ -22,13 +24,13 @@ def trainer_with(prepared):
     """A trainer of batches of one, of a plan with a setting or without."""
     folder = prepared / "preprocessed" / "Dataset900_Balls"
 
-    def create(configuration="3d_fullres", **settings):
+    def create(configuration="3d_fullres", device=CPU, **settings):
         plans = json.loads((folder / f"{PLANS}.json").read_text())
         plans["plans_name"] = f"{PLANS}_device"
         plans["configurations"][configuration]["training"] = settings
         plans["configurations"][configuration]["batch_size"] = 1
         (folder / f"{plans['plans_name']}.json").write_text(json.dumps(plans))
-        trainer = get_trainer_from_args("900", configuration, 0, TRAINER, plans["plans_name"], device=CPU)
+        trainer = get_trainer_from_args("900", configuration, 0, TRAINER, plans["plans_name"], device=device)
         trainer.initialize()
         return trainer
 
@@ -60,14 +62,15 @@ def test_batches_are_nnunets(trainer_with, configuration):
         assert list(found["keys"]) == list(expected["keys"])
 
 
-def test_a_step_prepares_the_next_batch(trainer_with):
-    trainer = trainer_with(augment_on_device=True)
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_a_step_prepares_the_next_batch(trainer_with, device):
+    trainer = trainer_with(device=device, augment_on_device=True)
     loader = loader_of(trainer)
     trainer.on_train_epoch_start()
     ahead = []
     for _ in range(2):
         batch = next(loader)
-        assert loader._next is None
+        assert loader._next is None and batch["data"].device.type == device.type
         trainer.train_step(batch)
         ahead.append(loader._next)
     assert ahead[0] is batch  # of the second step
