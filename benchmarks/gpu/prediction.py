@@ -102,6 +102,9 @@ def graphs(row: Row) -> dict[str, Any]:
     for _ in range(2):
         step.run()
     figures["step_s"] = step.time(seconds)["step_s"]
+    # the graph of the last step would bind the gradients to the stream that it ran in
+    step.loss = step.outputs = None
+    step.optimiser.zero_grad(set_to_none=True)
     try:
         with torch.autocast("cuda", dtype=dtype, enabled=dtype is not None, cache_enabled=False):
             step.network = cast(nn.Module, torch.cuda.make_graphed_callables(step.plain, (step.image,)))

@@ -80,6 +80,8 @@ class Worker:
                 self.stop()  # the device's context cannot be used any more
             raise RowFailed(answer)
         result: dict[str, Any] = answer
+        if any(name.endswith("_error") for name in result):
+            self.stop()  # likewise, after a capture that failed
         return result
 
     def run(self, function: str, row: object, seconds: float) -> dict[str, Any]:
