@@ -80,7 +80,7 @@ class Worker:
                 self.stop()  # the device's context cannot be used any more
             raise RowFailed(answer)
         result: dict[str, Any] = answer
-        if any(name.endswith("_error") for name in result):
+        if isinstance(answer, dict) and any(name.endswith("_error") for name in answer):
             self.stop()  # likewise, after a capture that failed
         return result
 
