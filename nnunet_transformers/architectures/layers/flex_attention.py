@@ -1,4 +1,4 @@
-"""FlexAttention for windows with a position bias, which refuses the flash kernel; off unless it is switched on."""
+"""FlexAttention for windows with a position bias, which the flash kernel refuses; off unless it is switched on."""
 
 from __future__ import annotations
 
