@@ -27,6 +27,7 @@ STEPS = {
     "profile": (90, 30),
     "prediction": (180, 60),
     "graphs": (120, 45),
+    "flex": (240, 90),
     "compile": (420, 240),
 }
 FUNCTIONS = {step: f"{__package__}.{step}:{step}" for step in STEPS}

@@ -110,6 +110,12 @@ def standard_error() -> Iterator[list[str]]:
 
 def kernels(row: Row) -> dict[str, Any]:
     """List the distinct attention calls of a forward pass in training, with the kernel that each takes."""
+    calls, dtype, patch_size = calls_of(row)
+    return {"patch_size": patch_size, "calls": [_describe(call, count, dtype, row) for call, count in calls.items()]}
+
+
+def calls_of(row: Row) -> tuple[dict[Call, int], torch.dtype, tuple[int, ...]]:
+    """The distinct attention calls of a forward pass in training with their numbers, their type, and the patch."""
     release(torch.device(row.device))
     network, patch_size = build(row)
     image = torch.randn(row.batch_size, 1, *patch_size, device=row.device)
@@ -117,9 +123,7 @@ def kernels(row: Row) -> dict[str, Any]:
     enabled = dtype is not torch.float32
     with torch.autocast(row.device, dtype=dtype, enabled=enabled), Calls() as calls:
         network.train()(image)
-    del network
-    described = [_describe(call, count, dtype, row) for call, count in calls.counted.items()]
-    return {"patch_size": patch_size, "calls": described}
+    return calls.counted, dtype, patch_size
 
 
 def _describe(call: Call, count: int, dtype: torch.dtype, row: Row) -> dict[str, Any]:

@@ -48,6 +48,16 @@ def _kernels(row: Figures) -> list[list[str]]:
     return lines
 
 
+def _flex(row: Figures) -> list[list[str]]:
+    lines = []
+    for call in row["calls"]:
+        times = [f"{call['milliseconds'][name]:.2f}" for name in ("selected", "flex")]
+        shapes = [str(call["count"]), _size(call["query"]), _size(call["bias"])]
+        error = f"{call['largest_error']:.1e}"
+        lines.append([_name(row), _size(row["patch_size"]), row["precision"], *shapes, *times, error])
+    return lines
+
+
 def _memory(row: Figures) -> list[list[str]]:
     measured = row["allocated_bytes"] + row["own_bytes"]
     ratio = f"{row['estimated_bytes'] / measured:.2f}" if measured else "-"
@@ -84,6 +94,11 @@ TABLES: dict[str, tuple[str, list[str], Callable[[Figures], list[list[str]]]]] =
         "Attention: forward and backward, ms, of each kernel that takes the call",
         ["network", "patch", "calls", "query", "key", "bias", "selected", "ms", "refused"],
         _kernels,
+    ),
+    "flex": (
+        "FlexAttention: forward and backward of the largest calls with a bias, ms",
+        ["network", "patch", "precision", "calls", "query", "bias", "selected", "FlexAttention", "largest error"],
+        _flex,
     ),
     "eager": ("Training step", [*STEP, "waits"], _training),
     "compile": ("Training step, torch.compile", [*STEP, "compile, s", "graphs, breaks, recompiles"], _training),

@@ -28,6 +28,8 @@ NETWORKS_3D: tuple[str, ...] = (
 )
 NETWORKS_2D: tuple[str, ...] = ("PlainConvUNet", "ResEnc-L", "qt_unet_tiny", "unet2022_tiny", "mit_7", "mit_22")
 NETWORKS_2D += ("setr_pup", "setr_pup_dinov3_small", "resnet50_unet")
+# families whose attention has a position bias
+BIASED = ("qt_unet", "vt_unet", "unet2022")
 PREDICTED = ("PlainConvUNet", "qt_unet_tiny", "unet2022_tiny", "mit_7")
 # patch, batch and input channels of the forms
 PATCHES = {3: ((128, 128, 128), 2), 2: ((512, 512), 8)}
@@ -152,6 +154,8 @@ def rows_of(step: str, device: str, tiny: bool, networks: tuple[str, ...], preci
     ours = [row for row in rows if is_ours(row.network)]
     if step == "kernels":
         return [row for row in rows if row.network not in ("PlainConvUNet", "ResEnc-L", "resnet50_unet")]
+    if step == "flex":
+        return [row for row in ours if row.network.startswith(BIASED)]
     if step == "memory":
         others = [
             Row(step, name, size, batch, precisions[0], device, tiny, tuple(overrides.items()))

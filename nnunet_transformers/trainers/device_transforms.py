@@ -1,7 +1,8 @@
 """nnU-Net's augmentation on a GPU: batchgeneratorsv2's transforms of CUDA tensors.
 
-As of its version 0.3.6, what each of nnU-Net's transforms lacks for that is here. Parameters are drawn on the host, in
-the order in which a worker draws them, so the same seed gives the same parameters; noise itself is the device's.
+What nnU-Net's transforms lack for that is here. Parameters are drawn on the host, in the order in which a worker draws
+them, so the same seed gives the same parameters; noise itself is the device's. Rotations and labels at borders are as
+in batchgeneratorsv2 0.3.6, from which earlier versions differ slightly.
 """
 
 from __future__ import annotations
@@ -190,15 +191,16 @@ class Spatial(SpatialTransform):
         present = labels.unique().tolist()
         if padding is not None and padding not in present:
             present = sorted([*present, int(padding)])
+        tiebreak = getattr(self, "seg_tiebreak", "nearest")  # from 0.3.6 on
         best = torch.full(nearest.shape, -torch.inf, dtype=torch.float16)
         score_of_nearest, result = best.clone(), nearest.clone()
         for label in present:
             outside = SCORE if label == padding else 0.0
             score = sampled((labels == label).float() * SCORE, outside, self.mode_seg).to(torch.float16)
-            better = score >= best if self.seg_tiebreak == "highest" else score > best
+            better = score >= best if tiebreak == "highest" else score > best
             result.masked_fill_(better, label)
             torch.maximum(best, score, out=best)
             score_of_nearest = torch.where(nearest == label, score, score_of_nearest)
-        if self.seg_tiebreak != "nearest":
+        if tiebreak != "nearest":
             return result
         return torch.where(score_of_nearest == best, nearest, result)

@@ -13,6 +13,7 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from nnunet_transformers.trainers.device_augmentation import DeviceLoader, full_precision
 
 from .conftest import CPU, PLANS, TRAINER
+from .test_device_transforms import same_rules
 
 DEVICES = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 
@@ -48,6 +49,7 @@ def batches(loader, count=4):
     return [next(loader) for _ in range(count)]
 
 
+@same_rules
 @pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
 def test_batches_are_nnunets(trainer_with, configuration):
     theirs = loader_of(trainer_with(configuration))
@@ -74,9 +76,7 @@ def test_a_step_prepares_the_next_batch(trainer_with, device):
         trainer.train_step(batch)
         ahead.append(loader._next)
     assert ahead[0] is batch  # of the second step
-    with torch.no_grad():
-        trainer.on_validation_epoch_start()
-        trainer.validation_step(next(trainer.dataloader_val))
+    loader.prefetch()  # as validation's loss does
     assert loader._next is ahead[1]
 
 

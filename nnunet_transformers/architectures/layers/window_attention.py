@@ -7,6 +7,7 @@ from timm.layers import use_fused_attn
 from torch import Tensor, nn
 
 from ._export import is_exporting
+from .flex_attention import biased_flex_attention
 from .matrix_attention import matrix_attention
 from .relative_position_bias import RelativePositionBias
 from .window_partition import WindowPartition
@@ -28,7 +29,10 @@ class WindowAttention(nn.Module):
     Attributes:
         fused_attn: use scaled_dot_product_attention, or for operation counters and export plain matrix products. Taken
             from ``timm.layers.set_fused_attn`` at construction.
+        flex_attn: use FlexAttention, which ``set_flex_attention`` switches on.
     """
+
+    flex_attn = False
 
     def __init__(
         self,
@@ -101,7 +105,9 @@ class WindowAttention(nn.Module):
         q, k, v = (t.flatten(start, end) for t in (q, k, v))
         bias = bias.reshape(1, -1, *bias.shape[-2:])
         # an exporter decomposes the fused kernel, whose memory layout it then gets wrong
-        if self.fused_attn and not is_exporting():
+        if self.flex_attn and not is_exporting():
+            out = biased_flex_attention(q, k, v, bias[0], self.scale)
+        elif self.fused_attn and not is_exporting():
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=self.scale)
         else:
             out = matrix_attention(q, k, v, self.scale, bias)
