@@ -5,6 +5,7 @@ A network is one file: blocks, encoder, decoder, the network, the translation of
 >>> from nnunet_transformers.architectures import create_network, list_networks
 """
 
+from . import mednext as _mednext  # noqa: F401
 from . import primus as _primus  # noqa: F401
 from . import qt_unet as _qt_unet  # noqa: F401
 from . import resnet_unet as _resnet_unet  # noqa: F401

@@ -15,6 +15,7 @@ from ..architectures.layers import (
     resize_bias_table,
     resize_position_embedding,
 )
+from ..architectures.mednext import upkern
 from .transfer import Adapter
 
 
@@ -120,6 +121,16 @@ def convolution_kernels(name: str, value: Tensor, tensor: Tensor) -> tuple[Tenso
     if adapted.shape != tensor.shape:
         return None
     return adapted, sizes_changed("kernel", value.shape[2:], tensor.shape[2:])
+
+
+def enlarged_kernels(name: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
+    """Adapt a depth-wise kernel to a larger one, as MedNeXt's UpKern does."""
+    before, after = value.shape[2:], tensor.shape[2:]
+    if value.shape[:2] != tensor.shape[:2] or value.shape[1:2] != (1,) or len(before) != len(after):
+        return None
+    if before == after or any(old > new for old, new in zip(before, after, strict=True)):
+        return None
+    return upkern(value, after), sizes_changed("kernel", before, after)
 
 
 def depthwise_kernels(suffix: str) -> Adapter:

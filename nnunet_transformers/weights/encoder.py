@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from .._meta import without_data
 from ..architectures import SegmentationNetwork, create_network, get_network, get_timm_family
 from ..architectures.layers import RelativePositionBias
-from .adapters import bias_tables, first_layers, position_embeddings
+from ..architectures.mednext import MedNeXt
+from .adapters import bias_tables, enlarged_kernels, first_layers, position_embeddings
 from .described import build_described
 from .load_report import LoadReport
 from .pretrained import PretrainedWeights
@@ -132,7 +133,8 @@ def encoder_adapters(network: nn.Module, origin: SegmentationNetwork) -> Sequenc
     """Return the adapters for ``transfer`` between networks of one class with other patches and input channels.
 
     Bias tables and position embeddings are interpolated to the network's windows and token grids, the kernel of the
-    patch embedding to its stride, and the first layer is fitted to the number of input channels.
+    patch embedding to its stride, MedNeXt's kernels to larger ones, and the first layer is fitted to the number of
+    input channels.
 
     Args:
         network: network to load into; its tensors have the names of ``origin``'s.
@@ -143,7 +145,8 @@ def encoder_adapters(network: nn.Module, origin: SegmentationNetwork) -> Sequenc
         return cast(RelativePositionBias, origin.get_submodule(name.rpartition(".")[0])).table_shape
 
     first = [f"{key}.weight" for key in origin.keys_to_in_proj]
-    return bias_tables(network, table_shape), position_embeddings(network), first_layers(first)
+    kernels = [enlarged_kernels] if isinstance(network, MedNeXt) else []
+    return bias_tables(network, table_shape), position_embeddings(network), first_layers(first), *kernels
 
 
 def load_encoder_weights(network: SegmentationNetwork, checkpoint: EncoderCheckpoint, source: str = "") -> LoadReport:

@@ -48,7 +48,10 @@ def forms(names, *dimensions, patches=PATCHES):
 
 # networks to compare with, mostly of libraries, and arguments that make them small: they have the tests of the contract
 # and of their family's training, and their own; what all networks share is tested with the others
-COMPARED = {"primus": {"embed_dim": 24, "num_heads": 2, "depth": 2, "widths": (8, 8, 8, 8)}}
+COMPARED = {
+    "mednext": {"width": 8, "depths": (2, 1, 1, 1, 1)},
+    "primus": {"embed_dim": 24, "num_heads": 2, "depth": 2, "widths": (8, 8, 8, 8)},
+}
 
 
 def is_compared(name):
@@ -102,7 +105,7 @@ def registered_small(monkeypatch, name):
     "name,patch_size",
     [
         *forms(SMALLEST),
-        *forms([name for name in EACH_CLASS if is_compared(name)], patches={"2d": (32, 48), "3d": (16, 24, 32)}),
+        *forms([name for name in EACH_CLASS if is_compared(name)], patches={"2d": (32, 48), "3d": (16, 48, 32)}),
     ],
 )
 @pytest.mark.parametrize("check", NETWORK_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
@@ -122,7 +125,7 @@ def test_tables_without_weight_decay(name):
         assert network.no_weight_decay() == {
             n for n in names if n.endswith(("bias.table", "position.weight", "cls_token", "reg_token"))
         }
-        assert (network.no_weight_decay() == set()) == name.startswith("res")
+        assert (network.no_weight_decay() == set()) == name.startswith(("res", "mednext"))
 
 
 def test_tokens_without_weight_decay():

@@ -20,6 +20,7 @@ SMALL = {
     "setr_pup": {"embed_dim": 32, "num_heads": 2, "depth": 2},
     "setr_pup_dinov3": {"embed_dim": 32, "num_heads": 2, "depth": 2},
     "resnet18_unet": {},
+    "mednext_s": reduced("mednext_s"),
     "primus_v3_s": reduced("primus_v3_s"),
     "resunet_50": {"widths": (8, 8), "depths": (1, 1), "merge_strides": 2},
 }

@@ -479,7 +479,7 @@ def test_plans_hold_the_paths_of_before(folder):
     """Plans do not depend on the module of a class inside its package."""
     modules = {"mit": "MiT", "qt_unet": "QTUNet", "resnet_unet": "ResNetUNet", "setr_pup": "SETRPUP"}
     modules |= {"unet2022": "UNet2022", "setr_pup_dinov3": "SETRPUPDINOv3", "vt_unet": "VTUNet", "resunet": "ResUnet"}
-    modules |= {"primus": "Primus"}
+    modules |= {"primus": "Primus", "mednext": "MedNeXt"}
     paths = {f"nnunet_transformers.architectures.{module}.{name}" for module, name in modules.items()}
     assert {get_network(name).class_path for name in list_networks()} == paths
     plans = plan(folder, nnUNetPlannerMiT7, (1, 1, 1), (100, 100, 100))

@@ -73,6 +73,12 @@ RECIPES = {
     "nnUNetTrainerResNet50UNet": {},
     "nnUNetTrainerResNet50UNetPaper": MGCA,
     "nnUNetTrainerResUnet": {},
+    "nnUNetTrainerMedNeXt": {
+        "default_weight_decay": 3e-5,
+        "warmup_fraction": 0.0,
+        "clip_grad_norm": 12.0,
+        **AT_ONE_RATE,
+    },
     "nnUNetTrainerPrimus": {"default_lr": 3e-4},
     "nnUNetTrainerLinearProbe": {
         "default_epochs": 20,
