@@ -12,12 +12,15 @@ declare one name, the first by the packages' names is taken. What cannot be read
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import Distribution, EntryPoint, distributions
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 GROUP = "nnunet_transformers"
@@ -31,6 +34,7 @@ KINDS = {
 }
 # a package that calls sys.exit when it is imported is broken as well
 LOAD_ERRORS = (Exception, SystemExit)
+CLASS = re.compile(r"^class (\w+)", flags=re.MULTILINE)
 
 
 @dataclass(frozen=True, order=True)
@@ -128,3 +132,12 @@ def reason(error: BaseException) -> str:
     """The kind of an error and the first line of its message."""
     first = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def stock_names() -> set[str]:
+    """Names of nnU-Net's own planners and trainers, read from its source, which is not imported for it."""
+    package = find_spec("nnunetv2")
+    folders = [Path(folder) for folder in (package.submodule_search_locations or ())] if package else []
+    parts = ("experiment_planning", "training/nnUNetTrainer")
+    files = (file for folder in folders for part in parts for file in (folder / part).rglob("*.py"))
+    return {name for file in files for name in CLASS.findall(file.read_text(encoding="utf-8", errors="replace"))}

@@ -12,12 +12,13 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunet_transformers import _plugins, discovery
-from nnunet_transformers.architectures import _registry, create_network, get_network, list_networks
+from nnunet_transformers.architectures import create_network, get_network, list_networks
 from nnunet_transformers.benchmarking.networks import known_networks
 from nnunet_transformers.cli._findings import OK, PROBLEM, WARNING
 from nnunet_transformers.cli._plugin_checks import check_plugins
 from nnunet_transformers.plans.plan_files import load_plans
 from nnunet_transformers.runs.recipe import list_recipes, read_recipe
+from tests.packages import site_folder
 
 PRETRAINING = "nnunet_transformers.pretraining"
 NETWORK = """
@@ -37,20 +38,10 @@ globals().update(with_schedules(nnUNetTrainerMine))
 
 
 @pytest.fixture
-def site(tmp_path, monkeypatch):
+def site(tmp_path):
     """A folder that packages are installed into; afterwards nothing of them is left in this process."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setattr(_registry, "_networks", dict(_registry._networks))
-    monkeypatch.setattr(_registry, "_broken", {})
-    before = set(sys.modules)
-    _plugins.declarations.cache_clear()
-    yield folder
-    _plugins.declarations.cache_clear()
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
-            del sys.modules[name]
+    with site_folder(tmp_path / "site") as folder:
+        yield folder
 
 
 def install(site: Path, package: str, entry_points: str, **modules: str) -> None:

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 
 from .. import _plugins, discovery
 from .._plugins import Declaration
 from ._findings import OK, PROBLEM, WARNING, Finding
 from ._options import missing_extra
 
-# the kinds of classes that nnU-Net looks up: module and name of their base, and the package that is searched for them
+# module and name of the base of the classes that nnU-Net looks up
 CLASS_KINDS = {
-    "planners": (
-        "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner",
-        "ExperimentPlanner",
-        "nnunetv2.experiment_planning",
-    ),
-    "trainers": (
-        "nnunetv2.training.nnUNetTrainer.nnUNetTrainer",
-        "nnUNetTrainer",
-        "nnunetv2.training.nnUNetTrainer",
-    ),
+    "planners": ("nnunetv2.experiment_planning.experiment_planners.default_experiment_planner", "ExperimentPlanner"),
+    "trainers": ("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "nnUNetTrainer"),
 }
 RECIPE_COMMANDS = ("pretraining", "classification", "detection")
 
@@ -46,7 +37,7 @@ def _problem_of(declaration: Declaration) -> str | None:
     try:
         if declaration.kind in CLASS_KINDS:
             found, name = declaration.load_class(declaration.name), declaration.name
-            module, base_name, _ = CLASS_KINDS[declaration.kind]
+            module, base_name = CLASS_KINDS[declaration.kind]
             base = getattr(import_module(module), base_name)
             if not (isinstance(found, type) and issubclass(found, base)):
                 return f"is no {base.__name__}"
@@ -80,7 +71,7 @@ def _owner(declaration: Declaration) -> str | None:
     if declaration.kind in CLASS_KINDS:
         if declaration.name in discovery.CLASSES:
             return "nnunet-transformers"
-        if _is_stock(declaration):
+        if declaration.name in _plugins.stock_names():
             return "nnU-Net"
     if declaration.kind == "networks":
         from ..architectures import get_network
@@ -89,14 +80,3 @@ def _owner(declaration: Declaration) -> str | None:
             return "nnunet-transformers"
     first = _plugins.declared(declaration.kind)[declaration.name]
     return None if first == declaration else first.package
-
-
-def _is_stock(declaration: Declaration) -> bool:
-    import nnunetv2
-    from nnunetv2.utilities import find_class_by_name
-
-    look_up = find_class_by_name.recursive_find_python_class
-    original = getattr(look_up, "__wrapped__", look_up)
-    package = CLASS_KINDS[declaration.kind][2]
-    folder = Path(nnunetv2.__path__[0], *package.split(".")[1:])
-    return original(str(folder), declaration.name, package, nnunetv2.__path__[0]) is not None
