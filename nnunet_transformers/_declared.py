@@ -1,7 +1,8 @@
 """Classes that files may name: those of given packages, and of what installed packages declare.
 
 Plans and recipes name classes by their import paths, and importing a module runs it. An installed package declares its
-modules or classes by entry points of ``GROUP``, since its user has chosen to install it:
+modules or classes, since its user has chosen to install it: as networks, methods and so on (``_plugins``), or, for
+whatever else a file may name, by entry points of the group without a kind:
 
     [project.entry-points."nnunet_transformers"]
     hybrid = "hybrid_unet"
@@ -11,17 +12,14 @@ from __future__ import annotations
 
 import pydoc
 from collections.abc import Iterable
-from functools import cache
-from importlib.metadata import entry_points
 from typing import Any
 
-GROUP = "nnunet_transformers"
+from ._plugins import declarations
 
 
-@cache
 def declared() -> tuple[str, ...]:
     """Return the import paths of the modules and classes that installed packages declare."""
-    return tuple(sorted(entry.value.partition(" ")[0].replace(":", ".") for entry in entry_points(group=GROUP)))
+    return tuple(sorted(declaration.path for declaration in declarations()))
 
 
 def find_class(path: Any, packages: Iterable[str]) -> type | None:

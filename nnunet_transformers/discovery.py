@@ -2,7 +2,8 @@
 
 nnU-Net looks classes up by scanning its own folders. A ``.pth`` file in the wheel calls ``install`` when Python
 starts; that puts a finder on ``sys.meta_path`` which waits for nnU-Net's look-up module and, once it is imported,
-wraps its one function: names in ``CLASSES`` are answered from here, every other name is passed on to nnU-Net.
+wraps its one function: names in ``CLASSES`` are answered from here, every other name is passed on to nnU-Net, and what
+nnU-Net does not have either is looked up in what installed packages declare (``_plugins``).
 It uses the standard library only, and imports neither torch nor nnU-Net before nnU-Net itself is imported.
 
 Set ``NNUNET_TRANSFORMERS_HOOK=0`` to switch it off.
@@ -109,6 +110,28 @@ CLASSES = {
 }
 
 
+def find(name: str) -> Any:
+    """Import the planner or trainer of a name: this package's, or else one that an installed package declares.
+
+    Returns:
+        the class; None if there is none.
+    """
+    if name in CLASSES:
+        from importlib import import_module
+
+        return getattr(import_module(CLASSES[name]), name)
+    from ._plugins import find_class
+
+    return find_class(name)
+
+
+def planner_names() -> list[str]:
+    """Names of this package's planners and of those that installed packages declare."""
+    from ._plugins import declared
+
+    return list(dict.fromkeys((*PLANNERS, *declared("planners"))))
+
+
 class _Finder:
     """Finds ``TARGET`` through the other finders and wraps its function once the module is executed."""
 
@@ -148,11 +171,13 @@ def _wrap(module: ModuleType) -> None:
             return
 
         def recursive_find_python_class(folder: str, class_name: str, *args: Any, **kwargs: Any) -> Any:
-            if class_name not in CLASSES:
-                return original(folder, class_name, *args, **kwargs)
-            from importlib import import_module
-
-            return getattr(import_module(CLASSES[class_name]), class_name)
+            if class_name in CLASSES:
+                return find(class_name)
+            found = original(folder, class_name, *args, **kwargs)
+            try:
+                return find(class_name) if found is None else found
+            except Exception:  # nnU-Net goes on to the folders of nnUNet_extTrainer
+                return None
 
         wrapper: Any = recursive_find_python_class
         wrapper.__doc__ = original.__doc__

@@ -25,6 +25,7 @@ from nnunet_transformers.discovery import CLASSES
 from nnunet_transformers.trainers.trainer import TransformerTrainer
 from nnunet_transformers.weights import EncoderCheckpoint, encoder_weights
 from tests.conftest import EXAMPLES, set_nnunet_folders, write_dataset
+from tests.packages import install, site_folder
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
@@ -94,7 +95,7 @@ def passed_options() -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_trainers_and_planners(page):
     stock = {"nnUNetTrainer", "nnUNetTrainerBenchmark_5epochs", "nnUNetPlannerResEncM", "nnUNetPlannerResEncL"}
-    examples = {"nnUNetTrainerMine", "nnUNetTrainerHybrid", "nnUNetPlannerHybrid"}
+    examples = {"nnUNetTrainerMine", "nnUNetTrainerMyNet", "nnUNetPlannerMyNet"}
     for name in re.findall(r"\bnnUNet(?:Trainer|Planner)(?:_?[^\W_])*", page.read_text()):
         assert name in CLASSES or name in stock | examples, f"{page.name} names {name}"
 
@@ -139,14 +140,16 @@ def call(command: str) -> None:
             assert not error.code, f"{shlex.join(words)} ended with {error.code}"
 
 
-def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a line of a page: a command of nnU-Net or ours, an assignment or Python."""
+def run_line(line: str, monkeypatch: pytest.MonkeyPatch, site: Path) -> None:
+    """Run a line of a page: a command of nnU-Net or ours, an assignment, an installation into a folder, or Python."""
     program, *words = shlex.split(line)
     if program == "export":
         for name, _, value in (os.path.expandvars(word).partition("=") for word in words):
             monkeypatch.setenv(name, value)
             if name == "PYTHONPATH":
                 monkeypatch.syspath_prepend(value)
+    elif program == "pip":
+        install(Path(words[1]), site)
     elif program == "python":
         exec(words[1], {"__name__": "__main__"})
     else:
@@ -183,9 +186,10 @@ def test_commands_run(page, planned, examples, tmp_path, monkeypatch):
     enter(tmp_path / "work", monkeypatch)
     monkeypatch.setattr(TransformerTrainer, "default_iterations", 1)
     monkeypatch.setattr(TransformerTrainer, "default_epochs", 1)
-    for block in BLOCK.findall(page.read_text()):
-        for line in block.replace("\\\n", " ").splitlines():
+    lines = [line for block in BLOCK.findall(page.read_text()) for line in block.replace("\\\n", " ").splitlines()]
+    with site_folder(tmp_path / "site") as site:
+        for line in lines:
             if "pretrain fit" in line:
                 # the one for pages that only load it; a run does not replace it
                 Path("encoder.pth").unlink(missing_ok=True)
-            run_line(line.strip(), monkeypatch)
+            run_line(line.strip(), monkeypatch, site)

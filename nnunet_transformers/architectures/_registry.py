@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from .._plugins import LOAD_ERRORS, Declaration, declared, reason
 from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
 
 # pattern and replacement for names of released weights
@@ -24,6 +26,8 @@ T = TypeVar("T")
 _networks: dict[str, NetworkEntry] = {}
 _released: dict[str, ReleasedFamily] = {}
 _timm: list[TimmFamily] = []
+# networks of installed packages that do not load, and why
+_broken: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -187,8 +191,14 @@ def register_network(
 
     Raises:
         ValueError: if the class states ``token_arguments`` that a planner does not know or its constructor does not
-            take.
+            take, or a network of another package has the name.
     """
+    known = _networks.get(name)
+    if known is not None and _package(known.network_class) != _package(network_class):
+        raise ValueError(
+            f"the network {name} of {_package(network_class)} has the name of one of {_package(known.network_class)}; "
+            "register it under another name"
+        )
     taken = inspect.signature(network_class).parameters
     unknown = [a for a in network_class.token_arguments if a not in TOKEN_ARGUMENTS]
     missing = [a for a in network_class.token_arguments if a not in taken]
@@ -203,6 +213,11 @@ def register_network(
             "take"
         )
     _networks[name] = NetworkEntry(name, network_class, arguments, arguments_3d or {})
+
+
+def _package(network_class: type) -> str:
+    """The outermost package that defines a class."""
+    return network_class.__module__.partition(".")[0]
 
 
 def register_released_family(
@@ -240,9 +255,39 @@ def get_network(name: str) -> NetworkEntry:
     """Look up the entry of a network.
 
     Raises:
-        ValueError: if there is no such network; names the closest ones.
+        ValueError: if there is no such network (names the closest ones), or one that an installed package declares
+            does not load.
     """
-    return _look_up("network", name, _networks)
+    if name in _networks:
+        return _networks[name]
+    if name in (installed := declared("networks")):
+        _load(installed[name])
+        return _networks[name]
+    known: dict[str, Any] = {**dict.fromkeys(installed), **_networks}
+    entry: NetworkEntry = _look_up("network", name, known)
+    return entry
+
+
+def _load(declaration: Declaration) -> None:
+    """Import a network that an installed package declares: a class, or a module that registers it.
+
+    Raises:
+        ValueError: if that fails; the networks are those of before.
+    """
+    name, before = declaration.name, dict(_networks)
+    if name not in _broken:
+        try:
+            found = declaration.load()
+            if isinstance(found, type) and name not in _networks:
+                register_network(name, found)
+            if name not in _networks:
+                raise ValueError(f"{declaration.value} registers no network {name}")
+        except LOAD_ERRORS as error:
+            _networks.clear()
+            _networks.update(before)
+            _broken[name] = reason(error)
+    if name in _broken:
+        raise ValueError(f"{declaration} does not load: {_broken[name]}; see `nnunet-transformers doctor`")
 
 
 def get_released_family(family: str) -> ReleasedFamily:
@@ -279,7 +324,14 @@ def get_timm_family(network: nn.Module, name: str) -> TimmFamily:
 
 
 def list_networks(ndim: int | None = None) -> list[str]:
-    """Sorted names of all networks, or of those that support ``ndim`` spatial axes (2 or 3)."""
+    """Sorted names of all networks, or of those that support ``ndim`` spatial axes (2 or 3).
+
+    Those that installed packages declare are imported, and left out if that fails.
+    """
+    for name, declaration in declared("networks").items():
+        if name not in _networks:
+            with suppress(ValueError):
+                _load(declaration)
     return sorted(name for name, entry in _networks.items() if ndim is None or ndim in entry.dimensions)
 
 

@@ -19,6 +19,7 @@ from . import (
     evaluate,
     hub,
     models,
+    new,
     package,
     predict,
     preset,
@@ -46,6 +47,7 @@ app = typer.Typer(
 app.add_typer(doctor.commands)
 app.add_typer(models.commands)
 app.add_typer(preset.commands)
+app.add_typer(new.commands, name="new")
 app.add_typer(weights.commands)
 app.add_typer(pretrain.commands, name="pretrain")
 app.add_typer(probe.commands, name="probe")

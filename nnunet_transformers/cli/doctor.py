@@ -6,35 +6,20 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 import typer
 
 from .. import __version__, discovery
+from ._findings import OK, PROBLEM, WARNING, Finding
+from ._plugin_checks import check_plugins
 
 commands = typer.Typer()
 
 # for installs where the hook is switched off
 TRAINER_FOLDER = Path(__file__).parent.parent / "ext_trainers"
-OK, WARNING, PROBLEM = "ok", "warning", "problem"
 COLOURS = {OK: typer.colors.GREEN, WARNING: typer.colors.YELLOW, PROBLEM: typer.colors.RED}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Result of a check.
-
-    Attributes:
-        state: ``OK``, ``WARNING`` or ``PROBLEM``.
-        text: what was found.
-        remedy: what to do about it, if anything.
-    """
-
-    state: str
-    text: str
-    remedy: str = ""
 
 
 def check_versions() -> Iterator[Finding]:
@@ -152,6 +137,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_versions,
     check_imports,
     check_discovery,
+    check_plugins,
     check_shadowing,
     check_trainer_folders,
     check_folders,

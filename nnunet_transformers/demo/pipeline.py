@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from ..discovery import PLANNERS, plans_name
+from ..discovery import planner_names, plans_name
 from ..evaluation.report import write_report
 from .dataset import make_dataset
 
@@ -36,20 +36,20 @@ def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Pat
     Args:
         folder: working folder, in which nnU-Net's three folders are created.
         data: dataset in nnU-Net's raw layout; None to generate one from nilearn's template.
-        planner: one of this package's planners.
-        trainer: one of this package's trainers.
+        planner: a planner of this package or of an installed plugin.
+        trainer: a trainer of this package or of an installed plugin.
 
     Returns:
         the HTML report.
 
     Raises:
-        ValueError: if the planner is not one of this package's.
+        ValueError: if there is no such planner.
         FileNotFoundError: if ``data`` is not a dataset in nnU-Net's raw layout.
         RuntimeError: if one of nnU-Net's commands fails.
     """
     start = time.monotonic()
-    if planner not in PLANNERS:
-        raise ValueError(f"unknown planner {planner!r}; known: {', '.join(PLANNERS)}")
+    if planner not in planner_names():
+        raise ValueError(f"unknown planner {planner!r}; known: {', '.join(planner_names())}")
     folder = Path(folder).absolute()
     raw = Path(data).absolute().parent if data else folder / "raw"
     if data and not (Path(data) / "dataset.json").is_file():

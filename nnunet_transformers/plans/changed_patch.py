@@ -8,11 +8,10 @@ same weights fit, and windows that tile the new grids.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 from ..architectures._arguments import per_axis, per_stage, token_grids
-from ..discovery import PLANNERS
+from ..discovery import find
 from .tiling import TokenRules, choose_windows
 
 # arguments that a plan states of this package's networks and of those made like them, and of their windows
@@ -25,7 +24,7 @@ def architecture_for_patch(configuration: Mapping[str, Any], planner: str | None
 
     Args:
         configuration: of a plan, including inherited entries.
-        planner: name of the planner that made the plan; other planners than this package's have the default rules.
+        planner: name of the planner that made the plan; nnU-Net's planners and unknown ones have the default rules.
 
     Returns:
         the entry as it is unless the two patches differ. Windows that did not tile the grids of the planned patch, as
@@ -69,6 +68,6 @@ def _windows(
     )
     if any(grid % window for pair in planned for grid, window in zip(*pair, strict=True)):
         return {}
-    rules = getattr(import_module(PLANNERS[planner]), planner).token_rules if planner in PLANNERS else TokenRules()
+    rules = getattr(find(planner), "token_rules", TokenRules()) if planner else TokenRules()
     windows = choose_windows(patch_size, spacing, strides, rules)
     return {} if windows is None else {"window_sizes": [list(window) for window in windows]}

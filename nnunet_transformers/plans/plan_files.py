@@ -11,7 +11,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_t
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._reading import read_json, reading
-from ..discovery import PLANNERS, plans_name
+from ..discovery import planner_names, plans_name
 
 
 def dataset_folder(dataset: str) -> Path:
@@ -42,8 +42,8 @@ def load_plans(folder: Path, name: str) -> dict[str, Any]:
         name: plans name.
 
     Raises:
-        FileNotFoundError: if it does not exist; names the command of the planner of this package that makes it, or
-            the existing plans.
+        FileNotFoundError: if it does not exist; names the command of the planner that makes it, of this package or an
+            installed plugin, or the existing plans.
         ValueError: if the file is not a plan.
     """
     path = folder / f"{name}.json"
@@ -60,7 +60,7 @@ def load_plans(folder: Path, name: str) -> dict[str, Any]:
 
 def _advice(folder: Path, name: str) -> str:
     """Explain how to make a missing plan."""
-    planner = next((planner for planner in PLANNERS if plans_name(planner) == name), None)
+    planner = next((planner for planner in planner_names() if plans_name(planner) == name), None)
     if planner is not None:
         was_planned = (folder / "dataset_fingerprint.json").is_file()
         command = "nnUNetv2_plan_experiment" if was_planned else "nnUNetv2_plan_and_preprocess --no_pp"

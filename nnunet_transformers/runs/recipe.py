@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from .._plugins import LOAD_ERRORS, declarations, declared
 from .._reading import reading
 from .gate import check_checkpoint, check_recipe
 
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
+
 BASE = "base"
+ENDING = ".yaml"
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,34 @@ class Recipe:
 
 
 def list_recipes(package: str) -> list[str]:
-    """Return the names of the recipes in a package's folder ``recipes``."""
-    return sorted(p.name.removesuffix(".yaml") for p in files(package).joinpath("recipes").iterdir())
+    """Return the names of the recipes in a package's folder ``recipes``, and of those that other packages declare."""
+    return sorted(_recipe_files(package))
+
+
+def _recipe_files(package: str) -> dict[str, Traversable]:
+    """Find the recipes by name: the package's own, then those of installed packages for the command of its name."""
+    found = recipes_in(f"{package}.recipes")
+    for declaration in declarations():
+        if (declaration.kind, declaration.name) == ("recipes", package.rpartition(".")[2]):
+            with suppress(*LOAD_ERRORS):  # doctor names it
+                found = {**recipes_in(declaration.value), **found}
+    return found
+
+
+def recipes_in(folder: str) -> dict[str, Traversable]:
+    """Find the recipes in a folder that is given as an import path; raises what importing it raises."""
+    package, _, name = folder.rpartition(".")
+    entries = (files(package).joinpath(name) if package else files(name)).iterdir()
+    return {file.name.removesuffix(ENDING): file for file in entries if file.name.endswith(ENDING)}
+
+
+def _with_method(content: dict[str, Any]) -> dict[str, Any]:
+    """Replace the name of a method that an installed package declares by the path of its class."""
+    model = content.get("model")
+    path = model.get("class_path") if isinstance(model, Mapping) else None
+    if not isinstance(path, str) or path not in (methods := declared("pretraining_methods")):
+        return content
+    return {**content, "model": {**content["model"], "class_path": methods[path].path}}
 
 
 def read_recipe(name: str, package: str, trust: bool = False, derived: tuple[str, ...] = ()) -> Recipe:
@@ -62,7 +94,7 @@ def read_recipe(name: str, package: str, trust: bool = False, derived: tuple[str
     specifies itself.
 
     Args:
-        name: name of a recipe, or path of a YAML file.
+        name: name of a recipe, of this package or of an installed plugin, or path of a YAML file.
         package: package with a folder ``recipes``, by its import name.
         trust: take a file that names any code, see ``check_recipe``.
         derived: recipes that start from this one.
@@ -75,12 +107,12 @@ def read_recipe(name: str, package: str, trust: bool = False, derived: tuple[str
         >>> read_recipe("alice_views", "nnunet_transformers.pretraining").content["model"]["init_args"]["losses"]
         ['views']
     """
-    known = list_recipes(package)
+    known = dict(sorted(_recipe_files(package).items()))
     is_file = "\0" not in name and Path(name).is_file()
     if is_file:
         text = Path(name).read_text(encoding="utf-8", errors="replace")
     elif name in known:
-        text = files(package).joinpath("recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+        text = known[name].read_text(encoding="utf-8")
     else:
         close = get_close_matches(name, known, n=2) or known
         raise ValueError(f"no recipe and no file {name!r}; there are {', '.join(close)}")
@@ -92,6 +124,7 @@ def read_recipe(name: str, package: str, trust: bool = False, derived: tuple[str
     base = content.pop(BASE, None)
     if not isinstance(base, (str, NoneType)) or base in (*derived, name):
         raise ValueError(f"{name} has {base!r} as {BASE}, which is no recipe that it can start from")
+    content = _with_method(content)
     check_checkpoint(content, name)
     if is_file and not trust:
         if has_aliases:

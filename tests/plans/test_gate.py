@@ -9,7 +9,7 @@ from importlib import import_module
 
 import pytest
 
-from nnunet_transformers import _declared
+from nnunet_transformers import _declared, _plugins
 from nnunet_transformers.plans.gate import check_plan, check_preparation
 from nnunet_transformers.plans.planned import PlannedConfiguration, find_trainer
 from tests.conftest import HOSTILE
@@ -171,11 +171,11 @@ def test_declared_by_an_installed_package(tmp_path, monkeypatch):
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: hybrid\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text("[nnunet_transformers]\nmethod = vicreg:VICReg\nnetwork = hybrid_unet\n")
     monkeypatch.syspath_prepend(tmp_path)
-    _declared.declared.cache_clear()
+    _plugins.declarations.cache_clear()
     try:
         assert {"hybrid_unet", "vicreg.VICReg"} <= set(_declared.declared())
     finally:
-        _declared.declared.cache_clear()
+        _plugins.declarations.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["join", "os", "nnUNetTrainer.__class__", 7])

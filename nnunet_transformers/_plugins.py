@@ -1,0 +1,143 @@
+"""Networks, planners, trainers, pretraining methods and recipes of installed packages, which declare them.
+
+A package declares them by entry points of the groups ``nnunet_transformers.KIND``, one kind for each key of ``KINDS``:
+
+    [project.entry-points."nnunet_transformers.trainers"]
+    nnUNetTrainerMine = "my_package.trainer:nnUNetTrainerMine"
+
+Entry points are read when a name is asked for that neither nnU-Net nor this package has. Of several packages that
+declare one name, the first by the packages' names is taken. What cannot be read or imported is passed over:
+``nnunet-transformers doctor`` names it. Standard library only, as ``discovery``, which asks here.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import Distribution, EntryPoint, distributions
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+GROUP = "nnunet_transformers"
+# what an entry point declares, by the last part of its group's name
+KINDS = {
+    "networks": "network",
+    "planners": "planner",
+    "trainers": "trainer",
+    "pretraining_methods": "pretraining method",
+    "recipes": "folder of recipes for",
+}
+# a package that calls sys.exit when it is imported is broken as well
+LOAD_ERRORS = (Exception, SystemExit)
+CLASS = re.compile(r"^class (\w+)", flags=re.MULTILINE)
+
+
+@dataclass(frozen=True, order=True)
+class Declaration:
+    """What an installed package declares.
+
+    Attributes:
+        package, version: of the package, as pip names it.
+        kind: one of ``KINDS``; empty for the group without a kind, by which files may name classes (``_declared``).
+        name: network, planner, trainer or method; for recipes the command that takes them, such as ``pretraining``.
+        value: import path, ``module`` or ``module:object``.
+    """
+
+    package: str
+    version: str
+    kind: str
+    name: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"the {KINDS.get(self.kind, 'entry')} {self.name} of the installed package {self.package} {self.version}"
+
+    @property
+    def path(self) -> str:
+        """Import path with dots only, as plans and recipes write it."""
+        return self.value.partition(" ")[0].replace(":", ".")
+
+    def load(self) -> Any:
+        """Import the module or object. Raises whatever the package raises."""
+        return EntryPoint(self.name, self.value, f"{GROUP}.{self.kind}").load()
+
+    def load_class(self, name: str) -> Any:
+        """Import the class of this name: the declared one, or a variant in the same module, such as ``NAME_5epochs``.
+
+        Raises:
+            AttributeError: if the module has no such class, and whatever the package raises.
+        """
+        module, _, declared_name = self.value.partition(" ")[0].partition(":")
+        if name == self.name and declared_name:
+            return self.load()
+        return getattr(import_module(module), name)
+
+
+@cache
+def declarations() -> tuple[Declaration, ...]:
+    """Read what the installed packages declare, ordered by package, kind and name."""
+    found: dict[tuple[str, str, str], Declaration] = {}
+    for distribution in distributions():
+        try:
+            for declaration in _of(distribution):
+                # of a package that is there twice, Python imports the first on its path
+                found.setdefault((declaration.package, declaration.kind, declaration.name), declaration)
+        except LOAD_ERRORS:  # damaged metadata of some package, which pip itself reports
+            continue
+    return tuple(sorted(found.values()))
+
+
+def _of(distribution: Distribution) -> Iterator[Declaration]:
+    for entry in distribution.entry_points:
+        group, _, kind = entry.group.partition(".")
+        if group == GROUP:
+            name = str(distribution.metadata["Name"]).lower().replace("_", "-")
+            yield Declaration(name, distribution.version, kind, entry.name, entry.value)
+
+
+def declared(kind: str) -> dict[str, Declaration]:
+    """Declarations of one kind by name; of several with one name the first package's."""
+    found: dict[str, Declaration] = {}
+    for declaration in declarations():
+        if declaration.kind == kind:
+            found.setdefault(declaration.name, declaration)
+    return found
+
+
+def find_class(name: str) -> Any:
+    """Import the planner or trainer of a name, or a variant of one (``NAME_5epochs``), of an installed package.
+
+    Returns:
+        the class; None if no package declares it. None as well, after a line on stderr, if it cannot be imported.
+    """
+    for kind in ("planners", "trainers"):
+        known = declared(kind)
+        stems = [stem for stem in known if name == stem or name.startswith(f"{stem}_")]
+        if not stems:
+            continue
+        declaration = known[max(stems, key=len)]
+        try:
+            return declaration.load_class(name)
+        except LOAD_ERRORS as error:
+            print(f"nnunet-transformers: {declaration} does not load: {reason(error)}", file=sys.stderr)
+    return None
+
+
+def reason(error: BaseException) -> str:
+    """The kind of an error and the first line of its message."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def stock_names() -> set[str]:
+    """Names of nnU-Net's own planners and trainers, read from its source, which is not imported for it."""
+    package = find_spec("nnunetv2")
+    folders = [Path(folder) for folder in (package.submodule_search_locations or ())] if package else []
+    parts = ("experiment_planning", "training/nnUNetTrainer")
+    files = (file for folder in folders for part in parts for file in (folder / part).rglob("*.py"))
+    return {name for file in files for name in CLASS.findall(file.read_text(encoding="utf-8", errors="replace"))}

@@ -1,0 +1,82 @@
+"""The doctor's check of installed packages that declare networks, planners, trainers, methods and recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+
+from .. import _plugins, discovery
+from .._plugins import Declaration
+from ._findings import OK, PROBLEM, WARNING, Finding
+from ._options import missing_extra
+
+# module and name of the base of the classes that nnU-Net looks up
+CLASS_KINDS = {
+    "planners": ("nnunetv2.experiment_planning.experiment_planners.default_experiment_planner", "ExperimentPlanner"),
+    "trainers": ("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "nnUNetTrainer"),
+}
+RECIPE_COMMANDS = ("pretraining", "classification", "detection")
+
+
+def check_plugins() -> Iterator[Finding]:
+    """Import what installed packages declare, and name what does not load and which names are taken twice."""
+    for declaration in _plugins.declarations():
+        if problem := _problem_of(declaration):
+            remedy = f"pip install --upgrade {declaration.package}, or pip uninstall {declaration.package}"
+            yield Finding(PROBLEM, f"{declaration} {problem}", remedy)
+        elif owner := _owner(declaration):
+            yield Finding(WARNING, f"{declaration} has a name of {owner}, which is taken", "uninstall or rename one")
+    packages = sorted({f"{d.package} {d.version}" for d in _plugins.declarations()})
+    if packages:
+        names = ", ".join(d.name for d in _plugins.declarations() if d.kind in ("networks", "planners", "trainers"))
+        yield Finding(OK, f"plugins: {', '.join(packages)}" + (f" ({names})" if names else ""))
+
+
+def _problem_of(declaration: Declaration) -> str | None:
+    """Say what is wrong with a declaration, after importing what it declares."""
+    try:
+        if declaration.kind in CLASS_KINDS:
+            found, name = declaration.load_class(declaration.name), declaration.name
+            module, base_name = CLASS_KINDS[declaration.kind]
+            base = getattr(import_module(module), base_name)
+            if not (isinstance(found, type) and issubclass(found, base)):
+                return f"is no {base.__name__}"
+            if found.__name__ != name:
+                return f"is the class {found.__name__}; plans and checkpoints name that, so declare it by its own name"
+        elif declaration.kind == "networks":
+            from ..architectures import get_network
+
+            declaration.load()
+            get_network(declaration.name)
+        elif declaration.kind == "recipes":
+            from ..runs.recipe import recipes_in
+
+            if declaration.name not in RECIPE_COMMANDS:
+                return f"belongs to no command; name it {', '.join(RECIPE_COMMANDS)}"
+            if not recipes_in(declaration.value):
+                return f"holds no .yaml in {declaration.value}"
+        elif declaration.kind in ("", "pretraining_methods"):
+            declaration.load()
+        else:
+            return f"is of the unknown group {_plugins.GROUP}.{declaration.kind}"
+    except _plugins.LOAD_ERRORS as error:
+        return f"does not load: {missing_extra(error) or _plugins.reason(error)}"
+    return None
+
+
+def _owner(declaration: Declaration) -> str | None:
+    """Who else has a declaration's name and precedes it: nnU-Net, this package, or a package that is sorted before."""
+    if declaration.kind not in (*CLASS_KINDS, "networks", "pretraining_methods"):
+        return None
+    if declaration.kind in CLASS_KINDS:
+        if declaration.name in discovery.CLASSES:
+            return "nnunet-transformers"
+        if declaration.name in _plugins.stock_names():
+            return "nnU-Net"
+    if declaration.kind == "networks":
+        from ..architectures import get_network
+
+        if get_network(declaration.name).network_class.__module__.startswith("nnunet_transformers."):
+            return "nnunet-transformers"
+    first = _plugins.declared(declaration.kind)[declaration.name]
+    return None if first == declaration else first.package

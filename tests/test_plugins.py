@@ -1,0 +1,228 @@
+"""Installed packages that declare networks, planners, trainers, methods and recipes by entry points."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunet_transformers import _plugins, discovery
+from nnunet_transformers.architectures import create_network, get_network, list_networks
+from nnunet_transformers.benchmarking.networks import known_networks
+from nnunet_transformers.cli._findings import OK, PROBLEM, WARNING
+from nnunet_transformers.cli._plugin_checks import check_plugins
+from nnunet_transformers.plans.plan_files import load_plans
+from nnunet_transformers.runs.recipe import list_recipes, read_recipe
+from tests.packages import site_folder
+
+PRETRAINING = "nnunet_transformers.pretraining"
+NETWORK = """
+from nnunet_transformers.architectures import register_network
+from nnunet_transformers.architectures.resunet import ResUnet
+class {name}(ResUnet): pass
+register_network({registered!r}, {name}, widths=(8, 16, 32, 64))
+"""
+CLASSES = """
+from nnunet_transformers.plans.planner import TransformerPlanner
+from nnunet_transformers.trainers.lengths import with_schedules
+from nnunet_transformers.trainers.trainer import TransformerTrainer
+class nnUNetPlannerMine(TransformerPlanner): pass
+class nnUNetTrainerMine(TransformerTrainer): pass
+globals().update(with_schedules(nnUNetTrainerMine))
+"""
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A folder that packages are installed into; afterwards nothing of them is left in this process."""
+    with site_folder(tmp_path / "site") as folder:
+        yield folder
+
+
+def install(site: Path, package: str, entry_points: str, **modules: str) -> None:
+    """What pip leaves of a package: modules and metadata."""
+    metadata = site / f"{package}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    lines = [line.strip() for line in entry_points.strip().splitlines()]
+    text = "\n".join(f"[nnunet_transformers.{line[1:]}" if line.startswith("[") else line for line in lines)
+    (metadata / "entry_points.txt").write_text(text)
+    for name, content in modules.items():
+        (site / f"{name}.py").write_text(content)
+    _plugins.declarations.cache_clear()
+
+
+def findings(state):
+    return [finding.text for finding in check_plugins() if finding.state == state]
+
+
+class TestPlannersAndTrainers:
+    ENTRIES = """
+        [planners]
+        nnUNetPlannerMine = mine:nnUNetPlannerMine
+        [trainers]
+        nnUNetTrainerMine = mine:nnUNetTrainerMine
+    """
+
+    def test_found_by_nnunet(self, site):
+        install(site, "mine", self.ENTRIES, mine=CLASSES)
+        assert "mine" not in sys.modules
+        assert recursive_find_trainer_class_by_name("nnUNetTrainerMine").__module__ == "mine"
+        assert recursive_find_trainer_class_by_name("nnUNetTrainerMine_5epochs").default_epochs == 5
+        planner = recursive_find_python_class("unused", "nnUNetPlannerMine", None)
+        assert planner.default_plans_name() == "nnUNetMinePlans"
+        assert recursive_find_python_class("unused", "nnUNetPlannerMineToo", None) is None
+        with pytest.raises(FileNotFoundError, match="-pl nnUNetPlannerMine` first"):
+            load_plans(Path("Dataset004_Hippocampus"), "nnUNetMinePlans")
+        assert findings(PROBLEM) == findings(WARNING) == []
+        assert findings(OK) == ["plugins: mine 1.0 (nnUNetPlannerMine, nnUNetTrainerMine)"]
+
+    def test_a_broken_package_harms_nobody(self, site, capsys):
+        install(site, "broken", self.ENTRIES, mine="import missing_library")
+        with pytest.raises(RuntimeError, match="Could not find requested nnunet trainer nnUNetTrainerMine"):
+            recursive_find_trainer_class_by_name("nnUNetTrainerMine")
+        said = "the trainer nnUNetTrainerMine of the installed package broken 1.0 does not load: ModuleNotFoundError"
+        assert said in capsys.readouterr().err
+        assert recursive_find_trainer_class_by_name("nnUNetTrainerQTUNet") is not None
+        assert len(findings(PROBLEM)) == 2
+
+    def test_a_package_that_exits(self, site, capsys):
+        install(site, "broken", self.ENTRIES, mine="raise SystemExit('no licence')")
+        assert recursive_find_python_class("unused", "nnUNetPlannerMine", None) is None
+        assert "SystemExit: no licence" in capsys.readouterr().err
+
+    def test_damaged_metadata(self, site, monkeypatch):
+        def damaged(distribution):
+            raise OSError("unreadable")
+
+        install(site, "mine", self.ENTRIES, mine=CLASSES)
+        monkeypatch.setattr(_plugins, "_of", damaged)
+        assert recursive_find_python_class("unused", "nnUNetPlannerMine", None) is None
+        monkeypatch.setattr(_plugins, "distributions", damaged)
+        _plugins.declarations.cache_clear()
+        assert recursive_find_python_class("unused", "nnUNetPlannerMine", None) is None
+
+    def test_order(self, site):
+        """nnU-Net, this package, then packages by their names."""
+        for package in ("second", "first"):
+            entries = f"""
+                [trainers]
+                nnUNetTrainerMine = {package}:nnUNetTrainerMine
+                nnUNetTrainer_5epochs = {package}:nnUNetTrainer_5epochs
+                nnUNetTrainerQTUNet = {package}:nnUNetTrainerQTUNet
+            """
+            names = "nnUNetTrainer_5epochs", "nnUNetTrainerQTUNet"
+            more = "".join(f"class {name}(nnUNetTrainerMine): pass\n" for name in names)
+            install(site, package, entries, **{package: CLASSES + more})
+        found = map(recursive_find_trainer_class_by_name, ("nnUNetTrainerMine", *names))
+        assert [trainer.__module__.split(".")[0] for trainer in found] == ["first", "nnunetv2", "nnunet_transformers"]
+        taken = [text.split("installed package ")[1] for text in findings(WARNING)]
+        assert taken == [
+            "first 1.0 has a name of nnunet-transformers, which is taken",
+            "first 1.0 has a name of nnU-Net, which is taken",
+            "second 1.0 has a name of first, which is taken",
+            "second 1.0 has a name of nnunet-transformers, which is taken",
+            "second 1.0 has a name of nnU-Net, which is taken",
+        ]
+
+    def test_declared_as_something_else(self, site):
+        entries = """
+            [trainers]
+            nnUNetTrainerAlias = mine:nnUNetTrainerMine
+            nnUNetTrainerText = mine:__name__
+            [plans]
+            x = mine
+        """
+        install(site, "mine", entries, mine=CLASSES)
+        alias, text, group = sorted(findings(PROBLEM), key=lambda text: "group" in text)
+        assert "is the class nnUNetTrainerMine; plans and checkpoints name that" in alias
+        assert "is no nnUNetTrainer" in text
+        assert "unknown group nnunet_transformers.plans" in group
+
+
+class TestNetworks:
+    def test_found(self, site):
+        entries = "[networks]\nmine_small = mine\nmine_class = mine:Mine"
+        install(site, "mine", entries, mine=NETWORK.format(name="Mine", registered="mine_small"))
+        assert "mine" not in sys.modules
+        network = create_network("mine_small", 1, 2, (32, 32))
+        assert get_network("mine_class").class_path == "mine.Mine"
+        assert sum(p.numel() for p in network.parameters()) < 1e6
+        assert {"mine_small", "mine_class"} <= {*list_networks(2), *known_networks(3)}
+
+    def test_a_broken_package_harms_nobody(self, site):
+        install(site, "broken", "[networks]\nmine = mine\nother = other", mine="1 / 0", other="")
+        names = list_networks()
+        assert "qt_unet_tiny" in names
+        assert not {"mine", "other"} & set(names)
+        with pytest.raises(
+            ValueError, match=r"network mine of the installed package broken 1\.0 does not load: ZeroDiv"
+        ):
+            create_network("mine", 1, 2, (32, 32))
+        with pytest.raises(ValueError, match="other registers no network other"):
+            get_network("other")
+        with pytest.raises(ValueError, match="did you mean mine"):
+            get_network("mina")
+
+    def test_a_name_of_ours(self, site):
+        ours = get_network("qt_unet_tiny")
+        entries = "[networks]\nmine = mine\nqt_unet_tiny = theirs"
+        theirs = NETWORK.format(name="Theirs", registered="qt_unet_tiny")
+        install(site, "mine", entries, mine=theirs, theirs=theirs)
+        assert "mine" not in list_networks()
+        assert get_network("qt_unet_tiny") is ours
+        mine, qt_unet = findings(PROBLEM)
+        assert "mine has the name of one of nnunet_transformers; register it under another name" in mine
+        assert "theirs has the name of one of nnunet_transformers" in qt_unet
+
+
+class TestRecipes:
+    def test_found(self, site, examples, tmp_path, monkeypatch):
+        """A recipe of a package, and a method by its name in a user's recipe, which needs no --trust then."""
+        text = (Path(__file__).parents[1] / "docs/examples/vicreg.yaml").read_text()
+        recipes = site / "mine_recipes"
+        recipes.mkdir()
+        (recipes / "vicreg.yaml").write_text(text)
+        (recipes / "qt_ssl_ct.yaml").write_text("of nobody")
+        (recipes / "README.md").write_text("no recipe")
+        entries = "[pretraining_methods]\nvicreg = vicreg:VICReg\n[recipes]\npretraining = mine_recipes"
+        install(site, "mine", entries)
+        assert "vicreg" in list_recipes(PRETRAINING)
+        assert "vicreg" not in list_recipes("nnunet_transformers.detection")
+        assert "README.md" not in list_recipes(PRETRAINING)
+        assert read_recipe("vicreg", PRETRAINING).part("model").__name__ == "VICReg"
+        assert "model" in read_recipe("qt_ssl_ct", PRETRAINING).content
+        own = tmp_path / "own.yaml"
+        own.write_text("base: vicreg\nmodel:\n  class_path: vicreg\n")
+        assert read_recipe(str(own), PRETRAINING).content["model"]["class_path"] == "vicreg.VICReg"
+        assert findings(PROBLEM) == []
+
+    def test_broken(self, site):
+        install(site, "broken", "[recipes]\npretraining = nowhere.recipes\ntraining = mine", mine="")
+        assert "qt_ssl_ct" in list_recipes(PRETRAINING)
+        missing, name = findings(PROBLEM)
+        assert "does not load: ModuleNotFoundError" in missing
+        assert "belongs to no command; name it pretraining, classification, detection" in name
+
+
+def test_entry_points_are_read_for_unknown_names_only():
+    """Neither the start of Python nor a name of nnU-Net's or ours imports importlib.metadata for it."""
+    code = (
+        "import sys, types\n"
+        "module = types.ModuleType(%r)\n"
+        "module.recursive_find_python_class = lambda folder, name: {'stock': int}.get(name)\n"
+        "sys.modules[module.__name__] = module\n"
+        "from nnunet_transformers import discovery\n"
+        "discovery.CLASSES['Decimal'] = 'decimal'; discovery.install(); find = module.recursive_find_python_class\n"
+        "state = lambda: ('nnunet_transformers._plugins' in sys.modules, 'importlib.metadata' in sys.modules)\n"
+        "assert find('', 'stock') and find('', 'Decimal'); print(state())\n"
+        "assert find('', 'nobody') is None; print(state())\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    output = subprocess.check_output([sys.executable, "-S", "-c", code % discovery.TARGET], env=env, text=True)
+    assert output.split("\n")[:2] == ["(False, False)", "(True, True)"]
