@@ -39,8 +39,8 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 """
-# runs commands, each a list of arguments, and imports all modules that are not of the extra, in one process, as it takes
-# seconds to import torch
+# runs commands, each a list of arguments, and imports all modules that are not of the extra; in one process, as torch
+# takes seconds to import
 PROGRAM = f"""
 import contextlib, importlib, io, json, pkgutil
 import nnunet_transformers
