@@ -1,4 +1,8 @@
-"""Shared fixtures: nnU-Net's three folders and a small labelled dataset in its raw layout."""
+"""Shared fixtures: nnU-Net's three folders and a small labelled dataset in its raw layout.
+
+Functions import what takes long to import, so that pytest-xdist's own process, which runs no test, starts its workers
+at once.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +23,6 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
-from hypothesis import settings
-from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.training.logging.nnunet_logger import LocalLogger
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities import utils
-
-from nnunet_transformers import _workers
-from nnunet_transformers.architectures import _registry
-from nnunet_transformers.trainers.trainer import TransformerTrainer
-from nnunet_transformers.weights import sealed
-from tests.hub_server import connect, running_hub
 
 # folders and modules of tests that run nnU-Net's pools, or ours
 LIGHT = {
@@ -52,12 +43,19 @@ EXAMPLES = Path(__file__).parents[1] / "docs/examples"
 # scripts there import each other; at the end, as some have names of other modules
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-# the same examples in every run of CI; elsewhere new ones each time
-settings.register_profile("ci", derandomize=True)
-if os.environ.get("CI"):
-    settings.load_profile("ci")
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 os.environ.setdefault("nnUNet_n_proc_DA", "1")
+
+
+def pytest_collection() -> None:
+    """Before the first module of tests is imported, in a process that runs them: pytest-xdist's own collects none."""
+    from hypothesis import settings
+
+    # the same examples in every run of CI; elsewhere new ones each time
+    settings.register_profile("ci", derandomize=True)
+    if os.environ.get("CI"):
+        settings.load_profile("ci")
+    _state_at_start.update(_global_state())
 
 
 def pytest_collection_finish() -> None:
@@ -72,6 +70,8 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(autouse=True)
 def _seed():
+    import torch
+
     torch.manual_seed(0)
     np.random.seed(0)
 
@@ -87,6 +87,10 @@ def _freed_memory(_nothing_left: None) -> Iterator[None]:
 
 def _global_state() -> dict[str, object]:
     """What tests change in this process for a time, as nnU-Net's commands do."""
+    import torch
+
+    from nnunet_transformers.trainers.trainer import TransformerTrainer
+
     return {
         "nnU-Net's environment": {name: value for name, value in os.environ.items() if name.startswith("nnUNet_")},
         "multiprocessing.get_context": multiprocessing.get_context,
@@ -95,12 +99,14 @@ def _global_state() -> dict[str, object]:
     }
 
 
-_state_at_import = _global_state()
+_state_at_start: dict[str, object] = {}
 
 
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
     """PyTorch's, which nnU-Net's commands set to the number of cores."""
+    import torch
+
     number = torch.get_num_threads()
     yield
     torch.set_num_threads(number)
@@ -110,7 +116,7 @@ def _threads() -> Iterator[None]:
 def _nothing_left() -> Iterator[None]:
     """A module leaves the process as it found it, or tests of others fail by their order."""
     yield
-    left = {name: value for name, value in _global_state().items() if value != _state_at_import[name]}
+    left = {name: value for name, value in _global_state().items() if value != _state_at_start[name]}
     assert not left, f"the tests or fixtures of this module, or of its package, leave these changed: {left}"
 
 
@@ -132,14 +138,6 @@ def _executor_of_threads(processes: int, mp_context: BaseContext, initializer: o
     return ThreadPoolExecutor(processes)
 
 
-class _OnePass(nnUNetPredictor):
-    """Predict without mirroring, by which validation takes four or eight passes."""
-
-    def manual_initialization(self, *arguments: Any) -> None:
-        super().manual_initialization(*arguments)
-        self.use_mirroring = False
-
-
 @contextmanager
 def light_nnunet() -> Iterator[None]:
     """nnU-Net, and our preparing of images, without what takes most of the time on a tiny dataset.
@@ -148,11 +146,26 @@ def light_nnunet() -> Iterator[None]:
     nnU-Net's fingerprint draws 10^5 voxels rather than 10^8; its trainer draws no curves, 2 s an epoch, and validates
     without mirroring.
     """
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.training.logging.nnunet_logger import LocalLogger
+    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities import utils
+
+    from nnunet_transformers import _workers
+
     initialise = DatasetFingerprintExtractor.__init__
 
     def with_few_voxels(self: DatasetFingerprintExtractor, *args: object, **kwargs: object) -> None:
         initialise(self, *args, **kwargs)
         self.num_foreground_voxels_for_intensitystats = 1e5
+
+    class OnePass(nnUNetPredictor):
+        """Predict without mirroring, by which validation takes four or eight passes."""
+
+        def manual_initialization(self, *arguments: Any) -> None:
+            super().manual_initialization(*arguments)
+            self.use_mirroring = False
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(multiprocessing, "get_context", _context_of_threads)
@@ -161,7 +174,7 @@ def light_nnunet() -> Iterator[None]:
         monkeypatch.setattr(DatasetFingerprintExtractor, "__init__", with_few_voxels)
         # nnU-Net shares the picture with a model, so that there is one
         monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: Path(folder, "progress.png").touch())
-        monkeypatch.setattr(nnUNetTrainer, "nnUNetPredictor", _OnePass)
+        monkeypatch.setattr(nnUNetTrainer, "nnUNetPredictor", OnePass)
         yield
 
 
@@ -175,6 +188,10 @@ def _light_nnunet(request: pytest.FixtureRequest, _nothing_left: None) -> Iterat
 @contextmanager
 def worker_processes() -> Iterator[None]:
     """Pools are of processes, as they are for users."""
+    from nnunetv2.utilities import utils
+
+    from nnunet_transformers import _workers
+
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(multiprocessing, "get_context", _get_context)
         monkeypatch.setattr(utils, "Pool", multiprocessing.Pool)
@@ -199,6 +216,8 @@ def nnunet_folders(tmp_path, monkeypatch):
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A Hugging Face hub on this machine, without repositories, for huggingface_hub's own client."""
+    from tests.hub_server import connect, running_hub
+
     with running_hub() as hub:
         connect(hub, monkeypatch, tmp_path / "cache")
         yield hub
@@ -220,6 +239,8 @@ def hostile(tmp_path, monkeypatch):
 @pytest.fixture
 def examples(monkeypatch):
     """The documentation's examples can be imported; afterwards they, and the network they register, are forgotten."""
+    from nnunet_transformers.architectures import _registry
+
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setattr(_registry, "_networks", dict(_registry._networks))
     yield
@@ -230,6 +251,10 @@ def examples(monkeypatch):
 @pytest.fixture
 def file_reads(monkeypatch):
     """Numbers of calls of torch.load and of the hash over a checkpoint's content, counted as they happen."""
+    import torch
+
+    from nnunet_transformers.weights import sealed
+
     counted = {"load": 0, "hash": 0}
 
     def counting(name, function):

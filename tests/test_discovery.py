@@ -90,18 +90,14 @@ class TestHook:
         loaded = run(sys.executable, "-c", "import sys; print({'torch', 'nnunetv2', 'numpy'} & set(sys.modules))")
         assert loaded.stdout.strip() == "set()"
 
-    def test_switched_off(self):
-        result = run(sys.executable, "-c", FIND, NNUNET_TRANSFORMERS_HOOK="0")
-        assert "Could not find requested nnunet trainer" in result.stderr
-
     def test_isolated_mode_and_spawned_worker(self):
+        """The worker alone finds the class, as it takes seconds to import what that needs."""
         code = (
             "import multiprocessing as mp\n"
-            "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
             "with mp.get_context('spawn').Pool(1) as pool:\n"
-            "    print(pool.apply(find, ('nnUNetTrainerQTUNet',)))\n"
+            f"    pool.apply(exec, ({FIND!r},))\n"
         )
-        assert "nnunet_transformers.trainers.qt_unet" in run(sys.executable, "-I", "-c", code).stdout
+        assert FOUND in run(sys.executable, "-I", "-c", code).stdout
 
     def test_survives_a_broken_look_up_module(self):
         code = (
@@ -110,20 +106,26 @@ class TestHook:
         )
         assert run(sys.executable, "-c", code % discovery.TARGET).stdout.strip() == "alive"
 
-    def test_shim_folder_beside_another_plugin(self, tmp_path):
+    def test_switched_off_for_a_shim_folder_beside_another_plugin(self, tmp_path):
         (tmp_path / "theirs.py").write_text(
             "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
             "class nnUNetTrainerTheirs(nnUNetTrainer): pass\n"
         )
         shim = Path(nnunet_transformers.__file__).parent / "ext_trainers"
         code = (
+            "import os, pickle, sys\n"
             "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
-            "import pickle\n"
+            "try:\n"
+            "    find('nnUNetTrainerQTUNet')\n"
+            "except RuntimeError as error:\n"
+            "    print(error)\n"
+            "os.environ['nnUNet_extTrainer'] = sys.argv[1]\n"
             "ours = find('nnUNetTrainerQTUNet'); print(ours, find('nnUNetTrainerTheirs'))\n"
             "assert pickle.loads(pickle.dumps(ours)) is ours"
         )
         folders = f"{tmp_path}{os.pathsep}{shim}"
-        result = run(sys.executable, "-c", code, nnUNet_extTrainer=folders, NNUNET_TRANSFORMERS_HOOK="0")
+        result = run(sys.executable, "-c", code, folders, NNUNET_TRANSFORMERS_HOOK="0")
+        assert "Could not find requested nnunet trainer" in result.stdout, result.stderr
         assert "nnunet_transformers.trainers.qt_unet.nnUNetTrainerQTUNet" in result.stdout, result.stderr
         assert "theirs.nnUNetTrainerTheirs" in result.stdout
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -38,63 +39,86 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 """
-IMPORT_ALL = f"""
-import importlib, pkgutil
+# runs commands, each a list of arguments, and imports all modules that are not of the extra; in one process, as torch
+# takes seconds to import
+PROGRAM = f"""
+import contextlib, importlib, io, json, pkgutil
 import nnunet_transformers
+from nnunet_transformers.cli import main
+
+def run(arguments):
+    sys.argv = ["nnunet-transformers", *arguments]
+    output, errors, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            main()
+        except SystemExit as exit:
+            status = exit.code or 0
+    return {{"returncode": status, "stdout": output.getvalue(), "stderr": errors.getvalue()}}
 
 def walk(package):
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         if module.name.removeprefix("nnunet_transformers.") not in {NEEDING}:
             imported = importlib.import_module(module.name)
-            print(module.name)
+            yield module.name
             if module.ispkg:
-                walk(imported)
+                yield from walk(imported)
 
-walk(nnunet_transformers)
+results = [run(arguments) for arguments in json.loads(sys.argv[1])]
+print(json.dumps([results, list(walk(nnunet_transformers))]))
 """
-MAIN = "from nnunet_transformers.cli import main; main()"
+NEED_IT = [
+    ("pretrain", "fit", "--config", "qt_ssl_ct"),
+    ("pretrain", "recipes"),
+    ("classify", "fit", "prepared", "labels.csv", "--config", "default"),
+]
+GO_WITHOUT = [("--help",), ("pretrain", "prepare", "raw", "prepared")]
 
 
-def run(code: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    """Run code in a Python that lacks the extra."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", BLOCKER + code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=cwd)
+@pytest.fixture(scope="module")
+def without_extra(tmp_path_factory):
+    """What commands return and print in a Python that lacks the extra, and the modules that it imports."""
+    commands = NEED_IT + GO_WITHOUT
+    process = subprocess.run(
+        [sys.executable, "-c", BLOCKER + PROGRAM, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path_factory.mktemp("working"),
+    )
+    assert process.returncode == 0, process.stderr
+    results, modules = json.loads(process.stdout)
+    return {c: SimpleNamespace(**result) for c, result in zip(commands, results, strict=True)}, modules
 
 
-def test_all_other_modules_are_imported():
-    result = run(IMPORT_ALL)
-    assert result.returncode == 0, result.stderr
-    modules = result.stdout.split()
+@pytest.fixture
+def results(without_extra):
+    return without_extra[0]
+
+
+def test_all_other_modules_are_imported(without_extra):
     for name in ("trainers.trainer", "weights.attach", "sharing.predict", "inference.command", "cli.pretrain"):
-        assert f"nnunet_transformers.{name}" in modules
+        assert f"nnunet_transformers.{name}" in without_extra[1]
 
 
-def test_help():
-    result = run(MAIN, "--help")
+def test_help(results):
+    result = results["--help",]
     assert result.returncode == 0, result.stderr
     assert "pretrain" in result.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("pretrain", "fit", "--config", "qt_ssl_ct"),
-        ("pretrain", "recipes"),
-        ("classify", "fit", "prepared", "labels.csv", "--config", "default"),
-    ],
-    ids=lambda arguments: " ".join(arguments[:2]),
-)
-def test_commands_that_need_it_say_so(arguments, tmp_path):
-    result = run(MAIN, *arguments, cwd=tmp_path)
+@pytest.mark.parametrize("arguments", NEED_IT, ids=lambda arguments: " ".join(arguments[:2]))
+def test_commands_that_need_it_say_so(arguments, results):
+    result = results[arguments]
     assert result.returncode == 1
     (line,) = [line for line in result.stderr.splitlines() if "error" in line]
     assert line.endswith("pip install 'nnunet-transformers[pretraining]'")
     assert "Traceback" not in result.stderr
 
 
-def test_preparing_images_goes_without(tmp_path):
-    result = run(MAIN, "pretrain", "prepare", "raw", "prepared", cwd=tmp_path)
+def test_preparing_images_goes_without(results):
+    result = results["pretrain", "prepare", "raw", "prepared"]
     (line,) = [line for line in result.stderr.splitlines() if "error" in line]
     assert "raw" in line and "pip install" not in line
 

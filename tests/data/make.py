@@ -21,7 +21,6 @@ import math
 import shutil
 import sys
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -211,8 +210,7 @@ def make_others(folder: Path, scratch: Path) -> dict[str, list]:
 
 def make_model(folder: Path, scratch: Path) -> dict[str, list]:
     """A trained fold as nnU-Net leaves it, and its package."""
-    light = contextmanager(conftest._light_nnunet._get_wrapped_function())
-    with pytest.MonkeyPatch.context() as monkeypatch, light():
+    with pytest.MonkeyPatch.context() as monkeypatch, conftest.light_nnunet():
         _, _, overrides = ENCODERS["encoder_qt_unet"]
         monkeypatch.setattr(
             nnUNetPlannerQTUNetT, "network_overrides", {name: overrides[name] for name in ("embed_dim", "num_heads")}
