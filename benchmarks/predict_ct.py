@@ -5,10 +5,12 @@
     python benchmarks/predict_ct.py lengths                         # 100, 300 and 900 slices
     python benchmarks/predict_ct.py command                         # the whole commands, with a small network
     python benchmarks/predict_ct.py start                           # one small image from command to file
+    python benchmarks/predict_ct.py images                          # 30 images in one process
 
 Each adds its rows to results/predict_ct.json and writes results/predict_ct.md. The logits of `export` and `lengths` are
 made plane by plane, at 1.5 mm for an image of 1.0x0.8x0.8 mm, so that they need no memory of their own here; making
-them is not timed. nnU-Net's export gets them as a whole, as its sliding window leaves them.
+them is not timed. nnU-Net's export gets them as a whole, as its sliding window leaves them. `start --before CHECKOUT`
+measures the sources of an earlier version beside these.
 """
 
 from __future__ import annotations
@@ -33,6 +35,12 @@ SPACING, PLANNED = (1.0, 0.8, 0.8), 1.5
 # planes that a stage of the sliding window finishes: half a patch of 128
 SLAB = 64
 COARSE, NOISE = (10, 10, 10), 0.3
+# runs a command and prints how many modules it imported
+COUNTED = """import atexit, sys
+atexit.register(lambda: print(len(sys.modules)))
+from {module} import {function}
+{function}()
+"""
 COMMANDS = {"nnU-Net": ("nnUNetv2_predict_from_modelfolder",), "ours": ("nnunet-transformers", "predict")}
 
 
@@ -303,6 +311,90 @@ def measure_commands(
     return rows
 
 
+# ---- starting ----
+
+
+def measure_start(folder: Path, before: Path | None, repeats: int) -> list[dict[str, Any]]:
+    """Measure the prediction of one small image by each command, the run of the least processor time of several."""
+    classes, patch, shape = 3, (32, 32, 32), (32, 48, 48)
+    model = make_model(folder, classes, patch)
+    images, package = folder / "images", folder / "package"
+    images.mkdir()
+    make_image(images / "ct_0000.nii.gz", shape)
+    ours = COUNTED.format(module="nnunet_transformers.cli", function="main")
+    theirs = COUNTED.format(
+        module="nnunetv2.inference.predict_from_raw_data", function="predict_entry_point_modelfolder"
+    )
+    subprocess.run([sys.executable, "-c", ours, "package", str(model), "-o", str(package)], check=True)
+    of_folder = ["-m", model, "-i", images, "-f", "0", "-device", "cpu", "-o"]
+    of_package = ["package", "predict", package, images, "--device", "cpu"]
+    commands = {
+        "nnUNetv2_predict": (theirs, of_folder, {}),
+        "predict": (ours, ["predict", *of_folder], {}),
+        "package predict": (ours, of_package, {}),
+    }
+    if before is not None:
+        earlier = {"PYTHONPATH": str(before)}
+        commands["predict, before"] = (ours, ["predict", *of_folder], earlier)
+        commands["package predict, before"] = (ours, of_package, earlier)
+    rows = []
+    for who, (code, arguments, environment) in commands.items():
+        output = folder / who
+        command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments), str(output)]
+        row = min((measure(command, environment) for _ in range(repeats)), key=lambda row: row["cpu_s"])
+        modules = int(row.pop("said")[0])
+        is_stock = code == theirs
+        equal = None if is_stock else equal_voxels(folder / "nnUNetv2_predict" / "ct.nii.gz", output / "ct.nii.gz")
+        shown = {"who": who, "classes": classes, "shape": list(shape), "patch": list(patch)}
+        rows.append({**shown, **row, "modules": modules, "equal_voxels": equal})
+    return rows
+
+
+# ---- many images in one process ----
+
+
+def predict_many(who: str, folder: Path, count: int) -> None:
+    """Predict images of several sizes with one model, and print the resident memory after each in MB."""
+    import SimpleITK as sitk
+    import torch
+
+    from nnunet_transformers.sharing import Options, load_model, load_package, make_package, predict_folder
+
+    model = make_model(folder, 15, (32, 32, 32))
+    generator = np.random.default_rng(0)
+    arrays = (generator.normal(size=generator.integers(64, 129, 3)).astype(np.float32) for _ in range(count))
+    resident = []
+
+    def note(_: Any) -> None:
+        resident.append(round(tree_bytes(os.getpid()) / 1e6))
+
+    if who == "load_model":
+        segmenter = load_model(model, device="cpu")
+        for array in arrays:
+            note(segmenter.predict(array, SPACING))
+    else:
+        images, package = folder / "images", folder / "package"
+        images.mkdir()
+        for number, array in enumerate(arrays):
+            image = sitk.GetImageFromArray(array)
+            image.SetSpacing(SPACING[::-1])
+            sitk.WriteImage(image, str(images / f"ct{number:02}_0000.nii.gz"))
+        make_package([model], package, Options())
+        predict_folder(load_package(package, torch.device("cpu")), images, folder / "output", report=note)
+    print(*resident)
+
+
+def measure_images(folder: Path, count: int) -> list[dict[str, Any]]:
+    rows = []
+    for who in ("load_model", "package predict"):
+        command = [sys.executable, "-W", "ignore", __file__, "only-images", who, str(folder / who), str(count)]
+        row = measure(command)
+        resident = [int(number) for number in row.pop("said")[0].split()]
+        rows.append({"who": who, "classes": 15, "shape": [128] * 3, "patch": [32] * 3, **row})
+        rows[-1] |= {"images": count, "MB": resident}
+    return rows
+
+
 # ---- results ----
 
 
@@ -319,31 +411,51 @@ def save(part: str, rows: list[dict[str, Any]]) -> None:
     content[part] = kept + rows
     content["machine"] = f"{os.cpu_count()} CPU threads, load {os.getloadavg()[1]:.0f}"
     path.write_text(json.dumps(content, indent=1) + "\n")
-    lines = ["# Prediction of whole CTs", "", f"`benchmarks/predict_ct.py` on {content['machine']}.", ""]
-    for name, title in TITLES.items():
+    lines = [
+        "# Prediction of whole CTs",
+        "",
+        f"`benchmarks/predict_ct.py` on {content['machine']}. Other processes ran",
+    ]
+    lines += ["beside it, which changes the seconds, and those of processors hardly.", ""]
+    for name, (title, columns) in PARTS.items():
         if name in content:
-            lines += [f"## {title}", "", "| voxels | classes | patch | | s | CPU s | GB | processes | equal voxels |"]
-            lines += ["|---|---|---|---|---|---|---|---|---|", *map(line, content[name]), ""]
+            lines += [f"## {title}", "", f"| {' | '.join(map(heading, columns))} |", "|---" * len(columns) + "|"]
+            lines += [f"| {' | '.join(cell(row, column) for column in columns)} |" for row in content[name]] + [""]
     RESULTS.with_suffix(".md").write_text("\n".join(lines))
     for row in rows:
         print(row, flush=True)
 
 
-TITLES = {
-    "export": "Export alone",
-    "lengths": "Export by the number of slices, and the label map in GB",
-    "command": "Whole commands, a small network without flips",
-    "start": "One small image, from command to file",
+COMMON = ("voxels", "classes", "patch", "who", "s", "cpu_s", "GB")
+PARTS = {
+    "export": ("Export alone", (*COMMON, "equal_voxels")),
+    "lengths": ("Export by the number of slices, label map and image's file included", COMMON),
+    "command": ("Whole commands, a small network without flips", (*COMMON, "processes", "equal_voxels")),
+    "start": ("One small image, from command to file", (*COMMON, "processes", "modules", "equal_voxels")),
+    "images": ("Images of 64 to 128 voxels per axis in one process", (*COMMON, "images", "MB after each tenth")),
 }
 
 
-def line(row: dict[str, Any]) -> str:
-    size = "x".join(map(str, row["shape"][::-1]))
-    patch = "x".join(map(str, row.get("patch", []))) or "-"
-    equal = row.get("equal_voxels")
-    equal = "-" if equal is None else f"{100 * equal:.6f} %"
-    cells = [size, row["classes"], patch, row["who"], row["s"], row["cpu_s"], row["GB"], row.get("processes", 1), equal]
-    return f"| {' | '.join(map(str, cells))} |"
+def heading(column: str) -> str:
+    return {"who": "", "cpu_s": "CPU s", "equal_voxels": "equal voxels"}.get(column, column)
+
+
+def cell(row: dict[str, Any], column: str) -> str:
+    match column:
+        case "voxels":
+            return "x".join(map(str, row["shape"][::-1]))
+        case "patch":
+            return "x".join(map(str, row.get("patch", []))) or "-"
+        case "equal_voxels":
+            return "-" if row.get(column) is None else f"{100 * row[column]:.6f} %"
+        case "MB after each tenth":
+            return ", ".join(
+                f"{number}: {row['MB'][number - 1]}"
+                for number in range(1, row["images"] + 1)
+                if number == 1 or number % 10 == 0
+            )
+        case _:
+            return str(row.get(column, "-"))
 
 
 def main() -> None:
@@ -361,7 +473,15 @@ def main() -> None:
     command.add_argument("--shape", type=int, nargs=3, default=(150, 256, 256))
     command.add_argument("--patch", type=int, nargs="+", default=(64, 64, 64))
     command.add_argument("--ours", action="store_true", help="without nnU-Net's")
-    parts.add_parser("start")
+    start = parts.add_parser("start")
+    start.add_argument("--before", type=Path, help="checkout of an earlier version")
+    start.add_argument("--repeats", type=int, default=2)
+    images = parts.add_parser("images")
+    images.add_argument("--count", type=int, default=30)
+    many = parts.add_parser("only-images")
+    many.add_argument("who")
+    many.add_argument("folder", type=Path)
+    many.add_argument("count", type=int)
     only = parts.add_parser("only-export")
     only.add_argument("who")
     only.add_argument("classes", type=int)
@@ -370,6 +490,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.part == "only-export":
         export(given.who, given.classes, tuple(given.shape), given.output)
+        return
+    if given.part == "only-images":
+        predict_many(given.who, given.folder, given.count)
         return
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -380,13 +503,13 @@ def main() -> None:
                 rows[-1]["equal_voxels"] = equal_voxels(*(folder / f"{w}.nii.gz" for w in who))
         elif given.part == "lengths":
             rows = [measure_export("ours", given.classes, (n, 512, 512), folder / str(n)) for n in given.slices]
+        elif given.part == "start":
+            rows = measure_start(folder, given.before, given.repeats)
+        elif given.part == "images":
+            rows = measure_images(folder, given.count)
         else:
-            who = list(COMMANDS)
-            if given.part == "start":
-                rows = measure_commands(folder, 3, (32, 32, 32), (32, 48, 48), who)
-            else:
-                who = who[given.ours :]
-                rows = measure_commands(folder, given.classes, tuple(given.patch), tuple(given.shape), who)
+            who = list(COMMANDS)[given.ours :]
+            rows = measure_commands(folder, given.classes, tuple(given.patch), tuple(given.shape), who)
     save(given.part, rows)
 
 

@@ -109,6 +109,15 @@ CLASSES = {
     **PLANNERS,
 }
 
+# trainers that build a network of their own
+OWN_NETWORKS = ("nnUNetTrainerQTUNetThesis", "nnUNetTrainerLinearProbe")
+# trainers, ours and nnU-Net's default, that build the network of the plan
+PLANNED_NETWORKS = (
+    "nnUNetTrainer",
+    *(schedule_name("nnUNetTrainer", epochs) for epochs in SCHEDULES),
+    *(name for name in CLASSES if name not in PLANNERS and not name.startswith(OWN_NETWORKS)),
+)
+
 
 def find(name: str) -> Any:
     """Import the planner or trainer of a name: this package's, or else one that an installed package declares.

@@ -16,9 +16,9 @@ from .._atomic import write_json
 from .._reading import read_json
 from ..architectures import SegmentationNetwork, class_path, get_network, list_networks
 from ..architectures.without import class_without
+from ..plans.builder import find_trainer
 from ..plans.gate import check_plan
 from ..plans.plan_files import check_new_plans, dataset_folder, load_plans
-from ..plans.planned import find_trainer
 from ..weights.nnunet_checkpoint import FINAL, reading_plain_types
 from .results import Evaluation
 from .statistics import nan_mean

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from .._image_size import check_size
 from .._reading import read_json
 from ..cpu import keep_freed_memory, release_freed_memory, use_kernels
+from ..plans.builder import finding_builders
 from ..plans.gate import check_plan
 from ..weights.file import check_file
 from ..weights.limits import check_finite
@@ -101,7 +102,7 @@ class BatchedPredictor(StatesUncertainty, nnUNetPredictor):
         for path in files:
             check_file(path)
         try:
-            with nullcontext() if self.trust else reading_plain_types():
+            with finding_builders(), nullcontext() if self.trust else reading_plain_types():
                 super().initialize_from_trained_model_folder(model_training_output_dir, use_folds, checkpoint_name)
         except Exception:  # a damaged file can make the unpickler, or the code that uses its content, raise anything
             # raises an error that names the file, if a file is the cause

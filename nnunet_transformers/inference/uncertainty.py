@@ -18,8 +18,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..evaluation.calibration import load_temperature
-
 # folders of the maps, in that of the segmentations, as tools take every image beside these for one of them
 ENTROPY, DISAGREEMENT = "entropy", "disagreement"
 # nnU-Net's readers write integers: 10,000 is the most that there can be
@@ -155,6 +153,8 @@ class StatesUncertainty(nnUNetPredictor):
         Raises:
             FileNotFoundError: if there is none.
         """
+        from ..evaluation.calibration import load_temperature  # imports statistics, half a second
+
         self.temperature = load_temperature(model_folder)
 
     def predict_sliding_window_return_logits(self, input_image: Tensor) -> Tensor:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from io import StringIO
 from typing import Any
 
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager, determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from .._reading import read_json
+from .builder import find_builder
 from .changed_patch import architecture_for_patch
 from .gate import check_network
 from .plan_files import dataset_folder, load_plans
@@ -45,23 +42,6 @@ def check_labels(labels: LabelManager) -> None:
             f"{labels.num_segmentation_heads - 1}. Renumber them in dataset.json and in the files of labelsTr, then "
             "plan and preprocess again"
         )
-
-
-def find_trainer(name: str) -> type[nnUNetTrainer]:
-    """Find the trainer class of this name.
-
-    Raises:
-        ValueError: if nnU-Net does not find it, or what it finds is no trainer.
-    """
-    try:
-        with redirect_stdout(StringIO()):  # nnU-Net prints advice for a name that it does not find
-            trainer: type[nnUNetTrainer] = recursive_find_trainer_class_by_name(name)
-            return trainer
-    except (RuntimeError, AssertionError, TypeError) as error:  # the latter two if the name is that of something else
-        raise ValueError(
-            f"nnU-Net does not find the trainer {name}, which builds the model's network; install the package that has "
-            "it, or name its folder in nnUNet_extTrainer"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -167,7 +147,7 @@ class PlannedConfiguration:
         """
         if not trust:
             check_network(self.configuration.configuration, f"{self.name} of the plan {self.manager.plans_name}")
-        build = find_trainer(trainer).build_network_architecture
+        build = find_builder(trainer).build_network_architecture
         try:
             network: nn.Module = build(
                 self.manager, self.configuration, self.input_channels, self.num_classes, deep_supervision

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
@@ -100,11 +99,6 @@ def _load(folder: Path, model: Model, arguments: Mapping[str, Any], folds: Seque
     )
     previous = None if model.previous is None else _load(folder, model.previous, arguments, folds)
     return LoadedModel(model, predictor, read_json(files / "dataset_fingerprint.json"), previous)
-
-
-def builds_plans_network(trainer: type[nnUNetTrainer]) -> bool:
-    """Tell whether a trainer builds the plan's network, as nnU-Net's does, rather than a network of its own."""
-    return trainer.build_network_architecture is nnUNetTrainer.build_network_architecture
 
 
 def build_network(plans: Mapping[str, Any], model: Model, dataset_json: Mapping[str, Any]) -> nn.Module:

@@ -14,13 +14,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from .._atomic import new_folder, write_text
 from .._orientation import training_orientations
 from .._reading import read_json
-from ..plans.planned import find_trainer
+from ..plans.builder import builds_planned_network
 from ..weights.nnunet_checkpoint import FINAL
 from ..weights.sealed import package_versions
 from .card import write_card
 from .contents import DOCKERFILE, ENTRY_POINT, REQUIREMENTS, WHEELS, WHEELS_LINE, check_kinds, dockerfile, entry_point
 from .description import Description, Model
-from .load import build_network, builds_plans_network, check_weights
+from .load import build_network, check_weights
 from .manifest import Manifest, write_manifest
 from .own_wheel import IMPORTED, write_own_wheel
 from .requirements import pinned_requirements
@@ -134,14 +134,13 @@ class _Maker:
         folds = [read_fold(source, name, self.options.checkpoint, self.options.trust) for name in names]
         self.unpickled += [str(source / f"fold_{fold.name}") for fold in folds if fold.unpickled]
         first = folds[0]
-        trainer = find_trainer(first.trainer)
         configuration = PlansManager(plans).get_configuration(first.configuration)
         model = Model(
             folder=folder,
             configuration=first.configuration,
             folds=tuple(names),
             trainer=first.trainer,
-            builder="nnUNetTrainer" if builds_plans_network(trainer) else first.trainer,
+            builder="nnUNetTrainer" if builds_planned_network(first.trainer) else first.trainer,
             network=configuration.network_arch_class_name,
             mirroring_axes=first.mirroring_axes,
             orientations=training_orientations(source, names, dataset_json["file_ending"]),

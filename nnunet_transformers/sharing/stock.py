@@ -10,11 +10,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._atomic import new_folder
 from .._reading import read_json
+from ..plans.builder import builds_planned_network
 from ..plans.gate import check_plan
-from ..plans.planned import find_trainer
 from ..weights import save_checkpoint
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint
-from .load import builds_plans_network
 from .shareable import copy_shareable
 from .trained import find_folds
 
@@ -52,7 +51,7 @@ def export_stock(
     target = output / f"{STOCK}__{plans}__{configuration}"
     if target.exists():
         raise FileExistsError(f"{target} exists; remove it or choose another folder")
-    if not builds_plans_network(find_trainer(trainer)):
+    if not builds_planned_network(trainer):
         raise ValueError(
             f"{trainer} builds a network of its own, which nnUNetTrainer does not; share the model as a package"
         )

@@ -10,8 +10,9 @@ from importlib import import_module
 import pytest
 
 from nnunet_transformers import _declared, _plugins
+from nnunet_transformers.plans.builder import find_trainer
 from nnunet_transformers.plans.gate import check_plan, check_preparation
-from nnunet_transformers.plans.planned import PlannedConfiguration, find_trainer
+from nnunet_transformers.plans.planned import PlannedConfiguration
 from tests.conftest import HOSTILE
 from tests.test_stored_files import PLANS, STORED
 

@@ -9,7 +9,8 @@ import pytest
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
 from torch.nn import Conv3d
 
-from nnunet_transformers.plans.planned import PlannedConfiguration, channel_names, find_trainer
+from nnunet_transformers.plans.builder import find_trainer
+from nnunet_transformers.plans.planned import PlannedConfiguration, channel_names
 
 from ..conftest import write_dataset
 

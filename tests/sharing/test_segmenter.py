@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nnunet_transformers.sharing import load_model
+from nnunet_transformers.sharing import load_model, push
 
 from .conftest import add_cascade, environment, initialise, invoke, some_images, stock_predict
 
@@ -62,6 +64,38 @@ def test_threads_wait(segmenter, images, expected):
     with ThreadPoolExecutor(3) as executor:
         for labels in executor.map(lambda _: segmenter.predict(array, (1, 1, 1)), range(3)):
             np.testing.assert_array_equal(labels, expected[0])
+
+
+def test_memory_does_not_grow(segmenter, images):
+    """Nothing of an image is kept: neither tensors nor, less than its label map, arrays."""
+    array = read(images / "ball_0_0000.nii.gz")
+
+    def held() -> tuple[int, int]:
+        segmenter.predict(array, (1, 1, 1))
+        gc.collect()
+        tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+        return sum(tensor.nbytes for tensor in tensors), tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        held()  # the first one fills caches
+        (tensors, arrays), (tensors_later, arrays_later) = held(), held()
+    finally:
+        tracemalloc.stop()
+    assert tensors_later == tensors
+    assert arrays_later - arrays < array.size
+
+
+def test_from_the_hub(hub, package, images, expected):
+    push(package, "o/n")
+    found = load_model("hf://o/n", "cpu", folds=[0], use_mirroring=False)
+    np.testing.assert_array_equal(found.predict(read(images / "ball_0_0000.nii.gz"), (1, 1, 1)), expected[0])
+    files = hub.repositories["o/n"].files
+    hub.add("o/n", {**files, "package/models.json": files["package/models.json"] + b" "})
+    with pytest.raises(ValueError, match=r"models\.json in hf://o/n/package@\w+ was changed"):
+        load_model("hf://o/n", "cpu")
+    with pytest.raises(FileNotFoundError, match="o/nothing"):
+        load_model("hf://o/nothing", "cpu")
 
 
 def test_trained_folders(model, images, tmp_path):
