@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._atomic import replacing
 from ..formats import Source
+from ..formats.sockets import Interface, Sockets, holds_sockets
 from .cases import find_cases
 from .whole_files import ARGUMENTS
 
@@ -53,13 +54,20 @@ class Files:
             shutil.copyfile(segmentation, partial)
 
 
-def open_source(folder: Path, dataset_json: Mapping[str, Any]) -> Source:
+def open_source(folder: Path, dataset_json: Mapping[str, Any], interfaces: Sequence[Interface] = ()) -> Source:
     """Find the cases of a folder: DICOM if it has no file with the dataset's ending and some DICOM below it.
+
+    Args:
+        folder: the images.
+        dataset_json: that of the model.
+        interfaces: those of an algorithm; the folder may then be the input of a run.
 
     Raises:
         FileNotFoundError, ValueError: if there is no folder, or no image in it.
         ModuleNotFoundError: if it is DICOM and the extra ``[dicom]`` is missing.
     """
+    if interfaces and holds_sockets(folder):
+        return Sockets(folder, interfaces, dataset_json)
     if holds_dicom(folder, dataset_json["file_ending"]):
         from ..formats.dicom_folder import DicomFolder
 

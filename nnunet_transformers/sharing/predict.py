@@ -18,6 +18,7 @@ from nnunetv2.ensembling.ensemble import merge_files
 from .._atomic import replacing
 from .._memory import available_bytes
 from ..formats import Source
+from ..formats.sockets import Interface
 from ..inference.sources import open_source
 from .estimate import needed_bytes
 from .inputs import CheckedCase, check_case
@@ -72,6 +73,7 @@ def predict_folder(
     output: Path,
     save_probabilities: bool = False,
     report: Callable[[CaseResult], None] = lambda result: None,
+    interfaces: Sequence[Interface] = (),
 ) -> list[CaseResult]:
     """Predict every case of a folder.
 
@@ -81,6 +83,7 @@ def predict_folder(
         output: folder for the segmentations, created if it is missing; each file is written whole or not at all.
         save_probabilities: write CASE.npz and CASE.pkl as well, as nnU-Net does.
         report: called after each case.
+        interfaces: of an algorithm on grand-challenge.org, if ``images`` may be the input of a run of it.
 
     Returns:
         the outcome of each case, and of each file that belongs to no case.
@@ -89,7 +92,7 @@ def predict_folder(
         FileNotFoundError, ValueError: if there is no image, or the output cannot be written.
         ModuleNotFoundError: if the images are DICOM and the extra ``[dicom]`` is missing.
     """
-    source = open_source(images, models[0].predictor.dataset_json)
+    source = open_source(images, models[0].predictor.dataset_json, interfaces)
     output.mkdir(parents=True, exist_ok=True)
     if not os.access(output, os.W_OK):
         raise ValueError(f"{output} is not writable; make it writable for this user")
