@@ -192,6 +192,7 @@ def export(
     folder: PackageFolder,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     onnx: Annotated[bool, typer.Option("--onnx", help="As ONNX, so far the only format.")] = False,
+    half: Annotated[bool, typer.Option("--fp16", help="Weights in half precision.")] = False,
     folds: Folds = None,
     step_size: StepSize = 0.5,
     disable_tta: DisableMirroring = False,
@@ -205,7 +206,7 @@ def export(
     from ..sharing import export_onnx, load_package
 
     models = load_package(folder, torch.device("cpu"), step_size, not disable_tta, folds or (), sha256)
-    networks = export_onnx(models, output)
+    networks = export_onnx(models, output, half)
     echo(f"written: {output}, {len(networks)} networks; python {output}/run.py IMAGE.npy LABELS.npy")
 
 
