@@ -83,12 +83,15 @@ def make(
     checkpoint: Checkpoint = "checkpoint_final.pth",
     trust: Trust = False,
     licence: Annotated[str, typer.Option("--licence", "--license", help="Licence of the weights, for the card.")] = "",
+    sockets: Annotated[
+        Path | None, typer.Option(help="JSON of the interfaces of an algorithm on grand-challenge.org.")
+    ] = None,
     wheel: Annotated[list[Path] | None, typer.Option(help="Wheel to install from, if no registry has it.")] = None,
 ) -> None:
     """Make a package for inference: weights, plan, card, requirements, entry point, Dockerfile."""
     from ..sharing import Options, make_package, package_zip
 
-    options = Options(tuple(folds or ()), checkpoint, previous_stage, trust, licence, tuple(wheel or ()))
+    options = Options(tuple(folds or ()), checkpoint, previous_stage, trust, licence, tuple(wheel or ()), sockets)
     if from_zip is not None:
         made = package_zip(from_zip, models or [], output, options)
     elif models:
@@ -122,7 +125,7 @@ def verify(folder: PackageFolder, sha256: ManifestHash = None) -> None:
 @commands.command(cls=FoldsCommand)
 def predict(
     folder: PackageFolder,
-    images: Annotated[Path, typer.Argument(help="Folder of images, CASE_0000.ending and so on.")],
+    images: Annotated[Path, typer.Argument(help="Folder of images, CASE_0000.ending or DICOM series.")],
     output: Annotated[Path, typer.Argument(help="Folder for the segmentations.")],
     folds: Folds = None,
     save_probabilities: Annotated[
@@ -134,7 +137,7 @@ def predict(
     sha256: ManifestHash = None,
 ) -> None:
     """Segment a folder of images; failed cases are listed at the end, and the exit code is then 1."""
-    from ..sharing import load_package, predict_folder, select_device
+    from ..sharing import load_package, package_interfaces, predict_folder, select_device
 
     models = load_package(
         folder,
@@ -144,7 +147,8 @@ def predict(
         folds=folds or (),
         sha256=sha256,
     )
-    results = predict_folder(models, images, output, save_probabilities, _print_case)
+    interfaces = package_interfaces(folder, models)
+    results = predict_folder(models, images, output, save_probabilities, _print_case, interfaces)
     failed = [result for result in results if result.problem]
     echo(f"{len(results) - len(failed)} segmented, {len(failed)} not; {output}")
     for result in failed:
@@ -188,6 +192,7 @@ def export(
     folder: PackageFolder,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     onnx: Annotated[bool, typer.Option("--onnx", help="As ONNX, so far the only format.")] = False,
+    half: Annotated[bool, typer.Option("--fp16", help="Weights in half precision.")] = False,
     folds: Folds = None,
     step_size: StepSize = 0.5,
     disable_tta: DisableMirroring = False,
@@ -201,7 +206,7 @@ def export(
     from ..sharing import export_onnx, load_package
 
     models = load_package(folder, torch.device("cpu"), step_size, not disable_tta, folds or (), sha256)
-    networks = export_onnx(models, output)
+    networks = export_onnx(models, output, half)
     echo(f"written: {output}, {len(networks)} networks; python {output}/run.py IMAGE.npy LABELS.npy")
 
 

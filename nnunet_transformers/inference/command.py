@@ -17,6 +17,7 @@ from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from ..weights.nnunet_checkpoint import FINAL
 from .predictor import BatchedPredictor
+from .sources import holds_dicom, open_source, predict_source
 
 PROGRAM = "nnunet-transformers predict"
 DEVICES = ("cpu", "mps", "cuda")
@@ -152,6 +153,13 @@ def _predict(
     _set_threads(options.device)
     Path(options.o).mkdir(parents=True, exist_ok=True)
     predictor.initialize_from_trained_model_folder(model, folds, options.chk)
+    if holds_dicom(Path(options.i), predictor.dataset_json["file_ending"]):
+        if parts > 1:
+            raise ValueError("-num_parts divides files, not DICOM series; give each command its own folder")
+        source, overwrite = open_source(Path(options.i), predictor.dataset_json), not options.continue_prediction
+        stage = options.prev_stage_predictions
+        predict_source(predictor, source, Path(options.o), overwrite, stage, options.save_probabilities)
+        return
     predictor.predict_from_files(
         options.i,
         options.o,

@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 
 from .._atomic import replacing, write_text
 
+# of a prediction, in its folder
+ARGUMENTS = "predict_from_raw_data_args.json"
+
 
 class WholeFilePlans(PlansManager):
     """Plan whose segmentations are written to a temporary folder and moved, as image libraries write in place.
@@ -64,6 +67,6 @@ def record(predictor: nnUNetPredictor, arguments: Mapping[str, Any], folder: Pat
     """Write the arguments of a prediction, plan and dataset.json into its folder, as nnU-Net does."""
     said = deepcopy(dict(arguments))
     recursive_fix_for_json_export(said)
-    _save_json(said, str(folder / "predict_from_raw_data_args.json"))
+    _save_json(said, str(folder / ARGUMENTS))
     _save_json(predictor.dataset_json, str(folder / "dataset.json"), sort_keys=False)
     _save_json(predictor.plans_manager.plans, str(folder / "plans.json"), sort_keys=False)

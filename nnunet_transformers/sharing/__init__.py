@@ -1,7 +1,7 @@
 """Share trained models: packages without pickles, verified file by file, nnU-Net's own format, Hugging Face's hub."""
 
 from .estimate import Estimate, estimate
-from .load import LoadedModel, load_package
+from .load import LoadedModel, load_package, package_interfaces
 from .manifest import Manifest, verify
 from .onnx_export import export_onnx
 from .package import Made, Options, make_package, package_zip
@@ -27,6 +27,7 @@ __all__ = [
     "load_model",
     "load_package",
     "make_package",
+    "package_interfaces",
     "package_zip",
     "predict_folder",
     "pull",

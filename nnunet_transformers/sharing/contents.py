@@ -9,10 +9,11 @@ from pathlib import Path
 from string import Template
 
 ENTRY_POINT, DOCKERFILE, REQUIREMENTS, WHEELS = "predict.py", "Dockerfile", "requirements.txt", "wheels"
+SOCKETS = "sockets.json"
 WHEELS_LINE = f"--find-links {WHEELS}"
 TEMPLATES = files(__package__) / "templates"
 KINDS = re.compile(
-    rf"README\.md|models\.json|{re.escape(ENTRY_POINT)}|{DOCKERFILE}|{re.escape(REQUIREMENTS)}|{WHEELS}/[\w.+-]+\.whl"
+    rf"README\.md|models\.json|{re.escape(ENTRY_POINT)}|{DOCKERFILE}|{re.escape(REQUIREMENTS)}|{re.escape(SOCKETS)}|{WHEELS}/[\w.+-]+\.whl"
     r"|models/[\w.-]+/(plans\.json|dataset\.json|dataset_fingerprint\.json|fold_\w+\.safetensors)"
 )
 PIN = re.compile(r"[\w.-]+==[\w.!+-]+")

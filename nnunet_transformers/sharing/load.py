@@ -14,9 +14,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from .._reading import read_json
+from ..formats.sockets import Interface, read_interfaces
 from ..inference.predictor import BatchedPredictor
 from ..plans.gate import check_plan
-from ..plans.planned import PlannedConfiguration
+from ..plans.planned import PlannedConfiguration, channel_names
+from .contents import SOCKETS
 from .description import Description, Model
 from .manifest import verify
 from .weights_file import load_weights
@@ -70,6 +72,12 @@ def load_package(
     verify(folder, sha256)
     arguments = {"device": device, "tile_step_size": step_size, "use_mirroring": use_mirroring}
     return [_load(folder, model, arguments, folds) for model in Description.load(folder).models]
+
+
+def package_interfaces(folder: Path, models: Sequence[LoadedModel]) -> list[Interface]:
+    """Return the interfaces of a loaded package that is an algorithm on grand-challenge.org, none of another one."""
+    path = folder / SOCKETS
+    return read_interfaces(path, channel_names(models[0].predictor.dataset_json)) if path.is_file() else []
 
 
 def _load(folder: Path, model: Model, arguments: Mapping[str, Any], folds: Sequence[str]) -> LoadedModel:

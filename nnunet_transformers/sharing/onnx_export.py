@@ -20,17 +20,18 @@ from .contents import TEMPLATES
 from .load import LoadedModel
 
 OPSET = 18
-NEEDED = ("onnx", "onnxscript")
+NEEDED = ("onnx", "onnxruntime", "onnxscript")
 NORMALISATIONS = ("CTNormalization", "ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization")
 RUNNER, DESCRIPTION, WINDOW = "run.py", "model.json", "window.npy"
 
 
-def export_onnx(models: list[LoadedModel], output: Path) -> list[Path]:
+def export_onnx(models: list[LoadedModel], output: Path, half: bool = False) -> list[Path]:
     """Write a model's folds as ONNX, model.json, the weights of the sliding window and a runner that needs NumPy only.
 
     Args:
         models: result of ``load_package``, of one model on the CPU.
         output: folder to write, whole or not at all.
+        half: convert weights and computation to float16; images and logits stay float32.
 
     Returns:
         the networks.
@@ -63,12 +64,31 @@ def export_onnx(models: list[LoadedModel], output: Path) -> list[Path]:
             )
             assert program is not None
             program.save(partial / name)
+            if half:
+                convert_to_half(partial / name)
             paths.append(output / name)
         window = compute_gaussian(tuple(description["patch_size"]), value_scaling_factor=10, device=torch.device("cpu"))
         np.save(partial / WINDOW, window.numpy())
+        description["precision"] = "float16" if half else "float32"
         (partial / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
         shutil.copyfile(str(TEMPLATES / "run_onnx.py"), partial / RUNNER)
     return paths
+
+
+def convert_to_half(path: Path) -> None:
+    """Convert a network in place to float16 between a float32 input and output, by ONNX Runtime's converter.
+
+    On a CPU, ONNX Runtime computes in float32 what has no kernel for float16.
+    """
+    import onnx
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    model = OnnxModel(onnx.load(path))
+    model.convert_float_to_float16(keep_io_types=True, use_symbolic_shape_infer=False)
+    # the converter appends the casts of input and output behind the nodes that need them
+    model.topological_sort()
+    onnx.save(model.model, path)
+    onnx.checker.check_model(path, full_check=True)
 
 
 def describe(model: LoadedModel) -> dict[str, Any]:

@@ -5,20 +5,32 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from .._atomic import new_folder, write_text
+from .._atomic import new_folder, write_json, write_text
 from .._orientation import training_orientations
 from .._reading import read_json
+from ..formats.sockets import read_interfaces
 from ..plans.builder import builds_planned_network
+from ..plans.planned import channel_names
 from ..weights.nnunet_checkpoint import FINAL
 from ..weights.sealed import package_versions
 from .card import write_card
-from .contents import DOCKERFILE, ENTRY_POINT, REQUIREMENTS, WHEELS, WHEELS_LINE, check_kinds, dockerfile, entry_point
+from .contents import (
+    DOCKERFILE,
+    ENTRY_POINT,
+    REQUIREMENTS,
+    SOCKETS,
+    WHEELS,
+    WHEELS_LINE,
+    check_kinds,
+    dockerfile,
+    entry_point,
+)
 from .description import Description, Model
 from .load import build_network, check_weights
 from .manifest import Manifest, write_manifest
@@ -43,6 +55,7 @@ class Options:
         previous_stage: folder of the model of a cascade's previous stage; by default it is found beside the model.
         trust: unpickle checkpoints that cannot be read otherwise.
         licence: licence of the weights, for the card.
+        sockets: JSON of the interfaces of an algorithm on grand-challenge.org, see ``read_interfaces``.
         wheels: wheels to install from, for requirements that no registry has; one of this package is made unless given.
     """
 
@@ -52,6 +65,7 @@ class Options:
     trust: bool = False
     licence: str = ""
     wheels: tuple[Path, ...] = ()
+    sockets: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,7 @@ def make_package(sources: Sequence[Path], output: Path, options: Options) -> Mad
         description = Description(tuple(models), package_versions())
         description.save(partial)
         maker.add_files()
+        maker.add_sockets(models[0])
         write_card(partial, description, maker.folds, maker.sources, options.licence)
         manifest = write_manifest(partial)
         check_kinds(manifest.entries, partial)
@@ -176,6 +191,13 @@ class _Maker:
                         f"{model.folder} and {models[0].folder} cannot be an ensemble: their dataset.json differ in "
                         f"{key}"
                     )
+
+    def add_sockets(self, model: Model) -> None:
+        """Copy the interfaces of an algorithm if there are any; raise ValueError if they are not for this model."""
+        if self.options.sockets is not None:
+            channels = channel_names(read_json(self.folder / model.folder / "dataset.json"))
+            interfaces = read_interfaces(self.options.sockets, channels)
+            write_json([asdict(one) for one in interfaces], self.folder / SOCKETS)
 
     def add_files(self) -> None:
         """Write requirements, entry point and Dockerfile."""

@@ -17,7 +17,9 @@ from nnunetv2.ensembling.ensemble import merge_files
 
 from .._atomic import replacing
 from .._memory import available_bytes
-from ..inference.cases import find_cases
+from ..formats import Source
+from ..formats.sockets import Interface
+from ..inference.sources import open_source
 from .estimate import needed_bytes
 from .inputs import CheckedCase, check_case
 from .load import LoadedModel
@@ -71,49 +73,54 @@ def predict_folder(
     output: Path,
     save_probabilities: bool = False,
     report: Callable[[CaseResult], None] = lambda result: None,
+    interfaces: Sequence[Interface] = (),
 ) -> list[CaseResult]:
     """Predict every case of a folder.
 
     Args:
         models: result of ``load_package``; the probabilities of several models are averaged.
-        images: folder of images with nnU-Net's names, CASE_0000.ending.
+        images: folder of images with nnU-Net's names, CASE_0000.ending, or of DICOM series.
         output: folder for the segmentations, created if it is missing; each file is written whole or not at all.
         save_probabilities: write CASE.npz and CASE.pkl as well, as nnU-Net does.
         report: called after each case.
+        interfaces: of an algorithm on grand-challenge.org, if ``images`` may be the input of a run of it.
 
     Returns:
         the outcome of each case, and of each file that belongs to no case.
 
     Raises:
         FileNotFoundError, ValueError: if there is no image, or the output cannot be written.
+        ModuleNotFoundError: if the images are DICOM and the extra ``[dicom]`` is missing.
     """
-    found = find_cases(images, models[0].file_ending)
+    source = open_source(images, models[0].predictor.dataset_json, interfaces)
     output.mkdir(parents=True, exist_ok=True)
     if not os.access(output, os.W_OK):
         raise ValueError(f"{output} is not writable; make it writable for this user")
-    results = [CaseResult(name, problem=problem) for name, problem in found.problems.items()]
+    results = [CaseResult(name, problem=problem) for name, problem in source.problems.items()]
     for result in results:
         report(result)
-    for name, files in found.cases.items():
-        results.append(_predict_case(models, name, files, output, save_probabilities))
+    for name in source.names:
+        results.append(_predict_case(models, source, name, output, save_probabilities))
         report(results[-1])
     return results
 
 
 def _predict_case(
-    models: Sequence[LoadedModel], name: str, files: Sequence[Path], output: Path, save_probabilities: bool
+    models: Sequence[LoadedModel], source: Source, name: str, output: Path, save_probabilities: bool
 ) -> CaseResult:
     start = time.perf_counter()
     remarks: tuple[str, ...] = ()
     try:
-        checked = check_case(files, models[0])
-        remarks = checked.remarks
-        for model in models:
-            _check_memory(model, checked)
-        with TemporaryDirectory() as folder, redirect_stdout(StringIO()):
-            _predict(models, name, files, Path(folder), save_probabilities)
-            endings = [models[0].file_ending, *((".npz", ".pkl") if save_probabilities else ())]
-            for ending in endings:
+        with source.files(name) as files, TemporaryDirectory() as folder:
+            checked = check_case(files, models[0])
+            remarks = checked.remarks
+            for model in models:
+                _check_memory(model, checked)
+            with redirect_stdout(StringIO()):
+                _predict(models, name, files, Path(folder), save_probabilities)
+            segmentation = Path(folder) / f"{name}{models[0].file_ending}"
+            source.write(name, segmentation, source.target(name, output))
+            for ending in (".npz", ".pkl") if save_probabilities else ():
                 with replacing(output / f"{name}{ending}") as partial:
                     shutil.copyfile(Path(folder) / f"{name}{ending}", partial)
     except (MemoryError, torch.OutOfMemoryError) as error:

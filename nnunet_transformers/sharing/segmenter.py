@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -20,6 +21,9 @@ import SimpleITK as sitk
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from .._atomic import replacing
+from ..formats import Source
+from ..formats.dicom_folder import DicomFolder
 from ..inference import BatchedPredictor
 from ..inference.images import predict_image, stack_stage
 from ..plans.planned import channel_names
@@ -129,7 +133,7 @@ class Segmenter:
 
         Args:
             image: an array, (channels, z, y, x), (z, y, x) or (y, x), as the dataset's reader yields it; a SimpleITK
-                image; or the file of an image, or of each channel.
+                image; the file of an image, or of each channel; or a folder of one DICOM series.
             spacing: of an array, in mm per voxel, in its order of axes.
 
         Returns:
@@ -156,12 +160,54 @@ class Segmenter:
         probabilities: NDArray[np.float32] = self._predict(array, properties, True)[1]
         return probabilities[:, 0] if is_flat else probabilities
 
+    def predict_file(self, image: str | Path | Sequence[str | Path], output: str | Path) -> None:
+        """Segment a file and write the segmentation, whole or not at all.
+
+        Args:
+            image: the file of an image, or of each channel; or a folder of one DICOM series.
+            output: file to write, with the ending of the dataset's files, or .dcm for DICOM.
+
+        Raises:
+            ValueError: as ``predict``, or if the output has another ending.
+            ModuleNotFoundError: if the image is DICOM and the extra ``[dicom]`` is missing.
+        """
+        output, ending = Path(output), self._predictor.dataset_json["file_ending"]
+        reader = self._predictor.plans_manager.image_reader_writer_class()
+        with self._files(image) as (files, source), TemporaryDirectory() as folder:
+            expected = ending if source is None else source.target("", output).name
+            if not output.name.endswith(expected):
+                raise ValueError(f"{output} does not end with {expected}, as the segmentation of such an image does")
+            segmentation = Path(folder, f"labels{ending}")
+            array, properties, _ = self._read(files, None)
+            reader.write_seg(self._predict(array, properties, False)[0], str(segmentation), properties)
+            if source is not None:
+                source.write(source.names[0], segmentation, output)
+                return
+            with replacing(output) as partial:
+                shutil.copyfile(segmentation, partial)
+
+    @contextmanager
+    def _files(self, image: str | Path | Sequence[str | Path]) -> Iterator[tuple[list[Path], Source | None]]:
+        """Give the files of an image in the format of the dataset, and what they come from if they are converted."""
+        paths = [Path(path) for path in ([image] if isinstance(image, (str, Path)) else image)]
+        if not paths[0].is_dir():
+            yield paths, None
+            return
+        source = DicomFolder(paths[0], self._predictor.dataset_json)
+        if len(source.names) != 1:
+            raise ValueError(
+                f"{image} has {len(source.names)} series, {', '.join(source.names)}; name the folder of one"
+            )
+        with source.files(source.names[0]) as files:
+            yield files, source
+
     def _read(self, image: Any, spacing: Sequence[float] | None) -> tuple[NDArray[Any], dict[str, Any], bool]:
         """Return (channels, z, y, x), nnU-Net's properties, and whether the first spatial axis is not the image's."""
-        files = [image] if isinstance(image, (str, Path)) else image
-        if isinstance(files, (list, tuple)) and files and all(isinstance(path, (str, Path)) for path in files):
+        paths = [image] if isinstance(image, (str, Path)) else image
+        if isinstance(paths, (list, tuple)) and paths and all(isinstance(path, (str, Path)) for path in paths):
             reader = self._predictor.plans_manager.image_reader_writer_class()
-            array, properties = reader.read_images([str(path) for path in files])
+            with self._files(image) as (files, _):
+                array, properties = reader.read_images([str(path) for path in files])
             is_flat = False
         else:
             if isinstance(image, sitk.Image):

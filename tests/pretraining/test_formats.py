@@ -11,9 +11,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from nnunet_transformers import cli
+from nnunet_transformers.formats.dicom_series import NO_PIXELS
 from nnunet_transformers.pretraining.data import PreparedImages, read_index
 from nnunet_transformers.pretraining.data.cases import find_cases
-from nnunet_transformers.pretraining.data.dicom import NO_PIXELS
 from nnunet_transformers.pretraining.data.prepare import prepare
 from tests.dicom import write_dicom, write_series
 

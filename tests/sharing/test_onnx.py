@@ -16,7 +16,8 @@ from nnunet_transformers.sharing.segmenter import Segmenter, Stage
 from .conftest import invoke
 
 
-def test_runner(package, tmp_path):
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+def test_runner(package, tmp_path, half):
     """With a small network, as the conversion of a large one takes long; two folds, flips, crop and padding."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -27,7 +28,7 @@ def test_runner(package, tmp_path):
     predictor.network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.LeakyReLU(), nn.Conv3d(4, heads, 1))
     weights = predictor.network.state_dict()
     predictor.list_of_parameters = [{k: v + shift for k, v in weights.items()} for shift in (0.0, 0.1)]
-    networks = export_onnx(models, tmp_path / "onnx")
+    networks = export_onnx(models, tmp_path / "onnx", half)
 
     patch = predictor.configuration_manager.patch_size
     image = np.random.default_rng(0).normal(size=(1, patch[0] + 7, patch[1] + 9, patch[2] - 2)).astype(np.float32)
@@ -41,6 +42,9 @@ def test_runner(package, tmp_path):
     # networks round differently, so classes that are equally likely may change
     assert (labels != expected).mean() < 1e-3
     assert description["channels"] == ["MRI"]
+    assert description["precision"] == ("float16" if half else "float32")
+    kinds = {tensor.data_type for tensor in pytest.importorskip("onnx").load(networks[0]).graph.initializer}
+    assert kinds == {10 if half else 1}  # ONNX's numbers of FLOAT16 and FLOAT
 
 
 def test_what_cannot_be_exported(package, tmp_path, monkeypatch):

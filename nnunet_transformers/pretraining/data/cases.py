@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...formats.dicom_series import find_series, is_dicom
 from .dataset_json import DESCRIPTION, DatasetDescription, read_description
-from .dicom import find_series
-from .formats import FILE_ENDINGS, ending_of, is_dicom, strip_ending
+from .formats import FILE_ENDINGS, ending_of, strip_ending
 from .manifest import MANIFEST
 from .names import assign_names
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from ...formats import dicom_series
 
 # pictures, whose pixels have no size in mm; nnU-Net excludes JPEG because it damages labels, which are not needed here
 PICTURES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
-DICOM = (".dcm", ".dicom", ".ima")
 FILE_ENDINGS = (*VOLUMES, *PICTURES)
 
 
@@ -17,7 +16,7 @@ def ending_of(name: str) -> str:
     >>> ending_of("patient.1.NII.GZ")
     '.nii.gz'
     """
-    return next((ending for ending in (*FILE_ENDINGS, *DICOM) if name.lower().endswith(ending)), "")
+    return next((ending for ending in (*FILE_ENDINGS, *dicom_series.ENDINGS) if name.lower().endswith(ending)), "")
 
 
 def strip_ending(name: str) -> str:
@@ -27,13 +26,3 @@ def strip_ending(name: str) -> str:
     'patient.1'
     """
     return name[: len(name) - len(ending_of(name))]
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its ending or, as hospitals export it without, by its first bytes."""
-    if path.name.lower().endswith(DICOM):
-        return True
-    if path.suffix and not path.suffix[1:].isdigit():
-        return False
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"

@@ -10,8 +10,9 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import R
 from torch import Tensor
 
 from ..._paths import inside
+from ...formats.dicom_series import is_dicom
 from .cases import ImageCase
-from .formats import FILE_ENDINGS, ending_of, is_dicom
+from .formats import FILE_ENDINGS, ending_of
 from .index import INDEX
 from .manifest import MANIFEST
 from .names import known_name

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from ..._image_size import check_size
 from ..._orientation import orientation
 from ..._voxels import check_complete, count_non_finite
+from ...formats.dicom_series import read_dicom
 from .cases import ImageCase
-from .dicom import read_dicom
 from .formats import PICTURES, ending_of
 from .reduced import DECODED, read_picture, reduce
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 SERIES, MODALITY, ROWS, COLUMNS = "0020|000e", "0008|0060", "0028|0010", "0028|0011"
 POSITION, DIRECTIONS, FRAMES = "0020|0032", "0020|0037", "0028|0008"
+ENDINGS = (".dcm", ".dicom", ".ima")
 # of modalities whose files are no images to learn from
 NOT_IMAGES = {"SEG": "a segmentation", "RTDOSE": "a dose"}
 NO_PIXELS = "DICOM without pixels, such as a report, or damaged"
@@ -27,6 +28,16 @@ class _Slice:
     shape: tuple[str, str]
     directions: tuple[float, ...]
     place: float  # mm along the normal of the slice
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its ending or, as hospitals export it without, by its first bytes."""
+    if path.name.lower().endswith(ENDINGS):
+        return True
+    if path.suffix and not path.suffix[1:].isdigit():
+        return False
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def find_series(folder: Path, paths: Iterable[str]) -> tuple[dict[str, tuple[str, tuple[str, ...]]], dict[str, str]]:
@@ -68,8 +79,26 @@ def find_series(folder: Path, paths: Iterable[str]) -> tuple[dict[str, tuple[str
     return wanted, unusable
 
 
+def read_series(files: Sequence[str]) -> sitk.Image:
+    """Read an image with rescale slope and intercept; ITK inverts MONOCHROME1, so that bone is bright.
+
+    Args:
+        files: one file, or those of a series in the order of the slices.
+
+    Raises:
+        ValueError: if slices are missing or twice.
+        RuntimeError: SimpleITK's errors.
+    """
+    if len(files) == 1:
+        return sitk.ReadImage(files[0])
+    _check_places(files)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(files)
+    return reader.Execute()
+
+
 def read_dicom(files: Sequence[str], orientation: str | None = None) -> tuple[NDArray, tuple[float, ...], str]:
-    """Read an image, with rescale slope and intercept; ITK inverts MONOCHROME1, so that bone is bright.
+    """Read an image as ``read_series`` does, as an array.
 
     Args:
         files: one file, or those of a series in the order of the slices.
@@ -79,16 +108,9 @@ def read_dicom(files: Sequence[str], orientation: str | None = None) -> tuple[ND
         voxels (channels, depth, height, width), float32, spacing in mm in this order, and the orientation of the axes.
 
     Raises:
-        ValueError: if slices are missing or twice.
-        RuntimeError: SimpleITK's errors.
+        ValueError, RuntimeError: as ``read_series``.
     """
-    if len(files) > 1:
-        _check_places(files)
-        reader = sitk.ImageSeriesReader()
-        reader.SetFileNames(files)
-        image = reader.Execute()
-    else:
-        image = sitk.ReadImage(files[0])
+    image = read_series(files)
     if orientation is not None and image.GetDimension() == 3 and image.GetDepth() > 1:
         image = sitk.DICOMOrient(image, orientation)
     voxels = sitk.GetArrayFromImage(image).astype(np.float32)
@@ -107,7 +129,7 @@ def read_dicom(files: Sequence[str], orientation: str | None = None) -> tuple[ND
 
 
 def _alone(folder: Path, path: str) -> tuple[str, tuple[str, ...]]:
-    stem = path.rsplit(".", 1)[0] if path.lower().endswith((".dcm", ".dicom", ".ima")) else path
+    stem = path.rsplit(".", 1)[0] if path.lower().endswith(ENDINGS) else path
     return stem.replace("/", "__"), (str(folder / path),)
 
 

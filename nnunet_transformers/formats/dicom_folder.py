@@ -1,0 +1,129 @@
+"""A folder of DICOM series as cases; their segmentations become DICOM-SEG."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ..plans.planned import channel_names
+from .dicom_segmentation import check_installed, write_dicom_segmentation
+from .dicom_series import find_series, is_dicom, read_series
+from .source import write_image
+
+# of a folder with a series of one channel of a case, as nnU-Net's files have it
+CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+
+class DicomFolder:
+    """Cases of a folder and its subfolders, each a DICOM series of a volume.
+
+    A series alone in its folder is named by the folder, another one by its SeriesInstanceUID. For a model of several
+    channels the folders are called CASE_0000, CASE_0001 and so on, one series in each.
+
+    Args:
+        folder: source folder.
+        dataset_json: that of the model.
+
+    Attributes:
+        skipped: DICOM files that are not to be segmented, with the reason: reports, localisers beside a volume.
+
+    Raises:
+        ModuleNotFoundError: without the extra ``[dicom]``.
+        ValueError: if there is no image in the folder, or it belongs to no channel of the model.
+    """
+
+    def __init__(self, folder: Path, dataset_json: Mapping[str, Any]) -> None:
+        check_installed()
+        self._labels: Mapping[str, Any] = dataset_json["labels"]
+        self._codes: Mapping[str, Any] = dataset_json.get("dicom_codes", {})
+        self._ending: str = dataset_json["file_ending"]
+        self.problems: dict[str, str] = {}
+        paths = [str(path.relative_to(folder)) for path in dicom_files(folder)]
+        found, self.skipped = find_series(folder, paths)
+        images = _named(folder, [files for _, files in found.values()], list(found), self.skipped)
+        self._channels = _channels(images, len(channel_names(dataset_json)))
+        if not self._channels:
+            raise ValueError(f"no image in {folder}: none of its {len(paths)} DICOM files is one; {self.notes()}")
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the cases."""
+        return list(self._channels)
+
+    def notes(self) -> str:
+        """Return how many files are skipped for which reason; empty if none is."""
+        return "; ".join(f"{count} skipped: {reason}" for reason, count in Counter(self.skipped.values()).items())
+
+    @contextmanager
+    def files(self, name: str) -> Iterator[list[Path]]:
+        """Give the case's channels as files of the dataset's format."""
+        with TemporaryDirectory() as folder:
+            paths = [Path(folder, f"{name}_{number:04d}{self._ending}") for number in range(len(self._channels[name]))]
+            for files, path in zip(self._channels[name], paths, strict=True):
+                write_image(read_series(files), path)
+            yield paths
+
+    def target(self, name: str, output: Path) -> Path:
+        """Return the DICOM-SEG of a case."""
+        return output / f"{name}.dcm"
+
+    def write(self, name: str, segmentation: Path, target: Path) -> None:
+        """Write a segmentation as DICOM-SEG on the slices of the first channel."""
+        write_dicom_segmentation(segmentation, self._channels[name][0], self._labels, target, self._codes)
+
+
+def dicom_files(folder: Path) -> Iterator[Path]:
+    """Yield the DICOM files of a folder and its subfolders, in order."""
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        yield from (
+            path for path in (Path(parent, name) for name in sorted(files)) if path.is_file() and is_dicom(path)
+        )
+
+
+def _named(
+    folder: Path, images: Sequence[tuple[str, ...]], keys: Sequence[str], skipped: dict[str, str]
+) -> dict[str, tuple[str, ...]]:
+    """Return the images by name; single slices beside a volume are left out."""
+    parents: dict[Path, list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
+    for key, files in zip(keys, images, strict=True):
+        parents[Path(files[0]).parent].append((key, files))
+    named = {}
+    for parent, content in parents.items():
+        if any(len(files) > 1 for _, files in content):
+            singles = [files[0] for _, files in content if len(files) == 1]
+            skipped |= {str(Path(path).relative_to(folder)): "a single slice beside a volume" for path in singles}
+            content = [one for one in content if len(one[1]) > 1]
+        parts = parent.relative_to(folder).parts
+        for key, files in content:
+            own = "__".join(parts) if len(content) == 1 and parts else "__".join((*parts, key.replace("/", "__")))
+            named[own] = files
+    return named
+
+
+def _channels(images: Mapping[str, tuple[str, ...]], count: int) -> dict[str, list[tuple[str, ...]]]:
+    """Return the series of each case, one per channel.
+
+    Raises:
+        ValueError: if a folder's name has no number of a channel, or not the ones that the model takes.
+    """
+    cases: dict[str, dict[int, tuple[str, ...]]] = defaultdict(dict)
+    for name, files in sorted(images.items()):
+        match = CHANNEL.fullmatch(name)
+        if match is None and count > 1:
+            raise ValueError(
+                f"{name}: the model takes {count} channels; put each series into a folder CASE_0000, CASE_0001 ..."
+            )
+        case, number = (match[1], int(match[2])) if match else (name, 0)
+        cases[case][number] = files
+    for case, channels in cases.items():
+        if sorted(channels) != list(range(count)):
+            found = ", ".join(f"_{number:04d}" for number in sorted(channels))
+            raise ValueError(f"{case}: has {found}, the model takes {count} channels from _0000 on")
+    return {case: [channels[number] for number in range(count)] for case, channels in cases.items()}

@@ -1,0 +1,123 @@
+"""Cases to predict, whatever format they are in: nnU-Net's files, DICOM series, sockets of grand-challenge.org."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from .._atomic import replacing
+from ..formats import Source
+from ..formats.sockets import Interface, Sockets, holds_sockets
+from .cases import find_cases
+from .whole_files import ARGUMENTS
+
+if TYPE_CHECKING:
+    from .predictor import BatchedPredictor
+
+
+class Files:
+    """Cases of a folder by nnU-Net's file names, as they are.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``find_cases``.
+    """
+
+    def __init__(self, folder: Path, file_ending: str) -> None:
+        self._found, self._ending = find_cases(folder, file_ending), file_ending
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the cases."""
+        return list(self._found.cases)
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """Files that belong to no case, with the reason."""
+        return self._found.problems
+
+    @contextmanager
+    def files(self, name: str) -> Iterator[list[Path]]:
+        """Give the files of a case."""
+        yield self._found.cases[name]
+
+    def target(self, name: str, output: Path) -> Path:
+        """Return the file of a segmentation."""
+        return output / f"{name}{self._ending}"
+
+    def write(self, name: str, segmentation: Path, target: Path) -> None:
+        """Copy a segmentation."""
+        with replacing(target) as partial:
+            shutil.copyfile(segmentation, partial)
+
+
+def open_source(folder: Path, dataset_json: Mapping[str, Any], interfaces: Sequence[Interface] = ()) -> Source:
+    """Find the cases of a folder: DICOM if it has no file with the dataset's ending and some DICOM below it.
+
+    Args:
+        folder: the images.
+        dataset_json: that of the model.
+        interfaces: those of an algorithm; the folder may then be the input of a run.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no folder, or no image in it.
+        ModuleNotFoundError: if it is DICOM and the extra ``[dicom]`` is missing.
+    """
+    if interfaces and holds_sockets(folder):
+        return Sockets(folder, interfaces, dataset_json)
+    if holds_dicom(folder, dataset_json["file_ending"]):
+        from ..formats.dicom_folder import DicomFolder
+
+        source = DicomFolder(folder, dataset_json)
+        if source.skipped:
+            print(f"note: DICOM files of {folder}: {source.notes()}")
+        return source
+    return Files(folder, dataset_json["file_ending"])
+
+
+def holds_dicom(folder: Path, file_ending: str) -> bool:
+    """Whether a folder has no file with an ending and, itself or in its subfolders, a DICOM file."""
+    if not folder.is_dir() or any(path.name.endswith(file_ending) for path in folder.iterdir()):
+        return False
+    from ..formats.dicom_folder import dicom_files
+
+    return next(dicom_files(folder), None) is not None
+
+
+def predict_source(
+    predictor: BatchedPredictor,
+    source: Source,
+    output: Path,
+    overwrite: bool = True,
+    previous: str | None = None,
+    save_probabilities: bool = False,
+) -> None:
+    """Predict the cases of a source one after another.
+
+    Args:
+        predictor: predictor with a model.
+        source: the cases.
+        output: folder of the segmentations, and of what else prediction writes.
+        overwrite: whether to predict cases anew that have a segmentation.
+        previous: folder of the previous stage's segmentations, for a cascade.
+        save_probabilities: write CASE.npz as well.
+    """
+    ending = predictor.dataset_json["file_ending"]
+    for name in source.names:
+        if not overwrite and source.target(name, output).is_file():
+            continue
+        with source.files(name) as files, TemporaryDirectory() as folder:
+            predictor.predict_from_files_sequential(
+                [[str(path) for path in files]],
+                [str(Path(folder, name))],
+                save_probabilities=save_probabilities,
+                folder_with_segs_from_prev_stage=previous,
+            )
+            for path in Path(folder).iterdir():
+                if path.name not in (f"{name}{ending}", ARGUMENTS):
+                    with replacing(output / path.name) as partial:
+                        shutil.copyfile(path, partial)
+            source.write(name, Path(folder, f"{name}{ending}"), source.target(name, output))

@@ -1,0 +1,154 @@
+"""DICOM series as cases, and DICOM-SEG, read back with pydicom alone."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_transformers.formats import dicom_segmentation
+from nnunet_transformers.formats.dicom_folder import DicomFolder
+from nnunet_transformers.formats.dicom_segmentation import write_dicom_segmentation
+from nnunet_transformers.inference.sources import holds_dicom, open_source
+from tests import dicom
+
+from .series import oblique, read_segmentation, write_series
+
+SIZE = (5, 9, 7)
+DATASET = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "b": 2, "a": 1}, "file_ending": ".nii.gz"}
+FLAIR = {**DATASET, "channel_names": {"0": "T1", "1": "FLAIR"}}
+
+
+@pytest.fixture
+def image():
+    return oblique(sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 900, SIZE).astype(np.int16)))
+
+
+def labels(image, high=3):
+    found = sitk.GetImageFromArray(np.random.default_rng(1).integers(0, high, SIZE).astype(np.uint8))
+    found.CopyInformation(image)
+    return found
+
+
+class TestFolder:
+    @pytest.fixture(autouse=True)
+    def _installed(self):
+        pytest.importorskip("pydicom")
+        pytest.importorskip("highdicom")
+
+    @pytest.mark.parametrize("modality", ["MR", "CT"])
+    def test_voxels_and_geometry(self, image, tmp_path, modality):
+        write_series(tmp_path / "in" / "patient" / "knee", image, modality)
+        source = DicomFolder(tmp_path / "in", DATASET)
+        assert source.names == ["patient__knee"]
+        with source.files("patient__knee") as (path,):
+            found = sitk.ReadImage(str(path))
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(image))
+        for name in ("GetSpacing", "GetOrigin", "GetDirection"):
+            np.testing.assert_allclose(getattr(found, name)(), getattr(image, name)(), atol=1e-5)
+
+    def test_segmentation(self, image, tmp_path):
+        series = write_series(tmp_path / "in", image)
+        source = DicomFolder(tmp_path / "in", DATASET)
+        expected = labels(image)
+        sitk.WriteImage(expected, str(tmp_path / "labels.nii.gz"))
+        (name,) = source.names
+        target = source.target(name, tmp_path)
+        source.write(name, tmp_path / "labels.nii.gz", target)
+        found, names = read_segmentation(target, image)
+        assert names == ["b", "a"]
+        np.testing.assert_array_equal(np.array([0, 2, 1])[found], sitk.GetArrayFromImage(expected))
+
+        from pydicom import dcmread
+
+        written, first = dcmread(target), dcmread(series[0])
+        for name in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID"):
+            assert written[name].value == first[name].value
+        assert written.SeriesInstanceUID != first.SeriesInstanceUID
+
+    def test_empty_segmentation_and_codes(self, image, tmp_path):
+        series = [str(path) for path in write_series(tmp_path / "in", image)]
+        sitk.WriteImage(labels(image, 1), str(tmp_path / "labels.nii.gz"))
+        code = ("279204006", "SCT", "Amygdala")
+        write_dicom_segmentation(tmp_path / "labels.nii.gz", series, DATASET["labels"], tmp_path / "a.dcm", {"a": code})
+        assert not read_segmentation(tmp_path / "a.dcm", image)[0].any()
+
+        from pydicom import dcmread
+
+        types = [s.SegmentedPropertyTypeCodeSequence[0] for s in dcmread(tmp_path / "a.dcm").SegmentSequence]
+        assert [t.CodeMeaning for t in types] == ["b", "Amygdala"]
+
+    def test_regions_overlap(self, image, tmp_path):
+        series = [str(path) for path in write_series(tmp_path / "in", image)]
+        expected = labels(image)
+        sitk.WriteImage(expected, str(tmp_path / "labels.nii.gz"))
+        regions = {"background": 0, "whole": [1, 2], "core": [2]}
+        write_dicom_segmentation(tmp_path / "labels.nii.gz", series, regions, tmp_path / "a.dcm")
+
+        from highdicom.seg import segread
+
+        found = segread(tmp_path / "a.dcm").get_volume(combine_segments=False).array
+        array = sitk.GetArrayFromImage(expected)
+        # a volume has the slices along the normal or against it
+        masks = np.stack([array > 0, array == 2], -1)
+        assert (found == masks).all() or (found[::-1] == masks).all()
+
+    def test_grid_is_another(self, image, tmp_path):
+        series = [str(path) for path in write_series(tmp_path / "in", image)]
+        sitk.WriteImage(labels(image)[:, :, :4], str(tmp_path / "labels.nii.gz"))
+        with pytest.raises(ValueError, match=r"the segmentation has \(4, 9, 7\) voxels, the series \(5, 9, 7\)"):
+            write_dicom_segmentation(tmp_path / "labels.nii.gz", series, DATASET["labels"], tmp_path / "a.dcm")
+        assert not (tmp_path / "a.dcm").exists()
+
+    def test_series_of_one_folder_and_what_is_skipped(self, image, tmp_path, capsys):
+        for number in range(2):
+            for path in write_series(tmp_path / str(number), image):
+                (tmp_path / "in" / "study").mkdir(parents=True, exist_ok=True)
+                path.rename(tmp_path / "in" / "study" / f"{number}{path.name}")
+        dicom.write_dicom(tmp_path / "in" / "study" / "report.dcm", None, "SR")
+        dicom.write_series(tmp_path / "in" / "study" / "scout", np.zeros((1, 6, 6)), series="1.2.4")
+        dicom.write_series(tmp_path / "in" / "study", np.zeros((1, 6, 6)), names=["localiser.dcm"])
+        source = open_source(tmp_path / "in", DATASET)
+        assert len(source.names) == 3 and source.names[-1] == "study__scout"
+        assert all(name.startswith("study__1.2.826") for name in source.names[:2])
+        said = capsys.readouterr().out
+        assert "1 skipped: a single slice beside a volume" in said
+        assert "1 skipped: DICOM without pixels" in said
+
+    def test_channels_are_folders(self, image, tmp_path):
+        for name in ("knee_0000", "knee_0001"):
+            write_series(tmp_path / "in" / name, image)
+        source = DicomFolder(tmp_path / "in", FLAIR)
+        assert source.names == ["knee"]
+        with source.files("knee") as files:
+            assert [path.name for path in files] == ["knee_0000.nii.gz", "knee_0001.nii.gz"]
+        with pytest.raises(ValueError, match="knee: has _0000, _0001, the model takes 1 channels"):
+            DicomFolder(tmp_path / "in", DATASET)
+        (tmp_path / "in" / "knee_0001").rename(tmp_path / "in" / "flair")
+        with pytest.raises(ValueError, match=r"flair: the model takes 2 channels; put each series into a folder CASE_"):
+            DicomFolder(tmp_path / "in", FLAIR)
+
+    def test_missing_slice(self, image, tmp_path):
+        write_series(tmp_path / "in", image)[2].unlink()
+        source = DicomFolder(tmp_path / "in", DATASET)
+        with pytest.raises(ValueError, match="slices of the series are missing"), source.files(source.names[0]):
+            pass
+
+
+def test_what_to_install(tmp_path, monkeypatch):
+    dicom.write_series(tmp_path / "in", np.zeros(SIZE))
+    monkeypatch.setattr(dicom_segmentation, "NEEDED", ("no_such_package",))
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'nnunet-transformers\[dicom\]'") as error:
+        open_source(tmp_path / "in", DATASET)
+    assert "\n" not in str(error.value)
+
+
+def test_files_of_the_dataset_come_first(tmp_path):
+    """A folder with nnU-Net's files is read as such, whatever lies beside them."""
+    dicom.write_series(tmp_path / "series", np.zeros(SIZE))
+    assert holds_dicom(tmp_path, ".nii.gz")
+    (tmp_path / "case_0000.nii.gz").touch()
+    assert not holds_dicom(tmp_path, ".nii.gz")
+    assert open_source(tmp_path, json.loads(json.dumps(DATASET))).names == ["case"]

@@ -1,0 +1,73 @@
+"""A DICOM series becomes the DICOM-SEG that the NIfTI file's segmentation is, by every way of prediction."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_transformers.sharing import load_model
+from tests.formats.series import oblique, read_segmentation, write_series
+
+from .conftest import invoke, some_images
+
+
+@pytest.fixture(scope="module")
+def cases(trained, tmp_path_factory):
+    """Return a folder of a NIfTI file and one of a DICOM series of the same image."""
+    pytest.importorskip("pydicom")
+    pytest.importorskip("highdicom")
+    folder = tmp_path_factory.mktemp("dicom")
+    path = some_images(trained, folder / "nifti") / "ball_0_0000.nii.gz"
+    image = sitk.ReadImage(str(path))
+    # one patch
+    image = oblique(sitk.Cast(sitk.Round((image + 10) * 100), sitk.sitkInt16)[4:16, 4:18, 4:14])
+    sitk.WriteImage(image, str(path))
+    write_series(folder / "dicom" / "ball_0", image)
+    return folder
+
+
+def test_all_ways(cases, model, package, tmp_path):
+    image = sitk.ReadImage(str(cases / "nifti" / "ball_0_0000.nii.gz"))
+    words = ("-f", 1, "--disable_tta", "-device", "cpu")
+    for kind in ("nifti", "dicom"):
+        assert invoke("package", "predict", package, cases / kind, tmp_path / kind, *words).exit_code == 0
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "nifti" / "ball_0.nii.gz")))
+    assert len(np.unique(expected)) > 1
+    output = tmp_path / "output"
+    invoke("predict", "-m", model, "-i", cases / "dicom", "-o", output, *words, "--batch-size", 1)
+    segmenter = load_model(package, "cpu", [1], use_mirroring=False)
+    np.testing.assert_array_equal(segmenter.predict(cases / "dicom"), expected)
+    segmenter.predict_file(cases / "dicom" / "ball_0", tmp_path / "file.dcm")
+    for path in (tmp_path / "dicom" / "ball_0.dcm", output / "ball_0.dcm", tmp_path / "file.dcm"):
+        found, names = read_segmentation(path, image)
+        np.testing.assert_array_equal(found, expected)
+        assert names == [name for name, value in segmenter.labels.items() if value]
+    assert not list(output.glob("*.nii.gz"))
+    before = (output / "ball_0.dcm").read_bytes()
+    invoke("predict", "-m", model, "-i", cases / "dicom", "-o", output, *words, "--continue_prediction")
+    assert (output / "ball_0.dcm").read_bytes() == before
+
+
+def test_mistakes(cases, package, tmp_path):
+    segmenter = load_model(package, "cpu", [0])
+    shutil.copytree(cases / "dicom", tmp_path / "two")
+    image = sitk.ReadImage(str(cases / "nifti" / "ball_0_0000.nii.gz"))
+    write_series(tmp_path / "two" / "ball_1", image)
+    with pytest.raises(ValueError, match="has 2 series, ball_0, ball_1; name the folder of one"):
+        segmenter.predict(tmp_path / "two")
+    with pytest.raises(ValueError, match=r"does not end with \.dcm"):
+        segmenter.predict_file(cases / "dicom", tmp_path / "labels.nii.gz")
+
+
+def test_file(trained, package, tmp_path):
+    segmenter = load_model(package, "cpu", [0], use_mirroring=False)
+    path = some_images(trained, tmp_path / "images") / "ball_0_0000.nii.gz"
+    segmenter.predict_file(path, tmp_path / "labels.nii.gz")
+    found = sitk.ReadImage(str(tmp_path / "labels.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), segmenter.predict(path))
+    assert found.GetOrigin() == sitk.ReadImage(str(path)).GetOrigin()
+    with pytest.raises(ValueError, match=r"does not end with \.nii\.gz"):
+        segmenter.predict_file(path, tmp_path / "labels.dcm")
