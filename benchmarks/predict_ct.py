@@ -328,7 +328,7 @@ def measure_start(folder: Path, before: Path | None, repeats: int) -> list[dict[
     subprocess.run([sys.executable, "-c", ours, "package", str(model), "-o", str(package)], check=True)
     of_folder = ["-m", model, "-i", images, "-f", "0", "-device", "cpu", "-o"]
     of_package = ["package", "predict", package, images, "--device", "cpu"]
-    commands = {
+    commands: dict[str, tuple[str, list[object], dict[str, str]]] = {
         "nnUNetv2_predict": (theirs, of_folder, {}),
         "predict": (ours, ["predict", *of_folder], {}),
         "package predict": (ours, of_package, {}),

@@ -116,6 +116,7 @@ def augment(batch: dict[str, Any], transforms: BasicTransform, device: torch.dev
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """As on the CPU: no autocast, which a training step has, and convolutions in float32 rather than TF32."""
-    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    # not "benchmark": a blur's kernel has another width in every sample, and cuDNN would try its algorithms each time
+    kept = {name: getattr(cudnn, name) for name in ("enabled", "deterministic")}
     with torch.autocast(device.type, enabled=False), cudnn.flags(**kept, allow_tf32=False):
         yield
