@@ -26,7 +26,8 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class as find
 import nnunetv2, os
 planners = os.path.join(nnunetv2.__path__[0], "experiment_planning")
-print(trainer("nnUNetTrainerQTUNet_5epochs"), find(planners, "nnUNetPlannerQTUNetT", "nnunetv2.experiment_planning"))
+found = trainer("nnUNetTrainerQTUNet_5epochs"), find(planners, "nnUNetPlannerQTUNetT", "nnunetv2.experiment_planning")
+print(*found, flush=True)  # a pool ends its worker before that would write it
 """
 # calls and returns of the hook, and what it imports
 COUNT = """
