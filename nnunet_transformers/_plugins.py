@@ -16,12 +16,15 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.metadata import Distribution, EntryPoint, distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from .discovery import CLASSES
 
 GROUP = "nnunet_transformers"
 # what an entry point declares, by the last part of its group's name
@@ -126,6 +129,15 @@ def find_class(name: str) -> Any:
         except LOAD_ERRORS as error:
             print(f"nnunet-transformers: {declaration} does not load: {reason(error)}", file=sys.stderr)
     return None
+
+
+def suggest(name: str) -> None:
+    """Name the planners and trainers that are closest to one that nobody has, in a line on stderr."""
+    if not any(what in name.lower() for what in ("planner", "trainer")):
+        return
+    known = {*CLASSES, *declared("planners"), *declared("trainers"), *stock_names()}
+    if close := get_close_matches(name, sorted(known), n=3):
+        print(f"nnunet-transformers: no planner or trainer {name}; did you mean {', '.join(close)}?", file=sys.stderr)
 
 
 def reason(error: BaseException) -> str:

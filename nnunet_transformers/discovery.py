@@ -179,12 +179,26 @@ def _wrap(module: ModuleType) -> None:
         if getattr(original, "nnunet_transformers", False):
             return
 
+        depth = 0  # nnU-Net's function calls itself, by this name, for the folders in a folder
+
         def recursive_find_python_class(folder: str, class_name: str, *args: Any, **kwargs: Any) -> Any:
+            nonlocal depth
             if class_name in CLASSES:
                 return find(class_name)
-            found = original(folder, class_name, *args, **kwargs)
+            depth += 1
             try:
-                return find(class_name) if found is None else found
+                found = original(folder, class_name, *args, **kwargs)
+            finally:
+                depth -= 1
+            if found is not None or depth:
+                return found
+            try:
+                found = find(class_name)
+                if found is None and not os.environ.get("nnUNet_extTrainer"):
+                    from ._plugins import suggest
+
+                    suggest(class_name)
+                return found
             except Exception:  # nnU-Net goes on to the folders of nnUNet_extTrainer
                 return None
 

@@ -13,6 +13,7 @@ import venv
 from importlib import import_module
 from pathlib import Path
 
+import nnunetv2
 import pytest
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -76,6 +77,21 @@ class TestTable:
         assert recursive_find_trainer_class_by_name("nnUNetTrainer_5epochs").__module__.startswith("nnunetv2.")
         with pytest.raises(RuntimeError, match="Could not find requested nnunet trainer"):
             recursive_find_trainer_class_by_name("nnUNetTrainerOfNobody")
+
+    @pytest.mark.parametrize(
+        ("name", "meant"),
+        [("nnUNetTrainerQTUnet", "nnUNetTrainerQTUNet"), ("nnUNetPlannerResEncK", "nnUNetPlannerResEncM")],
+    )
+    def test_closest_names(self, name, meant, capfd, monkeypatch):
+        folder = str(Path(nnunetv2.__path__[0]) / "experiment_planning")
+        assert recursive_find_python_class(folder, name, "nnunetv2.experiment_planning") is None
+        said = capfd.readouterr().err
+        assert said.count("did you mean") == 1  # although nnU-Net asks for every folder in the folder
+        assert meant in said
+        monkeypatch.setenv("nnUNet_extTrainer", folder)  # where nnU-Net looks next
+        assert recursive_find_python_class(folder, name, "nnunetv2.experiment_planning") is None
+        assert recursive_find_python_class(folder, "ResamplerOfNobody", "nnunetv2.experiment_planning") is None
+        assert capfd.readouterr().err == ""
 
 
 class TestHook:

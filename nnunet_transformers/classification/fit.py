@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning import Trainer
-from lightning.pytorch.loggers import CSVLogger
 
 from .._text import printable
 from ..runs import command_line as run
@@ -36,14 +35,13 @@ class EncoderTrainingCLI(run.RecipeCLI):
         if wanted and set(prepared) != set(wanted):
             note = f"note: the images were prepared with normalization {', '.join(prepared)}"
             print(printable(f"{note}, the encoder's images with {', '.join(wanted)}"))
-        if self.config.fit.trainer.logger in (None, True):
-            self.trainer.logger = CSVLogger(self.trainer.default_root_dir)
 
 
 class ClassificationCLI(EncoderTrainingCLI):
     """LightningCLI of the classification recipes."""
 
     written = ("classifier.pth",)
+    kind = "classification"
 
 
 def fit(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import traceback
+from typing import Annotated
 
 import typer
 
+from .. import __version__
 from .._processes import exit_with_parent_if_spawned
 from . import (
     ablate,
@@ -62,6 +64,22 @@ app.add_typer(package.commands, name="package")
 app.add_typer(package.export_commands)
 app.add_typer(hub.commands)
 app.add_typer(demo.commands)
+
+
+def print_version(is_asked: bool) -> None:
+    """Print the version and end, where it is asked for."""
+    if is_asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from .._atomic import write_json, write_text
 from .._text import printable
 from ._options import PreparedFolder, TorchDevice, Trust
 from ._output import echo
+from ._recipes import RecipeName, describe_recipes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,7 +45,7 @@ def fit_classifier(
     ] = None,
     trust: Trust = False,
 ) -> None:
-    """Train a classifier by a recipe; other options, after the table, override it, such as --trainer.max_epochs 50."""
+    """Train a classifier by a recipe; other options, after the table, override it, such as --epochs 50."""
     from ..classification.checkpoint import ClassifierCheckpoint
     from ..classification.fit import fit
 
@@ -113,11 +114,9 @@ def predict_classes(
 
 
 @commands.command("recipes")
-def classification_recipes() -> None:
-    """Print the names of the recipes."""
-    from ..classification.fit import list_recipes
-
-    echo("\n".join(list_recipes()))
+def classification_recipes(name: RecipeName = None) -> None:
+    """Print the recipes with what they are for, or all settings of one."""
+    echo(describe_recipes("nnunet_transformers.classification", name))
 
 
 def _print_scores(

@@ -14,6 +14,7 @@ from .._atomic import write_json, write_text
 from .._text import printable
 from ._options import PreparedFolder, TorchDevice, Trust
 from ._output import echo
+from ._recipes import RecipeName, describe_recipes
 
 if TYPE_CHECKING:
     from ..detection.yolo import Boxes
@@ -39,7 +40,7 @@ def fit_detector(
     ] = None,
     trust: Trust = False,
 ) -> None:
-    """Train a detector by a recipe; other options, after the table, override it, such as --trainer.max_epochs 50."""
+    """Train a detector by a recipe; other options, after the table, override it, such as --epochs 50."""
     from ..detection.checkpoint import DetectorCheckpoint
     from ..detection.fit import fit
 
@@ -112,11 +113,9 @@ def predict_boxes(
 
 
 @commands.command("recipes")
-def detection_recipes() -> None:
-    """Print the names of the recipes."""
-    from ..detection.fit import list_recipes
-
-    echo("\n".join(list_recipes()))
+def detection_recipes(name: RecipeName = None) -> None:
+    """Print the recipes with what they are for, or all settings of one."""
+    echo(describe_recipes("nnunet_transformers.detection", name))
 
 
 def _as_csv(found: Mapping[str, Boxes], sizes: Mapping[str, tuple[int, int]], classes: Sequence[str]) -> str:

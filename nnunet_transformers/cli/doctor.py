@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
@@ -19,6 +20,9 @@ commands = typer.Typer()
 
 # for installs where the hook is switched off
 TRAINER_FOLDER = Path(__file__).parent.parent / "ext_trainers"
+SHARED_MEMORY = Path("/dev/shm")
+# bytes; of Docker's containers the shared memory has 64 MB
+LITTLE_SPACE, LITTLE_SHARED_MEMORY = 5e9, 256e6
 COLOURS = {OK: typer.colors.GREEN, WARNING: typer.colors.YELLOW, PROBLEM: typer.colors.RED}
 
 
@@ -114,11 +118,34 @@ def check_folders() -> Iterator[Finding]:
         if not value:
             yield Finding(PROBLEM, f"{variable} is not set", f"export {variable}=/path/to/folder")
         elif not Path(value).is_dir():
-            yield Finding(PROBLEM, f"{variable} is {value}, which is not a folder", f"mkdir -p {value}")
+            # a folder at the root is a variable that was put together from an empty one
+            is_plausible = Path(value).absolute().parent.is_dir() and len(Path(value).absolute().parts) > 2
+            remedy = f"mkdir {value}" if is_plausible else f"export {variable}=/path/to/folder, one that exists"
+            yield Finding(PROBLEM, f"{variable} is {value}, which is not a folder", remedy)
         elif variable != "nnUNet_raw" and not os.access(value, os.W_OK):
             yield Finding(PROBLEM, f"{variable} is {value}, which cannot be written", "choose another folder")
         else:
             yield Finding(OK, f"{variable} = {value}")
+
+
+def check_space() -> Iterator[Finding]:
+    for variable in ("nnUNet_preprocessed", "nnUNet_results"):
+        folder = os.environ.get(variable)
+        if folder and Path(folder).is_dir() and (free := shutil.disk_usage(folder).free) < LITTLE_SPACE:
+            yield Finding(WARNING, f"{free / 1e9:.1f} GB are free in {variable}", "free some, or choose another disk")
+    if SHARED_MEMORY.is_dir() and (size := shutil.disk_usage(SHARED_MEMORY).total) < LITTLE_SHARED_MEMORY:
+        yield Finding(
+            WARNING,
+            f"{SHARED_MEMORY} has {size / 1e6:.0f} MB, too few for the batches of several loaders",
+            "start the container with --shm-size=8g or --ipc=host; otherwise set nnUNet_n_proc_DA=1 and --workers 0",
+        )
+
+
+def check_loaders() -> Iterator[Finding]:
+    if os.environ.get("nnUNet_n_proc_DA") == "0":
+        yield Finding(
+            WARNING, "nnUNet_n_proc_DA is 0, with which nnU-Net's planning fails", "set it to 1 or more to plan"
+        )
 
 
 def check_device() -> Iterator[Finding]:
@@ -141,6 +168,8 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_shadowing,
     check_trainer_folders,
     check_folders,
+    check_space,
+    check_loaders,
     check_device,
 )
 
@@ -154,8 +183,10 @@ def doctor() -> None:
         print(finding.text)
         if finding.remedy:
             print(f"{'':8}-> {finding.remedy}")
-    problems = sum(finding.state == PROBLEM for finding in findings)
-    print("no problems found" if not problems else f"{problems} problems found")
+    problems, warnings = (sum(finding.state == state for finding in findings) for state in (PROBLEM, WARNING))
+    counts = ((problems, "problem"), (warnings, "warning"))
+    found, warned = (f"{number or 'no'} {what}{'s' * (number != 1)}" for number, what in counts)
+    print(f"{found} found" + f", {warned}" * (warnings > 0))
     raise typer.Exit(int(problems > 0))
 
 

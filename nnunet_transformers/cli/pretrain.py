@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,7 @@ from ._options import (
     parse_spacing,
 )
 from ._output import echo
+from ._recipes import RecipeName, describe_recipes
 
 commands = typer.Typer(help="Encoder checkpoints from unlabelled images.", no_args_is_help=True)
 
@@ -112,21 +114,33 @@ def fit(
     configuration: Configuration = "3d_fullres",
     trust: Trust = False,
 ) -> None:
-    """Pretrain an encoder by a recipe; other options override it, such as --trainer.max_epochs 50.
+    """Pretrain an encoder by a recipe; other options override it.
 
     With -d and -p the network, its arguments, patch size and channels are those of a plan.
+
+    --folder PREPARED, --network, --epochs, --batch-size, --lr, --workers, --output FOLDER
+    (nnUNet_results/pretraining/... by default) are short names; `pretrain recipes NAME` prints all settings of a
+    recipe with their values, which are options as well, such as --model.init_args.warmup_epochs 5. --ckpt_path last
+    resumes a run.
     """
+    from ..pretraining.fit import PretrainingCLI
     from ..pretraining.fit import fit as fit_recipe
 
-    fit_recipe(config, context.args, PlanReference(dataset, plans, configuration).load(), trust)
+    trainer = fit_recipe(config, context.args, PlanReference(dataset, plans, configuration).load(), trust)
+    if not trainer.is_global_zero:
+        return
+    for file in (Path(trainer.default_root_dir) / name for name in PretrainingCLI.written):
+        if file.is_file():
+            echo(f"written: {file}")
+            if file.name.startswith("encoder"):
+                plan = f"-d {dataset} -p {plans} -o {plans}_{Path(config).stem}" if plans else "-d ... -p ... -o ..."
+                echo(f"next: nnunet-transformers attach {shlex.quote(str(file))} {plan}")
 
 
 @commands.command()
-def recipes() -> None:
-    """Print the names of the recipes."""
-    from ..pretraining.fit import list_recipes
-
-    echo("\n".join(list_recipes()))
+def recipes(name: RecipeName = None) -> None:
+    """Print the recipes with what they are for, or all settings of one."""
+    echo(describe_recipes("nnunet_transformers.pretraining", name))
 
 
 @commands.command("show-matches")

@@ -22,6 +22,7 @@ class DetectionCLI(EncoderTrainingCLI):
     """LightningCLI of the detection recipes."""
 
     written = ("detector.pth",)
+    kind = "detection"
 
 
 def fit(

@@ -43,6 +43,7 @@ class PretrainingCLI(RecipeCLI):
 
     from_method = {"grid": mask_grid}  # noqa: RUF012
     written = ("encoder.pth", "encoder_2d.pth", "encoder_3d.pth", "matcher.pth", "alignment.pth")
+    kind = "pretraining"
     planned: PlannedConfiguration | None = None
 
     def check(self) -> None:

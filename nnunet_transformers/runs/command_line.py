@@ -14,11 +14,14 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from .._lease import lease
 from ..cpu import optimize
 from .callbacks import CheckpointWriter, SeedEveryBatch
+from .options import long_names, with_folder
+from .progress import EpochLines
 from .recipe import Recipe
 from .state import FILE, NAME, REQUEUED, AtomicCheckpointIO, EpochState, RequeueBetweenSteps, StepState
 
@@ -30,12 +33,14 @@ class RecipeCLI(LightningCLI, ABC):
         shared: names of arguments of both module and data module, which users give to the module only.
         from_method: functions that compute an argument of the data module from the built module, by its name.
         written: names of the files that runs write to their folder; one that holds them already is refused.
+        kind: folder of these runs in nnU-Net's results.
         held: what is held until the run ends: the lease of its folder.
     """
 
     shared: Sequence[str] = ()
     from_method: Mapping[str, Callable[[Any], Any]] = {}
     written: Sequence[str] = ()
+    kind: str
     held: ExitStack
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -54,6 +59,8 @@ class RecipeCLI(LightningCLI, ABC):
         if isinstance(self.trainer.accelerator, CPUAccelerator):
             optimize(self.model)
         root = Path(self.trainer.default_root_dir)
+        if self.config.fit.trainer.logger in (None, True):
+            self.trainer.logger = CSVLogger(str(root))
         for callback in self.trainer.checkpoint_callbacks:
             # by default the folder of a logger's version, where --ckpt_path last would not find the state
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -83,20 +90,20 @@ def _check_folder(root: Path, state: str | None, written: Sequence[str]) -> None
     if state == NAME and not any(root.glob(f"{NAME}*.ckpt")):
         raise FileNotFoundError(
             f"{root} holds no {FILE} to resume from; leave out --ckpt_path to start a run there, or name its folder "
-            "with --trainer.default_root_dir"
+            "with --output"
         )
     if state or any(root.glob(REQUEUED)):
         return
     if (root / FILE).exists():
         raise FileExistsError(
             f"{root} already holds a run: resume it with --ckpt_path last, or choose another folder with "
-            "--trainer.default_root_dir"
+            "--output"
         )
     existing = [name for name in written if (root / name).exists()]
     if existing:
         raise FileExistsError(
             f"{root} already holds {existing[0]}, which a run would replace: move it, or choose another folder "
-            "with --trainer.default_root_dir"
+            "with --output"
         )
 
 
@@ -112,10 +119,11 @@ def run_recipe(
     Args:
         recipe: result of ``read_recipe``.
         cli_class: command line with its checks.
-        arguments: arguments of LightningCLI, which override the recipe.
+        arguments: arguments of LightningCLI, which override the recipe, also by their short names (``options``).
         trainer_defaults: arguments of the trainer, which recipe and arguments override; the callbacks among them are
             added to those of every run.
-        attributes: further class attributes of the command line.
+        attributes: further class attributes of the command line; ``planned`` is the planned configuration that the run
+            follows, if any.
 
     Returns:
         the trainer, with metrics, callbacks and profiler.
@@ -127,6 +135,9 @@ def run_recipe(
         FolderInUse: if another run is writing to the output folder.
         RuntimeError: if the run diverges, collapses, or ends without a file.
     """
+    planned = attributes.get("planned")
+    followed = planned and f"{planned.plans['dataset_name']}/{planned.plans['plans_name']}__{planned.name}"
+    arguments = with_folder(recipe, long_names(recipe, arguments), cli_class.kind, followed)
     taken = recipe.parameters("data")
     from_method = {name: function for name, function in cli_class.from_method.items() if name in taken}
     shared = [name for name in recipe.parameters("model") if name in taken and name not in from_method]
@@ -137,6 +148,7 @@ def run_recipe(
         SeedEveryBatch(),
         *trainer_defaults.get("callbacks", ()),
         writer := CheckpointWriter(),
+        EpochLines(),
     ]
     try:
         with ExitStack() as held:

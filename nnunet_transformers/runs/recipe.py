@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,22 @@ class Recipe:
 def list_recipes(package: str) -> list[str]:
     """Return the names of the recipes in a package's folder ``recipes``, and of those that other packages declare."""
     return sorted(_recipe_files(package))
+
+
+def recipe_purposes(package: str) -> dict[str, str]:
+    """Return the first sentence of each recipe's first comment, by the recipe's name.
+
+    Args:
+        package: package with a folder ``recipes``, by its import name.
+    """
+    return {
+        name: _first_sentence(file.read_text(encoding="utf-8")) for name, file in sorted(_recipe_files(package).items())
+    }
+
+
+def _first_sentence(text: str) -> str:
+    comment = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.strip("# ") for line in comment).partition(". ")[0].removesuffix(".")
 
 
 def _recipe_files(package: str) -> dict[str, Traversable]:

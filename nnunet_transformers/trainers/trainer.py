@@ -169,7 +169,13 @@ class TransformerTrainer(FollowsSettings, EvaluatesSurfaces, AveragesWeights, Au
 
         Raises:
             FolderInUse: if another run trains this fold.
+            RuntimeError: if the device is a GPU that PyTorch does not find.
         """
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError(
+                "PyTorch finds no CUDA device. Train on the processor with `-device cpu`, or check the driver with "
+                "`nvidia-smi` and that this PyTorch is built for CUDA."
+            )
         forks_exit_with_parent()
         fold = Path(self.output_folder)
         with lease(fold, fold / "training.lease") if self.local_rank == 0 else nullcontext():

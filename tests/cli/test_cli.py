@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from nnunet_transformers import cli
+from nnunet_transformers import __version__, cli
 from nnunet_transformers.cli import doctor
 from nnunet_transformers.demo.dataset import LABELS, TEST_CASES, TRAIN_CASES, make_dataset
 from nnunet_transformers.discovery import PLANNERS
@@ -158,13 +159,34 @@ class TestDoctor:
         result = invoke("doctor")
         assert result.exit_code == 1
         assert "nnUNet_raw is not set" in result.output
-        assert "mkdir -p" in result.output
+        assert f"mkdir {nnunet_folders / 'nowhere'}" in result.output
         assert "switched off by NNUNET_TRANSFORMERS_HOOK=off" in result.output
+
+    def test_folder_at_the_root(self, nnunet_folders, monkeypatch):
+        """As of "$BASE/results" without BASE; nobody should make it there."""
+        monkeypatch.setenv("nnUNet_results", "/results-of-nobody")
+        assert [f.remedy for f in doctor.check_folders() if f.state == doctor.PROBLEM] == [
+            "export nnUNet_results=/path/to/folder, one that exists"
+        ]
+
+    def test_space_and_loaders(self, nnunet_folders, monkeypatch, tmp_path):
+        assert list(doctor.check_loaders()) == []
+        monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+        monkeypatch.setattr(doctor, "SHARED_MEMORY", tmp_path)
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e9, total=64e6))
+        texts = [finding.text for finding in (*doctor.check_space(), *doctor.check_loaders())]
+        assert texts[:2] == [f"1.0 GB are free in {name}" for name in ("nnUNet_preprocessed", "nnUNet_results")]
+        assert "has 64 MB" in texts[2]
+        assert "nnUNet_n_proc_DA is 0" in texts[3]
 
     def test_missing_hook(self, monkeypatch):
         monkeypatch.setattr(doctor.discovery, "is_installed", lambda: False)
         (finding,) = doctor.check_discovery()
         assert finding.state == doctor.PROBLEM
+
+
+def test_version():
+    assert invoke("--version").output == f"{__version__}\n"
 
 
 def test_demo_dataset_is_real_and_reproducible(tmp_path):

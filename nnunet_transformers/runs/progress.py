@@ -1,0 +1,82 @@
+"""A line for each epoch of a run, with the time left."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+MINUTE, HOUR = 60.0, 3600.0
+
+
+class EpochLines(Callback):
+    """Print what an epoch gave and the time left, on a terminal or not, and write the metrics so far to their file."""
+
+    def __init__(self) -> None:
+        self.first = self.start = 0.0
+        self.before: int | None = None
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.start = time.perf_counter()
+        if self.before is None:  # a resumed run has epochs that this process did not see
+            self.first, self.before = self.start, trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        now, done = time.perf_counter(), trainer.current_epoch + 1
+        each = (now - self.first) / (done - (self.before or 0))
+        print(epoch_line(done, epochs_of(trainer), values_of(trainer.callback_metrics), now - self.start, each))
+        for logger in trainer.loggers:
+            logger.save()
+
+
+def epochs_of(trainer: Trainer) -> int | None:
+    """Epochs of the whole run, by its limits of epochs and of steps; None if it has none."""
+    limits = [trainer.max_epochs] if trainer.max_epochs and trainer.max_epochs > 0 else []
+    steps = trainer.global_step / (trainer.current_epoch + 1)
+    if trainer.max_steps > 0 and steps:
+        limits.append(-(-trainer.max_steps // max(1, round(steps))))
+    return min(limits, default=None)
+
+
+def values_of(metrics: dict[str, Any]) -> dict[str, float]:
+    """The metrics of an epoch; of those with a value for the step and for the epoch, the latter."""
+    return {
+        name.removesuffix("_epoch"): float(value)
+        for name, value in metrics.items()
+        if f"{name.removesuffix('_step')}_epoch" not in metrics
+    }
+
+
+def epoch_line(done: int, epochs: int | None, values: dict[str, float], seconds: float, each: float) -> str:
+    """The line of an epoch.
+
+    Args:
+        done: finished epochs.
+        epochs: of the whole run, if known.
+        values: metrics by name.
+        seconds: of this epoch.
+        each: seconds of an epoch on the average.
+
+    Examples:
+        >>> epoch_line(3, 50, {"loss": 1.2345}, 12.0, 12.0)
+        'epoch 3 of 50: loss 1.234; 12 s, 9.4 min left'
+    """
+    of = "" if epochs is None else f" of {epochs}"
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    left = "" if epochs is None else f", {in_words(max(0, epochs - done) * each)} left"
+    return f"epoch {done}{of}: {metrics}; {in_words(seconds)}{left}"
+
+
+def in_words(seconds: float) -> str:
+    """A time in the unit that suits it.
+
+    Examples:
+        >>> in_words(5), in_words(90), in_words(5400)
+        ('5 s', '1.5 min', '1.5 h')
+    """
+    if seconds < MINUTE:
+        return f"{seconds:.0f} s"
+    return f"{seconds / MINUTE:.1f} min" if seconds < HOUR else f"{seconds / HOUR:.1f} h"

@@ -1,0 +1,28 @@
+"""Lines of a run's epochs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from nnunet_transformers.runs.progress import epoch_line, epochs_of, values_of
+
+
+def test_line():
+    assert epoch_line(50, 50, {"loss": 0.5, "spread": 1.0}, 3600, 3600) == (
+        "epoch 50 of 50: loss 0.5, spread 1; 1.0 h, 0 s left"
+    )
+    assert epoch_line(2, None, {"loss": 0.5}, 1.0, 1.0) == "epoch 2: loss 0.5; 1 s"
+
+
+def test_epochs_by_steps():
+    """The smaller limit counts: 250 steps of ten an epoch are 25 epochs."""
+    trainer = SimpleNamespace(max_epochs=100, max_steps=250, global_step=30, current_epoch=2)
+    assert epochs_of(trainer) == 25
+    trainer.max_steps = -1
+    assert epochs_of(trainer) == 100
+    trainer.max_epochs = -1
+    assert epochs_of(trainer) is None
+
+
+def test_values_of_an_epoch():
+    assert values_of({"loss_step": 1.0, "loss_epoch": 2.0, "rate": 3.0}) == {"loss": 2.0, "rate": 3.0}
