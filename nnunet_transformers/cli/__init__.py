@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 from typing import Annotated
 
 import typer
@@ -88,6 +89,10 @@ def main() -> None:
     A user's mistake ends it with a line on stderr and exit code 1 instead of a traceback. Any other error is a bug of
     this package: it shows its traceback and where to report it, with exit code 70.
     """
+    if not sys.warnoptions:
+        # what other libraries say of their own future is not about the user's data
+        for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", category=category)
     try:
         app()
     except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,6 +13,7 @@ from typing import Any
 import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -96,8 +99,7 @@ def _check_folder(root: Path, state: str | None, written: Sequence[str]) -> None
         return
     if (root / FILE).exists():
         raise FileExistsError(
-            f"{root} already holds a run: resume it with --ckpt_path last, or choose another folder with "
-            "--output"
+            f"{root} already holds a run: resume it with --ckpt_path last, or choose another folder with --output"
         )
     existing = [name for name in written if (root / name).exists()]
     if existing:
@@ -150,6 +152,9 @@ def run_recipe(
         writer := CheckpointWriter(),
         EpochLines(),
     ]
+    # it repeats the settings and advertises; what concerns the data comes as a warning
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)
     try:
         with ExitStack() as held:
             attributes |= {"shared": shared, "from_method": from_method, "held": held}

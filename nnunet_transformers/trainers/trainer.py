@@ -249,6 +249,11 @@ class TransformerTrainer(FollowsSettings, EvaluatesSurfaces, AveragesWeights, Au
         self._iteration = 0
         if self._encoder_is_frozen(self.current_epoch):
             self._loaded_encoder().freeze_statistics()
+            rate = max(group["lr"] for group in self.optimizer.param_groups)
+            until = self.frozen_fraction * self.num_epochs
+            self.print_to_log_file(
+                f"The encoder is frozen until epoch {until:g}; learning rate of the rest: {rate:.5g}"
+            )
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         self._check_labels(batch)
