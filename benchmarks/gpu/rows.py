@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,18 +17,23 @@ from nnunet_transformers.discovery import PLANNERS
 from nnunet_transformers.plans.planner import TransformerPlanner
 from nnunet_transformers.plans.tiling import choose_patch_embed_stride, plan_tokens
 
-# one size of each network; nnU-Net's CNNs and Primus to compare with
+# one size of each network; nnU-Net's CNNs, Primus and MONAI's SwinUNETR to compare with
 NETWORKS_3D: tuple[str, ...] = (
     "PlainConvUNet",
     "ResEnc-L",
     "PrimusV3-S",
+    "SwinUNETR",
     "qt_unet_tiny",
     "unet2022_tiny",
     "mit_7",
     "mit_22",
 )
-NETWORKS_2D: tuple[str, ...] = ("PlainConvUNet", "ResEnc-L", "qt_unet_tiny", "unet2022_tiny", "mit_7", "mit_22")
-NETWORKS_2D += ("setr_pup", "setr_pup_dinov3_small", "resnet50_unet")
+NETWORKS_2D: tuple[str, ...] = ("PlainConvUNet", "ResEnc-L", "SwinUNETR", "qt_unet_tiny", "unet2022_tiny", "mit_7")
+NETWORKS_2D += ("mit_22", "setr_pup", "setr_pup_dinov3_small", "resnet50_unet")
+# package that a network needs and that this one does not
+PACKAGES = {"SwinUNETR": "monai"}
+# steps of SwinUNETR, which computes attention without scaled_dot_product_attention
+TRAINED = ("eager", "compile")
 # families whose attention has a position bias
 BIASED = ("qt_unet", "vt_unet", "unet2022")
 PREDICTED = ("PlainConvUNet", "qt_unet_tiny", "unet2022_tiny", "mit_7")
@@ -130,6 +136,11 @@ def build(row: Row) -> tuple[nn.Module, tuple[int, ...]]:
     return network.to(row.device), patch_size
 
 
+def is_installed(name: str) -> bool:
+    """Whether the package of a network is there."""
+    return name not in PACKAGES or find_spec(PACKAGES[name]) is not None
+
+
 def rows_of(step: str, device: str, tiny: bool, networks: tuple[str, ...], precisions: tuple[str, ...]) -> list[Row]:
     """Rows of a step.
 
@@ -149,6 +160,7 @@ def rows_of(step: str, device: str, tiny: bool, networks: tuple[str, ...], preci
         for name in networks or defaults:
             if not is_ours(name) or ndim in get_network(name).dimensions:
                 rows.append(Row(step, name, patch_size, batch_size, precisions[0], device, tiny))
+    rows = [row for row in rows if row.network not in PACKAGES or (step in TRAINED and is_installed(row.network))]
     ours = [row for row in rows if is_ours(row.network)]
     if step == "kernels":
         return [row for row in rows if row.network not in ("PlainConvUNet", "ResEnc-L", "resnet50_unet")]
