@@ -17,25 +17,23 @@ from nnunet_transformers.discovery import PLANNERS
 from nnunet_transformers.plans.planner import TransformerPlanner
 from nnunet_transformers.plans.tiling import choose_patch_embed_stride, plan_tokens
 
-# one size of each network; nnU-Net's CNNs, Primus and MONAI's SwinUNETR to compare with
+# one size of each network; nnU-Net's CNNs and Primus to compare with
 NETWORKS_3D: tuple[str, ...] = (
     "PlainConvUNet",
     "ResEnc-L",
     "PrimusV3-S",
-    "SwinUNETR",
     "qt_unet_tiny",
     "unet2022_tiny",
     "mit_7",
     "mit_22",
 )
-NETWORKS_2D: tuple[str, ...] = ("PlainConvUNet", "ResEnc-L", "SwinUNETR", "qt_unet_tiny", "unet2022_tiny", "mit_7")
-NETWORKS_2D += ("mit_22", "setr_pup", "setr_pup_dinov3_small", "resnet50_unet")
-# package that a network needs and that this one does not
-PACKAGES = {"SwinUNETR": "monai"}
-# steps of SwinUNETR, which computes attention without scaled_dot_product_attention
-TRAINED = ("eager", "compile")
+NETWORKS_2D: tuple[str, ...] = ("PlainConvUNet", "ResEnc-L", "qt_unet_tiny", "unet2022_tiny", "mit_7", "mit_22")
+NETWORKS_2D += ("setr_pup", "setr_pup_dinov3_small", "resnet50_unet")
 # families whose attention has a position bias
 BIASED = ("qt_unet", "vt_unet", "unet2022")
+# compared in training where their package is installed
+PACKAGES = {"SwinUNETR": "monai"}
+TRAINED = ("eager", "compile")
 PREDICTED = ("PlainConvUNet", "qt_unet_tiny", "unet2022_tiny", "mit_7")
 # patch, batch and input channels of the forms
 PATCHES = {3: ((128, 128, 128), 2), 2: ((512, 512), 8)}
@@ -157,10 +155,11 @@ def rows_of(step: str, device: str, tiny: bool, networks: tuple[str, ...], preci
     rows = []
     for ndim, defaults in ((3, NETWORKS_3D), (2, NETWORKS_2D)):
         patch_size, batch_size = patches[ndim]
-        for name in networks or defaults:
+        for name in networks or (*defaults, *PACKAGES):
+            if name in PACKAGES and not (step in TRAINED and is_installed(name)):
+                continue
             if not is_ours(name) or ndim in get_network(name).dimensions:
                 rows.append(Row(step, name, patch_size, batch_size, precisions[0], device, tiny))
-    rows = [row for row in rows if row.network not in PACKAGES or (step in TRAINED and is_installed(row.network))]
     ours = [row for row in rows if is_ours(row.network)]
     if step == "kernels":
         return [row for row in rows if row.network not in ("PlainConvUNet", "ResEnc-L", "resnet50_unet")]

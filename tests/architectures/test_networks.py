@@ -73,24 +73,6 @@ def test_every_network_runs(name, patch_size):
         assert network(torch.randn(1, 5, *patch_size)).shape == (1, 2, *patch_size)
 
 
-@pytest.mark.parametrize("name", [name for name in list_networks() if name not in SMALLEST])
-def test_every_parameter_is_in_a_training_steps_graph(name):
-    """One that is not stops DistributedDataParallel; the contract has it of the smallest, with data."""
-    patch_size = COMPILED[f"{max(get_network(name).dimensions)}d"]
-    with torch.device("meta"):
-        network = create_network(name, 1, 3, patch_size, deep_supervision=True).train()
-        outputs = network(torch.randn(2, 1, *patch_size))
-    nodes = [output.grad_fn for output in outputs]
-    seen, reached = set(nodes), set()
-    while nodes:
-        node = nodes.pop()
-        reached.add(getattr(node, "variable", None))
-        following = {n for n, _ in node.next_functions if n is not None} - seen
-        seen |= following
-        nodes += following
-    assert not [key for key, parameter in network.named_parameters() if parameter not in reached]
-
-
 @pytest.mark.parametrize("name,patch_size", forms(SMALLEST))
 @pytest.mark.parametrize("check", NETWORK_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_contract(check, name, patch_size):
