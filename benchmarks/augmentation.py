@@ -4,7 +4,8 @@
     python benchmarks/augmentation.py --device cuda [--seconds 8]
 
 A sample is a crop in memory, to which nnU-Net's training transforms are applied as its loader does, in one thread;
-reading from disk comes on top. With the results of `python -m benchmarks.gpu`, each network's rate is divided by it:
+cropping, which a plan's `augment_on_device` leaves to the core, is measured too, from a case in memory. Reading from
+disk comes on top. With the results of `python -m benchmarks.gpu`, each network's rate is divided by it:
 where that is more than the machine's cores, or nnU-Net's processes (`nnUNet_n_proc_DA`, 12 by default), the GPU waits.
 
 With `--device` the batches of a plan's setting `augment_on_device` are measured instead: crops in page-locked memory
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from copy import copy
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_transformers._atomic import write_json
@@ -73,7 +76,40 @@ def measure(patch_size: tuple[int, ...], seconds: float) -> dict[str, Any]:
         transforms(image=image.clone(), segmentation=labels.clone())
         times.append(time.process_time() - start)
     own = times[1:]
-    return {"patch_size": patch_size, "crop": crop, "samples": len(own), "samples_per_s": 1 / mean(own)}
+    rates = {"samples_per_s": 1 / mean(own), "crops_per_s": crops_per_second(patch_size, crop, seconds / 4)}
+    return {"patch_size": patch_size, "crop": crop, "samples": len(own), **rates}
+
+
+class CaseInMemory:
+    """A dataset of one case, as nnU-Net's loader reads it, of 1.5 times the crop's size.
+
+    Args:
+        crop: voxels per axis.
+    """
+
+    identifiers = ("case",)
+
+    def __init__(self, crop: tuple[int, ...]) -> None:
+        shape = (1, *(n * 3 // 2 for n in crop)) if len(crop) == 3 else (1, 1, *(n * 3 // 2 for n in crop))
+        self.image, self.labels = np.ones(shape, np.float32), np.ones(shape, np.int8)
+
+    def load_case(self, _: str) -> tuple[Any, Any, None, dict[str, Any]]:
+        """Image, labels, no previous segmentation, and properties."""
+        return self.image, self.labels, None, {"class_locations": {}}
+
+
+def crops_per_second(patch_size: tuple[int, ...], crop: tuple[int, ...], seconds: float) -> float:
+    """Samples a second of nnU-Net's loader without transforms, by the time on the processor."""
+    labels = SimpleNamespace(all_labels=[0, 1, 2], has_ignore_label=False)
+    loader = nnUNetDataLoader(CaseInMemory(crop), 1, crop, patch_size, labels)
+    next(loader)
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 5 or time.perf_counter() < end:
+        start = time.process_time()
+        next(loader)
+        times.append(time.process_time() - start)
+    return 1 / mean(times)
 
 
 def measure_on(device: torch.device, patch_size: tuple[int, ...], batch_size: int, seconds: float) -> dict[str, Any]:
@@ -183,11 +219,11 @@ def markdown(content: dict[str, Any]) -> str:
     """Both tables."""
     lines = [
         f"# Augmentation on the CPU\n\nOne core of {content['processor']}, nnU-Net's training transforms.\n",
-        "| patch | samples/s of a core | of 12 processes |\n|---|---|---|",
+        "| patch | samples/s of a core | of 12 processes | crops/s of a core |\n|---|---|---|---|",
     ]
     for row in content["rows"]:
         size, rate = "x".join(map(str, row["patch_size"])), row["samples_per_s"]
-        lines.append(f"| {size} | {rate:.2f} | {PROCESSES * rate:.1f} |")
+        lines.append(f"| {size} | {rate:.2f} | {PROCESSES * rate:.1f} | {row['crops_per_s']:.1f} |")
     if content["needed"]:
         lines.append("\n| network | patch | precision | | samples/s of the GPU | cores needed | waits |")
         lines.append("|---|---|---|---|---|---|---|")

@@ -15,7 +15,7 @@ from nnunet_transformers._atomic import write_json
 
 from . import __doc__ as description
 from .report import markdown
-from .rows import Row, planner_of, rows_of
+from .rows import PACKAGES, Row, is_installed, planner_of, rows_of
 from .workers import RowFailed, Worker
 
 # seconds that a step and one of its rows may take, in the order in which steps run
@@ -146,6 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"there is no step {', '.join(unknown)}; there are {', '.join(STEPS)}")
     precisions = TINY_PRECISIONS if given.tiny else tuple(given.precisions.split(","))
     networks = tuple(name for name in given.networks.split(",") if name)
+    for name in (name for name in networks or PACKAGES if not is_installed(name)):
+        print(f"{name} is skipped: pip install {PACKAGES[name]}", flush=True)
     results = Results(given.output)
     with Worker() as worker:
         for step in (name for name in STEPS if name in names):

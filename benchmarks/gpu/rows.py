@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ NETWORKS_2D: tuple[str, ...] = ("PlainConvUNet", "ResEnc-L", "qt_unet_tiny", "un
 NETWORKS_2D += ("setr_pup", "setr_pup_dinov3_small", "resnet50_unet")
 # families whose attention has a position bias
 BIASED = ("qt_unet", "vt_unet", "unet2022")
+# compared in training where their package is installed
+PACKAGES = {"SwinUNETR": "monai"}
+TRAINED = ("eager", "compile")
 PREDICTED = ("PlainConvUNet", "qt_unet_tiny", "unet2022_tiny", "mit_7")
 # patch, batch and input channels of the forms
 PATCHES = {3: ((128, 128, 128), 2), 2: ((512, 512), 8)}
@@ -132,6 +136,11 @@ def build(row: Row) -> tuple[nn.Module, tuple[int, ...]]:
     return network.to(row.device), patch_size
 
 
+def is_installed(name: str) -> bool:
+    """Whether the package of a network is there."""
+    return name not in PACKAGES or find_spec(PACKAGES[name]) is not None
+
+
 def rows_of(step: str, device: str, tiny: bool, networks: tuple[str, ...], precisions: tuple[str, ...]) -> list[Row]:
     """Rows of a step.
 
@@ -148,7 +157,9 @@ def rows_of(step: str, device: str, tiny: bool, networks: tuple[str, ...], preci
     rows = []
     for ndim, defaults in ((3, NETWORKS_3D), (2, NETWORKS_2D)):
         patch_size, batch_size = patches[ndim]
-        for name in networks or defaults:
+        for name in networks or (*defaults, *PACKAGES):
+            if name in PACKAGES and not (step in TRAINED and is_installed(name)):
+                continue
             if not is_ours(name) or ndim in get_network(name).dimensions:
                 rows.append(Row(step, name, patch_size, batch_size, precisions[0], device, tiny))
     ours = [row for row in rows if is_ours(row.network)]

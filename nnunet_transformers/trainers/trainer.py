@@ -334,8 +334,8 @@ class TransformerTrainer(FollowsSettings, EvaluatesSurfaces, AveragesWeights, Au
         if self.label_manager.has_regions:
             return
         target = batch["target"][0] if isinstance(batch["target"], list) else batch["target"]
-        # the labels are still on the CPU, where a pass over them takes some of a GPU's time
-        low, high = (int(bound) for bound in torch.aminmax(target))
+        # mostly still on the CPU, where a pass over them takes some of a GPU's time; on the GPU it is waited for once
+        low, high = map(int, torch.stack(torch.aminmax(target)).tolist())
         # the ignore label follows the last one
         largest = self.label_manager.num_segmentation_heads - (not self.label_manager.has_ignore_label)
         if low < 0 or high > largest:

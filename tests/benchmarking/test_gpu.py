@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from benchmarks.gpu import command
 from benchmarks.gpu.kernels import Calls, Layout
-from benchmarks.gpu.rows import Row, arguments_of, rows_of
+from benchmarks.gpu.rows import PACKAGES, Row, arguments_of, rows_of
 from benchmarks.gpu.workers import RowFailed, Worker
 from nnunet_transformers.architectures import list_networks
 from tests.architectures.test_networks import SMALLEST
@@ -84,6 +84,19 @@ def test_dry_run(jobs, tmp_path):
     jobs.clear()
     assert run(tmp_path) == rows
     assert not jobs
+
+
+def test_what_is_not_installed_is_skipped(jobs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(PACKAGES, "SwinUNETR", "no_such_package")
+    command.main(["--tiny", "--steps", "eager", "--networks", "SwinUNETR", "--output", str(tmp_path)])
+    assert capsys.readouterr().out == "SwinUNETR is skipped: pip install no_such_package\n"
+    assert not jobs
+
+
+def test_swin_unetr_is_trained(monkeypatch):
+    monkeypatch.setitem(PACKAGES, "SwinUNETR", "torch")
+    steps = {step: rows_of(step, "cuda", False, ("SwinUNETR",), ("float16", "bfloat16")) for step in command.STEPS}
+    assert {step: len(rows) for step, rows in steps.items() if rows and step != "facts"} == {"eager": 4, "compile": 4}
 
 
 def test_failed_rows_are_measured_again(jobs, tmp_path, monkeypatch):

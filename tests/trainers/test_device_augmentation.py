@@ -66,7 +66,7 @@ def test_batches_are_nnunets(trainer_with, configuration):
 
 @pytest.mark.parametrize("device", DEVICES, ids=str)
 def test_a_step_prepares_the_next_batch(trainer_with, device):
-    trainer = trainer_with(device=device, augment_on_device=True)
+    trainer = trainer_with("2d", device=device, augment_on_device=True)
     loader = loader_of(trainer)
     trainer.on_train_epoch_start()
     ahead = []
