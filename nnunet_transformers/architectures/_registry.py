@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -55,6 +56,12 @@ class NetworkEntry:
     def dimensions(self) -> tuple[int, ...]:
         """Numbers of spatial axes that it supports."""
         return self.network_class.dimensions
+
+    @property
+    def missing_extra(self) -> str | None:
+        """The extra of this package that the network needs, if what it installs is missing."""
+        extra = self.network_class.extra
+        return extra if extra is not None and find_spec(extra) is None else None
 
     @property
     def override_names(self) -> list[str]:
@@ -279,7 +286,10 @@ def get_timm_family(network: nn.Module, name: str) -> TimmFamily:
 
 
 def list_networks(ndim: int | None = None) -> list[str]:
-    """Sorted names of all networks, or of those that support ``ndim`` spatial axes (2 or 3)."""
+    """Sorted names of all networks, or of those that support ``ndim`` spatial axes (2 or 3).
+
+    Some may need an extra of this package, see ``NetworkEntry.missing_extra``.
+    """
     return sorted(name for name, entry in _networks.items() if ndim is None or ndim in entry.dimensions)
 
 
