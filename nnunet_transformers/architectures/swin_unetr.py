@@ -7,6 +7,7 @@ Segmentation", MICCAI 2023. Encoder, decoder and head are MONAI's modules under 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,12 @@ from ._registry import register_network
 # modules of MONAI's network that are the decoder here; the first sees the image
 BLOCKS = ("encoder1", "encoder2", "encoder3", "encoder4", "encoder10")
 LEVELS = ("decoder5", "decoder4", "decoder3", "decoder2", "decoder1")
+MONAI_NAMES = (
+    (r"^(?:.*\.)?swinViT\.patch_embed\.", "stem."),
+    (r"^(?:.*\.)?swinViT\.", "encoder."),
+    (rf"^(?:.*\.)?({'|'.join((*BLOCKS, *LEVELS))})\.", r"decoder.\1."),
+    (r"^(?:.*\.)?out\.conv\.", "decoder.seg_layers.0.conv."),
+)
 
 
 class SwinUNETRDecoder(nn.Module):
@@ -151,6 +158,21 @@ class SwinUNETR(SegmentationNetwork):
 
 def _attentions(encoder: nn.Module) -> list[Any]:
     return [module for name, module in encoder.named_modules() if name.endswith(".attn")]
+
+
+def from_monai(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Translate the weights of MONAI's SwinUNETR, or of its encoder, to those of ``SwinUNETR``.
+
+    Args:
+        state_dict: by its names, possibly with a prefix of wrappers; tables of indices are left out.
+    """
+    renamed = {}
+    for name, value in state_dict.items():
+        for pattern, replacement in MONAI_NAMES:
+            name = re.sub(pattern, replacement, name)
+        if not name.endswith(".relative_position_index"):
+            renamed[name] = value
+    return renamed
 
 
 register_network("swin_unetr", SwinUNETR)

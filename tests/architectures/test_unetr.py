@@ -10,32 +10,34 @@ from typer.testing import CliRunner
 
 from nnunet_transformers import cli
 from nnunet_transformers.architectures import _monai, _registry, create_network, get_network, list_networks
-from nnunet_transformers.architectures.swin_unetr import BLOCKS, LEVELS
 from nnunet_transformers.architectures.unetr import DECODER
+from nnunet_transformers.weights import find_weights
 
-NAMES = {
-    "swin_unetr": ((r"^swinViT\.patch_embed\.", "stem."), (r"^swinViT\.", "encoder.")),
-    "unetr": (
-        (r"^vit\.patch_embedding\.patch_embeddings\.", "stem.proj."),
-        (r"^vit\.patch_embedding\.position_embeddings$", "encoder.position.weight"),
-        (r"^vit\.", "encoder."),
-    ),
-}
-UNUSED = ("relative_position_index", "norm_cross_attn.weight", "norm_cross_attn.bias")
+UNETR_NAMES = (
+    (r"^vit\.patch_embedding\.patch_embeddings\.", "stem.proj."),
+    (r"^vit\.patch_embedding\.position_embeddings$", "encoder.position.weight"),
+    (r"^vit\.", "encoder."),
+    (rf"^({'|'.join(DECODER)})\.", r"decoder.\1."),
+    (r"^out\.", "decoder.seg_layers.0."),
+)
 
 
-def from_monai(state_dict, family):
-    """Its weights by our names, without constants and what it does not use."""
-    parts = "|".join((*BLOCKS, *LEVELS) if family == "swin_unetr" else DECODER)
-    rules = (*NAMES[family], (rf"^({parts})\.", r"decoder.\1."), (r"^out\.", "decoder.seg_layers.0."))
+def unetr_from_monai(state_dict):
+    """Its weights by our names, without a norm that it does not use."""
     renamed = {}
     for name, value in state_dict.items():
-        if name.endswith(UNUSED):
-            continue
-        for pattern, replacement in rules:
+        for pattern, replacement in UNETR_NAMES:
             name = re.sub(pattern, replacement, name)
-        renamed[name] = value
+        if ".norm_cross_attn." not in name:
+            renamed[name] = value
     return renamed
+
+
+def release(network, folder):
+    """A file of its weights, as a distributed training stores them."""
+    weights = {f"module.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": weights}, folder / "release.pth")
+    return folder / "release.pth"
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,7 @@ def from_monai(state_dict, family):
         ("unetr", (32, 16, 32)),
     ],
 )
-def test_outputs_equal_monais(name, patch_size):
+def test_outputs_equal_monais(name, patch_size, tmp_path):
     nets = pytest.importorskip("monai.networks.nets", exc_type=ImportError)
     torch.manual_seed(0)
     family = name.removesuffix("_v2")
@@ -58,11 +60,13 @@ def test_outputs_equal_monais(name, patch_size):
         network = create_network(name, 2, 3, patch_size, embed_dim=12, drop_path_rate=0.1)
         rates = [[getattr(m, "drop_prob", None) for m in n.modules()] for n in (theirs.swinViT, network.encoder)]
         assert [r for r in rates[0] if r is not None] == [r for r in rates[1] if r is not None]
+        report = find_weights(release(theirs, tmp_path)).weights.load_into(network)
+        assert not report.fresh and not report.adapted and not report.unused
     else:
         options = {"feature_size": 4, "hidden_size": 24, "mlp_dim": 96, "num_heads": 2}
         theirs = nets.UNETR(2, 3, patch_size, spatial_dims=len(patch_size), **options)
         network = create_network(name, 2, 3, patch_size, embed_dim=24, num_heads=2, decoder_dim=4)
-    network.load_state_dict(from_monai(theirs.state_dict(), family))
+        network.load_state_dict(unetr_from_monai(theirs.state_dict()))
     image = torch.randn(2, 2, *patch_size, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(network.double().eval()(image), theirs.double().eval()(image), rtol=1e-9, atol=1e-9)
