@@ -115,7 +115,8 @@ def check_shapes(configuration, network, shapes, labels):
     arguments = configuration["architecture"]["arch_kwargs"]
     assert arguments["patch_size"] == configuration["patch_size"]
     assert configuration["batch_size"] >= 2
-    assert [shape[1] for shape in shapes] == [labels] * (len(arguments["strides"]) - 1)
+    outputs = len(arguments["strides"]) - 1 if network.deeply_supervised else 1
+    assert [shape[1] for shape in shapes] == [labels] * outputs
     assert list(shapes[0][2:]) == configuration["patch_size"]
     for partition in (m for m in network.modules() if isinstance(m, WindowPartition)):
         assert not partition.has_padding
