@@ -42,6 +42,8 @@ TRAINERS = {
     "nnUNetTrainerResUnet": "nnunet_transformers.trainers.resunet",
     "nnUNetTrainerMedNeXt": "nnunet_transformers.trainers.mednext",
     "nnUNetTrainerPrimus": "nnunet_transformers.trainers.primus",
+    "nnUNetTrainerSwinUNETR": "nnunet_transformers.trainers.unetr",
+    "nnUNetTrainerUNETR": "nnunet_transformers.trainers.unetr",
     "nnUNetTrainerLinearProbe": "nnunet_transformers.trainers.linear_probe",
 }
 DEMO_TRAINERS = {"nnUNetTrainerQTUNetDemo": "nnunet_transformers.trainers.qt_unet"}
@@ -82,6 +84,9 @@ PLANNERS = {
     "nnUNetPlannerPrimusV2S": "nnunet_transformers.plans.primus",
     "nnUNetPlannerPrimusV2M": "nnunet_transformers.plans.primus",
     "nnUNetPlannerPrimusV2L": "nnunet_transformers.plans.primus",
+    "nnUNetPlannerSwinUNETR": "nnunet_transformers.plans.unetr",
+    "nnUNetPlannerSwinUNETRV2": "nnunet_transformers.plans.unetr",
+    "nnUNetPlannerUNETR": "nnunet_transformers.plans.unetr",
 }
 
 

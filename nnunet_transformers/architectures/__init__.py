@@ -12,7 +12,9 @@ from . import resnet_unet as _resnet_unet  # noqa: F401
 from . import resunet as _resunet  # noqa: F401
 from . import setr_pup as _setr_pup  # noqa: F401
 from . import setr_pup_dinov3 as _setr_pup_dinov3  # noqa: F401
+from . import swin_unetr as _swin_unetr  # noqa: F401
 from . import unet2022 as _unet2022  # noqa: F401
+from . import unetr as _unetr  # noqa: F401
 from . import vt_unet as _vt_unet  # noqa: F401
 from ._arguments import PerAxis, check_strides, per_axis, per_stage, token_grids
 from ._backbone import Backbone

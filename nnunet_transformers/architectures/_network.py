@@ -47,6 +47,8 @@ class SegmentationNetwork(nn.Module, ABC):
         has_skips: whether the decoder takes more than the last feature map.
         deeply_supervised: whether there are outputs at several resolutions. A network without takes
             ``deep_supervision`` and ``auxiliary_heads`` too, and returns its one output whatever they are.
+        extra: the extra of this package that installs the library which the class needs, named as that library; None
+            where no extra is needed. Without the library the constructor raises ModuleNotFoundError.
         key_to_encoder, key_to_stem, keys_to_in_proj, key_to_lpe: names of the modules whose weights are transferred, as
             in dynamic_network_architectures' ``AbstractDynamicNetworkArchitectures``.
 
@@ -66,6 +68,7 @@ class SegmentationNetwork(nn.Module, ABC):
     removable: Mapping[str, str] = {}
     has_skips: ClassVar[bool] = True
     deeply_supervised: ClassVar[bool] = True
+    extra: ClassVar[str | None] = None
 
     stem: nn.Module
     encoder: nn.Module

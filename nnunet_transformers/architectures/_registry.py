@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -59,6 +60,12 @@ class NetworkEntry:
     def dimensions(self) -> tuple[int, ...]:
         """Numbers of spatial axes that it supports."""
         return self.network_class.dimensions
+
+    @property
+    def missing_extra(self) -> str | None:
+        """The extra of this package that the network needs, if what it installs is missing."""
+        extra = self.network_class.extra
+        return extra if extra is not None and find_spec(extra) is None else None
 
     @property
     def override_names(self) -> list[str]:
@@ -326,7 +333,8 @@ def get_timm_family(network: nn.Module, name: str) -> TimmFamily:
 def list_networks(ndim: int | None = None) -> list[str]:
     """Sorted names of all networks, or of those that support ``ndim`` spatial axes (2 or 3).
 
-    Those that installed packages declare are imported, and left out if that fails.
+    Those that installed packages declare are imported, and left out if that fails. Some of this package may need an
+    extra of it, see ``NetworkEntry.missing_extra``.
     """
     for name, declaration in declared("networks").items():
         if name not in _networks:

@@ -36,7 +36,7 @@ def models(
     from rich.console import Console
     from rich.table import Table
 
-    from ..architectures import create_network, list_networks
+    from ..architectures import create_network, get_network, list_networks
     from ..benchmarking.measure import count_multiply_adds
     from ..plans.memory import training_step_bytes
 
@@ -46,6 +46,7 @@ def models(
         raise ValueError(f"no network's name contains {name!r}; known: {', '.join(list_networks())}")
     shown = [network for network in matching if network in list_networks(len(size))]
     others = [network for network in matching if network not in shown]
+    missing = {network: extra for network in shown if (extra := get_network(network).missing_extra)}
     if not shown:
         raise ValueError(f"{', '.join(others)} have no {len(size)}D form; give --patch-size {5 - len(size)} numbers")
     table = Table(title=f"published networks at {'x'.join(map(str, size))}, {input_channels} in, {num_classes} classes")
@@ -53,6 +54,9 @@ def models(
         is_name = heading == "network"
         table.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name)
     for published in shown:
+        if published in missing:
+            table.add_row(f"{published} (extra {missing[published]})", "", "", "", "")
+            continue
         with torch.device("meta"):
             network = create_network(published, input_channels, num_classes, size).eval()
             multiply_adds = count_multiply_adds(network, torch.empty(1, input_channels, *size))
@@ -62,6 +66,8 @@ def models(
         memory = (f"{fixed / 1e9:.2f} GB", f"{sample / 1e9:.2f} GB")
         table.add_row(published, f"{parameters:,}", f"{multiply_adds / 1e9:.2f} G", *memory)
     Console().print(table)
+    for extra in sorted(set(missing.values())):
+        print(f"to install what a network needs: pip install 'nnunet-transformers[{extra}]'")
     if others:
         print(f"without a {len(size)}D form: {', '.join(others)}")
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .._meta import without_data
 from .._reading import read_json, reading
 from ..architectures import SegmentationNetwork, create_network, list_released_families
+from ..architectures.swin_unetr import from_monai
 from ..plans.planned import PlannedConfiguration
 from .described import build_described
 from .encoder import EncoderCheckpoint
@@ -32,8 +33,6 @@ from .timm_encoder import TimmCheckpoint
 from .timm_weights import timm_file
 
 ADAPTATION_PLAN = "adaptation_plan.json"
-# parts of networks that this package does not have
-FOREIGN = {"swinViT": "a SwinUNETR (MONAI, VoCo)"}
 ENCODERS = (EncoderCheckpoint, TimmCheckpoint, PrimusCheckpoint)
 
 
@@ -178,16 +177,12 @@ def _unflattened(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str,
     }
 
 
-def foreign(path: Path, content: Mapping[str, Any]) -> None:
-    """Encoders of networks that this package does not have.
-
-    Raises:
-        ValueError: names the network.
-    """
-    for _, weights in find_state_dicts(content):
-        for part, network in FOREIGN.items():
-            if any(f".{name}".find(f".{part}.") >= 0 for name in weights):
-                raise ValueError(f"{path} holds weights of {network}, and no network here has its layers")
+def swin_unetr(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
+    """SwinUNETR's weights by MONAI's names, as VoCo and MONAI release them."""
+    for where, weights in find_state_dicts(content):
+        if any(".swinViT." in f".{name}" for name in weights):
+            return NetworkWeights(from_monai(weights), f"{path}, SwinUNETR" + (f" in {where}" if where else ""))
+    return None
 
 
 def plain(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
@@ -215,7 +210,7 @@ def citations(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     return texts
 
 
-KINDS: tuple[Kind, ...] = (sealed, nnssl, nnunet, packaged, converted, released, timm_file, foreign, plain)
+KINDS: tuple[Kind, ...] = (sealed, nnssl, nnunet, packaged, converted, released, timm_file, swin_unetr, plain)
 
 
 def recognise(path: Path, content: Mapping[str, Any]) -> Any:

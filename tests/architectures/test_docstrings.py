@@ -13,11 +13,11 @@ from nnunet_transformers.architectures import (
     class_path,
     create_network,
     get_network,
-    list_networks,
 )
+from tests.architectures.test_networks import INSTALLED
 
 DOCUMENTED = [create_network, class_path, MiTClassifier, MiTPair]
-DOCUMENTED += sorted({get_network(name).network_class for name in list_networks()}, key=lambda c: c.__name__)
+DOCUMENTED += sorted({get_network(name).network_class for name in INSTALLED}, key=lambda c: c.__name__)
 
 
 @pytest.mark.parametrize("documented", DOCUMENTED, ids=lambda d: d.__name__)

@@ -31,9 +31,11 @@ from nnunet_transformers.plans.qt_unet import nnUNetPlannerQTUNetB, nnUNetPlanne
 from nnunet_transformers.plans.resnet_unet import nnUNetPlannerResNet50UNet
 from nnunet_transformers.plans.setr_pup import nnUNetPlannerSETRPUP
 from nnunet_transformers.plans.tiling import TokenRules
-from tests.architectures.test_networks import EACH_CLASS, SMALLEST, is_compared
+from tests.architectures.test_networks import EACH_CLASS, INSTALLED, SMALLEST, is_compared
 
 CLASSES = [getattr(import_module(module), name) for name, module in PLANNERS.items()]
+# of networks whose library is installed
+USABLE = [planner_class for planner_class in CLASSES if planner_class.network_name in INSTALLED]
 
 
 def plan(folder, planner_class, spacing, shape, channels=1, labels=2, cases=20, **kwargs):
@@ -113,7 +115,8 @@ def check_shapes(configuration, network, shapes, labels):
     arguments = configuration["architecture"]["arch_kwargs"]
     assert arguments["patch_size"] == configuration["patch_size"]
     assert configuration["batch_size"] >= 2
-    assert [shape[1] for shape in shapes] == [labels] * (len(arguments["strides"]) - 1)
+    outputs = len(arguments["strides"]) - 1 if network.deeply_supervised else 1
+    assert [shape[1] for shape in shapes] == [labels] * outputs
     assert list(shapes[0][2:]) == configuration["patch_size"]
     for partition in (m for m in network.modules() if isinstance(m, WindowPartition)):
         assert not partition.has_padding
@@ -192,7 +195,7 @@ def examples(number):
 
 
 @examples(int(os.environ.get("PLANNER_EXAMPLES", "15")))
-@fingerprints(CLASSES)
+@fingerprints(USABLE)
 def test_any_fingerprint(spacing, shape, channels, labels, planner_class):
     """With an estimate of memory in place of a trace, which takes most of the time of a plan."""
     with temporary_folder() as folder, quick_planning():
@@ -205,7 +208,7 @@ def test_any_fingerprint(spacing, shape, channels, labels, planner_class):
 
 
 @examples(int(os.environ.get("PLANNER_TRACED_EXAMPLES", "1")))
-@fingerprints([planner_class for planner_class in CLASSES if planner_class.network_name in SMALLEST])
+@fingerprints([planner_class for planner_class in USABLE if planner_class.network_name in SMALLEST])
 def test_any_fingerprint_traced(spacing, shape, channels, labels, planner_class):
     with temporary_folder() as folder:
         plans = plan(folder, planner_class, spacing, shape, channels, labels)
@@ -215,7 +218,7 @@ def test_any_fingerprint_traced(spacing, shape, channels, labels, planner_class)
 
 
 @pytest.mark.parametrize(
-    "planner_class", [c for c in CLASSES if not is_compared(c.network_name) or c.network_name in EACH_CLASS]
+    "planner_class", [c for c in USABLE if not is_compared(c.network_name) or c.network_name in EACH_CLASS]
 )
 def test_every_planner(folder, planner_class):
     """Traced for one of each network's class; others have another width, and the same planner."""
@@ -479,7 +482,7 @@ def test_plans_hold_the_paths_of_before(folder):
     """Plans do not depend on the module of a class inside its package."""
     modules = {"mit": "MiT", "qt_unet": "QTUNet", "resnet_unet": "ResNetUNet", "setr_pup": "SETRPUP"}
     modules |= {"unet2022": "UNet2022", "setr_pup_dinov3": "SETRPUPDINOv3", "vt_unet": "VTUNet", "resunet": "ResUnet"}
-    modules |= {"primus": "Primus", "mednext": "MedNeXt"}
+    modules |= {"primus": "Primus", "mednext": "MedNeXt", "unetr": "UNETR", "swin_unetr": "SwinUNETR"}
     paths = {f"nnunet_transformers.architectures.{module}.{name}" for module, name in modules.items()}
     assert {get_network(name).class_path for name in list_networks()} == paths
     plans = plan(folder, nnUNetPlannerMiT7, (1, 1, 1), (100, 100, 100))

@@ -80,6 +80,8 @@ RECIPES = {
         **AT_ONE_RATE,
     },
     "nnUNetTrainerPrimus": {"default_lr": 3e-4},
+    "nnUNetTrainerSwinUNETR": {},
+    "nnUNetTrainerUNETR": {"default_lr": 1e-4},
     "nnUNetTrainerLinearProbe": {
         "default_epochs": 20,
         "default_iterations": 50,

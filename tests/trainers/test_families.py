@@ -22,7 +22,7 @@ def families_to_train():
     families = {}
     for name, module in PLANNERS.items():
         entry = get_network(getattr(import_module(module), name).network_name)
-        for ndim in entry.dimensions:
+        for ndim in () if entry.missing_extra else entry.dimensions:
             configuration = {2: "2d", 3: "3d_fullres"}[ndim]
             family = entry.class_path.rpartition(".")[2]
             trainer = next(trainers[c] for c in entry.network_class.mro() if c in trainers)
