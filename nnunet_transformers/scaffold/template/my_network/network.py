@@ -102,7 +102,8 @@ class Decoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
         """Map features, finest first, to logits (a list of them under deep supervision)."""
-        x, maps = features[-1], []
+        x = features[-1]
+        maps: list[Tensor] = []
         for up, level, skip in zip(self.ups[::-1], self.levels[::-1], (*features[-2::-1], None), strict=True):
             x = up(x)
             x = level(x if skip is None else torch.cat([x, skip], dim=1))
