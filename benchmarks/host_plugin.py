@@ -5,7 +5,8 @@
 Makes a virtual environment that sees the packages of this one but for ours, installs this package's wheel into it, and
 then, each in a process of its own: writes the package of a network, installs it with pip, runs its tests in 2D, the
 doctor, nnU-Net's commands on a dataset of five small volumes (two iterations and one epoch), `pretrain fit`, `attach`,
-`predict`, `find-best` and `models`; uninstalls it with pip, and compares the environment's files with those of before. Takes a few minutes.
+`predict`, `find-best` and `models`; uninstalls it with pip, and compares the environment's files with those of before.
+Takes a few minutes.
 """
 
 from __future__ import annotations
