@@ -4,8 +4,9 @@
 
 Makes a virtual environment that sees the packages of this one but for ours, installs this package's wheel into it, and
 then, each in a process of its own: writes the package of a network, installs it with pip, runs its tests in 2D, the
-doctor, nnU-Net's commands on a dataset of five small volumes (two iterations and one epoch), `pretrain fit` and
-`models`; uninstalls it with pip, and compares the environment's files with those of before. Takes a few minutes.
+doctor, nnU-Net's commands on a dataset of five small volumes (two iterations and one epoch), `pretrain fit`, `attach`,
+`predict`, `find-best` and `models`; uninstalls it with pip, and compares the environment's files with those of before.
+Takes a few minutes.
 """
 
 from __future__ import annotations
@@ -129,6 +130,13 @@ def host(folder: Path) -> dict[str, Any]:
         "--trainer.max_epochs 1 --trainer.accelerator cpu --data.init_args.batch_size 2 --data.init_args.num_workers 0 "
         "--data.init_args.samples_per_epoch 2 --trainer.accumulate_grad_batches 1 --trainer.default_root_dir MAE",
     )
+    command("attach", f"nnunet-transformers attach MAE/encoder.pth -d 900 -p {PLANS} -o {PLANS}_mae -c 3d_fullres")
+    command(
+        "predict",
+        f"nnunet-transformers predict -d 900 -c 3d_fullres -f 0 {model} -i {folder}/raw/{DATASET}/imagesTr "
+        f"-o {folder}/ours -device cpu -npp 0 -nps 0 --disable_tta",
+    )
+    command("find-best", "nnunet-transformers find-best -d 900 --folds 0 -np 1")
     environment.pip("pip uninstall", "uninstall", "--yes", "my-net")
     left = sorted(environment.files() ^ before)
     missing = command(
@@ -144,6 +152,7 @@ def host(folder: Path) -> dict[str, Any]:
         "patch_size": planned["patch_size"],
         "batch_size": planned["batch_size"],
         "predicted_cases": predicted,
+        "predicted_by_ours": len(list((folder / "ours").glob("*.nii.gz"))),
         "encoder_written": (folder / "MAE/encoder.pth").is_file(),
         "files_left_after_uninstalling": left,
         "steps": environment.steps,

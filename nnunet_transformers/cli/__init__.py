@@ -20,6 +20,7 @@ from . import (
     detect,
     doctor,
     evaluate,
+    find_best,
     hub,
     models,
     new,
@@ -59,6 +60,7 @@ app.add_typer(detect.commands, name="detect")
 app.add_typer(predict.commands)
 app.add_typer(evaluate.commands)
 app.add_typer(compare.commands)
+app.add_typer(find_best.commands)
 app.add_typer(calibrate.commands)
 app.add_typer(ablate.commands)
 app.add_typer(package.commands, name="package")

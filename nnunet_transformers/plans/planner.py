@@ -16,11 +16,12 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from .._meta import without_data
+from .._reading import read_json
 from ..architectures import create_network, get_network
 from ..discovery import plans_name
 from .memory import CUDA_OVERHEAD, training_peak_bytes
 from .planned import channel_names, check_labels
-from .stored_data import find_conflict
+from .stored_data import find_conflict, is_of_other_images
 from .tiling import TokenPlan, TokenRules, choose_patch_embed_stride, plan_tokens, shrink
 
 # nnU-Net's default plans, whose preprocessed folders other plans share
@@ -160,8 +161,8 @@ class TransformerPlanner(ExperimentPlanner):
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Save the plans without configurations that the network does not support.
 
-        A configuration whose data an existing plan would make differently gets a folder of its own. Prints this, and
-        where memory was short.
+        A configuration whose data an existing plan would make differently gets a folder of its own. Prints this, where
+        memory was short, and where the plans replace some that were moved here from another dataset.
         """
         if 3 not in self._dimensions:
             plans["configurations"].pop("3d_fullres", None)
@@ -184,7 +185,22 @@ class TransformerPlanner(ExperimentPlanner):
                     f"GB without; planned with it: patch {configuration['patch_size']}, batch "
                     f"{configuration['batch_size']}"
                 )
+        self._warn_of_moved_plans(plans)
         super().save_plans(plans)
+
+    def _warn_of_moved_plans(self, plans: dict[str, Any]) -> None:
+        """Warn if these plans replace some that were moved here, whose data are then in the folders that are shared."""
+        folder = Path(nnUNet_preprocessed) / self.dataset_name
+        path = folder / f"{self.plans_identifier}.json"
+        if not path.is_file() or not is_of_other_images(old := read_json(path), folder):
+            return
+        folders = {c.get("data_identifier") for c in plans["configurations"].values()}
+        shared = sorted(folders & {c.get("data_identifier") for c in old["configurations"].values()} - {None})
+        print(
+            f"warning: {path.name} was planned for other images, as after nnUNetv2_move_plans_between_datasets without "
+            f"-tp, and is replaced. If it was preprocessed, {', '.join(shared) or 'its folders'} hold its data: "
+            "preprocess them again, and nnUNetPlans, whose folders they are"
+        )
 
     def _separate_data(self, plans: dict[str, Any], name: str, configuration: dict[str, Any]) -> None:
         identifier = configuration.get("data_identifier", "")

@@ -23,6 +23,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_t
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
 
+from .._reading import read_json
 from ..discovery import plans_name
 from .plan_files import find_plans
 from .planned import PlannedConfiguration, channel_names
@@ -117,6 +118,29 @@ def find_conflict(plans: Mapping[str, Any], folder: Path, data_identifier: str) 
     return None
 
 
+def is_of_other_images(plans: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a plan was made for other images than those of the dataset's fingerprint.
+
+    ``nnUNetv2_move_plans_between_datasets`` writes such plans. Without ``-tp`` they name the folders of other plans of
+    the dataset, and preprocessing them replaces the data there.
+
+    Args:
+        plans: content of a plan.
+        folder: the dataset's preprocessed folder.
+    """
+    path = folder / "dataset_fingerprint.json"
+    if not path.is_file():
+        return False
+    fingerprint, axes = read_json(path), plans["transpose_forward"]
+    for entry, values in (("spacing", "spacings"), ("shape", "shapes_after_crop")):
+        planned = plans.get(f"original_median_{entry}_after_transp")
+        median = np.median(fingerprint[values], axis=0)[axes]
+        # nnU-Net rounds the shape
+        if planned is not None and not np.allclose(planned, median, rtol=1e-3, atol=0.5 if entry == "shape" else 0.0):
+            return True
+    return False
+
+
 @dataclass(frozen=True)
 class StoredData:
     """The preprocessed cases that a configuration trains on.
@@ -158,11 +182,16 @@ class StoredData:
         conflict = find_conflict(self.planned.plans, self.folder, self.path.name)
         if conflict is not None:
             other, entries = conflict
-            raise ValueError(
+            shared = (
                 f"{self.planned.plans['plans_name']} shares the data in {self.path} with {other}, which was planned "
-                f"with other {', '.join(entries)}; they may be those of either. Plan again, for a folder of its own: "
-                f"{self._plan}, then {self._preprocess}"
+                f"with other {', '.join(entries)}; they may be those of either"
             )
+            if is_of_other_images(self.planned.plans, self.folder):
+                raise ValueError(
+                    f"{shared}. It was planned for other images: if it was moved here, {self._move}, for a folder of "
+                    f"its own, and preprocess {other} again; else plan again: {self._plan}, then {self._preprocess}"
+                )
+            raise ValueError(f"{shared}. Plan again, for a folder of its own: {self._plan}, then {self._preprocess}")
 
     def check_cases(self) -> None:
         """Check that the stored cases are those of the dataset: of nnUNet_raw, without it as many as at planning.
@@ -279,6 +308,12 @@ class StoredData:
         plans = self.planned.plans
         number = convert_dataset_name_to_id(plans["dataset_name"])
         return f"`nnUNetv2_preprocess -d {number} -plans_name {plans['plans_name']} -c {self.planned.name}`"
+
+    @property
+    def _move(self) -> str:
+        plans = self.planned.plans
+        number, name = convert_dataset_name_to_id(plans["dataset_name"]), plans["plans_name"]
+        return f"`nnUNetv2_move_plans_between_datasets -s SOURCE -t {number} -sp {name} -tp {name}_moved`"
 
     @property
     def _plan(self) -> str:

@@ -86,7 +86,7 @@ def smallest_overrides(name, ndim):
     overrides, own = shallow(name, ndim), get_network(name).all_arguments(ndim)
     for stages in range(2, own.get("num_stages", 0)):
         fewer = {**overrides, "num_stages": stages}
-        if own["depths"] is None:  # which is one number for each stage
+        if own.get("depths", ()) is None:  # which is one number for each stage
             fewer["depths"] = overrides["depths"][:stages]
         with without_data():
             network = create_network(name, 1, 2, COMPILED[f"{ndim}d"], deep_supervision=True, **fewer)

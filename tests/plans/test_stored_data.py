@@ -9,10 +9,19 @@ from dataclasses import replace
 import pytest
 import SimpleITK as sitk
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+from nnunetv2.experiment_planning.plans_for_pretraining.move_plans_between_datasets import move_plans_between_datasets
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_transformers.plans.planned import PlannedConfiguration
-from nnunet_transformers.plans.stored_data import INTENSITIES, StoredData, data_differences, find_conflict
+from nnunet_transformers.plans.stored_data import (
+    INTENSITIES,
+    StoredData,
+    data_differences,
+    find_conflict,
+    is_of_other_images,
+)
 from tests.conftest import light_nnunet, set_nnunet_folders, write_dataset
 
 NAME, PLANNER, PLANS = "Dataset900_Balls", "nnUNetPlannerQTUNetT", "nnUNetQTUNetTPlans"
@@ -58,6 +67,10 @@ def change(folder, edit, name=PLANS):
     plans = json.loads(path.read_text())
     edit(plans)
     path.write_text(json.dumps(plans))
+
+
+def read(folder, name):
+    return json.loads((folder / f"{name}.json").read_text())
 
 
 def raw_folder(folder):
@@ -298,3 +311,89 @@ def test_a_few_cases_are_read(folder, monkeypatch):
         data.check_content()
         assert 1 <= len(read) <= 3
         read.clear()
+
+
+class TestSpacing:
+    def test_under_another_name(self, folder):
+        """-overwrite_target_spacing 2 1 1 -overwrite_plans_name ..._thick: a folder, a network and data of its own."""
+        before = (folder / f"{PLANS}.json").read_text()
+        name = f"{PLANS}_thick"
+        options = {"overwrite_target_spacing": (2, 1, 1), "overwrite_plans_name": name}
+        assert plan_experiments([900], PLANNER, gpu_memory_target_in_gb=2, **options) == name
+        assert (folder / f"{PLANS}.json").read_text() == before
+        plans = read(folder, name)
+        planned = plans["configurations"]["3d_fullres"]
+        assert (plans["plans_name"], planned["spacing"]) == (name, [2.0, 1.0, 1.0])
+        assert planned["data_identifier"] == f"{name}_3d_fullres"
+        assert planned["patch_size"][0] < read(folder, PLANS)["configurations"]["3d_fullres"]["patch_size"][0]
+        assert planned["architecture"]["arch_kwargs"]["patch_size"] == planned["patch_size"]
+        configuration = PlansManager(plans).get_configuration("3d_fullres")
+        get_network_from_plans(configuration.network_arch_class_name, configuration.network_arch_init_kwargs, [], 1, 3)
+        preprocess([900], name, ("3d_fullres",), [1])
+        data = stored_data(folder, name)
+        check(data)
+        assert not is_of_other_images(plans, folder)
+
+    def test_under_the_usual_name(self, folder, capsys):
+        """Without a name the planner's own plan is replaced, and stock's data are not shared."""
+        plan_experiments([900], PLANNER, gpu_memory_target_in_gb=2, overwrite_target_spacing=(2, 1, 1))
+        planned = read(folder, PLANS)["configurations"]["3d_fullres"]
+        assert (planned["spacing"], planned["data_identifier"]) == ([2.0, 1.0, 1.0], f"{PLANS}_3d_fullres")
+        assert "planned for other images" not in capsys.readouterr().out
+
+
+def test_name_alone(folder):
+    """-overwrite_plans_name: the same plan under another name, with the data of stock nnU-Net."""
+    plan_experiments([900], PLANNER, gpu_memory_target_in_gb=2, overwrite_plans_name="mine")
+    plans, usual = read(folder, "mine"), read(folder, PLANS)
+    assert plans["configurations"] == usual["configurations"]
+    assert plans["plans_name"] == "mine"
+    assert plans["configurations"]["3d_fullres"]["data_identifier"] == SHARED
+    stored_data(folder, "mine").check_plans()
+
+
+class TestMovedPlans:
+    @pytest.fixture(autouse=True)
+    def other_dataset(self, folder):
+        """A dataset 901 with a plan for smaller voxels and larger images."""
+        other = folder.with_name("Dataset901_Other")
+        other.mkdir()
+        plans = {**read(folder, PLANS), "original_median_shape_after_transp": [40, 48, 40]}
+        plans["configurations"]["3d_fullres"]["spacing"] = [0.5, 0.5, 0.5]
+        (other / f"{PLANS}.json").write_text(json.dumps(plans))
+
+    def test_without_a_name_stock_data_are_replaced(self, folder, capsys):
+        """What nnU-Net does, and what we say of it: when training starts, and when the dataset is planned again."""
+        case = next((folder / SHARED).glob("*.b2nd"))
+        before = case.read_bytes()
+        own = read(folder, PLANS)
+        move_plans_between_datasets(901, 900, PLANS)
+        moved = read(folder, PLANS)
+        assert moved != own
+        assert moved["configurations"]["3d_fullres"]["data_identifier"] == SHARED
+        assert case.read_bytes() == before
+        preprocess([900], PLANS, ("3d_fullres",), [1])
+        assert case.read_bytes() != before
+        message = (
+            rf"shares the data in .*{SHARED} with nnUNetPlans, .* other spacing; .*It was planned for other images: if "
+            rf"it was moved here, `nnUNetv2_move_plans_between_datasets -s SOURCE -t 900 -sp {PLANS} -tp {PLANS}_moved`"
+        )
+        with pytest.raises(ValueError, match=message):
+            stored_data(folder, PLANS).check_plans()
+        capsys.readouterr()
+        plan_experiments([900], PLANNER, gpu_memory_target_in_gb=2)
+        said = capsys.readouterr().out
+        assert f"warning: {PLANS}.json was planned for other images" in said
+        assert f"{SHARED} hold its data: preprocess them again" in said
+        assert read(folder, PLANS) == own
+        data = stored_data(folder, PLANS)
+        data.check_plans()
+        with pytest.raises(ValueError, match="is not of this plan: case ball_0"):
+            data.check_content()
+
+    def test_with_a_name_they_have_a_folder_of_their_own(self, folder):
+        move_plans_between_datasets(901, 900, PLANS, f"{PLANS}_moved")
+        moved = read(folder, f"{PLANS}_moved")
+        assert moved["configurations"]["3d_fullres"]["data_identifier"] == f"{PLANS}_moved_{SHARED}"
+        assert is_of_other_images(moved, folder)
+        stored_data(folder, f"{PLANS}_moved").check_plans()
