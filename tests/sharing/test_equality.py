@@ -10,7 +10,7 @@ import pytest
 from nnunetv2.ensembling.ensemble import ensemble_folders
 from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiments
 
-from tests.conftest import worker_processes, write_dataset
+from tests.conftest import write_dataset
 from tests.trainers.conftest import PLANNER
 
 from .conftest import add_cascade, environment, initialise, invoke, some_images, stock_command, stock_predict
@@ -39,10 +39,9 @@ def planned(trained, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_command(trained, model, package, tmp_path, monkeypatch):
+def test_the_command(trained, package, tmp_path, monkeypatch):
     images = some_images(trained, tmp_path / "images")
-    with worker_processes():
-        theirs = stock_command(monkeypatch, model, images, tmp_path / "theirs", "-f", 0, 1)
+    theirs = stock_command(monkeypatch, trained, images, tmp_path / "theirs", "-f", 0, 1)
     ours = predict(package, images, tmp_path / "ours", "-f", 0, 1)
     assert_equal(ours, theirs)
     assert sorted(path.name for path in ours.iterdir()) == ["ball_0.nii.gz"]
