@@ -58,8 +58,9 @@ def test_folds_and_options(trained, model, package, tmp_path):
 
 def test_probabilities(trained, model, package, tmp_path):
     images = some_images(trained, tmp_path / "images")
-    theirs = stock_predict(model, images, tmp_path / "theirs", 0, save_probabilities=True)
-    assert_equal(predict(package, images, tmp_path / "ours", "-f", 0, "-npz"), theirs, probabilities=True)
+    theirs = stock_predict(model, images, tmp_path / "theirs", 0, mirroring=False, save_probabilities=True)
+    ours = predict(package, images, tmp_path / "ours", "-f", 0, "-npz", "--disable_tta")
+    assert_equal(ours, theirs, probabilities=True)
 
 
 def test_regions_and_several_channels(trained, tmp_path, monkeypatch):
@@ -77,8 +78,9 @@ def test_regions_and_several_channels(trained, tmp_path, monkeypatch):
     model = initialise(tmp_path)
     assert invoke("package", model, "-o", tmp_path / "package").exit_code == 0
     images = some_images(tmp_path, tmp_path / "images")
-    theirs = stock_predict(model, images, tmp_path / "theirs", 0, save_probabilities=True)
-    assert_equal(predict(tmp_path / "package", images, tmp_path / "ours", "-npz"), theirs, probabilities=True)
+    theirs = stock_predict(model, images, tmp_path / "theirs", 0, mirroring=False, save_probabilities=True)
+    ours = predict(tmp_path / "package", images, tmp_path / "ours", "-npz", "--disable_tta")
+    assert_equal(ours, theirs, probabilities=True)
 
 
 def test_cascade(planned, tmp_path):
@@ -87,9 +89,9 @@ def test_cascade(planned, tmp_path):
     cascade = initialise(planned, configuration="3d_cascade_fullres")
     assert invoke("package", cascade, "-f", 0, "-o", tmp_path / "package").exit_code == 0
     images = some_images(planned, tmp_path / "images")
-    stage = stock_predict(lowres, images, tmp_path / "stage", 0)
-    theirs = stock_predict(cascade, images, tmp_path / "theirs", 0, previous=stage)
-    assert_equal(predict(tmp_path / "package", images, tmp_path / "ours"), theirs)
+    stage = stock_predict(lowres, images, tmp_path / "stage", 0, mirroring=False)
+    theirs = stock_predict(cascade, images, tmp_path / "theirs", 0, mirroring=False, previous=stage)
+    assert_equal(predict(tmp_path / "package", images, tmp_path / "ours", "--disable_tta"), theirs)
 
     moved = tmp_path / "elsewhere" / lowres.name
     shutil.move(lowres, moved)
@@ -105,10 +107,10 @@ def test_ensemble_of_configurations(planned, tmp_path):
     models = [initialise(planned, configuration=name) for name in ("2d", "3d_fullres")]
     assert invoke("package", *models, "-f", 0, "-o", tmp_path / "package").exit_code == 0
     images = some_images(planned, tmp_path / "images")
-    parts = [stock_predict(model, images, tmp_path / model.name, 0, save_probabilities=True) for model in models]
+    parts = [stock_predict(m, images, tmp_path / m.name, 0, mirroring=False, save_probabilities=True) for m in models]
     # nnUNetv2_ensemble reads both from the first folder, where nnUNetv2_predict leaves them
     ensemble_folders([str(part) for part in parts], str(tmp_path / "theirs"), True, num_processes=1)
-    ours = predict(tmp_path / "package", images, tmp_path / "ours", "-npz")
+    ours = predict(tmp_path / "package", images, tmp_path / "ours", "-npz", "--disable_tta")
     assert_equal(ours, tmp_path / "theirs", probabilities=True)
 
     said = json.loads((models[1] / "dataset.json").read_text())
