@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 DATA ?=
 DEMO_FLAGS := $(if $(DATA),--data $(DATA))
 BENCH_FLAGS ?= --device cpu --threads 2
+# a thread for each of two processes of tests; these write bytecode, as they start some fifty others
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE=
+TEST_FLAGS := -n 2 --dist loadfile --no-loadscope-reorder
 
 # the environment of the oldest versions that pyproject.toml allows, and that of the newest
 FLOORS_PYTHON ?= 3.10
@@ -19,7 +22,7 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(TEST_ENVIRONMENT) $(BIN)/python -m pytest $(TEST_FLAGS)
 	$(BIN)/python benchmarks/ratios.py
 
 types: $(VENV)/installed
@@ -38,7 +41,7 @@ test-floors test-newest: test-%: $(VENV)/installed
 	$(BIN)/python -m uv pip compile --quiet --python .venv-$*/bin/python --extra test --extra benchmark \
 		--resolution $(if $(filter floors,$*),lowest-direct,highest) -o .venv-$*/requirements.txt pyproject.toml
 	$(BIN)/python -m uv pip install --quiet --python .venv-$*/bin/python -r .venv-$*/requirements.txt --no-deps -e .
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE .venv-$*/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(TEST_ENVIRONMENT) .venv-$*/bin/python -m pytest $(TEST_FLAGS)
 
 bench: $(VENV)/installed
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e ".[benchmark]"

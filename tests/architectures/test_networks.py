@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 
@@ -46,6 +47,10 @@ def forms(names, *dimensions, patches=PATCHES):
         for n in get_network(name).dimensions
         if n in (dimensions or (2, 3))
     ]
+
+
+def check_name(check):
+    return check.__name__.removeprefix("check_")
 
 
 # networks to compare with, mostly of libraries, and arguments that make them small: they have the tests of the contract
@@ -97,9 +102,24 @@ def smallest_overrides(name, ndim):
 
 @pytest.mark.parametrize("name,patch_size", forms([name for name in INSTALLED if not is_compared(name)]))
 def test_every_network_runs(name, patch_size):
-    network = create_network(name, 5, 2, patch_size).eval()
-    with torch.no_grad():
-        assert network(torch.randn(1, 5, *patch_size)).shape == (1, 2, *patch_size)
+    """With values for the smallest of each class; the others differ in sizes, which show without them."""
+    with without_data() if name not in SMALLEST else nullcontext(), torch.no_grad():
+        network, image = create_network(name, 5, 2, patch_size).eval(), torch.zeros(1, 5, *patch_size)
+        assert network(image).shape == (1, 2, *patch_size)
+
+
+def traced_forms():
+    """One form of each network: 3D of two, and 2D of the others, which is quicker to trace."""
+    return [forms([name], 3 if name in ("qt_unet_tiny", "mit_7") else 2, patches=COMPILED)[0] for name in SMALLEST]
+
+
+# of blocks, which are the same in 2D and 3D
+SLOW_CHECKS = (check_autocast, check_activation_checkpointing)
+
+
+COMPARED_FORMS = [
+    form for name in EACH_CLASS if is_compared(name) for form in forms([name], patches=small_patches(name))
+]
 
 
 @pytest.fixture
@@ -110,18 +130,18 @@ def registered_small(monkeypatch, name):
     monkeypatch.setitem(_registry._networks, name, small)
 
 
-@pytest.mark.parametrize(
-    "name,patch_size",
-    [
-        *forms(SMALLEST),
-        *(form for name in EACH_CLASS if is_compared(name) for form in forms([name], patches=small_patches(name))),
-    ],
-)
-@pytest.mark.parametrize("check", NETWORK_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("name,patch_size", [*forms(SMALLEST), *COMPARED_FORMS])
+@pytest.mark.parametrize("check", [c for c in NETWORK_CHECKS if c not in SLOW_CHECKS], ids=check_name)
 @pytest.mark.usefixtures("registered_small")
 def test_contract(check, name, patch_size):
-    smaller = check in (check_autocast, check_activation_checkpointing) and not is_compared(name)
-    check(name, COMPILED[f"{len(patch_size)}d"] if smaller else patch_size)
+    check(name, patch_size)
+
+
+@pytest.mark.parametrize("name,patch_size", [*traced_forms(), *COMPARED_FORMS])
+@pytest.mark.parametrize("check", SLOW_CHECKS, ids=check_name)
+@pytest.mark.usefixtures("registered_small")
+def test_slow_parts_of_the_contract(check, name, patch_size):
+    check(name, patch_size)
 
 
 @pytest.mark.parametrize("name", [name for name in INSTALLED if not is_compared(name) or name in EACH_CLASS])
@@ -145,19 +165,6 @@ def test_tokens_without_weight_decay():
     assert len(positions) == 14
 
 
-def traced_forms():
-    """One form of each network: 3D of two, and 2D of the others, which is quicker to trace."""
-    return [forms([name], 3 if name in ("qt_unet_tiny", "mit_7") else 2, patches=COMPILED)[0] for name in SMALLEST]
-
-
-def compiled_forms():
-    """One form of each network in training, and one network in inference, which does less."""
-    inference = forms(["qt_unet_tiny"], 2, patches=COMPILED)
-    for training, cases in ((False, inference), (True, traced_forms())):
-        for case in cases:
-            yield pytest.param(*case.values, training, id=f"{case.id}-{'training' if training else 'inference'}")
-
-
 def outputs_and_gradients(call, network, image):
     torch.manual_seed(1)
     outputs = call(image)
@@ -171,21 +178,16 @@ def with_drop_path(name, ndim):
     return {**smallest_overrides(name, ndim), **rate}
 
 
-@pytest.mark.parametrize("name,patch_size,training", list(compiled_forms()))
-def test_compiles_without_graph_breaks(name, patch_size, training):
-    """Stochastic depth and backward included."""
+@pytest.mark.parametrize("name,patch_size", traced_forms())
+def test_compiles_without_graph_breaks(name, patch_size):
+    """In training, stochastic depth and backward included; inference does less."""
     overrides = with_drop_path(name, len(patch_size))
-    network = create_network(name, 1, 2, patch_size, deep_supervision=training, **overrides).train(training)
-    image = torch.randn(1, 1, *patch_size)
+    # float64: instance norm over few elements magnifies the rounding of float32
+    network = create_network(name, 1, 2, patch_size, deep_supervision=True, **overrides).double()
+    image = torch.randn(1, 1, *patch_size, dtype=torch.float64)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
-    if training:
-        # float64: instance norm over few elements magnifies the rounding of float32
-        network, image = network.double(), image.double()
-        results = [outputs_and_gradients(call, network, image) for call in (compiled, network)]
-        torch.testing.assert_close(*results, rtol=1e-6, atol=1e-9)
-    else:
-        with torch.no_grad():
-            torch.testing.assert_close(compiled(image), network(image), rtol=1e-4, atol=1e-5)
+    results = [outputs_and_gradients(call, network, image) for call in (compiled, network)]
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-9)
 
 
 def test_activation_checkpointing_compiles_without_graph_breaks():
@@ -210,8 +212,11 @@ def test_compiles_once_for_each_part_of_training(name, patch_size):
             compiled.train(training)
             compiled._orig_mod.decoder.deep_supervision = deep_supervision
             with torch.set_grad_enabled(training):
-                assert isinstance(compiled(image), list) == deep_supervision
-                network(image)  # fills caches, on which a compiled call must not depend
+                outputs = compiled(image)
+                assert isinstance(outputs, list) == deep_supervision
+                expected = network(image)  # fills caches, on which a compiled call must not depend
+            if not training:
+                torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
     assert counter.frame_count == 3
 
 

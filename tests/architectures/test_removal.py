@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from nnunet_transformers.architectures import create_network, get_network
+from nnunet_transformers.architectures._removal import bypass, silence
 from nnunet_transformers.architectures.without import class_without
 from nnunet_transformers.cpu import optimize
 from nnunet_transformers.plans.gate import check_network
@@ -82,6 +84,15 @@ def test_part(name, part):
     fast = optimize(network)
     before = network(image)
     torch.testing.assert_close(fast(image), before, atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_removed_is_frozen():
+    """Which DistributedDataParallel requires; the group of a pattern says what that is."""
+    network = nn.Sequential(*(nn.ModuleDict({"inner": nn.Linear(2, 2), "outer": nn.Linear(2, 2)}) for _ in range(2)))
+    assert silence(network, r"(\d\.inner)") == 2
+    assert bypass(network, r"(1)\.outer") == 1
+    left = {name for name, p in network.named_parameters() if p.requires_grad}
+    assert left == {"0.outer.weight", "0.outer.bias"}
 
 
 def test_a_transformer_passed_by():

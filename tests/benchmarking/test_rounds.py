@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from benchmarks.releases import compare
 from nnunet_transformers import cli
-from nnunet_transformers.benchmarking import plot
+from nnunet_transformers.benchmarking import measure, plot
 from nnunet_transformers.benchmarking import rounds as run
 from nnunet_transformers.benchmarking.measure import Settings
 from nnunet_transformers.benchmarking.results import markdown, ratios, summarise
@@ -155,8 +156,9 @@ def test_labels_do_not_overlap():
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_command(tmp_path):
-    """Run two networks for one round without replacements, everything but the roofline."""
+def test_command(tmp_path, monkeypatch):
+    """Run two networks for one round without replacements, everything but the roofline, each action twice."""
+    monkeypatch.setattr(measure, "Settings", partial(Settings, seconds=0))
     output = tmp_path / "results"
     arguments = [
         "--patch-size",

@@ -194,7 +194,7 @@ def examples(number):
     return settings(max_examples=number, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@examples(int(os.environ.get("PLANNER_EXAMPLES", "15")))
+@examples(int(os.environ.get("PLANNER_EXAMPLES", "12")))
 @fingerprints(USABLE)
 def test_any_fingerprint(spacing, shape, channels, labels, planner_class):
     """With an estimate of memory in place of a trace, which takes most of the time of a plan."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor, predict_entry_point_modelfolder
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor, predict_entry_point
 from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from typer.testing import CliRunner
@@ -66,11 +66,13 @@ def stock_predict(
     return output
 
 
-def stock_command(monkeypatch, model: Path, images: Path, output: Path, *more: object) -> Path:
-    """Run nnU-Net's own command in this process, with its worker processes."""
-    arguments = ["-m", model, "-i", images, "-o", output, "-device", "cpu", "-npp", 1, "-nps", 1, *more]
-    monkeypatch.setattr(sys, "argv", ["nnUNetv2_predict_from_modelfolder", *map(str, arguments)])
-    predict_entry_point_modelfolder()
+def stock_command(monkeypatch, folders: Path, images: Path, output: Path, *more: object) -> Path:
+    """Run nnU-Net's own command in this process, without worker processes."""
+    environment(folders, monkeypatch)
+    model = ["-d", 900, "-tr", TRAINER, "-p", PLANS, "-c", "3d_fullres"]
+    arguments = [*model, "-i", images, "-o", output, "-device", "cpu", "-npp", 0, "-nps", 0, *more]
+    monkeypatch.setattr(sys, "argv", ["nnUNetv2_predict", *map(str, arguments)])
+    predict_entry_point()
     return output
 
 

@@ -10,7 +10,7 @@ import pytest
 from nnunetv2.ensembling.ensemble import ensemble_folders
 from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiments
 
-from tests.conftest import worker_processes, write_dataset
+from tests.conftest import write_dataset
 from tests.trainers.conftest import PLANNER
 
 from .conftest import add_cascade, environment, initialise, invoke, some_images, stock_command, stock_predict
@@ -39,10 +39,9 @@ def planned(trained, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_command(trained, model, package, tmp_path, monkeypatch):
+def test_the_command(trained, package, tmp_path, monkeypatch):
     images = some_images(trained, tmp_path / "images")
-    with worker_processes():
-        theirs = stock_command(monkeypatch, model, images, tmp_path / "theirs", "-f", 0, 1)
+    theirs = stock_command(monkeypatch, trained, images, tmp_path / "theirs", "-f", 0, 1)
     ours = predict(package, images, tmp_path / "ours", "-f", 0, 1)
     assert_equal(ours, theirs)
     assert sorted(path.name for path in ours.iterdir()) == ["ball_0.nii.gz"]
@@ -59,8 +58,9 @@ def test_folds_and_options(trained, model, package, tmp_path):
 
 def test_probabilities(trained, model, package, tmp_path):
     images = some_images(trained, tmp_path / "images")
-    theirs = stock_predict(model, images, tmp_path / "theirs", 0, save_probabilities=True)
-    assert_equal(predict(package, images, tmp_path / "ours", "-f", 0, "-npz"), theirs, probabilities=True)
+    theirs = stock_predict(model, images, tmp_path / "theirs", 0, mirroring=False, save_probabilities=True)
+    ours = predict(package, images, tmp_path / "ours", "-f", 0, "-npz", "--disable_tta")
+    assert_equal(ours, theirs, probabilities=True)
 
 
 def test_regions_and_several_channels(trained, tmp_path, monkeypatch):
@@ -78,8 +78,9 @@ def test_regions_and_several_channels(trained, tmp_path, monkeypatch):
     model = initialise(tmp_path)
     assert invoke("package", model, "-o", tmp_path / "package").exit_code == 0
     images = some_images(tmp_path, tmp_path / "images")
-    theirs = stock_predict(model, images, tmp_path / "theirs", 0, save_probabilities=True)
-    assert_equal(predict(tmp_path / "package", images, tmp_path / "ours", "-npz"), theirs, probabilities=True)
+    theirs = stock_predict(model, images, tmp_path / "theirs", 0, mirroring=False, save_probabilities=True)
+    ours = predict(tmp_path / "package", images, tmp_path / "ours", "-npz", "--disable_tta")
+    assert_equal(ours, theirs, probabilities=True)
 
 
 def test_cascade(planned, tmp_path):
@@ -88,9 +89,9 @@ def test_cascade(planned, tmp_path):
     cascade = initialise(planned, configuration="3d_cascade_fullres")
     assert invoke("package", cascade, "-f", 0, "-o", tmp_path / "package").exit_code == 0
     images = some_images(planned, tmp_path / "images")
-    stage = stock_predict(lowres, images, tmp_path / "stage", 0)
-    theirs = stock_predict(cascade, images, tmp_path / "theirs", 0, previous=stage)
-    assert_equal(predict(tmp_path / "package", images, tmp_path / "ours"), theirs)
+    stage = stock_predict(lowres, images, tmp_path / "stage", 0, mirroring=False)
+    theirs = stock_predict(cascade, images, tmp_path / "theirs", 0, mirroring=False, previous=stage)
+    assert_equal(predict(tmp_path / "package", images, tmp_path / "ours", "--disable_tta"), theirs)
 
     moved = tmp_path / "elsewhere" / lowres.name
     shutil.move(lowres, moved)
@@ -106,10 +107,10 @@ def test_ensemble_of_configurations(planned, tmp_path):
     models = [initialise(planned, configuration=name) for name in ("2d", "3d_fullres")]
     assert invoke("package", *models, "-f", 0, "-o", tmp_path / "package").exit_code == 0
     images = some_images(planned, tmp_path / "images")
-    parts = [stock_predict(model, images, tmp_path / model.name, 0, save_probabilities=True) for model in models]
+    parts = [stock_predict(m, images, tmp_path / m.name, 0, mirroring=False, save_probabilities=True) for m in models]
     # nnUNetv2_ensemble reads both from the first folder, where nnUNetv2_predict leaves them
     ensemble_folders([str(part) for part in parts], str(tmp_path / "theirs"), True, num_processes=1)
-    ours = predict(tmp_path / "package", images, tmp_path / "ours", "-npz")
+    ours = predict(tmp_path / "package", images, tmp_path / "ours", "-npz", "--disable_tta")
     assert_equal(ours, tmp_path / "theirs", probabilities=True)
 
     said = json.loads((models[1] / "dataset.json").read_text())

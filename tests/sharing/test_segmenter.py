@@ -132,6 +132,13 @@ def test_cascade_and_ensemble(trained, images, tmp_path, monkeypatch):
     assert found.predict_probabilities(array[3], (1, 1)).shape == (len(found.labels), *array[3].shape)
 
 
+def test_the_device_is_one_that_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for device in ("tpu", "cuda"):
+        with pytest.raises(ValueError, match=device):
+            load_model(tmp_path, device)
+
+
 def test_mistakes(segmenter):
     array = np.zeros((5, 6, 7))
     with pytest.raises(ValueError, match="spacing is missing"):

@@ -146,11 +146,11 @@ def test_zips_and_stock(trained, tmp_path, monkeypatch):
     archive = tmp_path / "model.zip"
     export_pretrained_model(900, str(archive), ("3d_fullres",), TRAINER, PLANS, folds=(0,))
     images = some_images(trained, tmp_path / "images")
-    expected = (stock_predict(model, images, tmp_path / "a", 0) / "ball_0.nii.gz").read_bytes()
+    expected = (stock_predict(model, images, tmp_path / "a", 0, mirroring=False) / "ball_0.nii.gz").read_bytes()
 
     result = invoke("package", "--from-zip", archive, "-o", tmp_path / "package")
     assert "nothing was unpickled" in result.output
-    invoke("package", "predict", tmp_path / "package", images, tmp_path / "b", "--device", "cpu")
+    invoke("package", "predict", tmp_path / "package", images, tmp_path / "b", "--device", "cpu", "--disable-tta")
     assert (tmp_path / "b" / "ball_0.nii.gz").read_bytes() == expected
     with pytest.raises(ValueError, match=f"has no other; it has {MODEL}"):
         invoke("package", "other", "--from-zip", archive, "-o", tmp_path / "package_2")
@@ -158,7 +158,7 @@ def test_zips_and_stock(trained, tmp_path, monkeypatch):
     result = invoke("export-stock", model, "-f", 0, "-o", tmp_path / "stock")
     assert "needs nnunet_transformers.architectures.qt_unet.QTUNet but not our trainers" in result.output
     stock = tmp_path / "stock" / f"nnUNetTrainer__{PLANS}__3d_fullres"
-    assert (stock_predict(stock, images, tmp_path / "c", 0) / "ball_0.nii.gz").read_bytes() == expected
+    assert (stock_predict(stock, images, tmp_path / "c", 0, mirroring=False) / "ball_0.nii.gz").read_bytes() == expected
     with pytest.raises(FileExistsError):
         invoke("export-stock", model, "-o", tmp_path / "stock")
 
@@ -169,7 +169,7 @@ def test_zips_and_stock(trained, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "results")
     (tmp_path / "results").mkdir()
     install_model_from_zip_file(str(archive))
-    again = stock_predict(model.with_name(stock.name), images, tmp_path / "d", 0)
+    again = stock_predict(model.with_name(stock.name), images, tmp_path / "d", 0, mirroring=False)
     assert (again / "ball_0.nii.gz").read_bytes() == expected
 
 

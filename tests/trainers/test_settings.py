@@ -48,7 +48,8 @@ def planned(prepared):
     def plan(**settings):
         plans = json.loads((folder / f"{PLANS}.json").read_text())
         plans["plans_name"] = f"{PLANS}_settings"
-        plans["configurations"]["3d_fullres"]["training"] = settings
+        for configuration in ("2d", "3d_fullres"):
+            plans["configurations"][configuration]["training"] = settings
         (folder / f"{plans['plans_name']}.json").write_text(json.dumps(plans))
         return plans["plans_name"]
 
@@ -155,18 +156,18 @@ class TestRuns:
         assert checkpoint["inference_allowed_mirroring_axes"] is None
 
     def test_stop_file(self, planned, prepared):
-        """Training ends after the epoch, with a final checkpoint, and goes on from there when asked."""
+        """Training ends after the epoch, with a final checkpoint, and goes on from there when asked; in 2D."""
         plans = planned(epochs=3)
-        fold = model_folder(prepared, trainer=FULL, plans=plans) / "fold_0"
+        fold = model_folder(prepared, "2d", FULL, plans) / "fold_0"
         fold.mkdir(parents=True, exist_ok=True)
         (fold / "stop").touch()
-        train(trainer=FULL, plans=plans)
+        train("2d", FULL, plans)
         assert not (fold / "stop").exists()
         assert torch.load(fold / "checkpoint_final.pth", weights_only=False)["current_epoch"] == 1
         log = max(fold.glob("training_log*"), key=lambda path: path.stat().st_mtime).read_text()
         assert "training ends early, after epoch 0: there was a file" in log
         assert (fold / "validation" / "summary.json").is_file()
-        train(trainer=FULL, plans=plans, continue_training=True)
+        train("2d", FULL, plans, continue_training=True)
         assert torch.load(fold / "checkpoint_final.pth", weights_only=False)["current_epoch"] == 3
 
     @pytest.mark.parametrize(

@@ -30,11 +30,11 @@ def large_ball_dice(fold):
 class TestMainJob:
     def test_from_raw_data_to_prediction(self, nnunet_folders, monkeypatch):
         fold = model_folder(nnunet_folders) / "fold_0"
-        with worker_processes():
-            prepare(nnunet_folders, monkeypatch, cases=6)
+        prepare(nnunet_folders, monkeypatch, cases=6)
         preprocess([900], PLANS, ("2d",), [1])
         with monkeypatch.context() as context:
             context.setattr(TransformerTrainer, "default_lr", 0.0)
+            context.setattr(TransformerTrainer, "default_iterations", 1)
             train()
             untrained = large_ball_dice(fold)
             shutil.rmtree(fold)
@@ -69,6 +69,7 @@ class TestMainJob:
         shutil.copytree(model_folder(nnunet_folders), model_folder(nnunet_folders, trainer=longer))
         final = model_folder(nnunet_folders, trainer=longer) / "fold_0" / "checkpoint_final.pth"
         final.rename(final.with_name("checkpoint_latest.pth"))
+        monkeypatch.setattr(TransformerTrainer, "default_iterations", 1)
         train(trainer=longer, continue_training=True)
         checkpoint = torch.load(final, weights_only=False)
         assert checkpoint["current_epoch"] == 5
@@ -100,15 +101,15 @@ class TestMainJob:
 
     def test_regions_and_several_channels(self, nnunet_folders, monkeypatch):
         labels = {"background": 0, "all": [1, 2], "small": 2}
-        prepare(nnunet_folders, monkeypatch, labels=labels, channels=2, regions_class_order=[1, 2])
-        train()
-        assert set(np.unique(predict(nnunet_folders))) <= {0, 1, 2}
+        prepare(nnunet_folders, monkeypatch, ("2d",), labels=labels, channels=2, regions_class_order=[1, 2])
+        train("2d")
+        assert set(np.unique(predict(nnunet_folders, "2d"))) <= {0, 1, 2}
 
     def test_ignore_label(self, nnunet_folders, monkeypatch):
         labels = {"background": 0, "large": 1, "small": 2, "ignore": 3}
-        prepare(nnunet_folders, monkeypatch, labels=labels)
-        train()
-        assert set(np.unique(predict(nnunet_folders))) <= {0, 1, 2}
+        prepare(nnunet_folders, monkeypatch, ("2d",), labels=labels)
+        train("2d")
+        assert set(np.unique(predict(nnunet_folders, "2d"))) <= {0, 1, 2}
 
     def test_thesis_recipe(self, prepared):
         trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerQTUNetThesis_1epoch", PLANS, device=CPU)
