@@ -19,8 +19,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_transformers._atomic import replacing
 from nnunet_transformers._reading import read_json
 from nnunet_transformers.cpu import optimize
+from nnunet_transformers.plans.builder import find_trainer
 from nnunet_transformers.plans.plan_files import load_plans
-from nnunet_transformers.plans.planned import find_trainer
 
 from .tables import Data, Row
 

@@ -18,7 +18,7 @@ from nnunetv2.ensembling.ensemble import merge_files
 from .._atomic import replacing
 from .._memory import available_bytes
 from ..inference.cases import find_cases
-from .estimate import needed_bytes
+from .estimate import exceeding_bytes
 from .inputs import CheckedCase, check_case
 from .load import LoadedModel
 
@@ -126,8 +126,11 @@ def _predict_case(
 
 
 def _check_memory(model: LoadedModel, checked: CheckedCase) -> None:
-    needed, free = needed_bytes(model, checked.shape, checked.spacing), available_bytes()
-    if free is not None and needed > free:
+    free = available_bytes()
+    if free is None:
+        return
+    needed = exceeding_bytes(model, checked.shape, checked.spacing, free)
+    if needed is not None:
         size = "x".join(map(str, checked.shape))
         raise ValueError(
             f"too large for memory: {size} voxels need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; crop "
