@@ -49,23 +49,32 @@ COMMANDS = {"nnU-Net": ("nnUNetv2_predict_from_modelfolder",), "ours": ("nnunet-
 
 
 def tree_bytes(root: int) -> int:
-    """Resident memory of a process and its descendants; what they share counts once for each."""
-    parents: dict[int, list[int]] = {}
-    resident: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        number = int(path.parent.name)
-        parents.setdefault(int(fields[1]), []).append(number)
-        resident[number] = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
-    total, waiting = 0, [root]
-    while waiting:
-        number = waiting.pop()
-        total += resident.get(number, 0)
-        waiting += parents.get(number, [])
-    return total
+    """Resident memory of a process and its descendants: what each has alone, and once what they map of files or share.
+
+    Of the latter that of the process with the most; processes that nnU-Net spawns all map PyTorch's libraries.
+    """
+    found = [kinds for number in family(root) if (kinds := status_bytes(number))]
+    shared = [max((kinds[kind] for kinds in found), default=0) for kind in ("RssFile", "RssShmem")]
+    return sum(kinds["RssAnon"] for kinds in found) + sum(shared)
+
+
+def status_bytes(number: int) -> dict[str, int]:
+    """Memory of a process by kind, as the kernel reports it; empty if it has ended."""
+    try:
+        text = Path(f"/proc/{number}/status").read_text()
+    except OSError:
+        return {}
+    lines = (line.split() for line in text.splitlines() if line.endswith(" kB"))
+    return {name.rstrip(":"): 1024 * int(value) for name, value, _ in lines}
+
+
+def family(root: int) -> list[int]:
+    """Numbers of a process and its descendants."""
+    try:
+        children = Path(f"/proc/{root}/task/{root}/children").read_text().split()
+    except OSError:
+        return [root]
+    return [root, *(number for child in children for number in family(int(child)))]
 
 
 def measure(command: list[str], environment: dict[str, str] | None = None) -> dict[str, Any]:
@@ -77,7 +86,7 @@ def measure(command: list[str], environment: dict[str, str] | None = None) -> di
         )
         while process.poll() is None:
             peak = max(peak, tree_bytes(process.pid))
-            most = max(most, descendants(process.pid))
+            most = max(most, len(family(process.pid)))
             time.sleep(0.05)
         seconds = time.perf_counter() - start
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -93,21 +102,6 @@ def measure(command: list[str], environment: dict[str, str] | None = None) -> di
         "processes": most,
         "said": text.strip().splitlines()[-1:],
     }
-
-
-def status_bytes(entry: str) -> int:
-    """Memory of this process as the kernel reports it."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition(f"{entry}:")[2].split()[0])
-
-
-def descendants(root: int) -> int:
-    """Number of processes of a tree."""
-    children = Path(f"/proc/{root}/task/{root}/children")
-    try:
-        return 1 + sum(descendants(int(child)) for child in children.read_text().split())
-    except OSError:
-        return 1
 
 
 def equal_voxels(one: Path, other: Path) -> float:
@@ -425,10 +419,10 @@ def predict_needed(folder: Path, patch: tuple[int, ...], shape: tuple[int, ...],
     models = load_package(package, torch.device("cpu"))
     release_freed_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the peak is then that of what follows
-    before = status_bytes("VmRSS")
+    before = status_bytes(os.getpid())["VmRSS"]
     (result,) = predict_folder(models, images, folder / "output")
     assert not result.problem, result.problem
-    peak = status_bytes("VmHWM")
+    peak = status_bytes(os.getpid())["VmHWM"]
     print(needed_bytes(models[0], shape, SPACING), needed_bytes(models[0], shape, SPACING, False), peak - before)
 
 
