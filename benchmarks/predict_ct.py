@@ -6,6 +6,7 @@
     python benchmarks/predict_ct.py command                         # the whole commands, with a small network
     python benchmarks/predict_ct.py start                           # one small image from command to file
     python benchmarks/predict_ct.py images                          # 30 images in one process
+    python benchmarks/predict_ct.py needed                          # memory that a package expects, and its peak
 
 Each adds its rows to results/predict_ct.json and writes results/predict_ct.md. The logits of `export` and `lengths` are
 made plane by plane, at 1.5 mm for an image of 1.0x0.8x0.8 mm, so that they need no memory of their own here; making
@@ -48,23 +49,32 @@ COMMANDS = {"nnU-Net": ("nnUNetv2_predict_from_modelfolder",), "ours": ("nnunet-
 
 
 def tree_bytes(root: int) -> int:
-    """Resident memory of a process and its descendants; what they share counts once for each."""
-    parents: dict[int, list[int]] = {}
-    resident: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        number = int(path.parent.name)
-        parents.setdefault(int(fields[1]), []).append(number)
-        resident[number] = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
-    total, waiting = 0, [root]
-    while waiting:
-        number = waiting.pop()
-        total += resident.get(number, 0)
-        waiting += parents.get(number, [])
-    return total
+    """Resident memory of a process and its descendants: what each has alone, and once what they map of files or share.
+
+    Of the latter that of the process with the most; processes that nnU-Net spawns all map PyTorch's libraries.
+    """
+    found = [kinds for number in family(root) if (kinds := status_bytes(number))]
+    shared = [max((kinds[kind] for kinds in found), default=0) for kind in ("RssFile", "RssShmem")]
+    return sum(kinds["RssAnon"] for kinds in found) + sum(shared)
+
+
+def status_bytes(number: int) -> dict[str, int]:
+    """Memory of a process by kind, as the kernel reports it; empty if it has ended."""
+    try:
+        text = Path(f"/proc/{number}/status").read_text()
+    except OSError:
+        return {}
+    lines = (line.split() for line in text.splitlines() if line.endswith(" kB"))
+    return {name.rstrip(":"): 1024 * int(value) for name, value, _ in lines}
+
+
+def family(root: int) -> list[int]:
+    """Numbers of a process and its descendants."""
+    try:
+        children = Path(f"/proc/{root}/task/{root}/children").read_text().split()
+    except OSError:
+        return [root]
+    return [root, *(number for child in children for number in family(int(child)))]
 
 
 def measure(command: list[str], environment: dict[str, str] | None = None) -> dict[str, Any]:
@@ -76,7 +86,7 @@ def measure(command: list[str], environment: dict[str, str] | None = None) -> di
         )
         while process.poll() is None:
             peak = max(peak, tree_bytes(process.pid))
-            most = max(most, descendants(process.pid))
+            most = max(most, len(family(process.pid)))
             time.sleep(0.05)
         seconds = time.perf_counter() - start
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -92,15 +102,6 @@ def measure(command: list[str], environment: dict[str, str] | None = None) -> di
         "processes": most,
         "said": text.strip().splitlines()[-1:],
     }
-
-
-def descendants(root: int) -> int:
-    """Number of processes of a tree."""
-    children = Path(f"/proc/{root}/task/{root}/children")
-    try:
-        return 1 + sum(descendants(int(child)) for child in children.read_text().split())
-    except OSError:
-        return 1
 
 
 def equal_voxels(one: Path, other: Path) -> float:
@@ -328,7 +329,7 @@ def measure_start(folder: Path, before: Path | None, repeats: int) -> list[dict[
     subprocess.run([sys.executable, "-c", ours, "package", str(model), "-o", str(package)], check=True)
     of_folder = ["-m", model, "-i", images, "-f", "0", "-device", "cpu", "-o"]
     of_package = ["package", "predict", package, images, "--device", "cpu"]
-    commands: dict[str, tuple[str, list[object], dict[str, str]]] = {
+    commands: dict[str, tuple[str, list[Any], dict[str, str]]] = {
         "nnUNetv2_predict": (theirs, of_folder, {}),
         "predict": (ours, ["predict", *of_folder], {}),
         "package predict": (ours, of_package, {}),
@@ -395,6 +396,50 @@ def measure_images(folder: Path, count: int) -> list[dict[str, Any]]:
     return rows
 
 
+# ---- the memory that a package expects ----
+
+# patch, image and features of the first stage: passes are most of it, or arrays, or slices
+NEEDED = (((64, 64, 64), (96, 120, 120), 32), ((32, 32, 32), (200, 256, 256), 4), ((192, 192), (60, 320, 320), 16))
+
+
+def predict_needed(folder: Path, patch: tuple[int, ...], shape: tuple[int, ...], features: int) -> None:
+    """Predict one image in a fresh process; print its estimate, and how much the process grew at its peak, in bytes."""
+    import torch
+
+    from nnunet_transformers.cpu import release_freed_memory
+    from nnunet_transformers.sharing import Options, load_package, make_package, predict_folder
+    from nnunet_transformers.sharing.estimate import needed_bytes
+
+    images, package = folder / "images", folder / "package"
+    if not package.is_dir():
+        images.mkdir(parents=True)
+        make_image(images / "ct_0000.nii.gz", shape)
+        make_package([make_model(folder, 15, patch, features)], package, Options())
+        return
+    models = load_package(package, torch.device("cpu"))
+    release_freed_memory()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is then that of what follows
+    before = status_bytes(os.getpid())["VmRSS"]
+    (result,) = predict_folder(models, images, folder / "output")
+    assert not result.problem, result.problem
+    peak = status_bytes(os.getpid())["VmHWM"]
+    print(needed_bytes(models[0], shape, SPACING), needed_bytes(models[0], shape, SPACING, False), peak - before)
+
+
+def measure_needed(folder: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, (patch, shape, features) in enumerate(NEEDED):
+        numbers = [str(n) for n in (*patch, *shape, features)]
+        command = [sys.executable, "-W", "ignore", __file__, "only-needed", str(folder / str(number)), *numbers]
+        measure(command)  # makes the package, which needs memory of its own
+        row = measure(command)
+        needed, arrays, peak = (int(number) for number in row.pop("said")[0].split())
+        rows.append({"who": "package predict", "classes": 15, "shape": list(shape), "patch": list(patch), **row})
+        rows[-1] |= {"expected MB": round(needed / 1e6), "without passes": round(arrays / 1e6)}
+        rows[-1] |= {"measured MB": round(peak / 1e6), "ratio": round(needed / peak, 2)}
+    return rows
+
+
 # ---- results ----
 
 
@@ -432,6 +477,10 @@ PARTS = {
     "lengths": ("Export by the number of slices, label map and image's file included", COMMON),
     "command": ("Whole commands, a small network without flips", (*COMMON, "processes", "equal_voxels")),
     "start": ("One small image, from command to file", (*COMMON, "processes", "modules", "equal_voxels")),
+    "needed": (
+        "Memory that a package expects beyond that of the loaded model, and by how much the process grew",
+        (*COMMON, "expected MB", "without passes", "measured MB", "ratio"),
+    ),
     "images": ("Images of 64 to 128 voxels per axis in one process", (*COMMON, "images", "MB after each tenth")),
 }
 
@@ -478,6 +527,10 @@ def main() -> None:
     start.add_argument("--repeats", type=int, default=2)
     images = parts.add_parser("images")
     images.add_argument("--count", type=int, default=30)
+    parts.add_parser("needed")
+    expected = parts.add_parser("only-needed")
+    expected.add_argument("folder", type=Path)
+    expected.add_argument("numbers", type=int, nargs="+")
     many = parts.add_parser("only-images")
     many.add_argument("who")
     many.add_argument("folder", type=Path)
@@ -490,6 +543,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.part == "only-export":
         export(given.who, given.classes, tuple(given.shape), given.output)
+        return
+    if given.part == "only-needed":
+        *patch, a, b, c, features = given.numbers
+        predict_needed(given.folder, tuple(patch), (a, b, c), features)
         return
     if given.part == "only-images":
         predict_many(given.who, given.folder, given.count)
@@ -505,6 +562,8 @@ def main() -> None:
             rows = [measure_export("ours", given.classes, (n, 512, 512), folder / str(n)) for n in given.slices]
         elif given.part == "start":
             rows = measure_start(folder, given.before, given.repeats)
+        elif given.part == "needed":
+            rows = measure_needed(folder)
         elif given.part == "images":
             rows = measure_images(folder, given.count)
         else:

@@ -1,4 +1,4 @@
-"""Memory of a training step, measured by running the network on tensors without data.
+"""Memory of a training step, or of a pass of inference, measured by running the network on tensors without data.
 
 The network runs forward and backward on tensors that have shapes, types and lifetimes but no data. All live storages
 are counted, so the peak includes activations kept for backward, gradients and temporaries. This works for any network,
@@ -12,6 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -189,3 +190,18 @@ def training_step_bytes(
     static, one = training_peak_bytes(build_network, input_channels, patch_size, 1, mixed_precision)
     _, two = training_peak_bytes(build_network, input_channels, patch_size, 2, mixed_precision)
     return static + 2 * one - two, two - one
+
+
+def pass_peak_bytes(network: nn.Module, input_shape: Sequence[int]) -> int:
+    """Compute the memory of a forward pass on CPU without gradients: input, activations, and tables that modules keep.
+
+    Args:
+        network: any; it is not changed.
+        input_shape: (batch, channels, *patch_size).
+    """
+    # what modules keep from a pass stays in a copy, which has the network's own tensors
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    copied = deepcopy(network, shared)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), _LiveBytes() as memory:
+        copied(torch.empty(*input_shape))
+    return int(memory.peak)

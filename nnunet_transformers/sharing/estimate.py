@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
-from torch import nn
 
 from ..export.resampling import is_separable
 from ..inference.accumulator import STAGE_BYTES
@@ -25,8 +24,11 @@ except ImportError:  # Windows
 
 # memory of Python, torch and nnU-Net before a model is loaded, if the system does not report it
 BASE_BYTES = 0.6e9
-# bytes per voxel and channel: cubic resampling in float64, its input and its output
-RESAMPLING = 8 + 8 + 4
+# bytes per voxel while a channel is resampled: in float64 the channel, its padded copy and its spline coefficients; the
+# masks of what is not zero
+RESAMPLING = 3 * 8 + 3
+# more than any network here or of nnU-Net's takes for its passes: in all, and per voxel of a large patch
+AMPLE, AMPLE_PER_VOXEL = 2**31, 2**14
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,15 @@ class Estimate:
         )
 
 
-def needed_bytes(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[float]) -> int:
-    """Estimate the main memory in bytes for an image without the network: the peak of preprocessing, sliding window
-    and export.
+def needed_bytes(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[float], with_passes: bool = True) -> int:
+    """Estimate the main memory in bytes for an image beyond that of the loaded model: the peak of preprocessing,
+    sliding window with its passes, and export.
 
     Args:
         loaded: a model of a package.
         shape: voxels per axis, three of them, in the order of the array.
         spacing: mm per voxel, in the same order.
+        with_passes: count what the network needs in a pass, if it runs on the CPU.
     """
     predictor = loaded.predictor
     heads = predictor.label_manager.num_segmentation_heads
@@ -73,9 +76,9 @@ def needed_bytes(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[fl
     voxels, resampled = int(np.prod(shape)), int(np.prod(_padded(loaded, shape, spacing)))
     image = 4 * channels * voxels
     folds = len(predictor.list_of_parameters)
-    preprocessing = 2 * image + RESAMPLING * (voxels + resampled)
-    stacked = channels if loaded.previous is None else channels + len(predictor.label_manager.foreground_labels)
-    data = resampled * 2 * 4 * stacked
+    # the image as read, cropped and normalised; the result of a channel in float64, and that of all
+    preprocessing = 3 * image + RESAMPLING * voxels + (8 + 4 * channels) * resampled
+    data = resampled * 2 * 4 * loaded.input_shape[0]
     if is_separable(predictor.configuration_manager.resampling_fn_probabilities):
         # sums and finished logits of as many planes as a patch has, in float16, and the mean of the folds; the label
         # map, and its copies when it is written
@@ -89,8 +92,24 @@ def needed_bytes(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[fl
         export = (
             resampled * heads * (2 + 8) + voxels * (2 * heads + 8 + 8) if resampled != voxels else voxels * 4 * heads
         )
+    if with_passes and predictor.device.type == "cpu":
+        window += loaded.pass_bytes
     own = int(max(preprocessing, window, export))
-    return own if loaded.previous is None else max(own, needed_bytes(loaded.previous, shape, spacing))
+    return own if loaded.previous is None else max(own, needed_bytes(loaded.previous, shape, spacing, with_passes))
+
+
+def exceeding_bytes(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[float], free: int) -> int | None:
+    """Return the main memory in bytes for an image if it is more than what is free, otherwise None.
+
+    Args:
+        loaded, shape, spacing: as ``needed_bytes``.
+        free: free memory in bytes.
+    """
+    voxels = int(np.prod(loaded.predictor.configuration_manager.patch_size))
+    # to count the memory of a pass takes as long as several passes of a small patch
+    is_ample = free - needed_bytes(loaded, shape, spacing, False) > max(AMPLE, AMPLE_PER_VOXEL * voxels)
+    needed = 0 if is_ample else needed_bytes(loaded, shape, spacing)
+    return needed if needed > free else None
 
 
 def estimate(loaded: Sequence[LoadedModel], shape: Sequence[int], spacing: Sequence[float] | None = None) -> Estimate:
@@ -154,27 +173,20 @@ def _one(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[float] | N
     tiles = len(predictor._internal_get_sliding_window_slicers(size))
     axes = predictor.allowed_mirroring_axes if predictor.use_mirroring else None
     passes = tiles * len(predictor.list_of_parameters) * 2 ** len(axes or ())
-    seconds, device_bytes = _time_pass(predictor.network, loaded)
+    seconds, device_bytes = _time_pass(loaded)
     heads = predictor.label_manager.num_segmentation_heads
     if device_bytes:
-        device_bytes += int(np.prod(size)) * (4 * _input_channels(predictor.network, loaded) + 2 * heads + 2)
-    host = needed_bytes(loaded, shape, spacing)
+        device_bytes += int(np.prod(size)) * (4 * loaded.input_shape[0] + 2 * heads + 2)
+    host = needed_bytes(loaded, shape, spacing, with_passes=False)
     return Estimate(size, tiles, passes, passes * seconds, host, device_bytes)
 
 
-def _input_channels(network: nn.Module, loaded: LoadedModel) -> int:
-    channels = len(channel_names(loaded.predictor.dataset_json))
-    return channels if loaded.previous is None else channels + len(loaded.predictor.label_manager.foreground_labels)
-
-
 @torch.inference_mode()
-def _time_pass(network: nn.Module, loaded: LoadedModel) -> tuple[float, int]:
+def _time_pass(loaded: LoadedModel) -> tuple[float, int]:
     """Measure the seconds of a forward pass, the faster of two after a warm-up, and the GPU's peak memory in bytes."""
-    device = loaded.predictor.device
+    network, device = loaded.predictor.network, loaded.predictor.device
     network.to(device).eval()
-    patch = torch.randn(
-        1, _input_channels(network, loaded), *loaded.predictor.configuration_manager.patch_size, device=device
-    )
+    patch = torch.randn(1, *loaded.input_shape, device=device)
     seconds = []
     is_cuda = device.type == "cuda"
     if is_cuda:

@@ -5,23 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cached_property
 from io import StringIO
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 
 from .._reading import read_json
 from ..formats.sockets import Interface, read_interfaces
 from ..inference.predictor import BatchedPredictor
 from ..plans.gate import check_plan
+from ..plans.memory import pass_peak_bytes
 from ..plans.planned import PlannedConfiguration, channel_names
 from .contents import SOCKETS
 from .description import Description, Model
 from .manifest import verify
 from .weights_file import load_weights
+
+# code and workspaces of PyTorch's libraries, which the first pass brings into memory (benchmarks/predict_ct.py needed)
+LIBRARIES = 2**26
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,22 @@ class LoadedModel:
     def file_ending(self) -> str:
         """File ending of images and segmentations."""
         return self.predictor.dataset_json["file_ending"]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Channels of the network's input, those of a previous stage's labels included, and voxels of its patch."""
+        channels = len(channel_names(self.predictor.dataset_json))
+        channels += 0 if self.previous is None else len(self.predictor.label_manager.foreground_labels)
+        return channels, *map(int, self.predictor.configuration_manager.patch_size)
+
+    @cached_property
+    def pass_bytes(self) -> int:
+        """Memory of the passes of a patch on a CPU in bytes, with what PyTorch's libraries take at the first one."""
+        network = self.predictor.network
+        plain = network._orig_mod if isinstance(network, OptimizedModule) else network
+        # two more of a pass's results: their mean, and one that is flipped back
+        logits = 4 * self.predictor.label_manager.num_segmentation_heads * prod(self.input_shape[1:])
+        return pass_peak_bytes(plain.eval(), (1, *self.input_shape)) + 2 * logits + LIBRARIES
 
 
 def load_package(

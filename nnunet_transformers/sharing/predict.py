@@ -20,7 +20,7 @@ from .._memory import available_bytes
 from ..formats import Source
 from ..formats.sockets import Interface
 from ..inference.sources import open_source
-from .estimate import needed_bytes
+from .estimate import exceeding_bytes
 from .inputs import CheckedCase, check_case
 from .load import LoadedModel
 
@@ -133,8 +133,11 @@ def _predict_case(
 
 
 def _check_memory(model: LoadedModel, checked: CheckedCase) -> None:
-    needed, free = needed_bytes(model, checked.shape, checked.spacing), available_bytes()
-    if free is not None and needed > free:
+    free = available_bytes()
+    if free is None:
+        return
+    needed = exceeding_bytes(model, checked.shape, checked.spacing, free)
+    if needed is not None:
         size = "x".join(map(str, checked.shape))
         raise ValueError(
             f"too large for memory: {size} voxels need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; crop "

@@ -31,6 +31,7 @@ from ..weights.nnunet_checkpoint import FINAL
 from .load import LoadedModel, load_package
 from .predict import find_device
 from .pull import pull
+from .trained import find_folds
 
 HUB = "hf://"
 # nnU-Net's spacing of the first axis of 2D images
@@ -92,12 +93,13 @@ def _load_folder(
 ) -> BatchedPredictor:
     if folder.name.startswith("fold_") and not folds:
         folder, folds = folder.parent, [folder.name.removeprefix("fold_")]
+    found = find_folds(folder, folds, checkpoint)
     with redirect_stdout(StringIO()):
         predictor = BatchedPredictor(
             device=device, tile_step_size=step_size, use_mirroring=use_mirroring, allow_tqdm=False
         )
-        numbers = tuple(int(fold) if fold.isdigit() else fold for fold in folds)
-        predictor.initialize_from_trained_model_folder(str(folder), numbers or None, checkpoint)
+        numbers = tuple(int(fold) if fold.isdigit() else fold for fold in found)
+        predictor.initialize_from_trained_model_folder(str(folder), numbers, checkpoint)
     previous = predictor.configuration_manager.previous_stage_name
     if previous is not None:
         raise ValueError(f"{folder} needs the segmentations of {previous}; make a package of it, which has both models")

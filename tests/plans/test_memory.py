@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_transformers.architectures import create_network, get_network
 from nnunet_transformers.cpu import attention, use_kernels
-from nnunet_transformers.plans.memory import _LiveBytes, training_peak_bytes, training_step_bytes
+from nnunet_transformers.plans.memory import _LiveBytes, pass_peak_bytes, training_peak_bytes, training_step_bytes
 from nnunet_transformers.plans.output_shapes import OutputShapes
 from tests.architectures.test_networks import CHECKPOINTED, SMALLEST, smallest_overrides
 
@@ -35,6 +35,20 @@ def test_linear_layers_can_be_counted_by_hand():
     assert own == 16 * 4
     # logits, their softmax and log-softmax at least, a few copies more at most
     assert 4 * voxels * 2 * 3 <= peak <= 4 * voxels * 2 * 10
+
+
+def test_a_pass_of_inference():
+    """One layer's input and output are there at a time; tables that modules would keep stay out of the network."""
+    layers = nn.Sequential(nn.Conv3d(2, 8, 1), nn.Conv3d(8, 8, 1), nn.Conv3d(8, 3, 1))
+    assert pass_peak_bytes(layers, (2, 2, 4, 5, 6)) == 4 * 2 * (2 + 8 + 8) * 4 * 5 * 6
+    network = build().eval()
+    before = network.state_dict()
+    patch = torch.randn(1, 1, *PATCH, generator=torch.Generator().manual_seed(0))
+    counted = pass_peak_bytes(network, patch.shape)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    with torch.no_grad(), _LiveBytes() as memory:
+        network(patch)
+    assert counted == pytest.approx(memory.peak + patch.nbytes, rel=0.05)
 
 
 CASES = [(name, {}) for name in SMALLEST]

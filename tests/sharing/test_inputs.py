@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import SimpleITK as sitk
 import torch
 
 from nnunet_transformers.sharing import load_package, predict, predict_folder
+from nnunet_transformers.sharing.estimate import exceeding_bytes, needed_bytes
 from nnunet_transformers.sharing.inputs import check_case
 from tests.images import claim
 
@@ -98,7 +100,7 @@ def test_too_large_for_memory(loaded, trained, tmp_path, monkeypatch):
     problems = [result.problem for result in predict_folder([loaded], images, tmp_path / "output")]
     assert len(problems) == 2
     assert all(
-        p.startswith("too large for memory: 20x24x20 voxels need about 0.0 GB, 0.0 GB are free") for p in problems
+        p.startswith("too large for memory: 20x24x20 voxels need about 0.2 GB, 0.0 GB are free") for p in problems
     )
 
     def fail(*_, **__):
@@ -109,6 +111,20 @@ def test_too_large_for_memory(loaded, trained, tmp_path, monkeypatch):
     (result, _) = predict_folder([loaded], images, tmp_path / "output")
     assert result.problem == "too large for memory (cannot allocate 9 TiB)"
     assert not list((tmp_path / "output").iterdir())
+
+
+def test_passes_need_memory(loaded):
+    """They are counted where the rest would fit, and not where there is plenty."""
+    shape, spacing = (20, 24, 20), (1.0, 1.0, 1.0)
+    arrays = needed_bytes(loaded, shape, spacing, with_passes=False)
+    needed = needed_bytes(loaded, shape, spacing)
+    assert needed >= loaded.pass_bytes > arrays
+    for free in (0, arrays, needed - 1):
+        assert exceeding_bytes(loaded, shape, spacing, free) == needed
+    assert exceeding_bytes(loaded, shape, spacing, needed) is None
+    plenty = replace(loaded)  # forgets what was counted
+    assert exceeding_bytes(plenty, shape, spacing, 10**12) is None
+    assert "pass_bytes" not in vars(plenty)
 
 
 def test_folders(package, tmp_path):

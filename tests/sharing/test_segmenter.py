@@ -104,8 +104,18 @@ def test_trained_folders(model, images, tmp_path):
     for source, folds in ((model / "fold_1", ()), (model, (1,))):
         found = load_model(source, "cpu", folds, use_mirroring=False)
         assert (found.predict(array, (1, 1, 1)) != theirs).mean() < 1e-3
-    with pytest.raises(FileNotFoundError, match=r"has no fold_7/checkpoint_final\.pth"):
-        load_model(model, "cpu", (7,))
+    missing = r"fold 7 of \S+ has no checkpoint_final\.pth; finished: 0, 1$"
+    for source, folds in ((model, (7,)), (model / "fold_7", ())):
+        with pytest.raises(FileNotFoundError, match=missing):
+            load_model(source, "cpu", folds)
+    with pytest.raises(
+        FileNotFoundError, match=r"^no fold of \S+ has a none\.pth; finish training with nnUNetv2_train$"
+    ):
+        load_model(model, "cpu", checkpoint="none.pth")
+    with pytest.raises(
+        FileNotFoundError, match=r"images has no plans\.json; specify a model's folder in nnUNet_results"
+    ):
+        load_model(images, "cpu")
 
 
 def test_cascade_and_ensemble(trained, images, tmp_path, monkeypatch):
