@@ -130,6 +130,11 @@ class TestFolder:
         with pytest.raises(ValueError, match=r"flair: the model takes 2 channels; put each series into a folder CASE_"):
             DicomFolder(tmp_path / "in", FLAIR)
 
+    @pytest.mark.parametrize("codes", [[], {"a": "Amygdala"}, {"a": ["1", "SCT"]}, {"c": ["1", "SCT", "C"]}])
+    def test_codes_are_checked(self, codes, tmp_path):
+        with pytest.raises(ValueError, match=r"dicom_codes in dataset\.json .*value, scheme, meaning"):
+            DicomFolder(tmp_path, {**DATASET, "dicom_codes": codes})
+
     def test_missing_slice(self, image, tmp_path):
         write_series(tmp_path / "in", image)[2].unlink()
         source = DicomFolder(tmp_path / "in", DATASET)
