@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from colorsys import hsv_to_rgb
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from skimage.color import rgb2lab
 
 from .. import __version__
 from .._atomic import replacing
@@ -111,7 +113,7 @@ def _describe(number: int, name: str, code: Sequence[str] | None) -> Any:
     from pydicom.sr.codedict import codes
 
     kind = CodedConcept(*code) if code else CodedConcept(f"LABEL{number}", "99NNUNET", name[:LONGEST])
-    return highdicom.seg.SegmentDescription(
+    segment = highdicom.seg.SegmentDescription(
         segment_number=number,
         segment_label=name[:LONGEST],
         segmented_property_category=codes.SCT.Tissue,
@@ -121,3 +123,12 @@ def _describe(number: int, name: str, code: Sequence[str] | None) -> Any:
             name=MAKER, version=__version__, family=codes.DCM.ArtificialIntelligence
         ),
     )
+    segment.RecommendedDisplayCIELabValue = _colour(number)
+    return segment
+
+
+def _colour(number: int) -> list[int]:
+    """Return a colour for a segment, of hues that are far apart for neighbours, as PS3.3 C.10.7.1.1 scales CIELab."""
+    rgb = hsv_to_rgb(number * (5**0.5 - 1) / 2 % 1, 0.7, 0.9)
+    lightness, a, b = rgb2lab(rgb)
+    return [round(65535 * share) for share in (lightness / 100, (a + 128) / 255, (b + 128) / 255)]

@@ -77,7 +77,9 @@ class TestFolder:
 
         from pydicom import dcmread
 
-        types = [s.SegmentedPropertyTypeCodeSequence[0] for s in dcmread(tmp_path / "a.dcm").SegmentSequence]
+        segments = dcmread(tmp_path / "a.dcm").SegmentSequence
+        assert len({tuple(s.RecommendedDisplayCIELabValue) for s in segments}) == len(segments)
+        types = [s.SegmentedPropertyTypeCodeSequence[0] for s in segments]
         assert [t.CodeMeaning for t in types] == ["b", "Amygdala"]
 
     def test_regions_overlap(self, image, tmp_path):
