@@ -4,8 +4,9 @@
 
 MODEL is nnU-Net's folder of a model with a finished fold 0, IMAGES a folder of its images (.nii.gz, one channel). Each
 image is rounded to whole numbers of 16 bits, which DICOM stores, and gets oblique axes and an anisotropic spacing; then
-it is written as .nii.gz, as an MR series and as .mha. DICOM-SEG are read back with pydicom alone, checked by dciodvfy of
-dicom3tools, and converted by dcmqi's segimage2itkimage, if their paths are given. ONNX takes the image as it is.
+it is written as .nii.gz, as an MR series and as .mha. DICOM-SEG are read back with pydicom alone, and checked by
+dciodvfy of dicom3tools and converted by dcmqi's segimage2itkimage, if their paths are given. ONNX takes the image as it
+is.
 Writes results/formats.json and results/formats.md.
 """
 

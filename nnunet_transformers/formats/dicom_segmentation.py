@@ -44,7 +44,8 @@ def write_dicom_segmentation(
 ) -> None:
     """Write a segmentation as DICOM-SEG (binary, DICOM PS3.3 A.51), whole or not at all.
 
-    Each label is a segment with its name, in the order of dataset.json; a region is a segment that can overlap others.
+    Each label is a segment with its name, and with its number where labels count from 1; a region is a segment that can
+    overlap others.
     Patient, study, frame of reference, and the position of every frame are those of the series.
 
     Args:
@@ -71,6 +72,8 @@ def write_dicom_segmentation(
     if voxels.shape != size:
         raise ValueError(f"the segmentation has {voxels.shape} voxels, the series {size}")
     names = [name for name in labels if labels[name] not in (0, [0]) and name != "ignore"]
+    if not any(isinstance(labels[name], list) for name in names):
+        names.sort(key=labels.__getitem__)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an empty segmentation, and what vendors write into their files
         try:
@@ -99,7 +102,7 @@ def write_dicom_segmentation(
 
 def _planes(voxels: NDArray[Any], values: Sequence[Any]) -> NDArray[np.uint8 | np.uint16]:
     """Return segment numbers, (frames, rows, columns), or for regions a mask of each, along a last axis."""
-    if any(isinstance(value, (list, tuple)) for value in values):
+    if any(isinstance(value, list) for value in values):
         masks = [np.isin(voxels, value) for value in values]
         return np.stack(masks, axis=-1).astype(np.uint8)
     numbers = np.zeros(int(max(voxels.max(initial=0), *values)) + 1, np.uint16 if len(values) > 255 else np.uint8)
