@@ -41,7 +41,7 @@ class DicomFolder:
     def __init__(self, folder: Path, dataset_json: Mapping[str, Any]) -> None:
         check_installed()
         self._labels: Mapping[str, Any] = dataset_json["labels"]
-        self._codes: Mapping[str, Any] = dataset_json.get("dicom_codes", {})
+        self._codes = _checked(dataset_json.get("dicom_codes", {}), self._labels)
         self._ending: str = dataset_json["file_ending"]
         self.problems: dict[str, str] = {}
         paths = [str(path.relative_to(folder)) for path in dicom_files(folder)]
@@ -76,6 +76,18 @@ class DicomFolder:
     def write(self, name: str, segmentation: Path, target: Path) -> None:
         """Write a segmentation as DICOM-SEG on the slices of the first channel."""
         write_dicom_segmentation(segmentation, self._channels[name][0], self._labels, target, self._codes)
+
+
+def _checked(codes: Any, labels: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+    """Return codes of labels by name; raise ValueError if one is not (value, scheme, meaning) of a label."""
+    if not isinstance(codes, dict):
+        raise ValueError(f"dicom_codes in dataset.json must state [value, scheme, meaning] by label, got {codes!r}")
+    for name, code in codes.items():
+        if name not in labels or not isinstance(code, list) or [type(part) for part in code] != [str] * 3:
+            raise ValueError(
+                f"dicom_codes in dataset.json has {name}: {code!r}; write [value, scheme, meaning] of a label"
+            )
+    return codes
 
 
 def dicom_files(folder: Path) -> Iterator[Path]:

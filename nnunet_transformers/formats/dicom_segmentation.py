@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from colorsys import hsv_to_rgb
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from skimage.color import rgb2lab
 
 from .. import __version__
 from .._atomic import replacing
@@ -42,7 +44,8 @@ def write_dicom_segmentation(
 ) -> None:
     """Write a segmentation as DICOM-SEG (binary, DICOM PS3.3 A.51), whole or not at all.
 
-    Each label is a segment with its name, in the order of dataset.json; a region is a segment that can overlap others.
+    Each label is a segment with its name, and with its number where labels count from 1; a region is a segment that can
+    overlap others.
     Patient, study, frame of reference, and the position of every frame are those of the series.
 
     Args:
@@ -69,6 +72,8 @@ def write_dicom_segmentation(
     if voxels.shape != size:
         raise ValueError(f"the segmentation has {voxels.shape} voxels, the series {size}")
     names = [name for name in labels if labels[name] not in (0, [0]) and name != "ignore"]
+    if not any(isinstance(labels[name], list) for name in names):
+        names.sort(key=labels.__getitem__)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an empty segmentation, and what vendors write into their files
         try:
@@ -97,7 +102,7 @@ def write_dicom_segmentation(
 
 def _planes(voxels: NDArray[Any], values: Sequence[Any]) -> NDArray[np.uint8 | np.uint16]:
     """Return segment numbers, (frames, rows, columns), or for regions a mask of each, along a last axis."""
-    if any(isinstance(value, (list, tuple)) for value in values):
+    if any(isinstance(value, list) for value in values):
         masks = [np.isin(voxels, value) for value in values]
         return np.stack(masks, axis=-1).astype(np.uint8)
     numbers = np.zeros(int(max(voxels.max(initial=0), *values)) + 1, np.uint16 if len(values) > 255 else np.uint8)
@@ -111,7 +116,7 @@ def _describe(number: int, name: str, code: Sequence[str] | None) -> Any:
     from pydicom.sr.codedict import codes
 
     kind = CodedConcept(*code) if code else CodedConcept(f"LABEL{number}", "99NNUNET", name[:LONGEST])
-    return highdicom.seg.SegmentDescription(
+    segment = highdicom.seg.SegmentDescription(
         segment_number=number,
         segment_label=name[:LONGEST],
         segmented_property_category=codes.SCT.Tissue,
@@ -121,3 +126,12 @@ def _describe(number: int, name: str, code: Sequence[str] | None) -> Any:
             name=MAKER, version=__version__, family=codes.DCM.ArtificialIntelligence
         ),
     )
+    segment.RecommendedDisplayCIELabValue = _colour(number)
+    return segment
+
+
+def _colour(number: int) -> list[int]:
+    """Return a colour for a segment, of hues that are far apart for neighbours, as PS3.3 C.10.7.1.1 scales CIELab."""
+    rgb = hsv_to_rgb(number * (5**0.5 - 1) / 2 % 1, 0.7, 0.9)
+    lightness, a, b = rgb2lab(rgb)
+    return [round(65535 * share) for share in (lightness / 100, (a + 128) / 255, (b + 128) / 255)]

@@ -23,7 +23,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._atomic import replacing
 from ..formats import Source
-from ..formats.dicom_folder import DicomFolder
 from ..inference import BatchedPredictor
 from ..inference.images import predict_image, stack_stage
 from ..plans.planned import channel_names
@@ -195,6 +194,8 @@ class Segmenter:
         if not paths[0].is_dir():
             yield paths, None
             return
+        from ..formats.dicom_folder import DicomFolder
+
         source = DicomFolder(paths[0], self._predictor.dataset_json)
         if len(source.names) != 1:
             raise ValueError(

@@ -58,8 +58,8 @@ class TestFolder:
         target = source.target(name, tmp_path)
         source.write(name, tmp_path / "labels.nii.gz", target)
         found, names = read_segmentation(target, image)
-        assert names == ["b", "a"]
-        np.testing.assert_array_equal(np.array([0, 2, 1])[found], sitk.GetArrayFromImage(expected))
+        assert names == ["a", "b"]
+        np.testing.assert_array_equal(found, sitk.GetArrayFromImage(expected))
 
         from pydicom import dcmread
 
@@ -77,8 +77,10 @@ class TestFolder:
 
         from pydicom import dcmread
 
-        types = [s.SegmentedPropertyTypeCodeSequence[0] for s in dcmread(tmp_path / "a.dcm").SegmentSequence]
-        assert [t.CodeMeaning for t in types] == ["b", "Amygdala"]
+        segments = dcmread(tmp_path / "a.dcm").SegmentSequence
+        assert len({tuple(s.RecommendedDisplayCIELabValue) for s in segments}) == len(segments)
+        types = [s.SegmentedPropertyTypeCodeSequence[0] for s in segments]
+        assert [t.CodeMeaning for t in types] == ["Amygdala", "b"]
 
     def test_regions_overlap(self, image, tmp_path):
         series = [str(path) for path in write_series(tmp_path / "in", image)]
@@ -94,6 +96,23 @@ class TestFolder:
         # a volume has the slices along the normal or against it
         masks = np.stack([array > 0, array == 2], -1)
         assert (found == masks).all() or (found[::-1] == masks).all()
+
+    def test_labels_that_leave_numbers_out(self, image, tmp_path):
+        series = [str(path) for path in write_series(tmp_path / "in", image)]
+        array = sitk.GetArrayFromImage(labels(image)) * 20
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(tmp_path / "labels.nii.gz"))
+        sparse = {"background": 0, "kidney": 40, "liver": 20, "ignore": 41}
+        write_dicom_segmentation(tmp_path / "labels.nii.gz", series, sparse, tmp_path / "a.dcm")
+        found, names = read_segmentation(tmp_path / "a.dcm", image)
+        assert names == ["liver", "kidney"]
+        np.testing.assert_array_equal(found * 20, array)
+
+    def test_what_the_series_lacks(self, image, tmp_path):
+        dicom.write_series(tmp_path / "in", np.zeros(SIZE))
+        source = DicomFolder(tmp_path / "in", DATASET)
+        sitk.WriteImage(labels(image), str(tmp_path / "labels.nii.gz"))
+        with pytest.raises(ValueError, match=r"the series cannot be the source of a DICOM-SEG: .*\w"):
+            source.write(source.names[0], tmp_path / "labels.nii.gz", tmp_path / "a.dcm")
 
     def test_grid_is_another(self, image, tmp_path):
         series = [str(path) for path in write_series(tmp_path / "in", image)]
@@ -129,6 +148,11 @@ class TestFolder:
         (tmp_path / "in" / "knee_0001").rename(tmp_path / "in" / "flair")
         with pytest.raises(ValueError, match=r"flair: the model takes 2 channels; put each series into a folder CASE_"):
             DicomFolder(tmp_path / "in", FLAIR)
+
+    @pytest.mark.parametrize("codes", [[], {"a": "Amygdala"}, {"a": ["1", "SCT"]}, {"c": ["1", "SCT", "C"]}])
+    def test_codes_are_checked(self, codes, tmp_path):
+        with pytest.raises(ValueError, match=r"dicom_codes in dataset\.json .*value, scheme, meaning"):
+            DicomFolder(tmp_path, {**DATASET, "dicom_codes": codes})
 
     def test_missing_slice(self, image, tmp_path):
         write_series(tmp_path / "in", image)[2].unlink()

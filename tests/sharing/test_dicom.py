@@ -37,7 +37,9 @@ def test_all_ways(cases, model, package, tmp_path):
     expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "nifti" / "ball_0.nii.gz")))
     assert len(np.unique(expected)) > 1
     output = tmp_path / "output"
-    invoke("predict", "-m", model, "-i", cases / "dicom", "-o", output, *words, "--batch-size", 1)
+    invoke(
+        "predict", "-m", model, "-i", cases / "dicom", "-o", output, *words, "--batch-size", 1, "--save_probabilities"
+    )
     segmenter = load_model(package, "cpu", [1], use_mirroring=False)
     np.testing.assert_array_equal(segmenter.predict(cases / "dicom"), expected)
     segmenter.predict_file(cases / "dicom" / "ball_0", tmp_path / "file.dcm")
@@ -45,7 +47,8 @@ def test_all_ways(cases, model, package, tmp_path):
         found, names = read_segmentation(path, image)
         np.testing.assert_array_equal(found, expected)
         assert names == [name for name, value in segmenter.labels.items() if value]
-    assert not list(output.glob("*.nii.gz"))
+    written = {path.name for path in output.iterdir()}
+    assert written == {"ball_0.dcm", "ball_0.npz", "ball_0.pkl", "dataset.json", "plans.json"}
     before = (output / "ball_0.dcm").read_bytes()
     invoke("predict", "-m", model, "-i", cases / "dicom", "-o", output, *words, "--continue_prediction")
     assert (output / "ball_0.dcm").read_bytes() == before
