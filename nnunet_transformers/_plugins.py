@@ -69,13 +69,16 @@ class Declaration:
     def load_class(self, name: str) -> Any:
         """Import the class of this name: the declared one, or a variant in the same module, such as ``NAME_5epochs``.
 
+        Returns:
+            the class; None if the module has no such variant.
+
         Raises:
-            AttributeError: if the module has no such class, and whatever the package raises.
+            AttributeError: if the module lacks the declared class, and whatever the package raises.
         """
-        module, _, declared_name = self.value.partition(" ")[0].partition(":")
-        if name == self.name and declared_name:
-            return self.load()
-        return getattr(import_module(module), name)
+        module, _, attribute = self.value.partition(" ")[0].partition(":")
+        if name != self.name:
+            return getattr(import_module(module), name, None)
+        return self.load() if attribute else getattr(import_module(module), name)
 
 
 @cache
