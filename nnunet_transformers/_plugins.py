@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -110,6 +110,12 @@ def declared(kind: str) -> dict[str, Declaration]:
         if declaration.kind == kind:
             found.setdefault(declaration.name, declaration)
     return found
+
+
+def packages_of(paths: Iterable[str]) -> set[str]:
+    """Names of the installed packages that declare something in the outermost modules of these import paths."""
+    modules = {path.partition(".")[0] for path in paths}
+    return {declaration.package for declaration in declarations() if declaration.path.partition(".")[0] in modules}
 
 
 def find_class(name: str) -> Any:

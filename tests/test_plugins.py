@@ -82,6 +82,8 @@ class TestPlannersAndTrainers:
         assert capsys.readouterr().err == ""
         with pytest.raises(FileNotFoundError, match="-pl nnUNetPlannerMine` first"):
             load_plans(Path("Dataset004_Hippocampus"), "nnUNetMinePlans")
+        # what a package of a model has to pin
+        assert _plugins.packages_of(["mine.network.Net", "nnunet_transformers.trainers"]) == {"mine"}
         assert findings(PROBLEM) == findings(WARNING) == []
         assert findings(OK) == ["plugins: mine 1.0 (nnUNetPlannerMine, nnUNetTrainerMine)"]
 
