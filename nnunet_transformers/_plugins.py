@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -72,13 +72,16 @@ class Declaration:
     def load_class(self, name: str) -> Any:
         """Import the class of this name: the declared one, or a variant in the same module, such as ``NAME_5epochs``.
 
+        Returns:
+            the class; None if the module has no such variant.
+
         Raises:
-            AttributeError: if the module has no such class, and whatever the package raises.
+            AttributeError: if the module lacks the declared class, and whatever the package raises.
         """
-        module, _, declared_name = self.value.partition(" ")[0].partition(":")
-        if name == self.name and declared_name:
-            return self.load()
-        return getattr(import_module(module), name)
+        module, _, attribute = self.value.partition(" ")[0].partition(":")
+        if name != self.name:
+            return getattr(import_module(module), name, None)
+        return self.load() if attribute else getattr(import_module(module), name)
 
 
 @cache
@@ -110,6 +113,12 @@ def declared(kind: str) -> dict[str, Declaration]:
         if declaration.kind == kind:
             found.setdefault(declaration.name, declaration)
     return found
+
+
+def packages_of(paths: Iterable[str]) -> set[str]:
+    """Names of the installed packages that declare something in the outermost modules of these import paths."""
+    modules = {path.partition(".")[0] for path in paths}
+    return {declaration.package for declaration in declarations() if declaration.path.partition(".")[0] in modules}
 
 
 def find_class(name: str) -> Any:

@@ -69,7 +69,7 @@ class TestPlannersAndTrainers:
         nnUNetTrainerMine = mine:nnUNetTrainerMine
     """
 
-    def test_found_by_nnunet(self, site):
+    def test_found_by_nnunet(self, site, capsys):
         install(site, "mine", self.ENTRIES, mine=CLASSES)
         assert "mine" not in sys.modules
         assert recursive_find_trainer_class_by_name("nnUNetTrainerMine").__module__ == "mine"
@@ -77,8 +77,13 @@ class TestPlannersAndTrainers:
         planner = recursive_find_python_class("unused", "nnUNetPlannerMine", None)
         assert planner.default_plans_name() == "nnUNetMinePlans"
         assert recursive_find_python_class("unused", "nnUNetPlannerMineToo", None) is None
+        # of another's folder perhaps
+        assert recursive_find_python_class("unused", "nnUNetTrainerMine_3epochs", None) is None
+        assert capsys.readouterr().err == ""
         with pytest.raises(FileNotFoundError, match="-pl nnUNetPlannerMine` first"):
             load_plans(Path("Dataset004_Hippocampus"), "nnUNetMinePlans")
+        # what a package of a model has to pin
+        assert _plugins.packages_of(["mine.network.Net", "nnunet_transformers.trainers"]) == {"mine"}
         assert findings(PROBLEM) == findings(WARNING) == []
         assert findings(OK) == ["plugins: mine 1.0 (nnUNetPlannerMine, nnUNetTrainerMine)"]
 

@@ -13,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._atomic import new_folder, write_json, write_text
 from .._orientation import training_orientations
+from .._plugins import packages_of
 from .._reading import read_json
 from ..formats.sockets import read_interfaces
 from ..plans.builder import builds_planned_network
@@ -131,6 +132,8 @@ class _Maker:
         self.folds: dict[str, list[TrainedFold]] = {}
         self.sources: dict[str, Path] = {}
         self.unpickled: list[str] = []
+        # import paths of networks and trainers
+        self.modules: set[str] = set()
 
     def add(self, source: Path, previous_stage: Path | None) -> Model:
         source = source.resolve()
@@ -167,6 +170,7 @@ class _Maker:
             check_weights(network, fold.weights, str(source / f"fold_{fold.name}" / self.options.checkpoint))
             save_weights(fold.weights, path)
         self.folds[folder], self.sources[folder] = folds, source
+        self.modules |= {model.network, trainer.__module__}
         return model
 
     def _add_previous(self, source: Path, name: str | None, given: Path | None) -> Model | None:
@@ -201,7 +205,7 @@ class _Maker:
 
     def add_files(self) -> None:
         """Write requirements, entry point and Dockerfile."""
-        lines = [WHEELS_LINE, *pinned_requirements()]
+        lines = [WHEELS_LINE, *pinned_requirements(packages_of(self.modules))]
         (self.folder / WHEELS).mkdir()
         for wheel in self.options.wheels:
             shutil.copyfile(wheel, self.folder / WHEELS / wheel.name)

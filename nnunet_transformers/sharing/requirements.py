@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
 
 from packaging.requirements import Requirement
@@ -13,16 +14,19 @@ PLUGIN = "nnunet-transformers"
 LEFT_TO_TORCH = ("nvidia-", "cuda-", "triton")
 
 
-def pinned_requirements() -> list[str]:
+def pinned_requirements(more: Iterable[str] = ()) -> list[str]:
     """Return a line such as numpy==2.1.0 for the plugin and each of its direct and indirect dependencies, sorted.
 
     Builds of torch for one kind of device (2.6.0+cpu) are pinned by the version alone.
+
+    Args:
+        more: further packages, such as those of the models' networks.
 
     Raises:
         RuntimeError: if a dependency is not installed.
     """
     pins: dict[str, str] = {}
-    waiting = [(canonicalize_name(PLUGIN), frozenset[str]())]
+    waiting = [(canonicalize_name(name), frozenset[str]()) for name in (PLUGIN, *more)]
     seen = set(waiting)
     while waiting:
         name, extras = waiting.pop()

@@ -134,6 +134,7 @@ def test_a_package_pins_the_base_alone(monkeypatch):
     pinned = names(requirements.pinned_requirements())
     assert "nnunetv2" in pinned
     assert not pinned & {canonicalize_name(name) for name in EXTRA | BROUGHT}
+    assert names(requirements.pinned_requirements(["pytest"])) - pinned >= {"pytest", "pluggy"}
 
 
 def imported(file: Path) -> set[str]:
