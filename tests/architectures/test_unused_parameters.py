@@ -10,7 +10,6 @@ from nnunet_transformers.architectures import create_network, get_network, list_
 from nnunet_transformers.testing.network import shallow
 from tests.architectures.test_networks import COMPILED, SMALLEST
 
-
 # of the smallest of each class the contract finds gradients, with data
 CLASSES = [get_network(name).network_class for name in SMALLEST]
 OTHERS = [name for name in list_networks() if name not in SMALLEST and get_network(name).network_class in CLASSES]
