@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from nnunet_transformers.architectures import create_network
-from nnunet_transformers.architectures.layers.flex_attention import set_flex_attention
-from nnunet_transformers.architectures.layers.relative_position_bias import RelativePositionBias
-from nnunet_transformers.architectures.layers.window_attention import WindowAttention
-from nnunet_transformers.architectures.layers.window_partition import WindowPartition
+from nnunet_transformers.architectures.layers import (
+    RelativePositionBias,
+    WindowAttention,
+    WindowPartition,
+    set_flex_attention,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
@@ -40,19 +42,13 @@ def test_against_matrix_products(shifted):
 
 def test_a_network_switches_it_on_and_off(monkeypatch):
     network = create_network("qt_unet_tiny", 1, 2, (32, 32)).eval()
-    image = torch.randn(1, 1, 32, 32)
     calls = []
     name = "nnunet_transformers.architectures.layers.window_attention.biased_flex_attention"
-    results = []
-    with torch.no_grad(), monkeypatch.context() as patched:
-        from nnunet_transformers.architectures.layers.flex_attention import biased_flex_attention as original
-
-        patched.setattr(name, lambda *operands: calls.append(1) or original(*operands))
-        for active in (None, True, False):
-            if active is not None:
-                set_flex_attention(network, active)
-            calls.clear()
-            results.append(network(image))
-            assert bool(calls) == bool(active)
-    torch.testing.assert_close(results[1], results[0])
-    assert torch.equal(results[2], results[0])
+    monkeypatch.setattr(name, lambda q, k, v, bias, scale: calls.append(bias) or v)
+    for active in (None, True, False):
+        if active is not None:
+            set_flex_attention(network, active)
+        calls.clear()
+        with torch.no_grad():
+            network(torch.randn(1, 1, 32, 32))
+        assert bool(calls) == bool(active)

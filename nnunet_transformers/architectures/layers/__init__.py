@@ -10,7 +10,7 @@ from .patch_transpose import patch_transpose
 from .position_embedding import PositionEmbedding, fit_position_embeddings, resize_position_embedding
 from .relative_position_bias import RelativePositionBias, resize_bias_table
 from .spatial_reduction_attention import SpatialReductionAttention
-from .window_attention import WindowAttention
+from .window_attention import WindowAttention, set_flex_attention
 from .window_choice import choose_windows
 from .window_partition import WindowPartition
 
@@ -32,5 +32,6 @@ __all__ = [
     "recomputed",
     "resize_bias_table",
     "resize_position_embedding",
+    "set_flex_attention",
     "tokens_to_image",
 ]

@@ -7,21 +7,10 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+# of one network
 SHAPES = 64
-
-
-def set_flex_attention(network: nn.Module, active: bool = True) -> None:
-    """Let a network's window attention use FlexAttention in place of scaled_dot_product_attention, or not.
-
-    It is one kernel for each shape, that torch.compile writes and that reads the bias. On a CPU it has no gradient.
-    """
-    from .window_attention import WindowAttention
-
-    for module in network.modules():
-        if isinstance(module, WindowAttention):
-            module.flex_attn = active
 
 
 def biased_flex_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:

@@ -112,3 +112,13 @@ class WindowAttention(nn.Module):
         else:
             out = matrix_attention(q, k, v, self.scale, bias)
         return out.unflatten(start, lead)
+
+
+def set_flex_attention(network: nn.Module, active: bool = True) -> None:
+    """Let a network's window attention use FlexAttention in place of scaled_dot_product_attention, or not.
+
+    It is one kernel for each shape, that torch.compile writes and that reads the bias. On a CPU it has no gradient.
+    """
+    for module in network.modules():
+        if isinstance(module, WindowAttention):
+            module.flex_attn = active
