@@ -3,6 +3,7 @@
     export nnUNet_raw=... nnUNet_preprocessed=... nnUNet_results=...
     python -m benchmarks.accuracy prepare          # plan, preprocess and split the datasets
     python -m benchmarks.accuracy calibrate        # seconds per iteration, which `run` otherwise measures itself
+    python -m benchmarks.accuracy pretrain mit_mae # for rows that start from an encoder: makes it and their plan
     python -m benchmarks.accuracy run --queue benchmarks/accuracy/judge.jsonl
     python -m benchmarks.accuracy report           # benchmarks/results/accuracy.{jsonl,md,png}
 
@@ -17,8 +18,12 @@ goes on with those that were killed, from their last epoch; start one process pe
 ends it after the epoch. The queue is read again before each run, so lines may be added to it. Its line in
 $nnUNet_results/accuracy/results.jsonl says that a run is finished.
 
-`run --device cuda --loaders 1 --discard-state` makes the same runs on a GPU; their length still follows from the costs
-on a processor. Start as many processes as there are cores: one training of this size leaves most of a GPU idle.
+`run --device cuda --graphs --loaders 1 --discard-state` makes the same runs on a GPU, with a step's passes as CUDA
+graphs; their length still follows from the costs on a processor. Start several processes: one training of this size
+leaves most of a GPU idle.
+
+`pretrain` learns from the images of fold 0's training cases without labels; `tables.py` has the methods with their
+settings. The dataset `hippocampus_ten` trains on ten of these cases, drawn by the seed, with and without the encoder.
 
 Rows are tuned on folds 1 and 2 (`tune.jsonl`); fold 0 judges (`judge.jsonl`).
 """
