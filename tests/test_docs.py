@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from nnunet_transformers import cli
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.discovery import CLASSES
+from nnunet_transformers.runs.options import SHORT
 from nnunet_transformers.trainers.trainer import TransformerTrainer
 from nnunet_transformers.weights import EncoderCheckpoint, encoder_weights
 from tests.conftest import EXAMPLES, set_nnunet_folders, write_dataset
@@ -79,6 +80,8 @@ def test_commands(page):
         known = {option for parameter in command.params for option in parameter.opts}
         if command is root.commands["predict"]:
             known |= passed_options()
+        if command.name == "fit":
+            known |= {f"--{name}" for name in SHORT}
         for word in words:
             option = word.split("=")[0]
             # what is Lightning's has a dot in its name

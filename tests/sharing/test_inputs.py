@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from torch import nn
 
 from nnunet_transformers.sharing import load_package, predict, predict_folder
 from nnunet_transformers.sharing.estimate import exceeding_bytes, needed_bytes
@@ -125,6 +127,19 @@ def test_passes_need_memory(loaded):
     plenty = replace(loaded)  # forgets what was counted
     assert exceeding_bytes(plenty, shape, spacing, 10**12) is None
     assert "pass_bytes" not in vars(plenty)
+
+
+def test_networks_whose_passes_cannot_be_counted(loaded):
+    """Those whose code asks for values count by their results alone, and predict."""
+
+    class Asks(nn.Module):
+        def forward(self, image):
+            return image if image.sum() > 0 else -image
+
+    predictor = copy(loaded.predictor)
+    predictor.network = Asks()
+    other = replace(loaded, predictor=predictor)
+    assert 0 < other.pass_bytes < loaded.pass_bytes
 
 
 def test_folders(package, tmp_path):
