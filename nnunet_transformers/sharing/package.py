@@ -16,7 +16,7 @@ from .._orientation import training_orientations
 from .._plugins import packages_of
 from .._reading import read_json
 from ..formats.sockets import read_interfaces
-from ..plans.builder import builds_planned_network
+from ..plans.builder import builds_planned_network, find_builder
 from ..plans.planned import channel_names
 from ..weights.nnunet_checkpoint import FINAL
 from ..weights.sealed import package_versions
@@ -170,7 +170,7 @@ class _Maker:
             check_weights(network, fold.weights, str(source / f"fold_{fold.name}" / self.options.checkpoint))
             save_weights(fold.weights, path)
         self.folds[folder], self.sources[folder] = folds, source
-        self.modules |= {model.network, trainer.__module__}
+        self.modules |= {model.network, find_builder(model.builder).__module__}
         return model
 
     def _add_previous(self, source: Path, name: str | None, given: Path | None) -> Model | None:
