@@ -76,10 +76,13 @@ class TestPlannersAndTrainers:
         assert recursive_find_trainer_class_by_name("nnUNetTrainerMine_5epochs").default_epochs == 5
         planner = recursive_find_python_class("unused", "nnUNetPlannerMine", None)
         assert planner.default_plans_name() == "nnUNetMinePlans"
+        assert capsys.readouterr().err == ""
         assert recursive_find_python_class("unused", "nnUNetPlannerMineToo", None) is None
         # of another's folder perhaps
         assert recursive_find_python_class("unused", "nnUNetTrainerMine_3epochs", None) is None
-        assert capsys.readouterr().err == ""
+        said = capsys.readouterr().err.splitlines()
+        assert all("did you mean" in line for line in said)
+        assert "nnUNetPlannerMine," in said[0]
         with pytest.raises(FileNotFoundError, match="-pl nnUNetPlannerMine` first"):
             load_plans(Path("Dataset004_Hippocampus"), "nnUNetMinePlans")
         # what a package of a model has to pin
