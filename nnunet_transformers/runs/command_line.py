@@ -18,6 +18,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from .._lease import lease
@@ -27,6 +28,19 @@ from .options import long_names, with_folder
 from .progress import EpochLines
 from .recipe import Recipe
 from .state import FILE, NAME, REQUEUED, AtomicCheckpointIO, EpochState, RequeueBetweenSteps, StepState
+
+# how Lightning begins what it says of itself at every run
+LIGHTNING_ON_ITSELF = (
+    "GPU available:",
+    "TPU available:",
+    "HPU available:",
+    "\U0001f4a1 Tip:",
+    "`weights_only` was not set",
+)
+
+
+def _concerns_the_run(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(LIGHTNING_ON_ITSELF)
 
 
 class RecipeCLI(LightningCLI, ABC):
@@ -152,8 +166,7 @@ def run_recipe(
         writer := CheckpointWriter(),
         EpochLines(),
     ]
-    # it repeats the settings and advertises; what concerns the data comes as a warning
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger(rank_zero.__name__).addFilter(_concerns_the_run)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     try:
         with ExitStack() as held:

@@ -153,7 +153,8 @@ def test_what_is_imported_is_declared():
     assert {name.replace("-", "_") for name in names(extras["pretraining"])} == EXTRA
     # asked for by the doctor, since timm brings it and nnU-Net finds no trainer without it
     # typing_extensions is for type checkers only, and torch brings it
-    extra = [line for name in ("benchmark", "demo", "detection", "dicom", "onnx", "reports") for line in extras[name]]
+    without_their_own = ("benchmark", "demo", "detection", "dicom", "monai", "onnx", "reports")
+    extra = [line for name in without_their_own for line in extras[name]]
     optional = {"torchvision", "typing-extensions"} | names(extra)
     providers, undeclared = packages_distributions(), set()
     files = set((ROOT / "nnunet_transformers").rglob("*.py"))
