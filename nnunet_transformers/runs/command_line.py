@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -29,14 +30,15 @@ from .progress import EpochLines
 from .recipe import Recipe
 from .state import FILE, NAME, REQUEUED, AtomicCheckpointIO, EpochState, RequeueBetweenSteps, StepState
 
-# how Lightning begins what it says of itself at every run
+# how Lightning begins what it says of itself at every run, and warns of what is meant to be
 LIGHTNING_ON_ITSELF = (
     "GPU available:",
     "TPU available:",
     "HPU available:",
     "\U0001f4a1 Tip:",
-    "`weights_only` was not set",
+    "Loading `train_dataloader`",
 )
+UNFOUNDED = ("LightningCLI's args parameter", "Starting from v1.9.0", "Checkpoint directory")
 
 
 def _concerns_the_run(record: logging.LogRecord) -> bool:
@@ -168,6 +170,8 @@ def run_recipe(
     ]
     logging.getLogger(rank_zero.__name__).addFilter(_concerns_the_run)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    for beginning in UNFOUNDED:
+        warnings.filterwarnings("ignore", re.escape(beginning))
     try:
         with ExitStack() as held:
             attributes |= {"shared": shared, "from_method": from_method, "held": held}

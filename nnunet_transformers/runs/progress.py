@@ -21,6 +21,9 @@ class EpochLines(Callback):
         self.start = time.perf_counter()
         if self.before is None:  # a resumed run has epochs that this process did not see
             self.first, self.before = self.start, trainer.current_epoch
+        # metrics from the first epoch on, however short it is
+        steps = trainer.num_training_batches / trainer.accumulate_grad_batches  # infinite where the data do not end
+        trainer.log_every_n_steps = max(1, int(min(trainer.log_every_n_steps, steps)))
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if not trainer.is_global_zero:
