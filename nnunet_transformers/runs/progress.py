@@ -17,7 +17,7 @@ class EpochLines(Callback):
         self.first = self.start = 0.0
         self.before: int | None = None
 
-    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Any, module: LightningModule) -> None:
         self.start = time.perf_counter()
         if self.before is None:  # a resumed run has epochs that this process did not see
             self.first, self.before = self.start, trainer.current_epoch
