@@ -184,18 +184,11 @@ def _wrap(module: ModuleType) -> None:
         if getattr(original, "nnunet_transformers", False):
             return
 
-        depth = 0  # nnU-Net's function calls itself, by this name, for the folders in a folder
-
         def recursive_find_python_class(folder: str, class_name: str, *args: Any, **kwargs: Any) -> Any:
-            nonlocal depth
             if class_name in CLASSES:
                 return find(class_name)
-            depth += 1
-            try:
-                found = original(folder, class_name, *args, **kwargs)
-            finally:
-                depth -= 1
-            if found is not None or depth:
+            found = original(folder, class_name, *args, **kwargs)
+            if found is not None:
                 return found
             try:
                 found = find(class_name)

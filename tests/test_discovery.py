@@ -86,7 +86,7 @@ class TestTable:
         folder = str(Path(nnunetv2.__path__[0]) / "experiment_planning")
         assert recursive_find_python_class(folder, name, "nnunetv2.experiment_planning") is None
         said = capfd.readouterr().err
-        assert said.count("did you mean") == 1  # although nnU-Net asks for every folder in the folder
+        assert said.count("did you mean") == 1
         assert meant in said
         monkeypatch.setenv("nnUNet_extTrainer", folder)  # where nnU-Net looks next
         assert recursive_find_python_class(folder, name, "nnunetv2.experiment_planning") is None

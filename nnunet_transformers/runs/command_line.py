@@ -169,11 +169,12 @@ def run_recipe(
         EpochLines(),
     ]
     logging.getLogger(rank_zero.__name__).addFilter(_concerns_the_run)
-    warnings.filterwarnings("ignore", category=PossibleUserWarning)
-    for beginning in UNFOUNDED:
-        warnings.filterwarnings("ignore", re.escape(beginning))
     try:
         with ExitStack() as held:
+            held.enter_context(warnings.catch_warnings())  # the caller's filters stay
+            warnings.filterwarnings("ignore", category=PossibleUserWarning)
+            for beginning in UNFOUNDED:
+                warnings.filterwarnings("ignore", re.escape(beginning))
             attributes |= {"shared": shared, "from_method": from_method, "held": held}
             cli = type("CLI", (cli_class,), attributes)(
                 LightningModule,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from nnunet_transformers.runs.progress import epoch_line, epochs_of, values_of
+import pytest
+
+from nnunet_transformers.runs.progress import EpochLines, epoch_line, epochs_of, values_of
 
 
 def test_line():
@@ -26,3 +28,13 @@ def test_epochs_by_steps():
 
 def test_values_of_an_epoch():
     assert values_of({"loss_step": 1.0, "loss_epoch": 2.0, "rate": 3.0}) == {"loss": 2.0, "rate": 3.0}
+
+
+@pytest.mark.parametrize(("batches", "expected"), [(8, 2), (1, 1), (1000, 50), (float("inf"), 50)])
+def test_a_short_epoch_has_metrics(batches, expected):
+    """Of four batches a step; Lightning's default of every 50 steps would log none of a shorter epoch."""
+    trainer = SimpleNamespace(
+        num_training_batches=batches, accumulate_grad_batches=4, log_every_n_steps=50, current_epoch=0
+    )
+    EpochLines().on_train_epoch_start(trainer, None)
+    assert trainer.log_every_n_steps == expected
