@@ -156,8 +156,7 @@ def pretended_device(capability: int) -> Iterator[None]:
         stack.enter_context(patch.dict(device_interface.caching_worker_device_properties, {"cuda": [properties]}))
         # each kernel's module sets the driver of a GPU
         stack.enter_context(patch.object(triton_helpers, "set_driver_to_gpu", lambda: None))
-        triton.runtime.driver.set_active(driver)
-        stack.callback(triton.runtime.driver.reset_active)
+        stack.enter_context(patch.object(triton.runtime.driver, "_active", driver))
         yield
 
 
