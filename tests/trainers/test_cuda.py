@@ -14,7 +14,8 @@ from torch import Tensor
 from nnunet_transformers.inference.predictor import BatchedPredictor
 from tests.fake_cuda import CUDA, fake_cuda, requires_cuda_build
 
-from .conftest import PLANS
+from .conftest import PLANNER
+from .test_families import families_to_train
 
 pytestmark = [
     requires_cuda_build,
@@ -22,6 +23,8 @@ pytestmark = [
     # the cache of a bias identifies its table by the address of the data
     pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor"),
 ]
+
+QT_UNET = pytest.param(PLANNER, "nnUNetTrainerQTUNet", "3d_fullres", id="QTUNet-3d_fullres")
 
 
 @contextmanager
@@ -45,28 +48,33 @@ def batch_of(trainer):
     """A batch as the loader yields it, on the CPU."""
     patch_size, batch_size = trainer.configuration_manager.patch_size, trainer.configuration_manager.batch_size
     scales = trainer._get_deep_supervision_scales()
-    target = [
-        torch.zeros(batch_size, 1, *[round(n * s) for n, s in zip(patch_size, scale, strict=True)]) for scale in scales
+    sizes = [
+        [round(n * s) for n, s in zip(patch_size, scale, strict=True)] for scale in scales or ([1] * len(patch_size),)
     ]
+    targets = [torch.zeros(batch_size, 1, *size) for size in sizes]
+    target = targets if scales else targets[0]
     data = torch.randn(batch_size, trainer.num_input_channels, *patch_size)
     return {"data": data, "target": target, "keys": ["case"] * batch_size}
 
 
-def test_training_and_prediction(monkeypatch):
+@pytest.mark.parametrize("planner,name,configuration", [QT_UNET, *families_to_train()])
+def test_training_and_prediction(plan_with, monkeypatch, planner, name, configuration):
+    plans = plan_with(planner)
     with fake_cuda() as device, on_the_host():
-        trainer = initialised("nnUNetTrainerQTUNet", PLANS, "3d_fullres", monkeypatch)
+        trainer = initialised(name, plans, configuration, monkeypatch)
         batch = batch_of(trainer)
         trainer.on_train_epoch_start()
         device.waits.clear()
         trainer.train_step(batch)
         # image and targets go to the GPU, the loss comes back
-        assert device.waits == ["nnUNetTrainer.py train_step"] * (1 + len(batch["target"]) + 1)
+        sent = 1 + (len(batch["target"]) if isinstance(batch["target"], list) else 1)
+        assert device.waits == ["nnUNetTrainer.py train_step"] * (sent + 1)
         device.waits.clear()
         trainer.on_validation_epoch_start()
         with torch.no_grad():
             trainer.validation_step(batch)
         # the loss and three counts come back
-        assert device.waits == ["nnUNetTrainer.py validation_step"] * (1 + len(batch["target"]) + 4)
+        assert device.waits == ["nnUNetTrainer.py validation_step"] * (sent + 4)
         trainer.set_deep_supervision_enabled(False)
         # nnU-Net's loop around the tiles draws them in a thread, where tensors are not fake
         with patch("torch.cuda.is_available", lambda: True):
