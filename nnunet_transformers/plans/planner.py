@@ -312,6 +312,13 @@ class TransformerPlanner(ExperimentPlanner):
             peaks: tuple[int, int] = cache[key]
             return peaks
 
+        if is_search:
+            # what memory allows is at most what is planned without a limit, so such a patch need not be traced
+            planned = plan(target)
+            most = (plan(target, max_stages=count).patch_size for count in range(1, planned.num_stages + 1))
+            if all(self._covers_too_little(patch_size, image_voxels) for patch_size in most):
+                return planned, options, batch_size
+
         smallest = min(prod(target), SMALLEST_PATCH[len(target)])
         max_stages: int | None = None
         while True:
