@@ -12,6 +12,7 @@ from . import resnet_unet as _resnet_unet  # noqa: F401
 from . import resunet as _resunet  # noqa: F401
 from . import setr_pup as _setr_pup  # noqa: F401
 from . import setr_pup_dinov3 as _setr_pup_dinov3  # noqa: F401
+from . import stock_unet as _stock_unet  # noqa: F401
 from . import swin_unetr as _swin_unetr  # noqa: F401
 from . import unet2022 as _unet2022  # noqa: F401
 from . import unetr as _unetr  # noqa: F401
@@ -27,6 +28,7 @@ from ._registry import (
     TimmFamily,
     class_path,
     create_network,
+    find_stock,
     get_network,
     get_released_family,
     get_timm_family,
@@ -59,6 +61,7 @@ __all__ = [
     "create_encoder",
     "create_network",
     "create_pair",
+    "find_stock",
     "form_overrides",
     "get_network",
     "get_released_family",

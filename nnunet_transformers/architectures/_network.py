@@ -47,6 +47,7 @@ class SegmentationNetwork(nn.Module, ABC):
         has_skips: whether the decoder takes more than the last feature map.
         deeply_supervised: whether there are outputs at several resolutions. A network without takes
             ``deep_supervision`` and ``auxiliary_heads`` too, and returns its one output whatever they are.
+        stock: for one of nnU-Net's own networks, its class, which nnU-Net's plans name; here to pretrain its encoder.
         extra: the extra of this package that installs the library which the class needs, named as that library; None
             where no extra is needed. Without the library the constructor raises ModuleNotFoundError.
         key_to_encoder, key_to_stem, keys_to_in_proj, key_to_lpe: names of the modules whose weights are transferred, as
@@ -68,6 +69,7 @@ class SegmentationNetwork(nn.Module, ABC):
     removable: Mapping[str, str] = {}
     has_skips: ClassVar[bool] = True
     deeply_supervised: ClassVar[bool] = True
+    stock: ClassVar[type[nn.Module] | None] = None
     extra: ClassVar[str | None] = None
 
     stem: nn.Module

@@ -334,13 +334,20 @@ def list_networks(ndim: int | None = None) -> list[str]:
     """Sorted names of all networks, or of those that support ``ndim`` spatial axes (2 or 3).
 
     Those that installed packages declare are imported, and left out if that fails. Some of this package may need an
-    extra of it, see ``NetworkEntry.missing_extra``.
+    extra of it, see ``NetworkEntry.missing_extra``. nnU-Net's own networks are left out: they exist for their plans.
     """
     for name, declaration in declared("networks").items():
         if name not in _networks:
             with suppress(ValueError):
                 _load(declaration)
-    return sorted(name for name, entry in _networks.items() if ndim is None or ndim in entry.dimensions)
+    own = {name: entry for name, entry in _networks.items() if entry.network_class.stock is None}
+    return sorted(name for name, entry in own.items() if ndim is None or ndim in entry.dimensions)
+
+
+def find_stock(path: str) -> str | None:
+    """Registered name of one of nnU-Net's own networks by the import path of its class; None for other paths."""
+    stock = {name: entry.network_class.stock for name, entry in _networks.items()}
+    return next((name for name, found in stock.items() if found is not None and class_path(found) == path), None)
 
 
 def create_network(

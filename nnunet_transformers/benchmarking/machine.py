@@ -104,10 +104,10 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def mark(device: torch.device) -> float | torch.cuda.Event:
-    """Record a point in time on the device's own timeline, as CUDA runs asynchronously."""
+def mark(device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float | torch.cuda.Event:
+    """Record a point in time, by a clock or on CUDA's own timeline, as CUDA runs asynchronously."""
     if device.type != "cuda":
-        return time.perf_counter()
+        return clock()
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event

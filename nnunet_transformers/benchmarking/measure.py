@@ -57,6 +57,8 @@ class Settings:
         compile: whether to use ``torch.compile``.
         threads: PyTorch's threads on CPU; None for its default.
         seconds: time for which an action is repeated, at least twice.
+        processor_time: on CPU with one thread, measure the processor's time instead of the wall clock's, which other
+            load on the machine changes less.
         volume: voxels per axis, three of them, of the image for the sliding window; None for ``CT`` on CUDA and 1.5
             patches per axis on CPU (a slice of that in 2D); () to leave out the sliding window.
     """
@@ -70,6 +72,7 @@ class Settings:
     compile: bool = False
     threads: int | None = None
     seconds: float = 1.0
+    processor_time: bool = False
     volume: tuple[int, ...] | None = None
 
     @property
@@ -81,6 +84,10 @@ class Settings:
             return CT
         return (1,) * (3 - len(self.patch_size)) + tuple(ceil(1.5 * n) for n in self.patch_size)
 
+    def clock(self) -> float:
+        """Seconds of the clock by which times are measured on CPU."""
+        return time.process_time() if self.processor_time else time.perf_counter()
+
     def autocast(self) -> AbstractContextManager:
         """Return the context for passes in this precision."""
         dtype = PRECISIONS[self.precision]
@@ -88,17 +95,29 @@ class Settings:
         return nullcontext() if dtype is None else torch.autocast(self.device, dtype=dtype, cache_enabled=False)
 
 
-def time_actions(actions: Sequence[Callable[[], Any]], device: torch.device, seconds: float) -> list[float]:
-    """Measure the median seconds of each of several consecutive actions, after a warm-up round."""
+def time_actions(
+    actions: Sequence[Callable[[], Any]],
+    device: torch.device,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Measure the median seconds of each of several consecutive actions, after a warm-up round.
+
+    Args:
+        actions: functions to call in turn.
+        device: device that they use.
+        seconds: of the wall clock, for which they are repeated, at least ``MIN_RUNS`` times.
+        clock: clock of the measurement on CPU.
+    """
     rounds: list[list[float]] = []
     for action in actions:
         action()
     end = time.perf_counter() + seconds
     while len(rounds) < MIN_RUNS or time.perf_counter() < end:
-        marks = [mark(device)]
+        marks = [mark(device, clock)]
         for action in actions:
             action()
-            marks.append(mark(device))
+            marks.append(mark(device, clock))
         rounds.append([seconds_between(start, end) for start, end in pairwise(marks)])
     return [median(times) for times in zip(*rounds, strict=True)]
 
@@ -155,7 +174,7 @@ def time_forward(network: nn.Module, image: Tensor, settings: Settings) -> float
             network(image)
 
     network.eval()
-    (seconds,) = time_actions([forward], image.device, settings.seconds)
+    (seconds,) = time_actions([forward], image.device, settings.seconds, settings.clock)
     return seconds
 
 
@@ -177,7 +196,8 @@ def time_training(network: nn.Module, image: Tensor, settings: Settings) -> tupl
         gradient = 1e-3 * torch.randn_like(logits) if gradient is None else gradient
         logits.backward(gradient)
 
-    forward_backward_s, step_s = time_actions([forward_backward, optimiser.step], image.device, settings.seconds)
+    actions = [forward_backward, optimiser.step]
+    forward_backward_s, step_s = time_actions(actions, image.device, settings.seconds, settings.clock)
     return forward_backward_s, step_s
 
 
@@ -204,10 +224,10 @@ def sliding_window_throughput(network: nn.Module, settings: Settings) -> float:
     tile = (1,) * (3 - len(settings.patch_size)) + tuple(settings.patch_size)
     predictor.predict_sliding_window_return_logits(torch.randn(settings.input_channels, *tile))
     volume = torch.randn(settings.input_channels, *settings.volume_size)
-    start = time.perf_counter()
+    start = settings.clock()
     predictor.predict_sliding_window_return_logits(volume)
     synchronise(predictor.device)
-    return prod(settings.volume_size) / (time.perf_counter() - start)
+    return prod(settings.volume_size) / (settings.clock() - start)
 
 
 def measure(name: str, settings: Settings, rates: Rates | None = None) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def describe(content: Mapping[str, Any]) -> str:
     size = "x".join(map(str, settings["patch_size"]))
     shape = f"{settings['batch_size']} x {settings['input_channels']} x {size}, {settings['num_classes']} classes"
     how = settings["precision"] + (", torch.compile" if settings["compile"] else "")
+    how += ", the processor's time" if settings.get("processor_time") else ""
     return f"{on}; {shape}; {how}; median of {content['rounds']} rounds; {versions}"
 
 

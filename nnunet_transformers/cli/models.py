@@ -91,6 +91,9 @@ def benchmark(
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each network, in turn.")] = 3,
     roofline: Annotated[bool, typer.Option(help="Find what bounds each network, and its largest gaps.")] = True,
     threads: Annotated[int | None, typer.Option(min=1, help="PyTorch's threads on CPU.")] = None,
+    processor_time: Annotated[
+        bool, typer.Option("--processor-time", help="Measure the processor's time, with --threads 1 on CPU.")
+    ] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("benchmark_output"),
 ) -> None:
     """Compare time, memory and throughput of our networks, nnU-Net's CNNs, Primus and MONAI's."""
@@ -104,6 +107,8 @@ def benchmark(
     from ..benchmarking.rounds import run_benchmark
 
     device = _available_device(device)
+    if processor_time and (device != "cpu" or threads != 1):
+        raise ValueError("--processor-time needs --device cpu --threads 1: it adds up the time of all threads")
     settings = Settings(
         _usual_patch_size(patch_size, device),
         input_channels,
@@ -113,6 +118,7 @@ def benchmark(
         _usable_precision(precision, device),
         compile_networks,
         threads,
+        processor_time=processor_time,
     )
     asked = [name.strip() for name in networks.split(",") if name.strip()]
     names = choose_networks(asked, len(settings.patch_size))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ..architectures import get_network, list_networks
+from ..architectures import find_stock, get_network, list_networks
 from ..plans.planned import PlannedConfiguration
 from ..runs.gate import check_arguments
 
@@ -18,7 +18,7 @@ def model_arguments(planned: PlannedConfiguration, known: Sequence[str]) -> dict
     """Return the arguments with which a method pretrains exactly the planned network.
 
     Args:
-        planned: planned configuration of one of this package's networks.
+        planned: planned configuration of one of this package's networks, or of nnU-Net's own CNNs.
         known: names of the method's arguments; others are omitted.
 
     Returns:
@@ -26,15 +26,17 @@ def model_arguments(planned: PlannedConfiguration, known: Sequence[str]) -> dict
         ``patch_size_2d`` and ``patch_size_3d``.
 
     Raises:
-        ValueError: if the network is not one of this package, the plan has arguments of other types than plain ones,
-            or the configuration is 2D and the method needs volumes.
+        ValueError: if the network is neither of this package nor one of nnU-Net's own CNNs, the plan has arguments of
+            other types than plain ones, or the configuration is 2D and the method needs volumes.
     """
     configuration = planned.configuration
     patch_size = list(planned.patch_size)
-    overrides = {k: v for k, v in configuration.network_arch_init_kwargs.items() if k not in NOT_OVERRIDES}
+    class_path, given = configuration.network_arch_class_name, configuration.network_arch_init_kwargs
+    stock = find_stock(class_path)
+    overrides = {"architecture": given} if stock else {k: v for k, v in given.items() if k not in NOT_OVERRIDES}
     check_arguments(overrides, f"{planned.name} of the plan {planned.plans.get('plans_name')}")
     arguments = {
-        "network": _registered_name(configuration.network_arch_class_name, overrides, len(patch_size)),
+        "network": stock or _registered_name(class_path, overrides, len(patch_size)),
         "network_overrides": overrides,
         "patch_size": patch_size,
         "input_channels": planned.input_channels,
@@ -50,7 +52,10 @@ def _registered_name(class_path: str, arguments: dict[str, Any], ndim: int) -> s
     """Return the registered network of a class that has most arguments in common with the plan."""
     candidates = [name for name in list_networks() if get_network(name).class_path == class_path]
     if not candidates:
-        raise ValueError(f"the plan's network {class_path} is not of this package; see `nnunet-transformers models`")
+        raise ValueError(
+            f"the plan's network {class_path} is not of this package, see `nnunet-transformers models`, and none of "
+            "nnU-Net's CNNs"
+        )
 
     def common_arguments(name: str) -> int:
         registered = get_network(name).all_arguments(ndim)

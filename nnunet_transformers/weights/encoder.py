@@ -13,19 +13,21 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, cast
 
 from dynamic_network_architectures.architectures.primus import Primus
+from dynamic_network_architectures.building_blocks.helper import convert_conv_op_to_dim
 from torch import Tensor, nn
 
 from .._meta import without_data
-from ..architectures import SegmentationNetwork, create_network, get_network, get_timm_family
+from ..architectures import SegmentationNetwork, class_path, create_network, get_network, get_timm_family
 from ..architectures.layers import RelativePositionBias
 from ..architectures.mednext import MedNeXt
-from .adapters import bias_tables, enlarged_kernels, first_layers, position_embeddings
+from ..architectures.stock_unet import LAYERS, STOCK, StockUNet
+from .adapters import bias_tables, convolution_kernels, enlarged_kernels, first_layers, position_embeddings
 from .described import build_described
 from .load_report import LoadReport
 from .pretrained import PretrainedWeights
 from .sealed import load
 from .timm_encoder import TimmCheckpoint, create_timm
-from .transfer import Adapter, transfer
+from .transfer import Adapter, tensors_of, transfer
 
 # a checkpoint holds the whole encoder; a description of more would make networks that do not fit into memory
 MAX_CLAIMED = 4
@@ -69,7 +71,7 @@ class EncoderCheckpoint(PretrainedWeights):
         self, network: nn.Module, patch_size: Sequence[int] | None = None, labels: Sequence[str] | None = None
     ) -> LoadReport:
         """Load the weights into a network, in place, see ``load_encoder_weights``."""
-        if not isinstance(network, SegmentationNetwork):
+        if not isinstance(network, (SegmentationNetwork, *STOCK)):
             raise ValueError(f"the weights are of {self.name}, the network is {type(network).__name__}")
         return load_encoder_weights(network, self)
 
@@ -133,8 +135,8 @@ def encoder_adapters(network: nn.Module, origin: SegmentationNetwork) -> Sequenc
     """Return the adapters for ``transfer`` between networks of one class with other patches and input channels.
 
     Bias tables and position embeddings are interpolated to the network's windows and token grids, the kernel of the
-    patch embedding to its stride, MedNeXt's kernels to larger ones, and the first layer is fitted to the number of
-    input channels.
+    patch embedding to its stride, MedNeXt's kernels to larger ones, those of nnU-Net's CNNs to the axes along which
+    they convolve, and the first layer is fitted to the number of input channels.
 
     Args:
         network: network to load into; its tensors have the names of ``origin``'s.
@@ -145,17 +147,20 @@ def encoder_adapters(network: nn.Module, origin: SegmentationNetwork) -> Sequenc
         return cast(RelativePositionBias, origin.get_submodule(name.rpartition(".")[0])).table_shape
 
     first = [f"{key}.weight" for key in origin.keys_to_in_proj]
-    kernels = [enlarged_kernels] if isinstance(network, MedNeXt) else []
+    kernels: list[Adapter] = [enlarged_kernels] if isinstance(network, MedNeXt) else []
+    if isinstance(origin, StockUNet):
+        kernels.append(convolution_kernels)
     return bias_tables(network, table_shape), position_embeddings(network), first_layers(first), *kernels
 
 
-def load_encoder_weights(network: SegmentationNetwork, checkpoint: EncoderCheckpoint, source: str = "") -> LoadReport:
+def load_encoder_weights(network: nn.Module, checkpoint: EncoderCheckpoint, source: str = "") -> LoadReport:
     """Load an encoder checkpoint into a network, in place.
 
     Tensors that cannot be adapted (see ``encoder_adapters``) keep their initialisation.
 
     Args:
-        network: network to load into; its decoder is loaded too if the method pretrained one.
+        network: network to load into, a registered one or one of nnU-Net's CNNs; its decoder is loaded too if the
+            method pretrained one.
         checkpoint: encoder checkpoint.
         source: origin of the weights in words, for the load report.
 
@@ -166,17 +171,23 @@ def load_encoder_weights(network: SegmentationNetwork, checkpoint: EncoderCheckp
         ValueError: if the weights belong to another class of networks, or to 2D rather than 3D or vice versa.
     """
     origin = checkpoint.build_network()
-    if type(origin) is not type(network):
+    if type(network) not in (type(origin), origin.stock):
         raise ValueError(
             f"the weights are of {type(origin).__name__} ({checkpoint.name}), the network is {type(network).__name__}"
         )
-    if len(origin.patch_size) != len(network.patch_size):
-        raise ValueError(
-            f"the weights are of a {len(origin.patch_size)}D network, this one is {len(network.patch_size)}D"
-        )
-    # the state dict's tensors share their memory with the network
-    adapters = encoder_adapters(network, origin)
-    return transfer(network.state_dict(), checkpoint.weights, adapters, source or checkpoint.origin)
+    if _axes(origin) != _axes(network):
+        raise ValueError(f"the weights are of a {_axes(origin)}D network, this one is {_axes(network)}D")
+    target = tensors_of(network)
+    # some networks register layers under several names; ``target`` has one of them
+    aliases = network.state_dict().keys() - target.keys()
+    weights = {name: value for name, value in checkpoint.weights.items() if name not in aliases}
+    return transfer(target, weights, encoder_adapters(network, origin), source or checkpoint.origin)
+
+
+def _axes(network: Any) -> int:
+    """Number of spatial axes of a registered network or of one of nnU-Net's CNNs."""
+    own = isinstance(network, SegmentationNetwork)
+    return len(network.patch_size) if own else convert_conv_op_to_dim(network.encoder.conv_op)
 
 
 def _adaptation_plan(checkpoint: EncoderCheckpoint) -> dict[str, Any]:
@@ -188,6 +199,9 @@ def _adaptation_plan(checkpoint: EncoderCheckpoint) -> dict[str, Any]:
     # what nnU-Net's trainers read for deep supervision
     arguments["strides"] = checkpoint._described().strides
     arguments = {name: value for name, value in arguments.items() if value is not None}
+    stock = network_class.stock
+    if stock is not None:
+        arguments = dict(checkpoint.overrides["architecture"])
     spacing = None if checkpoint.spacing is None else list(checkpoint.spacing)
     configuration = {
         "data_identifier": checkpoint.method,
@@ -204,9 +218,9 @@ def _adaptation_plan(checkpoint: EncoderCheckpoint) -> dict[str, Any]:
     }
     plan = {
         "architecture_plans": {
-            "arch_class_name": entry.class_path,
+            "arch_class_name": entry.class_path if stock is None else class_path(stock),
             "arch_kwargs": arguments,
-            "arch_kwargs_requiring_import": [],
+            "arch_kwargs_requiring_import": [] if stock is None else list(LAYERS),
         },
         "pretrain_plan": {
             "dataset_name": "",

@@ -23,7 +23,7 @@ from .encoder import encoder_adapters
 from .layout import strip_prefix
 from .load_report import LoadReport
 from .primus import flat_position_embeddings
-from .transfer import Adapter, transfer
+from .transfer import Adapter, tensors_of, transfer
 
 HEADS = "decoder.seg_layers."
 # of nnU-Net's Primus
@@ -69,7 +69,7 @@ class NetworkWeights:
             ValueError: if nothing fits the network, or 2D and 3D are mixed.
         """
         self._check_dimensions(network)
-        target = _tensors(network)
+        target = tensors_of(network)
         weights, _ = strip_prefix(self._renamed(), network.state_dict())
         if isinstance(network, RegisteredPrimus):
             weights = self._of_stock_primus(weights)
@@ -135,13 +135,6 @@ class NetworkWeights:
             return token_grids(self.patch_size, [TOKEN])[0]
         edge = round(tokens ** (1 / len(TOKEN)))
         return (edge,) * len(TOKEN) if edge ** len(TOKEN) == tokens else None
-
-
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and stored buffers of a network, each under one name."""
-    tensors: dict[str, Any] = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    stored = network.state_dict().keys()
-    return {name: value.detach() for name, value in tensors.items() if name in stored}
 
 
 def _square_windows(network: SegmentationNetwork) -> Any:

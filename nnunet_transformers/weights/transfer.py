@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .load_report import LoadReport
 
 # takes a tensor's name, its value in the source and the network's tensor; returns the value in the network's shape and
 # the change in words ("" for none), or None if the adapter does not apply
 Adapter = Callable[[str, Tensor, Tensor], tuple[Tensor, str] | None]
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and stored buffers of a network, each under one name; they share their memory with the network."""
+    tensors: dict[str, Any] = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    stored = network.state_dict().keys()
+    return {name: value.detach() for name, value in tensors.items() if name in stored}
 
 
 def transfer(

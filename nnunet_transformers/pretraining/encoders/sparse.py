@@ -93,7 +93,8 @@ def sparse(modules: Sequence[nn.Module], mask: Tensor) -> Iterator[None]:
         return everywhere.scatter(2, where, output.flatten(2)).unflatten(2, size)
 
     with ExitStack() as hooks:
-        for layer in (layer for module in modules for layer in module.modules()):
+        # once each, as a stem can be part of its encoder
+        for layer in dict.fromkeys(layer for module in modules for layer in module.modules()):
             if isinstance(layer, NEIGHBOURHOODS):
                 hooks.callback(layer.register_forward_hook(hide_output).remove)
             elif isinstance(layer, NORMS):
