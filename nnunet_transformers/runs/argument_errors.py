@@ -15,6 +15,8 @@ from .recipe import Recipe
 PARTS = ("model", "data")
 OTHERS = ("ckpt_path", "seed_everything")
 LONGEST = 300
+# types as people call them; None is no value to give
+PLAIN = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": ""}
 HELP = "`recipes NAME` prints all settings of a recipe"
 
 
@@ -72,6 +74,8 @@ def _as_given(setting: str, given: Sequence[str]) -> str:
 
 def _plain(kind: str) -> str:
     """The name of a type as people write it; empty for None, which is no value to give."""
+    if kind.startswith(("path ", "dot import path ")):
+        return "a file or class"
     plain = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", kind)
     plain = re.sub(r"typing\.Literal\[(.*)\]", r"\1", plain)
-    return "" if plain == "NoneType" else plain
+    return PLAIN.get(plain, plain)
