@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ._one_line import suggested
 from .discovery import CLASSES
 
 GROUP = "nnunet_transformers"
@@ -147,6 +148,7 @@ def suggest(name: str) -> None:
     known = {*CLASSES, *declared("planners"), *declared("trainers"), *stock_names()}
     if close := get_close_matches(name, sorted(known), n=3):
         print(f"nnunet-transformers: no planner or trainer {name}; did you mean {', '.join(close)}?", file=sys.stderr)
+        suggested(name)
 
 
 def reason(error: BaseException) -> str:

@@ -178,6 +178,15 @@ def _wrap_on_execution(loader: Any) -> None:
         pass
 
 
+def _tell_mistakes_in_one_line() -> None:
+    try:
+        from . import _one_line
+
+        _one_line.install()
+    except Exception:  # nnU-Net must work even if this does not
+        pass
+
+
 def _wrap(module: ModuleType) -> None:
     try:
         original = getattr(module, FUNCTION)
@@ -186,6 +195,7 @@ def _wrap(module: ModuleType) -> None:
 
         def recursive_find_python_class(folder: str, class_name: str, *args: Any, **kwargs: Any) -> Any:
             if class_name in CLASSES:
+                _tell_mistakes_in_one_line()
                 return find(class_name)
             found = original(folder, class_name, *args, **kwargs)
             if found is not None:

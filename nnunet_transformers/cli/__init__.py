@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 import warnings
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -31,12 +31,14 @@ from . import (
     probe,
     weights,
 )
+from ._mistakes import PROGRAM, Commands, Interrupted, UsageError, usage_line
 from ._options import missing_extra
 from ._output import echo
 
 exit_with_parent_if_spawned()
 
 SOFTWARE_ERROR = 70  # of sysexits.h
+INTERRUPTED = 130  # as shells end with SIGINT
 BUG = (
     "this is a bug of nnunet-transformers. Please report the command and the lines above at "
     "https://github.com/nnunet-transformers/nnunet-transformers/issues"
@@ -45,6 +47,7 @@ BUG = (
 app = typer.Typer(
     help="Transformer U-Nets for nnU-Net v2: checks, tables, released weights, reports and a demo. Train with "
     "nnU-Net's own command; predict with nnU-Net's, or faster with `predict`.",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -88,19 +91,29 @@ def options(
 def main() -> None:
     """Run the command.
 
-    A user's mistake ends it with a line on stderr and exit code 1 instead of a traceback. Any other error is a bug of
-    this package: it shows its traceback and where to report it, with exit code 70.
+    A user's mistake ends it with a line on stderr and exit code 1 instead of a traceback, Ctrl-C with a line and exit
+    code 130. Any other error is a bug of this package: it shows its traceback and where to report it, with exit code
+    70.
     """
     if not sys.warnoptions:
         # what other libraries say of their own future is not about the user's data
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=category)
     try:
-        app()
+        code = app(prog_name=PROGRAM, standalone_mode=False)
+    except UsageError as error:
+        _end(usage_line(error), 1)
+    except Interrupted as error:
+        _end(f"interrupted{f'; {error}' if str(error) else ''}", INTERRUPTED)
     except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
-        echo(f"error: {missing_extra(error) or error}", error=True, fg=typer.colors.RED)
-        sys.exit(1)
+        _end(missing_extra(error) or str(error) or type(error).__name__, 1)
     except Exception as error:
         traceback.print_exception(error)
-        echo(f"error: {BUG}", error=True, fg=typer.colors.RED)
-        sys.exit(SOFTWARE_ERROR)
+        _end(BUG, SOFTWARE_ERROR)
+    sys.exit(code)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    """End the command with a message in one line: those of libraries may have several."""
+    echo(f"error: {' '.join(message.split())}", error=True, fg=typer.colors.RED)
+    sys.exit(code)

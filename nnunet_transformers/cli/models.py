@@ -40,7 +40,7 @@ def models(
     from ..benchmarking.measure import count_multiply_adds
     from ..plans.memory import training_step_bytes
 
-    size = parse_patch_size(patch_size)
+    size = _patch_size(patch_size)
     matching = [network for network in list_networks() if name in network]
     if not matching:
         raise ValueError(f"no network's name contains {name!r}; known: {', '.join(list_networks())}")
@@ -48,7 +48,8 @@ def models(
     others = [network for network in matching if network not in shown]
     missing = {network: extra for network in shown if (extra := get_network(network).missing_extra)}
     if not shown:
-        raise ValueError(f"{', '.join(others)} have no {len(size)}D form; give --patch-size {5 - len(size)} numbers")
+        dimensions = 5 - len(size)  # 2 for 3 and 3 for 2
+        raise ValueError(f"{', '.join(others)} have no {len(size)}D form; give --patch-size {dimensions} numbers")
     table = Table(title=f"published networks at {'x'.join(map(str, size))}, {input_channels} in, {num_classes} classes")
     for heading in ("network", "parameters", "multiply-adds", "training memory", "and a sample"):
         is_name = heading == "network"
@@ -166,7 +167,11 @@ def _usable_precision(name: str, device: str) -> str:
 
 
 def _usual_patch_size(text: str, device: str) -> tuple[int, ...]:
-    size = PATCH_SIZES[device].get(text) or parse_patch_size(text)
+    return PATCH_SIZES[device].get(text) or _patch_size(text)
+
+
+def _patch_size(text: str) -> tuple[int, ...]:
+    size = parse_patch_size(text)
     if len(size) not in (2, 3) or min(size) < 1:
-        raise ValueError(f"--patch-size {text!r} is not two or three positive integers")
+        raise ValueError(f"--patch-size {text!r} is not two or three positive integers such as 96,96,96")
     return size

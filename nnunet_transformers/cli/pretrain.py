@@ -81,7 +81,7 @@ def prepare(
         raise ValueError("--spacing contradicts --plans or --like, which specify the spacing; leave it out")
     left_out = () if fold is None else validation_cases(source, fold)
     with ExitStack() as held:
-        engine = open_engine(executor, processes, output.with_name(f"{output.name}.jobs"), held)
+        engine = open_engine(executor, processes, output.absolute().with_name(f"{output.absolute().name}.jobs"), held)
         if engine is not None:  # whose workers have other working folders
             source, output = source.absolute(), output.absolute()
         summary = prepare_folder(

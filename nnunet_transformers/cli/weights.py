@@ -140,9 +140,10 @@ def convert(
     ] = None,
 ) -> None:
     """Translate a paper's released weights; nothing is unpickled."""
-    from ..architectures import create_network
+    from ..architectures import create_network, get_released_family
     from ..weights import from_reference, identify, load_state_dict, save_checkpoint
 
+    get_released_family(family)  # a wrong one fails before the file is read
     if output.exists():
         raise ValueError(f"{output} exists; remove it or choose another name")
     weights = from_reference(family, load_state_dict(released))

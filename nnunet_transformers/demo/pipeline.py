@@ -8,11 +8,13 @@ import shlex
 import subprocess
 import sys
 import time
+from difflib import get_close_matches
 from pathlib import Path
 
 import typer
 
-from ..discovery import planner_names, plans_name
+from .._plugins import declared, stock_names
+from ..discovery import CLASSES, find, planner_names, plans_name
 from ..evaluation.report import write_report
 from .dataset import make_dataset
 
@@ -30,6 +32,14 @@ def _run(command: str, environment: dict[str, str]) -> None:
         raise RuntimeError(f"`{command}` failed with exit code {result.returncode}; its own message is above")
 
 
+def _check_trainer(name: str) -> None:
+    """Raise ValueError for a trainer that nobody has, before minutes of planning."""
+    stock = stock_names()
+    if name not in stock and find(name) is None:
+        known = sorted({*CLASSES, *declared("trainers"), *stock} - set(planner_names()))
+        raise ValueError(f"unknown trainer {name!r}; there are {', '.join(get_close_matches(name, known, n=3))}")
+
+
 def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Path:
     """Plan, preprocess, train, predict, evaluate and report.
 
@@ -43,13 +53,15 @@ def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Pat
         the HTML report.
 
     Raises:
-        ValueError: if there is no such planner.
+        ValueError: if there is no such planner or trainer.
         FileNotFoundError: if ``data`` is not a dataset in nnU-Net's raw layout.
         RuntimeError: if one of nnU-Net's commands fails.
     """
     start = time.monotonic()
     if planner not in planner_names():
-        raise ValueError(f"unknown planner {planner!r}; known: {', '.join(planner_names())}")
+        close = get_close_matches(planner, planner_names(), n=3) or planner_names()
+        raise ValueError(f"unknown planner {planner!r}; there are {', '.join(close)}")
+    _check_trainer(trainer)
     folder = Path(folder).absolute()
     raw = Path(data).absolute().parent if data else folder / "raw"
     if data and not (Path(data) / "dataset.json").is_file():

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
+from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
+from ..plans.plan_files import dataset_name
 from ..weights.nnunet_checkpoint import FINAL
 from .predictor import BatchedPredictor
 from .sources import holds_dicom, open_source, predict_source
@@ -134,7 +136,7 @@ def _predict(
     if options.device not in DEVICES:
         raise ValueError(f"-device must be either cpu, mps or cuda, got {options.device}")
     folds = tuple(fold if fold == "all" else _fold_number(fold) for fold in options.f)
-    model = getattr(options, "m", None) or get_output_folder(options.d, options.tr, options.p, options.c)
+    model = getattr(options, "m", None) or _model_folder(options)
     predictor = BatchedPredictor(
         batch_size=batch_size,
         use_compile=use_compile,
@@ -171,6 +173,13 @@ def _predict(
         num_parts=parts,
         part_id=part,
     )
+
+
+def _model_folder(options: argparse.Namespace) -> str:
+    if not nnUNet_results.is_set():
+        raise ValueError("nnUNet_results is not set; export it, or give the model's folder with -m")
+    folder: str = get_output_folder(dataset_name(options.d), options.tr, options.p, options.c)
+    return folder
 
 
 def _fold_number(fold: str | int) -> int:

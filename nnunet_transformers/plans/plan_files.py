@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._reading import read_json, reading
 from ..discovery import planner_names, plans_name
+
+MOST_LISTED = 8
 
 
 def dataset_folder(dataset: str) -> Path:
@@ -22,16 +25,40 @@ def dataset_folder(dataset: str) -> Path:
     """
     if not nnUNet_preprocessed.is_set():
         raise ValueError("nnUNet_preprocessed is not set; export it, and see `nnunet-transformers doctor`")
+    return Path(nnUNet_preprocessed) / dataset_name(dataset)
+
+
+def dataset_name(dataset: str) -> str:
+    """Name of a dataset, given by its number or name.
+
+    Raises:
+        ValueError: if there is no such dataset, or more than one; the message lists those that there are.
+    """
     try:
         name = str(maybe_convert_to_dataset_name(dataset))
         convert_dataset_name_to_id(name)
+        if name not in _datasets():
+            # nnU-Net takes the number from any name
+            raise ValueError(f"no dataset {name}")
     except (ValueError, RuntimeError) as error:
         # nnU-Net's own message fills half a screen
         raise ValueError(
-            f"no dataset {dataset!r} in nnUNet_raw or nnUNet_preprocessed, or more than one of that number; give its "
-            "number (7) or its folder's name (Dataset007_Pancreas)"
+            f"no dataset {dataset!r} in nnUNet_raw or nnUNet_preprocessed, or more than one of that number; there are "
+            f"{_some(_datasets()) or 'none: check both variables with `nnunet-transformers doctor`'}"
         ) from error
-    return Path(nnUNet_preprocessed) / name
+    return name
+
+
+def _datasets() -> list[str]:
+    """Names of the datasets in nnU-Net's folders."""
+    variables = (nnUNet_raw, nnUNet_preprocessed, nnUNet_results)
+    places = [Path(variable) for variable in variables if variable.is_set()]
+    return sorted({folder.name for place in places for folder in place.glob("Dataset[0-9][0-9][0-9]_*")})
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return f"{', '.join(names[:MOST_LISTED])}{more}"
 
 
 def load_plans(folder: Path, name: str) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def get_preset(name: str) -> Preset:
     """
     presets = load_presets()
     if name not in presets:
-        close = get_close_matches(name, presets, n=3)
+        close = [known for known in presets if name in known][:3] or get_close_matches(name, presets, n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "`nnunet-transformers preset --list` has them all"
         raise ValueError(f"unknown preset {name!r}; {hint}")
     return presets[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from argparse import ArgumentError
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,8 +25,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from .._lease import lease
 from ..cpu import optimize
+from .argument_errors import in_one_line
 from .callbacks import CheckpointWriter, SeedEveryBatch
-from .options import long_names, with_folder
+from .options import OUTPUT, given, long_names, with_folder
 from .progress import EpochLines
 from .recipe import Recipe
 from .state import FILE, NAME, REQUEUED, AtomicCheckpointIO, EpochState, RequeueBetweenSteps, StepState
@@ -155,7 +157,7 @@ def run_recipe(
     """
     planned = attributes.get("planned")
     followed = planned and f"{planned.plans['dataset_name']}/{planned.plans['plans_name']}__{planned.name}"
-    arguments = with_folder(recipe, long_names(recipe, arguments), cli_class.kind, followed)
+    words, arguments = arguments, with_folder(recipe, long_names(recipe, arguments), cli_class.kind, followed)
     taken = recipe.parameters("data")
     from_method = {name: function for name, function in cli_class.from_method.items() if name in taken}
     shared = [name for name in recipe.parameters("model") if name in taken and name not in from_method]
@@ -188,10 +190,19 @@ def run_recipe(
                     **trainer_defaults,
                     "callbacks": callbacks,
                 },
+                # instead of a page of usage
+                parser_kwargs={"exit_on_error": False, "fit": {"exit_on_error": False}},
                 args=["fit", "--config", yaml.safe_dump(recipe.content), *arguments],
             )
+    except ArgumentError as error:
+        raise ValueError(in_one_line(str(error), recipe, words)) from error
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+    except SystemExit as error:
+        # as Lightning ends the process after Ctrl-C
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt(_how_to_go_on(given(recipe, arguments, OUTPUT))) from error
+        raise
     except ValueError as error:
         # jsonargparse wraps errors of module and data module into a long message about the types that it tried
         if str(error).startswith("Does not validate") and isinstance(error.__cause__, (ValueError, OSError)):
@@ -201,6 +212,13 @@ def run_recipe(
     if trainer.is_global_zero:
         _check_written(trainer, writer, cli.written)
     return trainer
+
+
+def _how_to_go_on(root: str) -> str:
+    """Return what to do after an interruption: resume, if a state was written."""
+    if not (Path(root) / FILE).exists():
+        return ""
+    return f"{root} holds the state of the run: give its command again with --ckpt_path last"
 
 
 def _check_written(trainer: Trainer, writer: CheckpointWriter, written: Sequence[str]) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import yaml
@@ -35,6 +36,7 @@ CLASSES = {
     "strategy": r"auto|ddp\w*|fsdp\w*",
 }
 PARTS: dict[str, type] = {"model": LightningModule, "data": LightningDataModule}
+ENTRIES = ("base", *PARTS, "trainer", "ckpt_path", "seed_everything")
 TRUST = "give --trust only if you know who made it"
 
 
@@ -80,7 +82,7 @@ def check_recipe(content: Mapping[str, Any], source: str) -> None:
                 _check_values(value, key)
             # Lightning's own record of a run, config.yaml, states what it did not use as null
             elif value is not None:
-                raise _Refusal(f"the entry {key!r}")
+                raise _Refusal(f"the entry {key!r}" + _closest(key, ENTRIES))
     except _Refusal as refusal:
         raise ValueError(
             f"{source} has {refusal}, which is part of neither this package nor an installed plugin, or no entry of a "
@@ -141,12 +143,17 @@ def _check_trainer(value: Any) -> None:
         raise _Refusal(f"{value!r} as trainer")
     for key, inner in value.items():
         if key not in known:
-            raise _Refusal(f"the entry {f'trainer.{key}'!r}")
+            raise _Refusal(f"the entry {f'trainer.{key}'!r}" + _closest(key, known))
         if key not in CLASSES:
             _check_values(inner, f"trainer.{key}")
             continue
         for entry in inner if isinstance(inner, list) else [inner]:
             _check_plugin(key, entry)
+
+
+def _closest(key: object, known: Iterable[str]) -> str:
+    close = get_close_matches(str(key), known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _check_plugin(key: str, value: Any) -> None:

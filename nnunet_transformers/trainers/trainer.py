@@ -308,7 +308,9 @@ class TransformerTrainer(FollowsSettings, EvaluatesSurfaces, AveragesWeights, Au
             return super().validation_step(batch)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        self._stored_data().check_content()
+        stored = self._stored_data()
+        stored.check_presence()
+        stored.check_content()
         with default_autocast_dtype(self.autocast_dtype), bounded_export():
             super().perform_actual_validation(save_probabilities)
 

@@ -136,7 +136,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no such checkpoint: {path}")
+        where = "a folder, not a checkpoint; name the file in it" if path.is_dir() else "no such checkpoint"
+        raise FileNotFoundError(f"{where}: {path}")
     if path.suffix == SUFFIX:
         return read_safetensors(path, WEIGHTS)
     try:

@@ -211,7 +211,7 @@ def test_demo_dataset_is_real_and_reproducible(tmp_path):
 
 class TestErrors:
     def run(self, monkeypatch, capsys, error):
-        def command(*_):
+        def command(**_):
             raise error
 
         monkeypatch.setattr(cli, "app", command)

@@ -101,7 +101,7 @@ def write_report(
             that writes it.
         ValueError: if a file is damaged, or the plan names a reader that is not nnU-Net's.
     """
-    fold_folder = Path(fold_folder)
+    fold_folder = Path(fold_folder).absolute()
     output = Path(output) if output else fold_folder / "report.html"
     content = _read_json(fold_folder.parent / "plans.json", "is this the folder of a trained fold?")
     if not trust:
