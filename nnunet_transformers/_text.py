@@ -1,9 +1,11 @@
-"""Texts from files, such as names of images and labels, for a terminal and for Markdown."""
+"""Texts from files, such as names of images and labels, for a terminal and for Markdown; times and sizes in words."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
+MINUTE, HOUR = 60.0, 3600.0
 # underscores inside a word, which stay; what begins or ends something in Markdown (GitHub's), or an HTML tag or entity
 MARKDOWN = re.compile(r"([^\W_]_+(?=[^\W_]))|[\\`*_\[\]<>|#~$&]")
 
@@ -38,6 +40,28 @@ def markdown(text: object) -> str:
         liver \# \<b\>Benign\</b\>
     """
     return MARKDOWN.sub(lambda match: match[1] or f"\\{match[0]}", _one_line(text))
+
+
+def in_words(seconds: float) -> str:
+    """Write a time in the unit that suits it.
+
+    Examples:
+        >>> in_words(5), in_words(90), in_words(5400)
+        ('5 s', '1.5 min', '1.5 h')
+    """
+    if seconds < MINUTE:
+        return f"{seconds:.0f} s"
+    return f"{seconds / MINUTE:.1f} min" if seconds < HOUR else f"{seconds / HOUR:.1f} h"
+
+
+def times(sizes: Iterable[object]) -> str:
+    """Write the sizes of axes.
+
+    Examples:
+        >>> times([96, 128, 96])
+        '96x128x96'
+    """
+    return "x".join(map(str, sizes))
 
 
 def _one_line(text: object) -> str:

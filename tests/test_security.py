@@ -403,7 +403,7 @@ class TestPaths:
         page = (model / "fold_0" / "report.html").read_text()
         assert "<b>small" not in page
         assert "&lt;b&gt;small" in page
-        assert page.count("data:image/png") == 2
+        assert page.count("data:image/png") == 2 + 4
         monkeypatch.delenv("nnUNet_preprocessed")
         (folders / "raw" / DATASET / "labelsTr").rename(folders / "labels")
         with pytest.raises(FileNotFoundError, match=r"no label of case ball_0 .*; name the folder with --labels"):

@@ -88,11 +88,12 @@ def find_reader(dataset: dict[str, Any] | None, file_ending: str, example: Path)
         return determine_reader_writer_from_file_ending(file_ending, str(example), verbose=False)()
 
 
-def read_segmentation(reader: BaseReaderWriter, path: Path) -> tuple[NDArray, tuple[float, ...]]:
-    """Read a segmentation.
+def read_described(reader: BaseReaderWriter, path: Path) -> tuple[NDArray, dict[str, Any]]:
+    """Read a segmentation with its geometry.
 
     Returns:
-        its voxels, three axes of nnU-Net's order (2D images have a first one of length 1), and their spacing in mm.
+        its voxels, three axes of nnU-Net's order (2D images have a first one of length 1), and the reader's properties,
+        such as ``spacing`` in mm.
 
     Raises:
         ValueError: if it cannot be read, or has several channels.
@@ -103,7 +104,20 @@ def read_segmentation(reader: BaseReaderWriter, path: Path) -> tuple[NDArray, tu
         raise ValueError(f"{path} cannot be read as a segmentation: {str(error).splitlines()[-1:]}") from error
     if len(segmentation) != 1:
         raise ValueError(f"{path} has {len(segmentation)} channels; a segmentation has one")
-    return segmentation[0], tuple(map(float, properties["spacing"]))
+    return segmentation[0], properties
+
+
+def read_segmentation(reader: BaseReaderWriter, path: Path) -> tuple[NDArray, tuple[float, ...]]:
+    """Read a segmentation.
+
+    Returns:
+        its voxels as ``read_described``, and their spacing in mm.
+
+    Raises:
+        ValueError: as ``read_described``.
+    """
+    voxels, properties = read_described(reader, path)
+    return voxels, tuple(map(float, properties["spacing"]))
 
 
 def read_probabilities(path: Path) -> NDArray:

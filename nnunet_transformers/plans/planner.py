@@ -14,9 +14,11 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import nn
 
 from .._meta import without_data
 from .._reading import read_json
+from .._text import times
 from ..architectures import create_network, get_network
 from ..discovery import plans_name
 from .memory import CUDA_OVERHEAD, training_peak_bytes
@@ -87,6 +89,8 @@ class TransformerPlanner(ExperimentPlanner):
         self._labels = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
         check_labels(self._labels)
         self._known_arguments: dict[Any, dict[str, Any]] = {}
+        self._parameters: dict[TokenPlan, int] = {}
+        self._summaries: dict[str, str] = {}
         if 3 not in self._dimensions:
             self.lowres_creation_threshold = 0  # saves the search for a spacing of 3d_lowres
         self._shares_stock_data = (
@@ -146,9 +150,10 @@ class TransformerPlanner(ExperimentPlanner):
         spacing = tuple(float(s) for s in spacing)
         # nnU-Net searches the spacing of 3d_lowres by planning one after another until the patch covers enough
         is_search = data_identifier == self.generate_data_identifier("3d_lowres")
-        tokens, options, batch_size = self._plan_to_fit(
+        tokens, options, batch_size, step_bytes = self._plan_to_fit(
             plan["patch_size"], spacing, median_shape, approximate_n_voxels_dataset, is_search, _cache
         )
+        self._summaries[data_identifier] = self._summary(tokens, batch_size, step_bytes)
         plan["patch_size"] = tokens.patch_size
         plan["batch_size"] = batch_size
         plan["architecture"] = {
@@ -162,7 +167,8 @@ class TransformerPlanner(ExperimentPlanner):
         """Save the plans without configurations that the network does not support.
 
         A configuration whose data an existing plan would make differently gets a folder of its own. Prints this, where
-        memory was short, and where the plans replace some that were moved here from another dataset.
+        memory was short, and where the plans replace some that were moved here from another dataset; at the end a line
+        for each configuration.
         """
         if 3 not in self._dimensions:
             plans["configurations"].pop("3d_fullres", None)
@@ -176,7 +182,10 @@ class TransformerPlanner(ExperimentPlanner):
                 )
             print(f"{self.network_name} is a 3D network: the plan has no 2D configuration")
         recursive_fix_for_json_export(plans)  # super's, which the comparison needs as well
+        summaries = {}
         for name, configuration in plans["configurations"].items():
+            if summary := self._summaries.get(configuration.get("data_identifier", "")):
+                summaries[name] = summary
             self._separate_data(plans, name, configuration)
             arguments = configuration.get("architecture", {}).get("arch_kwargs", {})
             if arguments.get("activation_checkpointing") and "activation_checkpointing" not in self.network_overrides:
@@ -187,6 +196,8 @@ class TransformerPlanner(ExperimentPlanner):
                 )
         self._warn_of_moved_plans(plans)
         super().save_plans(plans)
+        for name, summary in summaries.items():
+            print(f"{name}: {summary}")
 
     def _warn_of_moved_plans(self, plans: dict[str, Any]) -> None:
         """Warn if these plans replace some that were moved here, whose data are then in the folders that are shared."""
@@ -258,6 +269,21 @@ class TransformerPlanner(ExperimentPlanner):
             self._known_arguments[key] = self.network_arguments(tokens, **options)
         return dict(self._known_arguments[key])
 
+    def _summary(self, tokens: TokenPlan, batch_size: int, step_bytes: int) -> str:
+        """Describe a configuration in a line."""
+        grids = tokens.grid_sizes
+        parts = [
+            f"patch {times(tokens.patch_size)}, batch {batch_size}",
+            f"{prod(grids[0])} tokens ({times(grids[0])}) in {tokens.num_stages} stage{'s' * (tokens.num_stages > 1)}",
+        ]
+        if tokens.window_sizes is not None:
+            windows = list(dict.fromkeys(map(times, tokens.window_sizes)))
+            parts.append(f"window{'s' * (len(windows) > 1)} {', '.join(windows)}")
+        if tokens in self._parameters:
+            parts.append(f"{self._parameters[tokens] / 1e6:.1f} M parameters")
+        parts.append(f"a step takes about {step_bytes / 1e9:.1f} of {self.UNet_vram_target_GB:g} GB")
+        return "; ".join(parts)
+
     def _covers_too_little(self, patch_size: Sequence[int], image_voxels: float) -> bool:
         """Whether the patch covers so little of an image that nnU-Net plans a lower resolution."""
         return len(patch_size) == 3 and prod(patch_size) / image_voxels < self.lowres_creation_threshold
@@ -276,7 +302,7 @@ class TransformerPlanner(ExperimentPlanner):
         dataset_voxels: float,
         is_search: bool,
         cache: dict[Any, Any],
-    ) -> tuple[TokenPlan, dict[str, bool], int]:
+    ) -> tuple[TokenPlan, dict[str, bool], int, int]:
         """Find the largest patch that fits with the smallest batch, then the largest batch that fits with this patch.
 
         Args:
@@ -289,7 +315,7 @@ class TransformerPlanner(ExperimentPlanner):
             cache: peak bytes of traced networks.
 
         Returns:
-            token plan, network arguments that make it fit, and batch size.
+            token plan, network arguments that make it fit, batch size, and the bytes of a training step.
 
         Raises:
             RuntimeError: if not even a patch of ``SMALLEST_PATCH`` fits.
@@ -325,9 +351,9 @@ class TransformerPlanner(ExperimentPlanner):
             tokens = plan(target, max_stages=max_stages)
             static, peak = peak_bytes(tokens, batch_size)
             if static + peak <= budget:
-                if is_search and self._covers_too_little(tokens.patch_size, image_voxels):
-                    return tokens, options, batch_size
-                return tokens, options, self._fitting_batch(partial(peak_bytes, tokens), tokens, dataset_voxels)
+                if not (is_search and self._covers_too_little(tokens.patch_size, image_voxels)):
+                    batch_size = self._fitting_batch(partial(peak_bytes, tokens), tokens, dataset_voxels)
+                return tokens, options, batch_size, sum(peak_bytes(tokens, batch_size))
             if can_checkpoint and not options and "activation_checkpointing" not in self.network_overrides:
                 options["activation_checkpointing"] = True
                 continue
@@ -358,14 +384,15 @@ class TransformerPlanner(ExperimentPlanner):
         arguments = self._arguments(tokens, options)
         patch_size = arguments.pop("patch_size")
         num_classes = self._labels.num_segmentation_heads
-        return training_peak_bytes(
-            lambda: create_network(
+
+        def build() -> nn.Module:
+            network = create_network(
                 self.network_name, input_channels, num_classes, patch_size, deep_supervision=True, **arguments
-            ),
-            input_channels,
-            patch_size,
-            batch_size,
-        )
+            )
+            self._parameters[tokens] = sum(parameter.numel() for parameter in network.parameters())
+            return network
+
+        return training_peak_bytes(build, input_channels, patch_size, batch_size)
 
     def _fitting_batch(
         self, peak_bytes: Callable[[int], tuple[int, int]], tokens: TokenPlan, dataset_voxels: float

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-MINUTE, HOUR = 60.0, 3600.0
+from .._text import in_words
 
 
 class EpochLines(Callback):
@@ -71,15 +71,3 @@ def epoch_line(done: int, epochs: int | None, values: dict[str, float], seconds:
     metrics = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     left = "" if epochs is None else f", {in_words(max(0, epochs - done) * each)} left"
     return f"epoch {done}{of}: {metrics}; {in_words(seconds)}{left}"
-
-
-def in_words(seconds: float) -> str:
-    """A time in the unit that suits it.
-
-    Examples:
-        >>> in_words(5), in_words(90), in_words(5400)
-        ('5 s', '1.5 min', '1.5 h')
-    """
-    if seconds < MINUTE:
-        return f"{seconds:.0f} s"
-    return f"{seconds / MINUTE:.1f} min" if seconds < HOUR else f"{seconds / HOUR:.1f} h"

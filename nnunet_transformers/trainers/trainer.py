@@ -36,6 +36,7 @@ from .focal import focal_in_place_of
 from .initial_weights import StartsFromPlan
 from .loaded_encoder import LoadedEncoder
 from .precision import default_autocast_dtype, in_float32, planned_autocast_dtype
+from .progress import ShowsProgress
 from .settings import FollowsSettings
 from .surface_metrics import EvaluatesSurfaces
 from .validation import bounded_export
@@ -45,7 +46,9 @@ from .validation import bounded_export
 MAX_OVERFLOWS = 40
 
 
-class TransformerTrainer(FollowsSettings, EvaluatesSurfaces, AveragesWeights, AugmentsOnDevice, StartsFromPlan):
+class TransformerTrainer(
+    FollowsSettings, EvaluatesSurfaces, AveragesWeights, AugmentsOnDevice, ShowsProgress, StartsFromPlan
+):
     """nnU-Net's training with a recipe for transformers.
 
     AdamW without weight decay of norms, biases and position tables; linear warm-up and nnU-Net's polynomial decay,

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,11 +72,11 @@ class TestComparisonPage:
         assert page.count("slice 3 of 4") == 2
         # 12 rows of 2 mm by 10 columns of 1 mm
         assert "aspect-ratio:10/24" in page
-        errors = re.findall(r"<img src='(data:[^']+)' alt='errors of b'", page)
+        errors = re.findall(r"<img src='(data:[^']+)' alt='errors, b'", page)
         # label 1 of 6 rows and 3 columns, moved by three; label 2 of 2x2 voxels, moved by more than its size
         found = colours_in(errors[0])
         assert found == {slices.MISSED: 9 + 4, slices.SPURIOUS: 9 + 4, "#ffffff": 9}
-        predictions = re.findall(r"<img src='(data:[^']+)' alt='prediction of b'", page)
+        predictions = re.findall(r"<img src='(data:[^']+)' alt='labels, b'", page)
         assert colours_in(predictions[0]) == {FEW[0]: 18, FEW[1]: 4}
         images = re.findall(r"--image:url\((data:[^)]+)\)", page)
         assert len(images) == 2 and Image.open(io.BytesIO(base64.b64decode(images[0][22:]))).size == (10, 12)
@@ -95,7 +96,7 @@ class TestComparisonPage:
         models = {name: evaluate_folder(path, labels, processes=0) for name, path in (("a", a), ("b", b))}
         page = write_comparison(compare(models), models, tmp_path / "page.html").read_text()
         assert "whole" in page and "core" in page
-        predictions = re.findall(r"<img src='(data:[^']+)' alt='prediction of b'", page)
+        predictions = re.findall(r"<img src='(data:[^']+)' alt='labels, b'", page)
         assert colours_in(predictions[0]) == {FEW[0]: 18, FEW[1]: 4}
 
     def test_evaluations_of_another_machine(self, folders, tmp_path):
@@ -170,3 +171,42 @@ class TestRun:
         (tmp_path / "metrics.csv").write_text("epoch,loss\n1,2")
         with pytest.raises(ValueError, match=r"metrics.csv is not a table of metrics by step"):
             read_metrics(tmp_path)
+
+
+class TestRunningTraining:
+    LOG = """2026-11-26 10:00:00.1: Versions: nnunet-transformers 0.2.0, nnU-Net 2.8.1
+2026-11-26 10:00:01.1: Epoch 0
+2026-11-26 10:20:01.1: Epoch 0: 125 of 250 iterations in 20 min
+2026-11-26 10:40:01.1: train_loss -0.1
+2026-11-26 10:40:01.1: val_loss -0.2
+2026-11-26 10:40:01.1: Pseudo dice [np.float32(0.5), np.float32(0.25)]
+2026-11-26 10:40:01.1: Epoch time: 2400.0 s
+2026-11-26 10:41:01.1: Epoch 1
+"""
+
+    @pytest.fixture
+    def fold(self, tmp_path):
+        stored = Path(__file__).parents[1] / "data" / "format_1" / "model"
+        (model,) = stored.iterdir()
+        fold = tmp_path / model.name / "fold_0"
+        fold.mkdir(parents=True)
+        for name in ("plans.json", "dataset.json"):
+            shutil.copy(model / name, fold.parent)
+        (fold / "training_log_1.txt").write_text(self.LOG)
+        (fold / "debug.json").write_text(json.dumps({"num_epochs": "4", "device": "cpu"}))
+        return fold
+
+    def test_curves_so_far(self, fold):
+        result = run("report", fold)
+        assert result.exit_code == 0, result.output
+        page = (fold / "report.html").read_text()
+        for text in ("1 of 4 epochs so far", "Not validated yet; about 2.0 h", "40.0 min per epoch", "nnU-Net 2.8.1"):
+            assert text in page
+        assert page.count("<img") == 2
+        (fold / "checkpoint_final.pth").touch()
+        assert run("report", fold).exit_code == 0
+        assert "nnUNetv2_train ... --val" in (fold / "report.html").read_text()
+
+    def test_without_a_log_nothing_is_drawn(self, fold):
+        (fold / "training_log_1.txt").unlink()
+        assert "finish training" in str(run("report", fold).exception)

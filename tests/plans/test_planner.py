@@ -30,7 +30,7 @@ from nnunet_transformers.plans.primus import nnUNetPlannerPrimusV2S
 from nnunet_transformers.plans.qt_unet import nnUNetPlannerQTUNetB, nnUNetPlannerQTUNetT
 from nnunet_transformers.plans.resnet_unet import nnUNetPlannerResNet50UNet
 from nnunet_transformers.plans.setr_pup import nnUNetPlannerSETRPUP
-from nnunet_transformers.plans.tiling import TokenRules
+from nnunet_transformers.plans.tiling import TokenPlan, TokenRules
 from tests.architectures.test_networks import EACH_CLASS, INSTALLED, SMALLEST, is_compared
 
 CLASSES = [getattr(import_module(module), name) for name, module in PLANNERS.items()]
@@ -494,3 +494,23 @@ def test_names():
     for name, planner_class in zip(PLANNERS, CLASSES, strict=True):
         assert planner_class.__name__ == name
         assert planner_class.default_plans_name() == f"{name.replace('Planner', '')}Plans"
+
+
+def test_ends_with_a_line_for_each_configuration(folder, capsys):
+    with quick_planning():
+        plans = plan(folder, nnUNetPlannerQTUNetT, (1.0, 1.0, 1.0), (40, 60, 40))
+    *_, two, three = capsys.readouterr().out.splitlines()
+    for line, name in ((two, "2d"), (three, "3d_fullres")):
+        planned = plans["configurations"][name]
+        patch, stages = "x".join(map(str, planned["patch_size"])), planned["architecture"]["arch_kwargs"]["num_stages"]
+        assert line.startswith(f"{name}: patch {patch}, batch {planned['batch_size']}; ")
+        assert f" in {stages} stages; window" in line and line.endswith(" of 8 GB")
+
+
+def test_the_line_counts():
+    planner = nnUNetPlannerMiT7.__new__(nnUNetPlannerMiT7)
+    tokens = TokenPlan((32, 32, 16), (4, 4, 2), ((2, 2, 2),), None)
+    planner._parameters, planner.UNet_vram_target_GB = {tokens: 17_940_000}, 11.5
+    assert planner._summary(tokens, 3, 2_960_000_000) == (
+        "patch 32x32x16, batch 3; 512 tokens (8x8x8) in 2 stages; 17.9 M parameters; a step takes about 3.0 of 11.5 GB"
+    )

@@ -51,8 +51,10 @@ class TestMainJob:
         assert len(list((fold / "validation").glob("*.npz"))) == len(validation["metric_per_case"])
 
         page = write_report(fold).read_text()
-        assert page.count("data:image/png;base64,") == 3
-        for text in ("Dataset900_Balls", "1 epochs", "large", "small", "mean of 2 cases"):
+        # two figures of curves; image, label, prediction and errors of two cases
+        assert page.count("data:image/png;base64,") == 2 + 4 * 2
+        texts = ("Dataset900_Balls", ">1 epoch, ", "large", "small", "mean of 2 cases", "M parameters", "Python 3.")
+        for text in texts:
             assert text in page
 
         label = predict(nnunet_folders, probabilities=True)

@@ -6,13 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from numpy.typing import NDArray
-
 from ..results import Evaluation
-from ..segmentations import common_file_ending, dataset_json_of, find_reader, load_dataset_json, read_segmentation
+from ..segmentations import (
+    common_file_ending,
+    dataset_json_of,
+    find_reader,
+    load_dataset_json,
+    read_described,
+    read_segmentation,
+)
 from ..targets import Targets
+from .cards import DrawnCase
 from .figures import index_of_part
 from .files import images_in, segmentation_in
+from .orientation import View
 
 
 @dataclass(frozen=True)
@@ -30,22 +37,6 @@ class Sources:
     folders: Mapping[str, Path]
     labels: Path | None
     images: Path | None
-
-
-@dataclass(frozen=True)
-class DrawnCase:
-    """Case, each map (slices, height, width).
-
-    Attributes:
-        label, predictions: index of each voxel's part, see ``index_of_part``.
-        image: its first channel; None if no folder of images was named.
-        spacing: mm, of the three axes.
-    """
-
-    label: NDArray
-    predictions: list[NDArray]
-    image: NDArray | None
-    spacing: tuple[float, ...]
 
 
 def read_case(case: str, models: Sequence[str], sources: Sources, parts: Sequence[Sequence[int]]) -> DrawnCase | str:
@@ -69,7 +60,7 @@ def read_case(case: str, models: Sequence[str], sources: Sources, parts: Sequenc
     dataset = load_dataset_json(described) if described else None
     ending = dataset["file_ending"] if dataset else common_file_ending(reference.parent)
     reader = find_reader(dataset, ending, reference)
-    truth, spacing = read_segmentation(reader, reference)
+    truth, properties = read_described(reader, reference)
     predictions = [read_segmentation(reader, path)[0] for path in found]
     ignore = Targets.from_dataset_json(dataset).ignore if dataset else None
     for path, prediction in zip(found, predictions, strict=True):
@@ -85,5 +76,6 @@ def read_case(case: str, models: Sequence[str], sources: Sources, parts: Sequenc
         image = reader.read_images(files)[0][0]
         if image.shape != truth.shape:
             raise ValueError(f"{files[0]} has {image.shape} voxels, its reference {reference} {truth.shape}")
-    truth, *predictions = (index_of_part(segmentation, parts) for segmentation in (truth, *predictions))
-    return DrawnCase(truth, predictions, image, spacing)
+    view = View.of(properties, truth.shape)
+    truth, *predictions = (view.apply(index_of_part(voxels, parts)) for voxels in (truth, *predictions))
+    return DrawnCase(truth, predictions, None if image is None else view.apply(image), view)

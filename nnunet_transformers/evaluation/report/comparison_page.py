@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +16,16 @@ from ..comparison import Comparison
 from ..results import MEAN, Evaluation, larger_is_better
 from ..statistics import nan_mean
 from ..tables import shown
+from .cards import STYLE as CARDS
+from .cards import keys, section
 from .compared_case import Sources, read_case
-from .document import document, escape, key_of, scrolling, table_of
+from .document import document, escape, scrolling, table_of
+from .facts import facts_of, fold_of, table_of_facts, written_with
 from .figures import draw_differences, most_labelled_slice
-from .slices import ERRORS, errors, grey, labels
 
-STYLE = """
-body { max-width: 1200px; } tr.mean td { font-weight: inherit; } tr.mean td b { font-weight: 700; }
-.cards { display: grid; gap: .6em; grid-template-columns: repeat(auto-fit, minmax(min(100%, 9.4em), 1fr)); }
-.cards figure { margin: 0; min-width: 0; } figcaption { font-size: .9em; }
-.slice { width: 100%; margin-bottom: .3em; background: #333 var(--image) 0 0 / 100% 100%; }
-.slice, .slice img { display: block; image-rendering: pixelated; print-color-adjust: exact; }
-.slice img { width: 100%; height: 100%; }
-.hide:checked ~ .cards .slice img { visibility: hidden; }
-.large:checked ~ .cards { grid-template-columns: repeat(auto-fit, minmax(min(100%, 26em), 1fr)); }
-input + label { margin-right: 1.2em; }
-"""
+STYLE = f"""
+body {{ max-width: 1200px; }} tr.mean td {{ font-weight: inherit; }} tr.mean td b {{ font-weight: 700; }}
+{CARDS}"""
 
 
 def write_comparison(
@@ -73,7 +68,7 @@ def write_comparison(
     ]
     tables = comparison.tables(cases)
     plots = "".join(
-        f"<figure><img src='{draw_differences(comparison.differences, metric)}' "
+        f"<figure><img class='plot' src='{draw_differences(comparison.differences, metric)}' "
         f"alt='{escape(metric)}: differences with their intervals, see the table'></figure>"
         for metric in comparison.metrics
     )
@@ -83,15 +78,25 @@ def write_comparison(
     body = f"""<h1>{escape(title)}</h1>
 <p class="note">{len(comparison.cases)} cases{left_out}; {escape(", ".join(comparison.metrics))}</p>
 {_means(comparison)}
-<h2>Where they differ most</h2>{key_of(names, title="labels")}
-{key_of([*ERRORS], [*ERRORS.values()], "errors, below each prediction")}{drawn}
+<h2>Where they differ most</h2>{keys(names)}{drawn}
 {table_of(tables["differences"])}
 <p class="note">Mean of first - second with its 95 % bootstrap interval; p of Wilcoxon's signed-rank test, and after
 Holm's correction. A filled mark has p (Holm) below 0.05.</p>{plots}
 {table_of(tables["ranks"])}
-{table_of(tables["cases"])}"""
+{table_of(tables["cases"])}{_models(comparison.models, sources.folders)}
+<p class="note">{escape(written_with())}</p>"""
     write_text(document(title, body, STYLE), output)
     return output
+
+
+def _models(models: Sequence[str], folders: Mapping[str, Path]) -> str:
+    """Return the table of what is known of the models that are folds on this machine; empty if there are none."""
+    facts: dict[str, dict[str, str]] = {}
+    for model in models:
+        if model in folders and (fold := fold_of(folders[model].resolve())) is not None:
+            with suppress(OSError, ValueError):  # of a damaged plan nothing is known
+                facts[model] = facts_of(fold)
+    return f"<h2>Models</h2>{scrolling(table_of_facts(facts, headed=True), 'Models')}" if facts else ""
 
 
 def _means(comparison: Comparison) -> str:
@@ -140,35 +145,12 @@ def _section(
     for metric, values in zip(comparison.metrics, comparison.values[:, row, column].T.tolist(), strict=True):
         of_models = (f"{model} {shown(v)}" for model, v in zip(comparison.models, values, strict=True))
         scores.append(f"{metric} {', '.join(of_models)}")
-    note = f"<p class='note'>{escape(label)}: {escape('; '.join(scores))}</p>"
+    note = f"{label}: {'; '.join(scores)}"
     drawn = read_case(case, comparison.models, sources, parts)
     if isinstance(drawn, str):
-        return f"<section><h3>{escape(case)}</h3>{note}<p class='note'>{escape(drawn)}</p></section>"
+        return f"<section><h3>{escape(case)}</h3><p class='note'>{escape(note)}. {escape(drawn)}</p></section>"
     index = slice_that_differs(drawn.label, drawn.predictions, parts, parts[names.index(label)])
-    (height, width), (*_, row_mm, column_mm) = drawn.label.shape[1:], drawn.spacing
-    shape = f"aspect-ratio:{width * column_mm:g}/{height * row_mm:g}"
-
-    def layer(source: str, what: str) -> str:
-        return f"<div class='slice' style='{shape}'><img src='{source}' alt='{escape(what)}'></div>"
-
-    truth = drawn.label[index]
-    cards = (
-        []
-        if drawn.image is None
-        else [("image", f"<div class='slice' style='{shape}' role='img' aria-label='image'></div>")]
-    )
-    cards.append(("label", layer(labels(truth, len(parts)), "label")))
-    for model, prediction in zip(comparison.models, drawn.predictions, strict=True):
-        shown_as = labels(prediction[index], len(parts)), errors(truth, prediction[index])
-        cards.append((model, layer(shown_as[0], f"prediction of {model}") + layer(shown_as[1], f"errors of {model}")))
-    figures = "".join(f"<figure><figcaption>{escape(name)}</figcaption>{content}</figure>" for name, content in cards)
-    image = "" if drawn.image is None else f" style='--image:url({grey(drawn.image[index])})'"
-    switches = "".join(
-        f"<input type='checkbox' class='{name}' id='{name}{number}'><label for='{name}{number}'>{text}</label>"
-        for name, text in (("hide", "image only"), ("large", "large"))
-    )
-    place = f", slice {index + 1} of {len(drawn.label)}" if len(drawn.label) > 1 else ""
-    return f"<section{image}><h3>{escape(case)}{place}</h3>{note}{switches}<div class='cards'>{figures}</div></section>"
+    return section(case, note, drawn, index, comparison.models, len(parts), number)
 
 
 def slice_that_differs(

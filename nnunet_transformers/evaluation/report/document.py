@@ -12,18 +12,25 @@ from .palette import distinct_colours
 # pages obey nothing but their own style, whatever the names of cases, labels and datasets hold
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1000px; margin: 2em auto;
-  padding: 0 1em; overflow-wrap: break-word; }
+:root { color-scheme: light dark; --text: #222; --page: #fff; --note: #595959; --line: #ddd; --strong: #444; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #ddd; --page: #181818; --note: #a0a0a0; --line: #3a3a3a; --strong: #999; }
+  .plot { filter: invert(.9) hue-rotate(180deg); }
+}
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); max-width: 1000px;
+  margin: 2em auto; padding: 0 1em; overflow-wrap: break-word; }
 h1 { font-size: 1.5em; margin-bottom: 0; } h2 { font-size: 1.15em; margin-top: 2em; }
-h3 { font-size: 1em; margin: 1.8em 0 0; } p.note { color: #595959; margin-top: .2em; }
+h3 { font-size: 1em; margin: 1.8em 0 0; } p.note { color: var(--note); margin-top: .2em; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; overflow-wrap: normal; }
-th, td { padding: .25em .9em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th, td { padding: .25em .9em; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th.text, td.text, th:first-child, td:first-child { text-align: left; }
-tr.mean td { font-weight: 600; border-top: 2px solid #444; }
-figure { margin: 1em 0; } img { max-width: 100%; }
+tr.mean td { font-weight: 600; border-top: 2px solid var(--strong); }
+.facts td { white-space: normal; } .facts th { vertical-align: top; font-weight: 600; }
+figure { margin: 1em 0; } img { max-width: 100%; } img.plot { width: 100%; max-width: 36em; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22em), 1fr)); gap: 0 1em; }
 .key { display: flex; flex-wrap: wrap; gap: .1em 1.2em; padding: 0; list-style: none; }
 .key span { display: inline-block; width: .9em; height: .9em; margin-right: .4em; vertical-align: -.1em;
-  border: 1px solid #999; }
+  border: 1px solid #999; print-color-adjust: exact; }
 """
 
 

@@ -7,14 +7,12 @@ import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import ndimage
 
 from ..comparison import Difference
 from .palette import distinct_colours
-from .training_log import Curves
 
 
 def _to_data_uri(figure: Figure) -> str:
@@ -23,47 +21,38 @@ def _to_data_uri(figure: Figure) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def draw_curves(curves: Curves, label_names: Sequence[str]) -> str:
-    """Draw the loss on the left and the Dice of the validation patches on the right."""
-    figure = Figure(figsize=(9.5, 3.2))
-    loss, dice = figure.subplots(1, 2)
-    epochs = np.arange(1, len(curves.train_loss) + 1)
-    marker = "o" if len(epochs) < 30 else ""
-    loss.plot(epochs, curves.train_loss, marker=marker, markersize=3, label="training")
-    loss.plot(epochs, curves.val_loss, marker=marker, markersize=3, label="validation")
-    loss.set(xlabel="epoch", ylabel="loss", title="Loss")
-    series = list(zip(*curves.pseudo_dice, strict=False))
-    colours = distinct_colours(len(series))
-    for index, values in enumerate(series):
-        name = label_names[index] if index < len(label_names) else str(index + 1)
-        colour = colours[index]
-        dice.plot(epochs, values, marker=marker, markersize=3, color=colour, label=name)
-    dice.set(xlabel="epoch", ylabel="Dice", title="Dice on validation patches", ylim=(0, 1))
-    for axes in (loss, dice):
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            for text in axes.legend(fontsize=8).get_texts():
-                text.set_parse_math(False)  # a label named $x is no formula
-    figure.tight_layout()
-    return _to_data_uri(figure)
+def draw_series(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    title: str,
+    unit: str = "step",
+    limits: tuple[float, float] | None = None,
+    colours: Sequence[str] = ("#0072b2", "#d55e00"),
+) -> str:
+    """Draw one line a name; of many points also their running median over a fiftieth of them.
 
-
-def draw_series(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str) -> str:
-    """Draw values by step, one line a name; of many points also their running median over a fiftieth of them."""
+    Args:
+        series: steps and values by name.
+        title: title of the figure.
+        unit: what is counted along the axis.
+        limits: of the values; by default theirs.
+        colours: of the lines.
+    """
     figure = Figure(figsize=(5, 3))
     axes = figure.subplots()
-    for (name, (steps, values)), colour in zip(series.items(), ("#0072b2", "#d55e00"), strict=False):
+    for (name, (steps, values)), colour in zip(series.items(), colours, strict=False):
         width = len(values) // 50
         marker = "o" if len(values) < 30 else ""
         axes.plot(steps, values, marker=marker, markersize=3, color=colour, alpha=0.3 if width > 1 else 1, label=name)
         if width > 1:
             smooth = ndimage.median_filter(np.asarray(values), 2 * width + 1, mode="nearest")
             axes.plot(steps, smooth, color=colour)
-    axes.set(xlabel="step", title=title)
+    axes.set(xlabel=unit, title=title, ylim=limits)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.title.set_parse_math(False)
-    axes.legend(fontsize=8)
+    if series:
+        for text in axes.legend(fontsize=8).get_texts():
+            text.set_parse_math(False)  # a label named $x is no formula
     return _to_data_uri(figure)
 
 
@@ -94,38 +83,6 @@ def draw_differences(differences: Sequence[Difference], metric: str) -> str:
     key = axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     for text in [*key.get_texts(), axes.xaxis.label, *(tick.label1 for tick in ticks)]:
         text.set_parse_math(False)
-    return _to_data_uri(figure)
-
-
-def draw_overlay(
-    image: np.ndarray,
-    label: np.ndarray,
-    prediction: np.ndarray,
-    parts: Sequence[Sequence[int]],
-    aspect: float = 1.0,
-) -> str:
-    """Draw a slice three times: plain, with its label and with the prediction.
-
-    Args:
-        image: (height, width).
-        label, prediction: (height, width), integers; 0 is background.
-        parts: the values of each label or region, in the order of ``distinct_colours``.
-        aspect: ratio of a pixel's height to its width.
-    """
-    figure = Figure(figsize=(9.5, 3.4))
-    low, high = np.percentile(image, [0.5, 99.5])
-    colours = ListedColormap(list(distinct_colours(len(parts))))
-    for axes, title, overlay in zip(
-        figure.subplots(1, 3), ("image", "label", "prediction"), (None, label, prediction), strict=True
-    ):
-        axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect)
-        if overlay is not None:
-            shown = np.ma.masked_less(index_of_part(overlay, parts), 0)
-            last = max(1, len(parts) - 1)
-            axes.imshow(shown, cmap=colours, vmin=0, vmax=last, alpha=0.55, aspect=aspect, interpolation="nearest")
-        axes.set_title(title, fontsize=10)
-        axes.axis("off")
-    figure.tight_layout()
     return _to_data_uri(figure)
 
 

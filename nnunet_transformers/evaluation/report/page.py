@@ -16,10 +16,15 @@ from ..._atomic import write_text
 from ..._paths import inside
 from ..._reading import read_json
 from ...plans.gate import check_preparation
-from .document import document, escape, key_of, scrolling
-from .figures import draw_curves, draw_overlay, most_labelled_slice
+from .cards import STYLE as CARDS
+from .cards import DrawnCase, keys, section
+from .document import document, escape, scrolling
+from .facts import facts_of, progress_of, table_of_facts, written_with
+from .figures import draw_series, index_of_part, most_labelled_slice
 from .files import images_in
-from .training_log import read_curves
+from .orientation import View
+from .palette import distinct_colours
+from .training_log import Curves, read_curves
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def write_report(
     labels: Path | None = None,
     trust: bool = False,
 ) -> Path:
-    """Write the report of a trained fold.
+    """Write the report of a fold: scores, overlays, curves and facts; before its validation the latter two.
 
     Args:
         fold_folder: nnU-Net's folder of a fold, ``.../TRAINER__PLANS__CONFIGURATION/fold_X``.
@@ -91,14 +96,14 @@ def write_report(
         num_overlays: number of cases to draw, spread from the worst to the best.
         labels: folder of the reference segmentations; by default those of the dataset, ``gt_segmentations``,
             ``labelsTr`` or ``labelsTs``.
-        trust: read the images by whatever reader the plan names.
+        trust: read the images by whatever reader, and build whatever network, the plan names.
 
     Returns:
         the written file.
 
     Raises:
-        FileNotFoundError: if the fold, its validation, an image or a label is missing; the message names the command
-            that writes it.
+        FileNotFoundError: if the fold, its log and validation, an image or a label is missing; the message names the
+            command that writes it.
         ValueError: if a file is damaged, or the plan names a reader that is not nnU-Net's.
     """
     fold_folder = Path(fold_folder).absolute()
@@ -109,50 +114,94 @@ def write_report(
     plans = PlansManager(content)
     dataset_json = _read_json(fold_folder.parent / "dataset.json", "is this the folder of a trained fold?")
     evaluated = Path(predictions) if predictions else fold_folder / "validation"
-    made_by = (
-        "nnUNetv2_evaluate_folder writes it" if predictions else "finish training, or run nnUNetv2_train ... --val"
-    )
-    summary = _read_json(evaluated / "summary.json", made_by)
-
-    names_of = {str(tuple(v) if isinstance(v, list) else v): n for n, v in dataset_json["labels"].items()}
-    keys = [key for key in summary["mean"] if key not in ("0", 0)]
-    label_names = [names_of.get(str(key), str(key)) for key in keys]
-    parts = [_values(dataset_json["labels"].get(name)) for name in label_names]
-    cases = _read_cases(summary, keys, dataset_json["file_ending"])
     curves = read_curves(fold_folder)
+    if predictions or (evaluated / "summary.json").is_file() or not curves.first:
+        title, scores, table = _scores(evaluated, plans, dataset_json, images, num_overlays, labels, bool(predictions))
+    else:
+        title, note = _so_far(fold_folder, curves)
+        scores, table = f"<p class='note'>{escape(note)}</p>", ""
+    facts = table_of_facts({"": facts_of(fold_folder, trust)})
+    body = f"""<h1>{escape(f"{plans.dataset_name}: {title}")}</h1>
+{scores}<h2>Training</h2>{_training(curves, _foreground_names(dataset_json))}
+{scrolling(facts, "Facts of the training")}{table}
+<p class="note">{escape(written_with())}</p>"""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(document(plans.dataset_name, body, CARDS), output)
+    return output
 
+
+def _scores(
+    evaluated: Path,
+    plans: PlansManager,
+    dataset_json: dict[str, Any],
+    images: Path | None,
+    num_overlays: int,
+    labels: Path | None,
+    are_given: bool,
+) -> tuple[str, str, str]:
+    """Return the title of an evaluated fold, its overlays and its table."""
+    made_by = "nnUNetv2_evaluate_folder writes it" if are_given else "finish training, or run nnUNetv2_train ... --val"
+    summary = _read_json(evaluated / "summary.json", made_by)
+    names_of = {str(tuple(v) if isinstance(v, list) else v): n for n, v in dataset_json["labels"].items()}
+    keys_of_labels = [key for key in summary["mean"] if key not in ("0", 0)]
+    label_names = [names_of.get(str(key), str(key)) for key in keys_of_labels]
+    parts = [_values(dataset_json["labels"].get(name)) for name in label_names]
+    cases = _read_cases(summary, keys_of_labels, dataset_json["file_ending"])
     reader = plans.image_reader_writer_class()
     picked = sorted({round(i) for i in np.linspace(0, len(cases) - 1, min(num_overlays, len(cases)))})
-    overlays = []
-    for case in (cases[i] for i in picked):
+    sections = []
+    for number, case in enumerate(cases[i] for i in picked):
         files = _image_files(case.name, dataset_json, plans.dataset_name, images)
         image, properties = reader.read_images(files)
+        view = View.of(properties, image[0].shape)
         segmentations = _label_file(case, plans.dataset_name, labels), evaluated / case.file
-        label, prediction = (reader.read_seg(str(path))[0][0] for path in segmentations)
-        index = most_labelled_slice(label)
-        spacing = properties["spacing"]
-        slices = image[0][index], label[index], prediction[index]
-        picture = draw_overlay(*slices, parts, aspect=spacing[1] / spacing[2])
-        caption = f"{escape(case.name)}, slice {index}, mean Dice {case.mean:.3f}"
-        overlays.append(f"<figure><img src='{picture}' alt='{caption}'><figcaption>{caption}</figcaption></figure>")
+        label, prediction = (
+            view.apply(index_of_part(reader.read_seg(str(path))[0][0], parts)) for path in segmentations
+        )
+        drawn = DrawnCase(label, [prediction], view.apply(image[0]), view)
+        dice = ", ".join(f"{name} {d:.3f}" for name, d in zip(label_names, case.dice, strict=True))
+        index = most_labelled_slice(label + 1)
+        sections.append(section(case.name, f"Dice: {dice}", drawn, index, ["prediction"], len(parts), number))
+    title = f"mean foreground Dice {summary['foreground_mean']['Dice']:.3f}"
+    overlays = f"<h2>Worst to best of {len(cases)} cases in {escape(evaluated.name)}</h2>{keys(label_names)}"
+    table = f"<h2>Dice per case and label</h2>{_table(cases, label_names)}"
+    return title, overlays + "".join(sections), table
 
-    trainer, plan_name, configuration = [*fold_folder.parent.name.split("__"), "", ""][:3]
-    foreground = summary["foreground_mean"]["Dice"]
-    seconds = f"; {np.median(curves.epoch_seconds):.0f} s per epoch" if curves.epoch_seconds else ""
-    training = (
-        f"<img src='{draw_curves(curves, label_names)}' alt='loss and Dice curves'>"
-        if curves.train_loss
-        else "<p class='note'>No training log in this folder.</p>"
+
+def _so_far(fold: Path, curves: Curves) -> tuple[str, str]:
+    """Return the title of a fold without validation, and a note on what is left to do."""
+    progress = progress_of(fold, curves)
+    if progress.is_trained:
+        return f"trained for {progress.epochs}", "Not validated yet: run nnUNetv2_train ... --val."
+    left = f"; about {progress.left} of training left" if progress.left else ""
+    return f"training, {progress.epochs} so far", f"Not validated yet{left}."
+
+
+def _training(curves: Curves, label_names: list[str]) -> str:
+    """Return the curves of a training."""
+    if not curves.train_loss:
+        return f"<p class='note'>{'No epoch has ended yet.' if curves.first else 'No training log in this folder.'}</p>"
+    epochs = range(1, len(curves.train_loss) + 1)
+    loss = {"training": (epochs, curves.train_loss), "validation": (epochs, curves.val_loss)}
+    columns = [*zip(*curves.pseudo_dice, strict=False)]
+    names = [label_names[i] if i < len(label_names) else str(i + 1) for i in range(len(columns))]
+    dice = {name: (epochs, values) for name, values in zip(names, columns, strict=True)}
+    pictures = (
+        ("loss", draw_series(loss, "loss", "epoch")),
+        (
+            "Dice on validation patches",
+            draw_series(dice, "Dice on validation patches", "epoch", (0, 1), distinct_colours(len(dice))),
+        ),
     )
-    body = f"""<h1>{escape(plans.dataset_name)}: mean foreground Dice {foreground:.3f}</h1>
-<p class="note">{escape(f"{trainer}, {plan_name}, {configuration}, {fold_folder.name}")};
-{len(cases)} cases in {escape(evaluated.name)}; {len(curves.train_loss)} epochs{seconds}</p>
-<h2>Worst to best</h2>{key_of(label_names)}{"".join(overlays)}
-<h2>Training</h2>{training}
-<h2>Dice per case and label</h2>{_table(cases, label_names)}"""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(document(plans.dataset_name, body), output)
-    return output
+    figures = "".join(
+        f"<figure><img class='plot' src='{uri}' alt='{name} by epoch'></figure>" for name, uri in pictures
+    )
+    return f"<div class='plots'>{figures}</div>"
+
+
+def _foreground_names(dataset_json: dict[str, Any]) -> list[str]:
+    """Names of the labels or regions in the order of nnU-Net's log."""
+    return [name for name, value in dataset_json["labels"].items() if name != "ignore" and value != 0]
 
 
 def _values(label: int | list[int] | None) -> list[int]:

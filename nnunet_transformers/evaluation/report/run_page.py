@@ -9,17 +9,13 @@ from pathlib import Path
 
 from ..._atomic import write_text
 from .document import document, escape
+from .facts import written_with
 from .figures import draw_series
 
 METRICS = "metrics.csv"
 # columns that say where a row belongs
 PLACE = ("epoch", "step")
 VALIDATION = "val_"
-
-STYLE = """
-body { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22em), 1fr)); }
-h1, p { grid-column: 1 / -1; }
-"""
 
 Series = dict[str, tuple[list[float], list[float]]]
 
@@ -78,12 +74,17 @@ def write_run_report(folder: Path, output: Path | None = None) -> Path:
     figures = ""
     for name in first:
         picture = draw_series(groups[name], name)
-        figures += f"<figure><img src='{picture}' alt='{escape(f'{name}, {_ends(groups[name])}')}'></figure>"
+        figures += (
+            f"<figure><img class='plot' src='{picture}' alt='{escape(f'{name}, {_ends(groups[name])}')}'></figure>"
+        )
     steps = int(max(s[-1] for s, _ in series.values()))
-    body = f"<h1>{escape(folder.resolve().name)}</h1><p class='note'>{steps} steps</p>{figures}"
+    body = (
+        f"<h1>{escape(folder.resolve().name)}</h1><p class='note'>{steps} steps</p><div class='plots'>{figures}</div>"
+    )
+    body += f"<p class='note'>{escape(written_with())}</p>"
     output = output or folder / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(document(folder.resolve().name, body, STYLE), output)
+    write_text(document(folder.resolve().name, body), output)
     return output
 
 

@@ -6,26 +6,42 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+# how the lines begin with which our trainers state them
+VERSIONS, MEMORY = "Versions: ", "Peak GPU memory: "
 _NUMBER = r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|nan|inf)"
+_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d")
 
 
 @dataclass
 class Curves:
-    """Values per completed epoch; all lists have the same length."""
+    """Values per completed epoch; their lists have the same length.
+
+    Attributes:
+        train_loss, val_loss, pseudo_dice, epoch_seconds: of each epoch; Dice per label.
+        first, last: date and time of the first and last line, as logged; empty if there is none.
+        versions, memory: what our trainers log of the libraries and of the GPU's memory; empty for other trainers.
+    """
 
     train_loss: list[float] = field(default_factory=list)
     val_loss: list[float] = field(default_factory=list)
     pseudo_dice: list[list[float]] = field(default_factory=list)
     epoch_seconds: list[float] = field(default_factory=list)
+    first: str = ""
+    last: str = ""
+    versions: str = ""
+    memory: str = ""
 
 
 def read_curves(fold_folder: Path) -> Curves:
     """Read the curves of a fold; a resumed training has several logs, of which later ones take precedence."""
+    curves = Curves()
     epochs: dict[int, dict] = {}
     for log in sorted(fold_folder.glob("training_log_*.txt"), key=lambda path: path.stat().st_mtime):
         epoch = -1
         for line in log.read_text(errors="replace").splitlines():
-            _, _, message = line.partition(": ")
+            time, _, message = line.partition(": ")
+            if match := _TIME.match(time):
+                curves.first, curves.last = curves.first or match[0], match[0]
             if match := re.fullmatch(r"Epoch (\d+)\s*", message):
                 epoch = int(match[1])
                 epochs[epoch] = {}
@@ -34,7 +50,10 @@ def read_curves(fold_folder: Path) -> Curves:
             elif message.startswith("Pseudo dice"):
                 text = message.replace("np.float32", "").replace("np.float64", "")
                 epochs.get(epoch, {})["dice"] = [float(v) for v in re.findall(_NUMBER, text)]
-    curves = Curves()
+            elif message.startswith(VERSIONS):
+                curves.versions = message.removeprefix(VERSIONS).strip()
+            elif message.startswith(MEMORY):
+                curves.memory = message.removeprefix(MEMORY).strip()
     for _, values in sorted(epochs.items()):
         if {"train_loss", "val_loss", "dice", "Epoch time:"} <= values.keys():
             curves.train_loss.append(values["train_loss"])
