@@ -315,7 +315,8 @@ class TransformerPlanner(ExperimentPlanner):
             cache: peak bytes of traced networks.
 
         Returns:
-            token plan, network arguments that make it fit, batch size, and the bytes of a training step.
+            token plan, network arguments that make it fit, batch size, and the bytes of a training step, 0 for a patch
+            that was not traced.
 
         Raises:
             RuntimeError: if not even a patch of ``SMALLEST_PATCH`` fits.
@@ -343,7 +344,7 @@ class TransformerPlanner(ExperimentPlanner):
             planned = plan(target)
             most = (plan(target, max_stages=count).patch_size for count in range(1, planned.num_stages + 1))
             if all(self._covers_too_little(patch_size, image_voxels) for patch_size in most):
-                return planned, options, batch_size
+                return planned, options, batch_size, 0
 
         smallest = min(prod(target), SMALLEST_PATCH[len(target)])
         max_stages: int | None = None
