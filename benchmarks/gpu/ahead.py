@@ -18,8 +18,10 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import SimpleNamespace
@@ -219,13 +221,13 @@ def usage(cubin: bytes, shared: int) -> Usage:
     return Usage(registers, max(stack, local), shared)
 
 
-def row(network: str, capability: int, graph: GraphModule, inputs: list[Tensor], every: bool) -> dict[str, Any]:
+def row(network: str, patch_size: tuple[int, ...], capability: int, every: bool) -> dict[str, Any]:
     """Compile a step's kernels for an architecture; figures of all of them."""
     start = time.perf_counter()
     failed: dict[str, str] = {}
     used: dict[str, list[Usage]] = {}
     with pretended_device(capability):
-        sources = written_kernels(graph, inputs)
+        sources = written_kernels(*traced_step(network, patch_size))
         for name, source in sources.items():
             try:
                 used[name] = compiled_kernel(name, source, every)
@@ -235,7 +237,7 @@ def row(network: str, capability: int, graph: GraphModule, inputs: list[Tensor],
     best = {name: min(usages, key=lambda u: (u.local, u.registers)) for name, usages in used.items() if usages}
     return {
         "network": network,
-        "patch_size": list(inputs[-1].shape[2:]),
+        "patch_size": list(patch_size),
         "capability": capability,
         "kernels": len(sources),
         "configurations": sum(map(len, used.values())),
@@ -289,9 +291,10 @@ def main() -> None:
         patch_size = PATCH.get(network, (128, 128, 128))
         if options.patch is not None:
             patch_size = (options.patch,) * len(patch_size)
-        graph, inputs = traced_step(network, patch_size)
         for capability in options.architectures:
-            found = row(network, capability, graph, inputs, options.every)
+            # in a process of its own, as inductor keeps the first device's properties
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                found = process.submit(row, network, patch_size, capability, options.every).result()
             print(json.dumps({k: v for k, v in found.items() if k not in ("largest", "versions")}), flush=True)
             rows = json.loads(options.output.read_text()) if options.output.exists() else []
             rows = [r for r in rows if (r["network"], r["capability"]) != (network, capability)]
