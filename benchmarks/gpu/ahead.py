@@ -38,6 +38,7 @@ from torch._inductor.codecache import PyCodeCache
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.runtime import triton_helpers, triton_heuristics
+from torch._inductor.runtime.hints import DeviceProperties
 from torch.fx import CodeGen, GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from triton.backends.compiler import GPUTarget
@@ -100,6 +101,15 @@ def traced_step(network: str, patch_size: tuple[int, ...]) -> tuple[GraphModule,
         inputs = [*leaves, torch.randn(2, 1, *patch_size, device="cuda")]
         trace = make_fx(step, decomposition_table=select_decomp_table(), _allow_non_fake_inputs=True)
         graph = trace(*inputs)
+    # the windows' indices and masks: inductor would read the values of small ones
+    last = [node for node in graph.graph.nodes if node.op == "placeholder"][-1]
+    for node in [node for node in graph.graph.nodes if node.op == "get_attr"]:
+        with graph.graph.inserting_after(last):
+            last = graph.graph.placeholder(node.name)
+        inputs.append(getattr(graph, str(node.target)))
+        last.meta = {**node.meta, "val": inputs[-1]}
+        node.replace_all_uses_with(last)
+        graph.graph.erase_node(node)
     graph.graph.set_codegen(CodeGen())
     output = graph.graph.output_node()
     output.args = (tuple(output.args[0]),)  # type: ignore[arg-type]
@@ -157,6 +167,8 @@ def pretended_device(capability: int) -> Iterator[None]:
         stack.enter_context(patch.object(interface, "is_available", lambda *_: True))
         stack.enter_context(patch.object(interface, "get_compute_capability", lambda *_: capability))
         stack.enter_context(patch.dict(device_interface.caching_worker_device_properties, {"cuda": [properties]}))
+        DeviceProperties.create.cache_clear()
+        stack.callback(DeviceProperties.create.cache_clear)
         # each kernel's module sets the driver of a GPU
         stack.enter_context(patch.object(triton_helpers, "set_driver_to_gpu", lambda: None))
         stack.enter_context(patch.object(triton.runtime.driver, "_active", driver))
@@ -171,7 +183,8 @@ def written_kernels(graph: GraphModule, inputs: list[Tensor]) -> dict[str, str]:
         sources[name] = source
         return SimpleNamespace(run=None)
 
-    settings = {"fx_graph_cache": False, "compile_threads": 1, "triton.cudagraphs": False}
+    # random numbers by PyTorch's kernel, as inductor's needs a seed from the device
+    settings = {"fx_graph_cache": False, "compile_threads": 1, "triton.cudagraphs": False, "fallback_random": True}
     with config.patch(settings), patch.object(AsyncCompile, "triton", keep):
         compile_fx_inner(graph, inputs)
     return sources
