@@ -15,6 +15,8 @@ Slicer = tuple[slice | int, ...]
 
 # of the sums of a stage with several rows of tiles, as slices of a volume are; one row is always in memory
 STAGE_BYTES = 2**28
+# of finished logits that are handed on at a time, at least one plane; export copies them
+FINISHED_BYTES = 2**25
 
 
 class Accumulator:

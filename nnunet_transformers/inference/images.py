@@ -14,6 +14,7 @@ from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..cpu import release_freed_memory
 from ..export import ImageExport
 from .uncertainty import UncertaintyMaps
 
@@ -49,6 +50,8 @@ def preprocess(
         if stage is not None:
             data = stack_stage(predictor, data, labels)
         data = torch.from_numpy(data).to(torch.float32, memory_format=torch.contiguous_format)
+        if predictor.device.type == "cpu":
+            release_freed_memory()
         return {"data": data, "data_properties": properties, "ofile": None if outputs is None else outputs[number]}
 
     if predictor.device.type == "cpu" or count == 1:  # another image at a time would only need memory

@@ -21,7 +21,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.helpers import empty_cache
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from tqdm import tqdm
@@ -34,10 +34,11 @@ from ..plans.gate import check_plan
 from ..weights.file import check_file
 from ..weights.limits import check_finite
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint, reading_plain_types
-from .accumulator import Accumulator, Slicer, pad, planes_of, stages
+from .accumulator import FINISHED_BYTES, Accumulator, Slicer, pad, planes_of, stages
 from .batch_size import bytes_of_pass, cpu_batch_size, fitting_batch_size, free_bytes
 from .cases import check_present, list_cases
 from .images import Item, predict_images, preprocess
+from .preprocessing import for_prediction
 from .uncertainty import StatesUncertainty
 from .whole_files import WholeFilePlans, record, whole_json_files
 
@@ -62,6 +63,7 @@ class BatchedPredictor(StatesUncertainty, nnUNetPredictor):
 
     network: nn.Module
     plans_manager: PlansManager
+    configuration_manager: ConfigurationManager
 
     def __init__(
         self, batch_size: int | None = None, use_compile: bool = False, trust: bool = False, **arguments: Any
@@ -110,6 +112,7 @@ class BatchedPredictor(StatesUncertainty, nnUNetPredictor):
                 read_checkpoint(path, self.trust)
             raise
         self.plans_manager = WholeFilePlans(self.plans_manager.plans)
+        self.configuration_manager = for_prediction(self.configuration_manager)
         for path, weights in zip(files, self.list_of_parameters, strict=True):
             check_finite(weights, path)
         self._prepare()
@@ -117,6 +120,7 @@ class BatchedPredictor(StatesUncertainty, nnUNetPredictor):
     def manual_initialization(self, *args: Any, **kwargs: Any) -> None:
         """Set up the predictor as nnU-Net does, and prepare the network."""
         super().manual_initialization(*args, **kwargs)
+        self.configuration_manager = for_prediction(self.configuration_manager)
         self._prepare()
 
     def _folds(self, folder: str, use_folds: Sequence[int | str] | str | None, checkpoint_name: str) -> Sequence:
@@ -284,7 +288,8 @@ class BatchedPredictor(StatesUncertainty, nnUNetPredictor):
         """Sum up tiles, stage by stage and in each fold by fold; ``inside`` is the part that is no padding."""
         folds = self.list_of_parameters or [None]
         heads, plane = self.label_manager.num_segmentation_heads, data.shape[2:]
-        grouped = stages(slicers, 2 * heads * len(folds) * prod(plane))
+        plane_bytes = 2 * heads * len(folds) * prod(plane)
+        grouped, at_a_time = stages(slicers, plane_bytes), max(1, FINISHED_BYTES // plane_bytes)
         kept = max(planes_of(stage[-1])[1] - planes_of(stage[0])[0] for stage in grouped)
         sums = Accumulator(len(folds), heads, kept, plane, device)
         patch_size = tuple(self.configuration_manager.patch_size)
@@ -304,12 +309,14 @@ class BatchedPredictor(StatesUncertainty, nnUNetPredictor):
                         sums.add(fold, slicer, logits.mul_(gaussian) if self.use_gaussian else logits, gaussian)
                         bar.update()
                 until = planes_of(grouped[number + 1][0])[0] if number + 1 < len(grouped) else data.shape[1]
-                first, last = max(begun, inside[0].start), min(until, inside[0].stop)
-                finished = sums.finish(until)
-                if first < last:
-                    cut = (slice(None), slice(first - begun, last - begun), *inside[1:])
-                    take(first - inside[0].start, [logits[cut] for logits in finished])
-                begun = until
+                while begun < until:
+                    end = min(begun + at_a_time, until)
+                    first, last = max(begun, inside[0].start), min(end, inside[0].stop)
+                    finished = sums.finish(end)
+                    if first < last:
+                        cut = (slice(None), slice(first - begun, last - begun), *inside[1:])
+                        take(first - inside[0].start, [logits[cut] for logits in finished])
+                    begun = end
 
     def _load(self, weights: Mapping[str, Tensor] | None) -> None:
         if weights is not None:

@@ -13,7 +13,9 @@ import torch
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 
 from ..export.resampling import is_separable
-from ..inference.accumulator import STAGE_BYTES
+from ..inference.accumulator import FINISHED_BYTES, STAGE_BYTES
+from ..inference.image_resampling import coefficient_bytes
+from ..inference.preprocessing import PredictionConfiguration
 from ..plans.planned import channel_names
 from .load import LoadedModel
 
@@ -24,9 +26,11 @@ except ImportError:  # Windows
 
 # memory of Python, torch and nnU-Net before a model is loaded, if the system does not report it
 BASE_BYTES = 0.6e9
-# bytes per voxel while a channel is resampled: in float64 the channel, its padded copy and its spline coefficients; the
-# masks of what is not zero
+# bytes per voxel while nnU-Net resamples a channel: in float64 the channel, a padded copy and its spline coefficients,
+# and the masks of what is not zero
 RESAMPLING = 3 * 8 + 3
+# bytes per voxel while a channel is normalised: the masks, and copies for its mean and deviation
+NORMALISING = 9
 # more than any network here or of nnU-Net's takes for its passes: in all, and per voxel of a large patch
 AMPLE, AMPLE_PER_VOXEL = 2**31, 2**14
 
@@ -76,16 +80,23 @@ def needed_bytes(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[fl
     voxels, resampled = int(np.prod(shape)), int(np.prod(_padded(loaded, shape, spacing)))
     image = 4 * channels * voxels
     folds = len(predictor.list_of_parameters)
-    # the image as read, cropped and normalised; the result of a channel in float64, and that of all
-    preprocessing = 3 * image + RESAMPLING * voxels + (8 + 4 * channels) * resampled
+    if loaded.previous is None and type(predictor.configuration_manager) is PredictionConfiguration:
+        # the channels as read, of up to 4 bytes, the last one twice, and in float32
+        reading = 2 * image + 4 * voxels
+        resampling = image + coefficient_bytes(shape) + 4 * channels * resampled
+        preprocessing = max(reading, image + NORMALISING * voxels, resampling)
+    else:
+        # the image as read, cropped and normalised; the result of a channel in float64, and that of all
+        preprocessing = 3 * image + RESAMPLING * voxels + (8 + 4 * channels) * resampled
     data = resampled * 2 * 4 * loaded.input_shape[0]
     if is_separable(predictor.configuration_manager.resampling_fn_probabilities):
-        # sums and finished logits of as many planes as a patch has, in float16, and the mean of the folds; the label
+        # sums of as many planes as a patch has, in float16; finished logits, with those that export keeps; the label
         # map, and its copies when it is written
         size, patch = _padded(loaded, shape, spacing), predictor.configuration_manager.patch_size
         row = 2 * heads * int(np.prod(size[1:]))
         kept = min(row * size[0], row * patch[0] if len(patch) == 3 else max(row, STAGE_BYTES // folds))
-        window, export = data + kept * (2 * folds + 1) + 2 * voxels, 3 * voxels
+        finished = min(kept, max(row, FINISHED_BYTES))
+        window, export = data + kept * folds + finished * (folds + 2) + 2 * voxels, 3 * voxels
     else:
         # the logits are float16; the sum over folds is a second array of them
         window = data + resampled * (2 * heads * (min(2, folds) + 1) + 2)

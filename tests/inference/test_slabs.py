@@ -90,6 +90,20 @@ def test_memory_does_not_grow_with_the_image(monkeypatch):
     assert longest == [4, 4]
 
 
+def test_finished_planes_are_handed_on_in_pieces(monkeypatch):
+    """Of a limited size, since export copies them, with the same logits; padding is left out."""
+    predictor = make(BatchedPredictor, SmallNetwork(3), (4, 6, 6), batch_size=1, folds=2)
+    for size in ((11, 6, 6), (3, 6, 6)):
+        data = torch.randn(1, *size)
+        expected, _ = in_slabs(predictor, data)
+        # two planes of 3 classes, 2 folds and 36 voxels in float16
+        monkeypatch.setattr("nnunet_transformers.inference.predictor.FINISHED_BYTES", 2 * 3 * 2 * 36 * 2 + 1)
+        found, starts = in_slabs(predictor, data)
+        monkeypatch.undo()
+        assert torch.equal(found, expected)
+        assert max(b - a for a, b in zip(starts, [*starts[1:], size[0]], strict=True)) == 2
+
+
 def test_a_device_that_is_too_small_begins_again():
     """As nnU-Net, with the sums in main memory; what was handed on before is replaced."""
     network, data = SmallNetwork(3), torch.randn(1, 9, 8, 6)
