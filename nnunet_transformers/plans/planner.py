@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -19,7 +18,7 @@ from .._meta import without_data
 from .._reading import read_json
 from ..architectures import create_network, get_network
 from ..discovery import plans_name
-from .memory import CUDA_OVERHEAD, training_peak_bytes
+from .memory import CUDA_OVERHEAD, batch_bytes, training_peak_bytes
 from .planned import channel_names, check_labels
 from .stored_data import find_conflict, is_of_other_images
 from .tiling import TokenPlan, TokenRules, choose_patch_embed_stride, plan_tokens, shrink
@@ -41,14 +40,16 @@ class TransformerPlanner(ExperimentPlanner):
     nnU-Net first plans its CNN, whose patch size is the target: ``plan_tokens`` picks the nearest patch whose token
     grids the windows tile. Where a step with two samples exceeds the memory target, activation checkpointing is
     switched on; where it still does, the network gets fewer stages if its weights take more than half of the target,
-    and else the patch shrinks, as in nnU-Net. The remaining memory goes into a larger batch, within nnU-Net's limit of
-    5 % of the dataset.
+    and else the patch shrinks, as in nnU-Net. The remaining memory goes into a larger batch, up to the voxels of
+    nnU-Net's and its limit of 5 % of the dataset.
 
     Attributes:
         network_name: the registered network, set by a subclass.
         network_overrides: network arguments that are the same for every dataset. If ``activation_checkpointing`` is
             among them, the planner does not change it.
         token_rules: the network's requirements on its token grids.
+        max_batch_ratio: most voxels of a batch, relative to that of nnU-Net's plan for its CNN, rounded up to whole
+            samples; infinity for as many as fit the memory.
 
     Raises:
         ValueError: if ``network_overrides`` has arguments that the network does not take, the labels of the dataset are
@@ -58,6 +59,7 @@ class TransformerPlanner(ExperimentPlanner):
     network_name: str
     network_overrides: ClassVar[dict[str, Any]] = {}
     token_rules: ClassVar[TokenRules] = TokenRules()
+    max_batch_ratio: ClassVar[float] = 1.0
 
     def __init__(
         self,
@@ -146,8 +148,9 @@ class TransformerPlanner(ExperimentPlanner):
         spacing = tuple(float(s) for s in spacing)
         # nnU-Net searches the spacing of 3d_lowres by planning one after another until the patch covers enough
         is_search = data_identifier == self.generate_data_identifier("3d_lowres")
+        batch_voxels = self.max_batch_ratio * plan["batch_size"] * prod(map(int, plan["patch_size"]))
         tokens, options, batch_size = self._plan_to_fit(
-            plan["patch_size"], spacing, median_shape, approximate_n_voxels_dataset, is_search, _cache
+            plan["patch_size"], spacing, median_shape, approximate_n_voxels_dataset, batch_voxels, is_search, _cache
         )
         plan["patch_size"] = tokens.patch_size
         plan["batch_size"] = batch_size
@@ -274,6 +277,7 @@ class TransformerPlanner(ExperimentPlanner):
         spacing: tuple[float, ...],
         median_shape: Sequence[int],
         dataset_voxels: float,
+        batch_voxels: float,
         is_search: bool,
         cache: dict[Any, Any],
     ) -> tuple[TokenPlan, dict[str, bool], int]:
@@ -284,6 +288,7 @@ class TransformerPlanner(ExperimentPlanner):
             spacing: mm per voxel.
             median_shape: of the images, in voxels.
             dataset_voxels: voxels of all images.
+            batch_voxels: most voxels of a batch, but for the smallest.
             is_search: nnU-Net searches a spacing and drops a patch that covers too little of an image, so the batch
                 size of such a patch is not computed.
             cache: peak bytes of traced networks.
@@ -327,7 +332,16 @@ class TransformerPlanner(ExperimentPlanner):
             if static + peak <= budget:
                 if is_search and self._covers_too_little(tokens.patch_size, image_voxels):
                     return tokens, options, batch_size
-                return tokens, options, self._fitting_batch(partial(peak_bytes, tokens), tokens, dataset_voxels)
+                covers = round(dataset_voxels * self.max_dataset_covered / prod(tokens.patch_size))
+                limit = ceil(min(covers, batch_voxels / prod(tokens.patch_size)))
+                fitting = self._fitting_batch(partial(peak_bytes, tokens), limit)
+                needed = sum(peak_bytes(tokens, fitting))
+                if limit < covers and fitting >= limit and needed < budget / 2:
+                    print(
+                        f"patch {tokens.patch_size}: a batch of {fitting} has the voxels of nnU-Net's and takes "
+                        f"{needed / 1e9:.1f} of {self.UNet_vram_target_GB} GB; batch_size can be raised in the plan"
+                    )
+                return tokens, options, fitting
             if can_checkpoint and not options and "activation_checkpointing" not in self.network_overrides:
                 options["activation_checkpointing"] = True
                 continue
@@ -354,11 +368,11 @@ class TransformerPlanner(ExperimentPlanner):
     def _peak_bytes(
         self, tokens: TokenPlan, options: dict[str, bool], input_channels: int, batch_size: int
     ) -> tuple[int, int]:
-        """Static and peak bytes of a training step, see ``training_peak_bytes``."""
+        """Static and peak bytes of a training step, see ``training_peak_bytes``, with the next batch beside it."""
         arguments = self._arguments(tokens, options)
         patch_size = arguments.pop("patch_size")
         num_classes = self._labels.num_segmentation_heads
-        return training_peak_bytes(
+        static, peak = training_peak_bytes(
             lambda: create_network(
                 self.network_name, input_channels, num_classes, patch_size, deep_supervision=True, **arguments
             ),
@@ -366,23 +380,20 @@ class TransformerPlanner(ExperimentPlanner):
             patch_size,
             batch_size,
         )
+        return static, peak + batch_bytes(input_channels, patch_size, batch_size)
 
-    def _fitting_batch(
-        self, peak_bytes: Callable[[int], tuple[int, int]], tokens: TokenPlan, dataset_voxels: float
-    ) -> int:
-        """Find the largest batch that fits, within nnU-Net's limit, while tracing few batch sizes.
+    def _fitting_batch(self, peak_bytes: Callable[[int], tuple[int, int]], limit: int) -> int:
+        """Find the largest batch that fits, within a limit, while tracing few batch sizes.
 
         Args:
             peak_bytes: maps a batch size to static and peak bytes, as ``_peak_bytes``; the smallest batch fits.
-            tokens: the patch.
-            dataset_voxels: voxels of all images.
+            limit: largest batch, whatever fits.
         """
         budget: float = self.UNet_vram_target_GB * 1e9
         smallest: int = self.UNet_min_batch_size
         static, peak = peak_bytes(smallest)
-        covers = round(dataset_voxels * self.max_dataset_covered / np.prod(tokens.patch_size, dtype=np.float64))
         # four times the batch that a proportional peak suggests: not all of the peak grows with the batch
-        largest = min(covers, int(4 * smallest * (budget - static) / peak))
+        largest = min(limit, int(4 * smallest * (budget - static) / peak))
         if largest <= smallest:
             return smallest
         more = peak_bytes(largest)[1]
