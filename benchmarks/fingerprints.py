@@ -8,8 +8,8 @@ backward on tensors without data while the planner traces their memory, and the 
 configuration whose architecture, batch and channels (with the cascade's) are not those of such a trace is traced again.
 Each plan starts without the shapes and windows that the process remembers from others, as a command does.
 
-``--quick`` plans more in the same time: the memory of a network is a line through one patch that was traced, nnU-Net's
-own part is planned once for all networks, and the networks run forward only. Such plans are checked and not timed.
+``--quick`` plans more in the same time: networks are assumed to need so many bytes a voxel, a number that is drawn as
+well, nnU-Net's own part is planned once for all networks, and the networks run forward only. Such plans are not timed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from functools import cache
 from io import StringIO
 from math import prod
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,10 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunet_transformers._meta import without_data
-from nnunet_transformers.architectures import get_network
+from nnunet_transformers.architectures import create_network, get_network
 from nnunet_transformers.architectures.layers import WindowPartition
 from nnunet_transformers.architectures.layers.window_choice import choose_window
+from nnunet_transformers.benchmarking.environment import processor_name
 from nnunet_transformers.discovery import PLANNERS, find
 from nnunet_transformers.plans import memory, planner, tiling
 from nnunet_transformers.plans.output_shapes import OutputShapes
@@ -204,21 +206,24 @@ def keep_traces() -> None:
 
 
 def plan_quickly() -> None:
-    """Estimate memory by a line over the voxels of a batch, and plan nnU-Net's own part once for all networks."""
-    lines: dict[Any, tuple[int, float]] = {}
-    peak_bytes, stock = TransformerPlanner._peak_bytes, ExperimentPlanner.get_plans_for_configuration
+    """Assume so many bytes a voxel, a number that is drawn, and plan nnU-Net's own part once for all networks."""
+    parameters: dict[Any, int] = {}
+    stock = ExperimentPlanner.get_plans_for_configuration
     known: dict[str, Any] = {}
 
-    def on_a_line(self: Any, tokens: Any, options: Any, channels: int, batch: int) -> tuple[int, int]:
-        key = self.network_name, len(tokens.patch_size), tokens.num_stages, tuple(options)
-        if key not in lines:
-            static, peak = peak_bytes(self, tokens, options, channels, 2)
-            # logits and what the loss makes of them grow with the labels
-            per_voxel = peak / prod(tokens.patch_size) / 2 - 24 * self._labels.num_segmentation_heads
-            lines[key] = static, max(50.0, per_voxel)
-        static, per_voxel = lines[key]
-        per_voxel += 24 * self._labels.num_segmentation_heads + 4 * channels
-        return static, int(batch * prod(tokens.patch_size) * per_voxel)
+    def assumed(self: Any, tokens: Any, options: Any, channels: int, batch: int) -> tuple[int, int]:
+        key = self.network_name, len(tokens.patch_size), tokens.num_stages
+        labels = self._labels.num_segmentation_heads
+        if key not in parameters:
+            arguments = self._arguments(tokens, options)
+            with without_data():
+                network = create_network(self.network_name, channels, labels, arguments.pop("patch_size"), **arguments)
+            parameters[key] = sum(p.numel() for p in network.parameters())
+        digits = f"{self.dataset_json['numTraining']}{labels}{channels}"
+        voxel_bytes = np.exp(np.random.default_rng(int(digits)).uniform(np.log(100), np.log(4000)))
+        # logits and what the loss makes of them grow with the labels
+        voxel_bytes = voxel_bytes * (0.3 if options else 1) + 24 * labels + 4 * channels
+        return 16 * parameters[key] + int(memory.CUDA_OVERHEAD), int(batch * prod(tokens.patch_size) * voxel_bytes)
 
     def shared(self: Any, *arguments: Any) -> dict[str, Any]:
         spacing, shape, identifier, voxels, _ = arguments
@@ -230,7 +235,7 @@ def plan_quickly() -> None:
             known[key] = stock(self, *arguments)
         return {**deepcopy(known[key]), "data_identifier": identifier}
 
-    TransformerPlanner._peak_bytes = on_a_line
+    TransformerPlanner._peak_bytes = assumed
     ExperimentPlanner.get_plans_for_configuration = shared
 
 
@@ -338,11 +343,112 @@ def read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def pending(path: Path, names: Sequence[str], seed: int, indices: range, is_quick: bool) -> Iterator[tuple[str, int]]:
+def pending(path: Path, names: Sequence[str], indices: range, options: argparse.Namespace) -> Iterator[tuple[str, int]]:
     """Planners and numbers of fingerprints that the log does not have, fingerprint by fingerprint."""
-    known = {(row["planner"], row["seed"], row["index"]) for row in read(path) if row["quick"] == is_quick}
+    alike = {"quick": options.quick, "batch_ratio": options.batch_ratio, "seed": options.seed}
+    known = {(row["planner"], row["index"]) for row in read(path) if alike.items() <= row.items()}
     for index in indices:
-        yield from ((name, index) for name in names if (name, seed, index) not in known)
+        yield from ((name, index) for name in names if (name, index) not in known)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, 95th percentile and maximum."""
+    return {"median": median(values), "p95": float(np.percentile(values, 95)), "max": max(values)}
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Count, times and batches of each planner."""
+    stock = {row["index"]: row for row in rows if row["planner"] == "nnUNetPlanner"}
+    summary: dict[str, Any] = {"processor": processor_name(), "planners": {}, "faults": [], "slowest": []}
+    for name in dict.fromkeys(row["planner"] for row in rows):
+        limited = [row for row in rows if row["planner"] == name and row.get("batch_ratio") is None]
+        exact = [row for row in limited if not row["quick"]]
+        entry: dict[str, Any] = {
+            "exact": len(exact),
+            "quick": len(limited) - len(exact),
+            "configurations": sum(len(row.get("configurations", {})) for row in limited),
+            "refused": sum("refused" in row for row in limited),
+            "faulty": sum(bool(row.get("faults")) for row in limited),
+        }
+        timed = [row for row in exact if "seconds" in row and "seconds" in stock.get(row["index"], {})]
+        if timed:
+            entry["timed"] = len(timed)
+            entry["seconds"] = spread([row["seconds"] for row in timed])
+            entry["times_stock"] = spread([row["seconds"] / stock[row["index"]]["seconds"] for row in timed])
+        for key, ratio in (("batch", None), ("batch_unlimited", float("inf"))):
+            some = [
+                row for row in rows if row["planner"] == name and not row["quick"] and row.get("batch_ratio") == ratio
+            ]
+            for kind in ("2d", "3d_fullres"):
+                found = [
+                    _voxels(row["configurations"][kind]) / _voxels(stock[row["index"]]["configurations"][kind])
+                    for row in some
+                    if kind in row.get("configurations", {})
+                    and kind in stock.get(row["index"], {}).get("configurations", {})
+                ]
+                if found and name not in STOCK:
+                    entry[f"{key}_{kind}"] = {"number": len(found), **spread(found)}
+        summary["planners"][name] = entry
+        summary["faults"] += [row for row in limited if row.get("faults")]
+        summary["slowest"] += sorted(timed, key=lambda row: -row["seconds"])[:1]
+    return summary
+
+
+def _voxels(configuration: dict[str, Any]) -> int:
+    return int(configuration["batch_size"]) * prod(configuration["patch_size"])
+
+
+def report(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the summary as JSON and as tables."""
+    summary = summarise(rows)
+    path.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
+    planned = summary["planners"]
+    lines = [
+        "# Plans of random fingerprints",
+        "",
+        "[The script](../fingerprints.py) drew the datasets: images and volumes of 4 to 1024 voxels an axis and more,",
+        "voxels up to ten times as long as wide, 1 to 6 channels, 2 to 120 labels, 5 to 2000 cases, 4 to 80 GB. Traced",
+        "plans are those of the command; quick ones assume the bytes of a voxel. Each configuration was built from its",
+        "plan and run on tensors without data: shapes of all outputs, divisors of the patch, windows that tile, memory",
+        f"within the target. {summary['processor']}, one thread, beside other work.",
+        "",
+        "| planner | traced | quick | configurations | refused | with faults |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, entry in planned.items():
+        if name not in STOCK:
+            counts = (entry[key] for key in ("exact", "quick", "configurations", "refused", "faulty"))
+            lines.append(f"| {name} | {' | '.join(map(str, counts))} |")
+    lines += [
+        "",
+        "Refused are networks whose weights do not fit the memory, and 3D networks for 2D images.",
+        "",
+        "Processor time of planning all configurations of a fingerprint (s), and its ratio to nnU-Net's on the same:",
+        "",
+        "| planner | fingerprints | median | 95 % | most | ratio: median | 95 % | most |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in planned.items():
+        if "timed" in entry:
+            values = [entry[key][part] for key in ("seconds", "times_stock") for part in ("median", "p95", "max")]
+            lines.append(f"| {name} | {entry['timed']} | {' | '.join(f'{value:.2f}' for value in values)} |")
+    lines += [
+        "",
+        "Voxels of a batch relative to nnU-Net's on the same fingerprint, as planned and without the limit:",
+        "",
+        "| planner | | fingerprints | median | 95 % | most | without the limit: fingerprints | median | 95 % | most |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in planned.items():
+        for kind in ("2d", "3d_fullres"):
+            cells = []
+            for key in (f"batch_{kind}", f"batch_unlimited_{kind}"):
+                found = entry.get(key)
+                cells += [str(found["number"])] if found else [""]
+                cells += [f"{found[part]:.2f}" if found else "" for part in ("median", "p95", "max")]
+            if any(cells):
+                lines.append(f"| {name} | {kind} | {' | '.join(cells)} |")
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:
@@ -356,25 +462,30 @@ def main() -> None:
     parser.add_argument("--unchecked", action="store_true", help="plan only, to compare plans and times")
     parser.add_argument("--batch-ratio", type=float, help="plan with another max_batch_ratio, such as inf")
     parser.add_argument("--quick", action="store_true", help="plan with rough memory, without times")
+    parser.add_argument("--report", type=Path, help="write the summary of the log to this path with .json and .md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
     if options.batch_ratio is not None:
         TransformerPlanner.max_batch_ratio = options.batch_ratio
+    path, started = options.work / "plans.jsonl", time.monotonic()
+    if options.report is not None:
+        report(read(path), options.report)
+        return
     if options.quick:
         plan_quickly()
     else:
         keep_traces()
-    path, started = options.work / "plans.jsonl", time.monotonic()
     names = list(planners())
     if options.networks is not None:
         names = [f"nnUNetPlanner{name}" for name in options.networks.split(",")]
     indices = range(options.first, options.first + options.count)
     with path.open("a") as file:
-        for name, index in pending(path, names, options.seed, indices, options.quick):
+        for name, index in pending(path, names, indices, options):
             if time.monotonic() - started > options.seconds:
                 break
             row = run(name, planners()[name], options.seed, index, not options.unchecked, options.quick)
+            row["batch_ratio"] = options.batch_ratio
             print(json.dumps(row), file=file, flush=True)
 
 
