@@ -30,6 +30,7 @@ from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
     nnUNetPlannerResEncM,
 )
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunet_transformers._meta import without_data
@@ -165,7 +167,7 @@ class Trace:
         return sum(self.peaks)
 
     @classmethod
-    def of(cls, build: Callable[[], torch.nn.Module], channels: int, patch: Sequence[int], batch: int) -> Trace:
+    def of(cls, build: Callable[[], torch.nn.Module], channels: int, size: Sequence[int], batch: int) -> Trace:
         """Trace a step as ``training_peak_bytes`` and keep what the network returns."""
         networks, shapes = [], []
 
@@ -177,7 +179,7 @@ class Trace:
             networks[0].register_forward_hook(keep)
             return networks[0]
 
-        peaks = memory.training_peak_bytes(build_watched, channels, patch, batch)
+        peaks = memory.training_peak_bytes(build_watched, channels, size, batch)
         return cls(networks[0], {}, shapes, peaks)
 
 
@@ -188,8 +190,8 @@ TRACES: dict[Any, Trace] = {}
 def keep_traces() -> None:
     """Let the planner's traces remain in ``TRACES``."""
 
-    def traced(build: Any, channels: int, patch: Sequence[int], batch: int) -> tuple[int, int]:
-        TRACES[channels, tuple(patch), batch] = trace = Trace.of(build, channels, patch, batch)
+    def traced(build: Any, channels: int, size: Sequence[int], batch: int) -> tuple[int, int]:
+        TRACES[channels, tuple(size), batch] = trace = Trace.of(build, channels, size, batch)
         return trace.peaks
 
     peak_bytes = TransformerPlanner._peak_bytes
@@ -201,8 +203,8 @@ def keep_traces() -> None:
         TRACES[key] = replace(TRACES[key], arguments=arguments)
         return found
 
-    planner.training_peak_bytes = traced
-    TransformerPlanner._peak_bytes = with_arguments
+    patch.object(planner, "training_peak_bytes", traced).start()
+    patch.object(TransformerPlanner, "_peak_bytes", with_arguments).start()
 
 
 def plan_quickly() -> None:
@@ -235,14 +237,16 @@ def plan_quickly() -> None:
             known[key] = stock(self, *arguments)
         return {**deepcopy(known[key]), "data_identifier": identifier}
 
-    TransformerPlanner._peak_bytes = assumed
-    ExperimentPlanner.get_plans_for_configuration = shared
+    patch.object(TransformerPlanner, "_peak_bytes", assumed).start()
+    patch.object(ExperimentPlanner, "get_plans_for_configuration", shared).start()
+    # which nnU-Net finds by importing all of its readers
+    patch.object(ExperimentPlanner, "determine_reader_writer", lambda _: SimpleITKIO).start()
 
 
-def run_forward(build: Callable[[], torch.nn.Module], channels: int, patch: Sequence[int]) -> Trace:
+def run_forward(build: Callable[[], torch.nn.Module], channels: int, size: Sequence[int]) -> Trace:
     """Run a network forward alone, on one sample."""
     with without_data():
-        network, image = build(), torch.empty(1, channels, *patch)
+        network, image = build(), torch.empty(1, channels, *size)
     with torch.no_grad(), memory._LiveBytes():
         outputs = network(image)
     shapes = [tuple(o.shape) for o in (outputs if isinstance(outputs, list) else [outputs])]
@@ -255,18 +259,18 @@ def check(plans: dict[str, Any], name: str, fingerprint: Fingerprint, is_quick: 
     channels = fingerprint.channels
     if name == "3d_fullres" and "3d_cascade_fullres" in plans["configurations"]:
         channels += fingerprint.labels - 1
-    patch, batch = configuration["patch_size"], configuration["batch_size"]
+    size, batch = configuration["patch_size"], configuration["batch_size"]
     arguments = configuration["architecture"]["arch_kwargs"]
-    trace = TRACES.get((channels, tuple(patch), batch))
+    trace = TRACES.get((channels, tuple(size), batch))
     path = configuration["architecture"]["network_class_name"]
 
     def build() -> torch.nn.Module:
         return get_network_from_plans(path, arguments, (), channels, fingerprint.labels, deep_supervision=True)
 
     if is_quick:
-        trace = run_forward(build, channels, patch)
+        trace = run_forward(build, channels, size)
     elif trace is None or trace.arguments != arguments:
-        trace = Trace.of(build, channels, patch, batch)
+        trace = Trace.of(build, channels, size, batch)
     network, shapes = trace.network, trace.shapes
     faults = []
     if trace.bytes > fingerprint.gigabytes * 1e9:
@@ -274,13 +278,13 @@ def check(plans: dict[str, Any], name: str, fingerprint: Fingerprint, is_quick: 
     if batch < 2:
         faults.append(f"batch of {batch}")
     strides = arguments["strides"]
-    total = [prod(stride[axis] for stride in strides) for axis in range(len(patch))]
-    if any(n % stride for n, stride in zip(patch, total, strict=True)):
-        faults.append(f"patch {patch} is no multiple of {total}")
+    total = [prod(stride[axis] for stride in strides) for axis in range(len(size))]
+    if any(n % stride for n, stride in zip(size, total, strict=True)):
+        faults.append(f"patch {size} is no multiple of {total}")
     # nnU-Net's targets of deep supervision: scales are products of the strides but for the last
-    scales = np.cumprod(strides, axis=0)[:-1].tolist() if network.deeply_supervised else [[1] * len(patch)]
+    scales = np.cumprod(strides, axis=0)[:-1].tolist() if network.deeply_supervised else [[1] * len(size)]
     samples = 1 if is_quick else batch
-    expected = [(samples, fingerprint.labels, *(n // s for n, s in zip(patch, scale, strict=True))) for scale in scales]
+    expected = [(samples, fingerprint.labels, *(n // s for n, s in zip(size, scale, strict=True))) for scale in scales]
     if shapes != expected:
         faults.append(f"outputs {shapes} in place of {expected}")
     if plans["experiment_planner_used"].startswith(("nnUNetPlannerQTUNet", "nnUNetPlannerVTUNet", "nnUNetPlannerUNet")):
