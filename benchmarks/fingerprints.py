@@ -169,7 +169,8 @@ class Trace:
     @classmethod
     def of(cls, build: Callable[[], torch.nn.Module], channels: int, size: Sequence[int], batch: int) -> Trace:
         """Trace a step as ``training_peak_bytes`` and keep what the network returns."""
-        networks, shapes = [], []
+        networks: list[torch.nn.Module] = []
+        shapes: list[tuple[int, ...]] = []
 
         def keep(_: Any, __: Any, outputs: Any) -> None:
             shapes.extend(tuple(o.shape) for o in (outputs if isinstance(outputs, list) else [outputs]))
@@ -362,6 +363,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Count, times and batches of each planner."""
+    keys = ("planner", "index", "quick", "batch_ratio")
+    rows = list({tuple(row.get(key) for key in keys): row for row in rows}.values())
     stock = {row["index"]: row for row in rows if row["planner"] == "nnUNetPlanner"}
     summary: dict[str, Any] = {"processor": processor_name(), "planners": {}, "faults": [], "slowest": []}
     for name in dict.fromkeys(row["planner"] for row in rows):
