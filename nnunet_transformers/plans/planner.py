@@ -284,13 +284,10 @@ class TransformerPlanner(ExperimentPlanner):
         """Find the largest patch that fits with the smallest batch, then the largest batch that fits with this patch.
 
         Args:
-            patch_size: target patch in voxels.
-            spacing: mm per voxel.
-            median_shape: of the images, in voxels.
-            dataset_voxels: voxels of all images.
+            patch_size, spacing: target patch in voxels, and mm per voxel.
+            median_shape, dataset_voxels: of the images, in voxels, and their voxels together.
             batch_voxels: most voxels of a batch, but for the smallest.
-            is_search: nnU-Net searches a spacing and drops a patch that covers too little of an image, so the batch
-                size of such a patch is not computed.
+            is_search: nnU-Net searches a spacing and drops a patch that covers too little: its batch is not computed.
             cache: peak bytes of traced networks.
 
         Returns:
@@ -317,12 +314,20 @@ class TransformerPlanner(ExperimentPlanner):
             peaks: tuple[int, int] = cache[key]
             return peaks
 
+        def largest_batch(tokens: TokenPlan) -> int:
+            covers = round(dataset_voxels * self.max_dataset_covered / prod(tokens.patch_size))
+            return max(batch_size, ceil(min(covers, batch_voxels / prod(tokens.patch_size))))
+
+        planned = plan(target)
         if is_search:
             # what memory allows is at most what is planned without a limit, so such a patch need not be traced
-            planned = plan(target)
             most = (plan(target, max_stages=count).patch_size for count in range(1, planned.num_stages + 1))
-            if all(self._covers_too_little(patch_size, image_voxels) for patch_size in most):
+            if all(self._covers_too_little(size, image_voxels) for size in most):
                 return planned, options, batch_size
+        is_kept = not (is_search and self._covers_too_little(planned.patch_size, image_voxels))
+        # nnU-Net's batch usually fits, as its CNN needs more, and then nothing smaller is traced
+        if is_kept and self.max_batch_ratio <= 1 and sum(peak_bytes(planned, largest_batch(planned))) <= budget:
+            return planned, options, largest_batch(planned)
 
         smallest = min(prod(target), SMALLEST_PATCH[len(target)])
         max_stages: int | None = None
@@ -332,16 +337,7 @@ class TransformerPlanner(ExperimentPlanner):
             if static + peak <= budget:
                 if is_search and self._covers_too_little(tokens.patch_size, image_voxels):
                     return tokens, options, batch_size
-                covers = round(dataset_voxels * self.max_dataset_covered / prod(tokens.patch_size))
-                limit = ceil(min(covers, batch_voxels / prod(tokens.patch_size)))
-                fitting = self._fitting_batch(partial(peak_bytes, tokens), limit)
-                needed = sum(peak_bytes(tokens, fitting))
-                if limit < covers and fitting >= limit and needed < budget / 2:
-                    print(
-                        f"patch {tokens.patch_size}: a batch of {fitting} has the voxels of nnU-Net's and takes "
-                        f"{needed / 1e9:.1f} of {self.UNet_vram_target_GB} GB; batch_size can be raised in the plan"
-                    )
-                return tokens, options, fitting
+                return tokens, options, self._fitting_batch(partial(peak_bytes, tokens), largest_batch(tokens))
             if can_checkpoint and not options and "activation_checkpointing" not in self.network_overrides:
                 options["activation_checkpointing"] = True
                 continue
@@ -383,11 +379,10 @@ class TransformerPlanner(ExperimentPlanner):
         return static, peak + batch_bytes(input_channels, patch_size, batch_size)
 
     def _fitting_batch(self, peak_bytes: Callable[[int], tuple[int, int]], limit: int) -> int:
-        """Find the largest batch that fits, within a limit, while tracing few batch sizes.
+        """Find the largest batch, up to ``limit``, that fits, while tracing few batch sizes.
 
         Args:
             peak_bytes: maps a batch size to static and peak bytes, as ``_peak_bytes``; the smallest batch fits.
-            limit: largest batch, whatever fits.
         """
         budget: float = self.UNet_vram_target_GB * 1e9
         smallest: int = self.UNet_min_batch_size
