@@ -48,8 +48,7 @@ class TransformerPlanner(ExperimentPlanner):
         network_overrides: network arguments that are the same for every dataset. If ``activation_checkpointing`` is
             among them, the planner does not change it.
         token_rules: the network's requirements on its token grids.
-        max_batch_ratio: most voxels of a batch, relative to that of nnU-Net's plan for its CNN, rounded up to whole
-            samples; infinity for as many as fit the memory.
+        max_batch_ratio: most voxels of a batch, relative to nnU-Net's, rounded up to samples; infinity for what fits.
 
     Raises:
         ValueError: if ``network_overrides`` has arguments that the network does not take, the labels of the dataset are
