@@ -3,10 +3,13 @@
     PYTHONPATH=. python benchmarks/fingerprints.py WORK --count 100                    # WORK/plans.jsonl, resumes
     PYTHONPATH=. python benchmarks/fingerprints.py WORK --report benchmarks/results/fingerprints   # .json and .md
 
-No image is needed: nnU-Net's planners read ``dataset.json`` and the fingerprint alone. A network's memory is traced
-again for each planned configuration, from the plan's file and with the channels of the cascade, independently of what
-the planner traced; the same pass gives the shapes of the outputs. Each plan starts without the shapes and windows that
-the process remembers from others, as a command does.
+No image is needed: nnU-Net's planners read ``dataset.json`` and the fingerprint alone. Networks run forward and
+backward on tensors without data while the planner traces their memory, and the shapes of their outputs are kept. A
+configuration whose architecture, batch and channels (with the cascade's) are not those of such a trace is traced again.
+Each plan starts without the shapes and windows that the process remembers from others, as a command does.
+
+``--quick`` plans more in the same time: networks are assumed to need so many bytes a voxel, a number that is drawn as
+well, nnU-Net's own part is planned once for all networks, and the networks run forward only. Such plans are not timed.
 """
 
 from __future__ import annotations
@@ -17,16 +20,17 @@ import os
 import tempfile
 import time
 import traceback
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from io import StringIO
 from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -34,15 +38,18 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
     nnUNetPlannerResEncM,
 )
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunet_transformers.architectures import get_network
+from nnunet_transformers._meta import without_data
+from nnunet_transformers.architectures import create_network, get_network
 from nnunet_transformers.architectures.layers import WindowPartition
 from nnunet_transformers.architectures.layers.window_choice import choose_window
 from nnunet_transformers.benchmarking.environment import processor_name
 from nnunet_transformers.discovery import PLANNERS, find
-from nnunet_transformers.plans import memory, tiling
+from nnunet_transformers.plans import memory, planner, tiling
 from nnunet_transformers.plans.output_shapes import OutputShapes
+from nnunet_transformers.plans.planner import TransformerPlanner
 
 STOCK = {"nnUNetPlanner": ExperimentPlanner, "nnUNetPlannerResEncM": nnUNetPlannerResEncM}
 NAME = "Dataset903_Fingerprint"
@@ -96,7 +103,7 @@ def draw(seed: int, index: int) -> Fingerprint:
     )
 
 
-def plan(planner_class: Any, fingerprint: Fingerprint) -> tuple[dict[str, Any], float]:
+def plan(planner_class: Any, fingerprint: Fingerprint, is_quick: bool = False) -> tuple[dict[str, Any], float]:
     """Plan a fingerprint; return the plan as its file has it, and the seconds of processor time."""
     with tempfile.TemporaryDirectory() as folder:
         raw, preprocessed = (Path(folder) / kind / NAME for kind in ("raw", "preprocessed"))
@@ -122,12 +129,14 @@ def plan(planner_class: Any, fingerprint: Fingerprint) -> tuple[dict[str, Any], 
         (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(stated))
         for kind in ("raw", "preprocessed"):
             os.environ[f"nnUNet_{kind}"] = str(Path(folder) / kind)
-        forget()
+        TRACES.clear()
+        if not is_quick:
+            forget()
         start = time.process_time()
-        planner = planner_class(NAME, gpu_memory_target_in_gb=fingerprint.gigabytes)
-        planner.plan_experiment()
+        planned = planner_class(NAME, gpu_memory_target_in_gb=fingerprint.gigabytes)
+        planned.plan_experiment()
         seconds = time.process_time() - start
-        return json.loads((preprocessed / f"{planner.plans_identifier}.json").read_text()), seconds
+        return json.loads((preprocessed / f"{planned.plans_identifier}.json").read_text()), seconds
 
 
 def forget() -> None:
@@ -137,61 +146,162 @@ def forget() -> None:
     memory._LiveBytes._run = OutputShapes()
 
 
-def check(plans: dict[str, Any], name: str, fingerprint: Fingerprint) -> tuple[list[str], float]:
+@dataclass(frozen=True)
+class Trace:
+    """A training step on tensors without data.
+
+    Attributes:
+        network: that was traced, without data.
+        arguments: of the network, as ``arch_kwargs``.
+        shapes: of its outputs.
+        peaks: static and other bytes.
+    """
+
+    network: torch.nn.Module
+    arguments: dict[str, Any]
+    shapes: list[tuple[int, ...]]
+    peaks: tuple[int, int]
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.peaks)
+
+    @classmethod
+    def of(cls, build: Callable[[], torch.nn.Module], channels: int, size: Sequence[int], batch: int) -> Trace:
+        """Trace a step as ``training_peak_bytes`` and keep what the network returns."""
+        networks: list[torch.nn.Module] = []
+        shapes: list[tuple[int, ...]] = []
+
+        def keep(_: Any, __: Any, outputs: Any) -> None:
+            shapes.extend(tuple(o.shape) for o in (outputs if isinstance(outputs, list) else [outputs]))
+
+        def build_watched() -> torch.nn.Module:
+            networks.append(build())
+            networks[0].register_forward_hook(keep)
+            return networks[0]
+
+        peaks = memory.training_peak_bytes(build_watched, channels, size, batch)
+        return cls(networks[0], {}, shapes, peaks)
+
+
+# of the plan in the making, by input channels, patch and batch
+TRACES: dict[Any, Trace] = {}
+
+
+def keep_traces() -> None:
+    """Let the planner's traces remain in ``TRACES``."""
+
+    def traced(build: Any, channels: int, size: Sequence[int], batch: int) -> tuple[int, int]:
+        TRACES[channels, tuple(size), batch] = trace = Trace.of(build, channels, size, batch)
+        return trace.peaks
+
+    peak_bytes = TransformerPlanner._peak_bytes
+
+    def with_arguments(self: Any, tokens: Any, options: Any, channels: int, batch: int) -> tuple[int, int]:
+        found = peak_bytes(self, tokens, options, channels, batch)
+        key = channels, tokens.patch_size, batch
+        arguments = json.loads(json.dumps(self._arguments(tokens, options)))
+        TRACES[key] = replace(TRACES[key], arguments=arguments)
+        return found
+
+    patch.object(planner, "training_peak_bytes", traced).start()
+    patch.object(TransformerPlanner, "_peak_bytes", with_arguments).start()
+
+
+def plan_quickly() -> None:
+    """Assume so many bytes a voxel, a number that is drawn, and plan nnU-Net's own part once for all networks."""
+    parameters: dict[Any, int] = {}
+    stock = ExperimentPlanner.get_plans_for_configuration
+    known: dict[str, Any] = {}
+
+    def assumed(self: Any, tokens: Any, options: Any, channels: int, batch: int) -> tuple[int, int]:
+        key = self.network_name, len(tokens.patch_size), tokens.num_stages
+        labels = self._labels.num_segmentation_heads
+        if key not in parameters:
+            arguments = self._arguments(tokens, options)
+            with without_data():
+                network = create_network(self.network_name, channels, labels, arguments.pop("patch_size"), **arguments)
+            parameters[key] = sum(p.numel() for p in network.parameters())
+        digits = f"{self.dataset_json['numTraining']}{labels}{channels}"
+        voxel_bytes = np.exp(np.random.default_rng(int(digits)).uniform(np.log(100), np.log(4000)))
+        # logits and what the loss makes of them grow with the labels
+        voxel_bytes = voxel_bytes * (0.3 if options else 1) + 24 * labels + 4 * channels
+        return 16 * parameters[key] + int(memory.CUDA_OVERHEAD), int(batch * prod(tokens.patch_size) * voxel_bytes)
+
+    def shared(self: Any, *arguments: Any) -> dict[str, Any]:
+        spacing, shape, identifier, voxels, _ = arguments
+        stated = (self.dataset_json, list(spacing), list(shape), voxels, self.UNet_vram_target_GB)
+        key = json.dumps(stated, default=float)
+        if key not in known:
+            if len(known) > 200:
+                known.clear()
+            known[key] = stock(self, *arguments)
+        return {**deepcopy(known[key]), "data_identifier": identifier}
+
+    patch.object(TransformerPlanner, "_peak_bytes", assumed).start()
+    patch.object(ExperimentPlanner, "get_plans_for_configuration", shared).start()
+    # which nnU-Net finds by importing all of its readers
+    patch.object(ExperimentPlanner, "determine_reader_writer", lambda _: SimpleITKIO).start()
+
+
+def run_forward(build: Callable[[], torch.nn.Module], channels: int, size: Sequence[int]) -> Trace:
+    """Run a network forward alone, on one sample."""
+    with without_data():
+        network, image = build(), torch.empty(1, channels, *size)
+    with torch.no_grad(), memory._LiveBytes():
+        outputs = network(image)
+    shapes = [tuple(o.shape) for o in (outputs if isinstance(outputs, list) else [outputs])]
+    return Trace(network, {}, shapes, (0, 0))
+
+
+def check(plans: dict[str, Any], name: str, fingerprint: Fingerprint, is_quick: bool) -> tuple[list[str], float]:
     """Find the faults of a configuration; return them with the gigabytes that a training step takes."""
     configuration = plans["configurations"][name]
     channels = fingerprint.channels
     if name == "3d_fullres" and "3d_cascade_fullres" in plans["configurations"]:
         channels += fingerprint.labels - 1
-    patch, batch = configuration["patch_size"], configuration["batch_size"]
+    size, batch = configuration["patch_size"], configuration["batch_size"]
     arguments = configuration["architecture"]["arch_kwargs"]
-    networks, shapes = [], []
+    trace = TRACES.get((channels, tuple(size), batch))
+    path = configuration["architecture"]["network_class_name"]
 
     def build() -> torch.nn.Module:
-        network = get_network_from_plans(
-            configuration["architecture"]["network_class_name"],
-            arguments,
-            (),
-            channels,
-            fingerprint.labels,
-            deep_supervision=True,
-        )
-        network.register_forward_hook(
-            lambda _, __, out: shapes.extend(tuple(o.shape) for o in (out if isinstance(out, list) else [out]))
-        )
-        networks.append(network)
-        return network
+        return get_network_from_plans(path, arguments, (), channels, fingerprint.labels, deep_supervision=True)
 
-    static, peak = memory.training_peak_bytes(build, channels, patch, batch)
-    network = networks[0]
+    if is_quick:
+        trace = run_forward(build, channels, size)
+    elif trace is None or trace.arguments != arguments:
+        trace = Trace.of(build, channels, size, batch)
+    network, shapes = trace.network, trace.shapes
     faults = []
-    if static + peak > fingerprint.gigabytes * 1e9 * 1.001:
-        faults.append(f"needs {(static + peak) / 1e9:.2f} GB of {fingerprint.gigabytes}")
+    if trace.bytes > fingerprint.gigabytes * 1e9:
+        faults.append(f"needs {trace.bytes / 1e9:.2f} GB of {fingerprint.gigabytes}")
     if batch < 2:
         faults.append(f"batch of {batch}")
     strides = arguments["strides"]
-    total = [prod(stride[axis] for stride in strides) for axis in range(len(patch))]
-    if any(n % stride for n, stride in zip(patch, total, strict=True)):
-        faults.append(f"patch {patch} is no multiple of {total}")
+    total = [prod(stride[axis] for stride in strides) for axis in range(len(size))]
+    if any(n % stride for n, stride in zip(size, total, strict=True)):
+        faults.append(f"patch {size} is no multiple of {total}")
     # nnU-Net's targets of deep supervision: scales are products of the strides but for the last
-    scales = np.cumprod(strides, axis=0)[:-1].tolist() if network.deeply_supervised else [[1] * len(patch)]
-    expected = [(batch, fingerprint.labels, *(n // s for n, s in zip(patch, scale, strict=True))) for scale in scales]
+    scales = np.cumprod(strides, axis=0)[:-1].tolist() if network.deeply_supervised else [[1] * len(size)]
+    samples = 1 if is_quick else batch
+    expected = [(samples, fingerprint.labels, *(n // s for n, s in zip(size, scale, strict=True))) for scale in scales]
     if shapes != expected:
         faults.append(f"outputs {shapes} in place of {expected}")
     if plans["experiment_planner_used"].startswith(("nnUNetPlannerQTUNet", "nnUNetPlannerVTUNet", "nnUNetPlannerUNet")):
         for partition in (m for m in network.modules() if isinstance(m, WindowPartition)):
             if partition.has_padding:
                 faults.append(f"windows of {partition.window_size} pad their grid")
-    return faults, (static + peak) / 1e9
+    return faults, trace.bytes / 1e9
 
 
-def run(planner: str, planner_class: Any, seed: int, index: int, is_checked: bool) -> dict[str, Any]:
+def run(name: str, planner_class: Any, seed: int, index: int, is_checked: bool, is_quick: bool) -> dict[str, Any]:
     """Plan and check a fingerprint; what is found is a row of the log."""
     fingerprint = draw(seed, index)
-    row: dict[str, Any] = {"planner": planner, "seed": seed, "index": index, **asdict(fingerprint)}
+    row: dict[str, Any] = {"planner": name, "seed": seed, "index": index, "quick": is_quick, **asdict(fingerprint)}
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            plans, row["seconds"] = plan(planner_class, fingerprint)
+            plans, row["seconds"] = plan(planner_class, fingerprint, is_quick)
     except RuntimeError as error:
         # a network whose weights do not fit, which the planner says; all else is a fault
         refused = "does not fit" in str(error)
@@ -203,20 +313,20 @@ def run(planner: str, planner_class: Any, seed: int, index: int, is_checked: boo
         return {**row, "faults": [traceback.format_exc()]}
     row["configurations"] = {}
     row["faults"] = []
-    for name, configuration in plans["configurations"].items():
+    for kind, configuration in plans["configurations"].items():
         if "patch_size" not in configuration:
             continue
         entry = {key: configuration[key] for key in ("patch_size", "batch_size", "spacing")}
         arguments = configuration["architecture"]["arch_kwargs"]
         entry |= {"strides": arguments["strides"], "windows": arguments.get("window_sizes")}
         entry["checkpointing"] = arguments.get("activation_checkpointing")
-        if is_checked and planner not in STOCK:
+        if is_checked and name not in STOCK:
             try:
-                faults, entry["gigabytes"] = check(plans, name, fingerprint)
+                faults, entry["gigabytes"] = check(plans, kind, fingerprint, is_quick)
             except Exception:
                 faults = [traceback.format_exc()]
-            row["faults"] += [f"{name}: {fault}" for fault in faults]
-        row["configurations"][name] = entry
+            row["faults"] += [f"{kind}: {fault}" for fault in faults]
+        row["configurations"][kind] = entry
     return row
 
 
@@ -238,11 +348,114 @@ def read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def pending(path: Path, names: Sequence[str], seed: int, indices: range) -> Iterator[tuple[str, int]]:
+def pending(path: Path, names: Sequence[str], indices: range, options: argparse.Namespace) -> Iterator[tuple[str, int]]:
     """Planners and numbers of fingerprints that the log does not have, fingerprint by fingerprint."""
-    known = {(row["planner"], row["seed"], row["index"]) for row in read(path)}
+    alike = {"quick": options.quick, "batch_ratio": options.batch_ratio, "seed": options.seed}
+    known = {(row["planner"], row["index"]) for row in read(path) if alike.items() <= row.items()}
     for index in indices:
-        yield from ((name, index) for name in names if (name, seed, index) not in known)
+        yield from ((name, index) for name in names if (name, index) not in known)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, 95th percentile and maximum."""
+    return {"median": median(values), "p95": float(np.percentile(values, 95)), "max": max(values)}
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Count, times and batches of each planner."""
+    keys = ("planner", "index", "quick", "batch_ratio")
+    rows = list({tuple(row.get(key) for key in keys): row for row in rows}.values())
+    stock = {row["index"]: row for row in rows if row["planner"] == "nnUNetPlanner"}
+    summary: dict[str, Any] = {"processor": processor_name(), "planners": {}, "faults": [], "slowest": []}
+    for name in dict.fromkeys(row["planner"] for row in rows):
+        limited = [row for row in rows if row["planner"] == name and row.get("batch_ratio") is None]
+        exact = [row for row in limited if not row["quick"]]
+        entry: dict[str, Any] = {
+            "exact": len(exact),
+            "quick": len(limited) - len(exact),
+            "configurations": sum(len(row.get("configurations", {})) for row in limited),
+            "refused": sum("refused" in row for row in limited),
+            "faulty": sum(bool(row.get("faults")) for row in limited),
+        }
+        timed = [row for row in exact if "seconds" in row and "seconds" in stock.get(row["index"], {})]
+        if timed:
+            entry["timed"] = len(timed)
+            entry["seconds"] = spread([row["seconds"] for row in timed])
+            entry["times_stock"] = spread([row["seconds"] / stock[row["index"]]["seconds"] for row in timed])
+        for key, ratio in (("batch", None), ("batch_unlimited", float("inf"))):
+            some = [
+                row for row in rows if row["planner"] == name and not row["quick"] and row.get("batch_ratio") == ratio
+            ]
+            for kind in ("2d", "3d_fullres"):
+                found = [
+                    _voxels(row["configurations"][kind]) / _voxels(stock[row["index"]]["configurations"][kind])
+                    for row in some
+                    if kind in row.get("configurations", {})
+                    and kind in stock.get(row["index"], {}).get("configurations", {})
+                ]
+                if found and name not in STOCK:
+                    entry[f"{key}_{kind}"] = {"number": len(found), **spread(found)}
+        summary["planners"][name] = entry
+        summary["faults"] += [row for row in limited if row.get("faults")]
+        summary["slowest"] += sorted(timed, key=lambda row: -row["seconds"])[:1]
+    return summary
+
+
+def _voxels(configuration: dict[str, Any]) -> int:
+    return int(configuration["batch_size"]) * prod(configuration["patch_size"])
+
+
+def report(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the summary as JSON and as tables."""
+    summary = summarise(rows)
+    path.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
+    planned = summary["planners"]
+    lines = [
+        "# Plans of random fingerprints",
+        "",
+        "[The script](../fingerprints.py) drew the datasets: images and volumes of 4 to 1024 voxels an axis and more,",
+        "voxels up to ten times as long as wide, 1 to 6 channels, 2 to 120 labels, 5 to 2000 cases, 4 to 80 GB. Traced",
+        "plans are those of the command; quick ones assume the bytes of a voxel. Each configuration was built from its",
+        "plan and run on tensors without data: shapes of all outputs, divisors of the patch, windows that tile, memory",
+        f"within the target. {summary['processor']}, one thread, beside other work.",
+        "",
+        "| planner | traced | quick | configurations | refused | with faults |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, entry in planned.items():
+        if name not in STOCK:
+            counts = (entry[key] for key in ("exact", "quick", "configurations", "refused", "faulty"))
+            lines.append(f"| {name} | {' | '.join(map(str, counts))} |")
+    lines += [
+        "",
+        "Refused are networks whose weights do not fit the memory, and 3D networks for 2D images.",
+        "",
+        "Processor time of planning all configurations of a fingerprint (s), and its ratio to nnU-Net's on the same:",
+        "",
+        "| planner | fingerprints | median | 95 % | most | ratio: median | 95 % | most |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in planned.items():
+        if "timed" in entry:
+            values = [entry[key][part] for key in ("seconds", "times_stock") for part in ("median", "p95", "max")]
+            lines.append(f"| {name} | {entry['timed']} | {' | '.join(f'{value:.2f}' for value in values)} |")
+    lines += [
+        "",
+        "Voxels of a batch relative to nnU-Net's on the same fingerprint, as planned and without the limit:",
+        "",
+        "| planner | | fingerprints | median | 95 % | most | without the limit: fingerprints | median | 95 % | most |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in planned.items():
+        for kind in ("2d", "3d_fullres"):
+            cells = []
+            for key in (f"batch_{kind}", f"batch_unlimited_{kind}"):
+                found = entry.get(key)
+                cells += [str(found["number"])] if found else [""]
+                cells += [f"{found[part]:.2f}" if found else "" for part in ("median", "p95", "max")]
+            if any(cells):
+                lines.append(f"| {name} | {kind} | {' | '.join(cells)} |")
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
 def main() -> None:
@@ -254,19 +467,32 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
     parser.add_argument("--unchecked", action="store_true", help="plan only, to compare plans and times")
+    parser.add_argument("--batch-ratio", type=float, help="plan with another max_batch_ratio, such as inf")
+    parser.add_argument("--quick", action="store_true", help="plan with rough memory, without times")
+    parser.add_argument("--report", type=Path, help="write the summary of the log to this path with .json and .md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
+    if options.batch_ratio is not None:
+        TransformerPlanner.max_batch_ratio = options.batch_ratio
     path, started = options.work / "plans.jsonl", time.monotonic()
+    if options.report is not None:
+        report(read(path), options.report)
+        return
+    if options.quick:
+        plan_quickly()
+    else:
+        keep_traces()
     names = list(planners())
     if options.networks is not None:
         names = [f"nnUNetPlanner{name}" for name in options.networks.split(",")]
     indices = range(options.first, options.first + options.count)
     with path.open("a") as file:
-        for name, index in pending(path, names, options.seed, indices):
+        for name, index in pending(path, names, indices, options):
             if time.monotonic() - started > options.seconds:
                 break
-            row = run(name, planners()[name], options.seed, index, not options.unchecked)
+            row = run(name, planners()[name], options.seed, index, not options.unchecked, options.quick)
+            row["batch_ratio"] = options.batch_ratio
             print(json.dumps(row), file=file, flush=True)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -125,6 +126,18 @@ def _segmentation_loss(logits: Tensor) -> Tensor:
     probabilities = logits.float().softmax(1)
     one_hot = torch.zeros_like(probabilities, dtype=torch.bool)
     return F.cross_entropy(logits.float(), target) - (probabilities * one_hot).sum()
+
+
+def batch_bytes(input_channels: int, patch_size: Sequence[int], batch_size: int) -> int:
+    """Compute the memory of a batch of nnU-Net's.
+
+    Images are float32. Labels are int16 at every scale of deep supervision, all of which have less than twice the
+    voxels of the first.
+
+    Args:
+        input_channels, patch_size, batch_size: as ``training_peak_bytes``.
+    """
+    return 4 * batch_size * prod(patch_size) * (input_channels + 1)
 
 
 def _drop_gradient(parameter: Tensor) -> None:

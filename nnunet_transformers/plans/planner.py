@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -21,7 +20,7 @@ from .._reading import read_json
 from .._text import times
 from ..architectures import create_network, get_network
 from ..discovery import plans_name
-from .memory import CUDA_OVERHEAD, training_peak_bytes
+from .memory import CUDA_OVERHEAD, batch_bytes, training_peak_bytes
 from .planned import channel_names, check_labels
 from .stored_data import find_conflict, is_of_other_images
 from .tiling import TokenPlan, TokenRules, choose_patch_embed_stride, plan_tokens, shrink
@@ -43,14 +42,15 @@ class TransformerPlanner(ExperimentPlanner):
     nnU-Net first plans its CNN, whose patch size is the target: ``plan_tokens`` picks the nearest patch whose token
     grids the windows tile. Where a step with two samples exceeds the memory target, activation checkpointing is
     switched on; where it still does, the network gets fewer stages if its weights take more than half of the target,
-    and else the patch shrinks, as in nnU-Net. The remaining memory goes into a larger batch, within nnU-Net's limit of
-    5 % of the dataset.
+    and else the patch shrinks, as in nnU-Net. The remaining memory goes into a larger batch, up to the voxels of
+    nnU-Net's and its limit of 5 % of the dataset.
 
     Attributes:
         network_name: the registered network, set by a subclass.
         network_overrides: network arguments that are the same for every dataset. If ``activation_checkpointing`` is
             among them, the planner does not change it.
         token_rules: the network's requirements on its token grids.
+        max_batch_ratio: most voxels of a batch, relative to nnU-Net's, rounded up to samples; infinity for what fits.
 
     Raises:
         ValueError: if ``network_overrides`` has arguments that the network does not take, the labels of the dataset are
@@ -60,6 +60,7 @@ class TransformerPlanner(ExperimentPlanner):
     network_name: str
     network_overrides: ClassVar[dict[str, Any]] = {}
     token_rules: ClassVar[TokenRules] = TokenRules()
+    max_batch_ratio: ClassVar[float] = 1.0
 
     def __init__(
         self,
@@ -150,8 +151,9 @@ class TransformerPlanner(ExperimentPlanner):
         spacing = tuple(float(s) for s in spacing)
         # nnU-Net searches the spacing of 3d_lowres by planning one after another until the patch covers enough
         is_search = data_identifier == self.generate_data_identifier("3d_lowres")
+        batch_voxels = self.max_batch_ratio * plan["batch_size"] * prod(map(int, plan["patch_size"]))
         tokens, options, batch_size, step_bytes = self._plan_to_fit(
-            plan["patch_size"], spacing, median_shape, approximate_n_voxels_dataset, is_search, _cache
+            plan["patch_size"], spacing, median_shape, approximate_n_voxels_dataset, batch_voxels, is_search, _cache
         )
         self._summaries[data_identifier] = self._summary(tokens, batch_size, step_bytes)
         plan["patch_size"] = tokens.patch_size
@@ -300,18 +302,17 @@ class TransformerPlanner(ExperimentPlanner):
         spacing: tuple[float, ...],
         median_shape: Sequence[int],
         dataset_voxels: float,
+        batch_voxels: float,
         is_search: bool,
         cache: dict[Any, Any],
     ) -> tuple[TokenPlan, dict[str, bool], int, int]:
         """Find the largest patch that fits with the smallest batch, then the largest batch that fits with this patch.
 
         Args:
-            patch_size: target patch in voxels.
-            spacing: mm per voxel.
-            median_shape: of the images, in voxels.
-            dataset_voxels: voxels of all images.
-            is_search: nnU-Net searches a spacing and drops a patch that covers too little of an image, so the batch
-                size of such a patch is not computed.
+            patch_size, spacing: target patch in voxels, and mm per voxel.
+            median_shape, dataset_voxels: of the images, in voxels, and their voxels together.
+            batch_voxels: most voxels of a batch, but for the smallest.
+            is_search: nnU-Net searches a spacing and drops a patch that covers too little: its batch is not computed.
             cache: peak bytes of traced networks.
 
         Returns:
@@ -339,12 +340,22 @@ class TransformerPlanner(ExperimentPlanner):
             peaks: tuple[int, int] = cache[key]
             return peaks
 
+        def largest_batch(tokens: TokenPlan) -> int:
+            covers = round(dataset_voxels * self.max_dataset_covered / prod(tokens.patch_size))
+            return max(batch_size, ceil(min(covers, batch_voxels / prod(tokens.patch_size))))
+
+        planned = plan(target)
         if is_search:
             # what memory allows is at most what is planned without a limit, so such a patch need not be traced
-            planned = plan(target)
             most = (plan(target, max_stages=count).patch_size for count in range(1, planned.num_stages + 1))
-            if all(self._covers_too_little(patch_size, image_voxels) for patch_size in most):
+            if all(self._covers_too_little(size, image_voxels) for size in most):
                 return planned, options, batch_size, 0
+        is_kept = not (is_search and self._covers_too_little(planned.patch_size, image_voxels))
+        # nnU-Net's batch usually fits, as its CNN needs more, and then nothing smaller is traced
+        if is_kept and self.max_batch_ratio <= 1:
+            usual = largest_batch(planned)
+            if (step_bytes := sum(peak_bytes(planned, usual))) <= budget:
+                return planned, options, usual, step_bytes
 
         smallest = min(prod(target), SMALLEST_PATCH[len(target)])
         max_stages: int | None = None
@@ -353,7 +364,7 @@ class TransformerPlanner(ExperimentPlanner):
             static, peak = peak_bytes(tokens, batch_size)
             if static + peak <= budget:
                 if not (is_search and self._covers_too_little(tokens.patch_size, image_voxels)):
-                    batch_size = self._fitting_batch(partial(peak_bytes, tokens), tokens, dataset_voxels)
+                    batch_size = self._fitting_batch(partial(peak_bytes, tokens), largest_batch(tokens))
                 return tokens, options, batch_size, sum(peak_bytes(tokens, batch_size))
             if can_checkpoint and not options and "activation_checkpointing" not in self.network_overrides:
                 options["activation_checkpointing"] = True
@@ -381,7 +392,7 @@ class TransformerPlanner(ExperimentPlanner):
     def _peak_bytes(
         self, tokens: TokenPlan, options: dict[str, bool], input_channels: int, batch_size: int
     ) -> tuple[int, int]:
-        """Static and peak bytes of a training step, see ``training_peak_bytes``."""
+        """Static and peak bytes of a training step, see ``training_peak_bytes``, with the next batch beside it."""
         arguments = self._arguments(tokens, options)
         patch_size = arguments.pop("patch_size")
         num_classes = self._labels.num_segmentation_heads
@@ -393,24 +404,20 @@ class TransformerPlanner(ExperimentPlanner):
             self._parameters[tokens] = sum(parameter.numel() for parameter in network.parameters())
             return network
 
-        return training_peak_bytes(build, input_channels, patch_size, batch_size)
+        static, peak = training_peak_bytes(build, input_channels, patch_size, batch_size)
+        return static, peak + batch_bytes(input_channels, patch_size, batch_size)
 
-    def _fitting_batch(
-        self, peak_bytes: Callable[[int], tuple[int, int]], tokens: TokenPlan, dataset_voxels: float
-    ) -> int:
-        """Find the largest batch that fits, within nnU-Net's limit, while tracing few batch sizes.
+    def _fitting_batch(self, peak_bytes: Callable[[int], tuple[int, int]], limit: int) -> int:
+        """Find the largest batch, up to ``limit``, that fits, while tracing few batch sizes.
 
         Args:
             peak_bytes: maps a batch size to static and peak bytes, as ``_peak_bytes``; the smallest batch fits.
-            tokens: the patch.
-            dataset_voxels: voxels of all images.
         """
         budget: float = self.UNet_vram_target_GB * 1e9
         smallest: int = self.UNet_min_batch_size
         static, peak = peak_bytes(smallest)
-        covers = round(dataset_voxels * self.max_dataset_covered / np.prod(tokens.patch_size, dtype=np.float64))
         # four times the batch that a proportional peak suggests: not all of the peak grows with the batch
-        largest = min(covers, int(4 * smallest * (budget - static) / peak))
+        largest = min(limit, int(4 * smallest * (budget - static) / peak))
         if largest <= smallest:
             return smallest
         more = peak_bytes(largest)[1]

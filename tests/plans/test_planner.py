@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib import import_module
 from itertools import pairwise
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunet_transformers._meta import without_data
@@ -250,8 +251,8 @@ def test_large_images_get_low_resolution_and_cascade(folder):
             return super()._peak_bytes(tokens, options, input_channels, batch_size)
 
     plans = plan(folder, Planner, (0.8, 0.8, 0.8), (400, 500, 500), labels=4, plans_name="nnUNetMiT7Plans")
-    # nnU-Net tries 28 spacings for the low resolution; the batch size is searched for the last one only
-    assert len([batch_size for dimensions, batch_size in traced if dimensions == 3 and batch_size > 2]) <= 4
+    # nnU-Net tries 28 spacings for the low resolution, of which only the last is traced, and its batch fits at once
+    assert traced == [(3, 2), (3, 2), (2, 12)]
     configurations = plans["configurations"]
     assert set(configurations) == {"2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"}
     assert configurations["3d_cascade_fullres"] == {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
@@ -337,12 +338,57 @@ def test_batch_where_memory_falls_from_some_batch_on(folder):
     """A batch size between two traced ones can need more memory than a line through them predicts."""
 
     class Planner(nnUNetPlannerQTUNetT):
+        max_batch_ratio = inf
+
         def _peak_bytes(self, tokens, options, input_channels, batch_size):
             return 0, int(batch_size * 1.8e9 / (1 if batch_size < 8 else 2))
 
     assert (
         plan(folder, Planner, (1, 1, 1), (160, 160, 160), cases=1000)["configurations"]["3d_fullres"]["batch_size"] == 4
     )
+
+
+def test_batch_has_the_voxels_of_nnunets(folder, monkeypatch):
+    """Rounded up to whole samples, whatever memory is left; a planner can take more, to 5 % of the dataset."""
+
+    def batches(**attributes):
+        planner = type("Planner", (nnUNetPlannerMiT7,), attributes)
+        configurations = plan(folder, planner, (1, 1, 1), (48, 68, 68), cases=300)["configurations"]
+        return {
+            name: (configurations[name]["patch_size"], configurations[name]["batch_size"])
+            for name in ("2d", "3d_fullres")
+        }
+
+    monkeypatch.setattr(TransformerPlanner, "_peak_bytes", lambda *_: (0, 1))
+    stock_plans = {2: ((80, 80), 30), 3: ((48, 80, 80), 7)}
+
+    def stock(self, spacing, median_shape, *_):
+        patch_size, batch_size = stock_plans[len(spacing)]
+        return {"patch_size": patch_size, "batch_size": batch_size, "data_identifier": "any", "spacing": spacing}
+
+    monkeypatch.setattr(ExperimentPlanner, "get_plans_for_configuration", stock)
+    # 30 and 4.9 of the patches have as many voxels
+    assert batches() == {"2d": ([80, 80], 30), "3d_fullres": ([48, 96, 96], 5)}
+    assert batches(max_batch_ratio=0.5) == {"2d": ([80, 80], 15), "3d_fullres": ([48, 96, 96], 3)}
+    everything = 0.05 * 300 * 48 * 68 * 68
+    for patch_size, batch_size in batches(max_batch_ratio=inf).values():
+        assert batch_size == round(everything / prod(patch_size))
+
+
+def test_the_next_batch_is_counted(folder, monkeypatch):
+    """Of float32 images with the channels of the input, and labels."""
+    monkeypatch.setattr("nnunet_transformers.plans.planner.training_peak_bytes", lambda *_: (5, 7))
+    peaks = []
+
+    class Planner(nnUNetPlannerMiT7):
+        def _peak_bytes(self, *arguments):
+            peaks.append((super()._peak_bytes(*arguments), arguments))
+            return peaks[-1][0]
+
+    plan(folder, Planner, (999, 1, 1), (1, 100, 100), channels=3)
+    (static, peak), (tokens, _, channels, batch_size) = peaks[0]
+    assert (static, channels) == (5, 3)
+    assert peak == 7 + 4 * batch_size * prod(tokens.patch_size) * 4
 
 
 def test_too_little_memory_is_an_error(folder):
@@ -433,8 +479,6 @@ def test_own_data_where_spacing_is_overridden(folder):
 
 @pytest.mark.usefixtures("quick")
 def test_own_data_where_stock_planned_other_data(folder):
-    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-
     plan(folder, ExperimentPlanner, (1, 1, 1), (40, 40, 40))
     same = plan(folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40))
     assert same["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetPlans_3d_fullres"
