@@ -151,10 +151,11 @@ def create_pair(
             per axis.
 
     Raises:
-        ValueError: as ``create_network``, and if the network lacks one of the two forms.
+        ValueError: as ``create_network``, and if the network lacks one of the two forms, as do nnU-Net's own, which a
+            plan describes in one.
     """
     entry = get_network(network)
-    if entry.dimensions != (2, 3):
+    if entry.dimensions != (2, 3) or entry.network_class.stock is not None:
         raise ValueError(
             f"pretraining on images and volumes needs a network with a 2D and a 3D form; {network} has only one of them"
         )

@@ -344,6 +344,11 @@ def list_networks(ndim: int | None = None) -> list[str]:
     return sorted(name for name, entry in own.items() if ndim is None or ndim in entry.dimensions)
 
 
+def is_registered(name: str) -> bool:
+    """Tell whether ``create_network`` takes a name: one of ``list_networks()``, or of nnU-Net's own networks."""
+    return name in _networks or name in list_networks()
+
+
 def find_stock(path: str) -> str | None:
     """Registered name of one of nnU-Net's own networks by the import path of its class; None for other paths."""
     stock = {name: entry.network_class.stock for name, entry in _networks.items()}

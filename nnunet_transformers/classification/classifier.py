@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..architectures import TOKEN_PREFIX, SegmentationNetwork, create_backbone, get_network, list_networks
+from ..architectures import TOKEN_PREFIX, SegmentationNetwork, create_backbone, get_network, is_registered
 from ..weights import (
     EncoderCheckpoint,
     TimmCheckpoint,
@@ -50,7 +50,7 @@ class BackboneDescription:
         Raises:
             ValueError: if there is no such network, or it does not take these arguments.
         """
-        if self.name not in list_networks():
+        if not is_registered(self.name):
             return create_timm(self.name, self.input_channels, self.patch_size)
         return create_backbone(self.name, self.input_channels, self.patch_size, self.has_token, **self.overrides)
 
@@ -121,7 +121,7 @@ def load_pretrained(path: Path) -> EncoderCheckpoint | TimmCheckpoint:
 
 def has_own_classifier(name: str) -> bool:
     """Tell whether a name is that of a registered network with a classifier of its own, which uses a class token."""
-    return name in list_networks() and get_network(name).network_class.classifier_class is not None
+    return is_registered(name) and get_network(name).network_class.classifier_class is not None
 
 
 def pretrained_backbone(

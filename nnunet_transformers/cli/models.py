@@ -91,6 +91,7 @@ def benchmark(
     compile_networks: Annotated[bool, typer.Option("--compile", help="Compile with torch.compile.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each network, in turn.")] = 3,
     roofline: Annotated[bool, typer.Option(help="Find what bounds each network, and its largest gaps.")] = True,
+    sliding_window: Annotated[bool, typer.Option(help="Measure nnU-Net's sliding window over an image.")] = True,
     threads: Annotated[int | None, typer.Option(min=1, help="PyTorch's threads on CPU.")] = None,
     processor_time: Annotated[
         bool, typer.Option("--processor-time", help="Measure the processor's time, with --threads 1 on CPU.")
@@ -120,6 +121,7 @@ def benchmark(
         compile_networks,
         threads,
         processor_time=processor_time,
+        volume=None if sliding_window else (),
     )
     asked = [name.strip() for name in networks.split(",") if name.strip()]
     names = choose_networks(asked, len(settings.patch_size))

@@ -195,7 +195,7 @@ def _check_checkpoints(method: EncoderPretraining, index: PreparedIndex, folder:
             network = create_network(loaded.name, loaded.input_channels, 2, loaded.patch_size, **loaded.overrides)
             assert isinstance(network, SegmentationNetwork)
             report = load_encoder_weights(network, loaded)
-            for part in ("stem.", "encoder."):
+            for part in (f"{network.key_to_stem}.", f"{network.key_to_encoder}."):
                 covered = report.coverage(dict(network.named_parameters()), part)
                 assert covered == 1, f"{name} fills only {covered:.0%} of the parameters of {part}*"
             assert not report.adapted, f"{name} does not fit its own network: {report.adapted}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -73,6 +75,13 @@ def test_actions_take_turns():
     seconds = time_actions([lambda: calls.append("a"), lambda: calls.append("b")], CPU, 0)
     assert "".join(calls) == "ab" * 3
     assert len(seconds) == 2
+
+
+def test_processor_time():
+    """Waiting, as for other processes, takes none of it."""
+    settings = Settings((8, 8), processor_time=True)
+    waiting, wall = (time_actions([lambda: time.sleep(0.02)], CPU, 0, s.clock)[0] for s in (settings, Settings((8, 8))))
+    assert waiting < 0.015 < wall
 
 
 def test_environment(monkeypatch, tmp_path):

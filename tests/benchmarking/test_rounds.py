@@ -194,6 +194,7 @@ def test_command(tmp_path, monkeypatch):
         (["--networks", "unet2022_tyni"], "unknown network 'unet2022_tyni'; did you mean unet2022_tiny"),
         (["--patch-size", "2d", "--networks", "Primus-S"], "Primus-S has no 2D form"),
         (["--device", "tpu"], "--device 'tpu' is not one of cpu, cuda"),
+        (["--device", "cpu", "--processor-time"], "--processor-time needs --device cpu --threads 1"),
         (["--device", "cpu", "--precision", "float16"], "--precision float16 is for CUDA"),
         (["--device", "cpu", "--precision", "int8"], "--precision 'int8' is not one of float32, float16, bfloat16"),
     ],

@@ -8,16 +8,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from typer.testing import CliRunner
 
 from nnunet_transformers import cli
-from nnunet_transformers.architectures import create_network
+from nnunet_transformers.architectures import create_encoder, create_network
 from nnunet_transformers.plans.planned import PlannedConfiguration
 from nnunet_transformers.pretraining.data import read_index
 from nnunet_transformers.pretraining.data.cases import find_cases
 from nnunet_transformers.pretraining.data.folds import validation_cases
+from nnunet_transformers.pretraining.data.index import PreparedCase, PreparedIndex
 from nnunet_transformers.pretraining.data.prepare import prepare
+from nnunet_transformers.pretraining.encoder_checkpoint import encoder_checkpoint
 from nnunet_transformers.pretraining.from_plan import model_arguments
 from nnunet_transformers.weights import initialise, load_encoder
 from tests.conftest import write_dataset
@@ -117,9 +121,41 @@ def test_network_of_a_plan(planned):
         model_arguments(PlannedConfiguration.load("900", PLANS, "2d"), known)
     with pytest.raises(ValueError, match="has no 3d_lowres"):
         PlannedConfiguration.load("900", PLANS, "3d_lowres")
-    plan_experiments([900])
+    other = json.loads(json.dumps(planned.plans))
+    other["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "torch.nn.Conv3d"
     with pytest.raises(ValueError, match="is not of this package"):
-        model_arguments(PlannedConfiguration.load("900", "nnUNetPlans", "3d_fullres"), known)
+        model_arguments(replace(planned, plans=other), known)
+
+
+@pytest.mark.parametrize("planner,plans", [(None, "nnUNetPlans"), ("nnUNetPlannerResEncM", "nnUNetResEncUNetMPlans")])
+def test_stock_plans(planned, planner, plans, tmp_path):
+    """The encoder of a plan of nnU-Net's, and the weights that its own trainers then load with -pretrained_weights."""
+    plan_experiments([900], *[planner] if planner else [])
+    planned = PlannedConfiguration.load("900", plans, "3d_fullres")
+    arguments = model_arguments(planned, ("network", "network_overrides", "patch_size", "input_channels"))
+    stock = planned.build_network(deep_supervision=True)
+    assert arguments["network"] == type(stock).__name__
+    encoder = create_encoder(
+        arguments["network"], arguments["input_channels"], arguments["patch_size"], **arguments["network_overrides"]
+    )
+    index = PreparedIndex(
+        (PreparedCase("a", (1, 20, 20, 24)),), (), ("image",), (3.0, 1.0, 1.0), ("ZScoreNormalization",)
+    )
+    encoder_checkpoint(encoder, "MAE", arguments, index, {}).save(tmp_path / "encoder.pth")
+    result = invoke("attach", tmp_path / "encoder.pth", "-d", 900, "-p", plans, "-o", f"{plans}_mae")
+    assert result.exit_code == 0, result.output
+    assert "adapted: 0 tensors" in result.output and "unused: 0 tensors" in result.output
+    assert "encoder." not in result.output.partition("fresh")[2]
+    assert "2d is left unchanged: the weights are of a 3D network, this one is 2D" in result.output
+    result = invoke(
+        "export-full", tmp_path / "encoder.pth", "-d", 900, "-p", plans, "-c", "3d_fullres", "-o", tmp_path / "full.pth"
+    )
+    assert result.exit_code == 0, result.output
+    load_pretrained_weights(stock, tmp_path / "full.pth")
+    weights = encoder.state_dict()
+    for name, value in stock.state_dict().items():
+        if name.startswith("encoder."):
+            assert torch.equal(value, weights[name]), name
 
 
 def test_folds(nnunet_folders):

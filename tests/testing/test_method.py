@@ -18,6 +18,7 @@ from nnunet_transformers.pretraining.methods.qt_ssl import QTSSL
 from nnunet_transformers.pretraining.methods.unimiss import UniMiSS
 from nnunet_transformers.pretraining.methods.volume_fusion import VolumeFusion
 from nnunet_transformers.testing.method import check_method, synthetic_index
+from tests.architectures.test_stock_unet import architecture
 
 SIZE = (16, 16, 16)
 NETWORK = {
@@ -58,8 +59,17 @@ def test_alice():
 
 @pytest.mark.parametrize(
     "arguments",
-    [NETWORK, {"network": "resnet18_unet", "patch_size": (64, 64), "optimizer": "sgd"}],
-    ids=["mask tokens", "sparse"],
+    [
+        NETWORK,
+        {"network": "resnet18_unet", "patch_size": (64, 64), "optimizer": "sgd"},
+        {
+            "network": "ResidualEncoderUNet",
+            "patch_size": SIZE,
+            "network_overrides": {"architecture": architecture("ResidualEncoderUNet")},
+            "mask_size": 4,
+        },
+    ],
+    ids=["mask tokens", "sparse", "sparse, of nnU-Net"],
 )
 def test_mae(arguments):
     size = arguments["patch_size"]
