@@ -170,7 +170,7 @@ class StoredData:
         Raises:
             FileNotFoundError: if the folder is missing or empty.
         """
-        if not self.path.is_dir() or not self.cases:
+        if not self.path.is_dir() or not any(self.path.iterdir()):
             raise FileNotFoundError(f"{self.path} holds no preprocessed data. Run {self._preprocess}")
 
     def check_plans(self) -> None:
