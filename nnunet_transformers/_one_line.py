@@ -64,7 +64,9 @@ def told(error: BaseException, trace: TracebackType | None) -> str | None:
             "-p PLANS -o NAME` writes a plan that starts from what fits"
         )
     if "must inherit from 'nnUNetTrainer'" in text:
-        return "-tr takes a trainer, and this is a planner; `nnunet-transformers doctor` counts both"
+        return "-tr takes a trainer, and this is a planner: its name begins with nnUNetTrainer"
+    if "unexpected keyword argument 'preprocessor_name'" in text:
+        return "-pl takes a planner, and this is a trainer: its name begins with nnUNetPlanner"
     return _missing(error, text)
 
 

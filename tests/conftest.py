@@ -31,6 +31,7 @@ LIGHT = {
     "evaluation",
     "inference",
     "plans",
+    "mistakes",
     "pretraining",
     "sharing",
     "trainers",

@@ -31,7 +31,7 @@ from . import (
     probe,
     weights,
 )
-from ._mistakes import PROGRAM, Commands, Interrupted, UsageError, usage_line
+from ._mistakes import PROGRAM, Commands, Interrupted, UsageError, system_line, usage_line
 from ._options import missing_extra
 from ._output import echo
 
@@ -106,7 +106,7 @@ def main() -> None:
     except Interrupted as error:
         _end(f"interrupted{f'; {error}' if str(error) else ''}", INTERRUPTED)
     except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
-        _end(missing_extra(error) or str(error) or type(error).__name__, 1)
+        _end(missing_extra(error) or system_line(error) or str(error) or type(error).__name__, 1)
     except Exception as error:
         traceback.print_exception(error)
         _end(BUG, SOFTWARE_ERROR)

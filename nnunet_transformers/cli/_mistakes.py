@@ -51,6 +51,13 @@ def usage_line(error: Any) -> str:
     return f"{_what(error, path)}; see `{path} --help`"
 
 
+def system_line(error: BaseException) -> str | None:
+    """Return one line for what the system says of a file, such as that it is not there; None for other errors."""
+    if not isinstance(error, OSError) or error.strerror is None or error.filename is None:
+        return None
+    return f"{error.strerror[:1].lower()}{error.strerror[1:]}: {error.filename}"
+
+
 def _what(error: Any, path: str) -> str:
     text = " ".join(error.format_message().split()).rstrip(".")
     command = error.ctx.command if error.ctx is not None else None

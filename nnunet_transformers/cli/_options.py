@@ -91,6 +91,13 @@ class PlanReference:
         return PlannedConfiguration.load(self.dataset, self.plans, self.configuration)
 
 
+def check_device(name: str) -> None:
+    """Raise ValueError for a device that this machine does not have, before anything is read or written."""
+    from ..sharing.predict import find_device
+
+    find_device(name)
+
+
 def parse_patch_size(text: str) -> tuple[int, ...]:
     """Parse a patch size such as "96,96,96" or "96x96x96".
 

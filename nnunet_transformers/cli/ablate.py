@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ._options import Force, TorchDevice, Trust
+from ._options import Force, TorchDevice, Trust, check_device
 from ._output import echo, echo_table
 
 commands = typer.Typer()
@@ -42,6 +42,7 @@ def ablate(
     from ..evaluation import shown
     from ..evaluation.ablation import ablate as run
 
+    check_device(device)
     for ablation in run(folder, part or (), torch.device(device), checkpoint, trust):
         rows = [
             [label, shown(before), shown(after), shown(after - before)]

@@ -13,7 +13,7 @@ import typer
 
 from .._atomic import write_json, write_text
 from .._text import printable
-from ._options import PreparedFolder, TorchDevice, Trust
+from ._options import PreparedFolder, TorchDevice, Trust, check_device
 from ._output import echo
 from ._recipes import RecipeName, describe_recipes
 
@@ -88,6 +88,7 @@ def predict_classes(
     from ..classification.predict import Predictor, images_to_score
     from ..pretraining.data import PreparedImages
 
+    check_device(device)
     if scores is not None and labels is None:
         raise ValueError("--scores needs --labels, the table to compare with")
     checkpoint, prepared = ClassifierCheckpoint.load(classifier), PreparedImages(images)

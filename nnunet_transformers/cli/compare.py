@@ -101,7 +101,9 @@ def _evaluation(path: Path, labels: Path | None, dataset_json: Path | None, proc
     for file in (place / name for place in (path, path / "validation") for name in (EVALUATION, SUMMARY)):
         if file.is_file():
             return Evaluation.load(file)
-    raise FileNotFoundError(f"{path} holds no {EVALUATION}: run `nnunet-transformers evaluate`, or name the folder of labels by --labels")
+    raise FileNotFoundError(
+        f"{path} holds no {EVALUATION}: run `nnunet-transformers evaluate`, or name the folder of labels by --labels"
+    )
 
 
 def _write(tables: dict[str, Table], folder: Path) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from .._atomic import write_json, write_text
 from .._text import printable
-from ._options import PreparedFolder, TorchDevice, Trust
+from ._options import PreparedFolder, TorchDevice, Trust, check_device
 from ._output import echo
 from ._recipes import RecipeName, describe_recipes
 
@@ -80,6 +80,7 @@ def predict_boxes(
     from ..detection.scores import mean_average_precision
     from ..pretraining.data import PreparedImages
 
+    check_device(device)
     if scores is not None and boxes is None:
         raise ValueError("--scores needs --boxes, the table to compare with")
     checkpoint, prepared = DetectorCheckpoint.load(detector), PreparedImages(images)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .._atomic import write_json
-from ._options import Configuration, Dataset, EncoderFile, PreparedFolder, TorchDevice, Trust
+from ._options import Configuration, Dataset, EncoderFile, PreparedFolder, TorchDevice, Trust, check_device
 from ._output import echo
 
 PROBE_TRAINER = "nnUNetTrainerLinearProbe"
@@ -39,6 +39,7 @@ def classify(
     from ..evaluation.features import FrozenEncoder
     from ..pretraining.data import PreparedImages
 
+    check_device(device)
     prepared = PreparedImages(images)
     labelled = read_labels(labels, prepared.names, files=prepared.files)
     split, is_test = labelled.split, labelled.is_test
@@ -81,12 +82,17 @@ def segment(
     from nnunetv2.run.run_training import run_training
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
+    from .._plugins import stock_names
     from .._reading import read_json
+    from ..discovery import find
     from ..plans.gate import check_plan
     from ..plans.plan_files import dataset_folder, load_plans
     from ..weights import InitialWeights
     from ..weights.attach import attach
 
+    check_device(device)
+    if find(trainer) is None and trainer not in stock_names():
+        raise ValueError(f"unknown trainer {trainer!r}; the probe's is {PROBE_TRAINER}, or {PROBE_TRAINER}_5epochs")
     if not trust:
         # the training runs all of the plan, its preprocessing and export too
         check_plan(load_plans(dataset_folder(dataset), plans), f"the plan {plans}")

@@ -112,6 +112,18 @@ def fetch(source: str | Address) -> Fetched:
     return _fetched(address, Path(folder), choice, is_from_cache)
 
 
+def unreachable(address: Address) -> str | None:
+    """Return why the hub gives no answer on a repository, within seconds; None if it gives one, whatever it says."""
+    try:
+        with hub_errors(address):
+            client().model_info(address.repository, revision=address.revision, timeout=TIMEOUT)
+    except UnreachableError as error:
+        return str(error)
+    except (OSError, ValueError):
+        pass
+    return None
+
+
 def _fetched(address: Address, folder: Path, choice: Choice, is_from_cache: bool) -> Fetched:
     """Describe files in the cache's folder of a commit, whose name is the commit's hash."""
     for name in choice.files:

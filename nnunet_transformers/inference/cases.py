@@ -96,7 +96,13 @@ def check_present(folder: Path, checkpoints: Sequence[Path]) -> None:
     """Raise FileNotFoundError unless a model's folder has a plan, a dataset.json and these checkpoints."""
     for name in ("plans.json", "dataset.json"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}; specify -d, -tr, -p and -c, or a model's folder with -m")
+            trained = ", ".join(
+                sorted(other.name for other in folder.parent.glob("*__*__*") if (other / "plans.json").is_file())
+            )
+            there = f"; trained there: {trained}" if trained else ""
+            raise FileNotFoundError(
+                f"{folder} has no {name}; specify -d, -tr, -p and -c, or a model's folder with -m{there}"
+            )
     for path in checkpoints:
         if not path.is_file():
             there = ", ".join(sorted(str(found.relative_to(folder)) for found in folder.glob("fold_*/*.pth")))

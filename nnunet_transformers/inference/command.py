@@ -133,6 +133,8 @@ def _predict(
     parts, part = getattr(options, "num_parts", 1), getattr(options, "part_id", 0)
     if part >= parts:
         raise ValueError(f"-part_id {part} must be below -num_parts {parts}; see `{PROGRAM} --help`")
+    if not 0 < options.step_size <= 1:
+        raise ValueError(f"-step_size {options.step_size:g} must be above 0 and at most 1; see `{PROGRAM} --help`")
     if options.device not in DEVICES:
         raise ValueError(f"-device must be either cpu, mps or cuda, got {options.device}")
     folds = tuple(fold if fold == "all" else _fold_number(fold) for fold in options.f)
@@ -153,8 +155,8 @@ def _predict(
     if calibrated:
         predictor.calibrate(Path(model))
     _set_threads(options.device)
-    Path(options.o).mkdir(parents=True, exist_ok=True)
     predictor.initialize_from_trained_model_folder(model, folds, options.chk)
+    Path(options.o).mkdir(parents=True, exist_ok=True)
     if holds_dicom(Path(options.i), predictor.dataset_json["file_ending"]):
         if parts > 1:
             raise ValueError("-num_parts divides files, not DICOM series; give each command its own folder")

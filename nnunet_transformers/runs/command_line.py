@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from argparse import ArgumentError
 from abc import ABC, abstractmethod
+from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -197,7 +197,8 @@ def run_recipe(
     except ArgumentError as error:
         raise ValueError(in_one_line(str(error), recipe, words)) from error
     except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
+        advice = "; leave --trainer.accelerator out to train on what there is" if "backend found" in str(error) else ""
+        raise ValueError(f"{str(error).rstrip('!')}{advice}") from error
     except SystemExit as error:
         # as Lightning ends the process after Ctrl-C
         if isinstance(error.__context__, KeyboardInterrupt):

@@ -53,7 +53,7 @@ def find_device(name: str) -> torch.device:
     """Return a device by its name.
 
     Args:
-        name: cuda, cpu, mps, or auto for cuda if it is available and cpu otherwise.
+        name: cuda, cuda:1 and so on, cpu, mps, or auto for cuda if it is available and cpu otherwise.
 
     Raises:
         ValueError: if the device is not available.
@@ -61,7 +61,7 @@ def find_device(name: str) -> torch.device:
     is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = "cuda" if is_there["cuda"] else "cpu"
-    if not is_there.get(name, False):
+    if not is_there.get(name.partition(":")[0], False):
         present = ", ".join(device for device, is_present in is_there.items() if is_present)
         raise ValueError(f"--device {name} is not available; this machine has {present}")
     return torch.device(name)

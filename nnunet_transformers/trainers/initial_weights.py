@@ -58,7 +58,14 @@ class StartsFromPlan(nnUNetTrainer):
         if self._initialisation is None or not is_fresh:
             return
         weights, planned = InitialWeights(self._initialisation), self._planned()
-        report = weights.load_into(self.initialised_network, planned.patch_size, label_names(planned.dataset_json))
+        try:
+            report = weights.load_into(self.initialised_network, planned.patch_size, label_names(planned.dataset_json))
+        except FileNotFoundError as error:
+            name, dataset = (self.plans_manager.plans[key] for key in ("plans_name", "dataset_name"))
+            raise FileNotFoundError(
+                f"{error}; the plan {name} of {dataset} starts from it: put it there, or write the plan again with "
+                f"`nnunet-transformers attach FILE -d {dataset} -p PLANS -o {name} --force`"
+            ) from error
         self.print_to_log_file(report, add_timestamp=False)
         for citation in weights.citations:
             self.print_to_log_file(f"please cite: {citation}", add_timestamp=False)

@@ -24,7 +24,7 @@ from ..architectures.unet2022 import UNet2022
 from .adapters import bias_tables, depthwise_kernels, pointwise_convolutions
 from .file import load_state_dict
 from .load_report import LoadReport
-from .timm_encoder import tagged
+from .timm_encoder import tagged, timm_pretrained
 from .transfer import transfer
 
 HUB = "hub"
@@ -108,12 +108,7 @@ class ImageNetWeights:
             raise ValueError(f"no {family.title} with {width} channels in its first stage; there are {known}")
         name = family.names[width]
         if source == HUB:
-            try:
-                return dict(timm.create_model(tagged(name), pretrained=True).state_dict())
-            except Exception as error:  # the hub's client raises many types without a connection
-                raise ValueError(
-                    f"cannot download {name}: {error}. Download it where there is a connection and give the file"
-                ) from error
+            return dict(timm_pretrained(tagged(name)).state_dict())
         with without_data():
             expected_model = timm.create_model(name, num_classes=0)
         weights = self._read(Path(source))

@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import timm
+from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor, nn
 
 from .._meta import without_data
+from .._reading import first_line
+from ..hub import Address, unreachable
 from .described import build_filled
 from .file import load_checkpoint
 from .layout import find_state_dicts, strip_prefix
 from .limits import check_finite
 from .pretrained import PretrainedWeights
 
+# names of the weights in timm's repositories
+TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
 # the training whose weights a name without a tag means, so that an update of timm does not change that
 TAGS = {
     "convnext_femto": "d1_in1k",
@@ -90,6 +95,7 @@ def create_timm(name: str, input_channels: int, patch_size: Sequence[int], pretr
         options["pretrained_cfg_overlay"] = {"state_dict": _weights_of(name, Path(pretrained))}
     elif pretrained:
         name = tagged(name)
+        options |= _cached_weights(name)
     network: nn.Module = timm.create_model(name, bool(pretrained), in_chans=input_channels, num_classes=0, **options)
     cast(dict[str, Any], network.pretrained_cfg).pop("state_dict", None)
     return network
@@ -98,6 +104,46 @@ def create_timm(name: str, input_channels: int, patch_size: Sequence[int], pretr
 def tagged(name: str) -> str:
     """Complete timm's name of a network with the tag in ``TAGS``, if it has none."""
     return name if "." in name or name not in TAGS else f"{name}.{TAGS[name]}"
+
+
+def timm_pretrained(name: str) -> nn.Module:
+    """Create timm's network with its weights: of the hub or, where that gives no answer, of its cache.
+
+    Args:
+        name: of the network, with the tag.
+
+    Raises:
+        ValueError: if the weights can be had from neither; the message has the address for a browser.
+    """
+    options = _cached_weights(name)
+    try:
+        return cast(nn.Module, timm.create_model(name, pretrained=True, **options))
+    except Exception as error:  # the hub's client raises many types
+        raise _not_downloaded(name, first_line(error).rstrip(".")) from error
+
+
+def _cached_weights(name: str) -> dict[str, Any]:
+    """Arguments by which timm takes weights from the cache, if the hub gives no answer: timm would try for a minute."""
+    repository = _repository(name)
+    reason = unreachable(Address.parse(repository))
+    if reason is None:
+        return {}
+    files = [try_to_load_from_cache(repository, file) for file in TIMM_FILES]
+    if not (found := [file for file in files if isinstance(file, str)]):
+        raise _not_downloaded(name, reason)
+    return {"pretrained_cfg_overlay": {"file": found[0]}}
+
+
+def _repository(name: str) -> str:
+    """Repository of timm's weights on the hub: of most the name is that of the weights."""
+    return getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None) or f"timm/{name}"
+
+
+def _not_downloaded(name: str, reason: str) -> ValueError:
+    return ValueError(
+        f"cannot download {name} ({reason}): download {TIMM_FILES[0]} where there is a connection, from "
+        f"{constants.ENDPOINT}/{_repository(name)}, and give the path of that file"
+    )
 
 
 def _weights_of(name: str, path: Path) -> dict[str, Tensor]:

@@ -18,7 +18,6 @@ from timm.models.eva import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from .._meta import without_data
-from .._reading import first_line
 from ..architectures.layers import PatchMerging
 from ..architectures.qt_unet import QTUNet
 from ..architectures.unet2022 import UNet2022
@@ -27,7 +26,7 @@ from .encoder import EncoderCheckpoint, load_encoder_weights
 from .imagenet import CONVNEXT, SWIN, load_blocks
 from .layout import find_state_dicts, strip_prefix
 from .load_report import LoadReport
-from .timm_encoder import TimmCheckpoint, tagged
+from .timm_encoder import TimmCheckpoint, tagged, timm_pretrained
 from .transfer import transfer
 
 # timm's networks that files are compared with, those that networks here start from
@@ -189,11 +188,4 @@ def timm_model(name: str) -> tuple[TimmWeights, str]:
         raise ValueError(
             f"timm has no weights {full!r}; " + (f"it has {known}" if known else "see timm.list_pretrained()")
         )
-    try:
-        model = timm.create_model(full, pretrained=True)
-    except Exception as error:  # the hub's client raises many types without a connection
-        raise ValueError(
-            f"cannot download {full}: {first_line(error).rstrip('.')}. Download it where there is a connection and "
-            "give the file"
-        ) from error
-    return TimmWeights(network, model.state_dict(), f"timm's {full}"), full
+    return TimmWeights(network, timm_pretrained(full).state_dict(), f"timm's {full}"), full

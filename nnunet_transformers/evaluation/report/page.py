@@ -48,6 +48,9 @@ class CaseScores:
         return sum(finite) / len(finite) if finite else math.nan
 
 
+A_FOLD = "is this the folder of a trained fold, .../TRAINER__PLANS__CONFIGURATION/fold_0?"
+
+
 def _read_json(path: Path, made_by: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {made_by}")
@@ -108,11 +111,17 @@ def write_report(
     """
     fold_folder = Path(fold_folder).absolute()
     output = Path(output) if output else fold_folder / "report.html"
-    content = _read_json(fold_folder.parent / "plans.json", "is this the folder of a trained fold?")
+    content = _read_json(
+        fold_folder.parent / "plans.json",
+        A_FOLD,
+    )
     if not trust:
         check_preparation(content, str(fold_folder.parent / "plans.json"))
     plans = PlansManager(content)
-    dataset_json = _read_json(fold_folder.parent / "dataset.json", "is this the folder of a trained fold?")
+    dataset_json = _read_json(
+        fold_folder.parent / "dataset.json",
+        A_FOLD,
+    )
     evaluated = Path(predictions) if predictions else fold_folder / "validation"
     curves = read_curves(fold_folder)
     if predictions or (evaluated / "summary.json").is_file() or not curves.first:

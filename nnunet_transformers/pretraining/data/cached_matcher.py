@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,9 @@ class CachedMatcher:
         if matcher not in MATCHERS:
             raise ValueError(f"matcher must be one of {', '.join(MATCHERS)}, got {matcher!r}")
         arguments = dict(arguments or {})
+        parameters = inspect.signature(MATCHERS[matcher]).parameters.values()
+        if lacking := [p.name for p in parameters if p.default is p.empty and p.name not in arguments]:
+            raise ValueError(f"the matcher {matcher} needs {lacking[0]}, given by matcher_arguments (docs/alice.md)")
         self.images, self.matcher = images, MATCHERS[matcher](**arguments)
         self.spacing = images.index.spacing_of(3)
         place = images.folder.absolute()
