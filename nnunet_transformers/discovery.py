@@ -130,13 +130,18 @@ def find(name: str) -> Any:
     Returns:
         the class; None if there is none.
     """
-    if name in CLASSES:
-        from importlib import import_module
+    import warnings
 
-        return getattr(import_module(CLASSES[name]), name)
-    from ._plugins import find_class
+    with warnings.catch_warnings():
+        # said by a network of timm's, which timm imports with all of them
+        warnings.filterwarnings("ignore", "`torch.jit.interface` is deprecated", FutureWarning)
+        if name in CLASSES:
+            from importlib import import_module
 
-    return find_class(name)
+            return getattr(import_module(CLASSES[name]), name)
+        from ._plugins import find_class
+
+        return find_class(name)
 
 
 def planner_names() -> list[str]:

@@ -57,6 +57,18 @@ class TestTable:
             assert found.__module__ == discovery.CLASSES[name]
             assert pickle.loads(pickle.dumps(found)) is found
 
+    def test_what_timm_says_of_itself_is_not_shown(self, tmp_path, monkeypatch):
+        """That message alone, of what the lookup of a class imports."""
+        text = (
+            "import warnings\nwarnings.warn('{}', FutureWarning)\nwarnings.warn('other', FutureWarning)\nclass A: pass"
+        )
+        (tmp_path / "it_warns.py").write_text(text.format("`torch.jit.interface` is deprecated. Please use ..."))
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setitem(discovery.CLASSES, "A", "it_warns")
+        with pytest.warns(FutureWarning) as said:
+            assert discovery.find("A").__name__ == "A"
+        assert [str(warning.message) for warning in said] == ["other"]
+
     def test_no_class_is_forgotten(self):
         from nnunet_transformers import plans, trainers
 

@@ -1,4 +1,4 @@
-"""A case in one slice: image, label, and each model's prediction with its errors below, side by side."""
+"""A case in one slice: image, label, and each model's prediction with its errors, side by side."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def keys(names: Sequence[str]) -> str:
         names: of the labels or regions.
     """
     return (
-        f"{key_of(names, title='labels')}{key_of([*ERRORS], [*ERRORS.values()], 'errors, below each prediction')}"
+        f"{key_of(names, title='labels')}{key_of([*ERRORS], [*ERRORS.values()], 'errors')}"
         "<p class='note'>Letters at the edges, by the file's header: R right, L left, A anterior, P posterior, "
         "S superior, I inferior. Axial and coronal slices have the patient's right at the left, as radiologists do.</p>"
     )
@@ -83,8 +83,10 @@ def section(
         cards.append(("image", f"<div class='slice' style='{shape}' role='img' aria-label='image'>{edges}</div>"))
     cards.append(("label", layer(labels(truth, parts), "label")))
     for model, prediction in zip(models, drawn.predictions, strict=True):
-        shown = labels(prediction[index], parts), errors(truth, prediction[index])
-        cards.append((model, layer(shown[0], f"labels, {model}") + layer(shown[1], f"errors, {model}")))
+        as_labels = layer(labels(prediction[index], parts), f"labels, {model}")
+        as_errors = layer(errors(truth, prediction[index]), f"errors, {model}")
+        # below each other where models are compared
+        cards += [(model, as_labels + as_errors)] if len(models) > 1 else [(model, as_labels), ("errors", as_errors)]
     figures = "".join(f"<figure><figcaption>{escape(name)}</figcaption>{content}</figure>" for name, content in cards)
     image = "" if drawn.image is None else f" style='--image:url({grey(drawn.image[index])})'"
     switches = "".join(
