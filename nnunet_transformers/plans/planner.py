@@ -342,7 +342,8 @@ class TransformerPlanner(ExperimentPlanner):
 
         def largest_batch(tokens: TokenPlan) -> int:
             covers = round(dataset_voxels * self.max_dataset_covered / prod(tokens.patch_size))
-            return max(int(batch_size), ceil(min(covers, batch_voxels / prod(tokens.patch_size))))
+            largest: int = max(self.UNet_min_batch_size, ceil(min(covers, batch_voxels / prod(tokens.patch_size))))
+            return largest
 
         planned = plan(target)
         if is_search:
