@@ -28,7 +28,15 @@ EXTRA = {"lightning", "lightly", "jsonargparse"}
 # what these bring and nnU-Net does not
 BROUGHT = {"pytorch_lightning", "lightning_utilities", "lightning_fabric", "torchmetrics", "hydra", "omegaconf"}
 # parts that belong to the extra
-NEEDING = ("pretraining", "classification", "detection", "runs", "evaluation.features", "testing.method", "testing.recipe")
+NEEDING = (
+    "pretraining",
+    "classification",
+    "detection",
+    "runs",
+    "evaluation.features",
+    "testing.method",
+    "testing.recipe",
+)
 BLOCKER = f"""
 import sys
 
