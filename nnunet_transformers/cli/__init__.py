@@ -110,7 +110,7 @@ def main() -> None:
     except Exception as error:
         traceback.print_exception(error)
         _end(BUG, SOFTWARE_ERROR)
-    sys.exit(code)
+    sys.exit(code if isinstance(code, int) else 0)  # typer returns the code of an exit, or what the command returned
 
 
 def _end(message: str, code: int) -> NoReturn:
