@@ -50,7 +50,7 @@ class PredictionPreprocessor(DefaultPreprocessor):
             )
             return found
         data, properties = plans_manager.image_reader_writer_class().read_images(image_files)
-        data = data.astype(np.float32, copy=False)
+        data = np.require(data, np.float32, "W")  # those of nnU-Net's readers are as they are
         release_freed_memory()  # of the file's content
         return self._image(data, properties, plans_manager, configuration_manager), None, properties
 
