@@ -15,6 +15,7 @@ from nnunet_transformers.architectures import (
     list_networks,
 )
 from nnunet_transformers.architectures.stock_unet import LAYERS
+from nnunet_transformers.classification.classifier import pretrained_backbone
 from nnunet_transformers.weights import EncoderCheckpoint, encoder_weights, load_checkpoint, load_encoder
 
 CLASSES = "dynamic_network_architectures.architectures.unet"
@@ -112,6 +113,12 @@ def test_nnssls_plan(name, tmp_path):
     own = {n for n in network.state_dict() if n.startswith((plan["key_to_encoder"], plan["key_to_stem"]))}
     assert own == set(content["network_weights"])
     assert all(network.get_submodule(key) for key in plan["keys_to_in_proj"])
+
+
+def test_classifier_starts_from_it():
+    backbone, description, _ = pretrained_backbone(checkpoint_of("PlainConvUNet"))
+    assert description.name == "PlainConvUNet"
+    assert backbone(torch.zeros(2, 1, *PATCH)).shape == (2, 8)
 
 
 def test_refused():
