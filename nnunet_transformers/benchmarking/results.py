@@ -29,7 +29,7 @@ PASSES = (("forward", "forward"), ("forward + backward", "forward_backward"))
 def summarise(
     measured: Mapping[str, Sequence[Mapping[str, Any]]], failed: Mapping[str, str], rounds: int
 ) -> dict[str, Any]:
-    """Compute medians and spreads over the rounds, and ratios to ``REFERENCE``.
+    """Compute medians and spreads over the rounds, and ratios to ``REFERENCE``, or to the first that was measured.
 
     Args:
         measured: results of ``measure`` for each network, one per round.
@@ -37,10 +37,12 @@ def summarise(
         rounds: number of rounds.
 
     Returns:
-        ``rounds`` and ``networks``. Each network has its figures, those of ``AS_THEY_ARE`` unchanged and the others as
+        ``rounds``, ``reference``, which is the first network that was measured (None without any), and ``networks``.
+        Each network has its figures, those of ``AS_THEY_ARE`` unchanged and the others as
         median, min and max, and ``ratios``, medians of the ratios in each round; or ``failed`` with the reason.
     """
     networks: dict[str, Any] = {}
+    reference = next((name for name in (REFERENCE, *measured) if measured.get(name) and name not in failed), None)
     for name, own in measured.items():
         if name in failed:
             networks[name] = {"failed": failed[name]}
@@ -49,9 +51,8 @@ def summarise(
         for key in (key for key in own[0] if key not in AS_THEY_ARE):
             values = [of_a_round[key] for of_a_round in own]
             figures[key] = {"median": median(values), "min": min(values), "max": max(values)}
-        reference = () if REFERENCE in failed else measured[REFERENCE]
-        networks[name] = {**figures, "ratios": ratios(own, reference)}
-    return {"rounds": rounds, "networks": networks}
+        networks[name] = {**figures, "ratios": ratios(own, measured[reference] if reference else ())}
+    return {"rounds": rounds, "reference": reference, "networks": networks}
 
 
 def ratios(rounds: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -103,6 +104,21 @@ def table(content: Mapping[str, Any], short: bool = False) -> tuple[list[str], l
     return headings, rows
 
 
+def describe_ratios(content: Mapping[str, Any]) -> str:
+    """Say in a sentence which network the ratios are to, and why it is another one than usual.
+
+    Args:
+        content: result of ``run_benchmark``, or of an earlier version, whose reference was always ``REFERENCE``.
+    """
+    reference = content.get("reference", REFERENCE)
+    if reference == REFERENCE:
+        return f"Ratios are to {REFERENCE}."
+    reason = content["networks"].get(REFERENCE, {}).get("failed", "was not measured")
+    if reference is None:
+        return f"There are no ratios: {REFERENCE}: {reason}."
+    return f"Ratios are to {reference}, as there are no figures of {REFERENCE}: {reason}."
+
+
 def roofline_table(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Create headings and rows of the roofline's table: floors, the share that is reached, and the largest gaps.
 
@@ -134,7 +150,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     Args:
         content: result of ``run_benchmark``.
     """
-    text = f"# Time and memory\n\n{describe(content)}. Ratios are to {REFERENCE}.\n\n{_markdown_table(*table(content))}"
+    text = f"# Time and memory\n\n{describe(content)}. {describe_ratios(content)}\n\n{_markdown_table(*table(content))}"
     headings, rows = roofline_table(content)
     if not rows:
         return text

@@ -44,7 +44,8 @@ def run_benchmark(
         report: called with a line for each measurement.
 
     Returns:
-        the result of ``summarise``, with the environment, the rates of the device and the settings.
+        the result of ``summarise``, with the environment, the rates of the device and the settings, and
+        ``interrupted`` after Ctrl-C.
 
     Raises:
         RuntimeError: if the device cannot be measured.
@@ -55,6 +56,7 @@ def run_benchmark(
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     failed: dict[str, str] = {}
     complete = 0
+    interrupted: dict[str, bool] = {}
     try:
         for number in range(1, rounds + 1):
             for name in names:
@@ -73,12 +75,13 @@ def run_benchmark(
     except KeyboardInterrupt:
         if not any(measured.values()):
             raise
+        interrupted = {"interrupted": True}
         rounds = max(complete, 1)
         for name in names:
             del measured[name][rounds:]
             if not measured[name]:
                 failed.setdefault(name, "not measured, the run was interrupted")
-    return {**machine, **summarise(measured, failed, rounds), "settings": asdict(settings)}
+    return {**machine, **summarise(measured, failed, rounds), **interrupted, "settings": asdict(settings)}
 
 
 def _in_child(job: dict[str, Any], settings: Settings) -> tuple[dict[str, Any] | None, str]:

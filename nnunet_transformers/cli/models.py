@@ -98,14 +98,17 @@ def benchmark(
     ] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("benchmark_output"),
 ) -> None:
-    """Compare time, memory and throughput of our networks, nnU-Net's CNNs, Primus and MONAI's."""
+    """Compare time, memory and throughput of our networks, nnU-Net's CNNs, Primus and MONAI's.
+
+    The exit code is 1 if a network failed; the others' figures are written all the same.
+    """
     from rich.console import Console
     from rich.table import Table
 
     from ..benchmarking.measure import Settings
     from ..benchmarking.networks import choose_networks
     from ..benchmarking.plot import draw_pareto
-    from ..benchmarking.results import describe, markdown, table
+    from ..benchmarking.results import describe, describe_ratios, markdown, table
     from ..benchmarking.rounds import run_benchmark
 
     device = _available_device(device)
@@ -139,11 +142,15 @@ def benchmark(
             printed.add_row(*row)
     # a narrow terminal wraps the table instead of cutting it
     Console(width=max(TABLE_WIDTH, Console().width)).print(printed)
-    for name, figures in content["networks"].items():
-        if "failed" in figures:
-            print(f"{name}: {figures['failed']}")
+    print(describe_ratios(content))
     draw_pareto(content, output / "benchmark.png")
     print(f"written to {output}: benchmark.json, benchmark.md, benchmark.png")
+    if content.get("interrupted"):
+        raise KeyboardInterrupt(f"the complete rounds are in {output}")
+    failed = {name: figures["failed"] for name, figures in content["networks"].items() if "failed" in figures}
+    if failed:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise RuntimeError(f"{len(failed)} of {len(content['networks'])} networks were not measured: {reasons}")
 
 
 def _available_device(name: str) -> str:

@@ -16,7 +16,7 @@ from nnunet_transformers import cli
 from nnunet_transformers.benchmarking import measure, plot
 from nnunet_transformers.benchmarking import rounds as run
 from nnunet_transformers.benchmarking.measure import Settings
-from nnunet_transformers.benchmarking.results import markdown, ratios, summarise
+from nnunet_transformers.benchmarking.results import describe_ratios, markdown, ratios, summarise
 
 from ..cli.test_cli import run_main
 
@@ -103,13 +103,41 @@ def test_interrupted_run_keeps_whole_rounds(turns, interrupted_at, rounds, not_m
         assert result["networks"]["b"]["ratios"]["forward_s"] == (3 / 2 + 5 / 4) / 2
 
 
-def test_without_the_reference_there_are_no_ratios(turns):
+def test_without_the_reference_ratios_are_to_another_network(turns):
     result = run.run_benchmark(["PlainConvUNet", "b"], SETTINGS, 1, roofline=False, report=lambda _: None)
     assert result["networks"]["b"]["ratios"]["forward_s"] == 3 / 2
     assert "## Roofline" not in markdown(result)
     summary = summarise({"PlainConvUNet": [], "b": [figures(2)]}, {"PlainConvUNet": "it is too large"}, 1)
-    assert summary["networks"]["b"]["ratios"] == {}
+    assert summary["reference"] == "b"
+    assert summary["networks"]["b"]["ratios"]["forward_s"] == 1
     assert summary["networks"]["PlainConvUNet"] == {"failed": "it is too large"}
+    said = "Ratios are to b, as there are no figures of PlainConvUNet: it is too large."
+    assert describe_ratios(summary) == said
+    none = summarise({"PlainConvUNet": []}, {"PlainConvUNet": "it is too large"}, 1)
+    assert describe_ratios(none) == "There are no ratios: PlainConvUNet: it is too large."
+    assert describe_ratios({"networks": {}}) == "Ratios are to PlainConvUNet."  # of an earlier version
+
+
+@pytest.mark.parametrize(
+    "ending, code, message",
+    [
+        ({"failed": "it is too large"}, 1, "error: 1 of 2 networks were not measured: b: it is too large"),
+        ({"interrupted": True}, 130, "error: interrupted; the complete rounds are in "),
+    ],
+)
+def test_failed_rows_and_interruptions_have_an_exit_code(ending, code, message, tmp_path, monkeypatch, capsys):
+    written = content(("PlainConvUNet", 1.0), ("b", 2.0))
+    if "failed" in ending:
+        written["networks"]["b"] = ending
+    else:
+        written |= ending
+    monkeypatch.setattr(run, "run_benchmark", lambda *_: written)
+    output = tmp_path / "out"
+    stopped, captured = run_main(monkeypatch, capsys, "benchmark", "--device", "cpu", "-o", output)
+    assert stopped == code
+    assert captured.err.startswith(message)
+    assert "Ratios are to PlainConvUNet." in captured.out
+    assert (output / "benchmark.md").is_file()
 
 
 def test_a_device_that_cannot_be_measured(monkeypatch):

@@ -354,7 +354,9 @@ class TestCompare:
         again = run("compare", a, b, *options)
         assert again.exit_code == 1 and "exists; remove it" in str(again.exception)
         missing = run("compare", a, b)
-        assert missing.exit_code == 1 and "holds no evaluation.json: run `nnunet-transformers evaluate`" in str(missing.exception)
+        assert missing.exit_code == 1 and "holds no evaluation.json: run `nnunet-transformers evaluate`" in str(
+            missing.exception
+        )
 
 
 class TestTables:
