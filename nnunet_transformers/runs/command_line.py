@@ -15,11 +15,13 @@ from typing import Any
 import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities import seed
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities import rank_zero
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -39,7 +41,11 @@ LIGHTNING_ON_ITSELF = (
     "HPU available:",
     "\U0001f4a1 Tip:",
     "Loading `train_dataloader`",
+    "Seed set to",
+    "`weights_only` was not set",
 )
+# its loggers of these messages: a filter of a logger sees its own messages only
+LOGGERS = (rank_zero, seed, checkpoint_connector)
 UNFOUNDED = ("LightningCLI's args parameter", "Starting from v1.9.0", "Checkpoint directory")
 
 
@@ -170,7 +176,8 @@ def run_recipe(
         writer := CheckpointWriter(),
         EpochLines(),
     ]
-    logging.getLogger(rank_zero.__name__).addFilter(_concerns_the_run)
+    for module in LOGGERS:
+        logging.getLogger(module.__name__).addFilter(_concerns_the_run)
     try:
         with ExitStack() as held:
             held.enter_context(warnings.catch_warnings())  # the caller's filters stay
