@@ -182,7 +182,8 @@ def main() -> int:
     folders = {f"nnUNet_{name}": str(work / name) for name in ("raw", "preprocessed", "results")}
     path = Path(sys.executable).parent if options.installed else work / ".venv" / "bin"
     environment = {**os.environ, **folders, "PATH": f"{path}{os.pathsep}{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
-    environment = {k: v for k, v in environment.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    if not options.installed:
+        environment = {k: v for k, v in environment.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     environment["nnUNet_def_n_proc"] = str(os.cpu_count())  # nnU-Net's default, 8, is for larger machines
     for folder in folders.values():
         Path(folder).mkdir(exist_ok=True)
