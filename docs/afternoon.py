@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -34,7 +33,7 @@ STEPS = (
         "Install, from a checkout, into a new environment",
         [
             "python -m venv .venv",
-            ". .venv/bin/activate && pip install --quiet 'nnunet-transformers[pretraining] @ CHECKOUT'",
+            ". .venv/bin/activate && pip install --quiet CHECKOUT'[pretraining]'",
         ],
     ),
     ("Check the environment", ["nnunet-transformers doctor"]),
@@ -190,7 +189,7 @@ def main() -> int:
     ran: list[list[Ran]] = []
     for title, commands in STEPS[int(options.installed) :]:
         print(f"\n== {title}", flush=True)
-        ran.append([run(c.replace("CHECKOUT", shlex.quote(str(ROOT))), work, environment) for c in commands])
+        ran.append([run(c.replace("CHECKOUT", str(ROOT)), work, environment) for c in commands])
         if failed := next((r for r in ran[-1] if r.code), None):
             print(f"error: {failed.command}: exit code {failed.code}", file=sys.stderr)
             return 1
