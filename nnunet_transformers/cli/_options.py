@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ._output import echo
+
 if TYPE_CHECKING:
     from ..plans.planned import PlannedConfiguration
 
@@ -32,7 +34,9 @@ WeightSource = Annotated[
     ),
 ]
 PreparedFolder = Annotated[Path, typer.Argument(help="Folder written by `pretrain prepare`.")]
-TorchDevice = Annotated[str, typer.Option(help="cpu, cuda or mps.")]
+TorchDevice = Annotated[
+    str, typer.Option("--device", "-device", help="cuda, cuda:1 ..., cpu or mps; auto is the GPU if there is one.")
+]
 DatasetJson = Annotated[
     Path | None, typer.Option(help="File that names the labels; by default the one beside the predictions.")
 ]
@@ -91,11 +95,18 @@ class PlanReference:
         return PlannedConfiguration.load(self.dataset, self.plans, self.configuration)
 
 
-def check_device(name: str) -> None:
-    """Raise ValueError for a device that this machine does not have, before anything is read or written."""
-    from ..sharing.predict import find_device
+def chosen_device(name: str) -> str:
+    """Return the device for a command, before anything is read or written; a line says where auto found no GPU.
 
-    find_device(name)
+    Raises:
+        ValueError: for a device that this machine does not have.
+    """
+    from .._device import find_device, no_gpu
+
+    device = find_device(name)
+    if line := no_gpu(name, device):
+        echo(line)
+    return str(device)
 
 
 def parse_patch_size(text: str) -> tuple[int, ...]:

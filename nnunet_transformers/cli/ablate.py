@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ._options import Force, TorchDevice, Trust, check_device
+from ._options import Force, TorchDevice, Trust, chosen_device
 from ._output import echo, echo_table
 
 commands = typer.Typer()
@@ -24,7 +24,7 @@ def ablate(
         bool, typer.Option("--retrain", help="Validate nothing; write a plan for each --part to train without it.")
     ] = False,
     checkpoint: Annotated[str, typer.Option(help="File name of the checkpoint.")] = "checkpoint_final.pth",
-    device: TorchDevice = "cpu",
+    device: TorchDevice = "auto",
     force: Force = False,
     trust: Trust = False,
 ) -> None:
@@ -42,7 +42,7 @@ def ablate(
     from ..evaluation import shown
     from ..evaluation.ablation import ablate as run
 
-    check_device(device)
+    device = chosen_device(device)
     for ablation in run(folder, part or (), torch.device(device), checkpoint, trust):
         rows = [
             [label, shown(before), shown(after), shown(after - before)]

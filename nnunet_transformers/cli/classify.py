@@ -13,7 +13,7 @@ import typer
 
 from .._atomic import write_json, write_text
 from .._text import printable
-from ._options import PreparedFolder, TorchDevice, Trust, check_device
+from ._options import PreparedFolder, TorchDevice, Trust, chosen_device
 from ._output import echo
 from ._recipes import RecipeName, describe_recipes
 
@@ -75,7 +75,7 @@ def predict_classes(
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Probability above which sensitivity and specificity count a class.")
     ] = 0.5,
-    device: TorchDevice = "cpu",
+    device: TorchDevice = "auto",
 ) -> None:
     """Write each image's probabilities; with labels print AUC, accuracy, calibration and others with 95 % intervals.
 
@@ -88,7 +88,7 @@ def predict_classes(
     from ..classification.predict import Predictor, images_to_score
     from ..pretraining.data import PreparedImages
 
-    check_device(device)
+    device = chosen_device(device)
     if scores is not None and labels is None:
         raise ValueError("--scores needs --labels, the table to compare with")
     checkpoint, prepared = ClassifierCheckpoint.load(classifier), PreparedImages(images)

@@ -12,7 +12,7 @@ import typer
 
 from .._atomic import write_json, write_text
 from .._text import printable
-from ._options import PreparedFolder, TorchDevice, Trust, check_device
+from ._options import PreparedFolder, TorchDevice, Trust, chosen_device
 from ._output import echo
 from ._recipes import RecipeName, describe_recipes
 
@@ -65,7 +65,7 @@ def predict_boxes(
     confidence: Annotated[float, typer.Option(min=0, max=1, help="Smallest confidence of a box.")] = 0.5,
     nms_iou: Annotated[float, typer.Option(min=0, max=1, help="IoU from which two boxes are the same.")] = 0.5,
     scores: Annotated[Path | None, typer.Option(help="JSON file to write the scores to.")] = None,
-    device: TorchDevice = "cpu",
+    device: TorchDevice = "auto",
 ) -> None:
     """Write each image's boxes, in pixels; with a table print the mean average precision.
 
@@ -80,7 +80,7 @@ def predict_boxes(
     from ..detection.scores import mean_average_precision
     from ..pretraining.data import PreparedImages
 
-    check_device(device)
+    device = chosen_device(device)
     if scores is not None and boxes is None:
         raise ValueError("--scores needs --boxes, the table to compare with")
     checkpoint, prepared = DetectorCheckpoint.load(detector), PreparedImages(images)

@@ -156,7 +156,7 @@ def benchmark(
 def _available_device(name: str) -> str:
     import torch
 
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name in ("", "auto") else name
     if name not in PATCH_SIZES:
         raise ValueError(f"--device {name!r} is not one of {', '.join(PATCH_SIZES)}")
     if name == "cuda" and not torch.cuda.is_available():

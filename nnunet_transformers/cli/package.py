@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ._options import Trust
+from ._options import TorchDevice, Trust, chosen_device
 from ._output import echo
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ export_commands = typer.Typer()
 PackageFolder = Annotated[Path, typer.Argument(help="Folder of the package.")]
 Folds = Annotated[list[str] | None, typer.Option(*FOLDS, help="Folds, such as 0 1 2 3 4; all by default.")]
 Checkpoint = Annotated[str, typer.Option("--checkpoint", "-chk", help="Name of the checkpoints to take.")]
-Device = Annotated[str, typer.Option("--device", "-device", help="auto, cuda, cpu or mps.")]
 StepSize = Annotated[
     float,
     typer.Option("--step-size", "-step_size", min=0.01, max=1, help="Step of the sliding window, in patches."),
@@ -133,7 +132,7 @@ def predict(
     ] = False,
     step_size: StepSize = 0.5,
     disable_tta: DisableMirroring = False,
-    device: Device = "auto",
+    device: TorchDevice = "auto",
     sha256: ManifestHash = None,
 ) -> None:
     """Segment a folder of images; failed cases are listed at the end, and the exit code is then 1."""
@@ -141,7 +140,7 @@ def predict(
 
     models = load_package(
         folder,
-        select_device(device),
+        select_device(chosen_device(device)),
         step_size=step_size,
         use_mirroring=not disable_tta,
         folds=folds or (),
@@ -170,7 +169,7 @@ def estimate(
     folds: Folds = None,
     step_size: StepSize = 0.5,
     disable_tta: DisableMirroring = False,
-    device: Device = "auto",
+    device: TorchDevice = "auto",
 ) -> None:
     """Estimate time and memory for an image of a size, from its tiles and one timed pass."""
     from ..sharing import estimate as estimate_package
@@ -182,7 +181,11 @@ def estimate(
     except ValueError as error:
         raise ValueError("--size and --spacing must be three numbers such as 128,256,256") from error
     models = load_package(
-        folder, select_device(device), step_size=step_size, use_mirroring=not disable_tta, folds=folds or ()
+        folder,
+        select_device(chosen_device(device)),
+        step_size=step_size,
+        use_mirroring=not disable_tta,
+        folds=folds or (),
     )
     echo(estimate_package(models, shape, wanted))
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .._atomic import write_json
-from ._options import Configuration, Dataset, EncoderFile, PreparedFolder, TorchDevice, Trust, check_device
+from ._options import Configuration, Dataset, EncoderFile, PreparedFolder, TorchDevice, Trust, chosen_device
 from ._output import echo
 
 PROBE_TRAINER = "nnUNetTrainerLinearProbe"
@@ -25,7 +25,7 @@ def classify(
         Path, typer.Argument(help="CSV with columns image, label and, for a fixed split, split (train or test).")
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
-    device: TorchDevice = "cpu",
+    device: TorchDevice = "auto",
 ) -> None:
     """Evaluate logistic regression and nearest neighbours on frozen features with 1, 10 and 100 % of the labels."""
     import numpy as np
@@ -39,7 +39,7 @@ def classify(
     from ..evaluation.features import FrozenEncoder
     from ..pretraining.data import PreparedImages
 
-    check_device(device)
+    device = chosen_device(device)
     prepared = PreparedImages(images)
     labelled = read_labels(labels, prepared.names, files=prepared.files)
     split, is_test = labelled.split, labelled.is_test
@@ -74,7 +74,7 @@ def segment(
     trainer: Annotated[
         str, typer.Option("--trainer", "-tr", help="The probe's trainer, or one with another schedule.")
     ] = PROBE_TRAINER,
-    device: Annotated[str, typer.Option("--device", "-device", help="cuda, cpu or mps, as for nnU-Net.")] = "cuda",
+    device: TorchDevice = "auto",
     trust: Trust = False,
 ) -> None:
     """Train 1x1 heads on the frozen encoder with nnU-Net, and print the validation cases' Dice."""
@@ -90,7 +90,7 @@ def segment(
     from ..weights import InitialWeights
     from ..weights.attach import attach
 
-    check_device(device)
+    device = chosen_device(device)
     if find(trainer) is None and trainer not in stock_names():
         raise ValueError(f"unknown trainer {trainer!r}; the probe's is {PROBE_TRAINER}, or {PROBE_TRAINER}_5epochs")
     if not trust:

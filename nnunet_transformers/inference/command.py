@@ -16,13 +16,14 @@ import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
+from .._device import AUTO, find_device, no_gpu
 from ..plans.plan_files import dataset_name
 from ..weights.nnunet_checkpoint import FINAL
 from .predictor import BatchedPredictor
 from .sources import holds_dicom, open_source, predict_source
 
 PROGRAM = "nnunet-transformers predict"
-DEVICES = ("cpu", "mps", "cuda")
+DEVICES = (AUTO, "cpu", "mps", "cuda")
 FOLDS = (0, 1, 2, 3, 4)
 PROCESSES = 3
 CITATION = (
@@ -102,7 +103,7 @@ def build_parser(from_model_folder: bool) -> argparse.ArgumentParser:
     if not from_model_folder:
         add("-num_parts", default=1, type=int, help="Number of commands that share the images. Default: %(default)s.")
         add("-part_id", default=0, type=int, help="Index of this command, 0 to num_parts - 1. Default: %(default)s.")
-    add("-device", default="cuda", type=str, help="cuda, cpu or mps; CUDA_VISIBLE_DEVICES selects the GPU.")
+    add("-device", default=AUTO, type=str, help="cuda, cpu or mps; by default the GPU if there is one.")
     add("--disable_progress_bar", action="store_true", help="Show no progress bar.")
     add("--not_on_device", action="store_true", help="Keep images and logits in main memory, for large images.")
     return parser
@@ -137,6 +138,9 @@ def _predict(
         raise ValueError(f"-step_size {options.step_size:g} must be above 0 and at most 1; see `{PROGRAM} --help`")
     if options.device not in DEVICES:
         raise ValueError(f"-device must be either cpu, mps or cuda, got {options.device}")
+    device = find_device(options.device, "-device")
+    if line := no_gpu(options.device, device):
+        print(line)
     folds = tuple(fold if fold == "all" else _fold_number(fold) for fold in options.f)
     model = getattr(options, "m", None) or _model_folder(options)
     predictor = BatchedPredictor(
@@ -146,7 +150,7 @@ def _predict(
         tile_step_size=options.step_size,
         use_mirroring=not options.disable_tta,
         perform_everything_on_device=not options.not_on_device,
-        device=torch.device(options.device),
+        device=device,
         verbose=options.verbose,
         verbose_preprocessing=options.verbose,
         allow_tqdm=not options.disable_progress_bar,
@@ -154,7 +158,7 @@ def _predict(
     predictor.save_uncertainty = save_uncertainty
     if calibrated:
         predictor.calibrate(Path(model))
-    _set_threads(options.device)
+    _set_threads(device.type)
     predictor.initialize_from_trained_model_folder(model, folds, options.chk)
     Path(options.o).mkdir(parents=True, exist_ok=True)
     if holds_dicom(Path(options.i), predictor.dataset_json["file_ending"]):

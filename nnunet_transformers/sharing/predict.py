@@ -16,6 +16,7 @@ import torch
 from nnunetv2.ensembling.ensemble import merge_files
 
 from .._atomic import replacing
+from .._device import find_device
 from .._memory import available_bytes
 from ..formats import Source
 from ..formats.sockets import Interface
@@ -43,28 +44,10 @@ class CaseResult:
 
 
 def select_device(name: str) -> torch.device:
-    """Return a device by its name, and set as many threads as nnU-Net's command does; see ``find_device``."""
+    """Return a device by its name, and set as many threads as nnU-Net's command does; see ``_device.find_device``."""
     device = find_device(name)
     torch.set_num_threads(1 if device.type == "cuda" else os.cpu_count() or 1)
     return device
-
-
-def find_device(name: str) -> torch.device:
-    """Return a device by its name.
-
-    Args:
-        name: cuda, cuda:1 and so on, cpu, mps, or auto for cuda if it is available and cpu otherwise.
-
-    Raises:
-        ValueError: if the device is not available.
-    """
-    is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = "cuda" if is_there["cuda"] else "cpu"
-    if not is_there.get(name.partition(":")[0], False):
-        present = ", ".join(device for device, is_present in is_there.items() if is_present)
-        raise ValueError(f"--device {name} is not available; this machine has {present}")
-    return torch.device(name)
 
 
 def predict_folder(

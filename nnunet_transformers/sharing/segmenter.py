@@ -22,13 +22,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .._atomic import replacing
+from .._device import find_device
 from ..formats import Source
 from ..inference import BatchedPredictor
 from ..inference.images import predict_image, stack_stage
 from ..plans.planned import channel_names
 from ..weights.nnunet_checkpoint import FINAL
 from .load import LoadedModel, load_package
-from .predict import find_device
 from .pull import pull
 from .trained import find_folds
 
