@@ -314,7 +314,7 @@ class TransformerPlanner(ExperimentPlanner):
             return peaks
 
         def largest_batch(tokens: TokenPlan) -> int:
-            covers = round(dataset_voxels * self.max_dataset_covered / prod(tokens.patch_size))
+            covers: int = round(dataset_voxels * self.max_dataset_covered / prod(tokens.patch_size))
             return max(int(batch_size), ceil(min(covers, batch_voxels / prod(tokens.patch_size))))
 
         planned = plan(target)
