@@ -421,11 +421,10 @@ class TransformerPlanner(ExperimentPlanner):
         largest = min(limit, int(4 * smallest * (budget - static) / peak))
         if largest <= smallest:
             return smallest
-        more = peak_bytes(largest)[1]
-        # the peak, a maximum over parts of the step, is convex in the batch size: the line between two bounds it
-        share = 1.0 if static + more <= budget else (budget - static - peak) / (more - peak)
-        batch_size = smallest + int(share * (largest - smallest))
-        # except for operations that split into chunks from some batch size on
-        while batch_size > smallest and static + peak_bytes(batch_size)[1] > budget:
-            batch_size -= 1
+        batch_size = largest
+        while batch_size > smallest and static + (more := peak_bytes(batch_size)[1]) > budget:
+            # the peak, a maximum over parts of the step, is convex in the batch size: the line between two bounds it,
+            # except for operations that split into chunks from some batch size on
+            share = (budget - static - peak) / (more - peak)
+            batch_size = min(batch_size - 1, smallest + int(share * (batch_size - smallest)))
         return batch_size

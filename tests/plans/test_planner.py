@@ -336,16 +336,19 @@ def test_checkpointing_comes_before_a_smaller_patch(folder, capsys, voxel_bytes,
 
 def test_batch_where_memory_falls_from_some_batch_on(folder):
     """A batch size between two traced ones can need more memory than a line through them predicts."""
+    traced = []
 
     class Planner(nnUNetPlannerQTUNetT):
         max_batch_ratio = inf
 
         def _peak_bytes(self, tokens, options, input_channels, batch_size):
+            traced.append((len(tokens.patch_size), batch_size))
             return 0, int(batch_size * 1.8e9 / (1 if batch_size < 8 else 2))
 
-    assert (
-        plan(folder, Planner, (1, 1, 1), (160, 160, 160), cases=1000)["configurations"]["3d_fullres"]["batch_size"] == 4
-    )
+    configurations = plan(folder, Planner, (1, 1, 1), (160, 160, 160), cases=1000)["configurations"]
+    assert configurations["3d_fullres"]["batch_size"] == 4
+    # and not one batch after another
+    assert [batch_size for dimensions, batch_size in traced if dimensions == 3] == [2, 17, 7, 4]
 
 
 def test_batch_has_the_voxels_of_nnunets(folder, monkeypatch):
