@@ -110,7 +110,7 @@ def main() -> None:
     except Exception as error:
         traceback.print_exception(error)
         _end(BUG, SOFTWARE_ERROR)
-    sys.exit(code)
+    sys.exit(code or 0)
 
 
 def _end(message: str, code: int) -> NoReturn:

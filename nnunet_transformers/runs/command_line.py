@@ -39,6 +39,7 @@ LIGHTNING_ON_ITSELF = (
     "HPU available:",
     "\U0001f4a1 Tip:",
     "Loading `train_dataloader`",
+    "\nDetected KeyboardInterrupt",  # which the command says itself
 )
 UNFOUNDED = ("LightningCLI's args parameter", "Starting from v1.9.0", "Checkpoint directory")
 
