@@ -12,7 +12,10 @@ import re
 import shlex
 import shutil
 import sys
+from contextlib import redirect_stdout, suppress
+from functools import cache
 from importlib.metadata import entry_points
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,7 @@ from nnunet_transformers.discovery import CLASSES
 from nnunet_transformers.runs.options import SHORT
 from nnunet_transformers.trainers.trainer import TransformerTrainer
 from nnunet_transformers.weights import EncoderCheckpoint, encoder_weights
+from tests.cli.test_extras import PROJECT
 from tests.conftest import EXAMPLES, set_nnunet_folders, write_dataset
 from tests.packages import install, site_folder
 
@@ -50,6 +54,14 @@ SMALLER = {
     "--trainer.accelerator cpu --data.init_args.batch_size 2 --data.init_args.samples_per_epoch 2 "
     "--data.init_args.num_workers 0",
 }
+ROOT_COMMAND = typer.main.get_command(cli.app)
+OPTION = re.compile(r"--?[a-z][\w-]*")
+# commands in messages: in backticks, or followed by what is no part of a command; "..." is where something is put in
+OURS = re.compile(
+    r"`nnunet-transformers ([^`]+)`|nnunet-transformers ((?:[a-z][\w-]* )*[a-z][\w-]*(?: --?[a-z][\w-]*)+)"
+)
+STOCK = re.compile(r"(nnUNetv2_\w+)((?: (?:\.\.\.|--?[a-z][\w-]*|[A-Z\d]\w*|\d\w*))*)")
+EXTRA = re.compile(r"nnunet-transformers\[(\w+)\]")
 COMMAND = re.compile(r"nnunet-transformers ((?:[^`\n]|\\\n)+)")
 
 
@@ -70,27 +82,32 @@ def test_links(page):
 
 @pytest.mark.parametrize("page", SOUND, ids=lambda page: page.name)
 def test_commands(page):
-    root = typer.main.get_command(cli.app)
     for given in COMMAND.findall(page.read_text()):
-        command = root
-        words = [w for w in re.split(r"[\s|]+", given.replace("\\\n", " ")) if w]
-        while words and words[0] in getattr(command, "commands", {}):
-            command = command.commands[words.pop(0)]
-        if command is root:
-            assert not re.match(r"[a-z]+-?[a-z]* (--|-[a-z] )", given), f"{page.name}: no command in {given!r}"
-            continue
-        known = {option for parameter in command.params for option in parameter.opts}
-        if command is root.commands["predict"]:
-            known |= passed_options()
-        if command.name == "fit":
-            known |= {f"--{name}" for name in SHORT}
-        for word in words:
-            option = word.split("=")[0]
-            # what is Lightning's has a dot in its name
-            if re.fullmatch(r"--?[a-z][\w-]*", option) and option != "--ckpt_path":
-                assert option in known, f"{page.name}: {command.name} has no {option}"
+        assert (complaint := complaint_of(given)) is None, f"{page.name}: {complaint}"
 
 
+def complaint_of(given: str) -> str | None:
+    """What is wrong with the words of a command of ours; None if it has a command's name and its options."""
+    command = ROOT_COMMAND
+    words = [w for w in re.split(r"[\s|]+", given.replace("\\\n", " ")) if w]
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    if command is ROOT_COMMAND:
+        return f"no command in {given!r}" if re.match(r"[a-z]+-?[a-z]* (--|-[a-z] )", given) else None
+    known = {option for parameter in command.params for option in parameter.opts}
+    if command is ROOT_COMMAND.commands["predict"]:
+        known |= passed_options()
+    if command.name == "fit":
+        known |= {f"--{name}" for name in SHORT}
+    for word in words:
+        option = word.split("=")[0]
+        # what is Lightning's has a dot in its name
+        if OPTION.fullmatch(option) and option not in ("--ckpt_path", "--help") and option not in known:
+            return f"{command.name} has no {option}"
+    return None
+
+
+@cache
 def passed_options() -> set[str]:
     """What `predict` passes on to nnU-Net's two commands."""
     helps = (CliRunner().invoke(cli.app, ["predict", *model, "-h"]).output for model in ((), ("-m", "MODEL")))
@@ -105,8 +122,44 @@ def test_trainers_and_planners(page):
         assert name in CLASSES or name in stock | examples, f"{page.name} names {name}"
 
 
+def test_remedies_are_commands():
+    """Every command that a message names, of ours, nnU-Net's or pip's, is there and has the options."""
+    extras = PROJECT["optional-dependencies"]
+    ours, stock, wrong = 0, 0, []
+    for text in source_texts():
+        for quoted, plain in OURS.findall(text):
+            ours += 1
+            wrong += [complaint] if (complaint := complaint_of(quoted or plain)) else []
+            first = (quoted or plain).split()[0]
+            wrong += [] if first in (*ROOT_COMMAND.commands, "--help", "...") else [f"no command {first} in {text!r}"]
+        for program, options in STOCK.findall(text):
+            stock += 1
+            given = set(OPTION.findall(options))
+            wrong += [f"{program} has no {given - known}"] if given - (known := options_of(program)) else []
+        wrong += [f"no extra {extra}" for extra in EXTRA.findall(text) if extra not in {*extras, "..."}]
+    assert not wrong
+    assert min(ours, stock) > 20
+
+
+@cache
+def options_of(program: str) -> set[str]:
+    """Options of one of nnU-Net's commands, as its help lists them."""
+    (entry_point,) = entry_points(group="console_scripts", name=program)
+    printed = StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, redirect_stdout(printed), suppress(SystemExit):
+        monkeypatch.setattr(sys, "argv", [program, "--help"])
+        entry_point.load()()
+    return set(OPTION.findall(printed.getvalue()))
+
+
+@cache
+def source_texts() -> list[str]:
+    """All strings of the package's source but for docstrings."""
+    return [text for file in (ROOT / "nnunet_transformers").rglob("*.py") for text in message_texts(file)]
+
+
 def test_errors_are_those_of_the_source():
-    texts = [text for file in (ROOT / "nnunet_transformers").rglob("*.py") for text in message_texts(file)]
+    texts = source_texts()
     quoted = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs/errors.md").read_text(), flags=re.MULTILINE)
     assert len(quoted) > 40
     vague, unknown = [], []

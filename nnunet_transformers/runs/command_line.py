@@ -43,6 +43,7 @@ LIGHTNING_ON_ITSELF = (
     "Loading `train_dataloader`",
     "Seed set to",
     "`weights_only` was not set",
+    "\nDetected KeyboardInterrupt",  # which the command says itself
 )
 # its loggers of these messages: a filter of a logger sees its own messages only
 LOGGERS = (rank_zero, seed, checkpoint_connector)

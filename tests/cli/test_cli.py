@@ -228,3 +228,14 @@ class TestErrors:
         assert code == 70
         assert text.startswith("Traceback")
         assert "TypeError: not your mistake\nerror: this is a bug of nnunet-transformers. Please report" in text
+
+    def test_ctrl_c(self, monkeypatch, capsys, tmp_path):
+        """By whatever typer does with it, with what the command says on how to go on."""
+        for said, message in (((), "interrupted"), (("go on with --c",), "interrupted; go on with --c")):
+
+            def stopped(*_, said=said):
+                raise KeyboardInterrupt(*said)
+
+            monkeypatch.setattr("nnunet_transformers.evaluation.evaluate_predictions", stopped)
+            code, captured = run_main(monkeypatch, capsys, "evaluate-iou", tmp_path, tmp_path)
+            assert (code, captured.err) == (130, f"error: {message}\n")
