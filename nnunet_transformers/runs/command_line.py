@@ -44,10 +44,17 @@ LIGHTNING_ON_ITSELF = (
     "Seed set to",
     "`weights_only` was not set",
     "\nDetected KeyboardInterrupt",  # which the command says itself
+    "`Trainer(limit_val_batches=1.0)` was configured",
 )
 # its loggers of these messages: a filter of a logger sees its own messages only
 LOGGERS = (rank_zero, seed, checkpoint_connector)
-UNFOUNDED = ("LightningCLI's args parameter", "Starting from v1.9.0", "Checkpoint directory")
+# the last is PyTorch's, of workers beyond the cores, which the line of the loader states
+UNFOUNDED = (
+    "LightningCLI's args parameter",
+    "Starting from v1.9.0",
+    "Checkpoint directory",
+    "This DataLoader will create",
+)
 
 
 def _concerns_the_run(record: logging.LogRecord) -> bool:

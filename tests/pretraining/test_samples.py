@@ -198,6 +198,14 @@ class TestMemory:
         gb = 10**9
         assert LoaderMemory.within(gb, workers, free and free * gb) == LoaderMemory(*expected[:2], expected[2] * gb)
 
+    @pytest.mark.parametrize(("cores", "is_said"), [(3, True), (4, False)])
+    def test_more_workers_than_cores(self, cores, is_said, monkeypatch):
+        monkeypatch.setattr(loader_memory, "_first", lambda samples: np.zeros(4))
+        monkeypatch.setattr(loader_memory, "_free", lambda workers: None)
+        monkeypatch.setattr(loader_memory.os, "cpu_count", lambda: cores)
+        _, line = loader_memory.loader_memory(None, 1, 4, 1)
+        assert line.endswith("3 cores, which more workers may slow: --data.init_args.num_workers 3") == is_said
+
     def test_is_said_and_kept(self, prepared, monkeypatch, caplog):
         """Two views and targets of 16^3 voxels in float32 and two numbers of 8 bytes, times four samples."""
         monkeypatch.setattr(loader_memory, "SHARED_MEMORY", "/nowhere")

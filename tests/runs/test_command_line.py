@@ -18,6 +18,7 @@ from nnunet_transformers.runs.command_line import LOGGERS, _concerns_the_run
         ("\U0001f4a1 Tip: For seamless cloud logging", False),
         ("Seed set to 0", False),
         ("`weights_only` was not set, defaulting to `False`.", False),
+        ("`Trainer(limit_val_batches=1.0)` was configured so 100% of the batches will be used..", False),
         ("loader: at most 0.25 GB of batches", True),
         ("`Trainer.fit` stopped: `max_epochs=2` reached.", True),
     ],

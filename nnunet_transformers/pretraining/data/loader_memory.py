@@ -86,6 +86,9 @@ def loader_memory(samples: Epoch, batch_size: int, workers: int, processes: int)
             f"; {workers} workers with {PREFETCH} each would take more than {SHARE:.0%} of the {free / 1e9:.1f} GB "
             "that are free"
         )
+    cores = os.cpu_count() or 1
+    if found.workers > cores:
+        line += f"; {cores} cores, which more workers may slow: --data.init_args.num_workers {cores}"
     return found, line
 
 
