@@ -33,7 +33,7 @@ STEPS = (
         "Install, from a checkout, into a new environment",
         [
             "python -m venv .venv",
-            ". .venv/bin/activate && pip install --quiet CHECKOUT'[pretraining]'",
+            ". .venv/bin/activate && pip install -qq CHECKOUT'[pretraining]'",
         ],
     ),
     ("Check the environment", ["nnunet-transformers doctor"]),
