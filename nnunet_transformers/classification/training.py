@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightly.utils.scheduler import CosineWarmupScheduler
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from ..pretraining.data.index import PreparedIndex
-from ..runs.schedules import total_steps
+from ..runs.schedules import CosineWarmup, total_steps
 from ..weights.sealed import SealedCheckpoint
 from .classifier import BackboneDescription, has_own_classifier, load_pretrained, pretrained_backbone
 
@@ -104,7 +103,7 @@ class EncoderTraining(LightningModule):
         optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         total = total_steps(self.trainer)
         warmup = min(settings.warmup_steps, total)
-        scheduler = CosineWarmupScheduler(optimizer, warmup, total, end_value=settings.final_lr_share)
+        scheduler = CosineWarmup(optimizer, warmup, total, end_value=settings.final_lr_share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @abstractmethod

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from lightly.utils.scheduler import CosineWarmupScheduler
 from lightning import Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+
+class CosineWarmup(CosineWarmupScheduler):
+    """lightly's linear warm-up and cosine decay, for a run that resumes with another length, too.
+
+    The state holds the length of the run before, at whose end the rate would stay.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        own = {name: getattr(self, name) for name in ("warmup_epochs", "max_epochs", "end_value")}
+        super().load_state_dict({**state_dict, **own})
 
 
 def total_steps(trainer: Trainer) -> int:
@@ -34,7 +46,7 @@ def _step_counter(trainer: Trainer) -> Callable[[float], int] | None:
 
 def cosine_with_warmup(
     optimizer: Optimizer, trainer: Trainer, warmup_epochs: float, end_value: float = 0.0
-) -> CosineWarmupScheduler:
+) -> CosineWarmup:
     """Build a schedule of linear warm-up and cosine decay, to be stepped after every optimiser step.
 
     Args:
@@ -47,7 +59,7 @@ def cosine_with_warmup(
         ValueError: as ``total_steps``.
     """
     warmup, steps = _warmup_and_total(trainer, warmup_epochs)
-    return CosineWarmupScheduler(optimizer, warmup, steps, end_value=end_value)
+    return CosineWarmup(optimizer, warmup, steps, end_value=end_value)
 
 
 def polynomial_with_warmup(

@@ -12,12 +12,11 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from lightly.utils.scheduler import CosineWarmupScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ...runs.distributed import gather
-from ...runs.schedules import total_steps
+from ...runs.schedules import CosineWarmup, total_steps
 from ...weights.sealed import SealedCheckpoint
 from ..alignment import AlignmentCheckpoint
 from ..best_epoch import BestEpochPretraining
@@ -161,7 +160,7 @@ class MGCA(BestEpochPretraining):
     def create_schedule(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
         settings, total = self.hparams, total_steps(self.trainer)
         warmup, end_value = round(total * settings.warmup_share), settings.min_lr / settings.lr
-        return CosineWarmupScheduler(optimizer, warmup, total, end_value=end_value)
+        return CosineWarmup(optimizer, warmup, total, end_value=end_value)
 
     def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> Mapping[str, SealedCheckpoint]:
         """Build ``encoder.pth`` and ``alignment.pth``, all weights, if the validation loss is the lowest so far."""
