@@ -413,7 +413,7 @@ def report(rows: Sequence[dict[str, Any]], path: Path) -> None:
     lines = [
         "# Plans of random fingerprints",
         "",
-        "[The script](../fingerprints.py) drew the datasets: images and volumes of 4 to 1024 voxels an axis and more,",
+        "[The script](../fingerprints.py) draws the datasets: images and volumes of about 8 to 1024 voxels an axis,",
         "voxels up to ten times as long as wide, 1 to 6 channels, 2 to 120 labels, 5 to 2000 cases, 4 to 80 GB. Traced",
         "plans are those of the command; quick ones assume the bytes of a voxel. Each configuration was built from its",
         "plan and run on tensors without data: shapes of all outputs, divisors of the patch, windows that tile, memory",
