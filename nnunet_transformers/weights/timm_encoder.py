@@ -120,6 +120,7 @@ def timm_pretrained(name: str) -> nn.Module:
         return timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # the hub's client raises many types
         raise _not_downloaded(name, first_line(error).rstrip(".")) from error
+    return network
 
 
 def _cached_weights(name: str) -> dict[str, Any]:
