@@ -64,7 +64,8 @@ def test_the_report_reads_it(trainer, tmp_path):
     started = trainer(1)
     started.on_train_start()
     log = tmp_path / "training_log_1.txt"
-    log.write_text(f"2026-11-26 10:00:00.1: {started.lines[0]} \n2026-11-26 11:00:00.1: {MEMORY}1.50 GB \n")
+    lines = ("10:00:00.1: " + started.lines[0], "11:00:00.1: Epoch time: 9 s", f"12:00:00.1: {MEMORY}1.50 GB")
+    log.write_text("".join(f"2026-11-26 {line} \n" for line in lines))
     curves = read_curves(tmp_path)
     assert curves.versions.startswith("nnunet-transformers ") and "PyTorch" in curves.versions
     assert (curves.memory, curves.first, curves.last) == ("1.50 GB", "2026-11-26 10:00", "2026-11-26 11:00")

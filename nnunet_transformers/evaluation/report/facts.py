@@ -89,7 +89,8 @@ def facts_of(fold: Path, trust: bool = False) -> dict[str, str]:
         facts["plan"] += f", {configuration}: {_patch(planned.configuration.configuration)}"
         facts["network"] = _network(planned, trainer, trust)
     if curves.first:
-        facts["trained"] = f"{progress.epochs}, {curves.first} to {curves.last}"
+        dates = f"{curves.first} to {curves.last}" if curves.last else f"begun {curves.first}"
+        facts["trained"] = f"{progress.epochs}, {dates}"
     cost = []
     if progress.done:
         cost.append(f"{in_words(progress.seconds)} per epoch, {in_words(sum(curves.epoch_seconds))} in all")

@@ -18,7 +18,7 @@ class Curves:
 
     Attributes:
         train_loss, val_loss, pseudo_dice, epoch_seconds: of each epoch; Dice per label.
-        first, last: date and time of the first and last line, as logged; empty if there is none.
+        first, last: date and time of the first line and of the last epoch's end, as logged; empty if there is none.
         versions, memory: what our trainers log of the libraries and of the GPU's memory; empty for other trainers.
     """
 
@@ -40,13 +40,14 @@ def read_curves(fold_folder: Path) -> Curves:
         epoch = -1
         for line in log.read_text(errors="replace").splitlines():
             time, _, message = line.partition(": ")
-            if match := _TIME.match(time):
-                curves.first, curves.last = curves.first or match[0], match[0]
+            at = match[0] if (match := _TIME.match(time)) else ""
+            curves.first = curves.first or at
             if match := re.fullmatch(r"Epoch (\d+)\s*", message):
                 epoch = int(match[1])
                 epochs[epoch] = {}
             elif match := re.match(rf"(train_loss|val_loss|Epoch time:) ({_NUMBER})", message):
                 epochs.get(epoch, {})[match[1]] = float(match[2])
+                curves.last = at
             elif message.startswith("Pseudo dice"):
                 text = message.replace("np.float32", "").replace("np.float64", "")
                 epochs.get(epoch, {})["dice"] = [float(v) for v in re.findall(_NUMBER, text)]
