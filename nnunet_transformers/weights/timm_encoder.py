@@ -117,7 +117,7 @@ def timm_pretrained(name: str) -> nn.Module:
     """
     options = _cached_weights(name)
     try:
-        return timm.create_model(name, pretrained=True, **options)
+        network: nn.Module = timm.create_model(name, pretrained=True, **options)
     except Exception as error:  # the hub's client raises many types
         raise _not_downloaded(name, first_line(error).rstrip(".")) from error
     return network
