@@ -43,12 +43,11 @@ from torch.fx import CodeGen, GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from triton.backends.compiler import GPUTarget
 
-from nnunet_transformers.architectures import create_network
+from nnunet_transformers.architectures import create_network, get_network
 from tests.fake_cuda import backward, fake_cuda
 
 RESULTS = Path(__file__).parents[1] / "results" / "gpu" / "ahead.json"
-NETWORKS = ("mit_7", "qt_unet_tiny", "unet2022_tiny", "mednext_s", "setr_pup")
-PATCH = {"setr_pup": (512, 512)}
+NETWORKS = ("mit_7", "qt_unet_tiny", "unet2022_tiny")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
@@ -301,7 +300,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     for network in options.networks:
-        patch_size = PATCH.get(network, (128, 128, 128))
+        patch_size: tuple[int, ...] = (128, 128, 128) if 3 in get_network(network).dimensions else (512, 512)
         if options.patch is not None:
             patch_size = (options.patch,) * len(patch_size)
         for capability in options.architectures:
