@@ -140,6 +140,17 @@ def test_failed_rows_and_interruptions_have_an_exit_code(ending, code, message, 
     assert (output / "benchmark.md").is_file()
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_peer_without_its_library_fails_only_if_asked_for(asked, tmp_path, monkeypatch, capsys):
+    written = content(("PlainConvUNet", 1.0), ("SwinUNETR", 2.0))
+    written["networks"]["SwinUNETR"] = {"failed": "MONAI is not installed"}
+    monkeypatch.setattr(run, "run_benchmark", lambda *_: written)
+    networks = ["--networks", "SwinUNETR"] if asked else []
+    stopped, captured = run_main(monkeypatch, capsys, "benchmark", "--device", "cpu", "-o", tmp_path, *networks)
+    assert stopped == int(asked)
+    assert "SwinUNETR: MONAI is not installed" in (captured.err if asked else captured.out)
+
+
 def test_a_device_that_cannot_be_measured(monkeypatch):
     monkeypatch.setattr(run, "CHILD", [sys.executable, "-c", "raise RuntimeError('no CUDA')"])
     with pytest.raises(RuntimeError, match="the device cpu cannot be measured: no CUDA"):
