@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
+from itertools import chain, count
 from pathlib import Path
 from typing import Annotated
 
@@ -78,6 +80,9 @@ def segment(
     trust: Trust = False,
 ) -> None:
     """Train 1x1 heads on the frozen encoder with nnU-Net, and print the validation cases' Dice."""
+    import random
+
+    import numpy as np
     import torch
     from nnunetv2.run.run_training import run_training
     from nnunetv2.utilities.file_path_utilities import get_output_folder
@@ -97,12 +102,23 @@ def segment(
         # the training runs all of the plan, its preprocessing and export too
         check_plan(load_plans(dataset_folder(dataset), plans), f"the plan {plans}")
     weights = InitialWeights.from_source(encoder)
-    # a plan for each encoder keeps the results of several encoders apart
-    probed = f"{plans}_probe_{weights.specification['sha256'][:8]}"
+
+    def results(name: str) -> Path:
+        return Path(get_output_folder(dataset, trainer, name, configuration, fold))
+
+    # a plan for each encoder, and each run with it, keeps their results apart
+    first = f"{plans}_probe_{weights.specification['sha256'][:8]}"
+    names = chain([first], (f"{first}_{n}" for n in count(2)))
+    probed = next(name for name in names if not results(name).exists())
     _, reports, _ = attach(weights, dataset, plans, probed, [configuration], force=True, trust=trust)
     echo(reports[configuration])
+    # so that a run again gives the same figure: nnU-Net seeds neither itself nor the processes that augment
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    os.environ.setdefault("nnUNet_n_proc_DA", "0")
     run_training(dataset, configuration, fold, trainer, probed, device=torch.device(device))
-    folder = Path(get_output_folder(dataset, trainer, probed, configuration, fold))
+    folder = results(probed)
     summary = read_json(folder / "validation" / "summary.json")
     for label, scores in summary["mean"].items():
         echo(f"label {label}: Dice {scores['Dice']:.4f}")

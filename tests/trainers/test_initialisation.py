@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -376,10 +377,14 @@ def test_linear_probe(prepared, tmp_path, monkeypatch):
     checkpoint = EncoderCheckpoint(encoder_weights(source), "qt_unet_tiny", patch_size, 1, overrides=overrides)
     checkpoint.save(tmp_path / "encoder.pth")
     arguments = [tmp_path / "encoder.pth", "-d", 900, "-p", PLANS, "-tr", "nnUNetTrainerLinearProbe_1epoch"]
-    result = CliRunner().invoke(cli.app, ["probe", "segment", *map(str, arguments), "--device", "cpu"])
-    assert result.exit_code == 0, result.output
-    assert "label 1: Dice" in result.output
-    (path,) = (prepared / "preprocessed" / "Dataset900_Balls").glob(f"{PLANS}_probe_*.json")
+    figures = []
+    for _ in range(2):
+        result = CliRunner().invoke(cli.app, ["probe", "segment", *map(str, arguments), "--device", "cpu"])
+        assert result.exit_code == 0, result.output
+        figures.append(re.findall(r"label \d: Dice ([\d.]+)", result.output))
+    assert len(figures[0]) == 2 and figures[0] == figures[1]
+    path, again = sorted((prepared / "preprocessed" / "Dataset900_Balls").glob(f"{PLANS}_probe_*.json"))
+    assert again.stem == f"{path.stem}_2"  # the first run's results are kept
     model = model_folder(prepared, trainer="nnUNetTrainerLinearProbe_1epoch", plans=path.stem)
     weights = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
     for name, value in encoder_weights(source).items():
