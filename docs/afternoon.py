@@ -38,8 +38,8 @@ STEPS = (
     ),
     ("Check the environment", ["nnunet-transformers doctor"]),
     (
-        "Plan and preprocess; for a GPU of 2 GB, so that a training step is short on a CPU, too",
-        ["nnUNetv2_plan_and_preprocess -d 4 -pl nnUNetPlannerQTUNetT -c 3d_fullres -gpu_memory_target 2"],
+        "Plan and preprocess; as for a GPU of 1.5 GB, so that the batch is small and a step short on a CPU",
+        ["nnUNetv2_plan_and_preprocess -d 4 -pl nnUNetPlannerQTUNetT -c 3d_fullres -gpu_memory_target 1.5"],
     ),
     (
         "Train. The demo's trainer has a few short epochs; `nnUNetTrainerQTUNet` is the real one",
@@ -59,7 +59,7 @@ STEPS = (
             "nnunet-transformers pretrain prepare $nnUNet_raw/Dataset004_Hippocampus prepared -d 4 "
             "-p nnUNetQTUNetTPlans --fold 0",
             "nnunet-transformers pretrain fit --config qt_ssl_in_task -d 4 -p nnUNetQTUNetTPlans --folder prepared "
-            "--epochs 3",
+            "--epochs 1",
         ],
     ),
     (
