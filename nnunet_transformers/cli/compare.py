@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -100,10 +101,22 @@ def _evaluation(path: Path, labels: Path | None, dataset_json: Path | None, proc
     # a fold's are those of its validation
     for file in (place / name for place in (path, path / "validation") for name in (EVALUATION, SUMMARY)):
         if file.is_file():
-            return Evaluation.load(file)
+            return _named(Evaluation.load(file), file)
     raise FileNotFoundError(
         f"{path} holds no {EVALUATION}: run `nnunet-transformers evaluate`, or name the folder of labels by --labels"
     )
+
+
+def _named(evaluation: Evaluation, file: Path) -> Evaluation:
+    """Name the labels of nnU-Net's summary.json, which has their numbers only, as the model's dataset.json does."""
+    from ..evaluation.segmentations import dataset_json_of, load_dataset_json
+    from ..evaluation.targets import Targets
+
+    described = dataset_json_of(file.parent)
+    if file.name != SUMMARY or described is None:
+        return evaluation
+    names = {target.key: target.name for target in Targets.from_dataset_json(load_dataset_json(described)).targets}
+    return replace(evaluation, labels={key: names.get(key, name) for key, name in evaluation.labels.items()})
 
 
 def _write(tables: dict[str, Table], folder: Path) -> None:

@@ -358,6 +358,22 @@ class TestCompare:
             missing.exception
         )
 
+    def test_labels_of_nnunets_summaries_have_their_names(self, folders, tmp_path):
+        labels, *predicted = folders
+        folds = []
+        for number, source in enumerate(predicted):
+            validation = tmp_path / f"model_{number}" / "fold_0" / "validation"
+            shutil.copytree(source, validation, ignore=shutil.ignore_patterns("evaluation.json", "dataset.json"))
+            shutil.copy(source / "dataset.json", validation.parents[1])
+            summary = str(validation / "summary.json")
+            compute_metrics_on_folder(
+                str(labels), str(validation), summary, SimpleITKIO(), ".nii.gz", [1, 2], num_processes=1
+            )
+            folds.append(validation.parent)
+        result = run("compare", *folds)
+        assert result.exit_code == 0, result.output
+        assert "large" in result.output and "small" in result.output
+
 
 class TestTables:
     table = Table("A & B", ["model_1", "Dice"], [["<script>|x", 0.12345], ["=1+1", math.nan], ["100 %", 1e-5]])
