@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 import warnings
@@ -38,6 +39,7 @@ from ._output import echo
 exit_with_parent_if_spawned()
 
 SOFTWARE_ERROR = 70  # of sysexits.h
+ON_THEIR_FUTURE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 INTERRUPTED = 130  # as shells end with SIGINT
 BUG = (
     "this is a bug of nnunet-transformers. Please report the command and the lines above at "
@@ -97,8 +99,10 @@ def main() -> None:
     """
     if not sys.warnoptions:
         # what other libraries say of their own future is not about the user's data
-        for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        for category in ON_THEIR_FUTURE:
             warnings.filterwarnings("ignore", category=category)
+        # in the processes that it starts, too
+        os.environ.setdefault("PYTHONWARNINGS", ",".join(f"ignore::{c.__name__}" for c in ON_THEIR_FUTURE))
     try:
         code = app(prog_name=PROGRAM, standalone_mode=False)
     except UsageError as error:
