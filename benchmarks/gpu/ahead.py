@@ -41,6 +41,7 @@ from torch._inductor.runtime import triton_helpers, triton_heuristics
 from torch._inductor.runtime.hints import DeviceProperties
 from torch.fx import CodeGen, GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._triton import has_triton
 from triton.backends.compiler import GPUTarget
 
 from nnunet_transformers.architectures import create_network, get_network
@@ -166,8 +167,9 @@ def pretended_device(capability: int) -> Iterator[None]:
         stack.enter_context(patch.object(interface, "is_available", lambda *_: True))
         stack.enter_context(patch.object(interface, "get_compute_capability", lambda *_: capability))
         stack.enter_context(patch.dict(device_interface.caching_worker_device_properties, {"cuda": [properties]}))
-        DeviceProperties.create.cache_clear()
-        stack.callback(DeviceProperties.create.cache_clear)
+        for kept in (DeviceProperties.create, has_triton):  # what was found before, and what is found here
+            kept.cache_clear()
+            stack.callback(kept.cache_clear)
         # each kernel's module sets the driver of a GPU
         stack.enter_context(patch.object(triton_helpers, "set_driver_to_gpu", lambda: None))
         stack.enter_context(patch.object(triton.runtime.driver, "_active", driver))

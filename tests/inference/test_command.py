@@ -201,7 +201,7 @@ class TestMistakes:
         assert "-f 'zero' is neither a number nor 'all'" in said(f="zero")
         assert "-npp 0 -nps 1: both are 0, without -num_parts, or neither" in said(nps=1)
         if not torch.cuda.is_available():
-            assert said(device="cuda") == "error: -device cuda is not available on this machine; use -device cpu"
+            assert said(device="cuda") == "error: -device cuda is not available; this machine has cpu"
 
     def test_models(self, said):
         assert "901" in said(d=901)
@@ -288,6 +288,7 @@ def test_options_are_nnunets(monkeypatch, entry_point, processes):
         patched.setattr(argparse.ArgumentParser, "parse_args", parse_args)
         getattr(predict_from_raw_data, entry_point)()
     (stock,) = captured
-    own = options_of(build_parser(entry_point.endswith("modelfolder")))
-    assert own == options_of(stock)
+    own, expected = options_of(build_parser(entry_point.endswith("modelfolder"))), options_of(stock)
+    assert own["device"].pop("default") == "auto" and expected["device"].pop("default") == "cuda"
+    assert own == expected
     assert len(own) > 15

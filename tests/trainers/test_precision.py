@@ -45,7 +45,8 @@ def test_autocast_and_scaler(trainer, planned, used, monkeypatch):
 
     for name in ("train_step", "validation_step", "perform_actual_validation"):
         monkeypatch.setattr(nnUNetTrainer, name, step)
-    monkeypatch.setattr(StoredData, "check_content", lambda self: None)  # the dataset has only a fingerprint
+    for name in ("check_presence", "check_content"):  # the dataset has only a fingerprint
+        monkeypatch.setattr(StoredData, name, lambda self: None)
     trainer = trainer(planned)
     trainer.lr_scheduler, trainer.network = Mock(), torch.nn.Identity()
     batch = {"target": torch.zeros(1, 1, 2, 2, 2), "keys": ["case"]}

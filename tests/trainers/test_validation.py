@@ -18,7 +18,8 @@ def test_final_validation(monkeypatch):
     theirs = module.export_prediction_from_logits
     trainer = object.__new__(TransformerTrainer)
     trainer.autocast_dtype, trainer.ema_decay = torch.float32, None
-    monkeypatch.setattr(TransformerTrainer, "_stored_data", lambda self: type("Data", (), {"check_content": print}))
+    checks = {"check_presence": print, "check_content": print}
+    monkeypatch.setattr(TransformerTrainer, "_stored_data", lambda self: type("Data", (), checks))
     seen = []
 
     def validate(self, save_probabilities):
