@@ -34,6 +34,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
     nnUNetPlannerResEncM,
@@ -240,8 +241,9 @@ def plan_quickly() -> None:
 
     patch.object(TransformerPlanner, "_peak_bytes", assumed).start()
     patch.object(ExperimentPlanner, "get_plans_for_configuration", shared).start()
-    # which nnU-Net finds by importing all of its readers
+    # which nnU-Net finds by importing all of its readers, and the cases, for which it starts processes
     patch.object(ExperimentPlanner, "determine_reader_writer", lambda _: SimpleITKIO).start()
+    patch.object(default_experiment_planner, "get_filenames_of_train_images_and_targets", lambda *_: {}).start()
 
 
 def run_forward(build: Callable[[], torch.nn.Module], channels: int, size: Sequence[int]) -> Trace:

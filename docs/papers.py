@@ -27,6 +27,10 @@ TAG = re.compile(r"timm tag (\w+)")
 PRESETS = "preset "
 HEAD = """# The papers, value by value
 
+What each experiment of a paper is made with, here and by its authors. Those that a command writes as a plan:
+
+    nnunet-transformers preset --list
+
 Of each paper: what it states, what its authors' release does, what happens here, and why where that is neither. "-" is
 what a source does not state. Values with a key are read from the [preset](presets.md), the recipe (`nnunet-transformers
 pretrain recipes`, `classify recipes`, `detect recipes`) or the trainer that has them. Below stands every table of

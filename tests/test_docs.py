@@ -80,6 +80,13 @@ def test_links(page):
             assert anchor in heading_anchors(file), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_pages_begin_with_purpose_and_command(page):
+    _, _, purpose, *lines = page.read_text().splitlines()[:12]
+    assert re.match(r"\S", purpose)
+    assert any(re.match(r"    \S", line) for line in lines)
+
+
 @pytest.mark.parametrize("page", SOUND, ids=lambda page: page.name)
 def test_commands(page):
     for given in COMMAND.findall(page.read_text()):

@@ -57,8 +57,9 @@ class StartsFromPlan(nnUNetTrainer):
         super().on_train_start()
         if self._initialisation is None or not is_fresh:
             return
-        weights, planned = InitialWeights(self._initialisation), self._planned()
+        planned = self._planned()
         try:
+            weights = InitialWeights(self._initialisation)
             report = weights.load_into(self.initialised_network, planned.patch_size, label_names(planned.dataset_json))
         except FileNotFoundError as error:
             name, dataset = (self.plans_manager.plans[key] for key in ("plans_name", "dataset_name"))

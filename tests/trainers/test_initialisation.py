@@ -229,6 +229,11 @@ def test_a_checkpoint_is_read_and_verified_once(prepared, tmp_path, file_reads):
     assert file_reads == {"load": 1, "hash": 1}
     key = "encoder.stages.0.blocks.0.attn.qkv.weight"
     assert torch.equal(trainer.network.state_dict()[key], checkpoint.weights[key])
+    # a missing checkpoint is named with the plan that starts from it
+    (tmp_path / "encoder.pth").unlink()
+    trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerQTUNet", "nnUNetReadOncePlans", device=CPU)
+    with pytest.raises(FileNotFoundError, match=r"encoder.pth.* the plan nnUNetReadOncePlans of Dataset900_Balls starts"):
+        trainer.on_train_start()
 
 
 def test_stock_primus_starts_from_a_pretrained_one(prepared, tmp_path):
