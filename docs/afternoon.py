@@ -25,6 +25,8 @@ FOLD = "$nnUNet_results/Dataset004_Hippocampus/nnUNetTrainerQTUNetDemo__{}__3d_f
 PLAIN, PRETRAINED = FOLD.format("nnUNetQTUNetTPlans"), FOLD.format("nnUNetQTUNetTPlans_ssl")
 SHOWN_FIRST, SHOWN_LAST = 6, 10
 LONGEST_SILENCE = 120
+# a step of a progress bar, and what nnU-Net says of each validation case
+PROGRESS = re.compile(r"\d+%[|\u2501 ]|: predicting |, shape torch\.Size")
 NOISE = re.compile(r"Traceback \(most recent|\w*Warning\b")
 
 # (what it is for, commands)
@@ -86,10 +88,12 @@ STEPS = (
 HEAD = """# A first afternoon
 
 From an empty environment to a package for others, recorded: every command was run by `python docs/afternoon.py`, which
-wrote this page{when}. The dataset is hippocampus of the [Decathlon](http://medicaldecathlon.com), in nnU-Net's format,
-with `nnUNet_raw`, `nnUNet_preprocessed` and `nnUNet_results` set; `new_images` has five images of it. The networks are
-trained for minutes, so that their Dice says nothing. [Start here](start.md) explains the steps. Of long outputs the
-middle is left out.
+wrote this page{when}.
+
+The dataset is hippocampus of the [Decathlon](http://medicaldecathlon.com), in nnU-Net's format, with `nnUNet_raw`,
+`nnUNet_preprocessed` and `nnUNet_results` set; `new_images` has five images of it. The networks are trained for
+minutes, so that their Dice says nothing. [Start here](start.md) explains the steps. Of long outputs the middle is left
+out, of progress bars all but the end.
 
 """
 
@@ -130,8 +134,10 @@ def run(command: str, folder: Path, environment: dict[str, str]) -> Ran:
 
 
 def shortened(lines: list[str]) -> list[str]:
-    """The first and the last lines of an output, and how many there are between."""
+    """The first and the last lines of an output, and how many there are between; of a progress bar its last state."""
     lines = [line for line in lines if line.strip()]
+    following = [*lines[1:], ""]
+    lines = [a for a, b in zip(lines, following, strict=True) if not (PROGRESS.search(a) and PROGRESS.search(b))]
     hidden = len(lines) - SHOWN_FIRST - SHOWN_LAST
     if hidden > 1:
         lines = [*lines[:SHOWN_FIRST], f"[{hidden} lines]", *lines[-SHOWN_LAST:]]

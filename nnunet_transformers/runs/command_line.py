@@ -24,6 +24,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities import rank_zero
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
 
 from .._lease import lease
 from ..cpu import optimize
@@ -202,6 +203,7 @@ def run_recipe(
                 trainer_defaults={
                     # data modules rebuild their loader in every epoch, see EpochData
                     "reload_dataloaders_every_n_epochs": 1,
+                    "enable_progress_bar": _has_terminal(),
                     **trainer_defaults,
                     "callbacks": callbacks,
                 },
@@ -228,6 +230,12 @@ def run_recipe(
     if trainer.is_global_zero:
         _check_written(trainer, writer, cli.written)
     return trainer
+
+
+def _has_terminal() -> bool:
+    """Whether a progress bar can be drawn; in a log it would be its last state alone."""
+    console = Console()
+    return console.is_terminal or console.is_jupyter
 
 
 def _how_to_go_on(root: str) -> str:

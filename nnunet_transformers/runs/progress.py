@@ -1,9 +1,9 @@
-"""A line for each epoch of a run, with the time left."""
+"""Lines of a run: one for each epoch, with the time left, and more within long ones."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning import Callback, LightningModule, Trainer
 
@@ -11,19 +11,35 @@ from .._text import in_words
 
 
 class EpochLines(Callback):
-    """Print what an epoch gave and the time left, on a terminal or not, and write the metrics so far to their file."""
+    """Print what an epoch gave and the time left, on a terminal or not, and write the metrics so far to their file.
+
+    Attributes:
+        seconds_between_lines: least time from the start of an epoch to a line within it, and from one to the next; a
+            progress bar takes their place.
+    """
+
+    seconds_between_lines: ClassVar[float] = 120.0
 
     def __init__(self) -> None:
-        self.first = self.start = 0.0
+        self.first = self.start = self.last_line = 0.0
         self.before: int | None = None
 
     def on_train_epoch_start(self, trainer: Any, module: LightningModule) -> None:
-        self.start = time.perf_counter()
+        self.start = self.last_line = time.perf_counter()
         if self.before is None:  # a resumed run has epochs that this process did not see
             self.first, self.before = self.start, trainer.current_epoch
         # metrics from the first epoch on, however short it is
         steps = trainer.num_training_batches / trainer.accumulate_grad_batches  # infinite where the data do not end
         trainer.log_every_n_steps = max(1, int(min(trainer.log_every_n_steps, steps)))
+
+    def on_train_batch_end(self, trainer: Any, module: LightningModule, outputs: Any, batch: Any, index: int) -> None:
+        now = time.perf_counter()
+        if now - self.last_line < self.seconds_between_lines or trainer.progress_bar_callback is not None:
+            return
+        self.last_line = now
+        if trainer.is_global_zero:
+            done, batches = index + 1, trainer.num_training_batches
+            print(batches_line(trainer.current_epoch + 1, done, batches, now - self.start), flush=True)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -51,6 +67,19 @@ def values_of(metrics: dict[str, Any]) -> dict[str, float]:
         for name, value in metrics.items()
         if f"{name.removesuffix('_step')}_epoch" not in metrics
     }
+
+
+def batches_line(epoch: int, done: int, batches: float, seconds: float) -> str:
+    """The line within an epoch, after ``done`` of its ``batches``, which are infinite where the data do not end.
+
+    Examples:
+        >>> batches_line(3, 20, 50, 120.0)
+        'epoch 3: 20 of 50 batches in 2.0 min, about 3.0 min left in this epoch'
+    """
+    if batches == float("inf"):
+        return f"epoch {epoch}: {done} batches in {in_words(seconds)}"
+    left = in_words((batches - done) * seconds / done)
+    return f"epoch {epoch}: {done} of {batches} batches in {in_words(seconds)}, about {left} left in this epoch"
 
 
 def epoch_line(done: int, epochs: int | None, values: dict[str, float], seconds: float, each: float) -> str:

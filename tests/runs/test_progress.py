@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nnunet_transformers.runs.progress import EpochLines, epoch_line, epochs_of, values_of
+from nnunet_transformers.runs import progress
+from nnunet_transformers.runs.progress import EpochLines, batches_line, epoch_line, epochs_of, values_of
 
 
 def test_line():
@@ -14,6 +15,33 @@ def test_line():
         "epoch 50 of 50: loss 0.5, spread 1; 1.0 h, 0 s left"
     )
     assert epoch_line(2, None, {"loss": 0.5}, 1.0, 1.0) == "epoch 2: loss 0.5; 1 s"
+
+
+def test_line_within_an_epoch():
+    assert batches_line(1, 5, 20, 60.0) == "epoch 1: 5 of 20 batches in 1.0 min, about 3.0 min left in this epoch"
+    assert batches_line(1, 5, float("inf"), 60.0) == "epoch 1: 5 batches in 1.0 min"
+
+
+@pytest.mark.parametrize(("bar", "expected"), [(None, [2, 4]), ("bar", [])])
+def test_a_long_epoch(monkeypatch, capsys, bar, expected):
+    """Batches of 70 s have a line every two minutes, unless a progress bar is drawn."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock.now)
+    trainer = SimpleNamespace(
+        num_training_batches=5,
+        accumulate_grad_batches=1,
+        log_every_n_steps=50,
+        current_epoch=0,
+        progress_bar_callback=bar,
+        is_global_zero=True,
+    )
+    lines = EpochLines()
+    lines.on_train_epoch_start(trainer, None)
+    for index in range(5):
+        clock.now += 70
+        lines.on_train_batch_end(trainer, None, None, None, index)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.partition(" batches")[0] for line in printed] == [f"epoch 1: {n} of 5" for n in expected]
 
 
 def test_epochs_by_steps():

@@ -232,7 +232,7 @@ def test_a_checkpoint_is_read_and_verified_once(prepared, tmp_path, file_reads):
     # a missing checkpoint is named with the plan that starts from it
     (tmp_path / "encoder.pth").unlink()
     trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerQTUNet", "nnUNetReadOncePlans", device=CPU)
-    with pytest.raises(FileNotFoundError, match=r"encoder.pth.* the plan nnUNetReadOncePlans of Dataset900_Balls starts"):
+    with pytest.raises(FileNotFoundError, match=r"encoder.pth.* plan nnUNetReadOncePlans of Dataset900_Balls starts"):
         trainer.on_train_start()
 
 
