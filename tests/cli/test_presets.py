@@ -67,7 +67,7 @@ def test_apply(planned):
         ([], "name a preset and a dataset"),
         (["btcv-tiny"], "name a preset and a dataset"),
         (["btcv-tyni", "-d", "903"], "did you mean btcv-tiny"),
-        (["nnformer", "--list"], "no preset's name contains 'swinunetr'"),
+        (["nnformer", "--list"], "no preset's name contains 'nnformer'"),
         (["btcv-base", "-d", "903"], "nnUNetv2_plan_experiment -d 903 -pl nnUNetPlannerQTUNetB"),
         (["btcv-tiny", "-d", "1000"], "no dataset '1000'"),
         (["btcv-tiny", "-d", "903", "-o", "a__b"], "no double underscore"),
