@@ -69,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> None:
     elif arguments.graphs:
         raise SystemExit("--graphs are CUDA graphs: add --device cuda")
     os.nice(LOWEST_PRIORITY)
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     torch.backends.cudnn.benchmark = True  # as nnU-Net's command
     until = next_time(arguments.until) if arguments.until else float("inf")
     asked: list[int] = []
@@ -122,6 +122,7 @@ def main(words: list[str] | None = None) -> None:
     command.add_argument("--loaders", type=int, default=0, help="processes that augment; 0: none, a seed reproduces")
     command.add_argument("--discard-state", action="store_true", help="save no state; a killed run starts anew")
     command.add_argument("--discard-final", action="store_true", help="keep no checkpoint of finished runs")
+    command.add_argument("--threads", type=int, default=1, help="of a training, 1 by default: two trainings beat one")
     command.add_argument("--graphs", action="store_true", help="run a step's passes as CUDA graphs")
     command.set_defaults(function=_run)
     command = commands.add_parser("report")
