@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -87,8 +88,9 @@ STEPS = (
 )
 HEAD = """# A first afternoon
 
-From an empty environment to a package for others, recorded: every command was run by `python docs/afternoon.py`, which
-wrote this page{when}.
+From an empty environment to a package for others, recorded{when} by
+
+    python docs/afternoon.py path/to/Dataset004_Hippocampus FOLDER
 
 The dataset is hippocampus of the [Decathlon](http://medicaldecathlon.com), in nnU-Net's format, with `nnUNet_raw`,
 `nnUNet_preprocessed` and `nnUNet_results` set; `new_images` has five images of it. The networks are trained for
@@ -136,8 +138,7 @@ def run(command: str, folder: Path, environment: dict[str, str]) -> Ran:
 def shortened(lines: list[str]) -> list[str]:
     """The first and the last lines of an output, and how many there are between; of a progress bar its last state."""
     lines = [line for line in lines if line.strip()]
-    following = [*lines[1:], ""]
-    lines = [a for a, b in zip(lines, following, strict=True) if not (PROGRESS.search(a) and PROGRESS.search(b))]
+    lines = [a for a, b in pairwise([*lines, ""]) if not (PROGRESS.search(a) and PROGRESS.search(b))]
     hidden = len(lines) - SHOWN_FIRST - SHOWN_LAST
     if hidden > 1:
         lines = [*lines[:SHOWN_FIRST], f"[{hidden} lines]", *lines[-SHOWN_LAST:]]

@@ -7,6 +7,7 @@ dataset, each command with the arguments that ``SMALLER`` adds to it.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 import shlex
@@ -119,6 +120,19 @@ def passed_options() -> set[str]:
     """What `predict` passes on to nnU-Net's two commands."""
     helps = (CliRunner().invoke(cli.app, ["predict", *model, "-h"]).output for model in ((), ("-m", "MODEL")))
     return {option for text in helps for option in re.findall(r"(?<!\S)--?[a-z]\w*", text)}
+
+
+def test_the_afternoon_is_that_of_its_script():
+    """The page has the script's steps and commands, in their order, and no path of the machine that ran it."""
+    specification = importlib.util.spec_from_file_location("afternoon", ROOT / "docs" / "afternoon.py")
+    sys.modules["afternoon"] = script = importlib.util.module_from_spec(specification)  # of which dataclasses ask
+    specification.loader.exec_module(script)
+    page = script.PAGE.read_text()
+    commands = [c.replace("CHECKOUT", "~/nnunet-transformers") for _, step in script.STEPS for c in step]
+    assert re.findall(r"^    \$ (.*)$", page, flags=re.MULTILINE) == commands
+    assert re.findall(r"^## (.*)$", page, flags=re.MULTILINE) == [title for title, _ in script.STEPS]
+    assert not re.search(r"(?<![\w~.\]])/(?:home|root|tmp|work|usr)\b", page)
+    assert not script.NOISE.search(page)
 
 
 @pytest.mark.parametrize("page", SOUND, ids=lambda page: page.name)
