@@ -16,7 +16,7 @@ commands = typer.Typer()
 InputChannels = Annotated[int, typer.Option(min=1, help="Channels of the image.")]
 NumClasses = Annotated[int, typer.Option(min=2, help="Classes, background included.")]
 
-TABLE_WIDTH = 130
+TABLE_WIDTH, MODELS_WIDTH = 130, 100
 # usual patch sizes by device and dimensionality
 PATCH_SIZES = {
     "cpu": {"3d": (96, 96, 96), "2d": (320, 320)},
@@ -31,7 +31,10 @@ def models(
     num_classes: NumClasses = 14,
     name: Annotated[str, typer.Option(help="Show networks whose name contains this.")] = "",
 ) -> None:
-    """Print the networks with parameters, multiply-adds and training memory at a patch size."""
+    """Print the networks with parameters, multiply-adds and training memory at a patch size.
+
+    Networks whose total stride does not divide the patch are named below the table.
+    """
     import torch
     from rich.console import Console
     from rich.table import Table
@@ -54,19 +57,29 @@ def models(
     for heading in ("network", "parameters", "multiply-adds", "training memory", "and a sample"):
         is_name = heading == "network"
         table.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name)
+    unfit: dict[str, list[str]] = {}
     for published in shown:
         if published in missing:
             table.add_row(f"{published} (extra {missing[published]})", "", "", "", "")
             continue
         with torch.device("meta"):
-            network = create_network(published, input_channels, num_classes, size).eval()
+            try:
+                network = create_network(published, input_channels, num_classes, size).eval()
+            except ValueError as error:  # as published, the network does not take this patch
+                unfit.setdefault(str(error), []).append(published)
+                continue
             multiply_adds = count_multiply_adds(network, torch.empty(1, input_channels, *size))
         parameters = sum(p.numel() for p in network.parameters())
         build = partial(create_network, published, input_channels, num_classes, size, deep_supervision=True)
         fixed, sample = training_step_bytes(build, input_channels, size)
         memory = (f"{fixed / 1e9:.2f} GB", f"{sample / 1e9:.2f} GB")
         table.add_row(published, f"{parameters:,}", f"{multiply_adds / 1e9:.2f} G", *memory)
-    Console().print(table)
+    if sum(map(len, unfit.values())) == len(shown):
+        raise ValueError(f"{'; '.join(unfit)}. The planner adapts networks to any patch, and prints what they need")
+    # a narrow terminal wraps the table instead of cutting numbers
+    Console(width=max(MODELS_WIDTH, Console().width)).print(table)
+    for reason, names in unfit.items():
+        print(f"not at this patch: {', '.join(names)}: {reason}")
     for extra in sorted(set(missing.values())):
         print(f"to install what a network needs: pip install 'nnunet-transformers[{extra}]'")
     if others:

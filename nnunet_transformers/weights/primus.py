@@ -5,15 +5,17 @@ Wald et al., "Primus: Enforcing Attention Usage for 3D Medical Image Segmentatio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from dynamic_network_architectures.architectures import primus
 from dynamic_network_architectures.architectures.primus import Primus
 from torch import Tensor, nn
 
 from .._meta import without_data
+from ..architectures import get_network, list_networks
 from ..architectures._arguments import check_divisible, token_grids
 from ..architectures.layers import resize_position_embedding
 from ..architectures.primus import TOKEN, from_stock
@@ -30,6 +32,8 @@ SIZES = {
     for version in ("", "v2_", "v3_")
     for size in "SBML"
 }
+# arguments of a registered Primus that its size fixes
+STRUCTURE = {"embed_dim", "depth", "num_heads", "widths", "token_skips", "activation"}
 # arguments of nnU-Net's Primus trainers, in the version that pyproject.toml requires
 STOCK = {"drop_path_rate": 0.2, "init_values": 0.1, "scale_attn_inner": True}
 
@@ -54,6 +58,27 @@ class PrimusCheckpoint(PretrainedWeights):
         if not isinstance(network, Primus) or patch_size is None:
             raise ValueError(f"the weights are of {self.name}, the network is {type(network).__name__}")
         return load_primus_weights(network, patch_size, self)
+
+
+def is_fixed_size(name: str, arguments: Mapping[str, Any] | None) -> bool:
+    """Whether a name, with the arguments that a plan may state, means one of ``SIZES`` as nnU-Net's trainers build it.
+
+    Args:
+        name: a size, or the name of another network.
+        arguments: arguments of the registered network of this name.
+
+    Returns:
+        False as well for a registered Primus with arguments of its own.
+
+    Raises:
+        ValueError: if there are arguments for a size that is not registered.
+    """
+    if name not in SIZES or not arguments:
+        return name in SIZES
+    if name not in list_networks():
+        raise ValueError(f"{name} has fixed sizes: leave network_overrides out; primus_v2_* and primus_v3_* take some")
+    registered = get_network(name).all_arguments(len(TOKEN))
+    return all(json.dumps(registered[key]) == json.dumps(arguments[key]) for key in STRUCTURE & arguments.keys())
 
 
 def create_primus(name: str, input_channels: int, patch_size: Sequence[int], num_classes: int = 2) -> Primus:

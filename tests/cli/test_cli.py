@@ -61,6 +61,9 @@ def test_models():
     assert "5,4" in result.output
     result = invoke("models", "--patch-size", "32,32,32", "--name", "tiny")
     assert "without a 3D form: setr_pup_tiny" in result.output
+    result = invoke("models", "--patch-size", "24,32,32", "--name", "_s")
+    assert "primus_v2_s" in result.output
+    assert "not at this patch: mednext_s, mednext_s_k5: " in result.output
 
 
 @pytest.mark.parametrize(

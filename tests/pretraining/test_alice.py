@@ -13,7 +13,12 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunet_transformers.architectures import create_encoder, create_network, get_network
 from nnunet_transformers.pretraining.data import CachedMatcher, MatchedViewData, MatchedViews, PreparedImages
 from nnunet_transformers.pretraining.data.prepare import prepare
-from nnunet_transformers.pretraining.encoders.masked import MaskedEncoder, create_masked_encoder, random_mask
+from nnunet_transformers.pretraining.encoders.masked import (
+    MaskedEncoder,
+    VisibleEncoder,
+    create_masked_encoder,
+    random_mask,
+)
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.losses import SIMILARITIES, masked_reconstruction_loss
 from nnunet_transformers.pretraining.matching import Volume
@@ -129,6 +134,13 @@ class TestPrimus:
             assert torch.equal(encoder(image, mask), encoder(other, mask))
             assert not torch.allclose(encoder(image), encoder(other))
 
+    def test_arguments_of_a_plan(self):
+        """A plan states what a size has, which is that size; other sizes are a registered network, with mask tokens."""
+        stated = {**get_network("primus_v3_s").all_arguments(3), "activation_checkpointing": True, "strides": None}
+        assert isinstance(create_masked_encoder("primus_v3_s", 1, self.PATCH, stated), VisibleEncoder)
+        own = {**stated, "embed_dim": 216, "num_heads": 3, "depth": 2}
+        assert isinstance(create_masked_encoder("primus_v3_s", 1, self.PATCH, own), MaskedEncoder)
+
     def test_trains(self):
         module = method("primus_s", self.PATCH, None)
         module.training_step(batch(module.encoder.grid, self.PATCH), 0).backward()
@@ -144,7 +156,7 @@ class TestPrimus:
         assert str(theirs).partition("(")[2] == str(ours).partition("(")[2]
 
     def test_mistakes(self):
-        with pytest.raises(ValueError, match="overrides are for registered networks"):
+        with pytest.raises(ValueError, match="primus_s has fixed sizes: leave network_overrides out"):
             create_masked_encoder("primus_s", 1, self.PATCH, {"depths": 2})
         with pytest.raises(ValueError, match="stride of 8 does not divide"):
             create_masked_encoder("primus_s", 1, (16, 24, 30))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ...architectures import SegmentationNetwork, create_encoder
 from ...architectures._arguments import token_grids
 from ...architectures.primus import TOKEN
-from ...weights.primus import SIZES, create_primus
+from ...weights.primus import create_primus, is_fixed_size
 
 
 def random_mask(grid: tuple[int, ...], ratio: float, rng: np.random.Generator) -> NDArray:
@@ -167,11 +167,9 @@ def create_masked_encoder(
     Raises:
         ValueError: if there is no such network, or its arguments are invalid.
     """
-    if name not in SIZES:
-        return MaskedEncoder(create_encoder(name, input_channels, patch_size, **(overrides or {})), input_channels)
-    if overrides:
-        raise ValueError(f"network_overrides are for registered networks, not for {name}, which has fixed sizes")
-    return VisibleEncoder(create_primus(name, input_channels, patch_size), patch_size)
+    if is_fixed_size(name, overrides):
+        return VisibleEncoder(create_primus(name, input_channels, patch_size), patch_size)
+    return MaskedEncoder(create_encoder(name, input_channels, patch_size, **(overrides or {})), input_channels)
 
 
 def choose_grid(network: SegmentationNetwork, mask_size: int) -> tuple[int, ...]:

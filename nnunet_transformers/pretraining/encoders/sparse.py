@@ -19,7 +19,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from ...architectures import SegmentationNetwork, create_encoder
-from ...weights.primus import SIZES
+from ...weights.primus import is_fixed_size
 from .masked import (
     MaskedEncoder,
     VisibleEncoder,
@@ -158,7 +158,7 @@ def create_map_encoder(
     Raises:
         ValueError: as ``create_masked_encoder``.
     """
-    if name in SIZES:
+    if is_fixed_size(name, overrides):
         return create_masked_encoder(name, input_channels, patch_size, overrides)
     # create_encoder freezes what the deepest map does not depend on
     network = create_encoder(name, input_channels, patch_size, **(overrides or {})).requires_grad_()
