@@ -137,7 +137,7 @@ class TestForms:
     def test_mistakes(self):
         with pytest.raises(ValueError, match="optimizer must be some of adamw, sgd"):
             method(optimizer="lion").create_optimizer()
-        with pytest.raises(ValueError, match="overrides are for registered networks"):
+        with pytest.raises(ValueError, match="primus_s has fixed sizes"):
             method("primus_s", (16, 24, 32))
         with pytest.raises(ValueError, match="decoder_heads must divide the tokens' 396 channels, got 8"):
             method("primus_s", (16, 24, 32), None, decoder_heads=8)
