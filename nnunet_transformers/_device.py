@@ -20,7 +20,12 @@ def find_device(name: str, option: str = "--device") -> torch.device:
     is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == AUTO:
         name = "cuda" if is_there["cuda"] else "cpu"
-    if not is_there.get(name.partition(":")[0], False):
+    kind, _, index = name.partition(":")
+    number = {"cuda": torch.cuda.device_count()}.get(kind, 1)
+    is_numbered = not index or (index.isdecimal() and int(index) < number)
+    if is_there.get(kind, False) and not is_numbered:
+        raise ValueError(f"{option} {name} is not available; this machine has {number} of {kind}, from {kind}:0 on")
+    if not is_there.get(kind, False):
         present = ", ".join(device for device, is_present in is_there.items() if is_present)
         raise ValueError(f"{option} {name} is not available; this machine has {present}")
     return torch.device(name)

@@ -50,7 +50,9 @@ def show(kind: type[BaseException], error: BaseException, trace: TracebackType |
 def told(error: BaseException, trace: TracebackType | None) -> str | None:
     """Return the line for a mistake; empty if it was printed already, None for any other error."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted" + ("; --c goes on from the last checkpoint" if _program() == "nnUNetv2_train" else "")
+        return "interrupted" + (
+            "; --c goes on from the last checkpoint, if there is one" if _program() == "nnUNetv2_train" else ""
+        )
     text = " ".join(str(error).split())
     if isinstance(error, (ValueError, OSError, RuntimeError, ImportError)) and _is_raised_here(trace):
         return text

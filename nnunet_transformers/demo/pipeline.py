@@ -35,9 +35,10 @@ def _run(command: str, environment: dict[str, str]) -> None:
 def _check_trainer(name: str) -> None:
     """Raise ValueError for a trainer that nobody has, before minutes of planning."""
     stock = stock_names()
-    if name not in stock and find(name) is None:
-        known = sorted({*CLASSES, *declared("trainers"), *stock} - set(planner_names()))
-        raise ValueError(f"unknown trainer {name!r}; there are {', '.join(get_close_matches(name, known, n=3))}")
+    known = sorted(one for one in {*CLASSES, *declared("trainers"), *stock} if "Trainer" in one)
+    if "Trainer" not in name or (name not in stock and find(name) is None):
+        close = get_close_matches(name, known, n=3) or known
+        raise ValueError(f"unknown trainer {name!r}; there are {', '.join(close)}")
 
 
 def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Path:

@@ -134,8 +134,11 @@ def find_models(dataset: str, names: Sequence[str], folds: Sequence[int]) -> tup
     if not nnUNet_results.is_set():
         raise ValueError("nnUNet_results is not set; export it, and see `nnunet-transformers doctor`")
     root = Path(nnUNet_results) / dataset
-    known = [TrainedModel(file.parent) for file in sorted(root.glob("*__*__*/plans.json"))]
-    notes, found = [], dict[str, TrainedModel]()
+    folders = [file.parent for file in sorted(root.glob("*__*__*/plans.json"))]
+    known = [TrainedModel(folder) for folder in folders if folder.name.count("__") == 2]
+    others = [folder.name for folder in folders if folder.name.count("__") > 2]
+    notes = [f"{name} is no TRAINER__PLANS__CONFIGURATION, left out" for name in others]
+    found: dict[str, TrainedModel] = {}
     for name in names or ("*",):
         matching = [model for model in known if fnmatchcase(model.name, name)]
         if not matching:

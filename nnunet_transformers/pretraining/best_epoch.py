@@ -33,6 +33,10 @@ class BestEpochPretraining(EncoderPretraining):
         self.register_buffer("lowest_val_loss", torch.tensor(torch.inf))
         self.is_best = True
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.on_train_epoch_start()  # which a run that is resumed within an epoch does not reach
+
     def on_train_epoch_start(self) -> None:
         self.is_best = not self.trainer.enable_validation or bool(self.lowest_val_loss.isinf())
 

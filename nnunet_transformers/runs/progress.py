@@ -22,12 +22,16 @@ class EpochLines(Callback):
 
     def __init__(self) -> None:
         self.first = self.start = self.last_line = 0.0
-        self.before: int | None = None
+        self.before = self.seen = 0  # epochs before this process, and batches of the current one
+
+    def on_train_start(self, trainer: Any, module: LightningModule) -> None:
+        # a resumed run has epochs that this process did not see, and starts none if it is resumed within one
+        self.first, self.before = time.perf_counter(), trainer.current_epoch
+        self.seen = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        self.on_train_epoch_start(trainer, module)
 
     def on_train_epoch_start(self, trainer: Any, module: LightningModule) -> None:
         self.start = self.last_line = time.perf_counter()
-        if self.before is None:  # a resumed run has epochs that this process did not see
-            self.first, self.before = self.start, trainer.current_epoch
         # metrics from the first epoch on, however short it is
         steps = trainer.num_training_batches / trainer.accumulate_grad_batches  # infinite where the data do not end
         trainer.log_every_n_steps = max(1, int(min(trainer.log_every_n_steps, steps)))
@@ -39,13 +43,16 @@ class EpochLines(Callback):
         self.last_line = now
         if trainer.is_global_zero:
             done, batches = index + 1, trainer.num_training_batches
-            print(batches_line(trainer.current_epoch + 1, done, batches, now - self.start), flush=True)
+            print(batches_line(trainer.current_epoch + 1, done, batches, now - self.start, self.seen), flush=True)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         now, done = time.perf_counter(), trainer.current_epoch + 1
-        each = (now - self.first) / (done - (self.before or 0))
+        part = self.seen / trainer.num_training_batches if done == self.before + 1 else 0
+        self.first -= (now - self.start) * part / max(1e-9, 1 - part)  # as if this process had seen the whole epoch
+        self.seen = 0
+        each = (now - self.first) / (done - self.before)
         print(epoch_line(done, epochs_of(trainer), values_of(trainer.callback_metrics), now - self.start, each))
         for logger in trainer.loggers:
             logger.save()
@@ -69,8 +76,10 @@ def values_of(metrics: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def batches_line(epoch: int, done: int, batches: float, seconds: float) -> str:
+def batches_line(epoch: int, done: int, batches: float, seconds: float, before: int = 0) -> str:
     """The line within an epoch, after ``done`` of its ``batches``, which are infinite where the data do not end.
+
+    ``before`` of them were done before the ``seconds``, by a run that was resumed.
 
     Examples:
         >>> batches_line(3, 20, 50, 120.0)
@@ -78,7 +87,7 @@ def batches_line(epoch: int, done: int, batches: float, seconds: float) -> str:
     """
     if batches == float("inf"):
         return f"epoch {epoch}: {done} batches in {in_words(seconds)}"
-    left = in_words((batches - done) * seconds / done)
+    left = in_words((batches - done) * seconds / (done - before))
     return f"epoch {epoch}: {done} of {batches} batches in {in_words(seconds)}, about {left} left in this epoch"
 
 

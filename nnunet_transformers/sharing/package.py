@@ -38,7 +38,7 @@ from .manifest import Manifest, write_manifest
 from .own_wheel import IMPORTED, write_own_wheel
 from .requirements import pinned_requirements
 from .shareable import copy_shareable
-from .trained import TrainedFold, extract_models, find_folds, read_fold
+from .trained import TrainedFold, extract_models, find_folds, model_parts, read_fold
 from .weights_file import save_weights
 
 SHIPPED = ("plans.json", "dataset.json", "dataset_fingerprint.json")
@@ -176,7 +176,7 @@ class _Maker:
     def _add_previous(self, source: Path, name: str | None, given: Path | None) -> Model | None:
         if name is None:
             return None
-        trainer, plans, configuration = source.name.split("__")
+        trainer, plans, configuration = model_parts(source)
         found = given or source.with_name(f"{trainer}__{plans}__{name}")
         if not found.is_dir():
             raise FileNotFoundError(

@@ -229,6 +229,8 @@ class Segmenter:
         if len(array) != len(self.channels):
             names = ", ".join(self.channels)
             raise ValueError(f"{len(array)} channels, the model takes {len(self.channels)} ({names})")
+        if is_flat and any(len(stage.predictor.configuration_manager.patch_size) == 3 for stage in self._stages):
+            raise ValueError("the image has two axes, the model three; give a volume, with three mm per voxel")
         if bad := int(array.size - np.isfinite(array).sum()):
             raise ValueError(f"NaN or infinity in {bad} voxels; replace them by the background's value")
         return array, properties, is_flat

@@ -15,7 +15,7 @@ from ..plans.gate import check_plan
 from ..weights import save_checkpoint
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint
 from .shareable import copy_shareable
-from .trained import find_folds
+from .trained import find_folds, model_parts
 
 STOCK = "nnUNetTrainer"
 BESIDE = ("plans.json", "dataset.json", "dataset_fingerprint.json")
@@ -47,7 +47,7 @@ def export_stock(
     """
     source = source.resolve()
     names = find_folds(source, folds, checkpoint)
-    trainer, plans, configuration = source.name.split("__")
+    trainer, plans, configuration = model_parts(source)
     target = output / f"{STOCK}__{plans}__{configuration}"
     if target.exists():
         raise FileExistsError(f"{target} exists; remove it or choose another folder")

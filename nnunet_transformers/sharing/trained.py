@@ -70,6 +70,18 @@ def read_fold(folder: Path, fold: str, checkpoint: str = FINAL, trust: bool = Fa
     )
 
 
+def model_parts(folder: Path) -> tuple[str, str, str]:
+    """Return trainer, plans and configuration of a model's folder.
+
+    Raises:
+        ValueError: if the folder has another name than nnU-Net gives it.
+    """
+    match folder.name.split("__"):
+        case [trainer, plans, configuration]:
+            return trainer, plans, configuration
+    raise ValueError(f"{folder}: a model's folder is named TRAINER__PLANS__CONFIGURATION, as nnU-Net names it")
+
+
 def find_folds(folder: Path, wanted: Sequence[str] = (), checkpoint: str = FINAL) -> list[str]:
     """Return the requested folds, or all finished ones; "all" only if there is no other, as in nnU-Net.
 

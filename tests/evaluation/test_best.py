@@ -100,10 +100,12 @@ def test_models_that_lack_something(results):
     for file in another(results, "nnUNetTrainerA__nnUNetPlans__3d_fullres").rglob("*.npz"):
         file.unlink()
     (another(results, "nnUNetTrainerB__nnUNetPlans__3d_fullres") / "fold_0/validation/summary.json").unlink()
+    another(results, "nnUNetTrainerA__nnUNetPlans__3d_fullres__backup")
     choice = find_best(DATASET, folds=(0,))
     assert len(choice.scores) == 4
     assert sum(name.startswith("ensemble") for name in choice.scores) == 1
-    without, missing = sorted(choice.notes)
+    without, backup, missing = sorted(choice.notes)
+    assert backup == "nnUNetTrainerA__nnUNetPlans__3d_fullres__backup is no TRAINER__PLANS__CONFIGURATION, left out"
     assert "nnUNetTrainerA__nnUNetPlans__3d_fullres has no probabilities" in without
     assert "nnUNetTrainerB__nnUNetPlans__3d_fullres lacks the validation of fold 0, left out" in missing
     assert [*find_best(DATASET, ["*A__*"], (0,)).scores] == ["nnUNetTrainerA__nnUNetPlans__3d_fullres"]

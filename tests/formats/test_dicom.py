@@ -145,6 +145,10 @@ class TestFolder:
             assert [path.name for path in files] == ["knee_0000.nii.gz", "knee_0001.nii.gz"]
         with pytest.raises(ValueError, match="knee: has _0000, _0001, the model takes 1 channels"):
             DicomFolder(tmp_path / "in", DATASET)
+        # without a _0000 beside it, a number is part of the name
+        (tmp_path / "in" / "knee_0000").rename(tmp_path / "in" / "knee_2021")
+        assert DicomFolder(tmp_path / "in", DATASET).names == ["knee_0001", "knee_2021"]
+        (tmp_path / "in" / "knee_2021").rename(tmp_path / "in" / "knee_0000")
         (tmp_path / "in" / "knee_0001").rename(tmp_path / "in" / "flair")
         with pytest.raises(ValueError, match=r"flair: the model takes 2 channels; put each series into a folder CASE_"):
             DicomFolder(tmp_path / "in", FLAIR)

@@ -46,6 +46,9 @@ class TestFolder:
         (folder,) = with_folder(recipe, [], "pretraining", "Dataset004_X/nnUNetPlans__3d_fullres")
         path = tmp_path / "pretraining/Dataset004_X/nnUNetPlans__3d_fullres/qt_ssl_in_task"
         assert folder == f"--trainer.default_root_dir={path}"
+        (tmp_path / "ct_0.5mm").mkdir()
+        words = ["--data.init_args.folder", str(tmp_path / "ct_0.5mm")]
+        assert with_folder(recipe, words, "pretraining")[-1].endswith("pretraining/ct_0.5mm/qt_ssl_in_task")
         words = ["--data.init_args.folder", "scans/"]
         path = tmp_path / "pretraining/scans/qt_ssl_in_task"
         assert with_folder(recipe, words, "pretraining") == [*words, f"--trainer.default_root_dir={path}"]

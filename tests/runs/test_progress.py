@@ -44,6 +44,37 @@ def test_a_long_epoch(monkeypatch, capsys, bar, expected):
     assert [line.partition(" batches")[0] for line in printed] == [f"epoch 1: {n} of 5" for n in expected]
 
 
+def test_a_run_resumed_within_an_epoch(monkeypatch, capsys):
+    """Lightning starts no epoch then: 60 of 100 batches were done, 40 take 80 s, so that an epoch takes 200 s."""
+    clock = SimpleNamespace(now=1e6)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock.now)
+    current = SimpleNamespace(completed=60)
+    trainer = SimpleNamespace(
+        num_training_batches=100,
+        accumulate_grad_batches=1,
+        log_every_n_steps=50,
+        current_epoch=2,
+        max_epochs=5,
+        max_steps=-1,
+        global_step=260,
+        progress_bar_callback=None,
+        is_global_zero=True,
+        callback_metrics={},
+        loggers=[],
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=current))),
+    )
+    lines = EpochLines()
+    lines.seconds_between_lines = 70
+    lines.on_train_start(trainer, None)
+    clock.now += 80
+    lines.on_train_batch_end(trainer, None, None, None, 99)
+    lines.on_train_epoch_end(trainer, None)
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 3: 100 of 100 batches in 1.3 min, about 0 s left in this epoch",
+        "epoch 3 of 5: ; 1.3 min, 6.7 min left",
+    ]
+
+
 def test_epochs_by_steps():
     """The smaller limit counts: 250 steps of ten an epoch are 25 epochs."""
     trainer = SimpleNamespace(max_epochs=100, max_steps=250, global_step=30, current_epoch=2)

@@ -157,6 +157,8 @@ def test_mistakes(segmenter):
         segmenter.predict(np.zeros((2, 5, 6, 7)), (1, 1, 1))
     with pytest.raises(ValueError, match=r"shape \(5, 6, 7\) does not have a spacing of \(1, 1, 1, 1\) mm"):
         segmenter.predict(array, (1, 1, 1, 1))
+    with pytest.raises(ValueError, match="the image has two axes, the model three"):
+        segmenter.predict(array[0], (1, 1))
     array[1, 2, 3] = np.nan
     with pytest.raises(ValueError, match="NaN or infinity in 1 voxels"):
         segmenter.predict(array, (1, 1, 1))

@@ -84,7 +84,7 @@ def facts_of(fold: Path, trust: bool = False) -> dict[str, str]:
     curves, started = read_curves(fold), _started(fold)
     progress = progress_of(fold, curves)
     facts = {"trainer": f"{trainer}, {fold.resolve().name}", "plan": plan}
-    with suppress(KeyError, TypeError):
+    with suppress(KeyError, TypeError, ValueError):  # a folder of another name says no configuration
         planned = PlannedConfiguration(plans, dataset, configuration)
         facts["plan"] += f", {configuration}: {_patch(planned.configuration.configuration)}"
         facts["network"] = _network(planned, trainer, trust)

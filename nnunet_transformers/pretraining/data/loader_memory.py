@@ -86,7 +86,8 @@ def loader_memory(samples: Epoch, batch_size: int, workers: int, processes: int)
             f"; {workers} workers with {PREFETCH} each would take more than {SHARE:.0%} of the {free / 1e9:.1f} GB "
             "that are free"
         )
-    cores = os.cpu_count() or 1
+    # those of the job, as PyTorch counts them
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if found.workers > cores:
         line += f"; {cores} cores, which more workers may slow: --data.init_args.num_workers {cores}"
     return found, line
