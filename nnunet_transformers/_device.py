@@ -21,7 +21,7 @@ def find_device(name: str, option: str = "--device") -> torch.device:
     if name == AUTO:
         name = "cuda" if is_there["cuda"] else "cpu"
     kind, _, index = name.partition(":")
-    number = {"cuda": torch.cuda.device_count()}.get(kind, 1)
+    number = torch.cuda.device_count() if kind == "cuda" else 1
     is_numbered = not index or (index.isdecimal() and int(index) < number)
     if is_there.get(kind, False) and not is_numbered:
         raise ValueError(f"{option} {name} is not available; this machine has {number} of {kind}, from {kind}:0 on")

@@ -74,7 +74,7 @@ def models(
         fixed, sample = training_step_bytes(build, input_channels, size)
         memory = (f"{fixed / 1e9:.2f} GB", f"{sample / 1e9:.2f} GB")
         table.add_row(published, f"{parameters:,}", f"{multiply_adds / 1e9:.2f} G", *memory)
-    if sum(map(len, unfit.values())) == len(shown):
+    if not table.row_count:
         raise ValueError(f"{'; '.join(unfit)}. The planner adapts networks to any patch, and prints what they need")
     # a narrow terminal wraps the table instead of cutting numbers
     Console(width=max(MODELS_WIDTH, Console().width)).print(table)

@@ -126,10 +126,10 @@ def _channels(images: Mapping[str, tuple[str, ...]], count: int) -> dict[str, li
         ValueError: if a folder's name has no number of a channel, or not the ones that the model takes.
     """
     cases: dict[str, dict[int, tuple[str, ...]]] = defaultdict(dict)
-    numbered = {match[1]: match for name in images if (match := CHANNEL.fullmatch(name)) and int(match[2]) == 0}
+    of_channels = {match[1] for name in images if (match := CHANNEL.fullmatch(name)) and int(match[2]) == 0}
     for name, files in sorted(images.items()):
         match = CHANNEL.fullmatch(name)
-        if match and count == 1 and match[1] not in numbered:
+        if match and count == 1 and match[1] not in of_channels:
             match = None  # a number of a patient or a year, as there is no channel 0000 of this name
         if match is None and count > 1:
             raise ValueError(

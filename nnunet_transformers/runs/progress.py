@@ -22,16 +22,17 @@ class EpochLines(Callback):
 
     def __init__(self) -> None:
         self.first = self.start = self.last_line = 0.0
-        self.before = self.seen = 0  # epochs before this process, and batches of the current one
+        self.before = self.seen = 0  # epochs before this process, and batches of the current one before it
 
     def on_train_start(self, trainer: Any, module: LightningModule) -> None:
-        # a resumed run has epochs that this process did not see, and starts none if it is resumed within one
         self.first, self.before = time.perf_counter(), trainer.current_epoch
-        self.seen = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        # one resumed within an epoch starts none; one resumed at its end keeps its batches until the next epoch starts
         self.on_train_epoch_start(trainer, module)
+        self.seen = trainer.fit_loop.epoch_loop.batch_progress.current.completed
 
     def on_train_epoch_start(self, trainer: Any, module: LightningModule) -> None:
         self.start = self.last_line = time.perf_counter()
+        self.seen = 0
         # metrics from the first epoch on, however short it is
         steps = trainer.num_training_batches / trainer.accumulate_grad_batches  # infinite where the data do not end
         trainer.log_every_n_steps = max(1, int(min(trainer.log_every_n_steps, steps)))
@@ -49,8 +50,8 @@ class EpochLines(Callback):
         if not trainer.is_global_zero:
             return
         now, done = time.perf_counter(), trainer.current_epoch + 1
-        part = self.seen / trainer.num_training_batches if done == self.before + 1 else 0
-        self.first -= (now - self.start) * part / max(1e-9, 1 - part)  # as if this process had seen the whole epoch
+        # as if this process had seen the whole epoch, at the same rate
+        self.first -= (now - self.start) * self.seen / max(1, trainer.num_training_batches - self.seen)
         self.seen = 0
         each = (now - self.first) / (done - self.before)
         print(epoch_line(done, epochs_of(trainer), values_of(trainer.callback_metrics), now - self.start, each))

@@ -44,12 +44,10 @@ def test_a_long_epoch(monkeypatch, capsys, bar, expected):
     assert [line.partition(" batches")[0] for line in printed] == [f"epoch 1: {n} of 5" for n in expected]
 
 
-def test_a_run_resumed_within_an_epoch(monkeypatch, capsys):
-    """Lightning starts no epoch then: 60 of 100 batches were done, 40 take 80 s, so that an epoch takes 200 s."""
-    clock = SimpleNamespace(now=1e6)
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock.now)
-    current = SimpleNamespace(completed=60)
-    trainer = SimpleNamespace(
+def resumed(completed):
+    """The trainer of a run that is resumed in its third epoch of five."""
+    current = SimpleNamespace(completed=completed)
+    return SimpleNamespace(
         num_training_batches=100,
         accumulate_grad_batches=1,
         log_every_n_steps=50,
@@ -63,15 +61,44 @@ def test_a_run_resumed_within_an_epoch(monkeypatch, capsys):
         loggers=[],
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=current))),
     )
+
+
+def test_a_run_resumed_within_an_epoch(monkeypatch, capsys):
+    """Lightning starts no epoch then: 60 of 100 batches were done, 40 take 80 s, so that an epoch takes 200 s."""
+    clock = SimpleNamespace(now=1e6)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock.now)
+    trainer = resumed(completed=60)
     lines = EpochLines()
     lines.seconds_between_lines = 70
     lines.on_train_start(trainer, None)
     clock.now += 80
     lines.on_train_batch_end(trainer, None, None, None, 99)
     lines.on_train_epoch_end(trainer, None)
+    # the next epoch was seen from its start
+    lines.on_train_epoch_start(trainer, None)
+    clock.now += 200
+    lines.on_train_batch_end(trainer, None, None, None, 99)
     assert capsys.readouterr().out.splitlines() == [
         "epoch 3: 100 of 100 batches in 1.3 min, about 0 s left in this epoch",
         "epoch 3 of 5: ; 1.3 min, 6.7 min left",
+        "epoch 3: 100 of 100 batches in 3.3 min, about 0 s left in this epoch",
+    ]
+
+
+def test_a_run_resumed_at_the_end_of_an_epoch(monkeypatch, capsys):
+    """Lightning's count is that of the finished epoch until the next one starts."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock.now)
+    trainer = resumed(completed=100)
+    lines = EpochLines()
+    lines.on_train_start(trainer, None)
+    lines.on_train_epoch_start(trainer, None)
+    clock.now += 200
+    lines.on_train_batch_end(trainer, None, None, None, 49)
+    lines.on_train_epoch_end(trainer, None)
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 3: 50 of 100 batches in 3.3 min, about 3.3 min left in this epoch",
+        "epoch 3 of 5: ; 3.3 min, 6.7 min left",
     ]
 
 
