@@ -76,6 +76,8 @@ def test_models():
         (["report", "/nowhere"], "plans.json is missing"),
         (["demo", "--data", "/nowhere"], "no dataset.json"),
         (["demo", "--planner", "nnUNetPlanner"], "unknown planner"),
+        (["demo", "--trainer", "foo"], "unknown trainer 'foo'; there are nnUNetTrainer"),
+        (["demo", "--trainer", "nnUNetPlannerQTUNetT"], "unknown trainer"),
         (["convert", "qt_unet", "/nowhere.pth", "-o", "/tmp/x.pth"], "no such checkpoint"),
         (["push", "/nowhere.pth", "owner/name"], "no such checkpoint"),
         (["pull", "hf://owner", "-o", "out"], "'hf://owner' is no address on the hub"),

@@ -207,6 +207,12 @@ class TestRunningTraining:
         assert run("report", fold).exit_code == 0
         assert "nnUNetv2_train ... --val" in (fold / "report.html").read_text()
 
+    def test_a_renamed_model(self, fold):
+        """Its plan is not known, and left out."""
+        renamed = fold.parent.rename(fold.parents[1] / "my_model") / "fold_0"
+        assert run("report", renamed).exit_code == 0
+        assert "my_model, fold_0" in (renamed / "report.html").read_text()
+
     def test_without_a_log_nothing_is_drawn(self, fold):
         (fold / "training_log_1.txt").unlink()
         assert "finish training" in str(run("report", fold).exception)

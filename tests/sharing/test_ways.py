@@ -162,6 +162,10 @@ def test_zips_and_stock(trained, tmp_path, monkeypatch):
     with pytest.raises(FileExistsError):
         invoke("export-stock", model, "-o", tmp_path / "stock")
 
+    renamed = shutil.copytree(model, tmp_path / "my_model")
+    with pytest.raises(ValueError, match="my_model: a model's folder is named TRAINER__PLANS__CONFIGURATION"):
+        invoke("export-stock", renamed, "-o", tmp_path / "stock_2")
+
     # nnU-Net's own way with the stock copy: out as a zip and in again elsewhere
     shutil.rmtree(model)
     stock.rename(model.with_name(stock.name))
