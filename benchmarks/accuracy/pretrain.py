@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import resource
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from nnunetv2.paths import nnUNet_raw
+
+from nnunet_transformers.benchmarking.environment import describe_environment
 
 from .runs import append_line, work_folder
 from .tables import JUDGED_FOLD, PRETRAININGS, ROWS, Data
@@ -48,12 +51,26 @@ def pretrain(name: str, data: Data, device: torch.device, workers: int) -> None:
         "trainer.logger.init_args.save_dir": folder,
         "trainer.log_every_n_steps": 10,
     }
-    start = time.perf_counter()
+    start, before = time.perf_counter(), _processor_seconds()
     _cli("pretrain", "fit", "--config", given.recipe, *plan, *(f"--{key}={value}" for key, value in settings.items()))
-    seconds = time.perf_counter() - start
+    seconds, processor_seconds = time.perf_counter() - start, _processor_seconds() - before
     _cli("attach", folder / given.encoder, *plan, "-o", ROWS[name].plans, "--force")
-    described = {"pretraining": name, "dataset": data.dataset, "seconds": round(seconds, 1), "device": device.type}
-    append_line(work_folder() / RECORD, {**described, "settings": dict(given.settings), "curve": curve(folder)})
+    record = {
+        "pretraining": name,
+        "dataset": data.dataset,
+        "seconds": round(seconds, 1),
+        "processor_seconds": round(processor_seconds, 1),
+        "settings": dict(given.settings),
+        "curve": curve(folder),
+        **describe_environment(device),
+    }
+    append_line(work_folder() / RECORD, record)
+
+
+def _processor_seconds() -> float:
+    """Processor time of the commands that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _cli(*words: object) -> None:
