@@ -1,4 +1,4 @@
-"""Worker processes that end with the process that started them, however it ends."""
+"""The cores that a process may use, and worker processes that end with the process that started them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from multiprocessing import parent_process
 from threading import Thread
 
 _is_registered = False
+
+
+def available_cores() -> int:
+    """Number of cores that this process may use: on a cluster those of its job, which the machine may have more of."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def exit_with_parent() -> None:

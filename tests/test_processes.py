@@ -1,4 +1,4 @@
-"""Workers end with a parent that is killed."""
+"""Workers end with a parent that is killed, and a process counts the cores that it may use."""
 
 from __future__ import annotations
 
@@ -66,3 +66,10 @@ def test_workers_end_with_a_killed_parent(tmp_path, way):
     while any(map(is_alive, workers)) and time.monotonic() < end:
         time.sleep(0.1)
     assert not any(map(is_alive, workers))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no CPU sets")
+def test_cores_of_a_job():
+    script = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    script += "from nnunet_transformers._processes import available_cores; print(available_cores())"
+    assert subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout == "1\n"

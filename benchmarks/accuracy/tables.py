@@ -138,8 +138,8 @@ UNIMISS = {
     "trainer.accumulate_grad_batches": 1,
     "trainer.max_epochs": 60,
 }
-# 75 epochs of 20 steps: about 0.2 units of a processor with MiT-7. Half of a planned patch is padding around these images,
-# and cells of 16 voxels leave nine of them visible
+# 75 epochs of 20 steps: about 0.2 units of a processor with MiT-7. Half of a planned patch is padding around these
+# images, and of their cells of 16 voxels nine would be visible
 MAE = {
     "model.init_args.patch_size": [32, 48, 32],
     "model.init_args.mask_size": 8,

@@ -13,6 +13,7 @@ from pathlib import Path
 import typer
 
 from .. import __version__, discovery
+from .._processes import available_cores
 from ._findings import OK, PROBLEM, WARNING, Finding
 from ._plugin_checks import check_plugins
 
@@ -157,7 +158,7 @@ def check_device() -> Iterator[Finding]:
     elif torch.backends.mps.is_available():
         yield Finding(OK, "Apple GPU: pass -device mps")
     else:
-        yield Finding(WARNING, f"no GPU: pass -device cpu ({os.cpu_count()} cores); full training takes days")
+        yield Finding(WARNING, f"no GPU: pass -device cpu ({available_cores()} cores); full training takes weeks")
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (

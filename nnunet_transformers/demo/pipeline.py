@@ -14,6 +14,7 @@ from pathlib import Path
 import typer
 
 from .._plugins import declared, stock_names
+from .._processes import available_cores
 from ..discovery import CLASSES, find, planner_names, plans_name
 from ..evaluation.report import write_report
 from .dataset import make_dataset
@@ -76,7 +77,7 @@ def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Pat
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    workers = max(1, min(4, (os.cpu_count() or 2) - 1))
+    workers = max(1, min(4, available_cores() - 1))
     environment = {
         **os.environ,
         "nnUNet_raw": str(raw),

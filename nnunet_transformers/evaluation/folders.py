@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +16,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from rich.progress import track
 
 from .._paths import inside
-from .._processes import exit_with_parent
+from .._processes import available_cores, exit_with_parent
 from .._reading import reading
 from .case_metrics import case_metrics, metric_names
 from .conventions import ALL_LABELS, Conventions
@@ -87,7 +86,7 @@ def evaluate_folder(
     file_ending = dataset["file_ending"] if dataset else common_file_ending(labels)
     cases = list(_cases(folders, labels, file_ending))
     reader = find_reader(dataset, file_ending, cases[0].reference)
-    processes = min(os.cpu_count() or 1, MOST_PROCESSES) if processes is None else processes
+    processes = min(available_cores(), MOST_PROCESSES) if processes is None else processes
     with _workers(min(processes, len(cases))) as pool:
         arguments = zip(*((case, reader, targets, conventions) for case in cases), strict=True)
         results = pool.map(_evaluate, *arguments) if pool else map(_evaluate, *arguments)

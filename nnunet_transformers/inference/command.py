@@ -17,6 +17,7 @@ from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from .._device import AUTO, find_device, no_gpu
+from .._processes import available_cores
 from ..plans.plan_files import dataset_name
 from ..weights.nnunet_checkpoint import FINAL
 from .predictor import BatchedPredictor
@@ -196,9 +197,9 @@ def _fold_number(fold: str | int) -> int:
 
 
 def _set_threads(device: str) -> None:
-    """Use all cores for a CPU and one for a GPU, as nnU-Net's commands do."""
+    """Use all available cores for a CPU and one for a GPU, as nnU-Net's commands do."""
     if device == "cpu":
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(available_cores())
     elif device == "cuda":
         torch.set_num_threads(1)
         torch.set_num_interop_threads(1)

@@ -18,6 +18,7 @@ from nnunetv2.ensembling.ensemble import merge_files
 from .._atomic import replacing
 from .._device import find_device
 from .._memory import available_bytes
+from .._processes import available_cores
 from ..formats import Source
 from ..formats.sockets import Interface
 from ..inference.sources import open_source
@@ -46,7 +47,7 @@ class CaseResult:
 def select_device(name: str) -> torch.device:
     """Return a device by its name, and set as many threads as nnU-Net's command does; see ``_device.find_device``."""
     device = find_device(name)
-    torch.set_num_threads(1 if device.type == "cuda" else os.cpu_count() or 1)
+    torch.set_num_threads(1 if device.type == "cuda" else available_cores())
     return device
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from .._processes import available_cores
 
 # what is logged, by how the names of metrics begin
 LOGGED = ("HD95", "NSD")
@@ -37,7 +38,7 @@ class EvaluatesSurfaces(nnUNetTrainer):
             preprocessed / "gt_segmentations",
             dataset_json=preprocessed / "dataset.json",
             # nnU-Net's number is 8 on any machine; more than its cores only take longer to start
-            processes=min(default_num_processes, os.cpu_count() or 1),
+            processes=min(default_num_processes, available_cores()),
         )
         evaluation.save(folder / "evaluation.json")
         for label, summaries in evaluation.summaries().items():

@@ -202,7 +202,7 @@ class TestMemory:
     def test_more_workers_than_cores(self, cores, is_said, monkeypatch):
         monkeypatch.setattr(loader_memory, "_first", lambda samples: np.zeros(4))
         monkeypatch.setattr(loader_memory, "_free", lambda workers: None)
-        monkeypatch.setattr(loader_memory.os, "cpu_count", lambda: cores)
+        monkeypatch.setattr(loader_memory, "available_cores", lambda: cores)
         _, line = loader_memory.loader_memory(None, 1, 4, 1)
         assert line.endswith("3 cores, which more workers may slow: --data.init_args.num_workers 3") == is_said
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..._memory import available_bytes
+from ..._processes import available_cores
 from .epoch_samples import Epoch
 
 # batches that a worker prepares ahead, PyTorch's default
@@ -86,9 +87,7 @@ def loader_memory(samples: Epoch, batch_size: int, workers: int, processes: int)
             f"; {workers} workers with {PREFETCH} each would take more than {SHARE:.0%} of the {free / 1e9:.1f} GB "
             "that are free"
         )
-    # those of the job, as PyTorch counts them
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if found.workers > cores:
+    if found.workers > (cores := available_cores()):
         line += f"; {cores} cores, which more workers may slow: --data.init_args.num_workers {cores}"
     return found, line
 
