@@ -19,7 +19,7 @@ from .execute import How, run_queue
 from .prepare import prepare
 from .pretrain import pretrain
 from .report import report
-from .runs import results_file
+from .runs import pretraining_file, results_file
 from .tables import BUDGETS, DATA, PRETRAININGS, REFERENCE, ROWS
 
 RESULTS = Path(__file__).parents[1] / "results" / "accuracy"
@@ -90,7 +90,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    report([arguments.output.with_suffix(".jsonl"), *arguments.results], arguments.output)
+    results = [arguments.output.with_suffix(".jsonl"), *arguments.results]
+    report(results, arguments.output, [path.with_name(pretraining_file().name) for path in arguments.results])
 
 
 def main(words: list[str] | None = None) -> None:

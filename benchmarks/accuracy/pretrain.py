@@ -15,15 +15,17 @@ from nnunetv2.paths import nnUNet_raw
 
 from nnunet_transformers.benchmarking.environment import describe_environment
 
-from .runs import append_line, work_folder
-from .tables import JUDGED_FOLD, PRETRAININGS, ROWS, Data
+from .costs import measure
+from .runs import append_line, pretraining_file, work_folder
+from .tables import JUDGED_FOLD, PRETRAININGS, REFERENCE, ROWS, UNIT_ITERATIONS, Data
 
 RUN_CLI = "from nnunet_transformers.cli import main; main()"
-RECORD = "pretraining.jsonl"
 
 
 def pretrain(name: str, data: Data, device: torch.device, workers: int) -> None:
     """Prepare the images that the judged fold does not validate on, pretrain, and write the row's plan.
+
+    The record has the curve, the processor time, and this in units, by what the reference costs on the same machine.
 
     Args:
         name: entry of ``PRETRAININGS``.
@@ -54,17 +56,19 @@ def pretrain(name: str, data: Data, device: torch.device, workers: int) -> None:
     start, before = time.perf_counter(), _processor_seconds()
     _cli("pretrain", "fit", "--config", given.recipe, *plan, *(f"--{key}={value}" for key, value in settings.items()))
     seconds, processor_seconds = time.perf_counter() - start, _processor_seconds() - before
+    unit = UNIT_ITERATIONS * measure(*REFERENCE)["seconds"]
     _cli("attach", folder / given.encoder, *plan, "-o", ROWS[name].plans, "--force")
     record = {
         "pretraining": name,
         "dataset": data.dataset,
         "seconds": round(seconds, 1),
         "processor_seconds": round(processor_seconds, 1),
+        "units": round(processor_seconds / unit, 3),
         "settings": dict(given.settings),
         "curve": curve(folder),
         **describe_environment(device),
     }
-    append_line(work_folder() / RECORD, record)
+    append_line(pretraining_file(), record)
 
 
 def _processor_seconds() -> float:

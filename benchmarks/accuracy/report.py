@@ -15,7 +15,7 @@ from nnunet_transformers._atomic import write_text
 
 from .prepare import group_of
 from .runs import Run, read_lines
-from .tables import BUDGETS, DATA, JUDGED_FOLD, PRETRAININGS, REFERENCE, ROWS, UNIT_ITERATIONS
+from .tables import BUDGETS, DATA, JUDGED_FOLD, PRETRAINING_UNITS, PRETRAININGS, REFERENCE, ROWS, UNIT_ITERATIONS
 
 Records = list[dict[str, Any]]
 RESAMPLES, INTERVAL = 10_000, (2.5, 97.5)
@@ -28,19 +28,20 @@ HEADER = """# Dice at equal cost
 [the benchmark](../accuracy/__init__.py) says how they are made. Dice is that of whole validation cases, the mean over
 labels and seeds; the spread is from the worst to the best seed. Differences are to {stock} on the same cases, or, of a
 pretrained network, to the same network from scratch, with a 95 % bootstrap interval over patients, which does not
-include the spread of the seeds. Costs are processor time of one
-thread, measured for each network and dataset; a budget of 1 is what {stock} takes for {iterations:,} iterations on
-hippocampus, and gives each training its iterations, also where a GPU made them. All is far from converged: the tables
-say what a network has learnt by then, not where it ends. Trained on: {devices}.
+include the spread of the seeds; where a seed draws the labelled cases, they are between the same seeds. Costs are
+processor time of one thread, measured for each network and dataset; a budget of 1 is what {stock} takes for
+{iterations:,} iterations on hippocampus, and gives each training its iterations, also where a GPU made them. All is far
+from converged: the tables say what a network has learnt by then, not where it ends. Trained on: {devices}.
 """
 
 
-def report(sources: Iterable[Path], output: Path) -> None:
-    """Write OUTPUT.jsonl, .md and .png.
+def report(sources: Iterable[Path], output: Path, pretrainings: Iterable[Path] = ()) -> None:
+    """Write OUTPUT.jsonl, .md and .png, and OUTPUT_pretraining.jsonl.
 
     Args:
         sources: files of results; of a run that several have, the last counts.
         output: path without ending.
+        pretrainings: files of the pretrainings' records; the last of a name counts.
     """
     records = list({Run.of(record): record for source in sources for record in read_lines(source)}.values())
     order = [list(table) for table in (DATA, BUDGETS, ROWS)]
@@ -53,7 +54,14 @@ def report(sources: Iterable[Path], output: Path) -> None:
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text("".join(json.dumps(record) + "\n" for record in records), output.with_suffix(".jsonl"))
-    write_text(page(records, output.with_suffix(".png").name), output.with_suffix(".md"))
+    kept = output.with_name(f"{output.name}_pretraining.jsonl")
+    made = {record["pretraining"]: record for source in (kept, *pretrainings) for record in read_lines(source)}
+    if made := {name: made[name] for name in PRETRAININGS if name in made}:
+        write_text("".join(json.dumps(record) + "\n" for record in made.values()), kept)
+    text = page(records, output.with_suffix(".png").name)
+    if made:
+        text += f"\n## Pretraining\n\n[Settings and curves]({kept.name})\n\n{pretraining_table(made.values())}\n"
+    write_text(text, output.with_suffix(".md"))
     if judged := [r for r in records if r["fold"] == JUDGED_FOLD]:
         draw(judged).savefig(output.with_suffix(".png"), dpi=110)
 
@@ -72,7 +80,8 @@ def page(records: Records, picture: str) -> str:
         for dataset in DATA:
             for budget in BUDGETS:
                 if part := [r for r in chosen if (r["dataset"], r["budget"]) == (dataset, budget)]:
-                    lines += [f"### {heading(dataset, budget)}\n", table(part), ""]
+                    longer = [r for r in chosen if r["dataset"] == dataset and r["budget"] == with_pretraining(budget)]
+                    lines += [f"### {heading(dataset, budget)}\n", table(part, longer), ""]
     return "\n".join(lines)
 
 
@@ -85,11 +94,25 @@ def heading(dataset: str, budget: str) -> str:
     return f"{name}, {given.iterations} iterations" if given.iterations else f"{name}, budget {given.units:g}"
 
 
-def table(records: Records) -> str:
-    """Markdown table of one dataset and budget, by row."""
+def with_pretraining(budget: str) -> str | None:
+    """The budget that is as long as a pretraining and a training of this one together."""
+    units = BUDGETS[budget].units
+    if units is None:
+        return None
+    total = round(units + PRETRAINING_UNITS, 6)
+    return next((name for name, other in BUDGETS.items() if other.units == total), None)
+
+
+def table(records: Records, longer: Records | None = None) -> str:
+    """Markdown table of one dataset and budget, by row.
+
+    Args:
+        records: runs of the dataset and budget.
+        longer: runs from scratch at the cost of a pretraining more; with some there is a column of differences to them.
+    """
     labels = list(records[0]["dice_per_label"])
     by_row = {row: [r for r in records if r["row"] == row] for row in ROWS}
-    head = ["", "seeds", "Dice", "spread", "difference", *labels]
+    head = ["", "seeds", "Dice", "spread", "difference", *["at equal total cost"] * bool(longer), *labels]
     head += ["iterations", "batch", "patch", "parameters", "s per iteration", "minutes"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row, runs in by_row.items():
@@ -98,12 +121,14 @@ def table(records: Records) -> str:
         dice = [mean(r["dice"] for r in runs if r["seed"] == seed) for seed in sorted({r["seed"] for r in runs})]
         first = runs[0]
         reference = PRETRAININGS[name].row if (name := ROWS[row].pretraining) else REFERENCE[0]
+        scratch = [r for r in longer or [] if name and r["row"] == reference]
         cells = [
             ROWS[row].title,
             str(len(dice)),
             f"{mean(dice):.3f}",
             f"{min(dice):.3f} to {max(dice):.3f}" if len(dice) > 1 else "",
             in_words(difference(runs, by_row[reference])) if row != reference else "",
+            *[in_words(difference(runs, scratch))] * bool(longer),
             *(f"{mean(r['dice_per_label'][label] for r in runs):.3f}" for label in labels),
             str(first["iterations"]),
             str(first["batch_size"]),
@@ -113,6 +138,20 @@ def table(records: Records) -> str:
             f"{cost(first) / 60:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def pretraining_table(made: Iterable[dict[str, Any]]) -> str:
+    """Markdown table of pretrainings: samples, processor time in units, and the first and last logged loss."""
+    lines = ["| network | method | samples | units of processor time | loss |", "|---|---|---|---|---|"]
+    for record in made:
+        given, settings = PRETRAININGS[record["pretraining"]], record["settings"]
+        samples = settings["data.init_args.samples_per_epoch"] * settings["trainer.max_epochs"]
+        losses = [value for _, value in record["curve"].get("loss", [])]
+        cells = [ROWS[given.row].title, given.title, f"{samples:,}", f"{record.get('units', '')}"]
+        lines.append(
+            f"| {' | '.join(cells)} | {losses[0]:.2f} to {losses[-1]:.2f} |" if losses else f"| {' | '.join(cells)} | |"
+        )
     return "\n".join(lines)
 
 
@@ -138,7 +177,13 @@ def patient_dice(records: Records) -> dict[str, float]:
 
 
 def difference(records: Records, reference: Records) -> tuple[float, float, float] | None:
-    """Mean difference over the patients that both have, and its 95 % bootstrap interval; None if there are none."""
+    """Mean difference over the patients that both have, and its 95 % bootstrap interval; None if there are none.
+
+    Both are means over seeds: over those that both have, if a seed draws the labelled cases.
+    """
+    if reference and DATA[reference[0]["dataset"]].labelled:
+        shared = {r["seed"] for r in records} & {r["seed"] for r in reference}
+        records, reference = ([r for r in side if r["seed"] in shared] for side in (records, reference))
     ours, theirs = patient_dice(records), patient_dice(reference)
     differences = np.array([ours[patient] - theirs[patient] for patient in sorted(ours.keys() & theirs.keys())])
     if not differences.size:

@@ -58,6 +58,11 @@ def results_file() -> Path:
     return work_folder() / "results.jsonl"
 
 
+def pretraining_file() -> Path:
+    """File of the finished pretrainings."""
+    return work_folder() / "pretraining.jsonl"
+
+
 def read_queue(path: Path) -> list[Run]:
     """Read the runs of a queue, in order.
 

@@ -185,11 +185,14 @@ ROWS |= {
     for name, given in PRETRAININGS.items()
 }
 
+# about what each of the pretrainings costs a processor
+PRETRAINING_UNITS = 0.2
 # the unit: stock's iterations on this dataset; all other rows and datasets get the same time
 REFERENCE, UNIT_ITERATIONS = ("stock", "hippocampus"), 2000
 BUDGETS = {
     "tenth": Budget(units=0.1),
     "quarter": Budget(units=0.25),
+    "three_tenths": Budget(units=0.3),
     "whole": Budget(units=1.0),
     "2000_iterations": Budget(iterations=UNIT_ITERATIONS),
 }

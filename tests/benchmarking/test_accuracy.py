@@ -303,6 +303,41 @@ class TestResults:
         assert [low, high] == pytest.approx([middle - 1.96 * error, middle + 1.96 * error], abs=0.3 * error)
         assert difference(ours, []) is None
 
+    def test_seeds_that_draw_the_cases_are_paired(self):
+        """The mean of seed 0 alone, which both have, where seeds differ by their cases."""
+
+        def runs(dataset, *values):
+            return [
+                {"dataset": dataset, "seed": seed, "dice_per_case": {f"case{n}": [value] for n in range(5)}}
+                for seed, value in enumerate(values)
+            ]
+
+        for dataset, expected in (("hippocampus_ten", 0.02), ("hippocampus", -0.08)):
+            assert difference(runs(dataset, 0.82), runs(dataset, 0.8, 1.0))[0] == pytest.approx(expected)
+
+    def test_equal_total_cost(self, tmp_path, monkeypatch):
+        """A pretrained network is compared with a training from scratch that is longer by the pretraining."""
+
+        def run(row, budget, dice):
+            record = vars(Run("hippocampus_ten", row, budget, 0, 0))
+            of = {"iterations": 4, "epochs": 2, "calibrated_seconds": 1.0, "batch_size": 2, "patch_size": [8, 8, 8]}
+            found = {"dice": dice, "dice_per_label": {"large": dice}, "dice_per_case": {"a": [dice], "b": [dice]}}
+            return {**record, **of, **found, "parameters": 10**6, "curve": {"pseudo_dice": [0, dice]}, "processor": "x"}
+
+        monkeypatch.setenv("nnUNet_results", str(tmp_path))
+        given = [("mit", "tenth", 0.7), ("mit_mae", "tenth", 0.76), ("mit", "three_tenths", 0.75)]
+        for record in given:
+            append_line(tmp_path / "results.jsonl", run(*record))
+        settings = {"data.init_args.samples_per_epoch": 20, "trainer.max_epochs": 3}
+        made = {"pretraining": "mit_mae", "settings": settings, "units": 0.21}
+        append_line(tmp_path / "pretraining.jsonl", {**made, "curve": {"loss": [[0, 1.5], [9, 0.25]]}})
+        main(["report", str(tmp_path / "results.jsonl"), "--output", str(tmp_path / "page")])
+        lines = (tmp_path / "page.md").read_text().splitlines()
+        (row,) = (line.split(" | ") for line in lines if line.startswith("| MiT-7 after MAE"))
+        assert row[4:6] == ["+0.060 (+0.060 to +0.060)", "+0.010 (+0.010 to +0.010)"]
+        assert "| MiT-7 | MAE | 60 | 0.21 | 1.50 to 0.25 |" in lines
+        assert read_lines(tmp_path / "page_pretraining.jsonl")[0]["units"] == 0.21
+
 
 class TestTables:
     def test_queues_keep_folds_apart(self):
