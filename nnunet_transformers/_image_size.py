@@ -7,9 +7,11 @@ from math import prod
 from os import PathLike
 from pathlib import Path
 
+import nibabel
 import SimpleITK as sitk
 
 from ._memory import available_bytes
+from ._voxels import NIFTI
 
 # bytes of a voxel once nnU-Net has read it, besides those that it has in the file
 AS_READ = 4
@@ -30,7 +32,7 @@ def check_size(files: Iterable[str | PathLike[str]]) -> None:
     needed = 0
     for path in map(Path, files):
         size, itemsize = _header(path)
-        claimed, held = prod(size) * itemsize, path.stat().st_size
+        claimed, held = prod(size) * _stored_bytes(path, itemsize), path.stat().st_size
         expansion = next((factor for ending, factor in EXPANSION.items() if path.name.lower().endswith(ending)), None)
         if expansion is not None and claimed > expansion * held:
             raise ValueError(
@@ -56,3 +58,14 @@ def _header(path: Path) -> tuple[tuple[int, ...], int]:
     except RuntimeError:
         return (0,), 0
     return reader.GetSize(), voxel.GetSizeOfPixelComponent() * voxel.GetNumberOfComponentsPerPixel()
+
+
+def _stored_bytes(path: Path, itemsize: int) -> int:
+    """Return the bytes of a voxel in the file, which ITK states as read: with a slope, two bytes become four."""
+    if not path.name.lower().endswith(NIFTI):
+        return itemsize
+    try:
+        stored: int = nibabel.load(path).get_data_dtype().itemsize  # type: ignore[attr-defined]
+    except Exception:  # damaged in a way that ITK's reader passes over; that of the voxels says so
+        return itemsize
+    return min(stored, itemsize)

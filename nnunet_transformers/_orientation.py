@@ -1,13 +1,37 @@
-"""Axis orientation of images. nnU-Net's usual reader does not reorient, so it must be that of the training images."""
+"""Axis orientation of images, and where they lie.
+
+nnU-Net's usual readers do not reorient, so the orientation must be that of the training images.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
+# readers of nnU-Net that do reorient, and to what
+REORIENTING = {"SimpleITKIOWithReorient": "RAS", "NibabelIOWithReorient": "RAS"}
 PICTURES = (".png", ".bmp", ".tif", ".tiff")
+
+
+def grid_corners(path: Path) -> NDArray | None:
+    """Return the first voxel's place, that of its neighbour along each axis, and the last voxel's, in mm, by rows.
+
+    None if the file has no header that SimpleITK reads.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    size, dimension = reader.GetSize(), reader.GetDimension()
+    axes = np.reshape(reader.GetDirection(), (dimension, dimension)) * reader.GetSpacing()
+    steps = [np.zeros(dimension), *np.eye(dimension), np.array(size) - 1]
+    return np.array([np.add(reader.GetOrigin(), axes @ step) for step in steps])
 
 
 def orientation(path: Path) -> str:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import gzip
+import math
+import os
 from pathlib import Path
 from typing import cast
 
 import nibabel
 import numpy as np
 from nibabel.dataobj_images import DataobjImage
+from nibabel.filebasedimages import ImageFileError
 
 NIFTI = (".nii", ".nii.gz")
 
 
 def check_complete(path: Path) -> None:
-    """Read a compressed file to its end: SimpleITK fills the missing part of a truncated one with zeros.
+    """Check that a NIfTI or compressed file has all its voxels: SimpleITK fills what a truncated one lacks with zeros.
+
+    A compressed file states its length at its end; one whose end does not fit its header is read whole.
 
     Raises:
         OSError, EOFError, zlib.error: if it is truncated or damaged.
     """
     if path.name.lower().endswith(".gz"):
+        if _ends_as_stated(path):
+            return
         with gzip.open(path) as stream:
             while stream.read(2**20):
                 pass
@@ -41,6 +48,20 @@ def count_non_finite(path: Path) -> int:
         return 0
     voxels = np.asanyarray(image.dataobj)
     return int(voxels.size - np.isfinite(voxels).sum())
+
+
+def _ends_as_stated(path: Path) -> bool:
+    """Whether the end of a gzip file states the length that the NIfTI header in it needs."""
+    if not path.name.lower().endswith(NIFTI):
+        return False
+    try:
+        voxels = _nifti(path).dataobj
+    except ImageFileError:  # no header: a damaged file, or none of NIfTI
+        return False
+    needed = voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize  # type: ignore[attr-defined]
+    with path.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        return int.from_bytes(file.read(), "little") == needed % 2**32
 
 
 def _nifti(path: Path) -> DataobjImage:

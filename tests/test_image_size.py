@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from nnunet_transformers import _image_size
 from nnunet_transformers._image_size import check_size
+from nnunet_transformers._voxels import check_complete
 from tests.images import claim
 
 
@@ -56,3 +60,31 @@ def test_memory(tmp_path, monkeypatch):
 def test_other_files_are_left_to_their_reader(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(b"not an image")
     check_size([tmp_path / "a.nii.gz"])
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_voxels_with_a_slope_are_smaller_in_the_file(ending, tmp_path):
+    """ITK states the four bytes of a float for integers with a slope, as SPM writes them."""
+    path = tmp_path / f"a{ending}"
+    image = nibabel.Nifti1Image(np.random.default_rng(0).normal(size=(20, 21, 22)), np.eye(4))
+    image.set_data_dtype(np.int16)
+    nibabel.save(image, path)
+    assert np.isfinite(nibabel.load(path).dataobj.slope) and nibabel.load(path).dataobj.slope != 1
+    check_size([path])
+    check_complete(path)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises((ValueError, OSError, EOFError)):
+        check_size([path])
+        check_complete(path)
+
+
+def test_whole_compressed_files(tmp_path):
+    """Files of several gzip members, and with something behind the voxels, are read to see that they are whole."""
+    path = write(tmp_path / "a.nii.gz")
+    content = gzip.decompress(path.read_bytes())
+    for whole in (gzip.compress(content[:300]) + gzip.compress(content[300:]), gzip.compress(content + b"more")):
+        path.write_bytes(whole)
+        check_complete(path)
+    path.write_bytes(gzip.compress(content)[:-9])
+    with pytest.raises(EOFError):
+        check_complete(path)

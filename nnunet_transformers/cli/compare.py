@@ -93,11 +93,15 @@ def _paths(models: list[str]) -> dict[str, Path]:
 
 def _evaluation(path: Path, labels: Path | None, dataset_json: Path | None, processes: int | None) -> Evaluation:
     from ..evaluation import Evaluation, evaluate_folder
+    from ..evaluation.segmentations import dataset_json_of
 
     if path.is_file():
         return Evaluation.load(path)
     if labels is not None:
-        return evaluate_folder(path, labels, dataset_json=dataset_json, processes=processes)
+        folder = path / "validation" if (path / "validation").is_dir() else path
+        if dataset_json is None and folder.is_dir() and dataset_json_of(folder) is None:
+            raise FileNotFoundError(f"no dataset.json in {folder} names the labels; give it by --dataset-json")
+        return evaluate_folder(folder, labels, dataset_json=dataset_json, processes=processes)
     # a fold's are those of its validation
     for file in (place / name for place in (path, path / "validation") for name in (EVALUATION, SUMMARY)):
         if file.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -68,6 +69,11 @@ def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Pat
     raw = Path(data).absolute().parent if data else folder / "raw"
     if data and not (Path(data) / "dataset.json").is_file():
         raise FileNotFoundError(f"{data} has no dataset.json, so it is not a dataset in nnU-Net's raw layout")
+    if data and not re.fullmatch(r"Dataset\d{3}_.+", Path(data).absolute().name):
+        raise ValueError(
+            f"{data} is not called DatasetNNN_NAME, as nnU-Net's datasets are; rename it, or convert a dataset of the "
+            "Decathlon by nnUNetv2_convert_MSD_dataset"
+        )
     for name in ("preprocessed", "results"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     dataset = Path(data).absolute() if data else make_dataset(raw)

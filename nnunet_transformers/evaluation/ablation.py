@@ -160,6 +160,8 @@ def ablate(
         network.remove(part)
         trainer.output_folder = str(trained.folder / FOLDER / part)
         Path(trainer.output_folder).mkdir(parents=True, exist_ok=True)
+        # nnU-Net would replace the segmentations that the next stage of a cascade is trained on
+        trainer.configuration_manager.configuration.pop("next_stage", None)
         trainer.perform_actual_validation()
         trainer = None  # what was removed stays so
         validated = trained.folder / FOLDER / part / "validation"

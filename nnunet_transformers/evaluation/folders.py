@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,9 @@ def evaluate_folder(
             )
         with reading(str(described), "a dataset.json of nnU-Net"):
             targets = Targets.from_dataset_json(dataset)
+    elif dataset is not None and targets.ignore is None:
+        with reading(str(described), "a dataset.json of nnU-Net"):
+            targets = replace(targets, ignore=Targets.from_dataset_json(dataset).ignore)
     _check_names(targets, conventions)
     file_ending = dataset["file_ending"] if dataset else common_file_ending(labels)
     cases = list(_cases(folders, labels, file_ending))

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -166,7 +166,7 @@ class Evaluation:
             metrics = [*content["mean"][keys[0]]]
             values = [[[_number(e["metrics"][k][m]) for m in metrics] for k in keys] for e in entries]
             files = [(str(e["prediction_file"]), str(e["reference_file"])) for e in entries]
-            cases = own.get("cases") or [PureWindowsPath(predicted).name.split(".")[0] for predicted, _ in files]
+            cases = own.get("cases") or [_case(PureWindowsPath(predicted)) for predicted, _ in files]
             if len(set(map(str, cases))) != len(files):
                 raise ValueError("names of cases are missing or not unique")
             return cls(
@@ -177,6 +177,11 @@ class Evaluation:
                 conventions=dict(own.get("conventions", {})),
                 without_prediction=[str(case) for case in own.get("cases_without_prediction", ())],
             )
+
+
+def _case(prediction: PurePath) -> str:
+    """Return the name of a case, which may have dots, by its file; ``.nii.gz`` is one ending."""
+    return (prediction.with_suffix("") if prediction.suffix == ".gz" else prediction).stem
 
 
 def _plain(metric: str, value: float) -> float | int:

@@ -150,7 +150,8 @@ def read_label_map(reader: BaseReaderWriter, path: Path) -> Segmentation:
     labels = voxels.astype(np.uint8 if high < 256 else np.uint16)
     if not np.array_equal(labels, voxels):
         raise ValueError(f"{path} holds values that are no integers; is it a segmentation?")
-    is_flat = NO_AXIS in spacing
+    # nnU-Net's readers state that many times the pixel for the axis that 2D images lack
+    is_flat = labels.shape[0] == 1 and spacing[0] >= NO_AXIS * max(spacing[1:]) * (1 - 1e-6)
     kept = [axis for axis, size in enumerate(labels.shape) if size > 1] or [0]
     squeezed = labels.reshape([labels.shape[axis] for axis in kept])
     volume = None if is_flat else float(np.prod(spacing))

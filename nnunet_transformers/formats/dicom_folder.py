@@ -13,7 +13,7 @@ from typing import Any
 
 from ..plans.planned import channel_names
 from .dicom_segmentation import check_installed, write_dicom_segmentation
-from .dicom_series import find_series, is_dicom, read_series
+from .dicom_series import alone, find_series, is_dicom, read_series
 from .source import write_image
 
 # of a folder with a series of one channel of a case, as nnU-Net's files have it
@@ -114,7 +114,12 @@ def _named(
             content = [one for one in content if len(one[1]) > 1]
         parts = parent.relative_to(folder).parts
         for key, files in content:
-            own = "__".join(parts) if len(content) == 1 and parts else "__".join((*parts, key.replace("/", "__")))
+            if len(content) == 1 and parts:
+                own = "__".join(parts)
+            elif len(files) == 1:  # its key is its path
+                own = alone(key)
+            else:
+                own = "__".join((*parts, key.replace("/", "__")))
             named[own] = files
     return named
 
@@ -140,5 +145,6 @@ def _channels(images: Mapping[str, tuple[str, ...]], count: int) -> dict[str, li
     for case, channels in cases.items():
         if sorted(channels) != list(range(count)):
             found = ", ".join(f"_{number:04d}" for number in sorted(channels))
-            raise ValueError(f"{case}: has {found}, the model takes {count} channels from _0000 on")
+            patients = "; of patients, begin with 0001 or write three digits" if count == 1 else ""
+            raise ValueError(f"{case}: has {found}, the model takes {count} channels from _0000 on{patients}")
     return {case: [channels[number] for number in range(count)] for case, channels in cases.items()}

@@ -68,10 +68,10 @@ def find_series(folder: Path, paths: Iterable[str]) -> tuple[dict[str, tuple[str
         elif part := _slice(path, tags):
             groups[part.series, part.shape, part.directions].append(part)
         else:
-            wanted[path] = _alone(folder, path)
+            wanted[path] = alone(path), (str(folder / path),)
     for (series, _, _), slices in groups.items():
         if len(slices) == 1:
-            wanted[slices[0].path] = _alone(folder, slices[0].path)
+            wanted[slices[0].path] = alone(slices[0].path), (str(folder / slices[0].path),)
             continue
         ordered = sorted(slices, key=lambda s: s.place)
         key = series if series not in wanted else f"{series}/{ordered[0].path}"
@@ -128,9 +128,10 @@ def read_dicom(files: Sequence[str], orientation: str | None = None) -> tuple[ND
     return voxels, spacing, code
 
 
-def _alone(folder: Path, path: str) -> tuple[str, tuple[str, ...]]:
+def alone(path: str) -> str:
+    """Return the name of an image that is a single file, by its path relative to the folder."""
     stem = path.rsplit(".", 1)[0] if path.lower().endswith(ENDINGS) else path
-    return stem.replace("/", "__"), (str(folder / path),)
+    return stem.replace("/", "__")
 
 
 def _tags(path: Path) -> Mapping[str, str]:
@@ -146,10 +147,20 @@ def _slice(path: str, tags: Mapping[str, str]) -> _Slice | None:
     frames = tags.get(FRAMES, "1").strip() or "1"
     if POSITION not in tags or DIRECTIONS not in tags or frames != "1":
         return None
-    position, directions = (np.array([float(v) for v in tags[tag].split("\\")]) for tag in (POSITION, DIRECTIONS))
+    position, directions = (_numbers(tags[tag]) for tag in (POSITION, DIRECTIONS))
+    if len(position) != 3 or len(directions) != 6:
+        return None
     place = float(np.cross(directions[:3], directions[3:]) @ position)
     shape = (tags.get(ROWS, "").strip(), tags.get(COLUMNS, "").strip())
     return _Slice(path, tags.get(SERIES, "").strip(), shape, tuple(directions.round(3)), place)
+
+
+def _numbers(text: str) -> NDArray:
+    """Return the numbers of a tag; none if it is empty, as in secondary captures, or holds anything else."""
+    try:
+        return np.array([float(value) for value in text.split("\\")])
+    except ValueError:
+        return np.array([])
 
 
 def _check_places(files: Sequence[str]) -> None:

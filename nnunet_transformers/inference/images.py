@@ -89,6 +89,9 @@ def predict_image(
         with_probabilities: compute the probabilities as well.
         folder: folder for a temporary file of the probabilities; without one they are kept in memory.
         maps: collect these as well.
+
+    Raises:
+        ValueError: if the image has other channels than the model.
     """
     export = ImageExport(
         predictor.plans_manager,

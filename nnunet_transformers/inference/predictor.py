@@ -21,16 +21,19 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.helpers import empty_cache
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from tqdm import tqdm
 
 from .._image_size import check_size
-from .._reading import read_json
+from .._reading import read_json, reading
+from .._voxels import check_complete
 from ..cpu import keep_freed_memory, release_freed_memory, use_kernels
 from ..plans.builder import finding_builders
 from ..plans.gate import check_plan
+from ..plans.planned import channel_names
 from ..weights.file import check_file
 from ..weights.limits import check_finite
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint, reading_plain_types
@@ -148,6 +151,9 @@ class BatchedPredictor(StatesUncertainty, nnUNetPredictor):
         cases, *others = super()._manage_input_and_output_lists(images, *args, **kwargs)
         for files in cases:
             check_size(files)
+            for path in files:
+                with reading(path, "an image"):
+                    check_complete(Path(path))
         return cases, *others
 
     @wraps(nnUNetPredictor.predict_from_files)  # nnU-Net inspects the names of this method's arguments
@@ -252,8 +258,9 @@ class BatchedPredictor(StatesUncertainty, nnUNetPredictor):
                 memory did not suffice.
 
         Raises:
-            ValueError: if the logits exceed float16.
+            ValueError: if the image has other channels than the model, or the logits exceed float16.
         """
+        self._check_channels(len(data))
         threads = torch.get_num_threads()
         torch.set_num_threads(min(default_num_processes, threads))
         try:
@@ -262,6 +269,14 @@ class BatchedPredictor(StatesUncertainty, nnUNetPredictor):
             torch.set_num_threads(threads)
             if self.device.type == "cpu":
                 release_freed_memory()
+
+    def _check_channels(self, count: int) -> None:
+        """Raise ValueError unless a preprocessed image has as many channels as the network."""
+        expected = determine_num_input_channels(self.plans_manager, self.configuration_manager, self.dataset_json)
+        if count != expected:
+            images = channel_names(self.dataset_json)
+            count -= expected - len(images)  # the others are of the stage before
+            raise ValueError(f"the image has {count} channels, the model takes {len(images)} ({', '.join(images)})")
 
     def _predict_slabs(self, data: Tensor, take: Callable[[int, list[Tensor]], None]) -> None:
         self.network = self.network.to(self.device).eval()

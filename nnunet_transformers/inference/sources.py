@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -50,8 +50,15 @@ class Files:
 
     def write(self, name: str, segmentation: Path, target: Path) -> None:
         """Copy a segmentation."""
-        with replacing(target) as partial:
-            shutil.copyfile(segmentation, partial)
+        copy_segmentation(segmentation, target, self._ending)
+
+
+def copy_segmentation(segmentation: Path, target: Path, file_ending: str) -> None:
+    """Copy a file that nnU-Net's readers write, with the one of the spacing that they write beside a TIFF."""
+    beside = [path.with_name(f"{path.name.removesuffix(file_ending)}.json") for path in (segmentation, target)]
+    for source, copied in ([beside] if beside[0].is_file() else []) + [[segmentation, target]]:
+        with replacing(copied) as partial:
+            shutil.copyfile(source, partial)
 
 
 def open_source(folder: Path, dataset_json: Mapping[str, Any], interfaces: Sequence[Interface] = ()) -> Source:
@@ -104,20 +111,55 @@ def predict_source(
         overwrite: whether to predict cases anew that have a segmentation.
         previous: folder of the previous stage's segmentations, for a cascade.
         save_probabilities: write CASE.npz as well.
+
+    Raises:
+        FileNotFoundError: if the previous stage has no segmentation of a case in the format of the dataset.
+        ValueError: at the end, if cases could not be read; it names each with the reason.
     """
     ending = predictor.dataset_json["file_ending"]
+    if previous is not None:
+        _check_stage(Path(previous), source.names, ending)
+    failed: dict[str, Exception] = {}
     for name in source.names:
         if not overwrite and source.target(name, output).is_file():
             continue
-        with source.files(name) as files, TemporaryDirectory() as folder:
+        with ExitStack() as stack:
+            try:
+                files = stack.enter_context(source.files(name))
+            except (ValueError, RuntimeError) as error:
+                print(f"{name}: not predicted: {error}")
+                failed[name] = error
+                continue
+            folder = stack.enter_context(TemporaryDirectory())
             predictor.predict_from_files_sequential(
                 [[str(path) for path in files]],
                 [str(Path(folder, name))],
                 save_probabilities=save_probabilities,
                 folder_with_segs_from_prev_stage=previous,
             )
-            for path in Path(folder).iterdir():
-                if path.name not in (f"{name}{ending}", ARGUMENTS):
-                    with replacing(output / path.name) as partial:
-                        shutil.copyfile(path, partial)
             source.write(name, Path(folder, f"{name}{ending}"), source.target(name, output))
+            _copy_others(Path(folder), output, {f"{name}{ending}", ARGUMENTS})
+    if failed:
+        name, first = next(iter(failed.items()))
+        raise ValueError(f"{len(failed)} of {len(source.names)} cases were not predicted, the first {name}: {first}")
+
+
+def _check_stage(folder: Path, names: Iterable[str], file_ending: str) -> None:
+    """Raise FileNotFoundError unless the previous stage's segmentations are in the format of the dataset."""
+    for name in names:
+        if not (path := folder / f"{name}{file_ending}").is_file():
+            raise FileNotFoundError(
+                f"there is no {path}: from images of another format, `predict` writes other files than the next stage "
+                "reads; make a package of the cascade (`nnunet-transformers package make`)"
+            )
+
+
+def _copy_others(folder: Path, output: Path, written: Collection[str]) -> None:
+    """Copy what else prediction has written: plans, probabilities, maps of uncertainty in folders of their own."""
+    for path in sorted(folder.rglob("*")):
+        # maps are called as the segmentation
+        if path.is_file() and not (path.parent == folder and path.name in written):
+            copied = output / path.relative_to(folder)
+            copied.parent.mkdir(exist_ok=True)
+            with replacing(copied) as partial:
+                shutil.copyfile(path, partial)

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 import torch
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO, SimpleITKIOWithReorient
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from numpy.typing import NDArray
@@ -84,8 +86,13 @@ def write_maps(
     for name, share in zip((ENTROPY, DISAGREEMENT)[: 1 + with_disagreement], shares, strict=False):
         folder = output.parent / name
         folder.mkdir(exist_ok=True)
-        whole_numbers = np.rint(UNIT * share.clip(0, 1)).astype(np.uint16)
-        writer.write_seg(whole_numbers, str(folder / f"{output.name}{ending}"), properties)
+        whole_numbers, file = np.rint(UNIT * share.clip(0, 1)).astype(np.uint16), str(folder / f"{output.name}{ending}")
+        if isinstance(writer, SimpleITKIOWithReorient):  # writes eight bits
+            SimpleITKIO().write_seg(whole_numbers, file, properties)
+            original = properties["sitk_stuff"]["original_orientation"]
+            sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(file), original), file, True)
+        else:
+            writer.write_seg(whole_numbers, file, properties)
 
 
 def in_image(

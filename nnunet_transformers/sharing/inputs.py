@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .._image_size import check_size
-from .._orientation import orientation
+from .._orientation import REORIENTING, grid_corners, orientation
 from .._voxels import check_complete, count_non_finite
 from ..inference.cases import check_numbers
 from ..plans.planned import channel_names
@@ -77,12 +77,13 @@ def check_case(files: Sequence[Path], loaded: LoadedModel) -> CheckedCase:
         raise ValueError(f"{count} channels, the model takes {len(channels)} ({', '.join(channels)}): {hint}")
     for path, image, found in zip(files, images, properties, strict=True):
         _check_geometry(path, image, found, images[0], properties[0], files[0])
+    apart = [_place_remark(path, files[0]) for path in files[1:]]
     shape, spacing = images[0].shape[1:], tuple(float(s) for s in properties[0]["spacing"])
     _check_dimensions(shape, properties[0], loaded)
     constant = [path.name for path, image in zip(files, images, strict=True) if image.min() == image.max()]
     if len(constant) == len(files):
         raise ValueError(f"every voxel is {float(images[0].flat[0]):g}: there is nothing in the image to segment")
-    remarks = [f"{name} is constant" for name in constant]
+    remarks = [f"{name} is constant" for name in constant] + [remark for remark in apart if remark]
     remarks += _spacing_remarks(spacing, loaded) + _orientation_remarks(files, loaded)
     return CheckedCase(tuple(shape), spacing, tuple(remarks))
 
@@ -100,6 +101,18 @@ def _check_geometry(
         raise ValueError(f"{path.name} has {sizes[0]} voxels, {first.name} {sizes[1]}; channels need the same grid")
     if not np.allclose(found["spacing"], properties["spacing"], rtol=1e-4):
         raise ValueError(f"{path.name} and {first.name} differ in spacing; channels need the same grid")
+
+
+def _place_remark(path: Path, first: Path) -> str:
+    """Say if a channel lies elsewhere than the first, which nnU-Net takes voxel by voxel; empty if it does not."""
+    corners = [grid_corners(file) for file in (path, first)]
+    if corners[0] is None or corners[1] is None or corners[0].shape != corners[1].shape:
+        return ""
+    distance = float(np.linalg.norm(corners[0] - corners[1], axis=1).max())
+    voxel = float(np.linalg.norm(corners[1][1:] - corners[1][0], axis=1).min())
+    if distance <= voxel:
+        return ""
+    return f"{path.name} lies up to {distance:.3g} mm from {first.name} by its header; resample it onto that grid first"
 
 
 def _check_dimensions(shape: Sequence[int], properties: Mapping[str, Any], loaded: LoadedModel) -> None:
@@ -126,7 +139,8 @@ def _spacing_remarks(spacing: Sequence[float], loaded: LoadedModel) -> list[str]
 
 def _orientation_remarks(files: Sequence[Path], loaded: LoadedModel) -> list[str]:
     found, known = orientation(files[0]), loaded.model.orientations
-    if not found or not known or found in known:
+    reader = loaded.predictor.plans_manager.image_reader_writer_class
+    if not found or not known or found in known or reader.__name__ in REORIENTING:
         return []
     return [
         f"axes are stored as {found}, the training images' as {', '.join(known)}; nnU-Net does not reorient images, so "

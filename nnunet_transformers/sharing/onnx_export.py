@@ -92,7 +92,8 @@ def convert_to_half(path: Path) -> None:
 
 
 def describe(model: LoadedModel) -> dict[str, Any]:
-    """Return what a runner needs besides the networks, in the order of axes of the preprocessed image.
+    """Return what a runner needs besides the networks: the spacing in the order of axes of the images that it takes,
+    null for the axis of the slices of a 2D network, all else in that of the preprocessed image.
 
     Raises:
         ValueError: if the model normalises in a way that the runner lacks.
@@ -103,6 +104,7 @@ def describe(model: LoadedModel) -> dict[str, Any]:
         if scheme not in NORMALISATIONS or in_mask:
             where = " inside of the non-zero mask" if in_mask else ""
             raise ValueError(f"the runner has no {scheme}{where}; it has {', '.join(NORMALISATIONS)} of whole images")
+    spacing = [None] * (3 - len(plan.spacing)) + [float(mm) for mm in plan.spacing]
     mirroring = predictor.allowed_mirroring_axes if predictor.use_mirroring else None
     return {
         "networks": [f"fold_{number}.onnx" for number in range(len(predictor.list_of_parameters))],
@@ -113,7 +115,7 @@ def describe(model: LoadedModel) -> dict[str, Any]:
         "labels": predictor.dataset_json["labels"],
         "regions_class_order": labels.regions_class_order if labels.has_regions else None,
         "patch_size": [int(n) for n in plan.patch_size],
-        "spacing": [float(mm) for mm in plan.spacing],
+        "spacing": [spacing[axis] for axis in predictor.plans_manager.transpose_backward],
         "transpose_forward": list(predictor.plans_manager.transpose_forward),
         "normalisation": [
             {"scheme": scheme, **predictor.plans_manager.foreground_intensity_properties_per_channel[str(number)]}

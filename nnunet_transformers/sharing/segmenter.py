@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -21,11 +20,15 @@ import SimpleITK as sitk
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from .._atomic import replacing
 from .._device import find_device
+from .._image_size import check_size
+from .._orientation import REORIENTING
+from .._reading import reading
+from .._voxels import check_complete, count_non_finite
 from ..formats import Source
 from ..inference import BatchedPredictor
 from ..inference.images import predict_image, stack_stage
+from ..inference.sources import copy_segmentation
 from ..plans.planned import channel_names
 from ..weights.nnunet_checkpoint import FINAL
 from .load import LoadedModel, load_package
@@ -143,23 +146,31 @@ class Segmenter:
         Raises:
             ValueError: if channels or axes are not the model's, the spacing is missing, or a voxel is no number.
         """
-        array, properties, is_flat = self._read(image, spacing)
+        turned = self._turned(image)
+        array, properties, is_flat = self._read(turned, spacing)
         labels = self._predict(array, properties, False)[0]
         labels = labels[0] if is_flat else labels
-        if not isinstance(image, sitk.Image):
-            return labels
-        result = sitk.GetImageFromArray(labels)
-        result.CopyInformation(image)
-        return result
+        return _on_grid(labels, turned, image) if isinstance(image, sitk.Image) else labels
 
     def predict_probabilities(self, image: Image, spacing: Sequence[float] | None = None) -> NDArray[np.float32]:
         """Compute the probabilities of labels, or of regions, (classes, *image), float32.
 
         Args, Raises: as ``predict``.
         """
-        array, properties, is_flat = self._read(image, spacing)
+        turned = self._turned(image)
+        array, properties, is_flat = self._read(turned, spacing)
         probabilities: NDArray[np.float32] = self._predict(array, properties, True)[1]
-        return probabilities[:, 0] if is_flat else probabilities
+        probabilities = probabilities[:, 0] if is_flat else probabilities
+        if turned is image:
+            return probabilities
+        return np.stack([sitk.GetArrayFromImage(_on_grid(part, turned, image)) for part in probabilities])
+
+    def _turned(self, image: Any) -> Any:
+        """Turn a SimpleITK image to the axes that the dataset's reader turns its files to, if it does."""
+        reader = self._predictor.plans_manager.image_reader_writer_class
+        if isinstance(image, sitk.Image) and image.GetDimension() == 3 and reader.__name__ in REORIENTING:
+            return sitk.DICOMOrient(image, REORIENTING[reader.__name__])
+        return image
 
     def predict_file(self, image: str | Path | Sequence[str | Path], output: str | Path) -> None:
         """Segment a file and write the segmentation, whole or not at all.
@@ -184,8 +195,7 @@ class Segmenter:
             if source is not None:
                 source.write(source.names[0], segmentation, output)
                 return
-            with replacing(output) as partial:
-                shutil.copyfile(segmentation, partial)
+            copy_segmentation(segmentation, output, ending)
 
     @contextmanager
     def _files(self, image: str | Path | Sequence[str | Path]) -> Iterator[tuple[list[Path], Source | None]]:
@@ -210,9 +220,16 @@ class Segmenter:
         if isinstance(paths, (list, tuple)) and paths and all(isinstance(path, (str, Path)) for path in paths):
             reader = self._predictor.plans_manager.image_reader_writer_class()
             with self._files(image) as (files, _):
+                check_size(files)
+                bad = 0
+                for file in files:
+                    with reading(file, "an image"):
+                        check_complete(file)
+                        bad += count_non_finite(file)
                 array, properties = reader.read_images([str(path) for path in files])
             is_flat = False
         else:
+            bad = 0
             if isinstance(image, sitk.Image):
                 array, spacing = sitk.GetArrayFromImage(image), image.GetSpacing()[::-1]
                 array = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array
@@ -231,7 +248,8 @@ class Segmenter:
             raise ValueError(f"{len(array)} channels, the model takes {len(self.channels)} ({names})")
         if is_flat and any(len(stage.predictor.configuration_manager.patch_size) == 3 for stage in self._stages):
             raise ValueError("the image has two axes, the model three; give a volume, with three mm per voxel")
-        if bad := int(array.size - np.isfinite(array).sum()):
+        # SimpleITK reads those of a file as 0
+        if bad := bad or int(array.size - np.isfinite(array).sum()):
             raise ValueError(f"NaN or infinity in {bad} voxels; replace them by the background's value")
         return array, properties, is_flat
 
@@ -248,6 +266,18 @@ class Segmenter:
                 total = one if total is None else np.add(total, one, out=total)
             total /= len(self._stages)
             return np.asarray(self._predictor.label_manager.convert_probabilities_to_segmentation(total)), total
+
+
+def _on_grid(values: NDArray[Any], turned: Any, image: Any) -> sitk.Image:
+    """Return values on the grid of ``turned`` as an image on that of the image that was turned."""
+    result = sitk.GetImageFromArray(values)
+    result.CopyInformation(turned)
+    if turned is image:
+        return result
+    code = sitk.DICOMOrientImageFilter_GetOrientationFromDirectionCosines(image.GetDirection())
+    result = sitk.DICOMOrient(result, code)
+    result.CopyInformation(image)
+    return result
 
 
 def _predict_stage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 
 import pytest
 from nnunetv2.run.run_training import get_trainer_from_args
@@ -49,6 +50,24 @@ def test_command(fold):
         assert summary["mean"]["1"]["FP"] != whole["mean"]["1"]["FP"]
     with pytest.raises(ValueError, match="QTUNet has no 'convolution', only attention, blocks, skips"):
         ablate(fold, ["convolution"])
+
+
+def test_segmentations_for_the_next_stage_stay(fold):
+    """Of a cascade; nnU-Net's validation writes them, and the next stage is trained on them."""
+    plans = json.loads((fold.parent / "plans.json").read_text())
+    with_stage = deepcopy(plans)
+    with_stage["configurations"]["3d_fullres"]["next_stage"] = "3d_cascade_fullres"
+    with_stage["configurations"]["3d_cascade_fullres"] = {
+        "inherits_from": "3d_fullres",
+        "previous_stage": "3d_fullres",
+        "data_identifier": plans["configurations"]["3d_fullres"]["data_identifier"],
+    }
+    (fold.parent / "plans.json").write_text(json.dumps(with_stage))
+    try:
+        ablate(fold, ["attention"])
+    finally:
+        (fold.parent / "plans.json").write_text(json.dumps(plans))
+    assert not (fold.parent / "predicted_next_stage").exists()
 
 
 def test_errors(fold, tmp_path):

@@ -396,3 +396,43 @@ class TestTables:
 def test_targets_named_twice(folders):
     targets = Targets.from_regions({"a": (1,)})
     assert evaluate_folder(folders[1], folders[0], targets=targets, processes=0).labels == {"1": "a"}
+
+
+def test_ignore_label_of_given_labels(tmp_path):
+    labels, predicted = (write_cases(tmp_path / name, cases=1, labels={**LABELS, "ignore": 3}) for name in "ab")
+    reference = sitk.ReadImage(str(labels / "case_0.nii.gz"))
+    reference[:, 0, :] = 3
+    sitk.WriteImage(reference, str(labels / "case_0.nii.gz"))
+    prediction = sitk.ReadImage(str(predicted / "case_0.nii.gz"))
+    prediction[:, 0, :] = 1
+    sitk.WriteImage(prediction, str(predicted / "case_0.nii.gz"))
+    for options in ((), ("--label", "large=1")):
+        result = run("evaluate", predicted, labels, "--processes", 0, "-o", tmp_path / "e.json", *options)
+        assert result.exit_code == 0, result.output
+        assert Evaluation.load(tmp_path / "e.json").of("Dice")[0, 0] == 1
+        (tmp_path / "e.json").unlink()
+
+
+@pytest.mark.parametrize("pixel", [0.5, 1.0, 3.0])
+def test_pixels_of_any_size_have_no_volume(tmp_path, pixel):
+    labels = write_cases(tmp_path / "labels", cases=1)
+    for file in labels.glob("*.nii.gz"):
+        flat = sitk.ReadImage(str(file))[:, :, 3]
+        flat.SetSpacing((pixel, pixel))
+        sitk.WriteImage(flat, str(file))
+    evaluation = evaluate_folder(shutil.copytree(labels, tmp_path / "p"), labels, processes=0)
+    assert np.isnan(evaluation.of("VD")).all()
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+def test_names_with_dots(tmp_path, ending):
+    """nnU-Net's summary.json names files, whose names may be UIDs."""
+    labels = write_cases(tmp_path / "labels", cases=2, file_ending=ending)
+    for case in range(2):
+        (labels / f"case_{case}{ending}").rename(labels / f"1.2.{case}{ending}")
+    predictions = shutil.copytree(labels, tmp_path / "predictions")
+    compute_metrics_on_folder(
+        str(labels), str(predictions), str(tmp_path / "summary.json"), SimpleITKIO(), ending, [1, 2], num_processes=1
+    )
+    ours = evaluate_folder(predictions, labels, processes=0)
+    assert Evaluation.load(tmp_path / "summary.json").cases == ours.cases == ["1.2.0", "1.2.1"]

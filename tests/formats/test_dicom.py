@@ -145,6 +145,8 @@ class TestFolder:
             assert [path.name for path in files] == ["knee_0000.nii.gz", "knee_0001.nii.gz"]
         with pytest.raises(ValueError, match="knee: has _0000, _0001, the model takes 1 channels"):
             DicomFolder(tmp_path / "in", DATASET)
+        with pytest.raises(ValueError, match="of patients, begin with 0001"):
+            DicomFolder(tmp_path / "in", DATASET)
         # without a _0000 beside it, a number is part of the name
         (tmp_path / "in" / "knee_0000").rename(tmp_path / "in" / "knee_2021")
         assert DicomFolder(tmp_path / "in", DATASET).names == ["knee_0001", "knee_2021"]
@@ -180,3 +182,17 @@ def test_files_of_the_dataset_come_first(tmp_path):
     (tmp_path / "case_0000.nii.gz").touch()
     assert not holds_dicom(tmp_path, ".nii.gz")
     assert open_source(tmp_path, json.loads(json.dumps(DATASET))).names == ["case"]
+
+
+def test_slices_without_a_position(image, tmp_path):
+    """As secondary captures have it; each is an image, named after its file, and disturbs no other."""
+    from pydicom import dcmread
+
+    write_series(tmp_path / "in" / "volume", image)
+    for name in ("a.dcm", "b.dcm"):
+        files = write_series(tmp_path / name, image)
+        content = dcmread(files[0])
+        content.ImagePositionPatient = None
+        (tmp_path / "in" / "captures").mkdir(exist_ok=True)
+        content.save_as(tmp_path / "in" / "captures" / name)
+    assert DicomFolder(tmp_path / "in", DATASET).names == ["captures__a", "captures__b", "volume"]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
 from scipy.stats import entropy
 
-from nnunet_transformers.inference import BatchedPredictor
-from nnunet_transformers.inference.uncertainty import uncertainty_maps
+from nnunet_transformers.inference import BatchedPredictor, uncertainty
+from nnunet_transformers.inference.uncertainty import uncertainty_maps, write_maps
 from tests.inference.test_command import folders  # noqa: F401  (fixture)
 from tests.sharing.conftest import invoke, some_images
 from tests.trainers.conftest import CPU
@@ -19,7 +22,7 @@ from tests.trainers.conftest import CPU
 
 class TestMaps:
     def test_classes(self):
-        folds = torch.randn(3, 4, 5, 6, 2, dtype=torch.float64) * 3
+        folds = torch.randn(3, 4, 5, 6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
         found = uncertainty_maps([*folds]).double()
         p = folds.softmax(1).numpy()
         total = entropy(p.mean(0), axis=0, base=4)
@@ -29,7 +32,7 @@ class TestMaps:
         assert found[1].min() > 0 and found.max() <= 1
         # any part of an image alone
         part = uncertainty_maps([fold[:, 2:4] for fold in folds])
-        assert torch.equal(part, uncertainty_maps([*folds])[:, 2:4])
+        torch.testing.assert_close(part, uncertainty_maps([*folds])[:, 2:4], atol=1e-6, rtol=1e-6)
 
     def test_regions(self):
         folds = torch.randn(2, 3, 4, 4, dtype=torch.float64)
@@ -118,3 +121,23 @@ def test_command(folders, models, tmp_path, monkeypatch):  # noqa: F811
     finally:
         (models["3d_fullres"] / "calibration.json").unlink()
     assert (given["temperature"], given["save_uncertainty"]) == (1.7, True)
+
+
+def test_readers_that_reorient(tmp_path, monkeypatch):
+    """Theirs write eight bits; maps have sixteen, on the grid of the image's file."""
+    image = sitk.Image((5, 6, 7), sitk.sitkFloat32)
+    image.SetSpacing((0.5, 0.7, 2.0))
+    image.SetOrigin((3.0, -4.0, 5.0))
+    image = sitk.DICOMOrient(image, "ALI")
+    sitk.WriteImage(image, str(tmp_path / "image.nii.gz"))
+    for reader in (SimpleITKIOWithReorient, NibabelIOWithReorient):
+        array, properties = reader().read_images([str(tmp_path / "image.nii.gz")])
+        shares = np.linspace(0, 1, array[0].size).reshape(array[0].shape)
+        monkeypatch.setattr(uncertainty, "in_image", lambda *_, shares=shares: shares[None])
+        plans = SimpleNamespace(image_reader_writer_class=reader)
+        write_maps(None, properties, plans, None, ".nii.gz", tmp_path / "case", False)
+        written, _ = read(tmp_path / "entropy" / "case.nii.gz")
+        assert (written.GetSize(), written.GetSpacing()) == (image.GetSize(), pytest.approx(image.GetSpacing()))
+        np.testing.assert_allclose(written.GetDirection(), image.GetDirection(), atol=1e-6)
+        again, _ = reader().read_images([str(tmp_path / "entropy" / "case.nii.gz")])
+        np.testing.assert_array_equal(again[0], np.rint(shares * 10_000))

@@ -74,3 +74,17 @@ def test_file(trained, package, tmp_path):
     assert found.GetOrigin() == sitk.ReadImage(str(path)).GetOrigin()
     with pytest.raises(ValueError, match=r"does not end with \.nii\.gz"):
         segmenter.predict_file(path, tmp_path / "labels.dcm")
+
+
+def test_other_cases_and_maps(cases, model, tmp_path):
+    """A series that cannot be read stops no other; maps lie in folders of their own."""
+    shutil.copytree(cases / "dicom", tmp_path / "in")
+    image = sitk.ReadImage(str(cases / "nifti" / "ball_0_0000.nii.gz"))
+    write_series(tmp_path / "in" / "a_bad", image)[2].unlink()
+    words = ("predict", "-m", model, "-i", tmp_path / "in", "-o", tmp_path / "out", "-f", 1, "--disable_tta")
+    with pytest.raises(ValueError, match="1 of 2 cases were not predicted, the first a_bad: slices of the"):
+        invoke(*words, "-device", "cpu", "--save_uncertainty")
+    written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert written == {"ball_0.dcm", "entropy/ball_0.nii.gz", "dataset.json", "plans.json"}
+    with pytest.raises(FileNotFoundError, match=r"there is no .*low/a_bad\.nii\.gz: .*make a package of the cascade"):
+        invoke(*words, "-device", "cpu", "-prev_stage_predictions", tmp_path / "low")

@@ -14,7 +14,7 @@ from torch import nn
 
 from nnunet_transformers.sharing import load_package, predict, predict_folder
 from nnunet_transformers.sharing.estimate import exceeding_bytes, needed_bytes
-from nnunet_transformers.sharing.inputs import check_case
+from nnunet_transformers.sharing.inputs import _place_remark, check_case
 from tests.images import claim
 
 from .conftest import invoke, some_images
@@ -154,3 +154,19 @@ def test_folders(package, tmp_path):
     shutil.rmtree(tmp_path / "images")
     with pytest.raises(ValueError, match=r"--device tpu is not available; this machine has .*cpu"):
         invoke("package", "predict", package, tmp_path, tmp_path / "output", "--device", "tpu")
+
+
+def test_channels_that_lie_elsewhere(tmp_path, noise):
+    first, moved = tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz"
+    write(first, noise)
+    for origin, direction, remark in (
+        ((0.4, 0, 0), np.eye(3), ""),
+        ((50, 80, -30), np.eye(3), "a_0001.nii.gz lies up to 99 mm from a_0000.nii.gz by its header"),
+        ((0, 0, 0), np.diag([-1, 1, 1]), "a_0001.nii.gz lies up to 38 mm from"),
+    ):
+        image = sitk.GetImageFromArray(noise)
+        image.SetOrigin(origin)
+        image.SetDirection(direction.flatten().tolist())
+        sitk.WriteImage(image, str(moved))
+        found = _place_remark(moved, first)
+        assert found.startswith(remark) and bool(found) == bool(remark)

@@ -59,3 +59,14 @@ def test_what_cannot_be_exported(package, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "NEEDED", ("no_such_package",))
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'nnunet-transformers\[onnx\]'"):
         export_onnx(models, tmp_path / "onnx")
+
+
+def test_spacing_is_that_of_the_given_image(package, monkeypatch):
+    """Along z, y, x, where networks get the axes in another order."""
+    (model,) = load_package(package, torch.device("cpu"))
+    plans, plan = model.predictor.plans_manager.plans, model.predictor.configuration_manager.configuration
+    monkeypatch.setitem(plans, "transpose_forward", [2, 0, 1])
+    monkeypatch.setitem(plans, "transpose_backward", [1, 2, 0])
+    for spacing, expected in (([5.0, 0.7, 0.8], [0.7, 0.8, 5.0]), ([0.7, 0.8], [0.7, 0.8, None])):
+        monkeypatch.setitem(plan, "spacing", spacing)
+        assert onnx_export.describe(model)["spacing"] == expected

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_transformers.sharing import load_model, push
 
@@ -162,3 +165,32 @@ def test_mistakes(segmenter):
     array[1, 2, 3] = np.nan
     with pytest.raises(ValueError, match="NaN or infinity in 1 voxels"):
         segmenter.predict(array, (1, 1, 1))
+
+
+def test_damaged_files(segmenter, images, tmp_path):
+    """SimpleITK reads what a file lacks, NaN and infinity as 0."""
+    path = tmp_path / "ball_0_0000.nii.gz"
+    content = (images / path.name).read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"ball_0_0000\.nii\.gz is truncated or not an image"):
+        segmenter.predict(path)
+    array = read(images / path.name).astype(np.float32)
+    array[:2] = np.nan
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
+    with pytest.raises(ValueError, match=f"NaN or infinity in {array[:2].size} voxels"):
+        segmenter.predict(path)
+
+
+@pytest.mark.parametrize("reader", [SimpleITKIOWithReorient, NibabelIOWithReorient])
+def test_images_are_turned_as_the_reader_turns_files(segmenter, images, tmp_path, monkeypatch, reader):
+    monkeypatch.setattr(PlansManager, "image_reader_writer_class", reader)
+    image = sitk.DICOMOrient(sitk.ReadImage(str(images / "ball_0_0000.nii.gz")), "ALI")
+    sitk.WriteImage(image, str(tmp_path / "turned.nii.gz"))
+    segmenter.predict_file(tmp_path / "turned.nii.gz", tmp_path / "labels.nii.gz")
+    expected, found = sitk.ReadImage(str(tmp_path / "labels.nii.gz")), segmenter.predict(image)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(expected))
+    assert len(np.unique(sitk.GetArrayFromImage(found))) > 1
+    assert found.GetDirection() == image.GetDirection() and found.GetOrigin() == image.GetOrigin()
+    probabilities = segmenter.predict_probabilities(image)
+    assert probabilities.shape[1:] == image.GetSize()[::-1]
+    np.testing.assert_array_equal(probabilities.argmax(0), sitk.GetArrayFromImage(found))
