@@ -37,7 +37,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     partial, descriptor = _new_partial(path)
     try:
         yield partial
-        with open(partial, "rb") as written:
+        with open(partial, "r+b") as written:  # Windows syncs no file that is open for reading only
             os.fsync(written.fileno())
         os.replace(partial, path)
         _sync_folder(path.parent)
@@ -46,17 +46,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             partial.unlink()
         raise
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
-def _new_partial(path: Path) -> tuple[Path, int]:
+def _new_partial(path: Path) -> tuple[Path, int | None]:
     """Create and lock a partial file of ``path``; return it and the descriptor that keeps the lock.
+
+    On Windows, which locks nothing here and renames no open file, there is no descriptor.
 
     The random part of its name is the suffix, as ``torch.save`` writes the rest into the file.
     """
     while True:
         partial = path.with_name(f"{path.name}{PARTIAL}-{uuid4().hex[:8]}")
         descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if sys.platform == "win32":
+            os.close(descriptor)
+            return partial, None
         _try_lock(descriptor)
         # another process may have taken it for an orphan before it was locked
         if partial.exists():

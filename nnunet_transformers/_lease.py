@@ -57,9 +57,12 @@ def lease(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> Itera
         stop.set()
         renewal.join()
         _held.discard(file)
+        if sys.platform == "win32":  # where no open file can be removed
+            os.close(descriptor)
         with suppress(OSError):
             file.unlink()
-        os.close(descriptor)
+        if sys.platform != "win32":
+            os.close(descriptor)
 
 
 def _acquire(file: Path, path: Path) -> int:
@@ -85,7 +88,8 @@ def _acquire(file: Path, path: Path) -> int:
                 print(f"note: takes over {path} from {_name(holder)}, which did not end properly")
             content = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(content).encode(), 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            os.write(descriptor, json.dumps(content).encode())
             return descriptor
         except BaseException:
             with suppress(OSError):
@@ -96,7 +100,8 @@ def _acquire(file: Path, path: Path) -> int:
 def _read(descriptor: int) -> dict[str, Any]:
     """Return who holds the lease; empty if nobody does, or the file is not readable as JSON."""
     try:
-        content = json.loads(os.pread(descriptor, 4096, 0))
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        content = json.loads(os.read(descriptor, 4096))
         return content if isinstance(content, dict) else {}
     except ValueError:
         return {}

@@ -7,6 +7,7 @@ Standard library only, as ``discovery``, which installs it.
 
 from __future__ import annotations
 
+import json
 import linecache
 import os
 import re
@@ -69,11 +70,11 @@ def told(error: BaseException, trace: TracebackType | None) -> str | None:
         return "-tr takes a trainer, and this is a planner: its name begins with nnUNetTrainer"
     if "unexpected keyword argument 'preprocessor_name'" in text:
         return "-pl takes a planner, and this is a trainer: its name begins with nnUNetPlanner"
-    return _missing(error, text)
+    return _missing(error, text, trace)
 
 
-def _missing(error: BaseException, text: str) -> str | None:
-    """The line for a dataset or plan that is not there, with those that are, or the command that makes it."""
+def _missing(error: BaseException, text: str, trace: TracebackType | None) -> str | None:
+    """The line for a dataset or plan that is missing or damaged, with those that are there, or the command for it."""
     from .plans.plan_files import dataset_name, load_plans
 
     try:
@@ -82,9 +83,20 @@ def _missing(error: BaseException, text: str) -> str | None:
         elif isinstance(error, FileNotFoundError) and str(error.filename).endswith("Plans.json"):
             path = Path(str(error.filename))
             load_plans(path.parent, path.stem)
+        elif isinstance(error, json.JSONDecodeError) and (file := _local(trace, "plans_file")):
+            load_plans(Path(file).parent, Path(file).stem)
     except (ValueError, OSError) as known:
         return str(known)
     return None
+
+
+def _local(trace: TracebackType | None, name: str) -> str | None:
+    """A text that a function on the way to the error has in a variable."""
+    found = None
+    while trace is not None:
+        found = trace.tb_frame.f_locals.get(name, found)
+        trace = trace.tb_next
+    return found if isinstance(found, str) else None
 
 
 def _is_raised_here(trace: TracebackType | None) -> bool:

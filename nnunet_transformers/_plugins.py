@@ -133,11 +133,13 @@ def find_class(name: str) -> Any:
         stems = [stem for stem in known if name == stem or name.startswith(f"{stem}_")]
         if not stems:
             continue
-        declaration = known[max(stems, key=len)]
-        try:
-            return declaration.load_class(name)
-        except LOAD_ERRORS as error:
-            print(f"nnunet-transformers: {declaration} does not load: {reason(error)}", file=sys.stderr)
+        stem = max(stems, key=len)
+        # the first package's, unless it is broken
+        for declaration in (d for d in declarations() if (d.kind, d.name) == (kind, stem)):
+            try:
+                return declaration.load_class(name)
+            except LOAD_ERRORS as error:
+                print(f"nnunet-transformers: {declaration} does not load: {reason(error)}", file=sys.stderr)
     return None
 
 
@@ -165,5 +167,9 @@ def stock_names() -> set[str]:
     package = find_spec("nnunetv2")
     folders = [Path(folder) for folder in (package.submodule_search_locations or ())] if package else []
     parts = ("experiment_planning", "training/nnUNetTrainer")
-    files = (file for folder in folders for part in parts for file in (folder / part).rglob("*.py"))
+    return class_names(file for folder in folders for part in parts for file in (folder / part).rglob("*.py"))
+
+
+def class_names(files: Iterable[Path]) -> set[str]:
+    """Names of the classes in Python files, which are not imported for it."""
     return {name for file in files for name in CLASS.findall(file.read_text(encoding="utf-8", errors="replace"))}

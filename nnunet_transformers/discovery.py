@@ -207,7 +207,9 @@ def _wrap(module: ModuleType) -> None:
                 return found
             try:
                 found = find(class_name)
-                if found is None and not os.environ.get("nnUNet_extTrainer"):
+                if found is not None:  # of an installed package, which builds on this one
+                    _tell_mistakes_in_one_line()
+                elif not os.environ.get("nnUNet_extTrainer"):
                     from ._plugins import suggest
 
                     suggest(class_name)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from nnunet_transformers import _atomic
 from nnunet_transformers._atomic import new_folder, replacing
-from nnunet_transformers._lease import FolderInUse
+from nnunet_transformers._lease import FolderInUse, lease
 
 WRITER = """
 import sys, torch
@@ -157,3 +159,46 @@ class TestNewFolder:
         with pytest.raises(FileExistsError, match="was made by another process"), new_folder(tmp_path / "folder"):
             (tmp_path / "folder").mkdir()
         assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_windows(monkeypatch, tmp_path):
+    """It has no pread, syncs no file that is open for reading, and neither renames nor removes an open one."""
+    still_open = set()
+    opened, closed, replaced, unlinked, synced = os.open, os.close, os.replace, Path.unlink, os.fsync
+    names = {}
+
+    def note(path, *arguments, **options):
+        descriptor = opened(path, *arguments, **options)
+        names[descriptor] = str(path)
+        still_open.add(str(path))
+        return descriptor
+
+    def forget(descriptor):
+        still_open.discard(names.pop(descriptor, None))
+        closed(descriptor)
+
+    def move(source, target):
+        assert str(source) not in still_open
+        replaced(source, target)
+
+    def remove(path, missing_ok=False):
+        assert str(path) not in still_open
+        unlinked(path, missing_ok)
+
+    def sync(descriptor):
+        os.write(descriptor, b"")
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "open", note)
+    monkeypatch.setattr(os, "close", forget)
+    monkeypatch.setattr(os, "replace", move)
+    monkeypatch.setattr(Path, "unlink", remove)
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(sys, "platform", "win32")
+    for name in ("pread", "pwrite"):
+        monkeypatch.delattr(os, name, raising=False)
+    with lease(tmp_path, tmp_path / "a.lease"), replacing(tmp_path / "a.txt") as partial:
+        partial.write_text("whole")
+        assert json.loads((tmp_path / "a.lease").read_text())["pid"] == os.getpid()
+    assert (tmp_path / "a.txt").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 
 import pytest
+from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunet_transformers import _one_line
 from nnunet_transformers._text import code
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.cli._options import parse_spacing
+from nnunet_transformers.plans import plan_files
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +88,17 @@ def test_only_in_nnunets_commands(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["my_script.py"])
     _one_line.install()
     assert sys.excepthook is sys.__excepthook__
+
+
+def test_damaged_plan(tmp_path, monkeypatch):
+    """nnU-Net names neither the file nor what to do."""
+    (tmp_path / "nnUNetQTUNetTPlans.json").write_text('{"plans_name": "x",}')
+
+    def get_trainer_from_args():
+        plans_file = str(tmp_path / "nnUNetQTUNetTPlans.json")
+        return load_json(plans_file)
+
+    monkeypatch.setattr(plan_files, "convert_dataset_name_to_id", lambda name: 4)
+    line = told(get_trainer_from_args)
+    assert line.startswith(f"{tmp_path}/nnUNetQTUNetTPlans.json is truncated or not a plan of nnU-Net's: ")
+    assert line.endswith("Remove the file. Run `nnUNetv2_plan_and_preprocess --no_pp -d 4 -pl nnUNetPlannerQTUNetT`")

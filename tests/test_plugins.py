@@ -11,11 +11,11 @@ import pytest
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunet_transformers import _plugins, discovery
+from nnunet_transformers import _one_line, _plugins, discovery
 from nnunet_transformers.architectures import create_network, get_network, list_networks
 from nnunet_transformers.benchmarking.networks import known_networks
 from nnunet_transformers.cli._findings import OK, PROBLEM, WARNING
-from nnunet_transformers.cli._plugin_checks import check_plugins
+from nnunet_transformers.cli._plugin_checks import check_hidden_classes, check_plugins
 from nnunet_transformers.plans.plan_files import load_plans
 from nnunet_transformers.runs.recipe import list_recipes, read_recipe
 from tests.packages import site_folder
@@ -99,6 +99,30 @@ class TestPlannersAndTrainers:
         assert said in printed and "did you mean" not in printed
         assert recursive_find_trainer_class_by_name("nnUNetTrainerQTUNet") is not None
         assert len(findings(PROBLEM)) == 2
+
+    def test_another_packages_class_of_that_name_is_taken(self, site, capsys):
+        install(site, "a_broken", self.ENTRIES.replace("mine:", "broken:"), broken="import missing_library")
+        install(site, "mine", self.ENTRIES, mine=CLASSES)
+        assert recursive_find_trainer_class_by_name("nnUNetTrainerMine").__module__ == "mine"
+        assert "installed package a-broken 1.0 does not load" in capsys.readouterr().err
+
+    def test_remedies_of_broken_packages(self, site):
+        """One that was installed from a folder may be on no index."""
+        install(site, "broken", self.ENTRIES, mine="import missing_library")
+        remedies = {f.remedy for f in check_plugins() if f.state == PROBLEM}
+        assert remedies == {"pip install --upgrade broken, or pip uninstall broken"}
+        (place,) = Path(site).glob("broken*.dist-info")
+        (place / "direct_url.json").write_text('{"url": "file:///home/me/broken", "dir_info": {"editable": true}}')
+        remedies = {f.remedy for f in check_plugins() if f.state == PROBLEM}
+        assert remedies == {"mend it in /home/me/broken, or pip uninstall broken"}
+
+    def test_mistakes_are_told_in_one_line(self, site, monkeypatch):
+        """As those of this package's own planners and trainers."""
+        install(site, "mine", self.ENTRIES, mine=CLASSES)
+        monkeypatch.setattr(sys, "argv", ["nnUNetv2_train"])
+        monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+        assert recursive_find_trainer_class_by_name("nnUNetTrainerMine") is not None
+        assert sys.excepthook is _one_line.show
 
     def test_a_package_that_exits(self, site, capsys):
         install(site, "broken", self.ENTRIES, mine="raise SystemExit('no licence')")
@@ -235,3 +259,12 @@ def test_entry_points_are_read_for_unknown_names_only():
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     output = subprocess.check_output([sys.executable, "-S", "-c", code % discovery.TARGET], env=env, text=True)
     assert output.split("\n")[:2] == ["(False, False)", "(True, True)"]
+
+
+def test_classes_of_the_users_that_are_hidden(monkeypatch, tmp_path):
+    assert [*check_hidden_classes()] == []
+    (tmp_path / "mine.py").write_text("class nnUNetTrainerUNETR(object): pass\nclass Mine: pass\n")
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    (finding,) = check_hidden_classes()
+    assert finding.state == WARNING
+    assert f"{tmp_path} has nnUNetTrainerUNETR, and -tr and -pl find this package's" in finding.text

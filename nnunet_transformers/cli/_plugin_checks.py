@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.metadata import distribution
+from pathlib import Path
 
 from .. import _plugins, discovery
 from .._plugins import Declaration
@@ -22,14 +26,34 @@ def check_plugins() -> Iterator[Finding]:
     """Import what installed packages declare, and name what does not load and which names are taken twice."""
     for declaration in _plugins.declarations():
         if problem := _problem_of(declaration):
-            remedy = f"pip install --upgrade {declaration.package}, or pip uninstall {declaration.package}"
-            yield Finding(PROBLEM, f"{declaration} {problem}", remedy)
+            yield Finding(PROBLEM, f"{declaration} {problem}", _remedy(declaration.package))
         elif owner := _owner(declaration):
             yield Finding(WARNING, f"{declaration} has a name of {owner}, which is taken", "uninstall or rename one")
     packages = sorted({f"{d.package} {d.version}" for d in _plugins.declarations()})
     if packages:
         names = ", ".join(d.name for d in _plugins.declarations() if d.kind in ("networks", "planners", "trainers"))
         yield Finding(OK, f"plugins: {', '.join(packages)}" + (f" ({names})" if names else ""))
+
+
+def _remedy(package: str) -> str:
+    """What to do about a broken package; one from a folder is on no index, or another one of its name is."""
+    source = json.loads(distribution(package).read_text("direct_url.json") or "{}").get("url")
+    mend = f"pip install --upgrade {package}" if source is None else f"mend it in {source.removeprefix('file://')}"
+    return f"{mend}, or pip uninstall {package}"
+
+
+def check_hidden_classes() -> Iterator[Finding]:
+    """Name the planners and trainers of the user's that have a name of this package's, which is found before them."""
+    places = {"nnU-Net's folder": _plugins.stock_names()}
+    for entry in filter(None, os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)):
+        places[entry] = _plugins.class_names(Path(entry).rglob("*.py"))
+    for place, names in places.items():
+        if hidden := sorted(names & set(discovery.CLASSES)):
+            yield Finding(
+                WARNING,
+                f"{place} has {', '.join(hidden)}, and -tr and -pl find this package's of that name",
+                f"rename yours, or set {discovery.SWITCH}=0 to use it",
+            )
 
 
 def _problem_of(declaration: Declaration) -> str | None:

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
+from shlex import quote
 
 import typer
 
 from .. import __version__, discovery
 from .._processes import available_cores
 from ._findings import OK, PROBLEM, WARNING, Finding
-from ._plugin_checks import check_plugins
+from ._plugin_checks import check_hidden_classes, check_plugins
 
 commands = typer.Typer()
 
@@ -121,7 +122,7 @@ def check_folders() -> Iterator[Finding]:
         elif not Path(value).is_dir():
             # a folder at the root is a variable that was put together from an empty one
             is_plausible = Path(value).absolute().parent.is_dir() and len(Path(value).absolute().parts) > 2
-            remedy = f"mkdir {value}" if is_plausible else f"export {variable}=/path/to/folder, one that exists"
+            remedy = f"mkdir {quote(value)}" if is_plausible else f"export {variable}=/path/to/folder, one that exists"
             yield Finding(PROBLEM, f"{variable} is {value}, which is not a folder", remedy)
         elif variable != "nnUNet_raw" and not os.access(value, os.W_OK):
             yield Finding(PROBLEM, f"{variable} is {value}, which cannot be written", "choose another folder")
@@ -166,6 +167,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_imports,
     check_discovery,
     check_plugins,
+    check_hidden_classes,
     check_shadowing,
     check_trainer_folders,
     check_folders,

@@ -65,13 +65,13 @@ def models(
         with torch.device("meta"):
             try:
                 network = create_network(published, input_channels, num_classes, size).eval()
+                multiply_adds = count_multiply_adds(network, torch.empty(1, input_channels, *size))
+                build = partial(create_network, published, input_channels, num_classes, size, deep_supervision=True)
+                fixed, sample = training_step_bytes(build, input_channels, size)
             except ValueError as error:  # as published, the network does not take this patch
                 unfit.setdefault(str(error), []).append(published)
                 continue
-            multiply_adds = count_multiply_adds(network, torch.empty(1, input_channels, *size))
         parameters = sum(p.numel() for p in network.parameters())
-        build = partial(create_network, published, input_channels, num_classes, size, deep_supervision=True)
-        fixed, sample = training_step_bytes(build, input_channels, size)
         memory = (f"{fixed / 1e9:.2f} GB", f"{sample / 1e9:.2f} GB")
         table.add_row(published, f"{parameters:,}", f"{multiply_adds / 1e9:.2f} G", *memory)
     if not table.row_count:

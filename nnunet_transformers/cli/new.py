@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -29,4 +30,5 @@ def network(
     folder = output or Path(name)
     for file in write_package(name, folder):
         echo(f"written: {folder / file}")
-    echo(f"next: pip install -e {folder}, then nnUNetv2_plan_and_preprocess -d D -pl nnUNetPlanner{class_name(name)}")
+    planner = f"nnUNetPlanner{class_name(name)}"
+    echo(f"next: pip install -e {quote(str(folder))}, then nnUNetv2_plan_and_preprocess -d D -pl {planner}")

@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import combinations
 from math import isnan
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from nnunetv2.ensembling.ensemble import ensemble_crossvalidations
@@ -100,7 +101,7 @@ class Choice:
             lines.append(f"nnUNetv2_ensemble -i {' '.join(outputs)} -o OUTPUT_FOLDER")
         lines.append(
             f"nnUNetv2_apply_postprocessing -i OUTPUT_FOLDER -o OUTPUT_FOLDER_PP -pp_pkl_file "
-            f"{self.source / 'postprocessing.pkl'} -plans_json {self.source / 'plans.json'}"
+            f"{quote(str(self.source / 'postprocessing.pkl'))} -plans_json {quote(str(self.source / 'plans.json'))}"
         )
         return lines
 
@@ -229,6 +230,11 @@ def _dice(folder: Path) -> float:
     return float(read_json(folder / "summary.json")["foreground_mean"]["Dice"])
 
 
+def _number(score: float) -> float | None:
+    """The score for JSON, which has no NaN: of a label that is in no case and no prediction."""
+    return None if isnan(score) else score
+
+
 def _check_comparable(models: Sequence[TrainedModel], folds: Sequence[int]) -> None:
     first, cases = models[0], models[0].cases(folds)
     for model in models[1:]:
@@ -268,10 +274,10 @@ def _write(choice: Choice, models: Sequence[TrainedModel], ensembles: bool) -> N
         "dataset_name_or_id": choice.dataset,
         "considered_models": [described(model, "plans") for model in models],
         "ensembling_allowed": ensembles,
-        "all_results": choice.scores,
+        "all_results": {name: _number(score) for name, score in choice.scores.items()},
         "best_model_or_ensemble": {
-            "result_on_crossval_pre_pp": next(iter(choice.scores.values())),
-            "result_on_crossval_post_pp": choice.postprocessed,
+            "result_on_crossval_pre_pp": _number(next(iter(choice.scores.values()))),
+            "result_on_crossval_post_pp": _number(choice.postprocessed),
             "postprocessing_file": str(choice.source / "postprocessing.pkl"),
             "some_plans_file": str(choice.source / "plans.json"),
             "selected_model_or_models": [described(model, "plans_identifier") for model in choice.members],

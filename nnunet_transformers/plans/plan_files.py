@@ -81,7 +81,8 @@ def load_plans(folder: Path, name: str) -> dict[str, Any]:
             plans = read_json(path, "a plan of nnU-Net's")
             PlansManager(plans).get_configuration(next(iter(plans["configurations"])))
     except ValueError as error:
-        raise ValueError(f"{error}. {_advice(folder, name)}") from error
+        # planning reads the one that it replaces
+        raise ValueError(f"{error}. Remove the file. {_advice(folder, name).removesuffix(' first')}") from error
     return plans
 
 

@@ -117,7 +117,9 @@ class EncoderPretraining(LightningModule, ABC):
         """Return the weighted sum of the loss terms; log it, the terms and ``feature_spread``."""
         losses, features = self.losses(batch)
         logged = self._with_sum(losses)
-        self._log(logged | {"feature_spread": feature_spread(features)}, len(features))
+        if len(features) > 1:  # one row has no spread
+            logged["feature_spread"] = feature_spread(features)
+        self._log(logged, len(features))
         return logged["loss"]
 
     def validation_step(self, batch: Any, batch_index: int) -> None:

@@ -22,13 +22,18 @@ class SeedEveryBatch(Callback):
     A resumed run then draws the same random numbers as an uninterrupted one.
 
     Args:
-        seed: seed of the run; by default that of ``seed_everything``.
+        seed: seed of the run; by default that of ``seed_everything``, which is set after callbacks are made.
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.seed = seed
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.seed is None:
+            self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        assert self.seed is not None  # since the start of the run
         words = np.random.SeedSequence((self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))
         torch.manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
 

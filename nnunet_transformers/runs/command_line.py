@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities import seed
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -103,9 +104,23 @@ class RecipeCLI(LightningCLI, ABC):
                 callback.dirpath = str(root)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if self.config.fit.ckpt_path is None and is_requeued(root) and not _is_newest_of_requeue(root):
+            # Lightning would take its state of the requeue, however old
+            self.config_init.fit.ckpt_path = NAME
         if self.trainer.is_global_zero:
             self.held.enter_context(lease(root, root / "run.lease"))
             _check_folder(root, self.config.fit.ckpt_path, self.written)
+
+
+def is_requeued(root: Path) -> bool:
+    """Whether a run of a folder goes on by itself: a job of SLURM that has left a state for its requeue."""
+    return SLURMEnvironment.detect() and any(root.glob(REQUEUED))
+
+
+def _is_newest_of_requeue(root: Path) -> bool:
+    """Whether no state was written after the newest one that SLURM's signal has asked for."""
+    own = root / FILE
+    return not own.is_file() or max(path.stat().st_mtime for path in root.glob(REQUEUED)) >= own.stat().st_mtime
 
 
 def _check_folder(root: Path, state: str | None, written: Sequence[str]) -> None:
@@ -128,7 +143,7 @@ def _check_folder(root: Path, state: str | None, written: Sequence[str]) -> None
             f"{root} holds no {FILE} to resume from; leave out --ckpt_path to start a run there, or name its folder "
             "with --output"
         )
-    if state or any(root.glob(REQUEUED)):
+    if state or is_requeued(root):
         return
     if (root / FILE).exists():
         raise FileExistsError(

@@ -35,7 +35,8 @@ class EpochState(ModelCheckpoint):
 
     def __init__(self) -> None:
         # a name instead of save_last, by which Lightning writes nothing before the end unless it keeps others too
-        super().__init__(filename=NAME, every_n_epochs=1, enable_version_counter=False)
+        # after the epoch's files, also if held-out images are evaluated in some epochs only
+        super().__init__(filename=NAME, every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -144,14 +145,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class RestSampler(DistributedSampler[Any]):
     """Sampler of a process's share of the samples, in order, without those that a run has seen before it was resumed.
 
+    Args:
+        samples: samples of the epoch.
+        trainer: trainer of the run.
+        batch_size: samples per batch. An epoch ends with its last whole optimiser step: Lightning would make one of
+            fewer accumulated batches, with a gradient that is smaller by their number.
+
     Attributes:
         skipped: number of samples to leave out; ``len`` counts them still, as the epoch has them.
     """
 
     skipped = 0
 
-    def __init__(self, samples: Dataset[Any], trainer: Trainer) -> None:
-        super().__init__(samples, trainer.world_size, trainer.global_rank, shuffle=False)
+    def __init__(self, samples: Dataset[Any], trainer: Trainer, batch_size: int) -> None:
+        super().__init__(samples, trainer.world_size, trainer.global_rank, shuffle=False, drop_last=True)
+        step = batch_size * trainer.accumulate_grad_batches
+        self.num_samples = self.num_samples // step * step
+        self.total_size = self.num_samples * trainer.world_size
 
     def __iter__(self) -> Iterator[int]:
         return islice(super().__iter__(), self.skipped, None)
@@ -168,7 +178,7 @@ class ResumableLoader(DataLoader[Any]):
     """
 
     def __init__(self, samples: Dataset[Any], batch_size: int, trainer: Trainer, **options: Any) -> None:
-        self._trainer, self._rest = trainer, RestSampler(samples, trainer)
+        self._trainer, self._rest = trainer, RestSampler(samples, trainer, batch_size)
         super().__init__(samples, batch_size, sampler=self._rest, **options)
 
     def state_dict(self) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def class_name(name: str) -> str:
     return "".join(part.capitalize() for part in name.split("_"))
 
 
+@cache
+def template_names() -> set[str]:
+    """Names in the code of the template, but for those that become the network's."""
+    files = (path for path in TEMPLATE.rglob("*.py"))
+    names = {name for file in files for name in re.findall(r"\b[A-Za-z_]\w*", file.read_text(encoding="utf-8"))}
+    return {name for name in names if CLASS not in name}
+
+
 def check_name(name: str) -> None:
     """Check the name of a new network, which its package, class, planner and trainer get.
 
@@ -41,6 +50,8 @@ def check_name(name: str) -> None:
     for kind in ("Planner", "Trainer"):
         if (known := classes.get(f"nnunet{kind}{class_name(name)}".lower())) is not None:
             raise ValueError(f"{name} would have the {kind.lower()} {known}, which exists; choose another name")
+    if class_name(name) in template_names():
+        raise ValueError(f"{name} would have the class {class_name(name)}, which its files use; choose another name")
     if find_spec(name) is not None:
         raise ValueError(f"there is a Python module {name}, which the package would hide; choose another name")
     from ..architectures import list_networks  # PyTorch takes seconds

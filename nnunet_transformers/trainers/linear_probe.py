@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -11,8 +12,12 @@ from torch import nn
 from ..architectures import SegmentationNetwork
 from ..architectures.linear_probe import LinearProbe
 from ..discovery import PLANNERS
+from ..plans.training import TrainingSettings
 from .lengths import with_schedules
 from .trainer import TransformerTrainer
+
+# settings of a plan that do not depend on what is trained
+OF_THE_DATA = ("oversample_foreground", "oversampling", "mirroring", "augment_on_device", "surface_metrics")
 
 
 class nnUNetTrainerLinearProbe(TransformerTrainer):
@@ -29,6 +34,12 @@ class nnUNetTrainerLinearProbe(TransformerTrainer):
     default_weight_decay = 0.0
     default_deep_supervision = False
     frozen_fraction = 0.0
+
+    @staticmethod
+    def followed(settings: TrainingSettings) -> TrainingSettings:
+        """Those of the data alone: the plan's recipe is for training the network."""
+        recipe = [field.name for field in fields(settings) if field.name not in OF_THE_DATA]
+        return replace(settings, **dict.fromkeys(recipe))
 
     @staticmethod
     def build_network_architecture(

@@ -44,6 +44,11 @@ class FollowsSettings(nnUNetTrainer):
     mirroring = True
     patience: int | None = None
 
+    @staticmethod
+    def followed(settings: TrainingSettings) -> TrainingSettings:
+        """Return the settings of a plan that the trainer follows; all, unless a subclass has others of its own."""
+        return settings
+
     def follow(self, settings: TrainingSettings) -> None:
         """Set the trainer's attributes to the settings of a plan."""
         stated = settings.stated()

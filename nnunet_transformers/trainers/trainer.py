@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler
@@ -105,7 +106,7 @@ class TransformerTrainer(
         device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net's signature)
     ) -> None:
         planned = PlansManager(plans).get_configuration(configuration).configuration
-        settings = self._settings(planned, f"{plans['plans_name']}, {configuration}")
+        settings = self.followed(self._settings(planned, f"{plans['plans_name']}, {configuration}"))
         self._check_plan(PlansManager(plans), configuration, settings)
         self.autocast_dtype = planned_autocast_dtype(planned, device)
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -135,12 +136,9 @@ class TransformerTrainer(
         planned = planned_configuration.network_arch_class_name
         planned_class = pydoc.locate(planned)
         if not (isinstance(planned_class, type) and issubclass(planned_class, self.network_class)):
-            planner, *others = self.planners
-            alternatives = f" (or {', '.join(others)})" if others else ""
             raise RuntimeError(
                 f"{type(self).__name__} trains {class_path(self.network_class)}, but {plans.plans_name} plans "
-                f"{planned}. Plan with `nnUNetv2_plan_and_preprocess -d {plans.dataset_name} -pl {planner}`"
-                f"{alternatives} and train with `-p {plans_name(planner)}`."
+                f"{planned}.{self._how_to_plan(plans.dataset_name)}"
             )
         frozen_fraction = self.frozen_fraction if settings.frozen_fraction is None else settings.frozen_fraction
         if frozen_fraction >= 1 and "initialisation" not in planned_configuration.configuration:
@@ -151,13 +149,35 @@ class TransformerTrainer(
                 "train with it."
             )
 
+    def _how_to_plan(self, dataset: str) -> str:
+        """Advise on the planners of the trainer's networks; empty if it names none."""
+        if not self.planners:
+            return ""
+        planner, *others = self.planners
+        alternatives = f" (or {', '.join(others)})" if others else ""
+        number = convert_dataset_name_to_id(dataset)  # nnU-Net's planning takes nothing else
+        return (
+            f" Plan with `nnUNetv2_plan_and_preprocess -d {number} -pl {planner}`{alternatives} and train with "
+            f"`-p {plans_name(planner)}`."
+        )
+
+    def _check_device(self) -> None:
+        """Raise RuntimeError if the device is a GPU that PyTorch does not find."""
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError(
+                "PyTorch finds no CUDA device. Train on the processor with `-device cpu`, or check the driver with "
+                "`nvidia-smi` and that this PyTorch is built for CUDA."
+            )
+
     def initialize(self) -> None:
         """Build the network for the configuration's patch, with auxiliary heads only under deep supervision.
 
         Raises:
             FileNotFoundError: if the dataset was not preprocessed for this plan.
+            RuntimeError: if the device is a GPU that PyTorch does not find.
             ValueError: if ``patch_size`` was changed to one that the network cannot take.
         """
+        self._check_device()
         self._stored_data().check_presence()
         self._adapt_architecture()
         super().initialize()
@@ -174,11 +194,7 @@ class TransformerTrainer(
             FolderInUse: if another run trains this fold.
             RuntimeError: if the device is a GPU that PyTorch does not find.
         """
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise RuntimeError(
-                "PyTorch finds no CUDA device. Train on the processor with `-device cpu`, or check the driver with "
-                "`nvidia-smi` and that this PyTorch is built for CUDA."
-            )
+        self._check_device()
         forks_exit_with_parent()
         fold = Path(self.output_folder)
         with lease(fold, fold / "training.lease") if self.local_rank == 0 else nullcontext():

@@ -83,7 +83,11 @@ def first_layers(names: Container[str]) -> Adapter:
             value = value.float().sum(flat, keepdim=True) if flat else value.float()
             if value.shape[2:] != new_kernel:
                 mode, scale = {2: "bilinear", 3: "trilinear"}[len(kernel)], prod(value.shape[2:]) / prod(new_kernel)
-                value = F.interpolate(value, size=tuple(new_kernel), mode=mode) * scale
+                resized = F.interpolate(value, size=tuple(new_kernel), mode=mode) * scale
+                # interpolation alone keeps the sum for whole ratios only
+                axes = tuple(range(2, value.dim()))
+                missing = (value.sum(axes, keepdim=True) - resized.sum(axes, keepdim=True)) / prod(new_kernel)
+                value = resized + missing
             changes.append(sizes_changed("kernel", kernel, new_kernel))
         channels, new_channels = value.shape[1], tensor.shape[1]
         if channels != new_channels:

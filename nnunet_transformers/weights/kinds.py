@@ -21,7 +21,7 @@ from ..architectures.swin_unetr import from_monai
 from ..plans.planned import PlannedConfiguration
 from .described import build_described
 from .encoder import EncoderCheckpoint
-from .layout import find_state_dicts
+from .layout import find_state_dicts, strip_prefix
 from .limits import check_finite
 from .load_report import LoadReport
 from .network_weights import NetworkWeights
@@ -185,13 +185,41 @@ def swin_unetr(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
     return None
 
 
-def plain(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
+@dataclass(frozen=True)
+class SomeOf:
+    """Several state dicts of one file, of which a network takes the one that most of its names are in.
+
+    Attributes:
+        found: weights, in the order of preference.
+    """
+
+    found: Sequence[NetworkWeights]
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """All tensors, by where they are."""
+        return {f"{i}.{name}": value for i, one in enumerate(self.found) for name, value in one.weights.items()}
+
+    @property
+    def origin(self) -> str:
+        """That of the preferred ones."""
+        return self.found[0].origin
+
+    def load_into(self, network: nn.Module, **target: Any) -> LoadReport:
+        """Load the weights into a network, see ``NetworkWeights.load_into``."""
+        names = network.state_dict().keys()
+        return max(self.found, key=lambda one: len(names & strip_prefix(one.weights, names)[0].keys())).load_into(
+            network, **target
+        )
+
+
+def plain(path: Path, content: Mapping[str, Any]) -> NetworkWeights | SomeOf | None:
     """Anything else that holds tensors by name: the names of the network to load into decide."""
-    found = find_state_dicts(content)
-    if not found:
-        return None
-    where, weights = found[0]
-    return NetworkWeights(weights, f"{path}, {where}" if where else str(path))
+    found = [
+        NetworkWeights(weights, f"{path}, {where}" if where else str(path))
+        for where, weights in find_state_dicts(content)
+    ]
+    return SomeOf(found) if len(found) > 1 else next(iter(found), None)
 
 
 def label_names(dataset_json: Mapping[str, Any]) -> list[str]:

@@ -22,9 +22,13 @@ FILES = (
     "checkpoint_best.pth",
     "checkpoint_latest.pth",
     "encoder.pth",
+    "encoder_3d.pth",
+    "encoder_2d.pth",
     "weights.safetensors",
     "model.safetensors",
 )
+# of a run of UniMiSS, of which a network takes one
+PAIR = ("encoder_3d.pth", "encoder_2d.pth")
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,9 @@ def _file(path: Path) -> Path:
     """The file of weights that a path means."""
     if not path.is_dir():
         return path
-    candidates = [path / name for name in FILES if (path / name).is_file()][:1]
+    candidates = [path / name for name in FILES if (path / name).is_file()]
+    if not set(PAIR) <= {file.name for file in candidates}:
+        candidates = candidates[:1]
     candidates = candidates or [p / FILES[0] for p in sorted(path.glob("fold_*")) if (p / FILES[0]).is_file()]
     # those of a package, or of one of its models
     candidates = candidates or sorted([*path.glob("models/*/fold_*.safetensors"), *path.glob("fold_*.safetensors")])

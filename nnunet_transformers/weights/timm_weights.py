@@ -73,8 +73,11 @@ class TimmWeights:
         if isinstance(network, QTUNet) and family is SWIN:
             self._check_width(network.feature_channels[0], family.stages)
             return _load_swin(network, self.weights, self.origin)
-        encoder = EncoderCheckpoint.from_timm(self._checkpoint())
-        return load_encoder_weights(network, encoder, self.origin)  # type: ignore[arg-type]  # states other classes
+        checkpoint = self._checkpoint()
+        encoder = EncoderCheckpoint.from_timm(checkpoint)
+        report = load_encoder_weights(network, encoder, self.origin)  # type: ignore[arg-type]  # states other classes
+        report.unused += [name for name in self.weights if name not in checkpoint.weights]
+        return report
 
     def _check_width(self, width: int, stages: str) -> None:
         found = self.weights[f"{stages}.0.blocks.0.mlp.fc1.weight"].shape[1]

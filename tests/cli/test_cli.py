@@ -71,6 +71,11 @@ def test_models():
     [
         (["models", "--patch-size", "ninety"], "is not a list of integers"),
         (["models", "--patch-size", "50,64", "--name", "tiny"], "nearest valid sizes: 32 or 64"),
+        # its last level has one voxel
+        (
+            ["models", "--patch-size", "32,32", "--name", "resnet50"],
+            "The planner adapts networks to any patch",
+        ),
         (["models", "--name", "densenet"], "no network's name contains 'densenet'"),
         (["models", "--patch-size", "64,64,64", "--name", "resnet"], "resnet18_unet, resnet50_unet have no 3D form"),
         (["report", "/nowhere"], "plans.json is missing"),

@@ -15,6 +15,7 @@ from nnunetv2.evaluation.find_best_configuration import find_best_configuration
 from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiments
 from nnunetv2.run.run_training import get_trainer_from_args
 
+from nnunet_transformers.evaluation import best
 from nnunet_transformers.evaluation.best import Choice, TrainedModel, find_best
 from tests.cli.test_cli import run_main
 from tests.conftest import light_nnunet, set_nnunet_folders
@@ -149,3 +150,18 @@ def test_commands_of_a_cascade(results):
         f"nnUNetv2_apply_postprocessing -i OUTPUT_FOLDER -o OUTPUT_FOLDER_PP "
         f"-pp_pkl_file {results}/ensembles/best/postprocessing.pkl -plans_json {results}/ensembles/best/plans.json",
     ]
+
+
+def test_a_label_that_no_case_has(results, monkeypatch):
+    """nnU-Net's mean is NaN, which JSON does not have: the choice is written all the same."""
+    monkeypatch.setattr(best, "_dice", lambda folder: float("nan"))
+    choice = find_best(DATASET, folds=(0,), ensembles=False)
+    information = json.loads((results / "inference_information.json").read_text())
+    assert {*information["all_results"].values()} == {None} and len(information["all_results"]) == len(choice.scores)
+    assert information["best_model_or_ensemble"]["result_on_crossval_post_pp"] is None
+
+
+def test_paths_are_quoted(results, tmp_path):
+    spaced = tmp_path / "my disk"
+    line = Choice(DATASET, (0,), {}, (TrainedModel(results / OURS),), spaced, 0.5, ()).commands()[-1]
+    assert f"-pp_pkl_file '{spaced}/postprocessing.pkl' -plans_json '{spaced}/plans.json'" in line

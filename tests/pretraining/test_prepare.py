@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,8 @@ import torch
 
 from nnunet_transformers._workers import WorkerDied
 from nnunet_transformers.pretraining.data import MaskedViews, PreparedCase, PreparedImages, Skipped, read_index
+from nnunet_transformers.pretraining.data.cached_matcher import CachedMatcher
+from nnunet_transformers.pretraining.data.folder_state import FolderState
 from nnunet_transformers.pretraining.data.prepare import prepare
 from tests.conftest import worker_processes, write_dataset
 from tests.images import claim
@@ -203,3 +206,44 @@ def test_mistakes(source, tmp_path):
         prepare(source, tmp_path / "other")
     with pytest.raises(FileNotFoundError, match="pretrain prepare"):
         read_index(tmp_path)
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_all_images_replaced_after_none_could_be_read(tmp_path, retry):
+    images, output = tmp_path / "images", tmp_path / "prepared"
+    images.mkdir()
+    (images / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="none of the 1 images"):
+        prepare(images, output, patch_size=(16, 16))
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 30), dtype=np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(pixels), str(images / "a.png"))
+    stored, skipped = prepare(images, output, patch_size=(16, 16), retry_failed=retry)
+    assert [case.name for case in stored] == ["a"] and not skipped
+
+
+def test_a_kill_before_the_first_image_is_stored(tmp_path):
+    """Its folder has what workers were writing, and is still that of the same command."""
+    state = FolderState(tmp_path / "prepared")
+    state.begin(tmp_path / "raw", {"spacing": None}, "1")
+    state.add_preparations([])
+    (tmp_path / "prepared" / "ball_0.b2nd").write_bytes(b"half")
+    again = FolderState(tmp_path / "prepared")  # of the next process
+    assert again.settings == {"spacing": None} and again.source == str(tmp_path / "raw")
+
+
+def test_a_matchers_cache_is_of_these_images(tmp_path):
+    """Other images prepared under the same names are not matched by the features of those before."""
+    folder = tmp_path / "prepared"
+    for size in ((20, 20, 20), (20, 30, 24)):
+        raw = write_dataset(tmp_path / "raw", size=size, cases=2)
+        prepare(raw, folder, patch_size=(16, 16, 16))
+        matcher = CachedMatcher(PreparedImages(folder), "identity")
+        extent = matcher.features("ball_0")["extent"]
+        assert extent.tolist() == pytest.approx([n - 1 for n in size])
+        calls = []
+        prepare_volume = matcher.matcher.prepare
+        matcher.matcher.prepare = lambda volume, calls=calls, of=prepare_volume: calls.append(volume) or of(volume)
+        matcher.features("ball_0")
+        assert not calls
+        for path in (raw, folder):
+            shutil.rmtree(path)

@@ -88,6 +88,8 @@ def test_planner_of_3d(installed):
         ("setr_pup", "would have the planner nnUNetPlannerSETRPUP"),
         ("adam", "would have the trainer nnUNetTrainerAdam"),
         ("qt_unet_tiny", "there is a network qt_unet_tiny"),
+        ("block", "block would have the class Block, which its files use"),
+        ("transformer_trainer", "would have the class TransformerTrainer"),
     ],
 )
 def test_names_that_are_taken(name, message):

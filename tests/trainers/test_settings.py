@@ -71,6 +71,17 @@ def rates(trainer):
 
 
 class TestSettings:
+    def test_linear_probes_keep_their_recipe(self, planned):
+        """Of a plan that a preset has written, too; its settings of the data are followed."""
+        settings = {**SETTINGS, "frozen_fraction": 1.0}
+        for name, epochs in (("nnUNetTrainerLinearProbe", 20), ("nnUNetTrainerLinearProbe_5epochs", 5)):
+            probe = make(planned(**settings), name)
+            assert (probe.num_epochs, probe.initial_lr) == (epochs, 1e-2)
+            assert probe.num_iterations_per_epoch == probe.default_iterations != 12
+            assert (probe.frozen_fraction, probe.weight_decay, probe.patience) == (0, 0, None)
+            assert not probe.enable_deep_supervision
+            assert (probe.oversample_foreground_percent, probe.mirroring) == (0.8, False)
+
     def test_all_of_them(self, planned):
         trainer = make(planned(**SETTINGS))
         trainer.initialize()

@@ -16,6 +16,7 @@ from torch import nn
 
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.weights import InitialWeights, find_weights
+from nnunet_transformers.weights.adapters import first_layers
 from tests.released import released_keys, weights_from_names
 
 PATCH = (32, 64, 64)
@@ -211,7 +212,7 @@ def test_dinos_own_files(tmp_path):
     torch.save(weights | {"pos_embed": position, "mask_token": torch.zeros(1, 384)}, tmp_path / "dinov2.pth")
     network = create_network("setr_pup_small", 1, 2, (64, 64), num_registers=4)
     report = find_weights(tmp_path / "dinov2.pth").weights.load_into(network)
-    assert coverage(report, network) == 1 and not report.unused
+    assert coverage(report, network) == 1 and report.unused == ["mask_token"]
     torch.testing.assert_close(network.encoder.cls_token, vit.cls_token + 1)
 
     vit = timm.create_model("vit_small_patch16_dinov3", num_classes=0)
@@ -281,3 +282,38 @@ def test_hub(hub, tmp_path):
     assert not again.load_into(network).fresh
     with pytest.raises(ValueError, match="is another file than when the plan was written"):
         InitialWeights({"checkpoint": found.source, "sha256": "0" * 64})
+
+
+@pytest.mark.parametrize("order", [("projector", "backbone"), ("backbone", "projector")])
+def test_of_several_state_dicts_the_one_that_fits(order, tmp_path):
+    source = create_network("qt_unet_tiny", 1, 2, PATCH)
+    found = {"backbone": source.state_dict(), "projector": {"0.weight": torch.ones(3), "0.bias": torch.ones(3)}}
+    torch.save({name: found[name] for name in order}, tmp_path / "file.pth")
+    network = create_network("qt_unet_tiny", 1, 2, PATCH)
+    report = find_weights(tmp_path / "file.pth").weights.load_into(network)
+    assert not report.fresh and report.source.endswith("file.pth, backbone")
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in source.state_dict().items())
+
+
+def test_classifiers_of_timm_are_unused(tmp_path):
+    network = create_network("resnet50_unet", 3, 2, (64, 64))
+    torch.save(timm.create_model("resnet50", num_classes=5).state_dict(), tmp_path / "resnet.pth")
+    report = find_weights(tmp_path / "resnet.pth").weights.load_into(network)
+    assert {"fc.weight", "fc.bias"} <= set(report.unused)
+
+
+def test_folder_of_a_run_of_unimiss(tmp_path):
+    for name in ("encoder_3d.pth", "encoder_2d.pth"):
+        torch.save({"a.weight": torch.ones(3)}, tmp_path / name)
+    with pytest.raises(ValueError, match=r"several weights; give one of encoder_3d\.pth, encoder_2d\.pth"):
+        find_weights(tmp_path)
+    (tmp_path / "encoder_2d.pth").unlink()
+    assert find_weights(tmp_path).source.endswith("encoder_3d.pth")
+
+
+@pytest.mark.parametrize(("before", "after"), [((14, 14), (16, 16)), ((16, 16), (14, 14)), ((4, 4, 4), (3, 2, 1))])
+def test_first_kernels_keep_the_response_to_a_constant_image(before, after):
+    value, tensor = (torch.randn(5, 2, *size, generator=torch.Generator().manual_seed(0)) for size in (before, after))
+    adapted, _ = first_layers(["proj"])("proj", value, tensor)
+    assert adapted.shape == tensor.shape
+    torch.testing.assert_close(adapted.flatten(2).sum(2), value.flatten(2).sum(2), rtol=1e-4, atol=1e-4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..._paths import inside
 from ..._reading import reading
 from ..matching import MATCHERS
 from ..matching.matcher import AffineMapMatcher, Match, Volume, write_array
+from .image_store import path_of
 from .prepared_images import PreparedImages
 
 SEPARATOR = "/"
@@ -24,14 +26,15 @@ SEPARATOR = "/"
 SMALL, LARGE = "small.npz", "large"
 # bytes from which a feature has a file that is mapped into memory instead of read
 LARGE_BYTES = 2**20
+HASHED_BYTES = 2**16
 
 
 class CachedMatcher:
     """Match points between prepared images.
 
     The matcher sees volumes at its own spacing, 2 mm, or those of the embedding's training. The cache has a folder for
-    each matcher and its arguments, with ``features`` of images and ``maps`` of pairs. A pair whose map is known needs
-    no features. The folder of the images is only read.
+    each matcher and its arguments, with ``features`` of images and ``maps`` of pairs, under their names and a hash of
+    their files. A pair whose map is known needs no features. The folder of the images is only read.
 
     Args:
         images: prepared images.
@@ -74,10 +77,11 @@ class CachedMatcher:
         root = cache or place.with_name(f"{place.name}.matching")
         self.folder = root / f"{matcher}_{_fingerprint(arguments)}"
         self._maps: dict[tuple[str, str], tuple[NDArray, float]] = {}
+        self._hashes: dict[str, str] = {}
 
     def features(self, name: str) -> dict[str, Any]:
         """Return the matcher's features of an image, from the cache if possible; large ones are mapped into memory."""
-        folder = inside(self.folder / "features", name)
+        folder = inside(self.folder / "features", f"{name}.{self._hash(name)}")
         if not (folder / SMALL).is_file():
             folder.mkdir(parents=True, exist_ok=True)
             _write(_flatten(self.matcher.prepare(self.volume(name))), folder)
@@ -87,6 +91,14 @@ class CachedMatcher:
             for key in flat.pop(LARGE).tolist():
                 flat[key] = np.load(_large(folder, key), mmap_mode="r", allow_pickle=False)
         return _nest(flat)
+
+    def _hash(self, name: str) -> str:
+        """Hash an image's file and what its voxels mean: another image may have taken its name since."""
+        if name not in self._hashes:
+            case = self.images.cases[name]
+            meaning = repr((self.spacing, case.scale, case.shift)).encode()
+            self._hashes[name] = hashlib.sha256(meaning + _file_end(path_of(self.images.folder, case))).hexdigest()[:8]
+        return self._hashes[name]
 
     def volume(self, name: str) -> Volume:
         """Read an image at the spacing of the matcher, where that is coarser; first and last voxels stay in place."""
@@ -114,7 +126,7 @@ class CachedMatcher:
         """Return the affine map between two images, and the score of its fit."""
         if (query, key) not in self._maps:
             assert isinstance(self.matcher, AffineMapMatcher)
-            file = inside(self.folder / "maps", f"{query}/{key}.npy")
+            file = inside(self.folder / "maps", f"{query}/{key}.{self._hash(query)}{self._hash(key)}.npy")
             if not file.is_file():
                 matrix, score = self.matcher.affine_map(self.features(query), self.features(key))
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -123,6 +135,14 @@ class CachedMatcher:
                 kept = np.load(file, allow_pickle=False)
                 self._maps[query, key] = kept[:4], float(kept[4, 0])
         return self._maps[query, key]
+
+
+def _file_end(path: Path) -> bytes:
+    """Return the length and the end of a compressed file, which no two images share."""
+    with path.open("rb") as file:
+        length = file.seek(0, os.SEEK_END)
+        file.seek(max(0, length - HASHED_BYTES))
+        return length.to_bytes(8, "little") + file.read()
 
 
 def _fingerprint(arguments: Mapping[str, Any]) -> str:

@@ -73,6 +73,7 @@ class FolderState:
             self.source = line["run"]["source"]
         elif "inspected" in line:
             self.facts[line["key"]] = Facts.from_json(line)
+            self.skipped.pop(line["key"], None)
         elif "preparations" in line:
             self.preparations = tuple(Preparation.from_json(p) for p in line["preparations"])
         elif "stored" in line:
@@ -108,6 +109,7 @@ class FolderState:
         if self.settings is None or self.source != str(source):
             run = {"format": FORMAT, "source": str(source), "version": version, "settings": dict(settings)}
             self._manifest("").add({"run": run})
+            self.commit()  # before any image is written: without a manifest the folder would be another's
         self.settings = dict(settings)
 
     def remaining(self, cases: Iterable[ImageCase], source: Path, retry_failed: bool) -> list[ImageCase]:
@@ -138,6 +140,7 @@ class FolderState:
         """Note how the images are prepared."""
         self.preparations = tuple(preparations)
         self._add("", {"preparations": [vars(p) for p in preparations]})
+        self.commit()
 
     def add_stored(self, case: ImageCase, stored: Stored) -> None:
         """Write a 2D image into a shard, and note that an image is stored."""

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler, PolynomialLR
+from torch.optim.lr_scheduler import LRScheduler
 
-from ...runs.schedules import total_steps
+from ...runs.schedules import polynomial_with_warmup
 from ..data.index import PreparedIndex
 from ..encoder_checkpoint import all_weights
 from ..encoder_pretraining import EncoderPretraining
@@ -105,7 +105,7 @@ class AnatomyMatching(EncoderPretraining):
         return torch.optim.SGD(self.parameters(), settings.lr, momentum=0.9, weight_decay=settings.weight_decay)
 
     def create_schedule(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
-        return PolynomialLR(optimizer, total_steps(self.trainer), power=0.9)
+        return polynomial_with_warmup(optimizer, self.trainer, warmup_epochs=0)
 
     def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> dict[str, MatcherCheckpoint]:
         """Build ``matcher.pth``, which the matchers "embedding" and "hybrid" read."""
