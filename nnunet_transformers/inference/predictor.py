@@ -271,7 +271,9 @@ class BatchedPredictor(StatesUncertainty, nnUNetPredictor):
                 release_freed_memory()
 
     def _check_channels(self, count: int) -> None:
-        """Raise ValueError unless a preprocessed image has as many channels as the network."""
+        """Raise ValueError unless a preprocessed image has as many channels as the network, if dataset.json says."""
+        if not {"channel_names", "modality"} & set(self.dataset_json or ()):
+            return
         expected = determine_num_input_channels(self.plans_manager, self.configuration_manager, self.dataset_json)
         if count != expected:
             images = channel_names(self.dataset_json)

@@ -38,6 +38,7 @@ def initialised(trainer, plans, configuration, monkeypatch):
     """A trainer with its network, optimiser and scaler on the GPU."""
     monkeypatch.setenv("nnUNet_compile", "f")
     trainer = get_trainer_from_args("900", configuration, 0, trainer, plans, device=CUDA)
+    monkeypatch.setattr(trainer, "_check_device", lambda: None)  # the device is none
     trainer.initialize()
     # a scaler reads on the host whether a gradient is infinite
     monkeypatch.setattr(trainer.grad_scaler, "_maybe_opt_step", lambda optimizer, *_, **__: optimizer.step())

@@ -213,7 +213,7 @@ class TestNetworkOfAPlan:
     def check(self, trainer, path):
         architecture = {"network_class_name": path, "arch_kwargs": {}, "_kw_requires_import": []}
         configurations = {"3d_fullres": {"architecture": architecture}}
-        plans = PlansManager({"plans_name": "P", "dataset_name": "D", "configurations": configurations})
+        plans = PlansManager({"plans_name": "P", "dataset_name": "Dataset900_Balls", "configurations": configurations})
         object.__new__(trainer)._check_plan(plans, "3d_fullres", TrainingSettings())
 
     @pytest.mark.parametrize(
@@ -243,7 +243,13 @@ class TestNetworkOfAPlan:
     )
     def test_of_another_class(self, path):
         message = (
-            rf"trains nnunet_transformers.architectures.mit.MiT, but P plans {path}\. Plan with .*MiT7` .or .*MiT22"
+            rf"trains nnunet_transformers.architectures.mit.MiT, but P plans {path}\. Plan with .* -d 900 -pl "
+            r"nnUNetPlannerMiT7` .or nnUNetPlannerMiT22"
         )
         with pytest.raises(RuntimeError, match=message):
             self.check(nnUNetTrainerMiT, path)
+
+    def test_trainers_without_planners(self, monkeypatch):
+        monkeypatch.setattr(nnUNetTrainerMiT, "planners", ())
+        with pytest.raises(RuntimeError, match=r"but P plans nnunet_transformers\.architectures\.qt_unet\.QTUNet\.$"):
+            self.check(nnUNetTrainerMiT, "nnunet_transformers.architectures.qt_unet.QTUNet")

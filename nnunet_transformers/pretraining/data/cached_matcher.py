@@ -81,7 +81,8 @@ class CachedMatcher:
 
     def features(self, name: str) -> dict[str, Any]:
         """Return the matcher's features of an image, from the cache if possible; large ones are mapped into memory."""
-        folder = inside(self.folder / "features", f"{name}.{self._hash(name)}")
+        folder = inside(self.folder / "features", name)
+        folder = folder.with_name(f"{folder.name}.{self._hash(name)}")
         if not (folder / SMALL).is_file():
             folder.mkdir(parents=True, exist_ok=True)
             _write(_flatten(self.matcher.prepare(self.volume(name))), folder)
@@ -126,7 +127,8 @@ class CachedMatcher:
         """Return the affine map between two images, and the score of its fit."""
         if (query, key) not in self._maps:
             assert isinstance(self.matcher, AffineMapMatcher)
-            file = inside(self.folder / "maps", f"{query}/{key}.{self._hash(query)}{self._hash(key)}.npy")
+            file = inside(self.folder / "maps", f"{query}/{key}")
+            file = file.with_name(f"{file.name}.{self._hash(query)}{self._hash(key)}.npy")
             if not file.is_file():
                 matrix, score = self.matcher.affine_map(self.features(query), self.features(key))
                 file.parent.mkdir(parents=True, exist_ok=True)
