@@ -6,8 +6,12 @@ takes the same arguments and has the same names of weights. ``nnunet-transformer
 
 from __future__ import annotations
 
+import inspect
 from functools import cache
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ._network import SegmentationNetwork
 from ._registry import get_network, list_networks
@@ -24,6 +28,22 @@ def class_without(network_class: type[SegmentationNetwork], part: str) -> type[S
     return found
 
 
+def _without_gradient(
+    base: type[SegmentationNetwork], part: str, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> list[str]:
+    """Names of the parameters that have no further use without a part, such as its norm: DDP would wait for them."""
+    given = inspect.signature(base).bind(*arguments, **options).arguments
+    with torch.device("meta"), torch.enable_grad():
+        # eval mode: batch norm cannot train on one image whose map has one element
+        twin = base(**{**given, "deep_supervision": True, "auxiliary_heads": None}).eval()
+        twin.remove(part)
+        outputs = twin(torch.empty(1, given["input_channels"], *twin.patch_size))
+        total = torch.stack([output.sum() for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]).sum()
+        names, parameters = zip(*((n, p) for n, p in twin.named_parameters() if p.requires_grad), strict=True)
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    return [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
+
+
 @cache
 def __getattr__(name: str) -> Any:
     class_name, _, part = name.rpartition("_")
@@ -34,6 +54,8 @@ def __getattr__(name: str) -> Any:
     def __init__(self: SegmentationNetwork, *arguments: Any, **options: Any) -> None:
         base.__init__(self, *arguments, **options)
         self.remove(part)
+        for name in _without_gradient(base, part, arguments, options):
+            self.get_parameter(name).requires_grad_(False)
 
     description = f"``{class_name}`` without its {part}."
     return type(name, (base,), {"__init__": __init__, "__module__": __name__, "__doc__": description})

@@ -85,7 +85,7 @@ def read_labels(
     table: Path,
     known: Collection[str],
     columns: Sequence[str] = ("label",),
-    files: Mapping[str, str] | None = None,
+    files: Mapping[str, str | None] | None = None,
     uncertain: Mapping[str, str] | None = None,
 ) -> LabelledImages:
     """Read a CSV file with the columns ``image``, the label columns and, for a fixed split, ``split``.
@@ -109,8 +109,9 @@ def read_labels(
         reading(table, "a table of labels", "save it as CSV in UTF-8"),
         open(table, newline="", encoding="utf-8-sig") as file,
     ):
-        reader = csv.DictReader(file)
-        rows, found = list(reader), reader.fieldnames or []
+        reader = csv.DictReader(file, strict=True)
+        rows, found = list(reader), list(reader.fieldnames or [])
+    check_rows(table, rows, [column for column in found if column in ("image", "split", *columns)])
     missing = [column for column in ("image", *columns) if column not in found]
     if missing:
         raise ValueError(f"{table} has no column {', '.join(missing)}; it has {', '.join(found) or 'none'}")
@@ -136,6 +137,24 @@ def read_labels(
 
 
 Row = dict[str, Any]
+
+
+def check_rows(table: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Check that each row of a CSV file has a field for each column.
+
+    Args:
+        table: the file, for the message.
+        rows: as ``csv.DictReader`` reads them.
+        columns: names of the columns that are used.
+
+    Raises:
+        ValueError: if a column is there twice, or a row has too many or too few fields; it names the row.
+    """
+    if twice := [column for column, number in Counter(columns).items() if number > 1]:
+        raise ValueError(f"{table} has the column {twice[0]} more than once; rename one")
+    for number, row in enumerate(rows, 2):
+        if None in row or any(row[column] is None for column in columns):
+            raise ValueError(f"{table}, line {number}: not as many fields as the header; is a comma missing?")
 
 
 def read_uncertain(choice: str | None, columns: Sequence[str]) -> dict[str, str]:

@@ -79,6 +79,7 @@ def predict_boxes(
     from ..detection.predict import Predictor
     from ..detection.scores import mean_average_precision
     from ..pretraining.data import PreparedImages
+    from ..pretraining.data.own_plan import is_shrunk
 
     device = chosen_device(device)
     if scores is not None and boxes is None:
@@ -90,7 +91,7 @@ def predict_boxes(
     table = None
     if boxes is not None:
         table = read_boxes(boxes, prepared.names, prepared.files)
-        table.check_shapes(prepared.shapes)
+        table.check_shapes(prepared.shapes, is_shrunk(prepared.index.plans))
         targets, (chosen, notes) = table.targets(checkpoint.classes), unseen(checkpoint, table.images)
         if not any(len(target) for target, c in zip(targets, chosen, strict=True) if c):
             raise ValueError(f"none of the {int(chosen.sum())} images of {boxes} to score has a box")

@@ -53,7 +53,7 @@ KERNEL = _find_kernel()
 
 def is_applicable(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernel exists and takes these operands."""
-    return KERNEL is not None and x.dtype == torch.float32 and may_choose_kernel(x, weight)
+    return KERNEL is not None and x.dim() > 1 and x.dtype == torch.float32 and may_choose_kernel(x, weight)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

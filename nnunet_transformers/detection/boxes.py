@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._reading import read_json, reading
-from ..classification.labels import SPLITS, LabelledImages
+from .._reading import RefusedError, read_json, reading
+from ..classification.labels import SPLITS, LabelledImages, check_rows
 from ..pretraining.data.names import known_name, split_named
 
 BOX = ("x", "y", "width", "height")
@@ -62,27 +63,30 @@ class BoxedImages:
             for labels, boxes in zip(self.labels, self.boxes, strict=True)
         ]
 
-    def check_shapes(self, shapes: Mapping[str, Sequence[int]]) -> None:
+    def check_shapes(self, shapes: Mapping[str, Sequence[int]], is_shrunk: bool) -> None:
         """Check that images were prepared whole, so that fractions of the original are fractions of what is stored.
 
         Args:
             shapes: (channels, depth, height, width) of each image by its name.
+            is_shrunk: whether the images were prepared with --longest, see ``is_shrunk``.
 
         Raises:
-            ValueError: if an image is a volume, or has other proportions than its original.
+            ValueError: if an image is a volume, or has another size than its original; of shrunk ones, other
+                proportions.
         """
         for name, (width, height) in zip(self.images.names, self.sizes, strict=True):
             _, depth, rows, columns = shapes[name]
             if depth != 1:
                 raise ValueError(f"{name} is a volume of {depth} slices; boxes are of 2D images")
-            if abs(rows - columns * height / width) > 1 and abs(columns - rows * width / height) > 1:
+            is_cropped = abs(rows - columns * height / width) > 1 and abs(columns - rows * width / height) > 1
+            if is_cropped if is_shrunk else (rows, columns) != (height, width):
                 raise ValueError(
                     f"{name} was prepared as {rows}x{columns} pixels, the table has {height}x{width}, so its boxes "
                     "would be displaced; prepare the images with --longest, which neither crops nor stretches them"
                 )
 
 
-def read_boxes(table: Path, known: Collection[str], files: Mapping[str, str] | None = None) -> BoxedImages:
+def read_boxes(table: Path, known: Collection[str], files: Mapping[str, str | None] | None = None) -> BoxedImages:
     """Read boxes from a CSV file, or from COCO's JSON if the name ends with ``.json``.
 
     A CSV file has a row for each box, with the columns ``image``, ``x`` and ``y`` of the top left corner, ``width``,
@@ -144,8 +148,9 @@ def _csv_rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         reading(table, "a table of boxes", "save it as CSV in UTF-8"),
         open(table, newline="", encoding="utf-8-sig") as file,
     ):
-        reader = csv.DictReader(file)
-        rows, found = list(reader), reader.fieldnames or []
+        reader = csv.DictReader(file, strict=True)
+        rows, found = list(reader), list(reader.fieldnames or [])
+    check_rows(table, rows, found)
     if missing := [column for column in COLUMNS if column not in found]:
         raise ValueError(f"{table} has no column {', '.join(missing)}; it has {', '.join(found) or 'none'}")
     for number, row in enumerate(rows, 2):
@@ -167,6 +172,9 @@ def _coco_rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             )
             for image in content["images"]
         ]
+        for kind in ("images", "categories"):
+            if twice := [key for key, n in Counter(entry["id"] for entry in content[kind]).items() if n > 1]:
+                raise RefusedError(f"{table}: {kind} has the id {twice[0]} more than once, as of two merged files")
         by_id = {image["id"]: row for image, (_, row) in zip(content["images"], rows, strict=True)}
         boxes: dict[Any, list[dict[str, Any]]] = {}
         for number, annotation in enumerate(content["annotations"]):

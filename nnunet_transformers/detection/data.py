@@ -17,6 +17,7 @@ from .._text import printable
 from ..classification.crops import ImageCrops
 from ..classification.data import draw_share, split_numbers
 from ..pretraining.data import EpochData, PreparedImages, ShuffledEpoch
+from ..pretraining.data.own_plan import is_shrunk
 from .boxes import read_boxes
 
 NO_BOX = -1
@@ -117,7 +118,7 @@ class DetectionData(EpochData):
         self.images = PreparedImages(Path(folder))
         self.index = self.images.index
         found = read_boxes(Path(table), self.images.names, self.images.files)
-        found.check_shapes(self.images.shapes)
+        found.check_shapes(self.images.shapes, is_shrunk(self.index.plans))
         self.names, self.unknown, self.classes = np.array(found.images.names), found.images.unknown, found.classes()
         presence = found.presence()
         training, self.val_numbers = split_numbers(found.images, presence, val_share, seed)

@@ -79,7 +79,9 @@ def calibrate(model: Path, labels: Path) -> Calibration:
         FileNotFoundError: if there are no probabilities, or a label file is missing.
         ValueError: if there are fewer than two cases, or a file cannot be used.
     """
-    files = sorted(model.glob("fold_*/validation/*.npz"))
+    files = sorted(model.glob("fold_[0-9]*/validation/*.npz"))
+    if not files and any(model.glob("fold_all/validation/*.npz")):
+        raise FileNotFoundError(f"{model} has fold_all only, which was trained on its validation cases; train folds")
     if not files:
         raise FileNotFoundError(
             f"{model} holds no probabilities of validation cases: run nnUNetv2_train ... --val --npz for its folds"

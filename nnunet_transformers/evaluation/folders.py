@@ -72,7 +72,8 @@ def evaluate_folder(
     for folder in (predictions, labels):
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
-    folders = sorted(predictions.glob("fold_*/validation")) or [predictions]
+    # fold_all was trained on its validation cases
+    folders = sorted(predictions.glob("fold_[0-9]*/validation")) or [predictions]
     described = dataset_json or dataset_json_of(folders[0])
     dataset = load_dataset_json(described) if described else None
     if targets is None:

@@ -202,6 +202,30 @@ def check_buffers(name: str, patch_size: Sequence[int]) -> None:
     _require(not others, f"{', '.join(others)} are no statistics; keep constants as attributes, see WindowPartition")
 
 
+def check_device(name: str, patch_size: Sequence[int]) -> None:
+    """The network computes on the device that it is moved to, constants included, with a patch of different edges."""
+    patch_size = (*patch_size[:-1], patch_size[-1] * (1 + (patch_size[-1] in patch_size[:-1])))
+    network = create_network(name, 1, 2, patch_size).eval().to("meta")
+    try:
+        with torch.no_grad():
+            output = network(torch.empty(1, 1, *patch_size, device="meta"))
+    except RuntimeError as error:
+        raise AssertionError(
+            f"moved to another device, it fails: {error}; constants that are attributes are moved by _apply, see "
+            "WindowPartition"
+        ) from error
+    _require_shape(output, (1, 2, *patch_size), "the output")
+
+
+def check_logits(name: str, patch_size: Sequence[int]) -> None:
+    """Outputs are logits, to which nnU-Net's loss applies softmax or sigmoid itself."""
+    network = _create_shallow(name, 1, 3, patch_size).eval()
+    with torch.no_grad():
+        output = network(10 * torch.randn(1, 1, *patch_size))
+    is_probability = bool(output.min() >= 0 and ((output.sum(1) - 1).abs() < 1e-3).all())
+    _require(not is_probability, "the outputs of all classes sum up to 1: return logits, without softmax")
+
+
 def check_seed(name: str, patch_size: Sequence[int]) -> None:
     """The same seed gives the same weights."""
     states = []
@@ -357,6 +381,8 @@ NETWORK_CHECKS: tuple[Callable[[str, Sequence[int]], None], ...] = (
     check_encode,
     check_parts,
     check_buffers,
+    check_device,
+    check_logits,
     check_seed,
     check_patch_size_error,
     check_image_size_error,

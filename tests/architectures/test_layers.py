@@ -112,7 +112,7 @@ class TestRelativePositionBias:
 
     def test_cache_follows_the_table(self):
         bias = RelativePositionBias((3, 3), (3, 3), 2).eval()
-        with torch.no_grad():
+        with torch.inference_mode():
             first = bias()
             assert bias() is first
             bias.table.add_(1)
@@ -256,3 +256,22 @@ def test_patch_transpose_is_a_transposed_convolution(grid, stride, channels_last
         strict=True,
     ):
         torch.testing.assert_close(one, other)
+
+
+class TestCachedBias:
+    def test_weights_changed_without_a_sign(self):
+        """As teachers by ``.data``, and as fused optimisers: neither counts as a change of the tensor."""
+        bias = RelativePositionBias((3, 3), (3, 3), 2)
+        for is_training in (True, False):
+            bias.train(is_training)
+            with torch.no_grad():
+                before = bias()
+                bias.table.data.copy_(torch.randn_like(bias.table))
+                assert not torch.equal(bias(), before)
+
+    def test_is_kept_in_prediction(self):
+        bias = RelativePositionBias((3, 3), (3, 3), 2).eval()
+        with torch.inference_mode():
+            assert bias() is bias()
+            built = RelativePositionBias((3, 3), (3, 3), 2).eval()  # whose table counts no changes
+            assert built().shape == bias().shape

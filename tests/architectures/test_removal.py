@@ -155,3 +155,16 @@ def test_class_for_a_plan():
     torch.testing.assert_close(built(image), network(image))
     with pytest.raises(AttributeError, match="MiT_convolution"):
         class_without(type(network), "convolution")
+
+
+@pytest.mark.parametrize(
+    "name,part", [("qt_unet_tiny", "attention"), ("unet2022_tiny", "skips"), ("mit_7", "attention")]
+)
+def test_every_trained_parameter_of_a_plans_class_has_a_gradient(name, part):
+    """Norms before what is removed included, for which DDP would wait."""
+    network, image = build(name, 2)
+    found = class_without(type(network), part)
+    built = found(1, 2, (32, 32), **get_network(name).arguments_for(2) | SMALL[name])
+    built(image).sum().backward()
+    trained = {n: p for n, p in built.named_parameters() if p.requires_grad}
+    assert trained and not [n for n, p in trained.items() if p.grad is None]

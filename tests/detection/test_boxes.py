@@ -94,8 +94,25 @@ def test_missing_column(tmp_path):
 
 def test_shapes(tmp_path):
     found = read_boxes(table(tmp_path, "a.png,1,1,5,5,3056,2544,,\n"), KNOWN)
-    found.check_shapes({"a": (1, 1, 213, 256)})
+    found.check_shapes({"a": (1, 1, 213, 256)}, is_shrunk=True)
+    # of an image that was not shrunk, a symmetric border may be cut off
+    found.check_shapes({"a": (1, 1, 2544, 3056)}, is_shrunk=False)
+    with pytest.raises(ValueError, match="a was prepared as 213x256 pixels"):
+        found.check_shapes({"a": (1, 1, 213, 256)}, is_shrunk=False)
     with pytest.raises(ValueError, match="a was prepared as 213x200 pixels, the table has 2544x3056"):
-        found.check_shapes({"a": (1, 1, 213, 200)})
+        found.check_shapes({"a": (1, 1, 213, 200)}, is_shrunk=True)
     with pytest.raises(ValueError, match="a is a volume of 3 slices"):
-        found.check_shapes({"a": (1, 3, 213, 256)})
+        found.check_shapes({"a": (1, 3, 213, 256)}, is_shrunk=True)
+
+
+@pytest.mark.parametrize("kind", ["images", "categories"])
+def test_merged_coco_files(tmp_path, kind):
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 9, "height": 9}],
+        "categories": [{"id": 1, "name": "x"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2]}],
+    }
+    content[kind].append({**content[kind][0], "file_name": "b.png", "name": "y"})
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{kind} has the id 1 more than once"):
+        read_boxes(tmp_path / "boxes.json", KNOWN)

@@ -64,7 +64,7 @@ def command(monkeypatch, capsys, *words):
 def test_learns_and_predicts(data, encoder, tmp_path, monkeypatch, capsys):
     """Bright squares, by the commands of the documentation."""
     folder, table = data
-    more = {"trainer.max_epochs": 9, "model.init_args.lr": 1e-2, "model.init_args.frozen": "false"}
+    more = {"trainer.max_epochs": 14, "model.init_args.lr": 1e-2, "model.init_args.frozen": "false"}
     words = ["fit", folder, table, "--config", "mgca", "--encoder", encoder, *arguments(tmp_path, **more)]
     code, captured = command(monkeypatch, capsys, *words)
     assert code == 0, captured.err

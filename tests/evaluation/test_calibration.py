@@ -11,7 +11,7 @@ from scipy.special import expit, softmax
 from typer.testing import CliRunner
 
 from nnunet_transformers import cli
-from nnunet_transformers.evaluation.calibration import Sample, fit, load_temperature, sample
+from nnunet_transformers.evaluation.calibration import Sample, calibrate, fit, load_temperature, sample
 from nnunet_transformers.evaluation.targets import Targets
 
 
@@ -101,3 +101,10 @@ def test_command(tmp_path):
     (model / "calibration.json").write_text('{"temperature": -1}')
     with pytest.raises(ValueError, match="calibrate again"):
         load_temperature(model)
+
+
+def test_cases_that_were_trained_on(tmp_path):
+    (tmp_path / "fold_all" / "validation").mkdir(parents=True)
+    (tmp_path / "fold_all" / "validation" / "a.npz").touch()
+    with pytest.raises(FileNotFoundError, match="fold_all only, which was trained on its validation cases"):
+        calibrate(tmp_path, tmp_path)

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from nnunet_transformers import cli
 from nnunet_transformers.formats.dicom_series import NO_PIXELS
 from nnunet_transformers.pretraining.data import PreparedImages, read_index
-from nnunet_transformers.pretraining.data.cases import find_cases
+from nnunet_transformers.pretraining.data.cases import ImageCase, find_cases
 from nnunet_transformers.pretraining.data.prepare import prepare
+from nnunet_transformers.pretraining.data.reading import read_image
 from tests.dicom import write_dicom, write_series
 
 SIZE = (10, 14, 12)
@@ -311,3 +312,33 @@ class TestDicom:
         found = find_cases(tmp_path / "raw")
         assert [case.name for case in found.cases] == ["good"]
         assert list(found.ignored) == ["bad.dcm"]
+
+
+class TestPictures:
+    def test_tiff_of_few_slices(self, tmp_path):
+        """Three or four pages are slices, no colours."""
+        for slices in (3, 4, 5):
+            voxels = np.random.default_rng(0).integers(0, 999, (slices, 20, 30), dtype=np.uint16)
+            tifffile.imwrite(tmp_path / f"{slices}.tif", voxels, photometric="minisblack")
+            found = read_image(case(tmp_path / f"{slices}.tif"))
+            np.testing.assert_array_equal(found.voxels[0], voxels)
+
+    def test_grey_with_transparency(self, tmp_path):
+        grey = np.random.default_rng(0).integers(0, 255, (20, 30), dtype=np.uint8)
+        Image.fromarray(np.stack([grey, np.full_like(grey, 9)], -1), "LA").save(tmp_path / "a.png")
+        np.testing.assert_array_equal(read_image(case(tmp_path / "a.png")).voxels, grey[None, None])
+
+    @pytest.mark.parametrize("longest", [None, 40])
+    def test_turned_by_its_tag(self, tmp_path, longest):
+        """As cameras write it: the pixels lie on their side, and viewers turn them."""
+        pixels = np.kron(np.arange(6).reshape(2, 3) * 40, np.ones((8, 8))).astype(np.uint8)
+        tag = Image.Exif()
+        tag[0x0112] = 6
+        Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=100, exif=tag)
+        found = read_image(case(tmp_path / "a.jpg"), longest=longest).voxels
+        assert found.shape == (1, 1, 24, 16)
+        assert np.abs(found[0, 0] - np.rot90(pixels, -1)).max() < 4
+
+
+def case(path):
+    return ImageCase(path.stem, (str(path),), path.name)

@@ -265,3 +265,39 @@ def test_shards_are_nnunets_files_in_a_tar(tmp_path, monkeypatch):
         assert image.dtype == np.uint8
         original = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "raw" / f"{number}.png")))
         np.testing.assert_array_equal(found[str(number)][0, 0], original.astype(np.float32))
+
+
+def test_another_source_with_files_of_the_same_names_and_sizes(tmp_path):
+    for seed, folder in enumerate(("a", "b")):
+        (tmp_path / folder).mkdir()
+        pixels = np.random.default_rng(seed).integers(0, 255, (20, 30), dtype=np.uint8)
+        sitk.WriteImage(sitk.GetImageFromArray(pixels), str(tmp_path / folder / "001.bmp"))
+    prepare(tmp_path / "a", tmp_path / "prepared", patch_size=(16, 16))
+    with pytest.raises(ValueError, match=r"holds an image of 001\.bmp in .*another one of that name"):
+        prepare(tmp_path / "b", tmp_path / "prepared", patch_size=(16, 16))
+    # a copy is the same
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    assert len(prepare(tmp_path / "copy", tmp_path / "prepared", patch_size=(16, 16))[0]) == 1
+
+
+def test_an_image_of_a_mixed_folder_that_became_unusable(tmp_path):
+    """It leaves the index of its part, whose place in a shard others take."""
+    source, output = tmp_path / "source", tmp_path / "prepared"
+    source.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        pixels = rng.integers(0, 255, (20, 30), dtype=np.uint8)
+        sitk.WriteImage(sitk.GetImageFromArray(pixels), str(source / f"p{number}.png"))
+    sitk.WriteImage(sitk.GetImageFromArray(rng.normal(size=(12, 14, 16))), str(source / "v.nii.gz"))
+    prepare(source, output, patch_size=(16, 16, 16))
+    (source / "p2.png").write_bytes(b"garbage")
+    for added in ((), ("p9.png",)):
+        for name in added:
+            pixels = rng.integers(0, 255, (40, 50), dtype=np.uint8)
+            sitk.WriteImage(sitk.GetImageFromArray(pixels), str(source / name))
+        prepare(source, output, patch_size=(16, 16, 16))
+        images = PreparedImages(output / "2d")
+        assert images.names == sorted({"p0", "p1", *(n[:2] for n in added)})
+        assert images.files["p2.png"] is None
+        for name in images.names:
+            images.read(name, (0, 0, 0), images.shapes[name][1:])

@@ -59,9 +59,12 @@ class RelativePositionBias(nn.Module):
 
         Returns:
             (heads, window_length, window_length) without a mask, else
-            (num_windows, heads, window_length, window_length). Cached between calls without gradients.
+            (num_windows, heads, window_length, window_length). Cached between calls of a prediction: in eval mode
+            under ``torch.inference_mode``. Elsewhere weights may change without a sign of it, as by ``.data`` in a
+            teacher, or by a fused optimiser.
         """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+        is_traced = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+        if is_traced or self.training or not torch.is_inference_mode_enabled() or self.table.is_inference():
             return self._compute(mask)
         current = (self.table._version, self.table.data_ptr(), self.table.device, self.table.dtype, id(mask))
         if self._cached is None or self._cached_for != current:

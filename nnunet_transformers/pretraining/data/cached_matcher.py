@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,6 +172,7 @@ def _write(flat: Mapping[str, NDArray], folder: Path) -> None:
 def _flatten(features: Mapping[str, Any], prefix: str = "") -> dict[str, NDArray]:
     flat: dict[str, NDArray] = {}
     for name, value in features.items():
+        name = quote(name, safe="")  # landmarks such as L4/L5
         if isinstance(value, Mapping):
             flat |= _flatten(value, f"{prefix}{name}{SEPARATOR}")
         else:
@@ -181,7 +183,7 @@ def _flatten(features: Mapping[str, Any], prefix: str = "") -> dict[str, NDArray
 def _nest(flat: Mapping[str, NDArray]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for path, value in flat.items():
-        *parents, name = path.split(SEPARATOR)
+        *parents, name = map(unquote, path.split(SEPARATOR))
         inner = nested
         for parent in parents:
             inner = inner.setdefault(parent, {})

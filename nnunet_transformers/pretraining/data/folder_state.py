@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from filecmp import cmp
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -109,7 +110,6 @@ class FolderState:
         if self.settings is None or self.source != str(source):
             run = {"format": FORMAT, "source": str(source), "version": version, "settings": dict(settings)}
             self._manifest("").add({"run": run})
-            self.commit()  # before any image is written: without a manifest the folder would be another's
         self.settings = dict(settings)
 
     def remaining(self, cases: Iterable[ImageCase], source: Path, retry_failed: bool) -> list[ImageCase]:
@@ -121,7 +121,7 @@ class FolderState:
         left = []
         for case in cases:
             line = self.stored.get(case.key) or (None if retry_failed else self.skipped.get(case.key))
-            if line is not None and line["bytes"] == case.bytes:
+            if line is not None and line["bytes"] == case.bytes and not self._is_another(case, source):
                 continue
             if case.key in self.stored and self.source not in ("", str(source)):
                 raise ValueError(
@@ -130,6 +130,13 @@ class FolderState:
                 )
             left.append(case)
         return left
+
+    def _is_another(self, case: ImageCase, source: Path) -> bool:
+        """Whether the folder that was read before still holds a file of the case's name with other content."""
+        if case.key not in self.stored or self.source in ("", str(source)):
+            return False
+        before = Path(self.source, case.key)
+        return before.is_file() and not cmp(before, source / case.key, shallow=False)
 
     def add_facts(self, case: ImageCase, facts: Facts) -> None:
         """Note what was found in an image."""
@@ -140,7 +147,7 @@ class FolderState:
         """Note how the images are prepared."""
         self.preparations = tuple(preparations)
         self._add("", {"preparations": [vars(p) for p in preparations]})
-        self.commit()
+        self.commit()  # before any image is written: without a manifest the folder would be another's
 
     def add_stored(self, case: ImageCase, stored: Stored) -> None:
         """Write a 2D image into a shard, and note that an image is stored."""
@@ -156,7 +163,11 @@ class FolderState:
 
     def add_skipped(self, case: ImageCase, skipped: Skipped) -> None:
         """Note that an image cannot be used."""
-        self._add("", {"skipped": case.name, "reason": skipped.reason, "key": case.key, "bytes": case.bytes})
+        part = self.stored.get(case.key, {}).get("part", "")
+        line = {"skipped": case.name, "reason": skipped.reason, "key": case.key, "bytes": case.bytes}
+        if part:  # whose manifest says that it is stored
+            self._manifest(part).add(line)
+        self._add("", line)
 
     def _add(self, part: str, line: dict[str, Any]) -> None:
         self._take(line, part)

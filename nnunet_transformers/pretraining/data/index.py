@@ -65,10 +65,11 @@ class PreparedCase:
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image or table row that cannot be used, and the reason."""
+    """An image or table row that cannot be used, and the reason; of an image its key, as of ``PreparedCase``."""
 
     name: str
     reason: str
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,10 @@ class PreparedIndex:
         spacing, images = content["spacing"], content.get("images")
         return cls(
             cases=tuple(PreparedCase.from_json(case) for case in content["cases"]),
-            skipped=tuple(Skipped(_text(case["name"]), _text(case["reason"])) for case in content["skipped"]),
+            skipped=tuple(
+                Skipped(_text(case["name"]), _text(case["reason"]), _text(case.get("key", "")))
+                for case in content["skipped"]
+            ),
             channels=tuple(map(_text, content["channels"])),
             spacing=None if spacing is None else tuple(map(float, spacing)),
             normalization=tuple(map(_text, content["normalization"])),
@@ -132,7 +136,7 @@ class PreparedIndex:
         }
         return {
             "cases": [case.to_json() for case in self.cases],
-            "skipped": [asdict(case) for case in self.skipped],
+            "skipped": [{k: v for k, v in asdict(case).items() if v or k != "key"} for case in self.skipped],
             "channels": self.channels,
             "spacing": self.spacing,
             "normalization": self.normalization,

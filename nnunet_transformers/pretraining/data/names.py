@@ -42,16 +42,17 @@ def assign_names(wanted: Mapping[str, str], known: Mapping[str, str]) -> dict[st
     return names
 
 
-def known_name(file: str, known: Collection[str], files: Mapping[str, str]) -> str | None:
+def known_name(file: str, known: Collection[str], files: Mapping[str, str | None]) -> str | None:
     """Return the prepared name of a file that a table names; None if it was not prepared.
 
     Args:
         file: name of the image, or its path, with or without folder, ending and nnU-Net's number of the channel.
         known: names of the prepared images.
-        files: names of the prepared images by their files in the source.
+        files: names of the prepared images by their files in the source; None for files that could not be used, whose
+            short name may be another image's.
     """
-    if (name := files.get(file.replace("\\", "/"))) is not None:
-        return name
+    if (exact := file.replace("\\", "/")) in files:
+        return files[exact]
     path = strip_ending(file.replace("\\", "/"))
     short = path.rpartition("/")[2]
     candidates = (file, path.replace("/", "__"), short, short.removesuffix("_0000"))

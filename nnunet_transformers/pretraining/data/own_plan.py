@@ -19,6 +19,12 @@ MASKED_BELOW = 3 / 4
 LONGEST = "longest_side"
 
 
+def is_shrunk(plans: Mapping[str, Any] | None) -> bool:
+    """Whether a plan of ``own_plan`` shrinks 2D images whole, without cropping them."""
+    configurations = (plans or {}).get("configurations", {})
+    return any(LONGEST in configuration for configuration in configurations.values())
+
+
 def own_plan(
     channels: Sequence[str],
     spacing: Sequence[float],

@@ -40,7 +40,7 @@ class PreparedImages:
         cases: entries of the index by name.
         shapes: shape of each image, (channels, depth, height, width), by name.
         names: names of the images to draw from.
-        files: image names by the path of their first file in the source.
+        files: image names by the path of their first file in the source; None for those that could not be used.
 
     Raises:
         FileNotFoundError, ValueError: as ``read_index``.
@@ -52,7 +52,8 @@ class PreparedImages:
         self.cases = {case.name: case for case in self.index.cases}
         self.shapes = {case.name: case.shape for case in self.index.cases}
         self.names = list(self.shapes if names is None else names)
-        self.files = {case.key: case.name for case in self.index.cases if case.key}
+        self.files: dict[str, str | None] = {case.key: case.name for case in self.index.cases if case.key}
+        self.files |= {skipped.key: None for skipped in self.index.skipped if skipped.key}
 
     def read(self, name: str, start: Sequence[int], size: Sequence[int]) -> Tensor:
         """Read a part of an image.

@@ -17,6 +17,7 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, recursive_find_reader_writer_by_name
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
 from numpy.typing import NDArray
+from tifffile import TiffFile
 
 from ..._image_size import check_size
 from ..._orientation import orientation
@@ -24,7 +25,7 @@ from ..._voxels import check_complete, count_non_finite
 from ...formats.dicom_series import read_dicom
 from .cases import ImageCase
 from .formats import PICTURES, ending_of
-from .reduced import DECODED, read_picture, reduce
+from .reduced import DECODED, by_pillow, read_picture, reduce
 
 # axes that --reorient brings all volumes to; those of nnU-Net's readers
 REORIENTED = "RAS"
@@ -32,6 +33,7 @@ REORIENTED = "RAS"
 LARGEST = 1e12
 # mm as nnU-Net has it for pictures, whose slices are never resampled
 PICTURE_SPACING = (999, 1, 1)
+TIFF = (".tif", ".tiff")
 
 
 class UnusableError(ValueError):
@@ -110,7 +112,9 @@ def read_image(
 
 def _read(files: Sequence[str], preferred: str | None, reorient: bool) -> ReadImage:
     first: Exception | None = None
-    for reader in _readers(ending_of(files[0]), preferred, reorient):
+    if len(files) == 1 and ending_of(files[0]) in PICTURES and (voxels := by_pillow(files[0])) is not None:
+        return ReadImage(voxels, {"spacing": PICTURE_SPACING}, "", NaturalImage2DIO.__name__)
+    for reader in _readers(files[0], preferred, reorient):
         try:
             voxels, properties = reader().read_images(list(files))
         except Exception as error:  # each reader raises its own errors
@@ -123,16 +127,28 @@ def _read(files: Sequence[str], preferred: str | None, reorient: bool) -> ReadIm
     raise first or UnusableError("no reader of nnU-Net's takes files of this ending")
 
 
-def _readers(ending: str, preferred: str | None, reorient: bool) -> Iterator[type[BaseReaderWriter]]:
-    """Yield the readers for an ending: the preferred one, then nnU-Net's in its order."""
+def _readers(file: str, preferred: str | None, reorient: bool) -> Iterator[type[BaseReaderWriter]]:
+    """Yield the readers for a file: the preferred one, then nnU-Net's in its order."""
+    ending = ending_of(file)
     if preferred is not None:
         wanted = recursive_find_reader_writer_by_name(preferred)
         if ending in wanted.supported_file_endings:
             yield wanted
-    if ending in PICTURES:  # nnU-Net has .tiff of volumes only, and no JPEG
+    is_volume = _has_pages(file)
+    if ending in PICTURES and not is_volume:  # nnU-Net has .tiff of volumes only, and no JPEG
         yield NaturalImage2DIO
     known = [SimpleITKIOWithReorient, NibabelIOWithReorient] if reorient else []
-    yield from (r for r in [*known, *LIST_OF_IO_CLASSES] if ending in r.supported_file_endings)
+    for reader in [*known, *LIST_OF_IO_CLASSES]:
+        if ending in reader.supported_file_endings and not (is_volume and reader is NaturalImage2DIO):
+            yield reader
+
+
+def _has_pages(file: str) -> bool:
+    """Whether a file is a TIFF of several pages, a volume: three or four of them would pass for colours."""
+    if ending_of(file) not in TIFF:
+        return False
+    with TiffFile(file) as content:
+        return len(content.pages) > 1
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from .transforms import resize
 
@@ -15,6 +15,7 @@ DECODED = (".jpg", ".jpeg", ".png", ".bmp")
 GAP = 2.0
 # modes of Pillow with transparency, a palette or single bits, and what they are decoded to
 CONVERTED = {"1": "L", "LA": "L", "La": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "RGBa": "RGB", "CMYK": "RGB"}
+ORIENTATION = ExifTags.Base.Orientation
 EIGHT_BITS = ("L", "RGB", "CMYK", "YCbCr")
 
 
@@ -35,15 +36,33 @@ def read_picture(file: str, longest: int) -> NDArray:
         OSError, ValueError: Pillow's on broken files.
     """
     picture: Image.Image
-    with Image.open(file) as picture:
+    with Image.open(file) as opened:
+        picture = opened
         if picture.format != "JPEG":  # of which Pillow would no longer decode a part
             picture = picture.convert(CONVERTED.get(picture.mode, picture.mode))
         if picture.mode in EIGHT_BITS:
             picture.thumbnail((longest, longest), Image.Resampling.BILINEAR, reducing_gap=GAP)
             picture = picture.convert(CONVERTED.get(picture.mode, picture.mode))
-        pixels = np.asarray(picture, dtype=np.float32)
+        pixels = np.asarray(ImageOps.exif_transpose(picture), dtype=np.float32)
     pixels = np.rint(pixels.mean(-1)) if pixels.ndim == 3 else pixels
     return reduce(pixels[None, None], longest)
+
+
+def by_pillow(file: str) -> NDArray | None:
+    """Read a picture that nnU-Net's reader refuses or does not turn: grey with transparency, or turned by its EXIF tag.
+
+    Returns:
+        (channels, 1, height, width), float32; None for other pictures, and what Pillow does not read.
+    """
+    try:
+        with Image.open(file) as picture:
+            if picture.mode not in ("LA", "La") and picture.getexif().get(ORIENTATION, 1) == 1:
+                return None
+            turned = ImageOps.exif_transpose(picture)
+            pixels = np.asarray(turned.convert(CONVERTED.get(turned.mode, turned.mode)), dtype=np.float32)
+    except (OSError, ValueError):
+        return None
+    return np.moveaxis(pixels, -1, 0)[:, None] if pixels.ndim == 3 else pixels[None, None]
 
 
 def reduce(voxels: NDArray, longest: int) -> NDArray:
