@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .._meta import without_data
+from ..architectures.layers.relative_position_bias import RelativePositionBias
 from ..cpu import use_kernels
 from .output_shapes import OutputShapes
 
@@ -205,6 +206,14 @@ def training_step_bytes(
     return static + 2 * one - two, two - one
 
 
+def keep_tables(network: nn.Module) -> nn.Module:
+    """Let a network keep under no_grad what its modules keep in a prediction."""
+    for module in network.modules():
+        if isinstance(module, RelativePositionBias):
+            module.keeps_without_grad = True
+    return network
+
+
 def pass_peak_bytes(network: nn.Module, input_shape: Sequence[int]) -> int:
     """Compute the memory of a forward pass on CPU without gradients: input, activations, and tables that modules keep.
 
@@ -214,7 +223,7 @@ def pass_peak_bytes(network: nn.Module, input_shape: Sequence[int]) -> int:
     """
     # what modules keep from a pass stays in a copy, which has the network's own tensors
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    copied = deepcopy(network, shared)
+    copied = keep_tables(deepcopy(network, shared).eval())
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), _LiveBytes() as memory:
         copied(torch.empty(*input_shape))
     return int(memory.peak)

@@ -124,17 +124,8 @@ def images_of(batch: Any) -> str:
 
 
 def hyperparameters(module: LightningModule) -> dict[str, Any]:
-    """Return a module's saved arguments for its files, which may be published: of paths the last part.
-
-    Without those that LightningCLI adds, which begin with an underscore.
-    """
-    return {name: _without_folder(value) for name, value in module.hparams.items() if not name.startswith("_")}
-
-
-def _without_folder(value: Any) -> Any:
-    if not isinstance(value, str) or not (os.path.isabs(value) or os.path.exists(value)):
-        return value
-    return Path(value).name
+    """Return a module's saved arguments without those that LightningCLI adds, which begin with an underscore."""
+    return {name: value for name, value in module.hparams.items() if not name.startswith("_")}
 
 
 def feature_spread(features: Tensor) -> Tensor:

@@ -27,6 +27,9 @@ class RelativePositionBias(nn.Module):
             table window's pairs, which have the wrong offsets for most pairs.
     """
 
+    # keep the bias under no_grad as well, where the memory of a prediction is counted
+    keeps_without_grad = False
+
     def __init__(
         self,
         table_window_size: Sequence[int],
@@ -64,7 +67,8 @@ class RelativePositionBias(nn.Module):
             teacher, or by a fused optimiser.
         """
         is_traced = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
-        if is_traced or self.training or not torch.is_inference_mode_enabled() or self.table.is_inference():
+        is_prediction = torch.is_inference_mode_enabled() or (self.keeps_without_grad and not torch.is_grad_enabled())
+        if is_traced or self.training or not is_prediction or self.table.is_inference():
             return self._compute(mask)
         current = (self.table._version, self.table.data_ptr(), self.table.device, self.table.dtype, id(mask))
         if self._cached is None or self._cached_for != current:
