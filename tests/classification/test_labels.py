@@ -23,6 +23,11 @@ def write(folder, content):
         ("image,label\na,1\nb,\nc,\n", "no image or no label in line 3, 4"),
         ("image,label,split\na,1,train\nb,1,vali\n", "must hold train, val, test, got 'vali' in line 3"),
         ("image,label,split\na,1,train\nb,1,\n", "must hold train, val, test, got '' in line 3"),
+        # rows that are not whole
+        ('image,label\na,"1\nb,0\n', "not a table of labels: unexpected end of data"),
+        ("image,label\na,1\nb\n", "line 3: not as many fields as the header"),
+        ("image,label\na,1,2\n", "line 2: not as many fields as the header"),
+        ("image,label,label\na,1,0\n", "has the column label more than once"),
     ],
 )
 def test_mistakes(content, message, tmp_path):
@@ -139,17 +144,3 @@ def test_a_file_that_could_not_be_used(tmp_path):
     table = write(tmp_path, "image,label\np1/scan.png,1\nscan.png,0\n")
     found = read_labels(table, ["scan"], files={"scan.png": "scan", "p1/scan.png": None})
     assert (found.names, found.values, found.unknown) == (["scan"], [("0",)], ["p1/scan.png"])
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('image,label\na,"1\nb,0\n', "not a table of labels: unexpected end of data"),
-        ("image,label\na,1\nb\n", "line 3: not as many fields as the header"),
-        ("image,label\na,1,2\n", "line 2: not as many fields as the header"),
-        ("image,label,label\na,1,0\n", "has the column label more than once"),
-    ],
-)
-def test_rows_that_are_not_whole(tmp_path, content, message):
-    with pytest.raises(ValueError, match=message):
-        read_labels(write(tmp_path, content), ["a", "b"])
