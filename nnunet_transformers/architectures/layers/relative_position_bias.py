@@ -66,9 +66,11 @@ class RelativePositionBias(nn.Module):
             under ``torch.inference_mode``. Elsewhere weights may change without a sign of it, as by ``.data`` in a
             teacher, or by a fused optimiser.
         """
-        is_traced = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+        # first and alone: the compiler cannot trace the questions about inference mode below
+        if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+            return self._compute(mask)
         is_prediction = torch.is_inference_mode_enabled() or (self.keeps_without_grad and not torch.is_grad_enabled())
-        if is_traced or self.training or not is_prediction or self.table.is_inference():
+        if self.training or not is_prediction or self.table.is_inference():
             return self._compute(mask)
         current = (self.table._version, self.table.data_ptr(), self.table.device, self.table.dtype, id(mask))
         if self._cached is None or self._cached_for != current:
