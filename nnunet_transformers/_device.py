@@ -20,11 +20,12 @@ def find_device(name: str, option: str = "--device") -> torch.device:
     is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == AUTO:
         name = "cuda" if is_there["cuda"] else "cpu"
-    kind, _, index = name.partition(":")
+    kind, colon, index = name.partition(":")
     number = torch.cuda.device_count() if kind == "cuda" else 1
-    is_numbered = not index or (index.isdecimal() and int(index) < number)
+    is_numbered = not colon or (index.isdecimal() and int(index) < number)
     if is_there.get(kind, False) and not is_numbered:
-        raise ValueError(f"{option} {name} is not available; this machine has {number} of {kind}, from {kind}:0 on")
+        present = f"{kind}:0" + (f" to {kind}:{number - 1}" if number > 1 else "")
+        raise ValueError(f"{option} {name} is not available; this machine has {present}")
     if not is_there.get(kind, False):
         present = ", ".join(device for device, is_present in is_there.items() if is_present)
         raise ValueError(f"{option} {name} is not available; this machine has {present}")

@@ -17,6 +17,11 @@ REORIENTING = {"SimpleITKIOWithReorient": "RAS", "NibabelIOWithReorient": "RAS"}
 PICTURES = (".png", ".bmp", ".tif", ".tiff")
 
 
+def reoriented_by(reader: type) -> str | None:
+    """Return the axes that a reader of nnU-Net, or a class of this package that extends it, turns images to, if any."""
+    return next((REORIENTING[base.__name__] for base in reader.__mro__ if base.__name__ in REORIENTING), None)
+
+
 def grid_corners(path: Path) -> NDArray | None:
     """Return the first voxel's place, that of its neighbour along each axis, and the last voxel's, in mm, by rows.
 

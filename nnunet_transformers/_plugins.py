@@ -148,10 +148,13 @@ def suggest(name: str) -> None:
     if not any(what in name.lower() for what in ("planner", "trainer")):
         return
     known = {*CLASSES, *declared("planners"), *declared("trainers"), *stock_names()}
-    if name in known:  # it does not load, which was said
+    if name in {*declared("planners"), *declared("trainers")}:  # it does not load, which was said
         suggested(name)
-        return
-    if close := get_close_matches(name, sorted(known), n=3):
+    elif name in known:
+        kind = "planner" if "planner" in name.lower() else "trainer"
+        print(f"nnunet-transformers: {name} is a {kind}; -tr takes a trainer, -pl a planner", file=sys.stderr)
+        suggested(name)
+    elif close := get_close_matches(name, sorted(known), n=3):
         print(f"nnunet-transformers: no planner or trainer {name}; did you mean {', '.join(close)}?", file=sys.stderr)
         suggested(name)
 

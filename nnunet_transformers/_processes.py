@@ -12,7 +12,7 @@ _is_registered = False
 
 
 def available_cores() -> int:
-    """Number of cores that this process may use: on a cluster those of its job, which the machine may have more of."""
+    """Number of cores that this process may run on: a cluster binds a job to a part of the machine's."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -21,8 +21,13 @@ def test_auto_is_the_gpu_if_there_is_one(is_there, monkeypatch):
 def test_what_is_asked_for_is_not_replaced(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name in ("cuda:2", "cuda:x", "cpu:1"):
-        with pytest.raises(ValueError, match=f"--device {name} is not available; this machine has . of"):
+    for name, present in (
+        ("cuda:2", "cuda:0 to cuda:1"),
+        ("cuda:", "cuda:0 to"),
+        ("cpu:1", "cpu:0"),
+        ("cpu:", "cpu:0"),
+    ):
+        with pytest.raises(ValueError, match=f"--device {name} is not available; this machine has {present}"):
             find_device(name)
     assert find_device("cuda:1") == torch.device("cuda", 1) and find_device("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

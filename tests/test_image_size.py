@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 
 import nibabel
 import numpy as np
@@ -87,4 +88,23 @@ def test_whole_compressed_files(tmp_path):
         check_complete(path)
     path.write_bytes(gzip.compress(content)[:-9])
     with pytest.raises(EOFError):
+        check_complete(path)
+
+
+def test_compressed_files_that_are_damaged_within(tmp_path):
+    """ITK reads other voxels from one, as of a broken transfer, and says nothing."""
+    path = write(tmp_path / "a.nii.gz")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises((OSError, EOFError, zlib.error)):
+        check_complete(path)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_whole_file_of_part_of_an_image(ending, tmp_path):
+    path = write(tmp_path / f"a{ending}")
+    content = path.read_bytes() if ending == ".nii" else gzip.decompress(path.read_bytes())
+    path.write_bytes(content[:-9] if ending == ".nii" else gzip.compress(content[:-9]))
+    with pytest.raises(EOFError, match="bytes of"):
         check_complete(path)

@@ -85,6 +85,10 @@ class TestPlannersAndTrainers:
         assert "nnUNetPlannerMine," in said[0]
         with pytest.raises(FileNotFoundError, match="-pl nnUNetPlannerMine` first"):
             load_plans(Path("Dataset004_Hippocampus"), "nnUNetMinePlans")
+        # an option with a name that belongs to the other, which nnU-Net looks for in other folders
+        for name, kind in (("nnUNetPlannerResEncM", "planner"), ("nnUNetTrainer_5epochs", "trainer")):
+            assert recursive_find_python_class("unused", name, None) is None
+            assert f"{name} is a {kind}; -tr takes a trainer, -pl a planner" in capsys.readouterr().err
         # what a package of a model has to pin
         assert _plugins.packages_of(["mine.network.Net", "nnunet_transformers.trainers"]) == {"mine"}
         assert findings(PROBLEM) == findings(WARNING) == []
@@ -115,6 +119,11 @@ class TestPlannersAndTrainers:
         (place / "direct_url.json").write_text('{"url": "file:///home/me/broken", "dir_info": {"editable": true}}')
         remedies = {f.remedy for f in check_plugins() if f.state == PROBLEM}
         assert remedies == {"mend it in /home/me/broken, or pip uninstall broken"}
+        (place / "direct_url.json").write_text('{"url": "file:///home/my%20own", "dir_info": {}}')
+        assert {f.remedy.partition(",")[0] for f in check_plugins() if f.remedy} == {"mend it in /home/my own"}
+        (place / "direct_url.json").write_text('{"url": "https://host/broken", "vcs_info": {"vcs": "git"}}')
+        remedies = {f.remedy.partition(",")[0] for f in check_plugins() if f.remedy}
+        assert remedies == {"install it again from https://host/broken"}
 
     def test_mistakes_are_told_in_one_line(self, site, monkeypatch):
         """As those of this package's own planners and trainers."""
@@ -267,4 +276,9 @@ def test_classes_of_the_users_that_are_hidden(monkeypatch, tmp_path):
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
     (finding,) = check_hidden_classes()
     assert finding.state == WARNING
-    assert f"{tmp_path} has nnUNetTrainerUNETR, and -tr and -pl find this package's" in finding.text
+    assert f"{tmp_path} has nnUNetTrainerUNETR, and -tr finds this package's" in finding.text
+    monkeypatch.setenv(discovery.SWITCH, "0")
+    assert [*check_hidden_classes()] == []
+    monkeypatch.delenv(discovery.SWITCH)
+    monkeypatch.setenv("nnUNet_extTrainer", str(Path(discovery.__file__).parents[1]))
+    assert [*check_hidden_classes()] == []

@@ -25,7 +25,7 @@ RUN_CLI = "from nnunet_transformers.cli import main; main()"
 def pretrain(name: str, data: Data, device: torch.device, workers: int) -> None:
     """Prepare the images that the judged fold does not validate on, pretrain, and write the row's plan.
 
-    The record has the curve, the processor time, and this in units, by what the reference costs on the same machine.
+    The record has the curve, the processor time, and on a processor this in units, by what the reference costs there.
 
     Args:
         name: entry of ``PRETRAININGS``.
@@ -56,14 +56,15 @@ def pretrain(name: str, data: Data, device: torch.device, workers: int) -> None:
     start, before = time.perf_counter(), _processor_seconds()
     _cli("pretrain", "fit", "--config", given.recipe, *plan, *(f"--{key}={value}" for key, value in settings.items()))
     seconds, processor_seconds = time.perf_counter() - start, _processor_seconds() - before
-    unit = UNIT_ITERATIONS * measure(*REFERENCE)["seconds"]
+    cost = {"processor_seconds": round(processor_seconds, 1)}
+    if device.type == "cpu":  # elsewhere the processor does a part of the work
+        cost["units"] = round(processor_seconds / (UNIT_ITERATIONS * measure(*REFERENCE)["seconds"]), 3)
     _cli("attach", folder / given.encoder, *plan, "-o", ROWS[name].plans, "--force")
     record = {
         "pretraining": name,
         "dataset": data.dataset,
         "seconds": round(seconds, 1),
-        "processor_seconds": round(processor_seconds, 1),
-        "units": round(processor_seconds / unit, 3),
+        **cost,
         "settings": dict(given.settings),
         "curve": curve(folder),
         **describe_environment(device),

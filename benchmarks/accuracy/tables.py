@@ -139,7 +139,7 @@ UNIMISS = {
     "trainer.max_epochs": 60,
 }
 # 75 epochs of 20 steps: about 0.2 units of a processor with MiT-7. Half of a planned patch is padding around these
-# images, and of their cells of 16 voxels nine would be visible
+# images, and only nine of their cells of 16 voxels would stay visible
 MAE = {
     "model.init_args.patch_size": [32, 48, 32],
     "model.init_args.mask_size": 8,

@@ -33,7 +33,7 @@ def _without_gradient(
 ) -> list[str]:
     """Names of the parameters that have no further use without a part, such as its norm: DDP would wait for them."""
     given = inspect.signature(base).bind(*arguments, **options).arguments
-    with torch.device("meta"), torch.enable_grad():
+    with torch.device("meta"), torch.inference_mode(False):  # which records gradients
         # eval mode: batch norm cannot train on one image whose map has one element
         twin = base(**{**given, "deep_supervision": True, "auxiliary_heads": None}).eval()
         twin.remove(part)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._reading import read_json, reading
+from .._reading import RefusedError, read_json, reading
 from ..pretraining.data.names import known_name, split_named
 
 SPLITS = ("train", "val", "test")
@@ -102,16 +102,10 @@ def read_labels(
             left out.
 
     Raises:
-        ValueError: if the table is not UTF-8, a column is missing, an image is repeated or has no label, a label or
-            split is invalid, or no image was prepared.
+        ValueError: as ``read_rows``, and if a column is missing, an image is repeated or has no label, a label or split
+            is invalid, or no image was prepared.
     """
-    with (
-        reading(table, "a table of labels", "save it as CSV in UTF-8"),
-        open(table, newline="", encoding="utf-8-sig") as file,
-    ):
-        reader = csv.DictReader(file, strict=True)
-        rows, found = list(reader), list(reader.fieldnames or [])
-    check_rows(table, rows, [column for column in found if column in ("image", "split", *columns)])
+    rows, found = read_rows(table, "a table of labels", ("image", "split", *columns))
     missing = [column for column in ("image", *columns) if column not in found]
     if missing:
         raise ValueError(f"{table} has no column {', '.join(missing)}; it has {', '.join(found) or 'none'}")
@@ -139,22 +133,40 @@ def read_labels(
 Row = dict[str, Any]
 
 
-def check_rows(table: Path, rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Check that each row of a CSV file has a field for each column.
+def read_rows(table: Path, what: str, columns: Collection[str]) -> tuple[list[Row], list[str]]:
+    """Read a CSV file.
 
     Args:
-        table: the file, for the message.
-        rows: as ``csv.DictReader`` reads them.
-        columns: names of the columns that are used.
+        table: the file.
+        what: what it should be, such as "a table of labels".
+        columns: names of the columns that are used where they are there.
+
+    Returns:
+        rows, whose fields of these columns are texts, and the names of all columns.
 
     Raises:
-        ValueError: if a column is there twice, or a row has too many or too few fields; it names the row.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not UTF-8, has one of these columns twice, a row with fields too many or too few, or quotes
+            in a wrong place; it names the line.
     """
-    if twice := [column for column, number in Counter(columns).items() if number > 1]:
+    with (
+        reading(table, what, "save it as CSV in UTF-8"),
+        open(table, newline="", encoding="utf-8-sig") as file,
+    ):
+        reader = csv.DictReader(file, strict=True)
+        try:
+            rows, found = list(reader), list(reader.fieldnames or [])
+        except csv.Error as error:
+            where = f"{table}, line {reader.reader.line_num}"
+            raise RefusedError(f"{where}: {error}; quote a field as a whole, and double a quote in it") from error
+    used = [column for column in found if column in columns]
+    if twice := [column for column, number in Counter(used).items() if number > 1]:
         raise ValueError(f"{table} has the column {twice[0]} more than once; rename one")
     for number, row in enumerate(rows, 2):
-        if None in row or any(row[column] is None for column in columns):
+        # commas at the end of a line are fields without content
+        if any(row.get(None) or ()) or any(row[column] is None for column in used):
             raise ValueError(f"{table}, line {number}: not as many fields as the header; is a comma missing?")
+    return rows, found
 
 
 def read_uncertain(choice: str | None, columns: Sequence[str]) -> dict[str, str]:

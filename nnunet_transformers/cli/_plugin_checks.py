@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import distribution
 from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from .. import _plugins, discovery
 from .._plugins import Declaration
@@ -36,22 +38,29 @@ def check_plugins() -> Iterator[Finding]:
 
 
 def _remedy(package: str) -> str:
-    """What to do about a broken package; one from a folder is on no index, or another one of its name is."""
-    source = json.loads(distribution(package).read_text("direct_url.json") or "{}").get("url")
-    mend = f"pip install --upgrade {package}" if source is None else f"mend it in {source.removeprefix('file://')}"
+    """What to do about a broken package; one from elsewhere is on no index, or another one of its name is."""
+    source = json.loads(distribution(package).read_text("direct_url.json") or "{}")
+    if "dir_info" in source:
+        mend = f"mend it in {url2pathname(urlparse(source['url']).path)}"
+    else:
+        mend = f"install it again from {source['url']}" if source else f"pip install --upgrade {package}"
     return f"{mend}, or pip uninstall {package}"
 
 
 def check_hidden_classes() -> Iterator[Finding]:
     """Name the planners and trainers of the user's that have a name of this package's, which is found before them."""
-    places = {"nnU-Net's folder": _plugins.stock_names()}
+    if discovery.is_switched_off():
+        return
+    places = {"nnU-Net's folder": (_plugins.stock_names(), "-tr and -pl find")}
     for entry in filter(None, os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)):
-        places[entry] = _plugins.class_names(Path(entry).rglob("*.py"))
-    for place, names in places.items():
+        if Path(discovery.__file__).is_relative_to(Path(entry).resolve()):  # this package itself
+            continue
+        places[entry] = _plugins.class_names(Path(entry).rglob("*.py")), "-tr finds"
+    for place, (names, finds) in places.items():
         if hidden := sorted(names & set(discovery.CLASSES)):
             yield Finding(
                 WARNING,
-                f"{place} has {', '.join(hidden)}, and -tr and -pl find this package's of that name",
+                f"{place} has {', '.join(hidden)}, and {finds} this package's of that name",
                 f"rename yours, or set {discovery.SWITCH}=0 to use it",
             )
 

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -36,11 +37,15 @@ def _run(command: str, environment: dict[str, str]) -> None:
 
 def _check_trainer(name: str) -> None:
     """Raise ValueError for a trainer that nobody has, before minutes of planning."""
-    stock = stock_names()
-    known = sorted(one for one in {*CLASSES, *declared("trainers"), *stock} if "Trainer" in one)
-    if "Trainer" not in name or (name not in stock and find(name) is None):
-        close = get_close_matches(name, known, n=3) or known
-        raise ValueError(f"unknown trainer {name!r}; there are {', '.join(close)}")
+    trainers = declared("trainers")
+    known = {*trainers, *(one for one in {*CLASSES, *stock_names()} if "Trainer" in one)}
+    if name not in known and ("Trainer" not in name or find(name) is None):
+        raise ValueError(f"unknown trainer {name!r}; {_closest(name, known)}")
+
+
+def _closest(name: str, known: Collection[str]) -> str:
+    close = get_close_matches(name, sorted(known), n=3)
+    return f"did you mean {', '.join(close)}?" if close else "`nnunet-transformers models` lists networks and planners"
 
 
 def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Path:
@@ -62,8 +67,7 @@ def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Pat
     """
     start = time.monotonic()
     if planner not in planner_names():
-        close = get_close_matches(planner, planner_names(), n=3) or planner_names()
-        raise ValueError(f"unknown planner {planner!r}; there are {', '.join(close)}")
+        raise ValueError(f"unknown planner {planner!r}; {_closest(planner, planner_names())}")
     _check_trainer(trainer)
     folder = Path(folder).absolute()
     raw = Path(data).absolute().parent if data else folder / "raw"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._reading import RefusedError, read_json, reading
-from ..classification.labels import SPLITS, LabelledImages, check_rows
+from ..classification.labels import SPLITS, LabelledImages, read_rows
 from ..pretraining.data.names import known_name, split_named
 
 BOX = ("x", "y", "width", "height")
@@ -68,7 +67,7 @@ class BoxedImages:
 
         Args:
             shapes: (channels, depth, height, width) of each image by its name.
-            is_shrunk: whether the images were prepared with --longest, see ``is_shrunk``.
+            is_shrunk: whether the images were prepared with --longest.
 
         Raises:
             ValueError: if an image is a volume, or has another size than its original; of shrunk ones, other
@@ -78,11 +77,14 @@ class BoxedImages:
             _, depth, rows, columns = shapes[name]
             if depth != 1:
                 raise ValueError(f"{name} is a volume of {depth} slices; boxes are of 2D images")
-            is_cropped = abs(rows - columns * height / width) > 1 and abs(columns - rows * width / height) > 1
-            if is_cropped if is_shrunk else (rows, columns) != (height, width):
+            is_whole = (rows, columns) == (height, width)
+            if is_shrunk:  # up to rounding
+                is_whole = abs(rows - columns * height / width) <= 1 or abs(columns - rows * width / height) <= 1
+            if not is_whole:
                 raise ValueError(
-                    f"{name} was prepared as {rows}x{columns} pixels, the table has {height}x{width}, so its boxes "
-                    "would be displaced; prepare the images with --longest, which neither crops nor stretches them"
+                    f"{name} was prepared as {rows}x{columns} pixels, the table has {height}x{width}: it may have been "
+                    "cropped, so that its boxes are displaced; prepare the images with --longest, which neither crops "
+                    "nor stretches them"
                 )
 
 
@@ -144,13 +146,7 @@ class _Image:
 
 
 def _csv_rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with (
-        reading(table, "a table of boxes", "save it as CSV in UTF-8"),
-        open(table, newline="", encoding="utf-8-sig") as file,
-    ):
-        reader = csv.DictReader(file, strict=True)
-        rows, found = list(reader), list(reader.fieldnames or [])
-    check_rows(table, rows, found)
+    rows, found = read_rows(table, "a table of boxes", (*COLUMNS, "label", "split"))
     if missing := [column for column in COLUMNS if column not in found]:
         raise ValueError(f"{table} has no column {', '.join(missing)}; it has {', '.join(found) or 'none'}")
     for number, row in enumerate(rows, 2):
@@ -174,7 +170,7 @@ def _coco_rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ]
         for kind in ("images", "categories"):
             if twice := [key for key, n in Counter(entry["id"] for entry in content[kind]).items() if n > 1]:
-                raise RefusedError(f"{table}: {kind} has the id {twice[0]} more than once, as of two merged files")
+                raise RefusedError(f"{table}: {kind} has the id {twice[0]} more than once; were two files merged?")
         by_id = {image["id"]: row for image, (_, row) in zip(content["images"], rows, strict=True)}
         boxes: dict[Any, list[dict[str, Any]]] = {}
         for number, annotation in enumerate(content["annotations"]):

@@ -127,7 +127,7 @@ def find_models(dataset: str, names: Sequence[str], folds: Sequence[int]) -> tup
         folds: folds that a model must have.
 
     Returns:
-        the models, and notes on those that a pattern matches and that lack folds.
+        the models, and notes on those that a pattern matches and that lack folds, and on folders of other names.
 
     Raises:
         ValueError: if nnUNet_results is not set, there is no such model, or one that was named lacks folds.

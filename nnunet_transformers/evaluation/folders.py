@@ -54,7 +54,7 @@ def evaluate_folder(
 
     Args:
         predictions: folder of segmentations; or a trained model's folder (``TRAINER__PLANS__CONFIGURATION``), whose
-            folds' validation cases are evaluated together.
+            folds' validation cases are evaluated together; those of fold_all, on which it was trained, are left out.
         labels: folder of reference segmentations of the same names.
         conventions: how the metrics are defined; nnU-Net's by default.
         dataset_json: file that names labels, regions and reader; by default the one that nnU-Net writes beside
@@ -72,8 +72,11 @@ def evaluate_folder(
     for folder in (predictions, labels):
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
-    # fold_all was trained on its validation cases
     folders = sorted(predictions.glob("fold_[0-9]*/validation")) or [predictions]
+    if folders == [predictions] and (predictions / "fold_all" / "validation").is_dir():
+        raise FileNotFoundError(
+            f"{predictions} has fold_all only, which was trained on its validation cases; train folds"
+        )
     described = dataset_json or dataset_json_of(folders[0])
     dataset = load_dataset_json(described) if described else None
     if targets is None:
@@ -85,7 +88,7 @@ def evaluate_folder(
             targets = Targets.from_dataset_json(dataset)
     elif dataset is not None and targets.ignore is None:
         with reading(str(described), "a dataset.json of nnU-Net"):
-            targets = replace(targets, ignore=Targets.from_dataset_json(dataset).ignore)
+            targets = replace(targets, ignore=dataset["labels"].get("ignore"))
     _check_names(targets, conventions)
     file_ending = dataset["file_ending"] if dataset else common_file_ending(labels)
     cases = list(_cases(folders, labels, file_ending))

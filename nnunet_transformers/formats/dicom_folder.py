@@ -120,6 +120,8 @@ def _named(
                 own = alone(key)
             else:
                 own = "__".join((*parts, key.replace("/", "__")))
+            if own in named:  # by a folder or a file that differs in its ending
+                own = "__".join(Path(files[0]).relative_to(folder).parts)
             named[own] = files
     return named
 
@@ -131,11 +133,15 @@ def _channels(images: Mapping[str, tuple[str, ...]], count: int) -> dict[str, li
         ValueError: if a folder's name has no number of a channel, or not the ones that the model takes.
     """
     cases: dict[str, dict[int, tuple[str, ...]]] = defaultdict(dict)
-    of_channels = {match[1] for name in images if (match := CHANNEL.fullmatch(name)) and int(match[2]) == 0}
+    numbers: dict[str, set[int]] = defaultdict(set)
+    for numbered in filter(None, map(CHANNEL.fullmatch, images)):
+        numbers[numbered[1]].add(int(numbered[2]))
     for name, files in sorted(images.items()):
         match = CHANNEL.fullmatch(name)
-        if match and count == 1 and match[1] not in of_channels:
-            match = None  # a number of a patient or a year, as there is no channel 0000 of this name
+        if match and count == 1:
+            found = numbers[match[1]]
+            if 0 not in found or (len(files) == 1 and found != {0}):
+                match = None  # a number of a patient, a year or an image
         if match is None and count > 1:
             raise ValueError(
                 f"{name}: the model takes {count} channels; put each series into a folder CASE_0000, CASE_0001 ..."
@@ -144,7 +150,7 @@ def _channels(images: Mapping[str, tuple[str, ...]], count: int) -> dict[str, li
         cases[case][number] = files
     for case, channels in cases.items():
         if sorted(channels) != list(range(count)):
-            found = ", ".join(f"_{number:04d}" for number in sorted(channels))
-            patients = "; of patients, begin with 0001 or write three digits" if count == 1 else ""
-            raise ValueError(f"{case}: has {found}, the model takes {count} channels from _0000 on{patients}")
+            given = ", ".join(f"_{number:04d}" for number in sorted(channels))
+            patients = "; if these number the patients, count from 0001 or write three digits" if count == 1 else ""
+            raise ValueError(f"{case}: has {given}, the model takes {count} channels from _0000 on{patients}")
     return {case: [channels[number] for number in range(count)] for case, channels in cases.items()}

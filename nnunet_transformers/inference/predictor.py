@@ -271,7 +271,7 @@ class BatchedPredictor(StatesUncertainty, nnUNetPredictor):
                 release_freed_memory()
 
     def _check_channels(self, count: int) -> None:
-        """Raise ValueError unless a preprocessed image has as many channels as the network, if dataset.json says."""
+        """Raise ValueError unless a preprocessed image has as many channels as dataset.json says, if it does."""
         if not {"channel_names", "modality"} & set(self.dataset_json or ()):
             return
         expected = determine_num_input_channels(self.plans_manager, self.configuration_manager, self.dataset_json)

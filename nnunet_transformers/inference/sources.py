@@ -114,15 +114,15 @@ def predict_source(
 
     Raises:
         FileNotFoundError: if the previous stage has no segmentation of a case in the format of the dataset.
-        ValueError: at the end, if cases could not be read; it names each with the reason.
+        ValueError: at the end, if cases could not be converted; it names the first, and a line was printed of each.
+            At once, if one cannot be predicted.
     """
     ending = predictor.dataset_json["file_ending"]
+    names = [name for name in source.names if overwrite or not source.target(name, output).is_file()]
     if previous is not None:
-        _check_stage(Path(previous), source.names, ending)
+        _check_stage(Path(previous), names, ending)
     failed: dict[str, Exception] = {}
-    for name in source.names:
-        if not overwrite and source.target(name, output).is_file():
-            continue
+    for name in names:
         with ExitStack() as stack:
             try:
                 files = stack.enter_context(source.files(name))
@@ -137,11 +137,12 @@ def predict_source(
                 save_probabilities=save_probabilities,
                 folder_with_segs_from_prev_stage=previous,
             )
-            source.write(name, Path(folder, f"{name}{ending}"), source.target(name, output))
+            # the segmentation last, by which a later run knows that the case is done
             _copy_others(Path(folder), output, {f"{name}{ending}", ARGUMENTS})
+            source.write(name, Path(folder, f"{name}{ending}"), source.target(name, output))
     if failed:
         name, first = next(iter(failed.items()))
-        raise ValueError(f"{len(failed)} of {len(source.names)} cases were not predicted, the first {name}: {first}")
+        raise ValueError(f"{len(failed)} of {len(names)} cases were not predicted, the first {name}: {first}")
 
 
 def _check_stage(folder: Path, names: Iterable[str], file_ending: str) -> None:
@@ -149,8 +150,9 @@ def _check_stage(folder: Path, names: Iterable[str], file_ending: str) -> None:
     for name in names:
         if not (path := folder / f"{name}{file_ending}").is_file():
             raise FileNotFoundError(
-                f"there is no {path}: from images of another format, `predict` writes other files than the next stage "
-                "reads; make a package of the cascade (`nnunet-transformers package make`)"
+                f"there is no {path}; predict the stage before first. From images of another format, `predict` writes "
+                "other files than the next stage reads: make a package of the cascade (`nnunet-transformers package "
+                "make`)"
             )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from numpy.typing import NDArray
 from torch import Tensor
+
+from .sources import copy_segmentation
 
 # folders of the maps, in that of the segmentations, as tools take every image beside these for one of them
 ENTROPY, DISAGREEMENT = "entropy", "disagreement"
@@ -86,13 +89,16 @@ def write_maps(
     for name, share in zip((ENTROPY, DISAGREEMENT)[: 1 + with_disagreement], shares, strict=False):
         folder = output.parent / name
         folder.mkdir(exist_ok=True)
-        whole_numbers, file = np.rint(UNIT * share.clip(0, 1)).astype(np.uint16), str(folder / f"{output.name}{ending}")
+        whole_numbers, file = np.rint(UNIT * share.clip(0, 1)).astype(np.uint16), folder / f"{output.name}{ending}"
         if isinstance(writer, SimpleITKIOWithReorient):  # writes eight bits
-            SimpleITKIO().write_seg(whole_numbers, file, properties)
-            original = properties["sitk_stuff"]["original_orientation"]
-            sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(file), original), file, True)
+            with TemporaryDirectory() as temporary:
+                turned = Path(temporary, file.name)
+                SimpleITKIO().write_seg(whole_numbers, str(turned), properties)
+                original = properties["sitk_stuff"]["original_orientation"]
+                sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(turned), original), turned, True)
+                copy_segmentation(turned, file, ending)
         else:
-            writer.write_seg(whole_numbers, file, properties)
+            writer.write_seg(whole_numbers, str(file), properties)
 
 
 def in_image(

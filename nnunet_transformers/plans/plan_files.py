@@ -81,9 +81,19 @@ def load_plans(folder: Path, name: str) -> dict[str, Any]:
             plans = read_json(path, "a plan of nnU-Net's")
             PlansManager(plans).get_configuration(next(iter(plans["configurations"])))
     except ValueError as error:
-        # planning reads the one that it replaces
-        raise ValueError(f"{error}. Remove the file. {_advice(folder, name).removesuffix(' first')}") from error
+        # removed first, as planning reads the plan that it replaces
+        raise ValueError(
+            f"{error}. Correct or remove the file. {_advice(folder, name).removesuffix(' first')}"
+        ) from error
     return plans
+
+
+def dataset_number(name: str) -> int | str:
+    """The number by which nnU-Net's commands take a dataset; of a name without one, as a plan may have, the name."""
+    try:
+        return int(convert_dataset_name_to_id(name))
+    except (AssertionError, ValueError):
+        return name
 
 
 def _advice(folder: Path, name: str) -> str:
@@ -92,7 +102,7 @@ def _advice(folder: Path, name: str) -> str:
     if planner is not None:
         was_planned = (folder / "dataset_fingerprint.json").is_file()
         command = "nnUNetv2_plan_experiment" if was_planned else "nnUNetv2_plan_and_preprocess --no_pp"
-        return f"Run `{command} -d {convert_dataset_name_to_id(folder.name)} -pl {planner}` first"
+        return f"Run `{command} -d {dataset_number(folder.name)} -pl {planner}` first"
     return f"Plans of {folder.name}: {', '.join(find_plans(folder)) or 'none; plan the dataset first'}"
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
@@ -23,7 +22,7 @@ from .._reading import read_json
 from ..architectures import create_network, get_network
 from ..discovery import plans_name
 from .memory import CUDA_OVERHEAD, training_step_bytes
-from .plan_files import check_new_plans, dataset_folder, load_plans
+from .plan_files import check_new_plans, dataset_folder, dataset_number, load_plans
 from .planned import PlannedConfiguration
 from .training import ENTRY as TRAINING
 from .training import TrainingSettings
@@ -176,10 +175,9 @@ class AppliedPreset:
         return configuration
 
     @property
-    def dataset_id(self) -> int:
+    def dataset_id(self) -> int | str:
         """nnU-Net's number of the dataset."""
-        number: int = convert_dataset_name_to_id(self.written.plans["dataset_name"])
-        return number
+        return dataset_number(self.written.plans["dataset_name"])
 
     def build_network(self) -> nn.Module:
         """Build the network as nnU-Net does for training."""

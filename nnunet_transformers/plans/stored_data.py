@@ -19,13 +19,12 @@ import numpy as np
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_identifiers_from_splitted_dataset_folder
 
 from .._reading import read_json
 from ..discovery import plans_name
-from .plan_files import find_plans
+from .plan_files import dataset_number, find_plans
 from .planned import PlannedConfiguration, channel_names
 
 OF_PLAN = ("image_reader_writer", "transpose_forward")
@@ -306,19 +305,19 @@ class StoredData:
     @property
     def _preprocess(self) -> str:
         plans = self.planned.plans
-        number = convert_dataset_name_to_id(plans["dataset_name"])
+        number = dataset_number(plans["dataset_name"])
         return f"`nnUNetv2_preprocess -d {number} -plans_name {plans['plans_name']} -c {self.planned.name}`"
 
     @property
     def _move(self) -> str:
         plans = self.planned.plans
-        number, name = convert_dataset_name_to_id(plans["dataset_name"]), plans["plans_name"]
+        number, name = dataset_number(plans["dataset_name"]), plans["plans_name"]
         return f"`nnUNetv2_move_plans_between_datasets -s SOURCE -t {number} -sp {name} -tp {name}_moved`"
 
     @property
     def _plan(self) -> str:
         plans, planner = self.planned.plans, self.planned.planner or ""
-        command = f"nnUNetv2_plan_experiment -d {convert_dataset_name_to_id(plans['dataset_name'])} -pl {planner}"
+        command = f"nnUNetv2_plan_experiment -d {dataset_number(plans['dataset_name'])} -pl {planner}"
         derived = [f", `nnunet-transformers {made_by}` again" for key, made_by in DERIVED.items() if key in plans]
         if not derived and plans_name(planner) != plans["plans_name"]:
             command += f" -overwrite_plans_name {plans['plans_name']}"

@@ -114,7 +114,7 @@ class EncoderPretraining(LightningModule, ABC):
         return cosine_schedule(self.global_step, total, start, end)
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
-        """Return the weighted sum of the loss terms; log it, the terms and ``feature_spread``."""
+        """Return the sum of the weighted terms; log it, them and, of two samples or more, ``feature_spread``."""
         losses, features = self.losses(batch)
         logged = self._with_sum(losses)
         if len(features) > 1:  # one row has no spread

@@ -28,13 +28,9 @@ class SeedEveryBatch(Callback):
     def __init__(self, seed: int | None = None) -> None:
         self.seed = seed
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.seed is None:
-            self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
-        assert self.seed is not None  # since the start of the run
-        words = np.random.SeedSequence((self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+        words = np.random.SeedSequence((seed, trainer.current_epoch, batch_idx, trainer.global_rank))
         torch.manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
 
 

@@ -80,7 +80,7 @@ def with_folder(recipe: Recipe, arguments: Sequence[str], kind: str, planned: st
     if not results:
         raise ValueError("where to write is not known: export nnUNet_results, or give --output FOLDER")
     sources = (given(recipe, arguments, setting) for setting in (*SHORT["folder"], "data.init_args.table"))
-    source = next((Path(str(source)).resolve() for source in sources if source), Path())
+    source = next((Path(os.path.abspath(str(source))) for source in sources if source), Path())
     images = source.stem if source.is_file() else source.name  # a folder's name may have a dot
     folder = Path(results).absolute() / kind / (planned or images) / Path(recipe.name).stem
     return [*arguments, f"--{OUTPUT}={folder}"]

@@ -80,16 +80,19 @@ def values_of(metrics: dict[str, Any]) -> dict[str, float]:
 def batches_line(epoch: int, done: int, batches: float, seconds: float, before: int = 0) -> str:
     """The line within an epoch, after ``done`` of its ``batches``, which are infinite where the data do not end.
 
-    ``before`` of them were done before the ``seconds``, by a run that was resumed.
+    ``before`` of them were done by the run that this one resumed, which the ``seconds`` do not count.
 
     Examples:
         >>> batches_line(3, 20, 50, 120.0)
         'epoch 3: 20 of 50 batches in 2.0 min, about 3.0 min left in this epoch'
+        >>> batches_line(3, 40, 50, 60.0, before=30)
+        'epoch 3: 40 of 50 batches, the last 10 in 1.0 min, about 1.0 min left in this epoch'
     """
+    took = f", the last {done - before} in {in_words(seconds)}" if before else f" in {in_words(seconds)}"
     if batches == float("inf"):
-        return f"epoch {epoch}: {done} batches in {in_words(seconds)}"
+        return f"epoch {epoch}: {done} batches{took}"
     left = in_words((batches - done) * seconds / (done - before))
-    return f"epoch {epoch}: {done} of {batches} batches in {in_words(seconds)}, about {left} left in this epoch"
+    return f"epoch {epoch}: {done} of {batches} batches{took}, about {left} left in this epoch"
 
 
 def epoch_line(done: int, epochs: int | None, values: dict[str, float], seconds: float, each: float) -> str:

@@ -34,8 +34,8 @@ class EpochState(ModelCheckpoint):
     """
 
     def __init__(self) -> None:
-        # a name instead of save_last, by which Lightning writes nothing before the end unless it keeps others too
-        # after the epoch's files, also if held-out images are evaluated in some epochs only
+        # a name instead of save_last, by which Lightning writes nothing before the end unless it keeps others too;
+        # saved after the epoch's files, even if only some epochs are validated
         super().__init__(filename=NAME, every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,8 +148,8 @@ class RestSampler(DistributedSampler[Any]):
     Args:
         samples: samples of the epoch.
         trainer: trainer of the run.
-        batch_size: samples per batch. An epoch ends with its last whole optimiser step: Lightning would make one of
-            fewer accumulated batches, with a gradient that is smaller by their number.
+        batch_size: samples per batch. An epoch ends with its last whole optimiser step: Lightning would end with a
+            step of fewer batches, and still divide their gradient by the full number.
 
     Attributes:
         skipped: number of samples to leave out; ``len`` counts them still, as the epoch has them.

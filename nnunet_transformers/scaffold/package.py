@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import keyword
 import re
 from functools import cache
@@ -28,9 +29,9 @@ def class_name(name: str) -> str:
 @cache
 def template_names() -> set[str]:
     """Names in the code of the template, but for those that become the network's."""
-    files = (path for path in TEMPLATE.rglob("*.py"))
-    names = {name for file in files for name in re.findall(r"\b[A-Za-z_]\w*", file.read_text(encoding="utf-8"))}
-    return {name for name in names if CLASS not in name}
+    nodes = (n for file in TEMPLATE.rglob("*.py") for n in ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    names = {getattr(node, field, None) for node in nodes for field in ("id", "attr", "name", "arg", "asname")}
+    return {name for name in names if isinstance(name, str) and CLASS not in name}
 
 
 def check_name(name: str) -> None:

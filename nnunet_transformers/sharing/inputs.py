@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .._image_size import check_size
-from .._orientation import REORIENTING, grid_corners, orientation
+from .._orientation import grid_corners, orientation, reoriented_by
 from .._voxels import check_complete, count_non_finite
 from ..inference.cases import check_numbers
 from ..plans.planned import channel_names
@@ -77,7 +77,9 @@ def check_case(files: Sequence[Path], loaded: LoadedModel) -> CheckedCase:
         raise ValueError(f"{count} channels, the model takes {len(channels)} ({', '.join(channels)}): {hint}")
     for path, image, found in zip(files, images, properties, strict=True):
         _check_geometry(path, image, found, images[0], properties[0], files[0])
-    apart = [_place_remark(path, files[0]) for path in files[1:]]
+    is_turned = reoriented_by(loaded.predictor.plans_manager.image_reader_writer_class) is not None
+    # of turned channels the grids were compared as they are read
+    apart = [] if is_turned else [_place_remark(path, files[0]) for path in files[1:]]
     shape, spacing = images[0].shape[1:], tuple(float(s) for s in properties[0]["spacing"])
     _check_dimensions(shape, properties[0], loaded)
     constant = [path.name for path, image in zip(files, images, strict=True) if image.min() == image.max()]
@@ -139,8 +141,8 @@ def _spacing_remarks(spacing: Sequence[float], loaded: LoadedModel) -> list[str]
 
 def _orientation_remarks(files: Sequence[Path], loaded: LoadedModel) -> list[str]:
     found, known = orientation(files[0]), loaded.model.orientations
-    reader = loaded.predictor.plans_manager.image_reader_writer_class
-    if not found or not known or found in known or reader.__name__ in REORIENTING:
+    is_turned = reoriented_by(loaded.predictor.plans_manager.image_reader_writer_class) is not None
+    if not found or not known or found in known or is_turned:
         return []
     return [
         f"axes are stored as {found}, the training images' as {', '.join(known)}; nnU-Net does not reorient images, so "

@@ -92,8 +92,10 @@ def convert_to_half(path: Path) -> None:
 
 
 def describe(model: LoadedModel) -> dict[str, Any]:
-    """Return what a runner needs besides the networks: the spacing in the order of axes of the images that it takes,
-    null for the axis of the slices of a 2D network, all else in that of the preprocessed image.
+    """Return what a runner needs besides the networks.
+
+    The spacing has the order of axes of the images that it takes, and null for the axis of the slices of a 2D network.
+    All else is in the order of the preprocessed image.
 
     Raises:
         ValueError: if the model normalises in a way that the runner lacks.

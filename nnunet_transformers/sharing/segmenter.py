@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._device import find_device
 from .._image_size import check_size
-from .._orientation import REORIENTING
+from .._orientation import reoriented_by
 from .._reading import reading
 from .._voxels import check_complete, count_non_finite
 from ..formats import Source
@@ -167,9 +167,9 @@ class Segmenter:
 
     def _turned(self, image: Any) -> Any:
         """Turn a SimpleITK image to the axes that the dataset's reader turns its files to, if it does."""
-        reader = self._predictor.plans_manager.image_reader_writer_class
-        if isinstance(image, sitk.Image) and image.GetDimension() == 3 and reader.__name__ in REORIENTING:
-            return sitk.DICOMOrient(image, REORIENTING[reader.__name__])
+        axes = reoriented_by(self._predictor.plans_manager.image_reader_writer_class)
+        if axes is not None and isinstance(image, sitk.Image) and image.GetDimension() == 3:
+            return sitk.DICOMOrient(image, axes)
         return image
 
     def predict_file(self, image: str | Path | Sequence[str | Path], output: str | Path) -> None:
@@ -216,12 +216,11 @@ class Segmenter:
 
     def _read(self, image: Any, spacing: Sequence[float] | None) -> tuple[NDArray[Any], dict[str, Any], bool]:
         """Return (channels, z, y, x), nnU-Net's properties, and whether the first spatial axis is not the image's."""
-        paths = [image] if isinstance(image, (str, Path)) else image
+        paths, bad = [image] if isinstance(image, (str, Path)) else image, 0
         if isinstance(paths, (list, tuple)) and paths and all(isinstance(path, (str, Path)) for path in paths):
             reader = self._predictor.plans_manager.image_reader_writer_class()
             with self._files(image) as (files, _):
                 check_size(files)
-                bad = 0
                 for file in files:
                     with reading(file, "an image"):
                         check_complete(file)
@@ -229,7 +228,6 @@ class Segmenter:
                 array, properties = reader.read_images([str(path) for path in files])
             is_flat = False
         else:
-            bad = 0
             if isinstance(image, sitk.Image):
                 array, spacing = sitk.GetArrayFromImage(image), image.GetSpacing()[::-1]
                 array = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array
@@ -247,7 +245,7 @@ class Segmenter:
             names = ", ".join(self.channels)
             raise ValueError(f"{len(array)} channels, the model takes {len(self.channels)} ({names})")
         if is_flat and any(len(stage.predictor.configuration_manager.patch_size) == 3 for stage in self._stages):
-            raise ValueError("the image has two axes, the model three; give a volume, with three mm per voxel")
+            raise ValueError("the image has two axes, the model three; give a volume, with a spacing of three numbers")
         # SimpleITK reads those of a file as 0
         if bad := bad or int(array.size - np.isfinite(array).sum()):
             raise ValueError(f"NaN or infinity in {bad} voxels; replace them by the background's value")

@@ -76,10 +76,10 @@ def model_parts(folder: Path) -> tuple[str, str, str]:
     Raises:
         ValueError: if the folder has another name than nnU-Net gives it.
     """
-    match folder.name.split("__"):
-        case [trainer, plans, configuration]:
-            return trainer, plans, configuration
-    raise ValueError(f"{folder}: a model's folder is named TRAINER__PLANS__CONFIGURATION, as nnU-Net names it")
+    parts = folder.name.split("__")
+    if len(parts) != 3:
+        raise ValueError(f"{folder}: a model's folder is named TRAINER__PLANS__CONFIGURATION, as nnU-Net names it")
+    return parts[0], parts[1], parts[2]
 
 
 def find_folds(folder: Path, wanted: Sequence[str] = (), checkpoint: str = FINAL) -> list[str]:

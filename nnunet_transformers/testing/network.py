@@ -211,8 +211,8 @@ def check_device(name: str, patch_size: Sequence[int]) -> None:
             output = network(torch.empty(1, 1, *patch_size, device="meta"))
     except RuntimeError as error:
         raise AssertionError(
-            f"moved to another device, it fails: {error}; constants that are attributes are moved by _apply, see "
-            "WindowPartition"
+            f"moved to another device, with edges of different lengths, it fails: {error}; constants that are "
+            "attributes are moved by _apply, see WindowPartition"
         ) from error
     _require_shape(output, (1, 2, *patch_size), "the output")
 

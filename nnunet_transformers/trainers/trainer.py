@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
-from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler
@@ -27,6 +26,7 @@ from .._reading import first_line
 from ..architectures import SegmentationNetwork, class_path
 from ..cpu import optimize
 from ..discovery import plans_name
+from ..plans.plan_files import dataset_number
 from ..plans.planned import check_labels
 from ..plans.stored_data import StoredData
 from ..plans.training import TrainingSettings
@@ -155,10 +155,9 @@ class TransformerTrainer(
             return ""
         planner, *others = self.planners
         alternatives = f" (or {', '.join(others)})" if others else ""
-        number = convert_dataset_name_to_id(dataset)  # nnU-Net's planning takes nothing else
         return (
-            f" Plan with `nnUNetv2_plan_and_preprocess -d {number} -pl {planner}`{alternatives} and train with "
-            f"`-p {plans_name(planner)}`."
+            f" Plan with `nnUNetv2_plan_and_preprocess -d {dataset_number(dataset)} -pl {planner}`{alternatives} and "
+            f"train with `-p {plans_name(planner)}`."
         )
 
     def _check_device(self) -> None:
@@ -194,7 +193,7 @@ class TransformerTrainer(
             FolderInUse: if another run trains this fold.
             RuntimeError: if the device is a GPU that PyTorch does not find.
         """
-        self._check_device()
+        self._check_device()  # before the fold is taken
         forks_exit_with_parent()
         fold = Path(self.output_folder)
         with lease(fold, fold / "training.lease") if self.local_rank == 0 else nullcontext():

@@ -187,7 +187,7 @@ def swin_unetr(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
 
 @dataclass(frozen=True)
 class SomeOf:
-    """Several state dicts of one file, of which a network takes the one that most of its names are in.
+    """Several state dicts of one file. A network takes the one that has most of its names.
 
     Attributes:
         found: weights, in the order of preference.
@@ -197,7 +197,7 @@ class SomeOf:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """All tensors, by where they are."""
+        """All tensors; numbers before their names tell the state dicts apart."""
         return {f"{i}.{name}": value for i, one in enumerate(self.found) for name, value in one.weights.items()}
 
     @property
@@ -206,11 +206,15 @@ class SomeOf:
         return self.found[0].origin
 
     def load_into(self, network: nn.Module, **target: Any) -> LoadReport:
-        """Load the weights into a network, see ``NetworkWeights.load_into``."""
+        """Load the weights into a network, see ``NetworkWeights.load_into``.
+
+        Raises:
+            ValueError: as there, and if these weights are not finite; other state dicts of the file may be.
+        """
         names = network.state_dict().keys()
-        return max(self.found, key=lambda one: len(names & strip_prefix(one.weights, names)[0].keys())).load_into(
-            network, **target
-        )
+        chosen = max(self.found, key=lambda one: len(names & strip_prefix(one.weights, names)[0].keys()))
+        check_finite(chosen.weights, chosen.origin)
+        return chosen.load_into(network, **target)
 
 
 def plain(path: Path, content: Mapping[str, Any]) -> NetworkWeights | SomeOf | None:
@@ -257,6 +261,7 @@ def recognise(path: Path, content: Mapping[str, Any]) -> Any:
     for kind in KINDS:
         weights: Any = kind(path, content)
         if weights is not None:
-            check_finite(weights.weights, path)
+            if not isinstance(weights, SomeOf):  # the network decides which of them are used
+                check_finite(weights.weights, path)
             return weights
     raise ValueError(f"{path} holds no weights: it has {', '.join(map(str, list(content)[:8]))}")

@@ -32,8 +32,8 @@ SIZES = {
     for version in ("", "v2_", "v3_")
     for size in "SBML"
 }
-# arguments of a registered Primus that its size fixes
-STRUCTURE = {"embed_dim", "depth", "num_heads", "widths", "token_skips", "activation"}
+# arguments of a registered Primus that plans state and that change nothing of its encoder
+OF_PLANS = {"activation_checkpointing", "strides", "auxiliary_heads"}
 # arguments of nnU-Net's Primus trainers, in the version that pyproject.toml requires
 STOCK = {"drop_path_rate": 0.2, "init_values": 0.1, "scale_attn_inner": True}
 
@@ -68,7 +68,7 @@ def is_fixed_size(name: str, arguments: Mapping[str, Any] | None) -> bool:
         arguments: arguments of the registered network of this name.
 
     Returns:
-        False as well for a registered Primus with arguments of its own.
+        False as well for a registered Primus with other arguments than its own, or unknown ones.
 
     Raises:
         ValueError: if there are arguments for a size that is not registered.
@@ -78,7 +78,8 @@ def is_fixed_size(name: str, arguments: Mapping[str, Any] | None) -> bool:
     if name not in list_networks():
         raise ValueError(f"{name} has fixed sizes: leave network_overrides out; primus_v2_* and primus_v3_* take some")
     registered = get_network(name).all_arguments(len(TOKEN))
-    return all(json.dumps(registered[key]) == json.dumps(arguments[key]) for key in STRUCTURE & arguments.keys())
+    own = {key: value for key, value in arguments.items() if key not in OF_PLANS}
+    return all(key in registered and json.dumps(registered[key]) == json.dumps(own[key]) for key in own)
 
 
 def create_primus(name: str, input_channels: int, patch_size: Sequence[int], num_classes: int = 2) -> Primus:

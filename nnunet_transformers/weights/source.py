@@ -109,8 +109,8 @@ def _file(path: Path) -> Path:
     if not path.is_dir():
         return path
     candidates = [path / name for name in FILES if (path / name).is_file()]
-    if not set(PAIR) <= {file.name for file in candidates}:
-        candidates = candidates[:1]
+    is_pair = {file.name for file in candidates[:2]} == set(PAIR)  # neither of which comes first
+    candidates = candidates[: 2 if is_pair else 1]
     candidates = candidates or [p / FILES[0] for p in sorted(path.glob("fold_*")) if (p / FILES[0]).is_file()]
     # those of a package, or of one of its models
     candidates = candidates or sorted([*path.glob("models/*/fold_*.safetensors"), *path.glob("fold_*.safetensors")])

@@ -51,6 +51,16 @@ def test_every_class_is_among_the_cases():
     assert all(get_network(name).network_class.may_be_removed() for name in NAMES)
 
 
+def test_under_inference_mode():
+    """Whose tensors record no gradients, by which what has no further use is found."""
+    registered = get_network("mit_7")
+    with torch.inference_mode():
+        network = class_without(registered.network_class, "attention")(
+            1, 2, (32, 32), **registered.arguments_for(2) | SMALL["mit_7"]
+        )
+    assert not all(parameter.requires_grad for parameter in network.parameters())
+
+
 def used_by(network, image):
     """Names of the parameters that the output depends on."""
     network.zero_grad()

@@ -24,7 +24,8 @@ def write(folder, content):
         ("image,label,split\na,1,train\nb,1,vali\n", "must hold train, val, test, got 'vali' in line 3"),
         ("image,label,split\na,1,train\nb,1,\n", "must hold train, val, test, got '' in line 3"),
         # rows that are not whole
-        ('image,label\na,"1\nb,0\n', "not a table of labels: unexpected end of data"),
+        ('image,label\na,"1\nb,0\n', "labels.csv, line 3: unexpected end of data; quote a field"),
+        ('image,label\n"a "b" c",1\n', "labels.csv, line 2: .*double a quote in it"),
         ("image,label\na,1\nb\n", "line 3: not as many fields as the header"),
         ("image,label\na,1,2\n", "line 2: not as many fields as the header"),
         ("image,label,label\na,1,0\n", "has the column label more than once"),
@@ -45,6 +46,12 @@ def test_names(tmp_path):
     np.testing.assert_array_equal(found.targets(["x", "y"]), [[1, 0], [0, 1], [0, 1], [1, 0]])
     with pytest.raises(ValueError, match="label 'y' is none of the classes x, z"):
         found.targets(["x", "z"])
+
+
+def test_what_is_not_used(tmp_path):
+    """Columns of two names or none, and commas at the end of lines."""
+    content = "image,label,note,note,,\na,1,x,y,,\nb,0,x,y,,,\n"
+    assert read_labels(write(tmp_path, content), ["a", "b"]).values == [("1",), ("0",)]
 
 
 def test_files_in_the_source(tmp_path):

@@ -109,6 +109,21 @@ def test_volume_in_ml(tmp_path):
     assert evaluation.of("VD")[0, 0] == pytest.approx(2.5 / 1000)
 
 
+def test_targets_of_ones_own_need_no_labels_of_nnunets(tmp_path):
+    """Only the number of the ignored label is read beside them."""
+    labels = write_cases(tmp_path / "labels", cases=2)
+    described = {"labels": {"0": "background", "1": "small"}, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    found = evaluate_folder(
+        labels,
+        labels,
+        dataset_json=tmp_path / "dataset.json",
+        targets=Targets.from_regions({"small": [1]}),
+        processes=0,
+    )
+    assert (found.of("Dice") == 1).all()
+
+
 def test_2d_images_have_no_volume_and_no_third_axis(tmp_path):
     labels = write_cases(tmp_path / "labels", 0, 3, ".png")
     evaluation = evaluate_folder(write_cases(tmp_path / "a", 1, 3, ".png"), labels, processes=0)

@@ -145,7 +145,7 @@ class TestFolder:
             assert [path.name for path in files] == ["knee_0000.nii.gz", "knee_0001.nii.gz"]
         with pytest.raises(ValueError, match="knee: has _0000, _0001, the model takes 1 channels"):
             DicomFolder(tmp_path / "in", DATASET)
-        with pytest.raises(ValueError, match="of patients, begin with 0001"):
+        with pytest.raises(ValueError, match="number the patients, count from 0001"):
             DicomFolder(tmp_path / "in", DATASET)
         # without a _0000 beside it, a number is part of the name
         (tmp_path / "in" / "knee_0000").rename(tmp_path / "in" / "knee_2021")
@@ -154,6 +154,14 @@ class TestFolder:
         (tmp_path / "in" / "knee_0001").rename(tmp_path / "in" / "flair")
         with pytest.raises(ValueError, match=r"flair: the model takes 2 channels; put each series into a folder CASE_"):
             DicomFolder(tmp_path / "in", FLAIR)
+
+    def test_names_of_single_files(self, tmp_path):
+        """Numbers from 0000 on are those of images; names that differ in the ending alone stay apart."""
+        names = ["IMG_0000.dcm", "IMG_0001.dcm", "a", "a.dcm", "a.DCM", "b_0000.dcm"]
+        for name in names:
+            dicom.write_dicom(tmp_path / "in" / name, np.zeros((6, 6)), "DX")
+        found = DicomFolder(tmp_path / "in", DATASET).names
+        assert found == ["IMG_0000", "IMG_0001", "a", "a.DCM", "a.dcm", "b"]
 
     @pytest.mark.parametrize("codes", [[], {"a": "Amygdala"}, {"a": ["1", "SCT"]}, {"c": ["1", "SCT", "C"]}])
     def test_codes_are_checked(self, codes, tmp_path):

@@ -139,7 +139,10 @@ class TestPrimus:
         stated = {**get_network("primus_v3_s").all_arguments(3), "activation_checkpointing": True, "strides": None}
         assert isinstance(create_masked_encoder("primus_v3_s", 1, self.PATCH, stated), VisibleEncoder)
         own = {**stated, "embed_dim": 216, "num_heads": 3, "depth": 2}
-        assert isinstance(create_masked_encoder("primus_v3_s", 1, self.PATCH, own), MaskedEncoder)
+        for changed in (own, {**own, "drop_path_rate": 0.5}):
+            assert isinstance(create_masked_encoder("primus_v3_s", 1, self.PATCH, changed), MaskedEncoder)
+        with pytest.raises(ValueError, match="typo"):
+            create_masked_encoder("primus_v3_s", 1, self.PATCH, {"typo": 1})
 
     def test_trains(self):
         module = method("primus_s", self.PATCH, None)

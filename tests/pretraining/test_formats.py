@@ -323,6 +323,26 @@ class TestPictures:
             found = read_image(case(tmp_path / f"{slices}.tif"))
             np.testing.assert_array_equal(found.voxels[0], voxels)
 
+    def test_tiff_with_a_thumbnail(self, tmp_path):
+        """Pages of another size are no slices."""
+        for shape in ((64, 80, 3), (64, 80)):
+            pixels = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+            with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+                file.write(pixels)
+                file.write(pixels[::4, ::4])
+            expected = np.moveaxis(pixels, -1, 0)[:, None] if len(shape) == 3 else pixels[None, None]
+            np.testing.assert_array_equal(read_image(case(tmp_path / "a.tif")).voxels, expected)
+
+    def test_tags_of_a_tiff_are_left_to_its_reader(self, tmp_path):
+        """Pillow would read one page of it, and sixteen bits of a colour as eight."""
+        rng = np.random.default_rng(0)
+        turned = {"extratags": [(274, 3, 1, 6, True)]}
+        voxels, colours = rng.integers(0, 999, (10, 32, 40)), rng.integers(0, 60_000, (32, 40, 3))
+        tifffile.imwrite(tmp_path / "v.tif", voxels.astype(np.uint16), photometric="minisblack", **turned)
+        np.testing.assert_array_equal(read_image(case(tmp_path / "v.tif")).voxels[0], voxels)
+        tifffile.imwrite(tmp_path / "c.tif", colours.astype(np.uint16), **turned)
+        np.testing.assert_array_equal(read_image(case(tmp_path / "c.tif")).voxels[:, 0], np.moveaxis(colours, -1, 0))
+
     def test_grey_with_transparency(self, tmp_path):
         grey = np.random.default_rng(0).integers(0, 255, (20, 30), dtype=np.uint8)
         Image.fromarray(np.stack([grey, np.full_like(grey, 9)], -1), "LA").save(tmp_path / "a.png")
@@ -338,6 +358,23 @@ class TestPictures:
         found = read_image(case(tmp_path / "a.jpg"), longest=longest).voxels
         assert found.shape == (1, 1, 24, 16)
         assert np.abs(found[0, 0] - np.rot90(pixels, -1)).max() < 4
+
+    @pytest.mark.parametrize("longest", [None, 12])
+    @pytest.mark.parametrize("tags", [b"Exif\0\0garbage!", b"Exif\0\0II"])
+    def test_damaged_tags(self, tmp_path, longest, tags):
+        pixels = np.kron(np.arange(6).reshape(2, 3) * 40, np.ones((8, 8))).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=100, exif=tags)
+        shape = read_image(case(tmp_path / "a.jpg"), longest=longest).voxels.shape
+        assert shape == ((1, 1, 16, 24) if longest is None else (1, 1, 8, 12))
+
+    def test_turned_with_transparency_as_a_channel(self, tmp_path):
+        tag = Image.Exif()
+        tag[0x0112] = 6
+        pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 4), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "a.png", exif=tag)
+        for channels in (3, 4):
+            found = read_image(case(tmp_path / "a.png"), channels=channels).voxels[:, 0]
+            np.testing.assert_array_equal(found, np.moveaxis(np.rot90(pixels, -1), -1, 0)[:channels])
 
 
 def case(path):

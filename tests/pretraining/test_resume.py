@@ -17,6 +17,7 @@ from nnunet_transformers._workers import WorkerDied
 from nnunet_transformers.pretraining.data import PreparedImages, folder_state, read_index
 from nnunet_transformers.pretraining.data.cases import find_cases
 from nnunet_transformers.pretraining.data.manifest import MANIFEST, Manifest, read_lines
+from nnunet_transformers.pretraining.data.names import known_name
 from nnunet_transformers.pretraining.data.prepare import prepare, prepare_folder
 
 NUMBER = 6
@@ -278,6 +279,33 @@ def test_another_source_with_files_of_the_same_names_and_sizes(tmp_path):
     # a copy is the same
     shutil.copytree(tmp_path / "a", tmp_path / "copy")
     assert len(prepare(tmp_path / "copy", tmp_path / "prepared", patch_size=(16, 16))[0]) == 1
+
+
+def test_the_second_channel_of_another_source(tmp_path):
+    described = {"channel_names": {"0": "A", "1": "B"}, "labels": {}, "numTraining": 1, "file_ending": ".bmp"}
+    for seed, folder in enumerate(("a", "b")):
+        write_picture(tmp_path / folder / "imagesTr" / "x_0000.bmp", 5)
+        write_picture(tmp_path / folder / "imagesTr" / "x_0001.bmp", seed)
+        (tmp_path / folder / "dataset.json").write_text(json.dumps(described))
+    stored, _ = prepare(tmp_path / "a", tmp_path / "prepared", patch_size=(16, 16))
+    assert stored[0].shape[0] == 2
+    with pytest.raises(ValueError, match="another one of that name"):
+        prepare(tmp_path / "b", tmp_path / "prepared", patch_size=(16, 16))
+
+
+def test_skipped_images_of_a_mixed_folder_have_no_short_name(tmp_path):
+    """A table's row on one of them leads to no other image of its name."""
+    source, output = tmp_path / "source", tmp_path / "prepared"
+    write_picture(source / "1.png")
+    (source / "a").mkdir()
+    (source / "a" / "1.png").write_bytes(b"garbage")
+    sitk.WriteImage(
+        sitk.GetImageFromArray(np.random.default_rng(0).normal(size=(12, 14, 16))), str(source / "v.nii.gz")
+    )
+    prepare(source, output, patch_size=(16, 16, 16))
+    images = PreparedImages(output / "2d")
+    assert images.files == {"1.png": "1", "a/1.png": None}
+    assert known_name("a/1.png", images.names, images.files) is None
 
 
 def test_an_image_of_a_mixed_folder_that_became_unusable(tmp_path):

@@ -347,7 +347,8 @@ class TestData:
             loader = data.train_dataloader()
             assert (loader.batch_size, len(loader)) == (size, batches)
         trainer.accumulate_grad_batches = 3
-        assert total_steps(trainer) == 2 * 5
+        # four batches have one whole step of three
+        assert total_steps(trainer) == 5 == sum(len(data.train_dataloader()) // 3 for _ in range(5))
         trainer.limit_train_batches = 3
         assert total_steps(trainer) == 5
         trainer.limit_train_batches, trainer.accumulate_grad_batches, trainer.world_size = 1.0, 1, 2

@@ -49,6 +49,10 @@ class TestFolder:
         (tmp_path / "ct_0.5mm").mkdir()
         words = ["--data.init_args.folder", str(tmp_path / "ct_0.5mm")]
         assert with_folder(recipe, words, "pretraining")[-1].endswith("pretraining/ct_0.5mm/qt_ssl_in_task")
+        # a link has its own name, by which two of them stay apart
+        (tmp_path / "lungs").symlink_to(tmp_path / "ct_0.5mm")
+        words = ["--data.init_args.folder", str(tmp_path / "ct_0.5mm" / ".." / "lungs")]
+        assert with_folder(recipe, words, "pretraining")[-1].endswith("pretraining/lungs/qt_ssl_in_task")
         words = ["--data.init_args.folder", "scans/"]
         path = tmp_path / "pretraining/scans/qt_ssl_in_task"
         assert with_folder(recipe, words, "pretraining") == [*words, f"--trainer.default_root_dir={path}"]

@@ -79,7 +79,7 @@ def test_a_run_resumed_within_an_epoch(monkeypatch, capsys):
     clock.now += 200
     lines.on_train_batch_end(trainer, None, None, None, 99)
     assert capsys.readouterr().out.splitlines() == [
-        "epoch 3: 100 of 100 batches in 1.3 min, about 0 s left in this epoch",
+        "epoch 3: 100 of 100 batches, the last 40 in 1.3 min, about 0 s left in this epoch",
         "epoch 3 of 5: ; 1.3 min, 6.7 min left",
         "epoch 3: 100 of 100 batches in 3.3 min, about 0 s left in this epoch",
     ]

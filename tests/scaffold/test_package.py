@@ -97,6 +97,11 @@ def test_names_that_are_taken(name, message):
         check_name(name)
 
 
+@pytest.mark.parametrize("name", ["feature", "patch", "yu", "the"])
+def test_words_of_docstrings_are_free(name):
+    check_name(name)
+
+
 def test_existing_folder(monkeypatch, capsys, tmp_path):
     (tmp_path / "kept").touch()
     code, captured = run_main(monkeypatch, capsys, "new", "network", "small_net", "-o", tmp_path)

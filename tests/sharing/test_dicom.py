@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_transformers.cli._mistakes import Interrupted
+from nnunet_transformers.formats.dicom_folder import DicomFolder
 from nnunet_transformers.sharing import load_model
 from tests.formats.series import oblique, read_segmentation, write_series
 
@@ -29,7 +32,7 @@ def cases(trained, tmp_path_factory):
     return folder
 
 
-def test_all_ways(cases, model, package, tmp_path):
+def test_all_ways(cases, model, package, tmp_path, monkeypatch):
     image = sitk.ReadImage(str(cases / "nifti" / "ball_0_0000.nii.gz"))
     words = ("-f", 1, "--disable_tta", "-device", "cpu")
     for kind in ("nifti", "dicom"):
@@ -49,6 +52,14 @@ def test_all_ways(cases, model, package, tmp_path):
         assert names == [name for name, value in segmenter.labels.items() if value]
     written = {path.name for path in output.iterdir()}
     assert written == {"ball_0.dcm", "ball_0.npz", "ball_0.pkl", "dataset.json", "plans.json"}
+    # killed before the segmentation was written, the case is predicted again
+    with monkeypatch.context() as patch:
+        patch.setattr(DicomFolder, "write", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(Interrupted):
+            invoke(
+                "predict", "-m", model, "-i", cases / "dicom", "-o", tmp_path / "killed", *words, "--save_probabilities"
+            )
+    assert {path.suffix for path in (tmp_path / "killed").glob("ball_0.*")} == {".npz", ".pkl"}
     before = (output / "ball_0.dcm").read_bytes()
     invoke("predict", "-m", model, "-i", cases / "dicom", "-o", output, *words, "--continue_prediction")
     assert (output / "ball_0.dcm").read_bytes() == before
@@ -86,5 +97,7 @@ def test_other_cases_and_maps(cases, model, tmp_path):
         invoke(*words, "-device", "cpu", "--save_uncertainty")
     written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert written == {"ball_0.dcm", "entropy/ball_0.nii.gz", "dataset.json", "plans.json"}
-    with pytest.raises(FileNotFoundError, match=r"there is no .*low/a_bad\.nii\.gz: .*make a package of the cascade"):
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no .*low/a_bad\.nii\.gz; predict the stage .*make a package of the cascade"
+    ):
         invoke(*words, "-device", "cpu", "-prev_stage_predictions", tmp_path / "low")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_transformers.sharing import load_model, push
 
-from .conftest import add_cascade, environment, initialise, invoke, some_images, stock_predict
+from .conftest import MODEL, add_cascade, environment, initialise, invoke, some_images, stock_predict
 
 
 @pytest.fixture(scope="module")
@@ -181,9 +182,18 @@ def test_damaged_files(segmenter, images, tmp_path):
         segmenter.predict(path)
 
 
-@pytest.mark.parametrize("reader", [SimpleITKIOWithReorient, NibabelIOWithReorient])
-def test_images_are_turned_as_the_reader_turns_files(segmenter, images, tmp_path, monkeypatch, reader):
-    monkeypatch.setattr(PlansManager, "image_reader_writer_class", reader)
+@pytest.mark.parametrize(
+    "reader,of_package",
+    [(SimpleITKIOWithReorient, True), (NibabelIOWithReorient, True), (SimpleITKIOWithReorient, False)],
+)
+def test_images_are_turned_as_the_reader_turns_files(package, model, images, tmp_path, monkeypatch, reader, of_package):
+    folder = shutil.copytree(package if of_package else model, tmp_path / MODEL)
+    for file in folder.rglob("plans.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "image_reader_writer": reader.__name__}))
+    if of_package:  # whose files are signed
+        folder = package
+        monkeypatch.setattr(PlansManager, "image_reader_writer_class", reader)
+    segmenter = load_model(folder, device="cpu", folds=[0], use_mirroring=False)
     image = sitk.DICOMOrient(sitk.ReadImage(str(images / "ball_0_0000.nii.gz")), "ALI")
     sitk.WriteImage(image, str(tmp_path / "turned.nii.gz"))
     segmenter.predict_file(tmp_path / "turned.nii.gz", tmp_path / "labels.nii.gz")

@@ -292,6 +292,14 @@ def test_of_several_state_dicts_the_one_that_fits(order, tmp_path):
     network = create_network("qt_unet_tiny", 1, 2, PATCH)
     report = find_weights(tmp_path / "file.pth").weights.load_into(network)
     assert not report.fresh and report.source.endswith("file.pth, backbone")
+    # which alone has to be finite: others hold queues and best scores
+    found["projector"]["0.bias"][1] = float("-inf")
+    torch.save({name: found[name] for name in order}, tmp_path / "file.pth")
+    assert not find_weights(tmp_path / "file.pth").weights.load_into(network).fresh
+    found["backbone"] = {name: value * float("nan") for name, value in found["backbone"].items()}
+    torch.save({name: found[name] for name in order}, tmp_path / "damaged.pth")
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        find_weights(tmp_path / "damaged.pth").weights.load_into(network)
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in source.state_dict().items())
 
 
@@ -307,7 +315,10 @@ def test_folder_of_a_run_of_unimiss(tmp_path):
         torch.save({"a.weight": torch.ones(3)}, tmp_path / name)
     with pytest.raises(ValueError, match=r"several weights; give one of encoder_3d\.pth, encoder_2d\.pth"):
         find_weights(tmp_path)
-    (tmp_path / "encoder_2d.pth").unlink()
+    torch.save({"a.weight": torch.ones(3)}, tmp_path / "encoder.pth")
+    assert find_weights(tmp_path).source.endswith("encoder.pth")
+    for name in ("encoder.pth", "encoder_2d.pth"):
+        (tmp_path / name).unlink()
     assert find_weights(tmp_path).source.endswith("encoder_3d.pth")
 
 

@@ -79,15 +79,17 @@ def facts_of(fold: Path, trust: bool = False) -> dict[str, str]:
     Raises:
         ValueError: if a file is damaged.
     """
-    trainer, plan, configuration = [*fold.resolve().parent.name.split("__"), "", ""][:3]
+    parts = fold.resolve().parent.name.split("__")
+    trainer, plan, configuration = parts if len(parts) == 3 else (parts[0], "", None)
     plans, dataset = (read_json(fold.parent / name) for name in (PLANS, DATASET))
     curves, started = read_curves(fold), _started(fold)
     progress = progress_of(fold, curves)
     facts = {"trainer": f"{trainer}, {fold.resolve().name}", "plan": plan}
-    with suppress(KeyError, TypeError, ValueError):  # a folder of another name says no configuration
-        planned = PlannedConfiguration(plans, dataset, configuration)
-        facts["plan"] += f", {configuration}: {_patch(planned.configuration.configuration)}"
-        facts["network"] = _network(planned, trainer, trust)
+    if configuration is not None:  # which a folder of another name does not say
+        with suppress(KeyError, TypeError):
+            planned = PlannedConfiguration(plans, dataset, configuration)
+            facts["plan"] += f", {configuration}: {_patch(planned.configuration.configuration)}"
+            facts["network"] = _network(planned, trainer, trust)
     if curves.first:
         dates = f"{curves.first} to {curves.last}" if curves.last else f"begun {curves.first}"
         facts["trained"] = f"{progress.epochs}, {dates}"

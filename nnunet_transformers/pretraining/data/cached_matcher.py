@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ..._paths import inside
 from ..._reading import reading
 from ..matching import MATCHERS
 from ..matching.matcher import AffineMapMatcher, Match, Volume, write_array
-from .image_store import path_of
+from .image_store import stored_bytes
 from .prepared_images import PreparedImages
 
 SEPARATOR = "/"
@@ -27,7 +26,6 @@ SEPARATOR = "/"
 SMALL, LARGE = "small.npz", "large"
 # bytes from which a feature has a file that is mapped into memory instead of read
 LARGE_BYTES = 2**20
-HASHED_BYTES = 2**16
 
 
 class CachedMatcher:
@@ -99,7 +97,7 @@ class CachedMatcher:
         if name not in self._hashes:
             case = self.images.cases[name]
             meaning = repr((self.spacing, case.scale, case.shift)).encode()
-            self._hashes[name] = hashlib.sha256(meaning + _file_end(path_of(self.images.folder, case))).hexdigest()[:8]
+            self._hashes[name] = hashlib.sha256(meaning + stored_bytes(self.images.folder, case)).hexdigest()[:8]
         return self._hashes[name]
 
     def volume(self, name: str) -> Volume:
@@ -138,14 +136,6 @@ class CachedMatcher:
                 kept = np.load(file, allow_pickle=False)
                 self._maps[query, key] = kept[:4], float(kept[4, 0])
         return self._maps[query, key]
-
-
-def _file_end(path: Path) -> bytes:
-    """Return the length and the end of a compressed file, which no two images share."""
-    with path.open("rb") as file:
-        length = file.seek(0, os.SEEK_END)
-        file.seek(max(0, length - HASHED_BYTES))
-        return length.to_bytes(8, "little") + file.read()
 
 
 def _fingerprint(arguments: Mapping[str, Any]) -> str:

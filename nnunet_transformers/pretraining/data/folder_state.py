@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from filecmp import cmp
 from pathlib import Path
@@ -119,6 +120,8 @@ class FolderState:
             ValueError: if a folder that was not read before holds another image of the same name.
         """
         left = []
+        if self.stored and self.source not in ("", str(source)) and os.path.isdir(self.source):
+            print(f"comparing the images in {source} with those of their names in {self.source}", flush=True)
         for case in cases:
             line = self.stored.get(case.key) or (None if retry_failed else self.skipped.get(case.key))
             if line is not None and line["bytes"] == case.bytes and not self._is_another(case, source):
@@ -132,11 +135,11 @@ class FolderState:
         return left
 
     def _is_another(self, case: ImageCase, source: Path) -> bool:
-        """Whether the folder that was read before still holds a file of the case's name with other content."""
+        """Whether the folder that was read before still holds files of the case's names with other content."""
         if case.key not in self.stored or self.source in ("", str(source)):
             return False
-        before = Path(self.source, case.key)
-        return before.is_file() and not cmp(before, source / case.key, shallow=False)
+        pairs = [(os.path.join(self.source, os.path.relpath(file, source)), file) for file in case.files]
+        return any(os.path.isfile(before) and not cmp(before, file, shallow=False) for before, file in pairs)
 
     def add_facts(self, case: ImageCase, facts: Facts) -> None:
         """Note what was found in an image."""
@@ -147,7 +150,7 @@ class FolderState:
         """Note how the images are prepared."""
         self.preparations = tuple(preparations)
         self._add("", {"preparations": [vars(p) for p in preparations]})
-        self.commit()  # before any image is written: without a manifest the folder would be another's
+        self.commit()  # before any image is written: without a manifest the next run would refuse the folder
 
     def add_stored(self, case: ImageCase, stored: Stored) -> None:
         """Write a 2D image into a shard, and note that an image is stored."""
@@ -165,7 +168,7 @@ class FolderState:
         """Note that an image cannot be used."""
         part = self.stored.get(case.key, {}).get("part", "")
         line = {"skipped": case.name, "reason": skipped.reason, "key": case.key, "bytes": case.bytes}
-        if part:  # whose manifest says that it is stored
+        if part:  # its manifest says that the image is stored
             self._manifest(part).add(line)
         self._add("", line)
 

@@ -137,6 +137,13 @@ def path_of(folder: Path, case: PreparedCase) -> Path:
     return inside(folder, case.shard or f"{case.name}.b2nd")
 
 
+def stored_bytes(folder: Path, case: PreparedCase) -> bytes:
+    """Read what is stored of an image, compressed."""
+    with open(path_of(folder, case), "rb") as file:
+        file.seek(case.offset)
+        return file.read(case.length or -1)
+
+
 class ShardWriter:
     """Append images to the shards of a folder.
 

@@ -65,7 +65,13 @@ class PreparedCase:
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image or table row that cannot be used, and the reason; of an image its key, as of ``PreparedCase``."""
+    """An image or table row that cannot be used.
+
+    Attributes:
+        name: name that the image would have, or of the row.
+        reason: why.
+        key: as that of ``PreparedCase``; empty for a row.
+    """
 
     name: str
     reason: str
@@ -199,10 +205,15 @@ def read_index(folder: Path) -> PreparedIndex:
 
 
 def _listed(folder: Path) -> dict[str, list[Any]]:
-    """Return the images of the manifest, sorted by name: a later line on an image replaces an earlier one."""
+    """Return the images of the manifest, sorted by name: a later line on an image replaces an earlier one.
+
+    Of a part, also the skipped images, which the whole folder notes.
+    """
+    is_part = folder.absolute().name in PARTS
+    lines = [line for line in read_lines(folder.absolute().parent) if "skipped" in line] if is_part else []
     found: dict[str, dict[str, Any]] = {}
-    for line in read_lines(folder):
+    for line in [*lines, *read_lines(folder)]:
         if name := line.get("stored", line.get("skipped")):
             found[name] = line
-    lines = [{**found[name], "name": name} for name in sorted(found)]
-    return {"cases": [v for v in lines if "stored" in v], "skipped": [v for v in lines if "stored" not in v]}
+    images = [{**found[name], "name": name} for name in sorted(found)]
+    return {"cases": [v for v in images if "stored" in v], "skipped": [v for v in images if "stored" not in v]}

@@ -112,7 +112,7 @@ def read_image(
 
 def _read(files: Sequence[str], preferred: str | None, reorient: bool) -> ReadImage:
     first: Exception | None = None
-    if len(files) == 1 and ending_of(files[0]) in PICTURES and (voxels := by_pillow(files[0])) is not None:
+    if len(files) == 1 and ending_of(files[0]) in DECODED and (voxels := by_pillow(files[0])) is not None:
         return ReadImage(voxels, {"spacing": PICTURE_SPACING}, "", NaturalImage2DIO.__name__)
     for reader in _readers(files[0], preferred, reorient):
         try:
@@ -144,11 +144,15 @@ def _readers(file: str, preferred: str | None, reorient: bool) -> Iterator[type[
 
 
 def _has_pages(file: str) -> bool:
-    """Whether a file is a TIFF of several pages, a volume: three or four of them would pass for colours."""
+    """Whether the image of a TIFF is a volume: three or four of its pages would pass for colours.
+
+    Its first series is the image; others are thumbnails and labels.
+    """
     if ending_of(file) not in TIFF:
         return False
     with TiffFile(file) as content:
-        return len(content.pages) > 1
+        image = content.series[0]
+        return any(n > 1 for n, axis in zip(image.shape, image.axes, strict=True) if axis not in "YXS")
 
 
 @contextmanager

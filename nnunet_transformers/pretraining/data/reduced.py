@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -43,7 +45,7 @@ def read_picture(file: str, longest: int) -> NDArray:
         if picture.mode in EIGHT_BITS:
             picture.thumbnail((longest, longest), Image.Resampling.BILINEAR, reducing_gap=GAP)
             picture = picture.convert(CONVERTED.get(picture.mode, picture.mode))
-        pixels = np.asarray(ImageOps.exif_transpose(picture), dtype=np.float32)
+        pixels = np.asarray(_turned(picture), dtype=np.float32)
     pixels = np.rint(pixels.mean(-1)) if pixels.ndim == 3 else pixels
     return reduce(pixels[None, None], longest)
 
@@ -51,18 +53,33 @@ def read_picture(file: str, longest: int) -> NDArray:
 def by_pillow(file: str) -> NDArray | None:
     """Read a picture that nnU-Net's reader refuses or does not turn: grey with transparency, or turned by its EXIF tag.
 
+    Args:
+        file: one of ``DECODED``. A TIFF would be cut to its first page and to 8 bits per colour.
+
     Returns:
         (channels, 1, height, width), float32; None for other pictures, and what Pillow does not read.
     """
     try:
         with Image.open(file) as picture:
-            if picture.mode not in ("LA", "La") and picture.getexif().get(ORIENTATION, 1) == 1:
+            is_grey = picture.mode in ("LA", "La")
+            turned = _turned(picture)
+            if turned is picture and not is_grey:
                 return None
-            turned = ImageOps.exif_transpose(picture)
-            pixels = np.asarray(turned.convert(CONVERTED.get(turned.mode, turned.mode)), dtype=np.float32)
-    except (OSError, ValueError):
+            mode = turned.mode if turned.mode == "RGBA" else CONVERTED.get(turned.mode, turned.mode)
+            pixels = np.asarray(turned.convert(mode), dtype=np.float32)
+    except (OSError, ValueError, Image.DecompressionBombError):
         return None
     return np.moveaxis(pixels, -1, 0)[:, None] if pixels.ndim == 3 else pixels[None, None]
+
+
+def _turned(picture: Image.Image) -> Image.Image:
+    """Turn a picture as its EXIF tag says; one without a tag, or whose tags are damaged, is returned itself."""
+    try:
+        if picture.getexif().get(ORIENTATION, 1) == 1:
+            return picture
+        return ImageOps.exif_transpose(picture)
+    except (SyntaxError, struct.error):
+        return picture
 
 
 def reduce(voxels: NDArray, longest: int) -> NDArray:

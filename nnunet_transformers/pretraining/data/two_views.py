@@ -169,7 +169,8 @@ class TwoViewData(EpochData):
             length = len(samples)
             if self.is_length_free(samples):
                 length = max(length, samples_per_step(trainer, batch_size))
-            batches = -(-length // trainer.world_size) // batch_size
+            batches = length // trainer.world_size // batch_size
+            batches -= batches % trainer.accumulate_grad_batches  # as ``RestSampler`` leaves them
             limit = trainer.limit_train_batches
             batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
             return -(-batches // trainer.accumulate_grad_batches)

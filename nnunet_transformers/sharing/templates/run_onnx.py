@@ -3,7 +3,7 @@
     python run.py IMAGE.npy LABELS.npy
 
 The image is (channels, z, y, x) with the spacing of model.json, mm along z, y, x, since resampling is left to the
-caller; the network is 2D where the spacing of an axis is null, which is then left as it is.
+caller. An axis whose spacing is null is not resampled: the network is 2D.
 """
 
 import json
