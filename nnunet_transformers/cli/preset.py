@@ -107,7 +107,7 @@ def _summary(applied: AppliedPreset) -> list[tuple[str, str]]:
             f"{preset.network}, {applied.parameters:,} parameters, {applied.written.input_channels} in, "
             f"{applied.written.num_classes} out",
         ),
-        ("arguments", ", ".join(f"{key} {architecture[key]}" for key in preset.overrides)),
+        ("arguments", ", ".join(f"{key} {architecture[key]}" for key in preset.overrides) or "as registered"),
         ("configuration", preset.configuration),
         ("patch", f"{_size(preset.patch_size)} (planned: {_size(planned['patch_size'])})"),
         ("spacing", f"{_size(configuration['spacing'])} mm (planned: {_size(planned['spacing'])})"),
@@ -128,7 +128,8 @@ def _warnings(applied: AppliedPreset) -> list[str]:
     warnings = []
     if (channels, classes) != own:
         warnings.append(
-            f"the paper's data have {channels} channels and {classes} classes, this dataset has {own[0]} and {own[1]}."
+            f"channels and classes of the paper's data are {channels} and {classes}, of this dataset {own[0]} and "
+            f"{own[1]}."
         )
     if preset.spacing is None:
         warnings.append("the source states no spacing; the planner's is used.")

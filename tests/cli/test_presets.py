@@ -52,7 +52,7 @@ def test_apply(planned):
         "nnUNetQTUNetTPlans_btcv-tiny.json",
         "96x96x96 (planned: ",
         "2x1.5x1.5 mm (planned: 3x0.8x0.8)",
-        "the paper's data have 1 channels and 14 classes, this dataset has 1 and 3",
+        "channels and classes of the paper's data are 1 and 14, of this dataset 1 and 3",
         "Dice 53.5; scratch: Dice 38.51 (QT-UNet thesis, section 3.2.1",
         "GB in training, estimated",
         "nnUNetv2_preprocess -d 903 -c 3d_fullres -plans_name nnUNetQTUNetTPlans_btcv-tiny",
