@@ -101,4 +101,6 @@ def test_damaged_plan(tmp_path, monkeypatch):
     monkeypatch.setattr(plan_files, "convert_dataset_name_to_id", lambda name: 4)
     line = told(get_trainer_from_args)
     assert line.startswith(f"{tmp_path}/nnUNetQTUNetTPlans.json is truncated or not a plan of nnU-Net's: ")
-    assert line.endswith("Remove the file. Run `nnUNetv2_plan_and_preprocess --no_pp -d 4 -pl nnUNetPlannerQTUNetT`")
+    assert line.endswith(
+        "Correct or remove the file. Run `nnUNetv2_plan_and_preprocess --no_pp -d 4 -pl nnUNetPlannerQTUNetT`"
+    )

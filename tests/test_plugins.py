@@ -280,5 +280,10 @@ def test_classes_of_the_users_that_are_hidden(monkeypatch, tmp_path):
     monkeypatch.setenv(discovery.SWITCH, "0")
     assert [*check_hidden_classes()] == []
     monkeypatch.delenv(discovery.SWITCH)
-    monkeypatch.setenv("nnUNet_extTrainer", str(Path(discovery.__file__).parents[1]))
-    assert [*check_hidden_classes()] == []
+    # this package itself, in a folder of checkouts, by a link, or a part of it
+    package = Path(discovery.__file__).parent
+    (tmp_path / "linked").symlink_to(package)
+    (tmp_path / "mine.py").write_text("class Mine: pass")
+    for place in (package.parent, package / "trainers", tmp_path / "linked", tmp_path):
+        monkeypatch.setenv("nnUNet_extTrainer", str(place))
+        assert [*check_hidden_classes()] == []

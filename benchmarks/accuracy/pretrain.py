@@ -25,7 +25,7 @@ RUN_CLI = "from nnunet_transformers.cli import main; main()"
 def pretrain(name: str, data: Data, device: torch.device, workers: int) -> None:
     """Prepare the images that the judged fold does not validate on, pretrain, and write the row's plan.
 
-    The record has the curve, the processor time, and on a processor this in units, by what the reference costs there.
+    The record has the curve, the processor time and, on CPU, that time in units of the reference's cost.
 
     Args:
         name: entry of ``PRETRAININGS``.

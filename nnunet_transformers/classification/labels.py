@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,11 +105,11 @@ def read_labels(
         ValueError: as ``read_rows``, and if a column is missing, an image is repeated or has no label, a label or split
             is invalid, or no image was prepared.
     """
-    rows, found = read_rows(table, "a table of labels", ("image", "split", *columns))
+    numbered, found = read_rows(table, "a table of labels", ("image", "split", *columns))
     missing = [column for column in ("image", *columns) if column not in found]
     if missing:
         raise ValueError(f"{table} has no column {', '.join(missing)}; it has {', '.join(found) or 'none'}")
-    rows = _checked_rows(table, rows, columns, uncertain or {})
+    rows = _checked_rows(table, numbered, columns, uncertain or {})
     known = frozenset(known)
     names = [known_name(row["image"] or "", known, files or {}) for row in rows]
     twice = [name for name, number in Counter(names).items() if name and number > 1]
@@ -133,21 +133,21 @@ def read_labels(
 Row = dict[str, Any]
 
 
-def read_rows(table: Path, what: str, columns: Collection[str]) -> tuple[list[Row], list[str]]:
+def read_rows(table: Path, what: str, columns: Collection[str]) -> tuple[list[tuple[int, Row]], list[str]]:
     """Read a CSV file.
 
     Args:
         table: the file.
         what: what it should be, such as "a table of labels".
-        columns: names of the columns that are used where they are there.
+        columns: names of the columns to use, if present.
 
     Returns:
-        rows, whose fields of these columns are texts, and the names of all columns.
+        rows, each with the number of its line, whose fields of these columns are texts; and the names of all columns.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not UTF-8, has one of these columns twice, a row with fields too many or too few, or quotes
-            in a wrong place; it names the line.
+        ValueError: if it is not UTF-8, has one of these columns twice, a row with too many or too few fields, or a
+            misplaced quote; it names the line.
     """
     with (
         reading(table, what, "save it as CSV in UTF-8"),
@@ -155,16 +155,16 @@ def read_rows(table: Path, what: str, columns: Collection[str]) -> tuple[list[Ro
     ):
         reader = csv.DictReader(file, strict=True)
         try:
-            rows, found = list(reader), list(reader.fieldnames or [])
+            rows, found = [(reader.line_num, row) for row in reader], list(reader.fieldnames or [])
         except csv.Error as error:
             where = f"{table}, line {reader.reader.line_num}"
             raise RefusedError(f"{where}: {error}; quote a field as a whole, and double a quote in it") from error
     used = [column for column in found if column in columns]
     if twice := [column for column, number in Counter(used).items() if number > 1]:
         raise ValueError(f"{table} has the column {twice[0]} more than once; rename one")
-    for number, row in enumerate(rows, 2):
+    for number, row in rows:
         # commas at the end of a line are fields without content
-        if any(row.get(None) or ()) or any(row[column] is None for column in used):
+        if any(map(str.strip, row.get(None, ()))) or any(row[column] is None for column in used):
             raise ValueError(f"{table}, line {number}: not as many fields as the header; is a comma missing?")
     return rows, found
 
@@ -194,10 +194,12 @@ def read_uncertain(choice: str | None, columns: Sequence[str]) -> dict[str, str]
     return {column: content[column] for column in columns}
 
 
-def _checked_rows(table: Path, rows: Sequence[Row], columns: Sequence[str], uncertain: Mapping[str, str]) -> list[Row]:
+def _checked_rows(
+    table: Path, rows: Iterable[tuple[int, Row]], columns: Sequence[str], uncertain: Mapping[str, str]
+) -> list[Row]:
     """Return the rows with plain labels and splits, without those whose only label is ignored."""
     kept, bare = [], []
-    for number, row in enumerate(rows, 2):
+    for number, row in rows:
         row = {key: (row[key] or "").strip() for key in ("image", *columns, "split") if key in row}
         given = [row[column] for column in columns]
         row |= {column: _label(row[column], uncertain.get(column)) for column in columns}

@@ -53,9 +53,9 @@ def check_hidden_classes() -> Iterator[Finding]:
         return
     places = {"nnU-Net's folder": (_plugins.stock_names(), "-tr and -pl find")}
     for entry in filter(None, os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)):
-        if Path(discovery.__file__).is_relative_to(Path(entry).resolve()):  # this package itself
-            continue
-        places[entry] = _plugins.class_names(Path(entry).rglob("*.py")), "-tr finds"
+        own = Path(discovery.__file__).resolve().parent  # a checkout of this package may be among them
+        files = (path for path in Path(entry).rglob("*.py") if not path.resolve().is_relative_to(own))
+        places[entry] = _plugins.class_names(files), "-tr finds"
     for place, (names, finds) in places.items():
         if hidden := sorted(names & set(discovery.CLASSES)):
             yield Finding(

@@ -21,6 +21,9 @@ from ..discovery import CLASSES, find, planner_names, plans_name
 from ..evaluation.report import write_report
 from .dataset import make_dataset
 
+# ends of the names of planners and trainers to start with
+NETWORKS = ("QTUNet", "QTUNetT", "UNet2022", "UNet2022T", "MiT", "MiT7")
+
 
 def _run(command: str, environment: dict[str, str]) -> None:
     """Run an nnU-Net command of this Python environment, whose output is shown as it is written.
@@ -37,15 +40,16 @@ def _run(command: str, environment: dict[str, str]) -> None:
 
 def _check_trainer(name: str) -> None:
     """Raise ValueError for a trainer that nobody has, before minutes of planning."""
-    trainers = declared("trainers")
-    known = {*trainers, *(one for one in {*CLASSES, *stock_names()} if "Trainer" in one)}
-    if name not in known and ("Trainer" not in name or find(name) is None):
-        raise ValueError(f"unknown trainer {name!r}; {_closest(name, known)}")
+    own = {one for one in {*CLASSES, *stock_names()} if "Trainer" in one}
+    plugins = declared("trainers")
+    if name not in own and (("Trainer" not in name and name not in plugins) or find(name) is None):
+        raise ValueError(f"unknown trainer {name!r}; {_closest(name, {*own, *plugins}, 'nnUNetTrainer')}")
 
 
-def _closest(name: str, known: Collection[str]) -> str:
+def _closest(name: str, known: Collection[str], kind: str) -> str:
     close = get_close_matches(name, sorted(known), n=3)
-    return f"did you mean {', '.join(close)}?" if close else "`nnunet-transformers models` lists networks and planners"
+    usual = sorted(f"{kind}{network}" for network in NETWORKS if f"{kind}{network}" in known)
+    return f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(usual)} and others"
 
 
 def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Path:
@@ -67,7 +71,7 @@ def run_demo(folder: Path, data: Path | None, planner: str, trainer: str) -> Pat
     """
     start = time.monotonic()
     if planner not in planner_names():
-        raise ValueError(f"unknown planner {planner!r}; {_closest(planner, planner_names())}")
+        raise ValueError(f"unknown planner {planner!r}; {_closest(planner, planner_names(), 'nnUNetPlanner')}")
     _check_trainer(trainer)
     folder = Path(folder).absolute()
     raw = Path(data).absolute().parent if data else folder / "raw"

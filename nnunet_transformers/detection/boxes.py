@@ -81,10 +81,12 @@ class BoxedImages:
             if is_shrunk:  # up to rounding
                 is_whole = abs(rows - columns * height / width) <= 1 or abs(columns - rows * width / height) <= 1
             if not is_whole:
+                found = f"{name} was prepared as {rows}x{columns} pixels, the table has {height}x{width}"
                 raise ValueError(
-                    f"{name} was prepared as {rows}x{columns} pixels, the table has {height}x{width}: it may have been "
-                    "cropped, so that its boxes are displaced; prepare the images with --longest, which neither crops "
-                    "nor stretches them"
+                    f"{found}, which has other proportions; are width and height those of this image?"
+                    if is_shrunk
+                    else f"{found}: it may have been cropped, so that its boxes are displaced; prepare the images with "
+                    "--longest, which neither crops nor stretches them"
                 )
 
 
@@ -149,7 +151,7 @@ def _csv_rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     rows, found = read_rows(table, "a table of boxes", (*COLUMNS, "label", "split"))
     if missing := [column for column in COLUMNS if column not in found]:
         raise ValueError(f"{table} has no column {', '.join(missing)}; it has {', '.join(found) or 'none'}")
-    for number, row in enumerate(rows, 2):
+    for number, row in rows:
         yield f"line {number}", {key: (value or "").strip() for key, value in row.items() if key is not None}
 
 

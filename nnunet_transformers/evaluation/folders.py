@@ -17,7 +17,7 @@ from rich.progress import track
 
 from .._paths import inside
 from .._processes import available_cores, exit_with_parent
-from .._reading import reading
+from .._reading import RefusedError, reading
 from .case_metrics import case_metrics, metric_names
 from .conventions import ALL_LABELS, Conventions
 from .results import Evaluation
@@ -54,7 +54,7 @@ def evaluate_folder(
 
     Args:
         predictions: folder of segmentations; or a trained model's folder (``TRAINER__PLANS__CONFIGURATION``), whose
-            folds' validation cases are evaluated together; those of fold_all, on which it was trained, are left out.
+            folds' validation cases are evaluated together; those of fold_all, which was trained on them, never are.
         labels: folder of reference segmentations of the same names.
         conventions: how the metrics are defined; nnU-Net's by default.
         dataset_json: file that names labels, regions and reader; by default the one that nnU-Net writes beside
@@ -88,7 +88,10 @@ def evaluate_folder(
             targets = Targets.from_dataset_json(dataset)
     elif dataset is not None and targets.ignore is None:
         with reading(str(described), "a dataset.json of nnU-Net"):
-            targets = replace(targets, ignore=dataset["labels"].get("ignore"))
+            ignore = dataset["labels"].get("ignore")
+            if not isinstance(ignore, int | None):
+                raise RefusedError(f"{described}: the label ignore must be a number, got {ignore!r}")
+            targets = replace(targets, ignore=ignore)
     _check_names(targets, conventions)
     file_ending = dataset["file_ending"] if dataset else common_file_ending(labels)
     cases = list(_cases(folders, labels, file_ending))

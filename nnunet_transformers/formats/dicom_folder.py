@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,8 +46,8 @@ class DicomFolder:
         self.problems: dict[str, str] = {}
         paths = [str(path.relative_to(folder)) for path in dicom_files(folder)]
         found, self.skipped = find_series(folder, paths)
-        images = _named(folder, [files for _, files in found.values()], list(found), self.skipped)
-        self._channels = _channels(images, len(channel_names(dataset_json)))
+        images, of_files = _named(folder, [files for _, files in found.values()], list(found), self.skipped)
+        self._channels = _channels(images, of_files, len(channel_names(dataset_json)))
         if not self._channels:
             raise ValueError(f"no image in {folder}: none of its {len(paths)} DICOM files is one; {self.notes()}")
 
@@ -101,12 +101,13 @@ def dicom_files(folder: Path) -> Iterator[Path]:
 
 def _named(
     folder: Path, images: Sequence[tuple[str, ...]], keys: Sequence[str], skipped: dict[str, str]
-) -> dict[str, tuple[str, ...]]:
-    """Return the images by name; single slices beside a volume are left out."""
+) -> tuple[dict[str, tuple[str, ...]], set[str]]:
+    """Return the images by name, and the names that are of a file; single slices beside a volume are left out."""
     parents: dict[Path, list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
     for key, files in zip(keys, images, strict=True):
         parents[Path(files[0]).parent].append((key, files))
-    named = {}
+    named: dict[str, tuple[str, ...]] = {}
+    of_files = set()
     for parent, content in parents.items():
         if any(len(files) > 1 for _, files in content):
             singles = [files[0] for _, files in content if len(files) == 1]
@@ -118,16 +119,23 @@ def _named(
                 own = "__".join(parts)
             elif len(files) == 1:  # its key is its path
                 own = alone(key)
+                of_files.add(own)
             else:
                 own = "__".join((*parts, key.replace("/", "__")))
             if own in named:  # by a folder or a file that differs in its ending
                 own = "__".join(Path(files[0]).relative_to(folder).parts)
+            while own in named:
+                own += "_"
             named[own] = files
-    return named
+    return named, of_files
 
 
-def _channels(images: Mapping[str, tuple[str, ...]], count: int) -> dict[str, list[tuple[str, ...]]]:
-    """Return the series of each case, one per channel.
+def _channels(
+    images: Mapping[str, tuple[str, ...]], of_files: Collection[str], count: int
+) -> dict[str, list[tuple[str, ...]]]:
+    """Return the series of each case, one per channel, by the numbers in their names.
+
+    For one channel, 0000 says so if no other number stands beside it; files may be numbered from 0000 on.
 
     Raises:
         ValueError: if a folder's name has no number of a channel, or not the ones that the model takes.
@@ -140,7 +148,7 @@ def _channels(images: Mapping[str, tuple[str, ...]], count: int) -> dict[str, li
         match = CHANNEL.fullmatch(name)
         if match and count == 1:
             found = numbers[match[1]]
-            if 0 not in found or (len(files) == 1 and found != {0}):
+            if 0 not in found or match[1] in images or (name in of_files and found != {0}):
                 match = None  # a number of a patient, a year or an image
         if match is None and count > 1:
             raise ValueError(

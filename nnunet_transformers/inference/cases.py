@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
+from tqdm import tqdm
 
+from .._processes import available_cores
+from .._reading import reading
+from .._voxels import check_complete
 from ..plans.planned import channel_names
 
 IMAGE_ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings}, key=len)
+
+# files from which checking them shows a bar
+SHOWN_FROM = 20
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,25 @@ def find_cases(folder: Path, file_ending: str) -> FoundCases:
     if not cases and not problems:
         raise ValueError(f"no image in {folder}; the model reads CASE_0000{file_ending}")
     return FoundCases(cases, problems)
+
+
+def check_whole(files: Sequence[Path]) -> None:
+    """Check that files have all their voxels, several at a time, with a bar where there are many.
+
+    Raises:
+        ValueError: if one is truncated or damaged.
+    """
+    pool = ThreadPoolExecutor(available_cores())  # decompression runs in parallel in threads
+    try:
+        checked = pool.map(_check_whole, files)
+        deque(tqdm(checked, "checking", len(files), leave=False, disable=len(files) < SHOWN_FROM), maxlen=0)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _check_whole(file: Path) -> None:
+    with reading(file, "an image"):
+        check_complete(file)
 
 
 def check_numbers(files: Sequence[Path], channels: Sequence[str], file_ending: str) -> None:

@@ -28,8 +28,7 @@ from torch._dynamo import OptimizedModule
 from tqdm import tqdm
 
 from .._image_size import check_size
-from .._reading import read_json, reading
-from .._voxels import check_complete
+from .._reading import read_json
 from ..cpu import keep_freed_memory, release_freed_memory, use_kernels
 from ..plans.builder import finding_builders
 from ..plans.gate import check_plan
@@ -39,7 +38,7 @@ from ..weights.limits import check_finite
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint, reading_plain_types
 from .accumulator import FINISHED_BYTES, Accumulator, Slicer, pad, planes_of, stages
 from .batch_size import bytes_of_pass, cpu_batch_size, fitting_batch_size, free_bytes
-from .cases import check_present, list_cases
+from .cases import check_present, check_whole, list_cases
 from .images import Item, predict_images, preprocess
 from .preprocessing import for_prediction
 from .uncertainty import StatesUncertainty
@@ -151,9 +150,7 @@ class BatchedPredictor(StatesUncertainty, nnUNetPredictor):
         cases, *others = super()._manage_input_and_output_lists(images, *args, **kwargs)
         for files in cases:
             check_size(files)
-            for path in files:
-                with reading(path, "an image"):
-                    check_complete(Path(path))
+        check_whole([Path(path) for files in cases for path in files])
         return cases, *others
 
     @wraps(nnUNetPredictor.predict_from_files)  # nnU-Net inspects the names of this method's arguments

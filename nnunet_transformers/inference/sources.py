@@ -114,7 +114,7 @@ def predict_source(
 
     Raises:
         FileNotFoundError: if the previous stage has no segmentation of a case in the format of the dataset.
-        ValueError: at the end, if cases could not be converted; it names the first, and a line was printed of each.
+        ValueError: at the end, if cases could not be converted; it names the first, and a line was printed for each.
             At once, if one cannot be predicted.
     """
     ending = predictor.dataset_json["file_ending"]

@@ -81,7 +81,7 @@ def load_plans(folder: Path, name: str) -> dict[str, Any]:
             plans = read_json(path, "a plan of nnU-Net's")
             PlansManager(plans).get_configuration(next(iter(plans["configurations"])))
     except ValueError as error:
-        # removed first, as planning reads the plan that it replaces
+        # planning would read the damaged plan before it replaces it
         raise ValueError(
             f"{error}. Correct or remove the file. {_advice(folder, name).removesuffix(' first')}"
         ) from error
@@ -89,7 +89,7 @@ def load_plans(folder: Path, name: str) -> dict[str, Any]:
 
 
 def dataset_number(name: str) -> int | str:
-    """The number by which nnU-Net's commands take a dataset; of a name without one, as a plan may have, the name."""
+    """The number by which nnU-Net's commands take a dataset; the name itself if it has no number."""
     try:
         return int(convert_dataset_name_to_id(name))
     except (AssertionError, ValueError):

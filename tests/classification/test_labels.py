@@ -28,6 +28,8 @@ def write(folder, content):
         ('image,label\n"a "b" c",1\n', "labels.csv, line 2: .*double a quote in it"),
         ("image,label\na,1\nb\n", "line 3: not as many fields as the header"),
         ("image,label\na,1,2\n", "line 2: not as many fields as the header"),
+        ('image,label\n\n\n"a",1,2\n', "line 4: not as many fields as the header"),
+        ('image,label\n\na,"x\ny"\nb,\n', "no image or no label in line 5"),
         ("image,label,label\na,1,0\n", "has the column label more than once"),
     ],
 )
@@ -50,7 +52,7 @@ def test_names(tmp_path):
 
 def test_what_is_not_used(tmp_path):
     """Columns of two names or none, and commas at the end of lines."""
-    content = "image,label,note,note,,\na,1,x,y,,\nb,0,x,y,,,\n"
+    content = "image,label,note,note,,\na,1,x,y,,\nb,0,x,y,,, \n"
     assert read_labels(write(tmp_path, content), ["a", "b"]).values == [("1",), ("0",)]
 
 

@@ -81,7 +81,7 @@ def test_models():
         (["report", "/nowhere"], "plans.json is missing"),
         (["demo", "--data", "/nowhere"], "no dataset.json"),
         (["demo", "--planner", "nnUNetPlanner"], "unknown planner"),
-        (["demo", "--trainer", "foo"], "unknown trainer 'foo'; `nnunet-transformers models`"),
+        (["demo", "--trainer", "foo"], "unknown trainer 'foo'; there are nnUNetTrainerMiT, nnUNetTrainerQTUNet"),
         (["demo", "--trainer", "nnUNetTrainerQTUnet"], "did you mean nnUNetTrainerQTUNet"),
         (["demo", "--trainer", "nnUNetPlannerQTUNetT"], "unknown trainer"),
         (["convert", "qt_unet", "/nowhere.pth", "-o", "/tmp/x.pth"], "no such checkpoint"),

@@ -124,6 +124,16 @@ def test_targets_of_ones_own_need_no_labels_of_nnunets(tmp_path):
     assert (found.of("Dice") == 1).all()
 
 
+def test_ignored_label_that_is_no_number(tmp_path):
+    labels = write_cases(tmp_path / "labels", cases=2)
+    described = {"labels": {"background": 0, "small": 1, "ignore": "3"}, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match="the label ignore must be a number, got '3'"):
+        evaluate_folder(
+            labels, labels, dataset_json=tmp_path / "dataset.json", targets=Targets.from_regions({"a": [1]})
+        )
+
+
 def test_2d_images_have_no_volume_and_no_third_axis(tmp_path):
     labels = write_cases(tmp_path / "labels", 0, 3, ".png")
     evaluation = evaluate_folder(write_cases(tmp_path / "a", 1, 3, ".png"), labels, processes=0)

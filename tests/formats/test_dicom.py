@@ -162,6 +162,15 @@ class TestFolder:
             dicom.write_dicom(tmp_path / "in" / name, np.zeros((6, 6)), "DX")
         found = DicomFolder(tmp_path / "in", DATASET).names
         assert found == ["IMG_0000", "IMG_0001", "a", "a.DCM", "a.dcm", "b"]
+        # the name without a number is taken
+        dicom.write_dicom(tmp_path / "in" / "b.dcm", np.zeros((6, 6)), "DX")
+        assert DicomFolder(tmp_path / "in", DATASET).names[-2:] == ["b", "b_0000"]
+
+    def test_folders_of_one_file_are_channels(self, tmp_path):
+        for name in ("knee_0000", "knee_0001"):
+            dicom.write_dicom(tmp_path / "in" / name / "a.dcm", np.zeros((6, 6)), "DX")
+        with pytest.raises(ValueError, match="knee: has _0000, _0001, the model takes 1 channels"):
+            DicomFolder(tmp_path / "in", DATASET)
 
     @pytest.mark.parametrize("codes", [[], {"a": "Amygdala"}, {"a": ["1", "SCT"]}, {"c": ["1", "SCT", "C"]}])
     def test_codes_are_checked(self, codes, tmp_path):

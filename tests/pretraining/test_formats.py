@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
 from nibabel.nifti1 import Nifti1Image
-from PIL import Image
+from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 from nnunet_transformers import cli
@@ -333,6 +335,14 @@ class TestPictures:
             expected = np.moveaxis(pixels, -1, 0)[:, None] if len(shape) == 3 else pixels[None, None]
             np.testing.assert_array_equal(read_image(case(tmp_path / "a.tif")).voxels, expected)
 
+    def test_tiff_of_slices_that_were_written_one_by_one(self, tmp_path):
+        """Its reader takes the first of them, so that it is refused."""
+        with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+            for _ in range(5):
+                file.write(np.random.default_rng(0).integers(0, 255, (20, 30), dtype=np.uint8))
+        with pytest.raises(Exception, match="Only 3D images are supported"):
+            read_image(case(tmp_path / "a.tif"))
+
     def test_tags_of_a_tiff_are_left_to_its_reader(self, tmp_path):
         """Pillow would read one page of it, and sixteen bits of a colour as eight."""
         rng = np.random.default_rng(0)
@@ -366,6 +376,25 @@ class TestPictures:
         Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=100, exif=tags)
         shape = read_image(case(tmp_path / "a.jpg"), longest=longest).voxels.shape
         assert shape == ((1, 1, 16, 24) if longest is None else (1, 1, 8, 12))
+
+    def test_damage_beside_a_turn(self, tmp_path):
+        """What of the tags can be read counts: here the width is a number that no file may have."""
+        pixels = np.kron(np.arange(6).reshape(2, 3) * 40, np.ones((8, 8))).astype(np.uint8)
+        entry = struct.Struct("<HHIi").pack
+        tags = b"II*\0\x08\0\0\0" + struct.pack("<H", 2) + entry(0x0100, 9, 1, -1) + entry(0x0112, 3, 1, 6) + bytes(4)
+        Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=100, exif=b"Exif\0\0" + tags)
+        found = read_image(case(tmp_path / "a.jpg")).voxels
+        assert np.abs(found[0, 0] - np.rot90(pixels, -1)).max() < 4
+
+    @pytest.mark.parametrize("orientation", range(9))
+    def test_all_turns(self, tmp_path, orientation):
+        tag = Image.Exif()
+        tag[0x0112] = orientation
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30), dtype=np.uint8))
+        picture.save(tmp_path / "a.png", exif=tag)
+        with Image.open(tmp_path / "a.png") as written:
+            expected = np.asarray(ImageOps.exif_transpose(written))
+        np.testing.assert_array_equal(read_image(case(tmp_path / "a.png")).voxels[0, 0], expected)
 
     def test_turned_with_transparency_as_a_channel(self, tmp_path):
         tag = Image.Exif()

@@ -276,6 +276,9 @@ def test_another_source_with_files_of_the_same_names_and_sizes(tmp_path):
     prepare(tmp_path / "a", tmp_path / "prepared", patch_size=(16, 16))
     with pytest.raises(ValueError, match=r"holds an image of 001\.bmp in .*another one of that name"):
         prepare(tmp_path / "b", tmp_path / "prepared", patch_size=(16, 16))
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    with pytest.raises(ValueError, match="another one of that name"):
+        prepare(tmp_path / "link", tmp_path / "prepared", patch_size=(16, 16))
     # a copy is the same
     shutil.copytree(tmp_path / "a", tmp_path / "copy")
     assert len(prepare(tmp_path / "copy", tmp_path / "prepared", patch_size=(16, 16))[0]) == 1

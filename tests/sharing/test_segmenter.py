@@ -187,12 +187,13 @@ def test_damaged_files(segmenter, images, tmp_path):
     [(SimpleITKIOWithReorient, True), (NibabelIOWithReorient, True), (SimpleITKIOWithReorient, False)],
 )
 def test_images_are_turned_as_the_reader_turns_files(package, model, images, tmp_path, monkeypatch, reader, of_package):
-    folder = shutil.copytree(package if of_package else model, tmp_path / MODEL)
-    for file in folder.rglob("plans.json"):
-        file.write_text(json.dumps({**json.loads(file.read_text()), "image_reader_writer": reader.__name__}))
     if of_package:  # whose files are signed
         folder = package
         monkeypatch.setattr(PlansManager, "image_reader_writer_class", reader)
+    else:
+        folder = shutil.copytree(model, tmp_path / MODEL)
+        plans = json.loads((folder / "plans.json").read_text())
+        (folder / "plans.json").write_text(json.dumps({**plans, "image_reader_writer": reader.__name__}))
     segmenter = load_model(folder, device="cpu", folds=[0], use_mirroring=False)
     image = sitk.DICOMOrient(sitk.ReadImage(str(images / "ball_0_0000.nii.gz")), "ALI")
     sitk.WriteImage(image, str(tmp_path / "turned.nii.gz"))

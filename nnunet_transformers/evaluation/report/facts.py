@@ -77,7 +77,7 @@ def facts_of(fold: Path, trust: bool = False) -> dict[str, str]:
         trust: build whatever network the plan names, to count its parameters.
 
     Raises:
-        ValueError: if a file is damaged.
+        ValueError: if a file is no JSON.
     """
     parts = fold.resolve().parent.name.split("__")
     trainer, plan, configuration = parts if len(parts) == 3 else (parts[0], "", None)
@@ -86,7 +86,8 @@ def facts_of(fold: Path, trust: bool = False) -> dict[str, str]:
     progress = progress_of(fold, curves)
     facts = {"trainer": f"{trainer}, {fold.resolve().name}", "plan": plan}
     if configuration is not None:  # which a folder of another name does not say
-        with suppress(KeyError, TypeError):
+        # the curves are there all the same if the plan describes nothing that is known here
+        with suppress(KeyError, TypeError, ValueError):
             planned = PlannedConfiguration(plans, dataset, configuration)
             facts["plan"] += f", {configuration}: {_patch(planned.configuration.configuration)}"
             facts["network"] = _network(planned, trainer, trust)

@@ -18,7 +18,7 @@ from ..._paths import inside
 from ..._reading import reading
 from ..matching import MATCHERS
 from ..matching.matcher import AffineMapMatcher, Match, Volume, write_array
-from .image_store import stored_bytes
+from .image_store import identity
 from .prepared_images import PreparedImages
 
 SEPARATOR = "/"
@@ -93,11 +93,11 @@ class CachedMatcher:
         return _nest(flat)
 
     def _hash(self, name: str) -> str:
-        """Hash an image's file and what its voxels mean: another image may have taken its name since."""
+        """Hash what identifies an image and what its voxels mean: another one may have taken its name since."""
         if name not in self._hashes:
             case = self.images.cases[name]
             meaning = repr((self.spacing, case.scale, case.shift)).encode()
-            self._hashes[name] = hashlib.sha256(meaning + stored_bytes(self.images.folder, case)).hexdigest()[:8]
+            self._hashes[name] = hashlib.sha256(meaning + identity(self.images.folder, case)).hexdigest()[:8]
         return self._hashes[name]
 
     def volume(self, name: str) -> Volume:

@@ -138,7 +138,8 @@ class FolderState:
         """Whether the folder that was read before still holds files of the case's names with other content."""
         if case.key not in self.stored or self.source in ("", str(source)):
             return False
-        pairs = [(os.path.join(self.source, os.path.relpath(file, source)), file) for file in case.files]
+        resolved = (os.path.realpath(file) for file in case.files)
+        pairs = [(os.path.join(self.source, os.path.relpath(file, source)), file) for file in resolved]
         return any(os.path.isfile(before) and not cmp(before, file, shallow=False) for before, file in pairs)
 
     def add_facts(self, case: ImageCase, facts: Facts) -> None:

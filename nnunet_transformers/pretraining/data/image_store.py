@@ -23,6 +23,8 @@ from .index import PreparedCase
 
 # bytes after which a shard is followed by another
 SHARD_BYTES = 2**30
+# of the end of an image that identify it
+IDENTIFYING_BYTES = 2**16
 # error of the linear map, relative to the range of an image: a third of a step of 16 bits
 TOLERANCE = 5e-6
 # codec, level and filters to choose from, by bytes of a voxel: what packs radiographs fastest to few bytes, and
@@ -137,11 +139,16 @@ def path_of(folder: Path, case: PreparedCase) -> Path:
     return inside(folder, case.shard or f"{case.name}.b2nd")
 
 
-def stored_bytes(folder: Path, case: PreparedCase) -> bytes:
-    """Read what is stored of an image, compressed."""
+def identity(folder: Path, case: PreparedCase) -> bytes:
+    """Return bytes that tell an image from another one that takes its name later, without reading all of it.
+
+    They are the length and the end of what is stored, which is compressed: images that differ in more than a few voxels
+    share neither.
+    """
     with open(path_of(folder, case), "rb") as file:
-        file.seek(case.offset)
-        return file.read(case.length or -1)
+        end = case.offset + case.length if case.length else file.seek(0, os.SEEK_END)
+        file.seek(max(case.offset, end - IDENTIFYING_BYTES))
+        return (end - case.offset).to_bytes(8, "little") + file.read(end - file.tell())
 
 
 class ShardWriter:

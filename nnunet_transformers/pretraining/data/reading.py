@@ -144,15 +144,16 @@ def _readers(file: str, preferred: str | None, reorient: bool) -> Iterator[type[
 
 
 def _has_pages(file: str) -> bool:
-    """Whether the image of a TIFF is a volume: three or four of its pages would pass for colours.
+    """Whether a TIFF is a volume: three or four of its pages would pass for colours.
 
-    Its first series is the image; others are thumbnails and labels.
+    Pages of another size than the first are thumbnails.
     """
     if ending_of(file) not in TIFF:
         return False
     with TiffFile(file) as content:
-        image = content.series[0]
-        return any(n > 1 for n, axis in zip(image.shape, image.axes, strict=True) if axis not in "YXS")
+        image, (first, *others) = content.series[0], content.pages
+        has_depth = any(n > 1 for n, axis in zip(image.shape, image.axes, strict=True) if axis not in "YXS")
+        return has_depth or any((page.shape, page.dtype) == (first.shape, first.dtype) for page in others)
 
 
 @contextmanager

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import struct
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from .transforms import resize
 
@@ -18,6 +16,16 @@ GAP = 2.0
 # modes of Pillow with transparency, a palette or single bits, and what they are decoded to
 CONVERTED = {"1": "L", "LA": "L", "La": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "RGBa": "RGB", "CMYK": "RGB"}
 ORIENTATION = ExifTags.Base.Orientation
+# what undoes each orientation; 1 is upright
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 EIGHT_BITS = ("L", "RGB", "CMYK", "YCbCr")
 
 
@@ -75,11 +83,10 @@ def by_pillow(file: str) -> NDArray | None:
 def _turned(picture: Image.Image) -> Image.Image:
     """Turn a picture as its EXIF tag says; one without a tag, or whose tags are damaged, is returned itself."""
     try:
-        if picture.getexif().get(ORIENTATION, 1) == 1:
-            return picture
-        return ImageOps.exif_transpose(picture)
-    except (SyntaxError, struct.error):
+        turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
+    except Exception:  # Pillow's parser raises errors of many kinds
         return picture
+    return picture if turn is None else picture.transpose(turn)
 
 
 def reduce(voxels: NDArray, longest: int) -> NDArray:
