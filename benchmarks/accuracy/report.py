@@ -217,7 +217,8 @@ def draw(records: Records) -> Figure:
                 axes.plot(minutes, curve, color=colour, linewidth=1.2)
                 label = f"{described.title}, {final:.3f}"
                 axes.plot(minutes[-1:], [final], marker, color=colour, markersize=6, alpha=0.8, label=label)
-        title = heading(dataset, budget).replace("`", "")
+        # in two lines, as titles stand beside each other
+        title = "\n".join(heading(dataset, budget).replace("`", "").rsplit(", ", 1))
         axes.set(title=title, xlabel="processor time, minutes", ylabel="Dice")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="best")
