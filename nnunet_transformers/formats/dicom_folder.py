@@ -119,7 +119,6 @@ def _named(
                 own = "__".join(parts)
             elif len(files) == 1:  # its key is its path
                 own = alone(key)
-                of_files.add(own)
             else:
                 own = "__".join((*parts, key.replace("/", "__")))
             if own in named:  # by a folder or a file that differs in its ending
@@ -127,6 +126,8 @@ def _named(
             while own in named:
                 own += "_"
             named[own] = files
+            if len(files) == 1 and not (len(content) == 1 and parts):
+                of_files.add(own)
     return named, of_files
 
 

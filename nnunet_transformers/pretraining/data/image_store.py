@@ -143,7 +143,7 @@ def identity(folder: Path, case: PreparedCase) -> bytes:
     """Return bytes that tell an image from another one that takes its name later, without reading all of it.
 
     They are the length and the end of what is stored, which is compressed: images that differ in more than a few voxels
-    share neither.
+    do not share both.
     """
     with open(path_of(folder, case), "rb") as file:
         end = case.offset + case.length if case.length else file.seek(0, os.SEEK_END)
