@@ -166,6 +166,12 @@ class TestFolder:
         dicom.write_dicom(tmp_path / "in" / "b.dcm", np.zeros((6, 6)), "DX")
         assert DicomFolder(tmp_path / "in", DATASET).names[-2:] == ["b", "b_0000"]
 
+    def test_no_name_is_taken_twice(self, tmp_path):
+        """A folder's name and that of a file in it may be the same as a file's beside it."""
+        for name in ("x__a", "y", "x/a", "x/b"):
+            dicom.write_dicom(tmp_path / "in" / name, np.zeros((6, 6)), "DX")
+        assert len(DicomFolder(tmp_path / "in", DATASET).names) == 4
+
     def test_folders_of_one_file_are_channels(self, tmp_path):
         for name in ("knee_0000", "knee_0001"):
             dicom.write_dicom(tmp_path / "in" / name / "a.dcm", np.zeros((6, 6)), "DX")
