@@ -38,7 +38,7 @@ def next_time(text: str) -> float:
 
 def _prepare(arguments: argparse.Namespace) -> None:
     for name in arguments.datasets:
-        prepare(DATA[name], [ROWS[row] for row in arguments.rows])
+        prepare(DATA[name], [ROWS[row] for row in arguments.rows], arguments.processes)
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
@@ -108,6 +108,8 @@ def main(words: list[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True)
     for name, function in (("prepare", _prepare), ("calibrate", _calibrate)):
         command = commands.add_parser(name)
+        if function is _prepare:
+            command.add_argument("--processes", type=int, default=1, help="of preprocessing")
         command.add_argument("--datasets", nargs="+", default=list(DATA), choices=list(DATA))
         command.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
         command.set_defaults(function=function)

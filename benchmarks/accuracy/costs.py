@@ -77,6 +77,10 @@ def read_costs() -> dict[tuple[str, str], dict[str, Any]]:
 def calibrate(row: str, dataset: str) -> dict[str, Any]:
     """Measure a cost and store it, unless it is stored.
 
+    A stored cost is measured once more beside it: of the row that it varies on this dataset, of that row or itself on
+    the reference's dataset, or of the reference. "seconds" are those that it would have taken where that one was
+    stored: processors differ in what they are fast at.
+
     Raises:
         FolderInUse: if another process measures it.
     """
@@ -90,6 +94,15 @@ def calibrate(row: str, dataset: str) -> dict[str, Any]:
             # a process of its own, for its peak memory
             with ProcessPoolExecutor(1, get_context("spawn"), exit_with_parent) as process:
                 measured = process.submit(measure, row, dataset).result()
+            stored = read_costs()
+            base = ROWS[row].varies or row
+            related = next((p for p in ((base, dataset), (base, REFERENCE[1]), REFERENCE) if p in stored), None)
+            if related is not None:
+                with ProcessPoolExecutor(1, get_context("spawn"), exit_with_parent) as process:
+                    beside = process.submit(measure, *related).result()["seconds"]
+                seconds = measured["seconds"]
+                measured["seconds"] = round(seconds * stored[related]["seconds"] / beside, 4)
+                measured |= {"measured_seconds": seconds, "beside": list(related), "beside_seconds": beside}
             append_line(costs_file(), {"dataset": dataset, "row": row, **measured})
     return read_costs()[pair]
 

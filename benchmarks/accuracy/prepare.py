@@ -20,29 +20,29 @@ from nnunet_transformers.plans.stored_data import StoredData
 from .tables import Data, Row
 
 
-def prepare(data: Data, rows: Iterable[Row]) -> None:
-    """Prepare a dataset for the rows that suit it.
+def prepare(data: Data, rows: Iterable[Row], processes: int = 1) -> None:
+    """Prepare a dataset for the rows that suit it, in a number of processes.
 
     Raises:
         ValueError: if an existing split has other folds than this benchmark's.
     """
     # nnU-Net's planners count data loaders as threads, of which there has to be one
     with patch.dict(os.environ, nnUNet_n_proc_DA="1"):
-        extract_fingerprints([data.number], num_processes=1, clean=False)
+        extract_fingerprints([data.number], num_processes=processes, clean=False)
         planned = [row for row in rows if row.suits(data) and row.pretraining is None]
         for row in planned:
-            _plan(data, row)
+            _plan(data, row, processes)
     cases = StoredData(_planned(data, planned[-1]), _folder(data)).cases
     write_split(_folder(data) / "splits_final.json", grouped_split(cases, data.group))
 
 
-def _plan(data: Data, row: Row) -> None:
+def _plan(data: Data, row: Row, processes: int) -> None:
     if not (_folder(data) / f"{row.plans}.json").is_file():
         plan_experiments([data.number], row.planner)
     planned = _planned(data, row)
     stored = StoredData(planned, _folder(data))
     if not stored.path.is_dir() or len(stored.cases) != planned.dataset_json["numTraining"]:
-        preprocess([data.number], row.plans, [data.configuration], [1])
+        preprocess([data.number], row.plans, [data.configuration], [processes])
 
 
 def _folder(data: Data) -> Path:

@@ -49,6 +49,7 @@ class Row:
         patch_multiple: the planned patch is enlarged to multiples of it.
         dimensions: spatial dimensions that the network exists in.
         costs_as: row whose measured cost counts, for changes that cost nothing to speak of; by default its own.
+        varies: row that it is a change of; its cost is measured beside.
         pretraining: entry of ``PRETRAININGS`` that makes its plan; the row is compared with that of the entry.
     """
 
@@ -62,6 +63,7 @@ class Row:
     patch_multiple: int = 1
     dimensions: tuple[int, ...] = (2, 3)
     costs_as: str | None = None
+    varies: str | None = None
     pretraining: str | None = None
 
     def suits(self, data: Data) -> bool:
@@ -107,6 +109,8 @@ DATA = {
     "hippocampus_ten": replace(HIPPOCAMPUS, labelled=10, costs_as="hippocampus"),
 }
 
+# the argument of a convolutional branch at full resolution, which is published for neither network
+FULL_RESOLUTION = "full_resolution_channels"
 STOCK = Row("PlainConvUNet", "ExperimentPlanner", "nnUNetPlans", "nnUNetTrainer")
 ROWS = {
     "stock": STOCK,
@@ -115,11 +119,47 @@ ROWS = {
     "primus_v3_s": replace(
         STOCK, title="PrimusV3-S", trainer="nnUNet_PrimusV3S_Trainer", patch_multiple=8, dimensions=(3,)
     ),
-    "qt_unet": Row("QT-UNet T", "nnUNetPlannerQTUNetT", "nnUNetQTUNetTPlans", "nnUNetTrainerQTUNet"),
-    "unet2022": Row("UNet-2022 T", "nnUNetPlannerUNet2022T", "nnUNetUNet2022TPlans", "nnUNetTrainerUNet2022"),
+    "qt_unet": Row(
+        "QT-UNet T", "nnUNetPlannerQTUNetT", "nnUNetQTUNetTPlans", "nnUNetTrainerQTUNet", {FULL_RESOLUTION: 0}
+    ),
+    "unet2022": Row(
+        "UNet-2022 T", "nnUNetPlannerUNet2022T", "nnUNetUNet2022TPlans", "nnUNetTrainerUNet2022", {FULL_RESOLUTION: 0}
+    ),
     "mit": Row("MiT-7", "nnUNetPlannerMiT7", "nnUNetMiT7Plans", "nnUNetTrainerMiT"),
 }
 OURS = ("qt_unet", "unet2022", "mit")
+BRANCHED = {
+    f"{name}_branch": replace(
+        ROWS[name],
+        title=f"{ROWS[name].title} with full-resolution branch",
+        arguments={FULL_RESOLUTION: 16},
+        varies=name,
+    )
+    for name in ("qt_unet", "unet2022")
+}
+ROWS |= BRANCHED
+# changes that were tried on the folds 1 and 2
+ROWS |= {
+    f"{name}_no_drop_path": replace(
+        ROWS[name],
+        title=f"{ROWS[name].title}, no drop path",
+        arguments={**ROWS[name].arguments, "drop_path_rate": 0.0},
+        costs_as=name,
+    )
+    for name in (*OURS, *BRANCHED)
+}
+ROWS |= {
+    f"{name}_double_rate": replace(
+        ROWS[name], title=f"{ROWS[name].title}, rate 2e-3", attributes={"initial_lr": 2e-3}, costs_as=name
+    )
+    for name in (*OURS, *BRANCHED)
+}
+ROWS |= {
+    f"{name}_half_batch": replace(
+        ROWS[name], title=f"{ROWS[name].title}, half the batch", configuration={"batch_size": size}, varies=name
+    )
+    for name, size in {"stock": 3, "qt_unet": 3, "unet2022": 3, "mit": 2}.items()
+}
 EMA = {"training": {"ema_decay": 0.99}}
 ROWS |= {
     f"{name}_ema": replace(ROWS[name], title=f"{ROWS[name].title}, EMA", configuration=EMA, costs_as=name)
@@ -193,6 +233,7 @@ BUDGETS = {
     "tenth": Budget(units=0.1),
     "quarter": Budget(units=0.25),
     "three_tenths": Budget(units=0.3),
+    "half": Budget(units=0.5),
     "whole": Budget(units=1.0),
     "2000_iterations": Budget(iterations=UNIT_ITERATIONS),
 }

@@ -23,7 +23,16 @@ from ._arguments import (
     token_grids,
 )
 from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
-from .layers import PatchEmbed, PatchExpand, PatchMerging, WindowPartition, apply_in_chunks, tokens_to_image
+from .layers import (
+    FullResolutionHead,
+    PatchEmbed,
+    PatchExpand,
+    PatchMerging,
+    WindowPartition,
+    apply_in_chunks,
+    recomputed,
+    tokens_to_image,
+)
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,8 @@ class BlockPlace:
 class SwinDecoder(nn.Module):
     """The levels, deepest first, and the segmentation heads, full resolution first.
 
-    The full-resolution head works on tokens: norm and classifier are pointwise, so they precede the pixel shuffle into
-    an image, which then moves ``num_classes`` channels instead of ``dim``.
+    The published full-resolution head works on tokens: norm and classifier are pointwise, so they precede the pixel
+    shuffle into an image, which then moves ``num_classes`` channels instead of ``dim``.
     """
 
     def __init__(
@@ -65,6 +74,7 @@ class SwinDecoder(nn.Module):
         auxiliary_heads: bool,
         deep_supervision: bool,
         activation_checkpointing: bool,
+        full_resolution_head: FullResolutionHead | None,
     ) -> None:
         super().__init__()
         self.activation_checkpointing = activation_checkpointing
@@ -74,34 +84,41 @@ class SwinDecoder(nn.Module):
         self.patch_embed_stride = tuple(patch_embed_stride)
         # at stride 1 the finest tokens are voxels, whose head is the full-resolution one
         self.auxiliary_levels = range(int(prod(self.patch_embed_stride) == 1), len(levels))
-        self.norm = nn.LayerNorm(dims[0])
-        self.expand = nn.Linear(dims[0], prod(self.patch_embed_stride) * dims[0], bias=False)
-        self.expand_norm = nn.LayerNorm(dims[0])
-        self.seg_layers = nn.ModuleList([nn.Linear(dims[0], num_classes, bias=False)])
+        if full_resolution_head is None:
+            self.norm = nn.LayerNorm(dims[0])
+            self.expand = nn.Linear(dims[0], prod(self.patch_embed_stride) * dims[0], bias=False)
+            self.expand_norm = nn.LayerNorm(dims[0])
+        self.seg_layers = nn.ModuleList([full_resolution_head or nn.Linear(dims[0], num_classes, bias=False)])
         for level in self.auxiliary_levels if auxiliary_heads else ():
             self.seg_layers.append(nn.Sequential(nn.LayerNorm(dims[level]), nn.Linear(dims[level], num_classes)))
 
-    def forward(self, features: Sequence[Any]) -> Tensor | list[Tensor]:
+    def forward(self, features: Sequence[Any], image: Tensor) -> Tensor | list[Tensor]:
         """Map encoder tokens, finest first, to logits (a list of them under deep supervision).
 
         Args:
             features: what the levels take of each resolution, then the tokens of the bottleneck.
+            image: (batch, input_channels, *patch_size), which a head with a convolutional branch takes.
         """
         x = features[-1]
         tokens: list[Tensor] = []
         for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
             x = level(x, skip)
             tokens.insert(0, x)
-        logits = apply_in_chunks(
-            self._classify, x, self.expand.out_features, self.activation_checkpointing and self.training
-        )
-        outputs = [tokens_to_image(logits, self.grid_sizes[0], self.patch_embed_stride)]
+        outputs = [self._full_resolution(x, image)]
         if not self.deep_supervision:
             return outputs[0]
         for head, index in zip(self.seg_layers[1:], self.auxiliary_levels, strict=True):
             grid_size = self.grid_sizes[index]
             outputs.append(tokens_to_image(head(tokens[index]), grid_size, (1,) * len(grid_size)))
         return outputs
+
+    def _full_resolution(self, tokens: Tensor, image: Tensor) -> Tensor:
+        """Map (batch, length, dim) and the image to logits (batch, num_classes, *patch_size)."""
+        head, is_recomputed = self.seg_layers[0], self.activation_checkpointing and self.training
+        if isinstance(head, FullResolutionHead):
+            return recomputed(head, tokens.unflatten(1, self.grid_sizes[0]), image, active=is_recomputed)
+        logits = apply_in_chunks(self._classify, tokens, self.expand.out_features, is_recomputed)
+        return tokens_to_image(logits, self.grid_sizes[0], self.patch_embed_stride)
 
     def _classify(self, tokens: Tensor) -> Tensor:
         """Map (batch, length, dim) to the logits of each token's voxels, (batch, length, voxels x classes)."""
@@ -152,6 +169,7 @@ class SwinUNet(SegmentationNetwork):
         deep_supervision: bool,
         auxiliary_heads: bool | None,
         strides: Sequence[Sequence[int]] | None,
+        full_resolution_channels: int,
     ) -> None:
         """Check the arguments and build stem, encoder and decoder.
 
@@ -222,6 +240,9 @@ class SwinUNet(SegmentationNetwork):
             auxiliary_heads,
             deep_supervision,
             activation_checkpointing,
+            FullResolutionHead(input_channels, dims[0], full_resolution_channels, patch_embed_stride, num_classes)
+            if full_resolution_channels
+            else None,
         )
         self.apply(_init_weights)
 
@@ -243,7 +264,7 @@ class SwinUNet(SegmentationNetwork):
             ValueError: on an image of another size.
         """
         self.check_input(image)
-        return self.decoder(self.encoder(self.stem(image)))
+        return self.decoder(self.encoder(self.stem(image)), image)
 
 
 def _init_weights(module: nn.Module) -> None:

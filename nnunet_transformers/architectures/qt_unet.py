@@ -157,6 +157,8 @@ class QTUNet(SwinUNet):
         cross_attention: whether the decoder queries the encoder; False is the thesis's "2D-A".
         norm_placement: "post" (the release) or "pre".
         drop_path_rate: stochastic depth rate of the last encoder block, 0.1 in the release and 0.2 in the thesis.
+        full_resolution_channels: channels of a convolutional branch at full resolution that joins the tokens before
+            the head; 0, as published, for none.
         mask_padding: mask the zero tokens that pad windows; the release attends to them.
         activation_checkpointing: recompute blocks and the full-resolution head in the backward pass.
         deep_supervision: return a list of logits, full resolution first.
@@ -192,6 +194,7 @@ class QTUNet(SwinUNet):
         cross_attention: bool = True,
         norm_placement: str = "post",
         drop_path_rate: float = 0.1,
+        full_resolution_channels: int = 0,
         mask_padding: bool = False,
         activation_checkpointing: bool = False,
         deep_supervision: bool = False,
@@ -225,6 +228,7 @@ class QTUNet(SwinUNet):
             deep_supervision=deep_supervision,
             auxiliary_heads=auxiliary_heads,
             strides=strides,
+            full_resolution_channels=full_resolution_channels,
         )
 
     def make_block(self, place: BlockPlace) -> QTBlock:

@@ -30,6 +30,7 @@ from ._arguments import (
 from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
 from ._registry import RenamingRule, register_network, register_released_family
 from .layers import (
+    FullResolutionHead,
     RelativePositionBias,
     WindowAttention,
     WindowPartition,
@@ -246,23 +247,25 @@ class UNet2022Decoder(nn.Module):
     """The levels, deepest first, and a head for each of the finest three, full resolution first."""
 
     def __init__(
-        self, levels: Sequence[UNet2022DecoderLevel], heads: Sequence[DeconvStem], deep_supervision: bool
+        self, levels: Sequence[UNet2022DecoderLevel], heads: Sequence[nn.Module], deep_supervision: bool
     ) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
         self.levels = nn.ModuleList(levels)
         self.seg_layers = nn.ModuleList(heads)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """Map encoder features, finest first, to logits (a list of them under deep supervision)."""
+    def forward(self, features: Sequence[Tensor], image: Tensor) -> Tensor | list[Tensor]:
+        """Map encoder features, finest first, and the image to logits (a list of them under deep supervision)."""
         x = features[-1]
         maps: list[Tensor] = []
         for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
             x = level(x, skip)
             maps.insert(0, x)
+        head, *auxiliary = self.seg_layers
+        logits = head(x, image) if isinstance(head, FullResolutionHead) else head(x)
         if not self.deep_supervision:
-            return self.seg_layers[0](x)
-        return [head(m) for head, m in zip(self.seg_layers, maps, strict=False)]
+            return logits
+        return [logits, *(other(m) for other, m in zip(auxiliary, maps[1:], strict=False))]
 
 
 def published_windows(grid_sizes: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...] | None:
@@ -302,6 +305,8 @@ class UNet2022(SegmentationNetwork):
         block: "parallel" for the paper's PI block, "swin" or "convnext" for those of table 5.
         attention, convolution: False leaves this half of the PI block out (table 6).
         drop_path_rate: stochastic depth rate of the last encoder block.
+        full_resolution_channels: channels of a convolutional branch at full resolution that joins the tokens before
+            the head; 0, as published, for none.
         activation_checkpointing: recompute the blocks in the backward pass.
         deep_supervision: return a list of logits, full resolution first.
         auxiliary_heads: build the heads of deep supervision; by default only under ``deep_supervision``.
@@ -346,6 +351,7 @@ class UNet2022(SegmentationNetwork):
         attention: bool = True,
         convolution: bool = True,
         drop_path_rate: float = 0.2,
+        full_resolution_channels: int = 0,
         activation_checkpointing: bool = False,
         deep_supervision: bool = False,
         auxiliary_heads: bool | None = None,
@@ -429,10 +435,14 @@ class UNet2022(SegmentationNetwork):
             UNet2022DecoderLevel(dims[stage], merge_strides[stage], level_blocks)
             for stage, level_blocks in enumerate(stages(num_stages - 1))
         ]
-        heads = [
+        heads: list[nn.Module] = [
             DeconvStem(dims[level], num_classes, patch_embed_stride)
             for level in range(num_outputs if auxiliary_heads else 1)
         ]
+        if full_resolution_channels:
+            heads[0] = FullResolutionHead(
+                input_channels, dims[0], full_resolution_channels, patch_embed_stride, num_classes
+            )
         self.decoder = UNet2022Decoder(levels[::-1], heads, deep_supervision)
 
     def encode(self, image: Tensor) -> list[Tensor]:
@@ -448,7 +458,7 @@ class UNet2022(SegmentationNetwork):
             ValueError: on an image of another size.
         """
         self.check_input(image)
-        return self.decoder(self.encoder(self.stem(image)))
+        return self.decoder(self.encoder(self.stem(image)), image)
 
 
 def _alone(block: str, attention: bool) -> dict[str, str]:

@@ -226,6 +226,8 @@ class VTUNet(SwinUNet):
             ``merge_strides`` is given.
         window_sizes: attention window, one integer or one entry per stage; clamped to the token grid.
         drop_path_rate: stochastic depth rate of the last encoder block.
+        full_resolution_channels: channels of a convolutional branch at full resolution that joins the tokens before
+            the head; 0, as published, for none.
         mask_padding: mask the zero tokens that pad windows; the release attends to them.
         activation_checkpointing: recompute blocks and the full-resolution head in the backward pass.
         deep_supervision: return a list of logits, full resolution first.
@@ -260,6 +262,7 @@ class VTUNet(SwinUNet):
         in_plane_merging: bool = True,
         window_sizes: int | Sequence[PerAxis] = 7,
         drop_path_rate: float = 0.1,
+        full_resolution_channels: int = 0,
         mask_padding: bool = False,
         activation_checkpointing: bool = False,
         deep_supervision: bool = False,
@@ -289,6 +292,7 @@ class VTUNet(SwinUNet):
             deep_supervision=deep_supervision,
             auxiliary_heads=auxiliary_heads,
             strides=strides,
+            full_resolution_channels=full_resolution_channels,
         )
 
     def make_block(self, place: BlockPlace) -> VTBlock:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nnunet_transformers.architectures.layers import (
+    FullResolutionHead,
     PatchExpand,
     PatchMerging,
     RelativePositionBias,
@@ -256,6 +257,32 @@ def test_patch_transpose_is_a_transposed_convolution(grid, stride, channels_last
         strict=True,
     ):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("grid, stride", [((3, 4), (4, 4)), ((2, 3, 4), (1, 2, 2))], ids=str)
+def test_full_resolution_head_is_its_formula(grid, stride):
+    """Tokens up-sampled, plus a convolution of the image; a convolution; a classifier: in float64, in plain PyTorch."""
+    ndim, kernel = len(grid), [3 if s > 1 else 1 for s in stride]
+    head = FullResolutionHead(2, 6, 5, stride, 3).double()
+    for parameter in head.parameters():
+        nn.init.normal_(parameter)
+    tokens = torch.randn(2, *grid, 6, dtype=torch.float64)
+    image = torch.randn(2, 2, *(g * s for g, s in zip(grid, stride, strict=True)), dtype=torch.float64)
+    convolve = {2: F.conv2d, 3: F.conv3d}[ndim]
+    transpose = {2: F.conv_transpose2d, 3: F.conv_transpose3d}[ndim]
+    state = head.state_dict()
+
+    def convolved(x, name):
+        assert state[f"{name}.conv.weight"].shape[2:] == tuple(kernel)
+        x = convolve(x, state[f"{name}.conv.weight"], padding=[k // 2 for k in kernel])
+        x = F.instance_norm(x, weight=state[f"{name}.norm.weight"], bias=state[f"{name}.norm.bias"])
+        return F.leaky_relu(x, 0.01)
+
+    normalised = F.layer_norm(tokens, (6,), state["norm.weight"], state["norm.bias"]).movedim(-1, 1)
+    up = transpose(normalised, state["up.weight"], state["up.bias"], stride)
+    logits = convolve(convolved(up + convolved(image, "image"), "fuse"), state["seg.weight"], state["seg.bias"])
+    assert logits.shape == (2, 3, *image.shape[2:])
+    torch.testing.assert_close(head(tokens, image), logits)
 
 
 class TestCachedBias:

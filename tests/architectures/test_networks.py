@@ -149,6 +149,17 @@ def test_slow_parts_of_the_contract(check, name, patch_size):
     check(name, patch_size)
 
 
+@pytest.mark.parametrize(
+    "name,patch_size", forms([n for n in SMALLEST if "full_resolution_channels" in get_network(n).override_names])
+)
+@pytest.mark.parametrize("check", [c for c in NETWORK_CHECKS if c not in SLOW_CHECKS], ids=check_name)
+def test_contract_with_a_branch_at_full_resolution(check, name, patch_size, monkeypatch):
+    entry = get_network(name)
+    branched = replace(entry, arguments={**entry.arguments, "full_resolution_channels": 4})
+    monkeypatch.setitem(_registry._networks, name, branched)
+    check(name, patch_size)
+
+
 @pytest.mark.parametrize("name", [n for n in INSTALLED if is_ours(n) and (not is_compared(n) or n in EACH_CLASS)])
 def test_tables_without_weight_decay(name):
     """No others than these, by the names of today's layers; networks of installed packages have layers of their own."""

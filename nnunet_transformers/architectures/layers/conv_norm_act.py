@@ -15,15 +15,16 @@ class ConvNormAct(nn.Module):
 
     Args:
         in_dim, out_dim: channels before and after.
-        kernel_size: odd edge of the kernel, the same on every axis; padding keeps the size at stride 1.
+        kernel_size: odd edge of the kernel, one integer or one per axis; padding keeps the size at stride 1.
         stride: stride per axis, two or three of them.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, kernel_size: int, stride: Sequence[int]) -> None:
+    def __init__(self, in_dim: int, out_dim: int, kernel_size: int | Sequence[int], stride: Sequence[int]) -> None:
         super().__init__()
         ndim = len(stride)
         convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[ndim]
-        self.conv = convolution(in_dim, out_dim, kernel_size, tuple(stride), padding=kernel_size // 2, bias=False)
+        kernel = (kernel_size,) * ndim if isinstance(kernel_size, int) else tuple(kernel_size)
+        self.conv = convolution(in_dim, out_dim, kernel, tuple(stride), tuple(k // 2 for k in kernel), bias=False)
         # channels last, as the tokens around it are and as convolutions are fastest: half the time on CPU
         self.memory_format = {2: torch.channels_last, 3: torch.channels_last_3d}[ndim]
         self.conv.weight = nn.Parameter(self.conv.weight.detach().contiguous(memory_format=self.memory_format))
