@@ -25,13 +25,26 @@ def check_complete(path: Path) -> None:
         OSError, EOFError, zlib.error: if it is truncated or damaged.
     """
     name = path.name.lower()
-    if name.endswith(".gz"):
+    if name.endswith(".gz") and _is_compressed(path):
+        length = 0
         with gzip.open(path) as stream:
-            length = sum(map(len, iter(partial(stream.read, 2**20), b"")))
+            try:
+                for part in iter(partial(stream.read, 2**20), b""):
+                    length += len(part)
+            except gzip.BadGzipFile as error:
+                # what follows the compressed image is not read by ITK either
+                if not (length and str(error).startswith("Not a gzipped file")):
+                    raise
     else:
         length = path.stat().st_size
     if name.endswith(NIFTI) and length < (needed := _length(path)):
         raise EOFError(f"it has {length} bytes of {needed}")
+
+
+def _is_compressed(path: Path) -> bool:
+    """Whether it is, whatever its name: ITK reads both."""
+    with path.open("rb") as stream:
+        return stream.read(2) in (b"\x1f\x8b", b"")
 
 
 def count_non_finite(path: Path) -> int:
@@ -60,4 +73,6 @@ def _length(path: Path) -> int:
 
 
 def _nifti(path: Path) -> DataobjImage:
+    if path.name.lower().endswith(".gz") and not _is_compressed(path):
+        return nibabel.Nifti1Image.from_bytes(path.read_bytes())  # type: ignore[attr-defined,no-any-return]
     return cast(DataobjImage, nibabel.load(path))  # type: ignore[attr-defined]

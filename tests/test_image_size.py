@@ -29,6 +29,21 @@ def test_images_are_as_large_as_they_claim(ending, tmp_path):
     check_size([path])
 
 
+def test_compressed_or_not_whatever_the_name(tmp_path):
+    """ITK reads both, and passes over what follows a compressed image."""
+    plain, named = write(tmp_path / "a.nii"), tmp_path / "b.nii.gz"
+    named.write_bytes(plain.read_bytes())
+    check_complete(named)
+    named.write_bytes(plain.read_bytes()[:-1])
+    with pytest.raises(EOFError, match="bytes of"):
+        check_complete(named)
+    named.write_bytes(gzip.compress(plain.read_bytes()) + b"trailing")
+    check_complete(named)
+    named.write_bytes(gzip.compress(plain.read_bytes()[:-1]) + b"trailing")
+    with pytest.raises(EOFError, match="bytes of"):
+        check_complete(named)
+
+
 def test_colours(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (6, 7, 3), dtype=np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(pixels, isVector=True), str(tmp_path / "a.png"))

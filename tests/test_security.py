@@ -376,7 +376,15 @@ class TestPaths:
                 entry[key] = {"checkpoint": str(ENCODER), "sha256": "0"}
 
         model = change_plans(folders, change)
+        fold = model / "fold_0"
+        (fold / "validation").mkdir(exist_ok=True)
+        case = {"prediction_file": str(fold / "a.nii.gz"), "reference_file": str(folders / "b.nii.gz"), "metrics": {}}
+        (fold / "validation" / "summary.json").write_text(json.dumps({"metric_per_case": [case]}))
+        (fold / "debug.json").write_text(json.dumps({"hostname": "our-server", "output_folder": str(fold)}))
         assert run(command, folders, model).exit_code == 0
+        for file in (path for path in (folders / "out").rglob("*") if path.is_file()):
+            assert str(folders).encode() not in file.read_bytes(), file
+            assert b"our-server" not in file.read_bytes(), file
         (shared,) = (folders / "out").rglob("plans.json")
         assert str(ENCODER.parent) in (model / "plans.json").read_text()
         assert str(ENCODER.parent) not in shared.read_text()

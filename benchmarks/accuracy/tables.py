@@ -46,6 +46,7 @@ class Row:
         arguments: changes to the planned network's arguments.
         configuration: changes to the planned configuration, such as ``batch_size``.
         attributes: changes to the trainer's attributes, such as ``initial_lr``.
+        batch_divisor: the batch is divided by it, down to a sample.
         patch_multiple: the planned patch is enlarged to multiples of it.
         dimensions: spatial dimensions that the network exists in.
         costs_as: row whose measured cost counts, for changes that cost nothing to speak of; by default its own.
@@ -60,6 +61,7 @@ class Row:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     configuration: Mapping[str, Any] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    batch_divisor: int = 1
     patch_multiple: int = 1
     dimensions: tuple[int, ...] = (2, 3)
     costs_as: str | None = None
@@ -155,10 +157,8 @@ ROWS |= {
     for name in (*OURS, *BRANCHED)
 }
 ROWS |= {
-    f"{name}_half_batch": replace(
-        ROWS[name], title=f"{ROWS[name].title}, half the batch", configuration={"batch_size": size}, varies=name
-    )
-    for name, size in {"stock": 3, "qt_unet": 3, "unet2022": 3, "mit": 2}.items()
+    f"{name}_half_batch": replace(ROWS[name], title=f"{ROWS[name].title}, half the batch", batch_divisor=2, varies=name)
+    for name in ("stock", *OURS)
 }
 EMA = {"training": {"ema_decay": 0.99}}
 ROWS |= {

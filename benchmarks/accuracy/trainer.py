@@ -138,7 +138,7 @@ def seed_all(*numbers: int) -> None:
 def split_iterations(iterations: int) -> tuple[int, int]:
     """Number of epochs, and iterations of each."""
     per_epoch = max(1, iterations // EPOCHS)
-    return max(EPOCHS // 2, round(iterations / per_epoch)), per_epoch
+    return max(1, round(iterations / per_epoch)), per_epoch
 
 
 def changed_plans(plans: Mapping[str, Any], row: Row, data: Data) -> dict[str, Any]:
@@ -147,6 +147,7 @@ def changed_plans(plans: Mapping[str, Any], row: Row, data: Data) -> dict[str, A
     configuration = changed["configurations"][data.configuration]
     if data.largest_batch is not None:
         configuration["batch_size"] = min(configuration["batch_size"], data.largest_batch)
+    configuration["batch_size"] = max(1, configuration["batch_size"] // row.batch_divisor)
     of = row.patch_multiple
     configuration["patch_size"] = [-(-n // of) * of for n in configuration["patch_size"]]
     configuration.update(row.configuration)

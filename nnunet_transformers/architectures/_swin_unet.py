@@ -22,9 +22,9 @@ from ._arguments import (
     per_stage,
     token_grids,
 )
-from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
+from ._network import BRANCH_IN_PROJ, TOKEN_ARGUMENTS, SegmentationNetwork
 from .layers import (
-    FullResolutionHead,
+    FullResolutionBranch,
     PatchEmbed,
     PatchExpand,
     PatchMerging,
@@ -74,7 +74,7 @@ class SwinDecoder(nn.Module):
         auxiliary_heads: bool,
         deep_supervision: bool,
         activation_checkpointing: bool,
-        full_resolution_head: FullResolutionHead | None,
+        full_resolution: FullResolutionBranch | None,
     ) -> None:
         super().__init__()
         self.activation_checkpointing = activation_checkpointing
@@ -84,27 +84,33 @@ class SwinDecoder(nn.Module):
         self.patch_embed_stride = tuple(patch_embed_stride)
         # at stride 1 the finest tokens are voxels, whose head is the full-resolution one
         self.auxiliary_levels = range(int(prod(self.patch_embed_stride) == 1), len(levels))
-        if full_resolution_head is None:
+        self.full_resolution = full_resolution
+        head: nn.Module
+        if full_resolution is None:
             self.norm = nn.LayerNorm(dims[0])
             self.expand = nn.Linear(dims[0], prod(self.patch_embed_stride) * dims[0], bias=False)
             self.expand_norm = nn.LayerNorm(dims[0])
-        self.seg_layers = nn.ModuleList([full_resolution_head or nn.Linear(dims[0], num_classes, bias=False)])
+            head = nn.Linear(dims[0], num_classes, bias=False)
+        else:
+            convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[len(self.patch_embed_stride)]
+            head = convolution(full_resolution.fuse.conv.out_channels, num_classes, kernel_size=1)
+        self.seg_layers = nn.ModuleList([head])
         for level in self.auxiliary_levels if auxiliary_heads else ():
             self.seg_layers.append(nn.Sequential(nn.LayerNorm(dims[level]), nn.Linear(dims[level], num_classes)))
 
-    def forward(self, features: Sequence[Any], image: Tensor) -> Tensor | list[Tensor]:
+    def forward(self, image: Tensor, features: Sequence[Any]) -> Tensor | list[Tensor]:
         """Map encoder tokens, finest first, to logits (a list of them under deep supervision).
 
         Args:
+            image: (batch, input_channels, *patch_size), for the branch at full resolution.
             features: what the levels take of each resolution, then the tokens of the bottleneck.
-            image: (batch, input_channels, *patch_size), which a head with a convolutional branch takes.
         """
         x = features[-1]
         tokens: list[Tensor] = []
         for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
             x = level(x, skip)
             tokens.insert(0, x)
-        outputs = [self._full_resolution(x, image)]
+        outputs = [self._full_resolution_logits(x, image)]
         if not self.deep_supervision:
             return outputs[0]
         for head, index in zip(self.seg_layers[1:], self.auxiliary_levels, strict=True):
@@ -112,11 +118,12 @@ class SwinDecoder(nn.Module):
             outputs.append(tokens_to_image(head(tokens[index]), grid_size, (1,) * len(grid_size)))
         return outputs
 
-    def _full_resolution(self, tokens: Tensor, image: Tensor) -> Tensor:
+    def _full_resolution_logits(self, tokens: Tensor, image: Tensor) -> Tensor:
         """Map (batch, length, dim) and the image to logits (batch, num_classes, *patch_size)."""
-        head, is_recomputed = self.seg_layers[0], self.activation_checkpointing and self.training
-        if isinstance(head, FullResolutionHead):
-            return recomputed(head, tokens.unflatten(1, self.grid_sizes[0]), image, active=is_recomputed)
+        is_recomputed = self.activation_checkpointing and self.training
+        if self.full_resolution is not None:
+            grid = tokens.unflatten(1, self.grid_sizes[0])
+            return self.seg_layers[0](recomputed(self.full_resolution, grid, image, active=is_recomputed))
         logits = apply_in_chunks(self._classify, tokens, self.expand.out_features, is_recomputed)
         return tokens_to_image(logits, self.grid_sizes[0], self.patch_embed_stride)
 
@@ -240,10 +247,12 @@ class SwinUNet(SegmentationNetwork):
             auxiliary_heads,
             deep_supervision,
             activation_checkpointing,
-            FullResolutionHead(input_channels, dims[0], full_resolution_channels, patch_embed_stride, num_classes)
+            FullResolutionBranch(input_channels, dims[0], full_resolution_channels, patch_embed_stride)
             if full_resolution_channels
             else None,
         )
+        if full_resolution_channels:
+            self.keys_to_in_proj = (*self.keys_to_in_proj, BRANCH_IN_PROJ)
         self.apply(_init_weights)
 
     def encode(self, image: Tensor) -> list[Tensor]:
@@ -264,7 +273,7 @@ class SwinUNet(SegmentationNetwork):
             ValueError: on an image of another size.
         """
         self.check_input(image)
-        return self.decoder(self.encoder(self.stem(image)), image)
+        return self.decoder(image, self.encoder(self.stem(image)))
 
 
 def _init_weights(module: nn.Module) -> None:

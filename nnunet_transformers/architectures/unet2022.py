@@ -27,10 +27,10 @@ from ._arguments import (
     per_stage,
     token_grids,
 )
-from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
+from ._network import BRANCH_IN_PROJ, TOKEN_ARGUMENTS, SegmentationNetwork
 from ._registry import RenamingRule, register_network, register_released_family
 from .layers import (
-    FullResolutionHead,
+    FullResolutionBranch,
     RelativePositionBias,
     WindowAttention,
     WindowPartition,
@@ -247,22 +247,27 @@ class UNet2022Decoder(nn.Module):
     """The levels, deepest first, and a head for each of the finest three, full resolution first."""
 
     def __init__(
-        self, levels: Sequence[UNet2022DecoderLevel], heads: Sequence[nn.Module], deep_supervision: bool
+        self,
+        levels: Sequence[UNet2022DecoderLevel],
+        heads: Sequence[nn.Module],
+        deep_supervision: bool,
+        full_resolution: FullResolutionBranch | None,
     ) -> None:
         super().__init__()
+        self.full_resolution = full_resolution
         self.deep_supervision = deep_supervision
         self.levels = nn.ModuleList(levels)
         self.seg_layers = nn.ModuleList(heads)
 
-    def forward(self, features: Sequence[Tensor], image: Tensor) -> Tensor | list[Tensor]:
-        """Map encoder features, finest first, and the image to logits (a list of them under deep supervision)."""
+    def forward(self, image: Tensor, features: Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Map the image and encoder features, finest first, to logits (a list of them under deep supervision)."""
         x = features[-1]
         maps: list[Tensor] = []
         for level, skip in zip(self.levels, reversed(features[:-1]), strict=True):
             x = level(x, skip)
             maps.insert(0, x)
         head, *auxiliary = self.seg_layers
-        logits = head(x, image) if isinstance(head, FullResolutionHead) else head(x)
+        logits = head(x if self.full_resolution is None else self.full_resolution(x, image))
         if not self.deep_supervision:
             return logits
         return [logits, *(other(m) for other, m in zip(auxiliary, maps[1:], strict=False))]
@@ -324,7 +329,7 @@ class UNet2022(SegmentationNetwork):
         torch.Size([1, 3, 64, 64])
     """
 
-    keys_to_in_proj = ("stem.blocks.0.0",)
+    keys_to_in_proj: Sequence[str] = ("stem.blocks.0.0",)
     token_arguments = TOKEN_ARGUMENTS
     removable: Mapping[str, str] = MappingProxyType(
         {
@@ -439,11 +444,12 @@ class UNet2022(SegmentationNetwork):
             DeconvStem(dims[level], num_classes, patch_embed_stride)
             for level in range(num_outputs if auxiliary_heads else 1)
         ]
+        branch = None
         if full_resolution_channels:
-            heads[0] = FullResolutionHead(
-                input_channels, dims[0], full_resolution_channels, patch_embed_stride, num_classes
-            )
-        self.decoder = UNet2022Decoder(levels[::-1], heads, deep_supervision)
+            branch = FullResolutionBranch(input_channels, dims[0], full_resolution_channels, patch_embed_stride)
+            heads[0] = {2: nn.Conv2d, 3: nn.Conv3d}[ndim](full_resolution_channels, num_classes, kernel_size=1)
+            self.keys_to_in_proj = (*self.keys_to_in_proj, BRANCH_IN_PROJ)
+        self.decoder = UNet2022Decoder(levels[::-1], heads, deep_supervision, branch)
 
     def encode(self, image: Tensor) -> list[Tensor]:
         self.check_input(image)
@@ -458,7 +464,7 @@ class UNet2022(SegmentationNetwork):
             ValueError: on an image of another size.
         """
         self.check_input(image)
-        return self.decoder(self.encoder(self.stem(image)), image)
+        return self.decoder(image, self.encoder(self.stem(image)))
 
 
 def _alone(block: str, attention: bool) -> dict[str, str]:

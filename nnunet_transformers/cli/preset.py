@@ -74,7 +74,8 @@ def apply_and_explain(name: str, dataset: str, plans_name: str | None, force: bo
         echo(f"{heading + ':':15}{text}")
     for note in (*_warnings(applied), *preset.notes):
         echo(f"note: {note}")
-    echo("\nnext (INPUT, OUTPUT and LABELS are your folders of images, predictions and labels):")
+    encoder = ", ENCODER your pretrained weights" if preset.settings.frozen_fraction == 1 else ""
+    echo(f"\nnext (INPUT, OUTPUT and LABELS are your folders of images, predictions and labels{encoder}):")
     for command in applied.commands():
         echo(f"  {command}")
 
@@ -133,10 +134,17 @@ def _warnings(applied: AppliedPreset) -> list[str]:
         )
     if preset.spacing is None:
         warnings.append("the source states no spacing; the planner's is used.")
+    sizes = applied.configuration["median_image_size_in_voxels"]
+    if any(patch > 2 * size for patch, size in zip(preset.patch_size, sizes, strict=True)):
+        warnings.append(
+            f"the patch is more than twice this dataset's median image ({_size([round(n) for n in sizes])} at the "
+            "plan's spacing): most of it will be padding."
+        )
     if "pretrained" in preset.published:
+        swin = " --swin hub" if preset.overrides.get("block") == "swin" else ""
         warnings.append(
             "the published metrics without 'scratch' are of networks with ImageNet weights: "
-            f"`nnunet-transformers attach-imagenet -d {applied.dataset_id} -p {applied.path.stem} -o NAME`."
+            f"`nnunet-transformers attach-imagenet -d {applied.dataset_id} -p {applied.path.stem} -o NAME{swin}`."
             if preset.network.startswith("unet2022")
             else "the published metrics without 'scratch' are of pretrained networks; this plan specifies no weights."
         )

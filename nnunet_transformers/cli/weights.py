@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,7 +73,7 @@ def attach_imagenet(
     from ..weights.imagenet import HUB
 
     sources = {
-        name: value if value in (None, HUB) else str(Path(value).resolve())
+        name: value if value in (None, HUB) else os.path.abspath(value)
         for name, value in (("convnext", convnext), ("swin", swin))
     }
     _print_attached(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -64,7 +66,14 @@ class ImageExport:
         if folder is None:
             return np.empty(shape, np.float32)
         self._temporary = TemporaryDirectory(prefix=".probabilities_", dir=folder)
-        return np.lib.format.open_memmap(self.probabilities_file, "w+", np.float32, shape)
+        header = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
+        with self.probabilities_file.open("wb") as file:
+            np.lib.format.write_array_header_2_0(file, header)
+            file.flush()
+            # a full disk is an error here; a map of a file with holes would end the process by SIGBUS
+            size = file.tell() + np.dtype(np.float32).itemsize * prod(shape)
+            os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else file.truncate(size)
+        return np.lib.format.open_memmap(self.probabilities_file, "r+")
 
     @property
     def probabilities_file(self) -> Path:

@@ -105,8 +105,11 @@ class Sockets:
             raise FileNotFoundError(f"{folder} has the sockets {', '.join(paths) or 'none'}; this model takes {needed}")
         # of two that fit, the other does without an image that is there
         self._interface = max(fitting, key=lambda one: len(one.inputs))
-        slugs = {channel: slug for slug, channel in self._interface.inputs.items()}
-        self._images = [_only_image(paths[slugs[channel]]) for channel in channel_names(dataset_json)]
+        slugs: dict[str, list[str]] = {}
+        for slug, channel in self._interface.inputs.items():
+            slugs.setdefault(channel, []).append(slug)
+        # channels of one name, such as two phases of a CT, are in the interface's order
+        self._images = [_only_image(paths[slugs[channel].pop(0)]) for channel in channel_names(dataset_json)]
 
     @property
     def names(self) -> Sequence[str]:

@@ -40,6 +40,11 @@ def architecture_for_patch(configuration: Mapping[str, Any], planner: str | None
     patch_size = [int(n) for n in configuration["patch_size"]]
     if list(arguments["patch_size"]) == patch_size:
         return architecture
+    if len(patch_size) != len(arguments["patch_size"]):
+        raise ValueError(
+            f"patch_size {patch_size} has {len(patch_size)} numbers, the configuration has "
+            f"{len(arguments['patch_size'])} axes"
+        )
     try:
         changed = {"patch_size": patch_size, **_windows(arguments, patch_size, configuration["spacing"], planner)}
     except ValueError as error:

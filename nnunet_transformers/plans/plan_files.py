@@ -15,6 +15,8 @@ from .._reading import read_json, reading
 from ..discovery import planner_names, plans_name
 
 MOST_LISTED = 8
+# markers of the commands that copy the plans of another command
+WRITTEN_LATER = {"preset": ("attached",)}
 
 
 def dataset_folder(dataset: str) -> Path:
@@ -131,7 +133,7 @@ def check_new_plans(folder: Path, name: str, original: str, marker: str, force: 
 
     Raises:
         ValueError: if it cannot be a plan's name.
-        FileExistsError: if there is a plan of that name, unless the command wrote it and ``force`` is set.
+        FileExistsError: if there is a plan of that name, unless the command wrote it last and ``force`` is set.
     """
     if name == original:
         raise ValueError(f"-o {name} is the plan that it starts from, which stays as it is; choose another name")
@@ -144,7 +146,8 @@ def check_new_plans(folder: Path, name: str, original: str, marker: str, force: 
             raise FileExistsError(f"{path} exists; replace it with --force or choose another name with -o")
         written_here = False
         with suppress(ValueError):
-            written_here = marker in read_json(path)
+            written = read_json(path)
+            written_here = marker in written and not any(later in written for later in WRITTEN_LATER.get(marker, ()))
         if not written_here:
             raise FileExistsError(f"{path} was not written by this command; choose another name with -o")
     return path

@@ -15,18 +15,29 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import nn
 
+from .._atomic import write_json
 from .._meta import without_data
-from .._reading import read_json
 from .._text import times
 from ..architectures import create_network, get_network
 from ..discovery import plans_name
 from .memory import CUDA_OVERHEAD, batch_bytes, training_peak_bytes
+from .plan_files import load_plans
 from .planned import channel_names, check_labels
 from .stored_data import find_conflict, is_of_other_images
 from .tiling import TokenPlan, TokenRules, choose_patch_embed_stride, plan_tokens, shrink
 
 # nnU-Net's default plans, whose preprocessed folders other plans share
 STOCK = "nnUNetPlans"
+# the configurations that planning makes; any other is the user's
+PLANNED = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
+# what a subclass overrides to preprocess in its own way
+DETERMINES_DATA = (
+    "determine_reader_writer",
+    "determine_resampling",
+    "determine_fullres_target_spacing",
+    "determine_normalization_scheme_and_whether_mask_is_used_for_norm",
+    "determine_transpose",
+)
 # voxels of the smallest patch that a lack of memory may lead to: below, a larger batch of them teaches little
 SMALLEST_PATCH = {2: 64**2, 3: 32**3}
 # most by which the volume of the patch falls before memory is traced again
@@ -47,14 +58,14 @@ class TransformerPlanner(ExperimentPlanner):
 
     Attributes:
         network_name: the registered network, set by a subclass.
-        network_overrides: network arguments that are the same for every dataset. If ``activation_checkpointing`` is
-            among them, the planner does not change it.
+        network_overrides: network arguments that are the same for every dataset, beside those of the classes that it
+            extends. If ``activation_checkpointing`` is among them, the planner does not change it.
         token_rules: the network's requirements on its token grids.
         max_batch_ratio: most voxels of a batch, relative to nnU-Net's, rounded up to samples; infinity for what fits.
 
     Raises:
-        ValueError: if ``network_overrides`` has arguments that the network does not take, the labels of the dataset are
-            not consecutive, or its images are 2D and the network is not.
+        ValueError: if ``network_overrides`` has arguments that the network does not take or that the planner derives
+            from the patch, the labels of the dataset are not consecutive, or its images are 2D and the network is not.
     """
 
     network_name: str
@@ -80,11 +91,16 @@ class TransformerPlanner(ExperimentPlanner):
             suppress_transpose,
         )
         entry = get_network(self.network_name)
-        unknown = [name for name in self.network_overrides if name not in entry.override_names]
+        unknown = [name for name in self._overrides if name not in entry.override_names]
         if unknown:
             raise ValueError(
                 f"{type(self).__name__}.network_overrides: {entry.network_class.__name__} has no {', '.join(unknown)}; "
                 f"it takes {', '.join(entry.override_names)}"
+            )
+        if derived := [name for name in self._overrides if name in entry.network_class.token_arguments]:
+            raise ValueError(
+                f"{type(self).__name__}.network_overrides: the planner derives {', '.join(derived)} from the patch, by "
+                "the rules in token_rules"
             )
         self._dimensions = entry.dimensions
         self._labels = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
@@ -95,8 +111,19 @@ class TransformerPlanner(ExperimentPlanner):
         if 3 not in self._dimensions:
             self.lowres_creation_threshold = 0  # saves the search for a spacing of 3d_lowres
         self._shares_stock_data = (
-            preprocessor_name == "DefaultPreprocessor" and overwrite_target_spacing is None and not suppress_transpose
+            preprocessor_name == "DefaultPreprocessor"
+            and overwrite_target_spacing is None
+            and not suppress_transpose
+            and all(getattr(type(self), name) is getattr(TransformerPlanner, name) for name in DETERMINES_DATA)
         )
+
+    @property
+    def _overrides(self) -> dict[str, Any]:
+        """``network_overrides`` of the class and of those that it extends."""
+        overrides: dict[str, Any] = {}
+        for base in reversed(type(self).__mro__):
+            overrides |= base.__dict__.get("network_overrides", {})
+        return overrides
 
     @classmethod
     def default_plans_name(cls) -> str:
@@ -190,35 +217,50 @@ class TransformerPlanner(ExperimentPlanner):
                 summaries[name] = summary
             self._separate_data(plans, name, configuration)
             arguments = configuration.get("architecture", {}).get("arch_kwargs", {})
-            if arguments.get("activation_checkpointing") and "activation_checkpointing" not in self.network_overrides:
+            if arguments.get("activation_checkpointing") and "activation_checkpointing" not in self._overrides:
                 print(
                     f"{name}: activation checkpointing, as {self.network_name} does not fit {self.UNet_vram_target_GB} "
                     f"GB without; planned with it: patch {configuration['patch_size']}, batch "
                     f"{configuration['batch_size']}"
                 )
-        self._warn_of_moved_plans(plans)
+        if (path := self._folder / f"{self.plans_identifier}.json").is_file():
+            old = load_plans(self._folder, self.plans_identifier)
+            self._warn_of_moved_plans(plans, old)
+            self._remove_unplanned(plans, old, path)
         super().save_plans(plans)
         for name, summary in summaries.items():
             print(f"{name}: {summary}")
 
-    def _warn_of_moved_plans(self, plans: dict[str, Any]) -> None:
+    @property
+    def _folder(self) -> Path:
+        return Path(nnUNet_preprocessed) / str(self.dataset_name)
+
+    def _remove_unplanned(self, plans: dict[str, Any], old: dict[str, Any], path: Path) -> None:
+        """Remove what was planned before and is not now; nnU-Net would keep it beside the new configurations."""
+        before = old["configurations"]
+        inherited = {entry.get("inherits_from") for name, entry in before.items() if name not in PLANNED}
+        stale = [n for n in PLANNED if n in before and n not in plans["configurations"] and n not in inherited]
+        if stale:
+            kept = {name: entry for name, entry in before.items() if name not in stale}
+            write_json({**old, "configurations": kept}, path)
+            print(f"{path.name} had {', '.join(stale)}, which this plan does not have; removed")
+
+    def _warn_of_moved_plans(self, plans: dict[str, Any], old: dict[str, Any]) -> None:
         """Warn if these plans replace some that were moved here, whose data are then in the folders that are shared."""
-        folder = Path(nnUNet_preprocessed) / self.dataset_name
-        path = folder / f"{self.plans_identifier}.json"
-        if not path.is_file() or not is_of_other_images(old := read_json(path), folder):
+        if not is_of_other_images(old, self._folder):
             return
         folders = {c.get("data_identifier") for c in plans["configurations"].values()}
         shared = sorted(folders & {c.get("data_identifier") for c in old["configurations"].values()} - {None})
         print(
-            f"warning: {path.name} was planned for other images, as after nnUNetv2_move_plans_between_datasets without "
-            f"-tp, and is replaced. If it was preprocessed, {', '.join(shared) or 'its folders'} hold its data: "
+            f"warning: {self.plans_identifier}.json was planned for other images, as after "
+            "nnUNetv2_move_plans_between_datasets without -tp, and is replaced. If it was preprocessed, "
+            f"{', '.join(shared) or 'its folders'} hold its data: "
             "preprocess them again, and nnUNetPlans, whose folders they are"
         )
 
     def _separate_data(self, plans: dict[str, Any], name: str, configuration: dict[str, Any]) -> None:
         identifier = configuration.get("data_identifier", "")
-        folder = Path(nnUNet_preprocessed) / self.dataset_name
-        conflict = find_conflict(plans, folder, identifier) if identifier.startswith(f"{STOCK}_") else None
+        conflict = find_conflict(plans, self._folder, identifier) if identifier.startswith(f"{STOCK}_") else None
         if conflict is not None:
             other, entries = conflict
             configuration["data_identifier"] = identifier.replace(STOCK, self.plans_identifier)
@@ -246,7 +288,7 @@ class TransformerPlanner(ExperimentPlanner):
                 "token_arguments; give the planner token_rules with windows=no_windows"
             )
         given = {
-            **self.network_overrides,
+            **self._overrides,
             **options,
             **{name: getattr(tokens, name) for name in network_class.token_arguments},
             # inference builds the network without deep supervision and loads strictly
@@ -367,7 +409,7 @@ class TransformerPlanner(ExperimentPlanner):
                 if not (is_search and self._covers_too_little(tokens.patch_size, image_voxels)):
                     batch_size = self._fitting_batch(partial(peak_bytes, tokens), largest_batch(tokens))
                 return tokens, options, batch_size, sum(peak_bytes(tokens, batch_size))
-            if can_checkpoint and not options and "activation_checkpointing" not in self.network_overrides:
+            if can_checkpoint and not options and "activation_checkpointing" not in self._overrides:
                 options["activation_checkpointing"] = True
                 continue
             fewer = plan(target, max_stages=tokens.num_stages - 1)

@@ -201,19 +201,25 @@ class AppliedPreset:
     def commands(self) -> list[str]:
         """Commands that preprocess, train, predict, and compute the published metrics, if there are any.
 
-        ``INPUT``, ``OUTPUT`` and ``LABELS`` are the user's folders.
+        ``INPUT``, ``OUTPUT`` and ``LABELS`` are the user's folders, ``ENCODER`` weights for a frozen encoder.
         """
         preset, plans = self.preset, self.written.plans["plans_name"]
         data = self.path.parent / self.configuration["data_identifier"]
         # preprocessing again would delete data that other plans share
+        is_shared = data.is_dir() and not data.name.startswith(plans)
         preprocess = [f"nnUNetv2_preprocess -d {self.dataset_id} -c {preset.configuration} -plans_name {plans}"] * (
-            not data.is_dir()
+            not is_shared
         )
+        attach = []
+        if preset.settings.frozen_fraction == 1:  # which asks for weights
+            attach = [f"nnunet-transformers attach ENCODER -d {self.dataset_id} -p {plans} -o {plans}_pretrained"]
+            plans = f"{plans}_pretrained"
         model = f"-c {preset.configuration} -p {plans} -tr {preset.trainer} -f 0"
         options = f"-step_size {preset.step_size:g}" + " --disable_tta" * (preset.settings.mirroring is False)
         options += " --save_probabilities" * preset.evaluation.startswith("evaluate-iou")
         return [
             *preprocess,
+            *attach,
             f"nnUNetv2_train {self.dataset_id} {preset.configuration} 0 -p {plans} -tr {preset.trainer}",
             f"nnUNetv2_predict -i INPUT -o OUTPUT -d {self.dataset_id} {model} {options}",
             *[f"nnunet-transformers {preset.evaluation}"] * bool(preset.published),

@@ -69,7 +69,9 @@ def _using(plans: Mapping[str, Any], data_identifier: str) -> Iterator[dict[str,
     """The configurations of a plan that use a preprocessed folder, with what they inherit."""
     manager = PlansManager(dict(plans))
     for name in plans["configurations"]:
-        with suppress(KeyError, TypeError, RuntimeError):  # no plan, or of a version of nnU-Net's that this cannot read
+        with suppress(
+            KeyError, TypeError, ValueError, RuntimeError
+        ):  # no plan, or of a version of nnU-Net's that this cannot read
             configuration = manager.get_configuration(name).configuration
             if configuration.get("data_identifier") == data_identifier:
                 yield configuration
@@ -190,7 +192,11 @@ class StoredData:
                     f"{shared}. It was planned for other images: if it was moved here, {self._move}, for a folder of "
                     f"its own, and preprocess {other} again; else plan again: {self._plan}, then {self._preprocess}"
                 )
-            raise ValueError(f"{shared}. Plan again, for a folder of its own: {self._plan}, then {self._preprocess}")
+            raise ValueError(
+                f"{shared}. Plan again, for a folder of its own: {self._plan}, then {self._preprocess}, with the "
+                f"options of the first time. If you have edited the plan, give {self.planned.name} a data_identifier "
+                "of its own there instead, and preprocess it"
+            )
 
     def check_cases(self) -> None:
         """Check that the stored cases are those of the dataset: of nnUNet_raw, without it as many as at planning.

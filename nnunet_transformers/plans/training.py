@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -27,7 +28,7 @@ class TrainingSettings:
         optimiser: "adamw" or "adam".
         schedule: "polynomial" with nnU-Net's power of 0.9, "cosine" or "constant".
         warmup_fraction: fraction of the schedule with a rising rate.
-        clip_grad_norm: norm to which gradients are clipped.
+        clip_grad_norm: norm to which gradients are clipped, after nnU-Net's 12.
         dice_weight, ce_weight: weights of the two terms of nnU-Net's loss.
         focal_weight: weight of a focal loss that takes the place of cross-entropy; without one there is none.
         layer_decay, frozen_fraction: as the trainers' attributes, for pretrained encoders.
@@ -114,6 +115,7 @@ def _words(choices: Any) -> _Check:
 
 _COUNT = _Check("a whole number from 1 on", (int,), 1)
 _AMOUNT = _Check("a number from 0 on", (int, float))
+_POSITIVE = _Check("a number above 0", (int, float), sys.float_info.min)
 _SHARE = _Check("a number from 0 to 1", (int, float), high=1)
 _FLAG = _Check("true or false", (bool,))
 _CHECKS = {
@@ -124,7 +126,7 @@ _CHECKS = {
     "optimiser": _words(Optimiser),
     "schedule": _words(Schedule),
     "warmup_fraction": _SHARE,
-    "clip_grad_norm": _AMOUNT,
+    "clip_grad_norm": _POSITIVE,
     "dice_weight": _AMOUNT,
     "ce_weight": _AMOUNT,
     "focal_weight": _AMOUNT,

@@ -48,11 +48,12 @@ class PretrainingCLI(RecipeCLI):
 
     def check(self) -> None:
         index, model = self.datamodule.index, self.model
-        wanted = model.hparams.get("input_channels", 1)
-        if len(index.channels) != wanted:
+        wanted, name = model.hparams.get("input_channels"), type(model).__name__
+        if len(index.channels) != (wanted or 1) and not getattr(model, "averages_channels", False):
+            remedy = "take the network from a plan (-d, -p) or set --model.init_args.input_channels"
             raise ValueError(
-                f"the prepared images have {len(index.channels)} channels, the network takes {wanted}; take the "
-                "network from a plan (-d, -p) or set --model.init_args.input_channels"
+                f"the prepared images have {len(index.channels)} channels, the network takes {wanted or 1}; "
+                + (remedy if wanted else f"{name} has no other: prepare images of one channel")
             )
         if self.planned is not None:
             ranges = ct_ranges(index.plans, index.normalization)

@@ -13,6 +13,8 @@ from ..weights.attach import INITIALISATION, MARKER
 
 # the table of nnU-Net's that lists the training images by path
 TABLE = "dataset"
+# of a validation's summary.json
+CASES, FILES = "metric_per_case", ("prediction_file", "reference_file")
 
 
 def copy_shareable(source: Path, target: Path) -> None:
@@ -31,10 +33,17 @@ def copy_shareable(source: Path, target: Path) -> None:
 
 
 def without_paths(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Reduce the files that a plan's weights came from to their names, and leave out the table of training images."""
+    """Reduce the files that a plan's weights came from, or a validation compared, to their names.
+
+    The table of training images is left out.
+    """
     shared = {key: value for key, value in content.items() if key != TABLE}
     if MARKER in shared:
         shared[MARKER] = _names(shared[MARKER])
+    if CASES in shared:
+        shared[CASES] = [
+            {key: _names(value) if key in FILES else value for key, value in case.items()} for case in shared[CASES]
+        ]
     if isinstance(shared.get("configurations"), Mapping):
         shared["configurations"] = {
             name: {key: _names(value) if key == INITIALISATION else value for key, value in configuration.items()}

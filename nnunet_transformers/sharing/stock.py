@@ -14,13 +14,13 @@ from ..plans.builder import builds_planned_network
 from ..plans.gate import check_plan
 from ..weights import save_checkpoint
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint
-from .shareable import copy_shareable
+from .shareable import copy_shareable, without_paths
 from .trained import find_folds, model_parts
 
 STOCK = "nnUNetTrainer"
 BESIDE = ("plans.json", "dataset.json", "dataset_fingerprint.json")
-# files of a fold that nnUNetv2_export_model_to_zip exports
-OF_FOLD = ("debug.json", "progress.png", "validation/summary.json")
+# files of a fold that nnUNetv2_export_model_to_zip exports, but debug.json: it names the machine and its folders
+OF_FOLD = ("progress.png", "validation/summary.json")
 KEPT = ("network_weights", "init_args", "current_epoch", "inference_allowed_mirroring_axes")
 
 
@@ -62,11 +62,13 @@ def export_stock(
             (partial / f"fold_{name}").mkdir(parents=True)
             content, _ = read_checkpoint(source / f"fold_{name}" / checkpoint, trust)
             kept = {key: content[key] for key in KEPT if key in content}
+            described = {key: without_paths(kept["init_args"][key]) for key in ("plans", "dataset_json")}
+            kept["init_args"] = {**kept["init_args"], **described}
             save_checkpoint({**kept, "trainer_name": STOCK}, partial / f"fold_{name}" / checkpoint)
         for name in (*BESIDE, *(f"fold_{fold}/{file}" for fold in names for file in OF_FOLD)):
             if (source / name).is_file():
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                copy = copy_shareable if name in BESIDE else shutil.copyfile
+                copy = shutil.copyfile if name.endswith(".png") else copy_shareable
                 copy(source / name, partial / name)
     manager = PlansManager(read_json(target / "plans.json"))
     return target, manager.get_configuration(configuration).network_arch_class_name

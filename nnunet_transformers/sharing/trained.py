@@ -85,6 +85,8 @@ def model_parts(folder: Path) -> tuple[str, str, str]:
 def find_folds(folder: Path, wanted: Sequence[str] = (), checkpoint: str = FINAL) -> list[str]:
     """Return the requested folds, or all finished ones; "all" only if there is no other, as in nnU-Net.
 
+    A fold that was renamed, such as ``fold_0_old``, is taken only on request.
+
     Raises:
         FileNotFoundError: if the folder is not that of a trained model, or a requested fold or every fold is
             unfinished.
@@ -102,7 +104,7 @@ def find_folds(folder: Path, wanted: Sequence[str] = (), checkpoint: str = FINAL
             )
     if not finished:
         raise FileNotFoundError(f"no fold of {folder} has a {checkpoint}; finish training with nnUNetv2_train")
-    return list(wanted) or [fold for fold in finished if fold != "all"] or finished
+    return list(wanted) or [fold for fold in finished if fold.isdigit()] or finished
 
 
 def extract_models(archive: Path, target: Path, wanted: Iterable[str] = (), checkpoint: str = FINAL) -> list[Path]:

@@ -26,7 +26,7 @@ def planned_autocast_dtype(configuration: Mapping[str, Any], device: torch.devic
     name = configuration.get(AUTOCAST_DTYPE, "float16")
     if name not in DTYPES:
         raise RuntimeError(f"{AUTOCAST_DTYPE} in the plan's configuration must be {' or '.join(DTYPES)}, got {name!r}")
-    needs_ampere = DTYPES[name] is torch.bfloat16 and device.type == "cuda"
+    needs_ampere = DTYPES[name] is torch.bfloat16 and device.type == "cuda" and torch.cuda.is_available()
     if needs_ampere and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise RuntimeError(
             "the plan trains in bfloat16, which this GPU does not have (NVIDIA's have it from Ampere on); remove "

@@ -36,6 +36,7 @@ class FollowsSettings(nnUNetTrainer):
             exponent ``lr_power``.
     """
 
+    oversample_foreground_percent: float
     enable_deep_supervision: bool
     states_epochs = False
     optimiser = "adamw"
@@ -67,6 +68,13 @@ class FollowsSettings(nnUNetTrainer):
             self.lr_power = 0.0 if stated["schedule"] == "constant" else POLYNOMIAL
         for name, value in stated.items():
             setattr(self, ATTRIBUTES.get(name, name), value)
+
+    def _set_batch_size_and_oversample(self) -> None:
+        percentage = self.oversample_foreground_percent
+        super()._set_batch_size_and_oversample()
+        if self.probabilistic_oversampling:
+            # among processes nnU-Net replaces it by the share of each, of a fixed number of samples
+            self.oversample_foreground_percent = percentage
 
     def _set_iterations(self, iterations: int) -> None:
         self.num_iterations_per_epoch = iterations

@@ -384,8 +384,8 @@ class TransformerTrainer(
         times = f" for {self._overflows} iterations in a row" if self._overflows > 1 else ""
         raise RuntimeError(
             f"{where}{times}. The images are finite, so training diverged. The last checkpoint in "
-            f"{self.output_folder} is intact: continue from it with --c, or start again with a lower rate (a subclass "
-            f"of {type(self).__name__} with another default_lr, now {self.initial_lr:g})."
+            f"{self.output_folder} is intact: continue from it with --c, or start again with a lower rate than "
+            f"{self.initial_lr:g}: learning_rate in the entry training of the plan's configuration."
         )
 
     # ---- checkpoints ----
@@ -426,6 +426,11 @@ class TransformerTrainer(
             name = filename_or_checkpoint if isinstance(filename_or_checkpoint, str) else "the checkpoint"
             if "loading state_dict" in str(error):
                 reason = f"it belongs to another network or plan: {error}"
+            elif "loaded state dict" in str(error):  # PyTorch's words for an optimiser's
+                reason = (
+                    "the plan's training settings have changed since, so that other weights are trained or in other "
+                    f"groups: {error}"
+                )
             elif isinstance(error, FileNotFoundError):
                 reason = "there is no such file"
             else:

@@ -59,7 +59,8 @@ def attach(
     path = check_new_plans(folder, output, plans_name, MARKER, force)
     plans = load_plans(folder, plans_name)
     own = [name for name, configuration in plans["configurations"].items() if "architecture" in configuration]
-    unknown = [name for name in configurations if name not in own]
+    inheriting = [name for name, configuration in plans["configurations"].items() if "inherits_from" in configuration]
+    unknown = [name for name in configurations if name not in (*own, *inheriting)]
     if unknown:
         raise ValueError(f"{plans_name} has no network in {', '.join(unknown)}; it has {', '.join(own)}")
     dataset_json = read_json(folder / "dataset.json")

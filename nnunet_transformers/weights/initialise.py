@@ -123,11 +123,16 @@ def load_enough(
         min_coverage: share of the encoder's parameters that the weights must cover.
 
     Raises:
-        ValueError: if they cover less, or as ``InitialWeights``.
+        ValueError: if they cover less or nothing, or as ``InitialWeights``.
         FileNotFoundError: as ``InitialWeights``.
     """
     weights = weights if isinstance(weights, InitialWeights) else InitialWeights.from_source(weights)
     report = weights.load_into(network, patch_size, labels)
+    if not (report.loaded or report.adapted):
+        raise ValueError(
+            f"none of the weights fits the network: {len(report.fresh)} of its tensors are missing in the file or of "
+            "another shape there"
+        )
     coverage = report.coverage(dict(network.named_parameters()), f"{network.key_to_encoder}.")
     if coverage < min_coverage:
         raise ValueError(

@@ -90,7 +90,8 @@ def packaged(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
 def _planned(weights: Mapping[str, Tensor], planned: PlannedConfiguration, origin: str) -> NetworkWeights:
     """Weights of a network of a plan."""
     network = None
-    with suppress(ValueError, ImportError), without_data():
+    # a network of another version or of a fork may take other arguments; its weights still have names
+    with suppress(ValueError, ImportError, TypeError, KeyError, AttributeError), without_data():
         network = planned.build_network()
     origin = f"{origin} on {planned.plans['dataset_name']}, {planned.name}"
     return NetworkWeights(dict(weights), origin, network, planned.patch_size, label_names(planned.dataset_json))
@@ -228,7 +229,10 @@ def plain(path: Path, content: Mapping[str, Any]) -> NetworkWeights | SomeOf | N
 
 def label_names(dataset_json: Mapping[str, Any]) -> list[str]:
     """Names of the labels of ``dataset.json`` in the order of the heads, regions by their names."""
-    return [str(name) for name in dataset_json["labels"] if name != "ignore"]
+    labels = {str(name): value for name, value in dataset_json["labels"].items() if name != "ignore"}
+    if all(isinstance(value, int) for value in labels.values()):
+        return sorted(labels, key=labels.__getitem__)
+    return list(labels)
 
 
 def citations(entries: Sequence[Mapping[str, Any]]) -> list[str]:

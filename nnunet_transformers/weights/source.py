@@ -67,7 +67,8 @@ def find_weights(source: str | os.PathLike[str]) -> Found:
         # pinned to the commit, under which the content never changes
         name = str(replace(fetched.address, path=path.relative_to(fetched.snapshot).as_posix()))
     else:
-        path = _file(Path(source)).resolve()
+        # not resolved: the links of a Hugging Face cache have the names, its files are called by their hashes
+        path = Path(os.path.abspath(_file(Path(source))))
         name = str(path)
     found = recognise(path, load_checkpoint(path))
     sha256 = found.sha256 if isinstance(found, SealedCheckpoint) else content_hash({WEIGHTS: found.weights})

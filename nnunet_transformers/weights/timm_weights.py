@@ -148,12 +148,14 @@ def timm_file(path: Path, content: Mapping[str, Any]) -> TimmWeights | None:
 
 def _by_timms_names(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Rename what DINOv2's and DINOv3's own files name otherwise."""
-    if "storage_tokens" in weights:
+    prefix = next((name.removesuffix("storage_tokens") for name in weights if name.endswith("storage_tokens")), None)
+    if prefix is not None:
+        weights = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         with without_data():
             vit = timm.create_model("vit_small_patch16_dinov3_qkvb")
         translated: dict[str, Tensor] = checkpoint_filter_fn(dict(weights), vit)
         return translated
-    return {"reg_token" if name == "register_tokens" else name: value for name, value in weights.items()}
+    return {re.sub(r"(^|\.)register_tokens$", r"\1reg_token", name): value for name, value in weights.items()}
 
 
 def _is_of(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nnunet_transformers.architectures.layers import (
-    FullResolutionHead,
+    FullResolutionBranch,
     PatchExpand,
     PatchMerging,
     RelativePositionBias,
@@ -260,17 +260,17 @@ def test_patch_transpose_is_a_transposed_convolution(grid, stride, channels_last
 
 
 @pytest.mark.parametrize("grid, stride", [((3, 4), (4, 4)), ((2, 3, 4), (1, 2, 2))], ids=str)
-def test_full_resolution_head_is_its_formula(grid, stride):
-    """Tokens up-sampled, plus a convolution of the image; a convolution; a classifier: in float64, in plain PyTorch."""
+def test_full_resolution_branch_is_its_formula(grid, stride):
+    """Tokens up-sampled, plus a convolution of the image; a convolution: in float64, in plain PyTorch."""
     ndim, kernel = len(grid), [3 if s > 1 else 1 for s in stride]
-    head = FullResolutionHead(2, 6, 5, stride, 3).double()
-    for parameter in head.parameters():
+    branch = FullResolutionBranch(2, 6, 5, stride).double()
+    for parameter in branch.parameters():
         nn.init.normal_(parameter)
     tokens = torch.randn(2, *grid, 6, dtype=torch.float64)
     image = torch.randn(2, 2, *(g * s for g, s in zip(grid, stride, strict=True)), dtype=torch.float64)
     convolve = {2: F.conv2d, 3: F.conv3d}[ndim]
     transpose = {2: F.conv_transpose2d, 3: F.conv_transpose3d}[ndim]
-    state = head.state_dict()
+    state = branch.state_dict()
 
     def convolved(x, name):
         assert state[f"{name}.conv.weight"].shape[2:] == tuple(kernel)
@@ -280,9 +280,9 @@ def test_full_resolution_head_is_its_formula(grid, stride):
 
     normalised = F.layer_norm(tokens, (6,), state["norm.weight"], state["norm.bias"]).movedim(-1, 1)
     up = transpose(normalised, state["up.weight"], state["up.bias"], stride)
-    logits = convolve(convolved(up + convolved(image, "image"), "fuse"), state["seg.weight"], state["seg.bias"])
-    assert logits.shape == (2, 3, *image.shape[2:])
-    torch.testing.assert_close(head(tokens, image), logits)
+    features = convolved(up + convolved(image, "image"), "fuse")
+    assert features.shape == (2, 5, *image.shape[2:])
+    torch.testing.assert_close(branch(tokens, image), features)
 
 
 class TestCachedBias:

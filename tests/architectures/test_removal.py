@@ -143,6 +143,19 @@ def test_bottleneck_alone():
     torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("name", ["qt_unet_tiny", "vt_unet_tiny", "unet2022_tiny"])
+def test_the_branch_at_full_resolution_is_a_skip(name):
+    """Without skips it gets an empty image; the bottleneck still reaches the logits."""
+    network, image = build(name, 2, full_resolution_channels=4)
+    other = torch.rand_like(image)
+    assert (network(image) - network(other)).abs().max() > 1e-6
+    network.remove("skips")
+    seen = []
+    network.decoder.full_resolution.register_forward_pre_hook(lambda module, given: seen.append(given[1]))
+    assert (network(image) - network(other)).abs().max() > 1e-6
+    assert [float(image.abs().max()) for image in seen] == [0, 0]
+
+
 def test_unknown_part():
     network, _ = build("setr_pup", 2)
     with pytest.raises(ValueError, match="SETRPUP has no 'skips' to remove, only attention, blocks"):

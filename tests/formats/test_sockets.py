@@ -54,6 +54,17 @@ def test_channels_and_output(run, tmp_path):
         assert getattr(written, name)() == getattr(image, name)()
 
 
+def test_channels_of_one_name_are_in_the_interfaces_order(run, tmp_path):
+    """nnU-Net knows a CT by the name of its channel, so that two phases have one name."""
+    phases = {"inputs": {"mri-t2": "CT", "mri-t1": "CT"}, "output": "tumour"}
+    dataset = {**DATASET, "channel_names": {"0": "CT", "1": "CT"}}
+    source = Sockets(run, interfaces(tmp_path, phases, channels=("CT", "CT")), dataset)
+    with source.files("case") as files:
+        for number, path in zip((1, 0), files, strict=True):
+            voxels = np.random.default_rng(number).normal(size=(4, 5, 6)).astype(np.float32)
+            np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), voxels)
+
+
 def test_the_run_chooses_the_interface(run, tmp_path):
     other = {"inputs": {"flair": "T1", "mri-t2": "T2"}, "output": "images/elsewhere"}
     found = interfaces(tmp_path, BOTH, other)

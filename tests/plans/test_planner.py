@@ -13,6 +13,7 @@ from math import inf, prod
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -481,6 +482,54 @@ def test_own_data_where_spacing_is_overridden(folder):
 
 
 @pytest.mark.usefixtures("quick")
+def test_own_data_where_a_method_is_overridden(folder):
+    """nnU-Net's own way to plan another spacing."""
+    spacing = {"determine_fullres_target_spacing": lambda self: np.array([2.0, 2.0, 2.0])}
+    own = type("nnUNetPlannerOwn", (nnUNetPlannerQTUNetT,), spacing)
+    configurations = plan(folder, own, (1, 1, 1), (40, 40, 40))["configurations"]
+    assert configurations["3d_fullres"]["spacing"] == [2, 2, 2]
+    assert {c["data_identifier"] for c in configurations.values()} == {
+        "nnUNetOwnPlans_2d",
+        "nnUNetOwnPlans_3d_fullres",
+    }
+
+
+@pytest.mark.usefixtures("quick")
+def test_overrides_are_beside_those_of_the_class_that_is_extended(folder):
+    own = type("nnUNetPlannerOwn", (nnUNetPlannerQTUNetT,), {"network_overrides": {"activation_checkpointing": False}})
+    arguments = plan(folder, own, (1, 1, 1), (40, 40, 40))["configurations"]["3d_fullres"]["architecture"][
+        "arch_kwargs"
+    ]
+    assert (arguments["norm_placement"], arguments["activation_checkpointing"]) == ("pre", False)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_not_planned_again_is_removed(folder, capsys):
+    """nnU-Net would keep it beside the configurations of another network; the user's own stay."""
+    path = Path(folder) / "preprocessed" / "Dataset903_Fingerprint" / "my.json"
+    plans = plan(folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40), plans_name="my")
+    plans["configurations"]["mine"] = {"inherits_from": "2d", "batch_size": 3}
+    path.write_text(json.dumps(plans))
+    again = plan(folder, nnUNetPlannerResNet50UNet, (1, 1, 1), (40, 40, 40), plans_name="my")
+    assert set(again["configurations"]) == {"2d", "mine"}
+    assert "my.json had 3d_fullres, which this plan does not have; removed" in capsys.readouterr().out
+    plans["configurations"]["mine"] = {"inherits_from": "3d_fullres", "batch_size": 3}
+    path.write_text(json.dumps(plans))
+    again = plan(folder, nnUNetPlannerResNet50UNet, (1, 1, 1), (40, 40, 40), plans_name="my")
+    assert set(again["configurations"]) == {"2d", "3d_fullres", "mine"}
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_slip_in_another_plan_does_not_matter(folder):
+    other = plan(folder, ExperimentPlanner, (1, 1, 1), (40, 40, 40))
+    other["configurations"]["3d_x"] = {"inherits_from": "3d_fulres", "batch_size": 4}
+    path = Path(folder) / "preprocessed" / "Dataset903_Fingerprint" / "nnUNetPlans.json"
+    path.write_text(json.dumps(other))
+    planned = plan(folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40))
+    assert planned["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetPlans_3d_fullres"
+
+
+@pytest.mark.usefixtures("quick")
 def test_own_data_where_stock_planned_other_data(folder):
     plan(folder, ExperimentPlanner, (1, 1, 1), (40, 40, 40))
     same = plan(folder, nnUNetPlannerQTUNetT, (1, 1, 1), (40, 40, 40))
@@ -501,6 +550,10 @@ class TestArgumentsThatTheNetworkDoesNotTake:
     def test_override(self, folder):
         message = r"nnUNetPlannerWrong.network_overrides: QTUNet has no window_size; it takes .*window_sizes"
         self.assert_error(folder, nnUNetPlannerQTUNetT, message, network_overrides={"window_size": 7})
+
+    def test_derived_override(self, folder):
+        message = "network_overrides: the planner derives window_sizes from the patch, by the rules in token_rules"
+        self.assert_error(folder, nnUNetPlannerQTUNetT, message, network_overrides={"window_sizes": 7})
 
     def test_windows(self, folder):
         message = "plans window_sizes, which MiT does not state .* windows=no_windows"

@@ -341,6 +341,23 @@ class TestSteps:
             torch.testing.assert_close(after[name], expected, rtol=0, atol=5e-4 + 1e-9, msg=name)
 
 
+def test_a_process_without_a_match_moves_the_centre_with_the_others(monkeypatch):
+    """Each move waits for all processes, so all make as many, and without a match it moves nothing."""
+    module, moves = still(similarity="centred").float().train(), []
+    centre = module.view_similarity.center
+    update = centre.update
+    monkeypatch.setattr(centre, "update", lambda rows: (moves.append(len(moves)), update(rows)))
+    given = three_pairs(module)
+    counts = []
+    for matched in (True, False):
+        moves.clear()
+        before = centre.value.clone()
+        module.losses({**given, "is_matched": torch.full_like(given["is_matched"], matched)})
+        counts.append(len(moves))
+        assert torch.allclose(centre.value, before) is not matched
+    assert counts == [2, 2]
+
+
 def test_logs_means_of_processes():
     """How many pairs are matched included."""
     check_logs_means_of_processes(still, three_pairs(still()))
@@ -361,6 +378,14 @@ class TestData:
             assert not torch.equal(sample[f"{side}_masked"], sample[f"{side}_intact"])
             assert sample[f"{side}_mask"].sum() == 48
         assert [(views[i]["is_matched"], views[i]["redraws"]) for i in range(4)] == [(True, 0)] * 4
+
+    def test_the_centre_of_a_crop_is_in_a_thin_image(self, prepared):
+        """Padding is on both sides of it, so the crop's centre is the image's, and its match finds the crop again."""
+        views = self.views(prepared)
+        views.images.shapes = {"query": (1, 40, 5, 40)}
+        centre = views._centre("query", [3, 0, 20])
+        np.testing.assert_allclose(centre, np.array([10.5, 2, 27.5]) * views.matcher.spacing)
+        assert views._start("query", centre) == [3, 0, 20]
 
     def test_a_crop_that_does_not_fit_is_no_match(self, prepared, monkeypatch):
         """The match lies in the image, but the crop around it would not, by more than an eighth of its edge."""

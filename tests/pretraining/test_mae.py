@@ -229,6 +229,34 @@ class TestData:
         crop, mask = self.crops(prepared, SIZE[1:], (4, 4))[0]
         assert (crop.shape, mask.sum()) == ((1, 16, 16), 12)
 
+    @pytest.mark.parametrize("edge", [5, 12, 30], ids=["thinner", "between patch and what is read", "larger"])
+    def test_every_voxel_can_be_in_a_crop(self, prepared, monkeypatch, edge):
+        """Also where what is read for a rotation covers the image; beyond its borders is padding, evenly."""
+        images = self.crops(prepared).images
+        name = images.names[0]
+        ramp = torch.arange(1.0, edge + 1)[None, :, None, None].expand(1, edge, edge, edge)
+        monkeypatch.setattr(images, "names", [name])
+        monkeypatch.setitem(images.shapes, name, (1, edge, edge, edge))
+        parts = []
+
+        def read(name, start, size):
+            assert all(a >= 0 and a + n <= edge for a, n in zip(start, size, strict=True))
+            parts.append(ramp[(slice(None), *(slice(a, a + n) for a, n in zip(start, size, strict=True)))])
+            return parts[-1]
+
+        monkeypatch.setattr(images, "read", read)
+        rng, seen = np.random.default_rng(0), set()
+        for _ in range(200):
+            crop = images.crop_with_surroundings((8, 8, 8), (14, 14, 14), rng)
+            assert crop.shape == (1, 14, 14, 14) and crop.min() == parts[-1].min()
+            middle = crop[0, 3:11, 7, 7]
+            seen |= set(middle.tolist())
+            if edge == 5:
+                assert middle.tolist() == [1, 1, 2, 3, 4, 5, 1, 1]
+            else:
+                assert torch.equal(middle.diff(), torch.ones(7))
+        assert seen == set(range(1, edge + 1))
+
     @pytest.mark.parametrize("ratio", [0.0, 0.005, 1.0])
     def test_nothing_to_do(self, prepared, ratio):
         with pytest.raises(ValueError, match=rf"mask_ratio {ratio} masks (0|64) of 64 cells"):

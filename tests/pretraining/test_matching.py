@@ -249,6 +249,20 @@ class TestParts:
             assert (frame[0] + 7 * frame[1] <= 16).all()
         assert OverlappingViewData(str(tmp_path / "prepared"), (8, 8, 8), spacing=1.0).spacing == (3, 3, 3)
 
+    def test_views_reach_the_ends_of_long_volumes(self, tmp_path, monkeypatch):
+        prepare(write_volumes(tmp_path / "raw", 2, 3), tmp_path / "prepared", patch_size=(16, 16, 16))
+        data = OverlappingViewData(str(tmp_path / "prepared"), (8, 8, 8), samples_per_epoch=300)
+        views = data.epoch()
+        images = views.images
+        monkeypatch.setattr(images, "shapes", {name: (1, 100, 16, 16) for name in images.names})
+        monkeypatch.setattr(images, "read", lambda name, start, size: torch.zeros(1, *size))
+        frames = torch.stack([frame for sample in (views[i] for i in range(300)) for _, frame in sample])[:, :, 0]
+        assert frames[:, 0].min() <= 2
+        assert (frames[:, 0] + 7 * frames[:, 1]).max() >= 97
+        pairs = frames.view(300, 2, 2)
+        starts, ends = pairs[:, :, 0], pairs[:, :, 0] + 7 * pairs[:, :, 1]
+        assert (ends.amin(1) - starts.amax(1)).min() > 0  # the views of a pair overlap
+
     def test_sample_at_cells(self):
         grid = torch.nn.functional.normalize(torch.randn(5, 3, 4, 6), dim=0)
         places = cell_positions((3, 4, 6), 4)

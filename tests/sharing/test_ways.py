@@ -21,6 +21,7 @@ from nnunetv2.model_sharing.model_import import install_model_from_zip_file
 
 from nnunet_transformers.sharing import verify
 from nnunet_transformers.sharing.own_wheel import write_own_wheel
+from nnunet_transformers.sharing.trained import find_folds
 from tests.trainers.conftest import PLANS, TRAINER
 
 from .conftest import MODEL, environment, initialise, invoke, some_images, stock_predict
@@ -155,6 +156,10 @@ def test_zips_and_stock(trained, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=f"has no other; it has {MODEL}"):
         invoke("package", "other", "--from-zip", archive, "-o", tmp_path / "package_2")
 
+    renamed = shutil.copytree(model / "fold_0", model / "fold_0_old")
+    assert "0_old" not in find_folds(model)
+    assert find_folds(model, ["0_old"]) == ["0_old"]
+    shutil.rmtree(renamed)
     result = invoke("export-stock", model, "-f", 0, "-o", tmp_path / "stock")
     assert "needs nnunet_transformers.architectures.qt_unet.QTUNet but not our trainers" in result.output
     stock = tmp_path / "stock" / f"nnUNetTrainer__{PLANS}__3d_fullres"

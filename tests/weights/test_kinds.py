@@ -17,6 +17,7 @@ from torch import nn
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.weights import InitialWeights, find_weights
 from nnunet_transformers.weights.adapters import first_layers
+from nnunet_transformers.weights.kinds import label_names
 from tests.released import released_keys, weights_from_names
 
 PATCH = (32, 64, 64)
@@ -214,6 +215,10 @@ def test_dinos_own_files(tmp_path):
     report = find_weights(tmp_path / "dinov2.pth").weights.load_into(network)
     assert coverage(report, network) == 1 and report.unused == ["mask_token"]
     torch.testing.assert_close(network.encoder.cls_token, vit.cls_token + 1)
+    behind = {f"backbone.{name}": value for name, value in (weights | {"pos_embed": position}).items()}
+    torch.save({"teacher": behind}, tmp_path / "behind.pth")
+    again = create_network("setr_pup_small", 1, 2, (64, 64), num_registers=4)
+    assert coverage(find_weights(tmp_path / "behind.pth").weights.load_into(again), again) == 1
 
     vit = timm.create_model("vit_small_patch16_dinov3", num_classes=0)
     renamed = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
@@ -230,6 +235,30 @@ def test_dinos_own_files(tmp_path):
     report = find_weights(tmp_path / "dinov3.pth").weights.load_into(network)
     assert coverage(report, network) == 1 and not report.unused
     torch.testing.assert_close(network.encoder.blocks[3].gamma_2, vit.blocks[3].gamma_2)
+    torch.save({f"teacher.backbone.{name}": value for name, value in weights.items()}, tmp_path / "behind.pth")
+    again = create_network("setr_pup_dinov3_small", 3, 2, (64, 64))
+    assert coverage(find_weights(tmp_path / "behind.pth").weights.load_into(again), again) == 1
+
+
+def test_links_keep_their_names(tmp_path):
+    """As in a cache of Hugging Face's, whose files are called by their hashes."""
+    network = create_network("resnet18_unet", 1, 2, (64, 64))
+    (tmp_path / "blobs").mkdir()
+    save_file(dict(network.state_dict()), tmp_path / "blobs" / "0123456789")
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "blobs" / "0123456789")
+    found = find_weights(tmp_path / "model.safetensors")
+    assert found.name == str(tmp_path / "model.safetensors")
+    assert not found.weights.load_into(create_network("resnet18_unet", 1, 2, (64, 64))).fresh
+
+
+def test_heads_are_in_the_order_of_their_numbers():
+    """Regions are in the order in which they are listed."""
+    assert label_names({"labels": {"background": 0, "liver": 2, "tumour": 1, "ignore": 3}}) == [
+        "background",
+        "tumour",
+        "liver",
+    ]
+    assert label_names({"labels": {"background": 0, "whole": [1, 2], "core": 2}}) == ["background", "whole", "core"]
 
 
 def test_nothing_that_fits(tmp_path):

@@ -3,7 +3,7 @@
 from .channels_last import convolution
 from .checkpointing import apply_in_chunks, recomputed
 from .conv_norm_act import ConvNormAct
-from .full_resolution_head import FullResolutionHead
+from .full_resolution_branch import FullResolutionBranch
 from .patch_embed import PatchEmbed
 from .patch_expand import PatchExpand, tokens_to_image
 from .patch_merging import PatchMerging
@@ -17,7 +17,7 @@ from .window_partition import WindowPartition
 
 __all__ = [
     "ConvNormAct",
-    "FullResolutionHead",
+    "FullResolutionBranch",
     "PatchEmbed",
     "PatchExpand",
     "PatchMerging",

@@ -50,10 +50,12 @@ class MaskedCrops(Epoch):
                 f"mask_ratio {mask_ratio} masks {masked} of {cells} cells; change it, or lower "
                 "--model.init_args.mask_size for smaller cells"
             )
+        self.patch_size = tuple(patch_size)
         self.spatial, self.taken = spatial_transforms(patch_size)
 
     def sample(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        crop = self.spatial(image=self.images.crop(self.taken, rng))["image"].contiguous()
+        image = self.images.crop_with_surroundings(self.patch_size, self.taken, rng)
+        crop = self.spatial(image=image)["image"].contiguous()
         return crop, torch.from_numpy(random_mask(self.grid, self.mask_ratio, rng))
 
 

@@ -52,7 +52,7 @@ class MatchedViews(Epoch):
         max_shift: largest shift of the key's crop into its image, in edges of the crop.
 
     Raises:
-        ValueError: if there are fewer than two images, or there is no such matcher.
+        ValueError: if there are fewer than two images, there is no such matcher, or the patch is 2D.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class MatchedViews(Epoch):
         for redraws in range(self.tries):
             start = self._random_start(query, rng)
             key = self._partner(query, rng)
-            match = self.matcher.match(query, key, self._centre(start)[None])
+            match = self.matcher.match(query, key, self._centre(query, start)[None])
             place = self._start(key, match.points[0]) if match.valid[0] else None
             if place is not None:
                 return {"query": (query, start), "key": (key, place)}, redraws
@@ -129,9 +129,13 @@ class MatchedViews(Epoch):
         size = self.images.shapes[name][1:]
         return [int(rng.integers(max(0, n - p) + 1)) for n, p in zip(size, self.patch_size, strict=True)]
 
-    def _centre(self, start: Sequence[int]) -> NDArray:
+    def _covered(self, name: str) -> NDArray:
+        """Voxels of the image that a crop covers on each axis; the rest of it is padding, on both sides."""
+        return np.minimum(self.images.shapes[name][1:], self.patch_size)
+
+    def _centre(self, name: str, start: Sequence[int]) -> NDArray:
         """Return a crop's centre in mm."""
-        return (np.array(start) + (np.array(self.patch_size) - 1) / 2) * self.matcher.spacing
+        return (np.array(start) + (self._covered(name) - 1) / 2) * self.matcher.spacing
 
     def _start(self, name: str, centre: NDArray) -> list[int] | None:
         """Return the first voxel of the crop around a point in mm; None if it would have to be shifted too far.
@@ -139,7 +143,7 @@ class MatchedViews(Epoch):
         An axis on which the crop covers the whole image shows the point wherever it is.
         """
         size = np.array(self.images.shapes[name][1:])
-        start = np.round(centre / self.matcher.spacing - (np.array(self.patch_size) - 1) / 2)
+        start = np.round(centre / self.matcher.spacing - (self._covered(name) - 1) / 2)
         placed = np.clip(start, 0, np.maximum(0, size - self.patch_size)).astype(int)
         is_far = np.abs(placed - start) > self.max_shift * np.array(self.patch_size)
         return None if (is_far & (size > self.patch_size)).any() else placed.tolist()

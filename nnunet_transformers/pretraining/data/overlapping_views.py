@@ -48,7 +48,7 @@ class OverlappingViews(Epoch):
     def sample(self, rng: np.random.Generator) -> tuple[tuple[Tensor, Tensor], ...]:
         name = self.images.names[rng.integers(len(self.images.names))]
         size = np.array(self.images.shapes[name][1:])
-        centre = rng.uniform(0.25, 0.75, 3) * size
+        centre = rng.uniform(0.0, 1.0, 3) * size
         return tuple(self._view(name, size, centre, rng) for _ in range(2))
 
     def _view(self, name: str, size: NDArray, centre: NDArray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -58,13 +58,7 @@ class OverlappingViews(Epoch):
         length = np.maximum(np.round(patch * scale).astype(int), 2)
         start = np.round(centre + rng.uniform(-0.25, 0.25, 3) * length - length / 2).astype(int)
         start = np.clip(start, np.minimum(0, size - length), np.maximum(0, size - length))
-        inner = np.maximum(start, 0)
-        crop = self.images.read(name, inner.tolist(), np.minimum(length, size - inner).tolist()).mean(0, keepdim=True)
-        # pad with the minimum, as PreparedImages.read does
-        before = inner - start
-        after = length - before - np.array(crop.shape[1:])
-        padding = [int(n) for axis in (2, 1, 0) for n in (before[axis], after[axis])]
-        crop = F.pad(crop, padding, value=float(crop.min()))
+        crop = self.images.read_beyond(name, start.tolist(), length.tolist()).mean(0, keepdim=True)
         view = F.interpolate(crop[None], size=self.patch_size, mode="trilinear", align_corners=True)[0]
         frame = np.stack([start, (length - 1) / np.maximum(patch - 1, 1)]) / self.step
         return self.intensity(image=view)["image"], torch.from_numpy(frame).float()

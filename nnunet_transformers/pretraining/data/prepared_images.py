@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from torch import Tensor
 
@@ -100,3 +101,45 @@ class PreparedImages:
         wanted = (1, *size) if len(size) == 2 else tuple(size)
         room = [max(0, n - s) for n, s in zip(self.shapes[name][1:], wanted, strict=True)]
         return self.read(name, [int(rng.integers(n + 1)) for n in room], size)
+
+    def read_beyond(self, name: str, start: Sequence[int], size: Sequence[int]) -> Tensor:
+        """Read a part of an image that may reach beyond its borders, where it is padded with the part's minimum.
+
+        Args:
+            name: image name.
+            start: first voxel on each of three axes; may be negative.
+            size: voxels on each of three axes.
+
+        Returns:
+            (channels, *size), float32.
+        """
+        shape = np.array(self.shapes[name][1:])
+        first, last = np.clip(start, 0, shape - 1), np.clip(np.add(start, size), 1, shape)
+        part = self.read(name, first.tolist(), (last - first).tolist())
+        before = first - np.array(start)
+        after = np.array(size) - before - (last - first)
+        padding = [int(n) for axis in (2, 1, 0) for n in (before[axis], after[axis])]
+        return torch.stack([F.pad(channel, padding, value=float(channel.min())) for channel in part])
+
+    def crop_with_surroundings(self, size: Sequence[int], taken: Sequence[int], rng: np.random.Generator) -> Tensor:
+        """Read a random part of a random image, as ``crop``, with what is around it for a rotation.
+
+        Every voxel of an image can be in the part itself, as those of nnU-Net's crops: only the surroundings reach
+        beyond its borders.
+
+        Args:
+            size: voxels per axis of the part, two or three axes.
+            taken: voxels per axis to read, the part in their middle.
+            rng: draws image and part.
+
+        Returns:
+            (channels, *taken), float32.
+        """
+        name = self.names[rng.integers(len(self.names))]
+        part, around = ((1,) * (3 - len(s)) + tuple(s) for s in (size, taken))
+        start = []
+        for n, inner, outer in zip(self.shapes[name][1:], part, around, strict=True):
+            first = int(rng.integers(n - inner + 1)) if n >= inner else -((inner - n) // 2)
+            start.append(first - (outer - inner) // 2)
+        read = self.read_beyond(name, start, around)
+        return read[:, 0] if len(size) == 2 else read

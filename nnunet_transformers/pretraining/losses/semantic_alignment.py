@@ -80,6 +80,11 @@ class CentredCrossEntropy(nn.Module):
             self.center.update(target)
         return F.cross_entropy(online.flatten(0, -2) / self.student_temperature, probabilities)
 
+    def without_rows(self) -> None:
+        """Take part in the centre's move, which is that of all processes, without a row: its mean is the centre."""
+        if self.training:
+            self.center.update(self.center.value)
+
 
 # losses between rows (..., dim) of the online and of the target network, by dim
 SIMILARITIES: dict[str, Callable[[int], Callable[[Tensor, Tensor], Tensor]]] = {

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..encoder_pretraining import EncoderPretraining, check_choice
 from ..encoders.masked import create_masked_encoder, visible_cells
 from ..encoders.masked_decoder import MaskedDecoder
-from ..losses import CASA, SIMILARITIES, masked_reconstruction_loss
+from ..losses import CASA, SIMILARITIES, CentredCrossEntropy, masked_reconstruction_loss
 
 LOSSES = ("reconstruction", "views", "alignment")
 SIDES = ("query", "key")
@@ -157,6 +157,9 @@ class Alice(EncoderPretraining):
         # a GPU's host waits here, once
         matched = is_matched.nonzero().squeeze(1)
         if not len(matched):
+            if isinstance(self.view_similarity, CentredCrossEntropy):
+                for _ in SIDES:  # other processes wait in each call
+                    self.view_similarity.without_rows()
             return 0.0 * online["query"].projected.sum()
         query, key = (online[side].projected.mean(1)[matched] for side in SIDES)
         query_target, key_target = (target[side].mean(1)[matched] for side in SIDES)

@@ -37,7 +37,12 @@ class AnatomyMatching(EncoderPretraining):
         temperature: temperature of the similarities.
         lr: initial learning rate of SGD with momentum 0.9; falls to 0 along a polynomial.
         weight_decay: weight decay of SGD.
+
+    Attributes:
+        averages_channels: the views are the mean over the image's channels.
     """
+
+    averages_channels = True
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ class QTSSL(EncoderPretraining):
         network_overrides: arguments of the network, such as ``norm_placement``.
         heads: which of "reconstruction", "rotation" and "byol" to train.
         byol_weight: weight of BYOL's loss, the mean of -cos over the two directions, beside the means of the others;
-            the thesis sums -2 cos beside sums over the views, which is a weight of 2.
+            the release sums -2 cos beside sums over the views, which is a weight of 2.
         lr: peak learning rate of Adam.
         weight_decay: L2 penalty of Adam.
         warmup_epochs: epochs of linear warm-up before the cosine decay.

@@ -1,9 +1,8 @@
-"""A segmentation head that sees the voxels within a token."""
+"""Features at full resolution for a segmentation head that sees the voxels within a token."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,8 +10,8 @@ from .conv_norm_act import ConvNormAct
 from .patch_transpose import patch_transpose
 
 
-class FullResolutionHead(nn.Module):
-    """Logits of the finest tokens joined with a small convolutional branch on the image.
+class FullResolutionBranch(nn.Module):
+    """Join the finest tokens with a small convolutional branch on the image.
 
     A linear head draws the boundary within a token from that token alone. Here the tokens are up-sampled to
     ``channels``, a convolution of the image is added, and another one mixes them, as at the end of MiT's decoder
@@ -23,19 +22,16 @@ class FullResolutionHead(nn.Module):
         dim: channels of a token.
         channels: channels at full resolution.
         stride: voxels per token, two or three of them. The convolutions have kernels of 1 along an axis of stride 1.
-        num_classes: output channels.
     """
 
-    def __init__(self, input_channels: int, dim: int, channels: int, stride: Sequence[int], num_classes: int) -> None:
+    def __init__(self, input_channels: int, dim: int, channels: int, stride: Sequence[int]) -> None:
         super().__init__()
         ndim, kernel_size = len(stride), [3 if s > 1 else 1 for s in stride]
-        convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[ndim]
         self.image = ConvNormAct(input_channels, channels, kernel_size, (1,) * ndim)
         self.norm = nn.LayerNorm(dim)
         self.up = patch_transpose(dim, channels, stride)
         self.fuse = ConvNormAct(channels, channels, kernel_size, (1,) * ndim)
-        self.seg = convolution(channels, num_classes, kernel_size=1)
 
     def forward(self, tokens: Tensor, image: Tensor) -> Tensor:
-        """Map tokens (batch, *grid, dim) and the image (batch, input_channels, *size) to logits of each voxel."""
-        return self.seg(self.fuse(self.up(self.norm(tokens)).movedim(-1, 1) + self.image(image)))
+        """Map tokens (batch, *grid, dim) and the image (batch, input_channels, *size) to (batch, channels, *size)."""
+        return self.fuse(self.up(self.norm(tokens)).movedim(-1, 1) + self.image(image))
