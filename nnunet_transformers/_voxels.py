@@ -29,7 +29,7 @@ def check_complete(path: Path) -> None:
         length = 0
         with gzip.open(path) as stream:
             try:
-                for part in iter(partial(stream.read, 2**20), b""):
+                for part in iter(partial(stream.read1, 2**20), b""):
                     length += len(part)
             except gzip.BadGzipFile as error:
                 # what follows the compressed image is not read by ITK either

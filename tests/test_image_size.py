@@ -31,7 +31,9 @@ def test_images_are_as_large_as_they_claim(ending, tmp_path):
 
 def test_compressed_or_not_whatever_the_name(tmp_path):
     """ITK reads both, and passes over what follows a compressed image."""
-    plain, named = write(tmp_path / "a.nii"), tmp_path / "b.nii.gz"
+    plain, named = tmp_path / "a.nii", tmp_path / "b.nii.gz"
+    pixels = np.random.default_rng(0).integers(0, 255, (50, 60, 70), dtype=np.uint8)  # more than a reader's buffer
+    sitk.WriteImage(sitk.GetImageFromArray(pixels), str(plain))
     named.write_bytes(plain.read_bytes())
     check_complete(named)
     named.write_bytes(plain.read_bytes()[:-1])

@@ -379,7 +379,9 @@ class TestPaths:
         fold = model / "fold_0"
         (fold / "validation").mkdir(exist_ok=True)
         case = {"prediction_file": str(fold / "a.nii.gz"), "reference_file": str(folders / "b.nii.gz"), "metrics": {}}
-        (fold / "validation" / "summary.json").write_text(json.dumps({"metric_per_case": [case]}))
+        (fold / "validation" / "summary.json").write_text(
+            json.dumps({"metric_per_case": [case], "mean": {}, "foreground_mean": {"Dice": 0.5}})
+        )
         (fold / "debug.json").write_text(json.dumps({"hostname": "our-server", "output_folder": str(fold)}))
         assert run(command, folders, model).exit_code == 0
         for file in (path for path in (folders / "out").rglob("*") if path.is_file()):
