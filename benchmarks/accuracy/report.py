@@ -28,10 +28,13 @@ HEADER = """# Dice at equal cost
 [the benchmark](../accuracy/__init__.py) says how they are made. Dice is that of whole validation cases, the mean over
 labels and seeds; the spread is from the worst to the best seed. Differences are to {stock} on the same cases, or, of a
 pretrained network, to the same network from scratch, with a 95 % bootstrap interval over patients, which does not
-include the spread of the seeds; where a seed draws the labelled cases, they are between the same seeds. Costs are
-processor time of one thread, measured for each network and dataset; a budget of 1 is what {stock} takes for
-{iterations:,} iterations on hippocampus, and gives each training its iterations, also where a GPU made them. All is far
-from converged: the tables say what a network has learnt by then, not where it ends. Trained on: {devices}.
+include the spread of the seeds; where a seed draws the labelled cases, they are between the same seeds. Networks are
+trained by their trainers: nnU-Net's CNNs by SGD as published, ours by AdamW, whose rate was chosen on short trainings
+of QT-UNet on this hippocampus, so that a difference is that of network and optimiser together. Costs are processor time
+of one thread, calibrated for each network and dataset on one machine, and others take half of it; a budget of 1 is what
+{stock} takes for {iterations:,} iterations on hippocampus, and gives each training its iterations, also where a GPU made
+them, in float16; on a processor it is float32. All is far from converged: the tables say what a network has learnt by
+then, not where it ends. Trained on: {devices}.
 """
 
 

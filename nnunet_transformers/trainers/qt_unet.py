@@ -59,6 +59,7 @@ class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
             {
                 **configuration_manager.network_arch_init_kwargs,
                 "drop_path_rate": 0.2,
+                "full_resolution_channels": 0,
                 # DDP requires a gradient for every parameter, and these get none without deep supervision
                 "auxiliary_heads": False,
             },
