@@ -55,7 +55,11 @@ class StartsFromPlan(nnUNetTrainer):
         # initialised before means that nnU-Net has loaded a checkpoint or -pretrained_weights
         is_fresh = not self.was_initialized
         super().on_train_start()
-        if self._initialisation is None or not is_fresh:
+        if self._initialisation is None:
+            return
+        if not is_fresh:
+            if self.current_epoch == 0:
+                self.print_to_log_file("The plan's initial weights stay out: the network was initialised before.")
             return
         planned = self._planned()
         try:
