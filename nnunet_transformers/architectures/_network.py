@@ -14,7 +14,7 @@ from ._pair import NetworkPair
 from ._removal import BLOCKS, SKIPS, bypass, cut_skips, matching, silence
 
 AUXILIARY_HEADS = "decoder.seg_layers."
-# convolution of the image in the branch of ``FullResolutionBranch``
+# the decoder's own first layer on the image, in the branch of ``FullResolutionBranch``
 BRANCH_IN_PROJ = "decoder.full_resolution.image.conv"
 # arguments that a planner derives from patch and token grids
 TOKEN_ARGUMENTS = ("patch_embed_stride", "num_stages", "merge_strides", "window_sizes")

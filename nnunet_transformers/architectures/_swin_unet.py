@@ -22,7 +22,7 @@ from ._arguments import (
     per_stage,
     token_grids,
 )
-from ._network import BRANCH_IN_PROJ, TOKEN_ARGUMENTS, SegmentationNetwork
+from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
 from .layers import (
     FullResolutionBranch,
     PatchEmbed,
@@ -251,8 +251,6 @@ class SwinUNet(SegmentationNetwork):
             if full_resolution_channels
             else None,
         )
-        if full_resolution_channels:
-            self.keys_to_in_proj = (*self.keys_to_in_proj, BRANCH_IN_PROJ)
         self.apply(_init_weights)
 
     def encode(self, image: Tensor) -> list[Tensor]:

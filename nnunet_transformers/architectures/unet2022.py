@@ -27,7 +27,7 @@ from ._arguments import (
     per_stage,
     token_grids,
 )
-from ._network import BRANCH_IN_PROJ, TOKEN_ARGUMENTS, SegmentationNetwork
+from ._network import TOKEN_ARGUMENTS, SegmentationNetwork
 from ._registry import RenamingRule, register_network, register_released_family
 from .layers import (
     FullResolutionBranch,
@@ -329,7 +329,7 @@ class UNet2022(SegmentationNetwork):
         torch.Size([1, 3, 64, 64])
     """
 
-    keys_to_in_proj: Sequence[str] = ("stem.blocks.0.0",)
+    keys_to_in_proj = ("stem.blocks.0.0",)
     token_arguments = TOKEN_ARGUMENTS
     removable: Mapping[str, str] = MappingProxyType(
         {
@@ -448,7 +448,6 @@ class UNet2022(SegmentationNetwork):
         if full_resolution_channels:
             branch = FullResolutionBranch(input_channels, dims[0], full_resolution_channels, patch_embed_stride)
             heads[0] = {2: nn.Conv2d, 3: nn.Conv3d}[ndim](full_resolution_channels, num_classes, kernel_size=1)
-            self.keys_to_in_proj = (*self.keys_to_in_proj, BRANCH_IN_PROJ)
         self.decoder = UNet2022Decoder(levels[::-1], heads, deep_supervision, branch)
 
     def encode(self, image: Tensor) -> list[Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .._meta import without_data
 from ..architectures import SegmentationNetwork, class_path, create_network, get_network, get_timm_family
+from ..architectures._network import BRANCH_IN_PROJ
 from ..architectures.layers import RelativePositionBias
 from ..architectures.mednext import MedNeXt
 from ..architectures.stock_unet import LAYERS, STOCK, StockUNet
@@ -146,7 +147,7 @@ def encoder_adapters(network: nn.Module, origin: SegmentationNetwork) -> Sequenc
     def table_shape(name: str, _: Tensor) -> Sequence[int]:
         return cast(RelativePositionBias, origin.get_submodule(name.rpartition(".")[0])).table_shape
 
-    first = [f"{key}.weight" for key in origin.keys_to_in_proj]
+    first = [f"{key}.weight" for key in (*origin.keys_to_in_proj, BRANCH_IN_PROJ)]
     kernels: list[Adapter] = [enlarged_kernels] if isinstance(network, MedNeXt) else []
     if isinstance(origin, StockUNet):
         kernels.append(convolution_kernels)

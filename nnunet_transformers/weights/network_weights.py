@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..architectures import SegmentationNetwork
 from ..architectures._arguments import token_grids
+from ..architectures._network import BRANCH_IN_PROJ
 from ..architectures.primus import TOKEN, from_stock
 from ..architectures.primus import Primus as RegisteredPrimus
 from .adapters import bias_tables, convolution_kernels, first_layers, position_embeddings
@@ -111,7 +112,8 @@ class NetworkWeights:
         return labels is not None and self.labels is not None and list(labels) != list(self.labels)
 
     def _adapters(self, network: nn.Module, patch_size: Sequence[int] | None) -> Sequence[Adapter]:
-        first = first_layers([f"{key}.weight" for key in getattr(network, "keys_to_in_proj", ())])
+        keys = (*getattr(network, "keys_to_in_proj", ()), BRANCH_IN_PROJ)
+        first = first_layers([f"{key}.weight" for key in keys])
         if isinstance(network, SegmentationNetwork):
             if isinstance(self.network, type(network)):
                 return encoder_adapters(network, self.network)

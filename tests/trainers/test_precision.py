@@ -58,7 +58,10 @@ def test_autocast_and_scaler(trainer, planned, used, monkeypatch):
     assert (trainer.grad_scaler is None) == (used is not torch.float16)
 
 
-def test_gpu_without_it_is_an_error(trainer):
+def test_gpu_without_it_is_an_error(trainer, monkeypatch):
+    """Without any GPU the trainer says that, later on."""
+    trainer("bfloat16", is_supported=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(RuntimeError, match=r"bfloat16, which this GPU does not have.*remove autocast_dtype"):
         trainer("bfloat16", is_supported=False)
     # on CPU nnU-Net trains in float32 whatever the plan says

@@ -253,6 +253,23 @@ def test_links_keep_their_names(tmp_path):
     assert not found.weights.load_into(create_network("resnet18_unet", 1, 2, (64, 64))).fresh
 
 
+@pytest.mark.parametrize("name", ["qt_unet_tiny", "unet2022_tiny"])
+def test_the_branch_at_full_resolution_takes_other_channels_and_labels(name, tmp_path):
+    """Its first layer is fitted as the stem's is, and of all of it only the classifier depends on the labels."""
+    given = {"num_stages": 2, "full_resolution_channels": 4}
+    network = create_network(name, 1, 2, (32, 32), **given)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    other = create_network(name, 2, 3, (32, 32), **given)
+    report = find_weights(tmp_path / "weights.pth").weights.load_into(other)
+    assert {n for n in report.fresh if "full_resolution" in n} == set()
+    assert {n for n in report.fresh if n.startswith("decoder.")} == {
+        "decoder.seg_layers.0.weight",
+        "decoder.seg_layers.0.bias",
+    }
+    before, after = network.decoder.full_resolution.image.conv.weight, other.decoder.full_resolution.image.conv.weight
+    torch.testing.assert_close(after.sum(1, keepdim=True), before)
+
+
 def test_heads_are_in_the_order_of_their_numbers():
     """Regions are in the order in which they are listed."""
     assert label_names({"labels": {"background": 0, "liver": 2, "tumour": 1, "ignore": 3}}) == [
