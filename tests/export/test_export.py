@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import os
 from functools import partial
 from itertools import product
 from types import SimpleNamespace
@@ -197,6 +199,18 @@ def test_more_labels_than_a_byte_holds():
     ours, theirs = case.ours(logits), case.theirs(logits)
     assert ours.dtype == theirs.dtype == np.uint16
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_probabilities_on_a_full_disk(tmp_path, monkeypatch):
+    """Their whole file is asked of the disk at once: a map of a file with holes would end the process instead."""
+
+    def full(descriptor, offset, length):
+        assert length > 4 * 3 * 4 * 5
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        Case(default()).ours(half_logits(LABELS, (4, 5, 6)), probabilities=True, folder=tmp_path)
 
 
 def test_missing_planes():
