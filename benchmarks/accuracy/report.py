@@ -32,7 +32,7 @@ include the spread of the seeds; where a seed draws the labelled cases, they are
 trained by their trainers: nnU-Net's CNNs by SGD as published, ours by AdamW, whose rate was chosen on short trainings
 of QT-UNet on this hippocampus, so that a difference is that of network and optimiser together. Costs are processor time
 of one thread, calibrated for each network and dataset on one machine, and others take half of it; a budget of 1 is what
-{stock} takes for {iterations:,} iterations on hippocampus, and gives each training its iterations, also where a GPU made
+{stock} takes for {iterations:,} iterations on hippocampus. It gives each training its iterations, also where a GPU made
 them, in float16; on a processor it is float32. All is far from converged: the tables say what a network has learnt by
 then, not where it ends. Trained on: {devices}.
 """
