@@ -1,4 +1,4 @@
-"""The commands `prepare`, `calibrate`, `pretrain`, `run` and `report`."""
+"""The commands `prepare`, `calibrate`, `pretrain`, `run`, `report` and `reproduce`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from pathlib import Path
 
 import torch
 
+from nnunet_transformers._processes import available_cores
+
 from . import __doc__ as description
 from .costs import calibrate, iterations_for
-from .execute import How, run_queue
+from .execute import How, finished_runs, run_queue
 from .prepare import prepare
 from .pretrain import pretrain
 from .report import report
-from .runs import pretraining_file, results_file
+from .reproduce import prepare_queue, run_in_processes
+from .runs import pretraining_file, read_queue, results_file, work_folder
 from .tables import BUDGETS, DATA, PRETRAININGS, REFERENCE, ROWS
 
 RESULTS = Path(__file__).parents[1] / "results" / "accuracy"
+HUNDRED_EPOCHS = Path(__file__).with_name("hundred_epochs.jsonl")
 LOWEST_PRIORITY = 19
 # CU_CTX_SCHED_BLOCKING_SYNC
 BLOCKING_WAITS = 4
@@ -94,6 +98,22 @@ def _report(arguments: argparse.Namespace) -> None:
     report(results, arguments.output, [path.with_name(pretraining_file().name) for path in arguments.results])
 
 
+def _reproduce(arguments: argparse.Namespace) -> None:
+    if arguments.device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("no GPU is found; add --device cpu to train on a processor, where 100 epochs take days")
+    prepare_queue(arguments.queue, arguments.processes, arguments.device, arguments.loaders)
+    words = ["run", "--queue", str(arguments.queue), "--device", str(arguments.device)]
+    words += ["--loaders", str(arguments.loaders), *["--graphs"] * arguments.graphs]
+    run_in_processes(words, arguments.workers)
+    if results_file().is_file():
+        output = arguments.output or work_folder() / "accuracy"
+        report([results_file()], output, [pretraining_file()])
+        print(f"report: {output.with_suffix('.md')}")
+    runs, finished = read_queue(arguments.queue), finished_runs()
+    if left := [run for run in runs if run not in finished]:
+        raise SystemExit(f"{len(left)} of {len(runs)} runs are not finished; the same command goes on with them")
+
+
 def main(words: list[str] | None = None) -> None:
     """Run a command.
 
@@ -132,5 +152,16 @@ def main(words: list[str] | None = None) -> None:
     command.add_argument("results", nargs="*", type=Path, default=[results_file()], help="by default this machine's")
     command.add_argument("--output", type=Path, default=RESULTS, help="without its endings; its results are kept")
     command.set_defaults(function=_report)
+    command = commands.add_parser("reproduce")
+    command.add_argument(
+        "--queue", type=Path, default=HUNDRED_EPOCHS, help="of the runs; by default 100 epochs of each"
+    )
+    command.add_argument("--device", type=torch.device, default=torch.device("cuda"), help="cuda (the default) or cpu")
+    command.add_argument("--workers", type=int, default=1, help="trainings at a time")
+    command.add_argument("--loaders", type=int, default=4, help="processes that augment, of each training")
+    command.add_argument("--processes", type=int, default=available_cores(), help="of preprocessing")
+    command.add_argument("--graphs", action="store_true", help="run a step's passes as CUDA graphs")
+    command.add_argument("--output", type=Path, help="report, without endings; by default beside the results")
+    command.set_defaults(function=_reproduce)
     arguments = parser.parse_args(words)
     arguments.function(arguments)

@@ -107,6 +107,15 @@ def calibrate(row: str, dataset: str) -> dict[str, Any]:
     return read_costs()[pair]
 
 
+def seconds_per_iteration(row: str, dataset: str) -> float:
+    """Processor time of an iteration; a cost that is not known is measured.
+
+    Raises:
+        FolderInUse: if another process measures it.
+    """
+    return float(calibrate(row, dataset)["seconds"])
+
+
 def iterations_for(budget: str, row: str, dataset: str) -> int:
     """Iterations that a budget allows; costs that are not known are measured.
 
@@ -117,5 +126,5 @@ def iterations_for(budget: str, row: str, dataset: str) -> int:
     if given.iterations is not None:
         return given.iterations
     assert given.units is not None
-    reference, own = (calibrate(*pair)["seconds"] for pair in (REFERENCE, (row, dataset)))
+    reference, own = (seconds_per_iteration(*pair) for pair in (REFERENCE, (row, dataset)))
     return max(1, round(given.units * UNIT_ITERATIONS * reference / own))

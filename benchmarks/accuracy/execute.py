@@ -23,9 +23,9 @@ from nnunet_transformers._reading import read_json
 from nnunet_transformers.benchmarking.environment import describe_environment
 from nnunet_transformers.cpu import release_freed_memory
 
-from .costs import calibrate, describe, iterations_for
+from .costs import describe, iterations_for, seconds_per_iteration
 from .runs import Run, append_line, read_lines, read_queue, results_file, work_folder
-from .tables import DATA, ROWS
+from .tables import BUDGETS, DATA, ROWS
 from .trainer import CPU, LOGGED, Stopped, make_trainer
 
 
@@ -122,7 +122,7 @@ def execute(run: Run, folder: Path, is_stopped: Callable[[], bool], how: How = H
         "configuration": data.configuration,
         "iterations": trainer.num_epochs * trainer.num_iterations_per_epoch,
         "epochs": trainer.num_epochs,
-        "calibrated_seconds": calibrate(run.row, run.dataset)["seconds"],
+        "calibrated_seconds": seconds_per_iteration(run.row, run.dataset) if BUDGETS[run.budget].units else None,
         **describe(trainer),
         **times_and_curve(trainer.logger.get_checkpoint()),
         **dice(read_json(Path(trainer.output_folder) / "validation" / "summary.json"), trainer.dataset_json["labels"]),

@@ -94,7 +94,9 @@ def heading(dataset: str, budget: str) -> str:
     name = f"{data.dataset.partition('_')[2]}, `{data.configuration}`"
     if data.labelled:
         name += f", {data.labelled} labelled cases"
-    return f"{name}, {given.iterations} iterations" if given.iterations else f"{name}, budget {given.units:g}"
+    if data.largest_batch is None:
+        name += ", planned batch"
+    return f"{name}, {given.iterations:,} iterations" if given.iterations else f"{name}, budget {given.units:g}"
 
 
 def with_pretraining(budget: str) -> str | None:
@@ -116,7 +118,9 @@ def table(records: Records, longer: Records | None = None) -> str:
     labels = list(records[0]["dice_per_label"])
     by_row = {row: [r for r in records if r["row"] == row] for row in ROWS}
     head = ["", "seeds", "Dice", "spread", "difference", *["at equal total cost"] * bool(longer), *labels]
-    head += ["iterations", "batch", "patch", "parameters", "s per iteration", "minutes"]
+    # a budget in iterations is not one of processor time
+    has_costs = BUDGETS[records[0]["budget"]].units is not None
+    head += ["iterations", "batch", "patch", "parameters", *["s per iteration", "minutes"] * has_costs]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row, runs in by_row.items():
         if not runs:
@@ -137,8 +141,7 @@ def table(records: Records, longer: Records | None = None) -> str:
             str(first["batch_size"]),
             "x".join(map(str, first["patch_size"])),
             f"{first['parameters'] / 1e6:.1f} M",
-            f"{first['calibrated_seconds']:.2f}",
-            f"{cost(first) / 60:.0f}",
+            *([f"{first['calibrated_seconds']:.2f}", f"{cost(first) / 60:.0f}"] if has_costs else []),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -197,7 +200,7 @@ def difference(records: Records, reference: Records) -> tuple[float, float, floa
 
 
 def draw(records: Records) -> Figure:
-    """Draw Dice of validation patches against processor time, a panel for each dataset and budget.
+    """Draw Dice of validation patches against processor time, or iterations, a panel for each dataset and budget.
 
     The mark at the end, and the number in the legend, is the Dice of whole cases. All are means over seeds.
     """
@@ -215,14 +218,17 @@ def draw(records: Records) -> Figure:
             if runs := [r for r in part if r["row"] == row]:
                 colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
                 curve = _mean([r["curve"]["pseudo_dice"] for r in runs])
-                minutes = cost(runs[0]) / 60 * np.arange(1, len(curve) + 1) / runs[0]["epochs"]
+                length = cost(runs[0]) / 60 if BUDGETS[budget].units else runs[0]["iterations"]
+                done = length * np.arange(1, len(curve) + 1) / runs[0]["epochs"]
                 final = mean(r["dice"] for r in runs)
-                axes.plot(minutes, curve, color=colour, linewidth=1.2)
+                axes.plot(done, curve, color=colour, linewidth=1.2)
                 label = f"{described.title}, {final:.3f}"
-                axes.plot(minutes[-1:], [final], marker, color=colour, markersize=6, alpha=0.8, label=label)
+                axes.plot(done[-1:], [final], marker, color=colour, markersize=6, alpha=0.8, label=label)
         # in two lines, as titles stand beside each other
         title = "\n".join(heading(dataset, budget).replace("`", "").rsplit(", ", 1))
-        axes.set(title=title, xlabel="processor time, minutes", ylabel="Dice")
+        axes.set(
+            title=title, xlabel="processor time, minutes" if BUDGETS[budget].units else "iterations", ylabel="Dice"
+        )
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="best")
     for axes in list(grid):

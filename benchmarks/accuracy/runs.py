@@ -49,7 +49,13 @@ class Run:
 
 
 def work_folder() -> Path:
-    """Folder of the trainings, the costs and the results."""
+    """Folder of the trainings, the costs and the results.
+
+    Raises:
+        SystemExit: if nnU-Net's folders are not set.
+    """
+    if "nnUNet_results" not in os.environ:
+        raise SystemExit("nnUNet_results is not set; export it, nnUNet_raw and nnUNet_preprocessed, as for nnU-Net")
     return Path(os.environ["nnUNet_results"]) / "accuracy"
 
 

@@ -19,7 +19,7 @@ class Data:
         configuration: ``2d`` or ``3d_fullres``.
         group: regular expression of what the cases of one patient have in common; by default a case is a patient.
         largest_batch: planned batches are cut to it, for all rows alike: those for 8 GB of a GPU would leave a
-            processor few iterations, and exceed its memory.
+            processor few iterations, and exceed its memory. None: as planned.
         labelled: number of the fold's training cases that are trained on, drawn by the seed; by default all.
         costs_as: entry whose measured costs count; by default its own.
     """
@@ -110,6 +110,8 @@ DATA = {
     "acdc_3d": Data("Dataset027_ACDC", "3d_fullres", group=r"patient\d+", largest_batch=2),
     "hippocampus_ten": replace(HIPPOCAMPUS, labelled=10, costs_as="hippocampus"),
 }
+# for a GPU
+DATA |= {f"{name}_planned": replace(data, largest_batch=None) for name, data in DATA.items() if data.labelled is None}
 
 # the argument of a convolutional branch at full resolution, which is published for neither network
 FULL_RESOLUTION = "full_resolution_channels"
@@ -117,6 +119,7 @@ STOCK = Row("PlainConvUNet", "ExperimentPlanner", "nnUNetPlans", "nnUNetTrainer"
 ROWS = {
     "stock": STOCK,
     "resenc_m": replace(STOCK, title="ResEnc-M", planner="nnUNetPlannerResEncM", plans="nnUNetResEncUNetMPlans"),
+    "resenc_l": replace(STOCK, title="ResEnc-L", planner="nnUNetPlannerResEncL", plans="nnUNetResEncUNetLPlans"),
     # nnU-Net's documentation trains Primus with its CNN's plans; the trainer builds the network, of tokens of 8^3
     "primus_v3_s": replace(
         STOCK, title="PrimusV3-S", trainer="nnUNet_PrimusV3S_Trainer", patch_multiple=8, dimensions=(3,)
@@ -236,4 +239,6 @@ BUDGETS = {
     "half": Budget(units=0.5),
     "whole": Budget(units=1.0),
     "2000_iterations": Budget(iterations=UNIT_ITERATIONS),
+    # of nnU-Net's 250 iterations
+    "100_epochs": Budget(iterations=25_000),
 }

@@ -21,9 +21,11 @@ from benchmarks.accuracy import command, costs, execute, tables, trainer
 from benchmarks.accuracy.command import main, next_time
 from benchmarks.accuracy.prepare import grouped_split, write_split
 from benchmarks.accuracy.report import difference
+from benchmarks.accuracy.reproduce import rows_of, run_in_processes
 from benchmarks.accuracy.runs import Run, append_line, read_lines, read_queue, results_file, work_folder
 from benchmarks.accuracy.tables import DATA, JUDGED_FOLD, ROWS, TUNED_FOLDS, Data, Row
 from nnunet_transformers._lease import FolderInUse, lease
+from nnunet_transformers._reading import read_json
 
 from ..conftest import light_nnunet, set_nnunet_folders, write_dataset
 
@@ -203,6 +205,62 @@ class TestQueue:
         assert costs.calibrate("unet2022_ema", "hippocampus")["measured"] == "unet2022"
 
 
+class TestReproduce:
+    def test_one_command(self, fresh, monkeypatch, capsys):
+        """It prepares what is missing, runs and reports; a failed run is said, and the same command goes on."""
+        monkeypatch.setattr(command.os, "nice", lambda by: by, raising=False)
+        monkeypatch.setattr(command.signal, "signal", lambda number, handler: None)
+        # in this process, where the tables are replaced
+        worked = []
+        monkeypatch.setattr(command, "run_in_processes", lambda words, count: worked.append(count) or main(words))
+        monkeypatch.setitem(tables.BUDGETS, "100_epochs", tables.Budget(iterations=3))
+        monkeypatch.setitem(DATA, "hippocampus_planned", replace(BALLS, largest_batch=None))
+        plan = fresh / "preprocessed" / BALLS.dataset / "nnUNetPlans.json"
+        plan.unlink()
+        queue = write_queue(fresh / "queue.jsonl", Run("hippocampus_planned", "stock", "100_epochs", 0, 0))
+        words = ["reproduce", "--device", "cpu", "--queue", str(queue), "--loaders", "0", "--workers", "2"]
+        main(words)
+        assert plan.is_file()
+        assert worked == [2]
+        (record,) = read_lines(results_file())
+        assert record["batch_size"] == read_json(plan)["configurations"]["3d_fullres"]["batch_size"]
+        assert (record["iterations"], record["calibrated_seconds"]) == (3, None)
+        page = (work_folder() / "accuracy.md").read_text()
+        assert "### Balls, `3d_fullres`, planned batch, 3 iterations" in page
+        assert "minutes" not in page.partition("###")[2]
+        assert (work_folder() / "accuracy.png").stat().st_size > 1000
+        write_queue(queue, *(Run("hippocampus_planned", "stock", "100_epochs", 0, seed) for seed in (0, 1)))
+        monkeypatch.setattr(command, "run_in_processes", lambda words, count: None)
+        with pytest.raises(SystemExit, match="1 of 2 runs are not finished; the same command goes on"):
+            main(words)
+
+    def test_workers(self, fresh, capfd):
+        """Processes that share a queue say why they end."""
+        queue = write_queue(fresh / "queue.jsonl", STOCK)
+        append_line(results_file(), vars(STOCK))
+        words = ["run", "--queue", str(queue)]
+        run_in_processes(words, 2)
+        assert "Error" not in capfd.readouterr().err
+        queue.write_text('{"dataset": "hippocampus", "row": "resnet", "budget": "whole", "fold": 0, "seed": 0}')
+        run_in_processes(words, 1)
+        assert "no row 'resnet'" in capfd.readouterr().err
+
+    def test_rows_of_encoders(self):
+        """A row that starts from an encoder needs the plan of its network."""
+        runs = [Run("hippocampus_ten", "qt_unet_mae", "tenth", 0, 0), Run("em", "stock", "tenth", 0, 0)]
+        assert rows_of(runs, DATA["hippocampus_ten"].dataset) == ["qt_unet_mae", "qt_unet"]
+
+    def test_without_gpu(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(SystemExit, match="no GPU is found; add --device cpu"):
+            main(["reproduce"])
+
+    def test_empty_queue(self, fresh):
+        queue = write_queue(fresh / "queue.jsonl")
+        with pytest.raises(ValueError, match=r"queue.jsonl has no runs"):
+            main(["reproduce", "--device", "cpu", "--queue", str(queue)])
+
+
 class TestBudget:
     def test_iterations_are_inverse_to_the_cost(self, monkeypatch):
         known = {("stock", "hippocampus"): {"seconds": 3.0}, ("mit", "em"): {"seconds": 1.5}}
@@ -343,7 +401,8 @@ class TestResults:
 
 class TestTables:
     def test_queues_keep_folds_apart(self):
-        for name, folds in (("judge", {JUDGED_FOLD}), ("tune", set(TUNED_FOLDS))):
+        queues = {"judge": {JUDGED_FOLD}, "hundred_epochs": {JUDGED_FOLD}, "tune": set(TUNED_FOLDS)}
+        for name, folds in queues.items():
             runs = read_queue(FOLDER / f"{name}.jsonl")
             assert {run.fold for run in runs} <= folds
             assert len(set(runs)) == len(runs)
