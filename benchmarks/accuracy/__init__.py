@@ -31,7 +31,8 @@ graphs; their length still follows from the costs on a processor. Start several 
 leaves most of a GPU idle.
 
 `pretrain` learns from the images of fold 0's training cases without labels; `tables.py` has the methods with their
-settings. The dataset `hippocampus_ten` trains on ten of these cases, drawn by the seed, with and without the encoder.
+settings. The datasets `hippocampus_ten` and `acdc_3d_ten` train on ten of these cases, drawn by the seed, with and
+without the encoder.
 
 Rows are tuned on folds 1 and 2 (`tune.jsonl`); fold 0 judges (`judge.jsonl`).
 """

@@ -57,7 +57,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
 def _pretrain(arguments: argparse.Namespace) -> None:
     for name in arguments.names:
-        pretrain(name, DATA["hippocampus"], arguments.device, arguments.loaders)
+        pretrain(name, arguments.device, arguments.loaders)
 
 
 def sleep_while_waiting() -> None:

@@ -17,19 +17,18 @@ from nnunet_transformers.benchmarking.environment import describe_environment
 
 from .costs import measure
 from .runs import append_line, pretraining_file, work_folder
-from .tables import JUDGED_FOLD, PRETRAININGS, REFERENCE, ROWS, UNIT_ITERATIONS, Data
+from .tables import DATA, JUDGED_FOLD, PRETRAININGS, REFERENCE, ROWS, UNIT_ITERATIONS
 
 RUN_CLI = "from nnunet_transformers.cli import main; main()"
 
 
-def pretrain(name: str, data: Data, device: torch.device, workers: int) -> None:
+def pretrain(name: str, device: torch.device, workers: int) -> None:
     """Prepare the images that the judged fold does not validate on, pretrain, and write the row's plan.
 
     The record has the curve, the processor time and, on CPU, that time in units of the reference's cost.
 
     Args:
-        name: entry of ``PRETRAININGS``.
-        data: the dataset, which is planned.
+        name: entry of ``PRETRAININGS``, whose dataset is planned.
         device: where it is pretrained.
         workers: processes that load.
 
@@ -37,7 +36,7 @@ def pretrain(name: str, data: Data, device: torch.device, workers: int) -> None:
         subprocess.CalledProcessError: if a command failed; it has said why.
     """
     given, work = PRETRAININGS[name], work_folder() / "pretraining"
-    row = ROWS[given.row]
+    row, data = ROWS[given.row], DATA[given.dataset]
     plan = ["-d", data.dataset, "-p", row.plans, "-c", data.configuration]
     prepared, folder = work / f"{name}_prepared", work / name
     work.mkdir(parents=True, exist_ok=True)

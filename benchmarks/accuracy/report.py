@@ -93,7 +93,7 @@ def heading(dataset: str, budget: str) -> str:
     data, given = DATA[dataset], BUDGETS[budget]
     name = f"{data.dataset.partition('_')[2]}, `{data.configuration}`"
     if data.labelled:
-        name += f", {data.labelled} labelled cases"
+        name += f", {data.labelled} labelled {'patients' if data.has_groups else 'cases'}"
     if data.largest_batch is None:
         name += ", planned batch"
     return f"{name}, {given.iterations:,} iterations" if given.iterations else f"{name}, budget {given.units:g}"

@@ -39,7 +39,7 @@ def prepare_queue(queue: Path, processes: int, device: torch.device, loaders: in
     made = {record["pretraining"] for record in read_lines(pretraining_file())}
     for name in dict.fromkeys(ROWS[run.row].pretraining for run in runs):
         if name is not None and name not in made:
-            pretrain(name, DATA["hippocampus"], device, loaders)
+            pretrain(name, device, loaders)
 
 
 def rows_of(runs: Sequence[Run], dataset: str) -> list[str]:

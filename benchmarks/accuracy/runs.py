@@ -35,7 +35,10 @@ class Run:
             if getattr(self, key) not in table:
                 raise ValueError(f"{self}: no {key} {getattr(self, key)!r}; tables.py has {', '.join(table)}")
         if not ROWS[self.row].suits(DATA[self.dataset]):
-            raise ValueError(f"{self}: {self.row} has no network for {DATA[self.dataset].configuration}")
+            reason = f"has no network for {DATA[self.dataset].configuration}"
+            if ROWS[self.row].pretraining:
+                reason = f"is not for {self.dataset}"
+            raise ValueError(f"{self}: {self.row} {reason}")
 
     @property
     def name(self) -> str:

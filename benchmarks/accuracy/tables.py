@@ -20,7 +20,7 @@ class Data:
         group: regular expression of what the cases of one patient have in common; by default a case is a patient.
         largest_batch: planned batches are cut to it, for all rows alike: those for 8 GB of a GPU would leave a
             processor few iterations, and exceed its memory. None: as planned.
-        labelled: number of the fold's training cases that are trained on, drawn by the seed; by default all.
+        labelled: number of the fold's training patients that are trained on, drawn by the seed; by default all.
         costs_as: entry whose measured costs count; by default its own.
     """
 
@@ -34,6 +34,11 @@ class Data:
     @property
     def number(self) -> int:
         return int(self.dataset[7:10])
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether a patient may have several cases."""
+        return self.group != Data.group
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,9 @@ class Row:
     pretraining: str | None = None
 
     def suits(self, data: Data) -> bool:
-        """Whether the network exists in the configuration's dimensions."""
+        """Whether the network exists in the configuration's dimensions, and its encoder was pretrained on the data."""
+        if self.pretraining and DATA[PRETRAININGS[self.pretraining].dataset].dataset != data.dataset:
+            return False
         return int(data.configuration[0]) in self.dimensions
 
 
@@ -81,7 +88,8 @@ class Pretraining:
         title: name in the tables.
         recipe: of the package.
         row: the row whose network it is, and whose training starts from it.
-        settings: what 160 small images and some minutes of a GPU need instead of the recipe's values.
+        settings: what so few images and some minutes of a GPU need instead of the recipe's values.
+        dataset: the images, and the configuration whose plan has the network.
         folder_argument: name of the recipe's argument for the images.
         encoder: file that the method writes.
     """
@@ -90,6 +98,7 @@ class Pretraining:
     recipe: str
     row: str
     settings: Mapping[str, Any]
+    dataset: str = "hippocampus"
     folder_argument: str = "folder"
     encoder: str = "encoder.pth"
 
@@ -109,6 +118,10 @@ DATA = {
     "acdc_2d": Data("Dataset027_ACDC", "2d", group=r"patient\d+", largest_batch=8),
     "acdc_3d": Data("Dataset027_ACDC", "3d_fullres", group=r"patient\d+", largest_batch=2),
     "hippocampus_ten": replace(HIPPOCAMPUS, labelled=10, costs_as="hippocampus"),
+    # of two phases each: ten cases
+    "acdc_3d_ten": Data(
+        "Dataset027_ACDC", "3d_fullres", group=r"patient\d+", largest_batch=2, labelled=5, costs_as="acdc_3d"
+    ),
 }
 # for a GPU
 DATA |= {f"{name}_planned": replace(data, largest_batch=None) for name, data in DATA.items() if data.labelled is None}
@@ -192,6 +205,14 @@ MAE = {
     "data.init_args.samples_per_epoch": 160,
     "trainer.max_epochs": 75,
 }
+# the planned patch
+MAE_ACDC = {
+    "model.init_args.lr": 1e-3,
+    "model.init_args.warmup_epochs": 5,
+    "data.init_args.batch_size": 2,
+    "data.init_args.samples_per_epoch": 40,
+    "trainer.max_epochs": 50,
+}
 VOLUME_FUSION = {key: value for key, value in MAE.items() if key != "model.init_args.mask_size"}
 QT_SSL = {
     "model.init_args.lr": 1e-3,
@@ -203,16 +224,20 @@ QT_SSL = {
 }
 BATCH_NORM = "model.init_args.batch_norm"
 PRETRAININGS = {
-    "mit_unimiss": Pretraining("UniMiSS", "unimiss_small", "mit", UNIMISS, "folder_3d", "encoder_3d.pth"),
+    "mit_unimiss": Pretraining(
+        "UniMiSS", "unimiss_small", "mit", UNIMISS, "hippocampus", "folder_3d", "encoder_3d.pth"
+    ),
     "mit_unimiss_release": Pretraining(
         "UniMiSS without batch norm",
         "unimiss_small",
         "mit",
         {**UNIMISS, BATCH_NORM: False},
+        "hippocampus",
         "folder_3d",
         "encoder_3d.pth",
     ),
     "mit_mae": Pretraining("MAE", "mae", "mit", MAE),
+    "mit_mae_acdc": Pretraining("MAE", "mae", "mit", MAE_ACDC, "acdc_3d"),
     "mit_volume_fusion": Pretraining("VolumeFusion", "volume_fusion", "mit", VOLUME_FUSION),
     "qt_unet_mae": Pretraining("MAE", "mae", "qt_unet", MAE),
     "qt_unet_ssl": Pretraining("QT-UNet's SSL", "qt_ssl_in_task", "qt_unet", QT_SSL),

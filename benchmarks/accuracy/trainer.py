@@ -22,6 +22,7 @@ from nnunet_transformers.cpu import optimize
 from nnunet_transformers.plans.builder import find_trainer
 from nnunet_transformers.plans.plan_files import load_plans
 
+from .prepare import group_of
 from .tables import Data, Row
 
 # of the length that nnU-Net's trainers state their warm-up for
@@ -43,7 +44,8 @@ class Measured(nnUNetTrainer):
         seed: of everything random, by epoch, so that a continued training equals an uninterrupted one.
         is_stopped: asked after each epoch.
         keeps_state: save the state every epoch, so that a killed run goes on.
-        labelled: number of the fold's training cases that are trained on, drawn by the seed; None for all.
+        labelled: number of the fold's training patients that are trained on, drawn by the seed; None for all.
+        group: regular expression of what the cases of one patient have in common.
         is_captured: run the network's passes of a training step as CUDA graphs.
     """
 
@@ -51,6 +53,7 @@ class Measured(nnUNetTrainer):
     is_stopped: Callable[[], bool] = staticmethod(lambda: False)
     keeps_state = True
     labelled: int | None = None
+    group = r".*"
     is_captured = False
 
     def initialize(self) -> None:
@@ -76,12 +79,13 @@ class Measured(nnUNetTrainer):
             self.print_to_log_file(f"no CUDA graphs: {error}")
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """The fold's cases, of which ``labelled`` are trained on."""
+        """The fold's cases, of which those of ``labelled`` patients are trained on."""
         training, validation = super().do_split()
         if self.labelled is None:
             return training, validation
-        drawn = np.random.default_rng(self.seed).choice(training, self.labelled, replace=False)
-        return sorted(map(str, drawn)), validation
+        patients = sorted({group_of(case, self.group) for case in training})
+        drawn = set(np.random.default_rng(self.seed).choice(patients, self.labelled, replace=False))
+        return [case for case in sorted(training) if group_of(case, self.group) in drawn], validation
 
     def _do_i_compile(self) -> bool:
         """No: compiling takes longer than a short training, and other time for each network."""
@@ -180,7 +184,7 @@ def make_trainer(row: Row, data: Data, fold: int, seed: int, iterations: int, de
         dataset_json=read_json(folder / "dataset.json"),
         device=device,
     )
-    trainer.seed, trainer.labelled = seed, data.labelled
+    trainer.seed, trainer.labelled, trainer.group = seed, data.labelled, data.group
     trainer.num_epochs, trainer.num_iterations_per_epoch = split_iterations(iterations)
     trainer.num_val_iterations_per_epoch = max(2, trainer.num_iterations_per_epoch // 10)
     if hasattr(trainer, "warmup_duration_whole_net"):  # in epochs, of Primus

@@ -123,6 +123,17 @@ class TestQueue:
         assert some != others
         assert held_out == same
 
+    def test_labelled_patients(self, monkeypatch):
+        """All cases of a drawn patient."""
+        cases = [f"patient{patient:03}_{phase}" for patient in range(6) for phase in ("ED", "ES")]
+        monkeypatch.setattr(trainer.nnUNetTrainer, "do_split", lambda self: (cases, ["patient9_ED"]))
+        network = trainer.Measured.__new__(trainer.Measured)
+        network.labelled, network.group = 2, r"patient\d+"
+        drawn, held_out = network.do_split()
+        assert held_out == ["patient9_ED"]
+        assert [case.partition("_")[2] for case in drawn] == ["ED", "ES"] * 2
+        assert len({case.partition("_")[0] for case in drawn}) == 2
+
     def test_stopped_run_goes_on(self, fresh):
         """What it becomes is that of an uninterrupted one."""
         queue = write_queue(fresh / "queue.jsonl", STOCK)
@@ -244,11 +255,6 @@ class TestReproduce:
         queue.write_text('{"dataset": "hippocampus", "row": "resnet", "budget": "whole", "fold": 0, "seed": 0}')
         run_in_processes(words, 1)
         assert "no row 'resnet'" in capfd.readouterr().err
-
-    def test_rows_of_encoders(self):
-        """A row that starts from an encoder needs the plan of its network."""
-        runs = [Run("hippocampus_ten", "qt_unet_mae", "tenth", 0, 0), Run("em", "stock", "tenth", 0, 0)]
-        assert rows_of(runs, DATA["hippocampus_ten"].dataset) == ["qt_unet_mae", "qt_unet"]
 
     def test_without_gpu(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -413,3 +419,10 @@ class TestTables:
             Run("em", "resnet", "quarter", 0, 0)
         with pytest.raises(ValueError, match="primus_v3_s has no network for 2d"):
             Run("em", "primus_v3_s", "quarter", 0, 0)
+        with pytest.raises(ValueError, match="mit_mae_acdc is not for hippocampus"):
+            Run("hippocampus", "mit_mae_acdc", "quarter", 0, 0)
+
+    def test_rows_of_encoders(self):
+        """A row that starts from an encoder needs the plan of its network."""
+        runs = [Run("hippocampus_ten", "qt_unet_mae", "tenth", 0, 0), Run("em", "stock", "tenth", 0, 0)]
+        assert rows_of(runs, DATA["hippocampus_ten"].dataset) == ["qt_unet_mae", "qt_unet"]
