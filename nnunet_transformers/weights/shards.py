@@ -103,7 +103,7 @@ def read_shards(index: Path, read: Callable[[Path], Mapping[str, Any]]) -> dict[
     missing = [shard for shard in expected if not (index.parent / shard).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{index} names {len(expected)} shards, of which {_shown(missing)} {_are(missing)} missing; put "
+            f"{index} names {_shown(missing)}, which {_are(missing)} missing; put "
             f"{'it' if len(missing) == 1 else 'them'} beside the index"
         )
     weights: dict[str, Any] = {}

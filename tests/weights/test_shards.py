@@ -124,10 +124,10 @@ class TestMissing:
         index = write(tmp_path / "model")
         (index.parent / shard(2)).unlink()
         for path in (index.parent, index, index.parent / shard(1)):
-            with pytest.raises(FileNotFoundError, match=rf"names 2 shards, of which {shard(2)} is missing; put it"):
+            with pytest.raises(FileNotFoundError, match=rf"{INDEX} names {shard(2)}, which is missing; put it"):
                 load_checkpoint(path)
         (index.parent / shard(1)).unlink()
-        with pytest.raises(FileNotFoundError, match=rf"{shard(1)}, {shard(2)} are missing; put them beside the index"):
+        with pytest.raises(FileNotFoundError, match=rf"{shard(1)}, {shard(2)}, which are missing; put them beside"):
             load_checkpoint(index)
 
     def test_what_does_not_exist(self, tmp_path):
