@@ -22,9 +22,16 @@ from ._registry import register_network
 # modules of MONAI's network that are the decoder here; the first sees the image
 BLOCKS = ("encoder1", "encoder2", "encoder3", "encoder4", "encoder10")
 LEVELS = ("decoder5", "decoder4", "decoder3", "decoder2", "decoder1")
-MONAI_NAMES = (
-    (r"^(?:.*\.)?swinViT\.patch_embed\.", "stem."),
-    (r"^(?:.*\.)?swinViT\.", "encoder."),
+# MONAI's names of encoder and stem, and those of its pretraining code and releases: the encoder was first called
+# swin_vit; in model_swinvit.pt (Tang et al., CVPR 2022) it has no name of its own, and linear layers are called fc; in
+# ssl_pretrained_weights.pth (Valanarasu et al., MIDL 2024) each stage is in a list of a list
+ENCODER_NAMES = (
+    (r"^(?:.*\.)?(?:swinViT|swin_vit)\.", "encoder."),
+    (r"^(?:.*\.)?patch_embed\.", "stem."),
+    (r"^(?:.*\.)?(layers\dc?\.0\.)(?:0\.)?", r"encoder.\1"),
+    (r"\.mlp\.fc([12])\.", r".mlp.linear\1."),
+)
+DECODER_NAMES = (
     (rf"^(?:.*\.)?({'|'.join((*BLOCKS, *LEVELS))})\.", r"decoder.\1."),
     (r"^(?:.*\.)?out\.conv\.", "decoder.seg_layers.0.conv."),
 )
@@ -160,15 +167,27 @@ def _attentions(encoder: nn.Module) -> list[Any]:
     return [module for name, module in encoder.named_modules() if name.endswith(".attn")]
 
 
+def is_monais(state_dict: Mapping[str, Tensor]) -> bool:
+    """Tell whether weights have the names of MONAI's SwinUNETR, or of a pretraining of its encoder."""
+    return any(re.search(r"(?:^|\.)(?:swinViT|swin_vit)\.", name) for name in state_dict) or all(
+        # ours have a stem in place of the first
+        any(re.search(part, name) for name in state_dict)
+        for part in (r"(?:^|\.)patch_embed\.", r"(?:^|\.)layers1\.0\.")
+    )
+
+
 def from_monai(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Translate the weights of MONAI's SwinUNETR, or of its encoder, to those of ``SwinUNETR``.
 
     Args:
-        state_dict: by its names, possibly with a prefix of wrappers; tables of indices are left out.
+        state_dict: by its names, possibly with a prefix of wrappers; tables of indices are left out. Of
+            ``ssl_pretrained_weights.pth`` the encoder alone is translated, as by MONAI: its decoder restores images.
     """
+    is_nested = any(re.search(r"(?:^|\.)layers1\.0\.0\.", name) for name in state_dict)
+    patterns = ENCODER_NAMES if is_nested else ENCODER_NAMES + DECODER_NAMES
     renamed = {}
     for name, value in state_dict.items():
-        for pattern, replacement in MONAI_NAMES:
+        for pattern, replacement in patterns:
             name = re.sub(pattern, replacement, name)
         if not name.endswith(".relative_position_index"):
             renamed[name] = value

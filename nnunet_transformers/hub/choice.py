@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from .._paths import inside
 from .address import Address
+from .shards import ending_of_shards, index_of_shard, missing_beside
 
 # the two files that make a folder a package (``sharing``)
 MANIFEST, MODELS = "manifest.json", "models.json"
@@ -27,7 +28,8 @@ class Choice:
     """Weights in a repository.
 
     Attributes:
-        path: file, or folder of a package; empty for a package that is the whole repository.
+        path: file, or folder of a package; empty for a package that is the whole repository. Of weights in shards the
+            index.
         files: all files that belong to it.
         is_package: whether it is a folder.
     """
@@ -38,7 +40,9 @@ class Choice:
 
     @property
     def may_lack_files(self) -> bool:
-        """Whether the list may have missed files: of a package, or the plan beside a checkpoint of nnssl."""
+        """Whether the list may have missed files: of a package, shards, or the plan beside a checkpoint of nnssl."""
+        if ending_of_shards(self.path):
+            return len(self.files) == 1 or bool(missing_beside(self.files[1], self.files))
         is_checkpoint = PurePosixPath(self.path).name.startswith(CHECKPOINT)
         return self.is_package or (is_checkpoint and len(self.files) == 1)
 
@@ -48,7 +52,7 @@ def choose(names: Iterable[str], address: Address) -> Choice:
 
     Without a file in the address these are the only package, safetensors file or .pth file of the repository or folder.
     Of one name with both endings the safetensors file is chosen, but ``encoder*.pth``, which pretraining writes, before
-    its copy; of nnU-Net's checkpoints of a folder the final one.
+    its copy; of nnU-Net's checkpoints of a folder the final one. An index of shards and each of them stand for all.
 
     Args:
         names: paths of the repository's files.
@@ -63,7 +67,7 @@ def choose(names: Iterable[str], address: Address) -> Choice:
     if address.path in known:
         if path.name == MANIFEST and str(path.with_name(MODELS)) in known:
             return _package(path.parent, known)
-        if path.suffix not in FOUND + NAMED:
+        if path.suffix not in FOUND + NAMED and not ending_of_shards(path.name):
             raise ValueError(f"{address} is no file of weights, which end in {', '.join(FOUND + NAMED)}")
         return _file(address.path, known)
     below = [name for name in known if PurePosixPath(name).is_relative_to(path)]
@@ -101,7 +105,9 @@ def _candidates(names: Sequence[str]) -> list[Choice]:
 
 def _is_candidate(name: str, known: set[str]) -> bool:
     path = PurePosixPath(name)
-    if path.suffix not in FOUND:
+    if ending_of_shards(name) in FOUND:
+        return True
+    if path.suffix not in FOUND or index_of_shard(name) in known:
         return False
     if path.name.startswith(CHECKPOINT) and str(path.with_name(FINAL)) in known:
         return path.name == FINAL
@@ -116,6 +122,11 @@ def _package(folder: PurePosixPath, names: Sequence[str]) -> Choice:
 
 
 def _file(name: str, names: Sequence[str]) -> Choice:
+    index = index_of_shard(name)
+    if index is not None and index in names:
+        name = index
+    if ending_of_shards(name):
+        return Choice(name, (name, *(shard for shard in names if index_of_shard(shard) == name)))
     path = PurePosixPath(name)
     plan = str(path.with_name(ADAPTATION_PLAN))
     return Choice(name, (name, plan) if path.name.startswith(CHECKPOINT) and plan in names else (name,))

@@ -20,6 +20,7 @@ from .limits import check_archive, check_content, check_finite
 from .named import UnknownProtocolError, is_plain_name, names_in
 from .restricted import INERT, NotInertError, as_plain
 from .safetensors_file import SUFFIX, read_safetensors, write_safetensors
+from .shards import find_index, read_shards
 
 # PyTorch refuses to load anything where both are set
 FORCE, FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
@@ -128,16 +129,28 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint file of ``torch.save`` or safetensors.
+    """Read a checkpoint: a file of ``torch.save`` or safetensors, or several that an index names.
+
+    Args:
+        path: the file. Weights in shards are read whole, by their index, their folder or any of them (``shards``).
 
     Raises:
-        FileNotFoundError: if the file does not exist.
-        ValueError: if it is truncated, not a checkpoint, or holds objects that would have to be unpickled.
+        FileNotFoundError: if the file, or the index or another shard of the same weights, does not exist.
+        ValueError: if it is truncated, not a checkpoint, or holds objects that would have to be unpickled; also if an
+            index and its shards disagree.
     """
     path = Path(path)
+    index = find_index(path)
+    if index is not None:
+        return read_shards(index, _read_file)
     if not path.is_file():
         where = "a folder, not a checkpoint; name the file in it" if path.is_dir() else "no such checkpoint"
         raise FileNotFoundError(f"{where}: {path}")
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """Read one file; errors as for ``load_checkpoint``."""
     if path.suffix == SUFFIX:
         return read_safetensors(path, WEIGHTS)
     try:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .._meta import without_data
 from .._reading import read_json, reading
 from ..architectures import SegmentationNetwork, create_network, list_released_families
-from ..architectures.swin_unetr import from_monai
+from ..architectures.swin_unetr import from_monai, is_monais
 from ..plans.planned import PlannedConfiguration
 from .described import build_described
 from .encoder import EncoderCheckpoint
@@ -179,9 +179,9 @@ def _unflattened(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str,
 
 
 def swin_unetr(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
-    """SwinUNETR's weights by MONAI's names, as VoCo and MONAI release them."""
+    """SwinUNETR's weights by MONAI's names, as VoCo and MONAI release them, those of pretraining included."""
     for where, weights in find_state_dicts(content):
-        if any(".swinViT." in f".{name}" for name in weights):
+        if is_monais(weights):
             return NetworkWeights(from_monai(weights), f"{path}, SwinUNETR" + (f" in {where}" if where else ""))
     return None
 

@@ -13,6 +13,7 @@ from .file import WEIGHTS, load_checkpoint
 from .kinds import recognise
 from .sealed import SealedCheckpoint, content_hash, kind_of, restore
 from .sealed import load as load_sealed
+from .shards import find_index
 from .timm_weights import timm_model
 
 TIMM = "timm:"
@@ -51,10 +52,11 @@ def find_weights(source: str | os.PathLike[str]) -> Found:
 
     Args:
         source: file of any kind (``kinds``); folder with one: a fold, a folder of folds with one fold, a run of
-            pretraining, a package; ``hf://owner/name[/file][@revision]``; or ``timm:NAME[.TAG]``.
+            pretraining, a package, an index and its shards; ``hf://owner/name[/file][@revision]``; or
+            ``timm:NAME[.TAG]``.
 
     Raises:
-        FileNotFoundError: if there is no such file or repository, or no weights in it.
+        FileNotFoundError: if there is no such file or repository, no weights in it, or not all of their shards.
         ValueError: if the file holds no weights, or damaged ones, or several could be meant.
         ConnectionError, PermissionError: as ``hub.fetch``.
     """
@@ -115,8 +117,13 @@ def _file(path: Path) -> Path:
     candidates = candidates or [p / FILES[0] for p in sorted(path.glob("fold_*")) if (p / FILES[0]).is_file()]
     # those of a package, or of one of its models
     candidates = candidates or sorted([*path.glob("models/*/fold_*.safetensors"), *path.glob("fold_*.safetensors")])
+    if not candidates and (index := find_index(path)) is not None:
+        return index
     if not candidates:
-        raise FileNotFoundError(f"{path} holds no weights; it would have one of {', '.join(FILES)}")
+        raise FileNotFoundError(
+            f"{path} holds no weights; it would have one of {', '.join(FILES)}, or model.safetensors.index.json and "
+            "its shards"
+        )
     if len(candidates) > 1:
         raise ValueError(f"{path} holds several weights; give one of {_names(candidates, path)}")
     return candidates[0]

@@ -72,6 +72,84 @@ def test_outputs_equal_monais(name, patch_size, tmp_path):
         torch.testing.assert_close(network.double().eval()(image), theirs.double().eval()(image), rtol=1e-9, atol=1e-9)
 
 
+# names in MONAI's files of pretrained encoders, from those of its SwinUNETR: model_swinvit.pt, which has no name for
+# the encoder and calls linear layers fc; a run of that pretraining, in one process, by its first and by its later name;
+# ssl_pretrained_weights.pth, with each stage in a list of a list
+PRETRAINED = {
+    "model_swinvit": ("state_dict", lambda name: "module." + re.sub(r"\.linear(\d)\.", r".fc\1.", name), {}),
+    "swin_vit": ("state_dict", lambda name: f"swin_vit.{name}", {"rotation_head.weight": (4, 8), "conv.0.bias": (8,)}),
+    "swinViT": ("state_dict", lambda name: f"module.swinViT.{name}", {"module.contrastive_head.bias": (8,)}),
+    "ssl_pretrained_weights": (
+        "model",
+        lambda name: "encoder." + re.sub(r"^(layers\d\.0\.)", r"\g<1>0.", name),
+        {"encoder.mask_token": (1, 1, 12), "encoder.norm.weight": (192,), "out.conv.conv.bias": (2,)},
+    ),
+}
+
+
+def pretrained(layout, encoder, folder):
+    """A file of the weights of MONAI's encoder, by its names, with what only pretraining needs."""
+    entry, renamed, others = PRETRAINED[layout]
+    weights = {renamed(name): value for name, value in encoder.items()}
+    torch.save(
+        {"epoch": 3, entry: weights | {name: torch.ones(size) for name, size in others.items()}}, folder / "file.pt"
+    )
+    return folder / "file.pt"
+
+
+@pytest.mark.parametrize("layout", PRETRAINED)
+@pytest.mark.parametrize("name", ["swin_unetr", "swin_unetr_v2"])
+def test_pretrained_encoders(layout, name, tmp_path):
+    """Feature maps are those of MONAI's encoder, and the decoder keeps its initialisation."""
+    nets = pytest.importorskip("monai.networks.nets", exc_type=ImportError)
+    theirs = nets.SwinUNETR(2, 2, feature_size=12, spatial_dims=2, use_v2=name.endswith("_v2"))
+    network = create_network(name, 2, 2, (64, 32), embed_dim=12)
+    found = find_weights(pretrained(layout, theirs.swinViT.state_dict(), tmp_path)).weights
+    report = found.load_into(network)
+    assert not report.adapted and len(report.unused) == len(PRETRAINED[layout][2])
+    assert report.fresh and all(name.startswith("decoder.") for name in report.fresh)
+    image = torch.randn(2, 2, 64, 32)
+    with torch.no_grad():
+        for own, other in zip(network.eval().encode(image), theirs.swinViT.eval()(image), strict=True):
+            torch.testing.assert_close(own, other)
+    with pytest.raises(ValueError, match=r"nothing of .*file\.pt, SwinUNETR in .* fits this QTUNet"):
+        found.load_into(create_network("qt_unet_tiny", 1, 2, (32, 32)))
+
+
+@pytest.mark.parametrize("layout", ["model_swinvit", "ssl_pretrained_weights"])
+def test_monai_reads_the_files_of_these_tests(layout, tmp_path):
+    """So the layouts are those of MONAI's releases, as far as its own functions for them tell."""
+    nets = pytest.importorskip("monai.networks.nets", exc_type=ImportError)
+    from monai.networks.nets.swin_unetr import filter_swinunetr
+    from monai.networks.utils import copy_model_state
+
+    source, target = (nets.SwinUNETR(1, 2, feature_size=12) for _ in range(2))
+    content = torch.load(pretrained(layout, source.swinViT.state_dict(), tmp_path), weights_only=True)
+    if layout == "model_swinvit":
+        target.load_from(content)
+    else:
+        copy_model_state(target, content["model"], filter_func=filter_swinunetr)
+    loaded = target.swinViT.state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in source.swinViT.state_dict().items())
+
+
+@pytest.mark.parametrize("layout", PRETRAINED)
+def test_names_of_pretrained_encoders(layout, tmp_path):
+    """Without MONAI, of which the names are enough."""
+    names = ["patch_embed.proj.weight", "layers1.0.blocks.0.mlp.linear1.bias", "layers4.0.downsample.norm.weight"]
+    encoder = {name: torch.ones(1) for name in (*names, "layers1.0.blocks.0.attn.relative_position_index")}
+    weights = find_weights(pretrained(layout, encoder, tmp_path)).weights.weights
+    ours = {"stem.proj.weight", *(f"encoder.{name}" for name in names[1:])}
+    assert ours <= weights.keys() and len(weights) == len(ours) + len(PRETRAINED[layout][2])
+
+
+def test_our_own_names_are_not_monais(tmp_path):
+    """Whatever state dict of a file fits is then taken, which MONAI's files do not leave open."""
+    ours = {"stem.proj.weight": torch.ones(1), "encoder.layers1.0.blocks.0.norm1.weight": torch.ones(1)}
+    torch.save({"ema": ours}, tmp_path / "file.pt")
+    assert find_weights(tmp_path / "file.pt").weights.origin.endswith("file.pt, ema")
+
+
 def test_constants_follow_the_network():
     pytest.importorskip("monai")
     network = create_network("swin_unetr", 1, 2, (32, 64), embed_dim=12)

@@ -39,6 +39,24 @@ def test_nnssl():
     assert chosen(names, "hf://o/n/checkpoint_final.pth").files == ("checkpoint_final.pth", "adaptation_plan.json")
 
 
+SHARDS = ["a/model-00001-of-00002.safetensors", "a/model-00002-of-00002.safetensors"]
+
+
+@pytest.mark.parametrize("path", ["", "/a", "/a/model.safetensors.index.json", *(f"/{name}" for name in SHARDS)])
+def test_shards(path):
+    """All of them are taken, whichever is named."""
+    index = "a/model.safetensors.index.json"
+    found = chosen([*SHARDS, index, "b/model-00001-of-00002.safetensors"], f"hf://o/n{path or '/a'}")
+    assert (found.path, found.files, found.may_lack_files) == (index, (index, *SHARDS), False)
+    # as in a cache into which one was downloaded
+    for names in ([index], [index, SHARDS[1]]):
+        assert chosen(names).may_lack_files
+    # of pickled ones, as of a whole .bin, the name is needed
+    pickled = [name.replace("safetensors", "bin") for name in (*SHARDS, index)]
+    assert chosen([*SHARDS, index, *pickled]).path == index
+    assert set(chosen(pickled, f"hf://o/n/{pickled[0]}").files) == set(pickled)
+
+
 def test_package():
     names = [f"p/{name}" for name in PACKAGE]
     for text in ("hf://o/n", "hf://o/n/p", "hf://o/n/p/manifest.json"):
