@@ -68,7 +68,7 @@ class ImageExport:
         if folder is None:
             return np.empty(shape, np.float32)
         # it has no name, so that the system removes it with this process, however that ends
-        self._temporary = file = TemporaryFile(prefix=".probabilities_", dir=folder)  # noqa: SIM115, as `close` does it
+        self._temporary = file = TemporaryFile(prefix=".probabilities_", dir=folder)  # noqa: SIM115  (`close` does it)
         size = np.dtype(np.float32).itemsize * prod(shape)
         try:
             # a full disk is an error here; a map of a file with holes would end the process by SIGBUS

@@ -100,6 +100,22 @@ def test_channels_of_a_case(loaded, tmp_path, noise, monkeypatch):
     assert check_case(files, loaded).remarks == ("case_0001.nii.gz is constant",)
 
 
+def test_flat_images_of_a_2d_model(loaded, tmp_path, noise):
+    """The distance of slices, which it leaves as it is, gets no remark; an image that is flat across them does."""
+    predictor = copy(loaded.predictor)
+    predictor.configuration_manager = predictor.plans_manager.get_configuration("2d")
+    flat, path = replace(loaded, predictor=predictor), tmp_path / "a_0000.nii.gz"
+    for array, spacing in ((noise[0], (1.0, 1.0)), (noise[:1], (1.0, 1.0, 7.0)), (noise, (1.0, 1.0, 7.0))):
+        write(path, array, spacing)
+        assert check_case([path], flat).remarks == ()
+    write(path, noise[:1], (1.0, 7.0, 1.0))
+    (remark,) = check_case([path], flat).remarks
+    assert remark.startswith("spacing 7x1 mm is far from the training images', 1x1 to 1x1")
+    write(path, noise[:, :, :1])
+    (remark,) = check_case([path], flat).remarks
+    assert remark.startswith("the model segments 20 slices of 24x1 voxels, as the image is flat along another axis")
+
+
 def test_too_large_for_memory(loaded, trained, tmp_path, monkeypatch):
     images = some_images(trained, tmp_path / "images", 2)
     monkeypatch.setattr(predict, "available_bytes", lambda: 100_000)
