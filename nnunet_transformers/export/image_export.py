@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -36,6 +35,9 @@ class ImageExport:
         logits_shape: voxels per axis of the logits.
         with_probabilities: compute the probabilities as well.
         folder: folder for a temporary file of the probabilities; without one they are kept in memory.
+
+    Raises:
+        OSError: if the folder's disk has no room for the probabilities.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class ImageExport:
         self._model = (plans, configuration, labels)
         self._properties = properties
         self._with_probabilities = with_probabilities
-        self._temporary: TemporaryDirectory[str] | None = None
+        self._temporary: IO[bytes] | None = None
         self._kept: list[Tensor] = []
         self._map = begin_label_map(plans, configuration, labels, properties, logits_shape)
         if self._map is not None and with_probabilities:
@@ -65,21 +67,16 @@ class ImageExport:
     def _empty(self, shape: tuple[int, ...], folder: Path | None) -> NDArray[np.float32]:
         if folder is None:
             return np.empty(shape, np.float32)
-        self._temporary = TemporaryDirectory(prefix=".probabilities_", dir=folder)
-        header = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": shape}
-        with self.probabilities_file.open("wb") as file:
-            np.lib.format.write_array_header_2_0(file, header)
-            file.flush()
+        # it has no name, so that the system removes it with this process, however that ends
+        self._temporary = file = TemporaryFile(prefix=".probabilities_", dir=folder)  # noqa: SIM115  (`close` does it)
+        size = np.dtype(np.float32).itemsize * prod(shape)
+        try:
             # a full disk is an error here; a map of a file with holes would end the process by SIGBUS
-            size = file.tell() + np.dtype(np.float32).itemsize * prod(shape)
             os.posix_fallocate(file.fileno(), 0, size) if hasattr(os, "posix_fallocate") else file.truncate(size)
-        return np.lib.format.open_memmap(self.probabilities_file, "r+")
-
-    @property
-    def probabilities_file(self) -> Path:
-        """The .npy file of the probabilities, if a folder was given."""
-        assert self._temporary is not None
-        return Path(self._temporary.name) / "probabilities.npy"
+        except OSError:
+            file.close()
+            raise
+        return np.memmap(file, np.float32, "r+", shape=shape)
 
     def restart(self) -> None:
         """Expect the first plane again."""
@@ -117,22 +114,19 @@ class ImageExport:
         """
         labels, probabilities = self.result
         if probabilities is not None:
-            with replacing(Path(f"{truncated}.npz")) as partial:
-                if self._temporary is None:
-                    with partial.open("wb") as file:
-                        np.savez_compressed(file, probabilities=probabilities)
-                else:
-                    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-                        archive.write(self.probabilities_file, "probabilities.npy")
+            with replacing(Path(f"{truncated}.npz")) as partial, partial.open("wb") as file:
+                np.savez_compressed(file, probabilities=probabilities)
             with replacing(Path(f"{truncated}.pkl")) as partial:
                 partial.write_bytes(pickle.dumps(self._properties))
         self._model[0].image_reader_writer_class().write_seg(labels, f"{truncated}{file_ending}", self._properties)
 
     def close(self) -> None:
-        """Remove temporary files."""
+        """Let go of the temporary file, and of the result that is in it."""
         if self._temporary is not None:
-            self._probabilities = np.empty(0, np.float32)
-            self._temporary.cleanup()
+            # the disk has its room back when nothing maps the file
+            self._map, self._probabilities = None, np.empty(0, np.float32)
+            vars(self).pop("result", None)
+            self._temporary.close()
             self._temporary = None
 
 

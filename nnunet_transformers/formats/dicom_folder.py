@@ -43,11 +43,12 @@ class DicomFolder:
         self._labels: Mapping[str, Any] = dataset_json["labels"]
         self._codes = _checked(dataset_json.get("dicom_codes", {}), self._labels)
         self._ending: str = dataset_json["file_ending"]
+        self._names = channel_names(dataset_json)
         self.problems: dict[str, str] = {}
         paths = [str(path.relative_to(folder)) for path in dicom_files(folder)]
         found, self.skipped = find_series(folder, paths)
         images, of_files = _named(folder, [files for _, files in found.values()], list(found), self.skipped)
-        self._channels = _channels(images, of_files, len(channel_names(dataset_json)))
+        self._channels = _channels(images, of_files, len(self._names))
         if not self._channels:
             raise ValueError(f"no image in {folder}: none of its {len(paths)} DICOM files is one; {self.notes()}")
 
@@ -65,8 +66,8 @@ class DicomFolder:
         """Give the case's channels as files of the dataset's format."""
         with TemporaryDirectory() as folder:
             paths = [Path(folder, f"{name}_{number:04d}{self._ending}") for number in range(len(self._channels[name]))]
-            for files, path in zip(self._channels[name], paths, strict=True):
-                write_image(read_series(files), path)
+            for files, path, channel in zip(self._channels[name], paths, self._names, strict=True):
+                write_image(read_series(files), path, files[0], channel)
             yield paths
 
     def target(self, name: str, output: Path) -> Path:

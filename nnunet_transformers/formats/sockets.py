@@ -109,7 +109,8 @@ class Sockets:
         for slug, channel in self._interface.inputs.items():
             slugs.setdefault(channel, []).append(slug)
         # channels of one name, such as two phases of a CT, are in the interface's order
-        self._images = [_only_image(paths[slugs[channel].pop(0)]) for channel in channel_names(dataset_json)]
+        self._names = channel_names(dataset_json)
+        self._images = [_only_image(paths[slugs[channel].pop(0)]) for channel in self._names]
 
     @property
     def names(self) -> Sequence[str]:
@@ -121,8 +122,8 @@ class Sockets:
         """Give the images of the sockets as channels in the dataset's format."""
         with TemporaryDirectory() as folder:
             paths = [Path(folder, f"{name}_{number:04d}{self._ending}") for number in range(len(self._images))]
-            for image, path in zip(self._images, paths, strict=True):
-                write_image(sitk.ReadImage(str(image)), path)
+            for image, path, channel in zip(self._images, paths, self._names, strict=True):
+                write_image(sitk.ReadImage(str(image)), path, image, channel)
             yield paths
 
     def target(self, name: str, output: Path) -> Path:

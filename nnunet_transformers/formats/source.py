@@ -44,12 +44,23 @@ class Source(Protocol):
         ...
 
 
-def write_image(image: sitk.Image, path: Path) -> None:
+def write_image(image: sitk.Image, path: Path, origin: str | Path, channel: str) -> None:
     """Write an image in the format of a dataset.
 
+    Args:
+        image: 2D or 3D.
+        path: file to write.
+        origin: file that the image was read from, or the first of a series.
+        channel: name of the model's channel that it is.
+
     Raises:
-        ValueError: if the format cannot hold it.
+        ValueError: if the image has several values per voxel, or is not converted to that format.
     """
+    if (count := image.GetNumberOfComponentsPerPixel()) > 1:
+        raise ValueError(
+            f"{origin} has {count} values per voxel, as colour images have, the model takes one, of the channel "
+            f"{channel}: convert the image to greyscale, or give each value as an image of its own"
+        )
     if not path.name.endswith(CONVERTIBLE):
         raise ValueError(
             f"the model reads {''.join(path.suffixes[-1:])} files, to which images of other formats are not converted; "
@@ -57,6 +68,4 @@ def write_image(image: sitk.Image, path: Path) -> None:
         )
     if path.suffix in (".png", ".bmp") and image.GetDimension() == 3 and image.GetDepth() == 1:
         image = image[:, :, 0]
-    elif image.GetNumberOfComponentsPerPixel() > 1 and path.suffix not in (".png", ".bmp"):
-        raise ValueError(f"the image has {image.GetNumberOfComponentsPerPixel()} values per voxel, channels are apart")
     sitk.WriteImage(image, str(path))

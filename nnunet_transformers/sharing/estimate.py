@@ -64,7 +64,13 @@ class Estimate:
         )
 
 
-def needed_bytes(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[float], with_passes: bool = True) -> int:
+def needed_bytes(
+    loaded: LoadedModel,
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    with_passes: bool = True,
+    with_probabilities: bool = False,
+) -> int:
     """Estimate the main memory in bytes for an image beyond that of the loaded model: the peak of preprocessing,
     sliding window with its passes, and export.
 
@@ -73,6 +79,7 @@ def needed_bytes(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[fl
         shape: voxels per axis, three of them, in the order of the array.
         spacing: mm per voxel, in the same order.
         with_passes: count what the network needs in a pass, if it runs on the CPU.
+        with_probabilities: whether they are written; where export is slab by slab, they are in a file meanwhile.
     """
     predictor = loaded.predictor
     heads = predictor.label_manager.num_segmentation_heads
@@ -103,23 +110,51 @@ def needed_bytes(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[fl
         export = (
             resampled * heads * (2 + 8) + voxels * (2 * heads + 8 + 8) if resampled != voxels else voxels * 4 * heads
         )
+        if with_probabilities:  # logits before and after resampling, probabilities, their copy, and labels, as below
+            export = max(export, heads * (2 * resampled + (2 + 4 + 4) * voxels) + 8 * voxels)
     if with_passes and predictor.device.type == "cpu":
         window += loaded.pass_bytes
     own = int(max(preprocessing, window, export))
     return own if loaded.previous is None else max(own, needed_bytes(loaded.previous, shape, spacing, with_passes))
 
 
-def exceeding_bytes(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[float], free: int) -> int | None:
+def averaging_bytes(models: Sequence[LoadedModel], shape: Sequence[int]) -> int:
+    """Return the main memory in bytes that averaging an ensemble's probabilities takes; 0 for a single model.
+
+    Args:
+        models: models of a package.
+        shape: voxels per axis of the image.
+    """
+    if len(models) == 1:
+        return 0
+    heads, voxels = models[0].predictor.label_manager.num_segmentation_heads, int(np.prod(shape))
+    # in float32 the mean, and the copy of it in which NumPy looks for the largest, and labels of 64 bits
+    return voxels * (2 * 4 * heads + 8)
+
+
+def exceeding_bytes(
+    models: Sequence[LoadedModel],
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    free: int,
+    with_probabilities: bool = False,
+) -> int | None:
     """Return the main memory in bytes for an image if it is more than what is free, otherwise None.
 
     Args:
-        loaded, shape, spacing: as ``needed_bytes``.
+        models: all models of a package, which predict the image one after another.
+        shape, spacing: as ``needed_bytes``.
         free: free memory in bytes.
+        with_probabilities: whether those of a single model are written; those of an ensemble's models always are.
     """
-    voxels = int(np.prod(loaded.predictor.configuration_manager.patch_size))
-    # to count the memory of a pass takes as long as several passes of a small patch
-    is_ample = free - needed_bytes(loaded, shape, spacing, False) > max(AMPLE, AMPLE_PER_VOXEL * voxels)
-    needed = 0 if is_ample else needed_bytes(loaded, shape, spacing)
+    with_probabilities = with_probabilities or len(models) > 1
+    needed = averaging_bytes(models, shape)
+    for loaded in models:
+        voxels = int(np.prod(loaded.predictor.configuration_manager.patch_size))
+        arrays = needed_bytes(loaded, shape, spacing, False, with_probabilities)
+        # to count the memory of a pass takes as long as several passes of a small patch
+        if free - arrays <= max(AMPLE, AMPLE_PER_VOXEL * voxels):
+            needed = max(needed, needed_bytes(loaded, shape, spacing, True, with_probabilities))
     return needed if needed > free else None
 
 
@@ -136,9 +171,12 @@ def estimate(loaded: Sequence[LoadedModel], shape: Sequence[int], spacing: Seque
     """
     if len(shape) != 3 or min(shape) < 1 or (spacing is not None and (len(spacing) != 3 or min(spacing) <= 0)):
         raise ValueError("--size and --spacing must be three positive numbers such as 128,256,256; 1 first for 2D")
-    parts = [_one(part, shape, spacing) for model in loaded for part in _stages(model)]
+    # an ensemble's models write probabilities, the first stages of cascades do not
+    writes = len(loaded) > 1
+    parts = [_one(part, shape, spacing, writes and part is model) for model in loaded for part in _stages(model)]
+    needed = max(averaging_bytes(loaded, shape), *(part.host_bytes for part in parts))
     # the networks are loaded and have done a pass; another process needs the same memory for that
-    host = max(part.host_bytes for part in parts) + max(_peak_bytes(), int(BASE_BYTES))
+    host = needed + max(_peak_bytes(), int(BASE_BYTES))
     return Estimate(
         parts[-1].resampled,
         sum(part.tiles for part in parts),
@@ -177,7 +215,9 @@ def _own_spacing(loaded: LoadedModel) -> list[float]:
     return [spacing[i] for i in loaded.predictor.plans_manager.transpose_backward]
 
 
-def _one(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[float] | None) -> Estimate:
+def _one(
+    loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[float] | None, with_probabilities: bool
+) -> Estimate:
     predictor = loaded.predictor
     spacing = spacing or _own_spacing(loaded)
     size = _padded(loaded, shape, spacing)
@@ -188,7 +228,7 @@ def _one(loaded: LoadedModel, shape: Sequence[int], spacing: Sequence[float] | N
     heads = predictor.label_manager.num_segmentation_heads
     if device_bytes:
         device_bytes += int(np.prod(size)) * (4 * loaded.input_shape[0] + 2 * heads + 2)
-    host = needed_bytes(loaded, shape, spacing, with_passes=False)
+    host = needed_bytes(loaded, shape, spacing, False, with_probabilities)
     return Estimate(size, tiles, passes, passes * seconds, host, device_bytes)
 
 

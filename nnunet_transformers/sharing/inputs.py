@@ -86,7 +86,7 @@ def check_case(files: Sequence[Path], loaded: LoadedModel) -> CheckedCase:
     if len(constant) == len(files):
         raise ValueError(f"every voxel is {float(images[0].flat[0]):g}: there is nothing in the image to segment")
     remarks = [f"{name} is constant" for name in constant] + [remark for remark in apart if remark]
-    remarks += _spacing_remarks(spacing, loaded) + _orientation_remarks(files, loaded)
+    remarks += _slice_remarks(shape, loaded) + _spacing_remarks(spacing, loaded) + _orientation_remarks(files, loaded)
     return CheckedCase(tuple(shape), spacing, tuple(remarks))
 
 
@@ -126,10 +126,30 @@ def _check_dimensions(shape: Sequence[int], properties: Mapping[str, Any], loade
         raise ValueError(f"a 2D image ({'x'.join(map(str, shape))} voxels), the model takes 3D images")
 
 
+def _model_axes(loaded: LoadedModel) -> list[int]:
+    """Return the axes of an image that the model's patch has; a 2D model leaves the other one as it is."""
+    predictor = loaded.predictor
+    return sorted(predictor.plans_manager.transpose_forward[-len(predictor.configuration_manager.patch_size) :])
+
+
+def _slice_remarks(shape: Sequence[int], loaded: LoadedModel) -> list[str]:
+    """Say if a 2D model gets a single slice as many lines."""
+    plane = [shape[axis] for axis in _model_axes(loaded)]
+    count = int(np.prod(shape)) // int(np.prod(plane))
+    if count == 1 or min(plane) > 1:
+        return []
+    return [
+        f"the model segments {count} slices of {'x'.join(map(str, plane))} voxels, as the image is flat along another "
+        "axis than the training images; turn it first"
+    ]
+
+
 def _spacing_remarks(spacing: Sequence[float], loaded: LoadedModel) -> list[str]:
     known = np.array(loaded.fingerprint.get("spacings", ()), dtype=float)
     if not len(known) or known.shape[1] != len(spacing):
         return []
+    axes = _model_axes(loaded)
+    spacing, known = [spacing[axis] for axis in axes], known[:, axes]
     low, high = known.min(0) / SPACING_TOLERANCE, known.max(0) * SPACING_TOLERANCE
     if ((spacing < low) | (spacing > high)).any():
         texts = ["x".join(f"{s:.3g}" for s in values) for values in (spacing, known.min(0), known.max(0))]

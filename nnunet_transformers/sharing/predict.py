@@ -98,8 +98,7 @@ def _predict_case(
         with source.files(name) as files, TemporaryDirectory() as folder:
             checked = check_case(files, models[0])
             remarks = checked.remarks
-            for model in models:
-                _check_memory(model, checked)
+            _check_memory(models, checked, save_probabilities)
             with redirect_stdout(StringIO()):
                 _predict(models, name, files, Path(folder), save_probabilities)
             segmentation = Path(folder) / f"{name}{models[0].file_ending}"
@@ -116,11 +115,11 @@ def _predict_case(
     return CaseResult(name, time.perf_counter() - start, remarks=remarks)
 
 
-def _check_memory(model: LoadedModel, checked: CheckedCase) -> None:
+def _check_memory(models: Sequence[LoadedModel], checked: CheckedCase, save_probabilities: bool) -> None:
     free = available_bytes()
     if free is None:
         return
-    needed = exceeding_bytes(model, checked.shape, checked.spacing, free)
+    needed = exceeding_bytes(models, checked.shape, checked.spacing, free, save_probabilities)
     if needed is not None:
         size = "x".join(map(str, checked.shape))
         raise ValueError(

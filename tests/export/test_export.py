@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import inspect
 import os
+import sys
+import weakref
 from functools import partial
 from itertools import product
 from types import SimpleNamespace
@@ -211,6 +213,21 @@ def test_probabilities_on_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left on device"):
         Case(default()).ours(half_logits(LABELS, (4, 5, 6)), probabilities=True, folder=tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its temporary files have names, and go with their process too")
+def test_probabilities_leave_nothing_behind_when_the_process_is_killed(tmp_path):
+    """Their temporary file has no name in the folder of the results, even while it is written."""
+    case = Case(default(), shape=(8, 10, 12))
+    logits = half_logits(LABELS, (4, 5, 6))
+    export = ImageExport(case.plans, case.configuration, case.labels, case.properties, (4, 5, 6), True, tmp_path)
+    export.add(logits)
+    assert not list(tmp_path.iterdir())
+    np.testing.assert_allclose(export.result[1], case.ours(logits, True)[1], atol=1e-6)
+    mapped = weakref.ref(export.result[1])
+    export.close()
+    assert mapped() is None, "the disk has no room back"
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_planes():

@@ -183,6 +183,24 @@ class TestFolder:
         with pytest.raises(ValueError, match=r"dicom_codes in dataset\.json .*value, scheme, meaning"):
             DicomFolder(tmp_path, {**DATASET, "dicom_codes": codes})
 
+    @pytest.mark.parametrize("ending", [".nii.gz", ".png"])
+    def test_colours(self, image, tmp_path, ending):
+        """Whatever the dataset's format could hold, the model takes one value per voxel of each series."""
+        from pydicom import dcmread
+
+        (first, *_) = write_series(tmp_path / "in" / "photo", image[:, :, :1])
+        content = dcmread(first)
+        content.SamplesPerPixel, content.PhotometricInterpretation, content.PlanarConfiguration = 3, "RGB", 0
+        content.BitsAllocated, content.BitsStored, content.HighBit = 8, 8, 7
+        content.PixelData = np.zeros((content.Rows, content.Columns, 3), np.uint8).tobytes() + b"\0"
+        content.save_as(first, enforce_file_format=True)
+        source = DicomFolder(tmp_path / "in", {**DATASET, "file_ending": ending})
+        with (
+            pytest.raises(ValueError, match=f"{first} has 3 values .*, the model takes one, of the channel MRI: conv"),
+            source.files("photo"),
+        ):
+            pass
+
     def test_missing_slice(self, image, tmp_path):
         write_series(tmp_path / "in", image)[2].unlink()
         source = DicomFolder(tmp_path / "in", DATASET)

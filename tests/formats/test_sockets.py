@@ -54,6 +54,17 @@ def test_channels_and_output(run, tmp_path):
         assert getattr(written, name)() == getattr(image, name)()
 
 
+def test_colours(run, tmp_path):
+    path = run / "images/second/uuid1.mha"
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), np.uint8), isVector=True), str(path))
+    source = Sockets(run, interfaces(tmp_path, BOTH), DATASET)
+    with (
+        pytest.raises(ValueError, match=f"{path} has 3 values .*, of the channel T2"),
+        source.files("uuid0"),
+    ):
+        pass
+
+
 def test_channels_of_one_name_are_in_the_interfaces_order(run, tmp_path):
     """nnU-Net knows a CT by the name of its channel, so that two phases have one name."""
     phases = {"inputs": {"mri-t2": "CT", "mri-t1": "CT"}, "output": "tumour"}

@@ -95,6 +95,26 @@ def test_same_arguments_same_files(folders, models, tmp_path, monkeypatch, confi
         assert_same(ours(output, images, *arguments, "-step_size", 0.7, *batch_size), expected, True)
 
 
+def test_flat_images_with_a_2d_model(folders, models, tmp_path, monkeypatch):
+    """A single slice, as a volume of one or without the third axis: its segmentation has its shape and place."""
+    images, noise = tmp_path / "images", np.random.default_rng(0).normal(size=(1, 26, 22)).astype(np.float32)
+    images.mkdir()
+    for name, array in (("volume", noise), ("slice", noise[0])):
+        image = sitk.GetImageFromArray(array)
+        image.SetSpacing((0.9, 1.1, 5.0)[: image.GetDimension()])
+        image.SetOrigin((3.0, -4.0, 7.0)[: image.GetDimension()])
+        sitk.WriteImage(image, str(images / f"{name}_0000.nii.gz"))
+    arguments = (*named("2d"), "-f", 0, "--save_probabilities", *SEQUENTIAL)
+    expected = theirs(monkeypatch, tmp_path / "theirs", images, *arguments)
+    got = ours(tmp_path / "ours", images, *arguments)
+    assert_same(got, expected, True)
+    for name in ("volume", "slice"):
+        image, labels = (sitk.ReadImage(str(path)) for path in (images / f"{name}_0000.nii.gz", got / f"{name}.nii.gz"))
+        assert labels.GetSize() == image.GetSize()
+        for geometry in ("GetSpacing", "GetOrigin", "GetDirection"):
+            np.testing.assert_allclose(getattr(labels, geometry)(), getattr(image, geometry)(), atol=1e-6)
+
+
 def test_a_folder_and_worker_processes(folders, models, tmp_path, monkeypatch):
     images = some_images(folders, tmp_path / "images", 2)
     expected = theirs(monkeypatch, tmp_path / "theirs", images, *named(), "-f", 1, *SEQUENTIAL)

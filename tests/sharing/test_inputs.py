@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
-from copy import copy
+import tracemalloc
+from copy import copy, deepcopy
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.ensembling.ensemble import merge_files
 from torch import nn
 
-from nnunet_transformers.sharing import load_package, predict, predict_folder
-from nnunet_transformers.sharing.estimate import exceeding_bytes, needed_bytes
+from nnunet_transformers.sharing import estimate, load_package, predict, predict_folder
+from nnunet_transformers.sharing.estimate import averaging_bytes, exceeding_bytes, needed_bytes
 from nnunet_transformers.sharing.inputs import _place_remark, check_case
 from tests.images import claim
 
@@ -96,6 +100,22 @@ def test_channels_of_a_case(loaded, tmp_path, noise, monkeypatch):
     assert check_case(files, loaded).remarks == ("case_0001.nii.gz is constant",)
 
 
+def test_flat_images_of_a_2d_model(loaded, tmp_path, noise):
+    """The distance of slices, which it leaves as it is, gets no remark; an image that is flat across them does."""
+    predictor = copy(loaded.predictor)
+    predictor.configuration_manager = predictor.plans_manager.get_configuration("2d")
+    flat, path = replace(loaded, predictor=predictor), tmp_path / "a_0000.nii.gz"
+    for array, spacing in ((noise[0], (1.0, 1.0)), (noise[:1], (1.0, 1.0, 7.0)), (noise, (1.0, 1.0, 7.0))):
+        write(path, array, spacing)
+        assert check_case([path], flat).remarks == ()
+    write(path, noise[:1], (1.0, 7.0, 1.0))
+    (remark,) = check_case([path], flat).remarks
+    assert remark.startswith("spacing 7x1 mm is far from the training images', 1x1 to 1x1")
+    write(path, noise[:, :, :1])
+    (remark,) = check_case([path], flat).remarks
+    assert remark.startswith("the model segments 20 slices of 24x1 voxels, as the image is flat along another axis")
+
+
 def test_too_large_for_memory(loaded, trained, tmp_path, monkeypatch):
     images = some_images(trained, tmp_path / "images", 2)
     monkeypatch.setattr(predict, "available_bytes", lambda: 100_000)
@@ -122,11 +142,56 @@ def test_passes_need_memory(loaded):
     needed = needed_bytes(loaded, shape, spacing)
     assert needed >= loaded.pass_bytes > arrays
     for free in (0, arrays, needed - 1):
-        assert exceeding_bytes(loaded, shape, spacing, free) == needed
-    assert exceeding_bytes(loaded, shape, spacing, needed) is None
+        assert exceeding_bytes([loaded], shape, spacing, free) == needed
+    assert exceeding_bytes([loaded], shape, spacing, needed) is None
     plenty = replace(loaded)  # forgets what was counted
-    assert exceeding_bytes(plenty, shape, spacing, 10**12) is None
+    assert exceeding_bytes([plenty], shape, spacing, 10**12) is None
     assert "pass_bytes" not in vars(plenty)
+
+
+def test_an_ensembles_probabilities_need_memory(loaded, tmp_path):
+    """They are counted in the check and in the estimate, and are what nnU-Net's averaging takes."""
+    shape, spacing = (300, 512, 512), (1.0, 1.0, 1.0)
+    averaging, one = averaging_bytes([loaded, loaded], shape), needed_bytes(loaded, shape, spacing)
+    assert averaging > one > averaging_bytes([loaded], shape) == 0
+    assert exceeding_bytes([loaded], shape, spacing, one) is None
+    assert exceeding_bytes([loaded, loaded], shape, spacing, one) == averaging
+    assert exceeding_bytes([loaded, loaded], shape, spacing, averaging) is None
+    estimates = [estimate([loaded] * count, shape, spacing).host_bytes for count in (1, 2)]
+    assert estimates[1] - estimates[0] > (averaging - one) / 2
+
+    shape = (96, 96, 64)
+    expected, labels = averaging_bytes([loaded, loaded], shape), loaded.predictor.label_manager
+    probabilities = np.ones((labels.num_segmentation_heads, *shape), np.float32)
+    for name in "ab":
+        np.savez_compressed(tmp_path / f"{name}.npz", probabilities=probabilities)
+        (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps({}))
+    del probabilities
+    tracemalloc.start()
+    try:
+        merge_files([str(tmp_path / f"{name}.npz") for name in "ab"], str(tmp_path / "c"), ".x", Mock(), labels)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 0.9 < peak / expected < 1.1
+
+
+def test_probabilities_that_a_spline_leaves_in_memory(loaded):
+    """Export slab by slab has them in a file; nnU-Net's own, for another resampling, does not."""
+    shape, spacing = (300, 512, 512), (1.0, 1.0, 1.0)
+    voxels = 300 * 512 * 512
+    heads = loaded.predictor.label_manager.num_segmentation_heads
+    slabs = [needed_bytes(loaded, shape, spacing, False, flag) for flag in (False, True)]
+    assert slabs[0] == slabs[1]
+    predictor = copy(loaded.predictor)
+    configuration = deepcopy(predictor.configuration_manager.configuration)
+    configuration["resampling_fn_probabilities_kwargs"]["order"] = 3
+    predictor.configuration_manager = type(predictor.configuration_manager)(configuration)
+    spline = replace(loaded, predictor=predictor)
+    needed = [needed_bytes(spline, shape, spacing, False, flag) for flag in (False, True)]
+    assert needed[0] < heads * 10 * voxels <= needed[1]
+    assert exceeding_bytes([spline], shape, spacing, needed[1] - 1, with_probabilities=True)
+    assert exceeding_bytes([spline], shape, spacing, needed[1]) is None
 
 
 def test_networks_whose_passes_cannot_be_counted(loaded):
