@@ -117,7 +117,17 @@ def table(records: Records, longer: Records | None = None) -> str:
     """
     labels = list(records[0]["dice_per_label"])
     by_row = {row: [r for r in records if r["row"] == row] for row in ROWS}
-    head = ["", "seeds", "Dice", "spread", "difference", *["at equal total cost"] * bool(longer), *labels]
+    has_folds = any(r["fold"] != JUDGED_FOLD for r in records)
+    head = [
+        "",
+        *["folds"] * has_folds,
+        "seeds",
+        "Dice",
+        "spread",
+        "difference",
+        *["at equal total cost"] * bool(longer),
+        *labels,
+    ]
     # a budget in iterations is not one of processor time
     has_costs = BUDGETS[records[0]["budget"]].units is not None
     head += ["iterations", "batch", "patch", "parameters", *["s per iteration", "minutes"] * has_costs]
@@ -131,6 +141,7 @@ def table(records: Records, longer: Records | None = None) -> str:
         scratch = [r for r in longer or [] if name and r["row"] == reference]
         cells = [
             ROWS[row].title,
+            *[", ".join(map(str, sorted({r["fold"] for r in runs})))] * has_folds,
             str(len(dice)),
             f"{mean(dice):.3f}",
             f"{min(dice):.3f} to {max(dice):.3f}" if len(dice) > 1 else "",

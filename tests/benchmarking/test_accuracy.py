@@ -20,7 +20,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from benchmarks.accuracy import command, costs, execute, tables, trainer
 from benchmarks.accuracy.command import main, next_time
 from benchmarks.accuracy.prepare import grouped_split, write_split
-from benchmarks.accuracy.report import difference
+from benchmarks.accuracy.report import difference, table
 from benchmarks.accuracy.reproduce import rows_of, run_in_processes
 from benchmarks.accuracy.runs import Run, append_line, read_lines, read_queue, results_file, work_folder
 from benchmarks.accuracy.tables import DATA, JUDGED_FOLD, ROWS, TUNED_FOLDS, Data, Row
@@ -381,19 +381,25 @@ class TestResults:
         for dataset, expected in (("hippocampus_ten", 0.02), ("hippocampus", -0.08)):
             assert difference(runs(dataset, 0.82), runs(dataset, 0.8, 1.0))[0] == pytest.approx(expected)
 
+    @staticmethod
+    def record(dataset, row, budget, dice, fold=0):
+        run = vars(Run(dataset, row, budget, fold, 0))
+        of = {"iterations": 4, "epochs": 2, "calibrated_seconds": 1.0, "batch_size": 2, "patch_size": [8, 8, 8]}
+        found = {"dice": dice, "dice_per_label": {"large": dice}, "dice_per_case": {"a": [dice], "b": [dice]}}
+        return {**run, **of, **found, "parameters": 10**6, "curve": {"pseudo_dice": [0, dice]}, "processor": "x"}
+
+    def test_folds_for_tuning(self):
+        """Rows of the folds for tuning say which: their means are not of the same cases."""
+        of = [("stock", 0.5, 1), ("stock", 0.7, 2), ("mit", 0.8, 1)]
+        lines = table([self.record("hippocampus", row, "tenth", dice, fold) for row, dice, fold in of]).splitlines()
+        assert [line.split(" | ")[1:4] for line in lines[2:]] == [["1, 2", "1", "0.600"], ["1", "1", "0.800"]]
+
     def test_equal_total_cost(self, tmp_path, monkeypatch):
         """A pretrained network is compared with a training from scratch that is longer by the pretraining."""
-
-        def run(row, budget, dice):
-            record = vars(Run("hippocampus_ten", row, budget, 0, 0))
-            of = {"iterations": 4, "epochs": 2, "calibrated_seconds": 1.0, "batch_size": 2, "patch_size": [8, 8, 8]}
-            found = {"dice": dice, "dice_per_label": {"large": dice}, "dice_per_case": {"a": [dice], "b": [dice]}}
-            return {**record, **of, **found, "parameters": 10**6, "curve": {"pseudo_dice": [0, dice]}, "processor": "x"}
-
         monkeypatch.setenv("nnUNet_results", str(tmp_path))
         given = [("mit", "tenth", 0.7), ("mit_mae", "tenth", 0.76), ("mit", "three_tenths", 0.75)]
-        for record in given:
-            append_line(tmp_path / "results.jsonl", run(*record))
+        for row, budget, dice in given:
+            append_line(tmp_path / "results.jsonl", self.record("hippocampus_ten", row, budget, dice))
         settings = {"data.init_args.samples_per_epoch": 20, "trainer.max_epochs": 3}
         made = {"pretraining": "mit_mae", "settings": settings, "units": 0.21}
         append_line(tmp_path / "pretraining.jsonl", {**made, "curve": {"loss": [[0, 1.5], [9, 0.25]]}})
