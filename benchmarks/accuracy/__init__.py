@@ -19,12 +19,12 @@ ends it after the epoch. The queue is read again before each run, so lines may b
 $nnUNet_results/accuracy/results.jsonl says that a run is finished.
 
 `reproduce` does it all for a queue, where a GPU is at hand: it prepares what the runs need, makes them in several
-processes and reports.
+processes and reports beside the results.
 
     python -m benchmarks.accuracy reproduce --workers 2 --loaders 6
 
-has by default `hundred_epochs.jsonl`: 100 of nnU-Net's epochs of each network at the planned batch on all datasets, for
-which ResEnc-L needs a GPU of 24 GB.
+The default queue is `hundred_epochs.jsonl`: 100 of nnU-Net's epochs of each network at the planned batch on all
+datasets, for which ResEnc-L needs a GPU of 24 GB.
 
 `run --device cuda --graphs --loaders 1 --discard-state` makes the same runs on a GPU, with a step's passes as CUDA
 graphs; their length still follows from the costs on a processor. Start several processes: one training of this size

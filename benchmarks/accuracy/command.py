@@ -21,7 +21,7 @@ from .execute import How, finished_runs, run_queue
 from .prepare import prepare
 from .pretrain import pretrain
 from .report import report
-from .reproduce import prepare_queue, run_in_processes
+from .reproduce import prepare_runs, run_in_processes
 from .runs import pretraining_file, read_queue, results_file, work_folder
 from .tables import BUDGETS, DATA, PRETRAININGS, REFERENCE, ROWS
 
@@ -67,11 +67,15 @@ def sleep_while_waiting() -> None:
     driver.cuDevicePrimaryCtxSetFlags_v2(0, BLOCKING_WAITS)
 
 
+def _check_graphs(arguments: argparse.Namespace) -> None:
+    if arguments.graphs and arguments.device.type != "cuda":
+        raise SystemExit("--graphs are CUDA graphs: add --device cuda")
+
+
 def _run(arguments: argparse.Namespace) -> None:
     if arguments.device.type == "cuda":
         sleep_while_waiting()
-    elif arguments.graphs:
-        raise SystemExit("--graphs are CUDA graphs: add --device cuda")
+    _check_graphs(arguments)
     os.nice(LOWEST_PRIORITY)
     torch.set_num_threads(arguments.threads)
     torch.backends.cudnn.benchmark = True  # as nnU-Net's command
@@ -101,7 +105,11 @@ def _report(arguments: argparse.Namespace) -> None:
 def _reproduce(arguments: argparse.Namespace) -> None:
     if arguments.device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no GPU is found; add --device cpu to train on a processor, where 100 epochs take days")
-    prepare_queue(arguments.queue, arguments.processes, arguments.device, arguments.loaders)
+    _check_graphs(arguments)
+    runs = read_queue(arguments.queue)
+    if not runs:
+        raise SystemExit(f"{arguments.queue} has no runs, or does not exist")
+    prepare_runs(runs, arguments.processes, arguments.device, arguments.loaders)
     words = ["run", "--queue", str(arguments.queue), "--device", str(arguments.device)]
     words += ["--loaders", str(arguments.loaders), *["--graphs"] * arguments.graphs]
     run_in_processes(words, arguments.workers)
@@ -109,9 +117,12 @@ def _reproduce(arguments: argparse.Namespace) -> None:
         output = arguments.output or work_folder() / "accuracy"
         report([results_file()], output, [pretraining_file()])
         print(f"report: {output.with_suffix('.md')}")
-    runs, finished = read_queue(arguments.queue), finished_runs()
+    finished = finished_runs()
     if left := [run for run in runs if run not in finished]:
-        raise SystemExit(f"{len(left)} of {len(runs)} runs are not finished; the same command goes on with them")
+        raise SystemExit(
+            f"{len(left)} of {len(runs)} runs are not finished; their errors, if any, are above, and the same command "
+            "goes on with them"
+        )
 
 
 def main(words: list[str] | None = None) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -22,20 +23,18 @@ RESAMPLES, INTERVAL = 10_000, (2.5, 97.5)
 # Okabe and Ito's, which the colour-blind tell apart
 COLOURS = ("#000000", "#E69F00", "#CC79A7", "#0072B2", "#009E73", "#D55E00", "#56B4E9")
 MARKERS = "osD^vP*X"
-HEADER = """# Dice at equal cost
-
-`python -m benchmarks.accuracy report` writes this page from [the runs](accuracy.jsonl);
-[the benchmark](../accuracy/__init__.py) says how they are made. Dice is that of whole validation cases, the mean over
-labels and seeds; the spread is from the worst to the best seed. Differences are to {stock} on the same cases, or, of a
-pretrained network, to the same network from scratch, with a 95 % bootstrap interval over patients, which does not
-include the spread of the seeds; where a seed draws the labelled cases, they are between the same seeds. Networks are
-trained by their trainers: nnU-Net's CNNs by SGD as published, ours by AdamW, whose rate was chosen on short trainings
-of QT-UNet on this hippocampus, so that a difference is that of network and optimiser together. Costs are processor time
-of one thread, calibrated for each network and dataset on one machine, and others take half of it; a budget of 1 is what
-{stock} takes for {iterations:,} iterations on hippocampus. It gives each training its iterations, also where a GPU made
-them, in float16; on a processor it is float32. All is far from converged: the tables say what a network has learnt by
-then, not where it ends. Trained on: {devices}.
-"""
+HEADER = """`python -m benchmarks.accuracy report` writes this page from [the runs]({runs}); `benchmarks/accuracy` says
+how they are made. Dice is that of whole validation cases, the mean over labels and seeds; the spread is from the worst
+to the best seed. Differences are to {stock} on the same cases, or, of a pretrained network, to the same network from
+scratch, with a 95 % bootstrap interval over patients, which does not include the spread of the seeds; where a seed
+draws the labelled cases, they are between the same seeds. Networks are trained by their trainers: nnU-Net's CNNs by SGD
+as published, ours by AdamW, whose rate was chosen on short trainings of QT-UNet on this hippocampus, so that a
+difference is that of network and optimiser together. {costs}Trained on: {devices}."""
+COSTS = """Costs are processor time of one thread, calibrated for each network and dataset on one machine, and others
+take half of it; a budget of 1 is what {stock} takes for {iterations:,} iterations on hippocampus. It gives each
+training its iterations, also where a GPU made them, in float16; on a processor it is float32. All is far from
+converged: the tables say what a network has learnt by then, not where it ends. """
+LINE = 120
 
 
 def report(sources: Iterable[Path], output: Path, pretrainings: Iterable[Path] = ()) -> None:
@@ -72,14 +71,18 @@ def report(sources: Iterable[Path], output: Path, pretrainings: Iterable[Path] =
 def page(records: Records, picture: str) -> str:
     """Markdown: a table for each dataset and budget, of the fold that judges and of those for tuning."""
     devices = ", ".join(sorted({str(r.get("gpu", r["processor"])) for r in records}))
-    lines = [HEADER.format(stock=ROWS[REFERENCE[0]].title, iterations=UNIT_ITERATIONS, devices=devices)]
+    stock, has_costs = ROWS[REFERENCE[0]].title, any(BUDGETS[r["budget"]].units for r in records)
+    costs = COSTS.format(stock=stock, iterations=UNIT_ITERATIONS) if has_costs else ""
+    equal, runs = "cost" if has_costs else "iterations", Path(picture).with_suffix(".jsonl")
+    header = HEADER.format(runs=runs, stock=stock, costs=costs, devices=devices)
+    lines = [f"# Dice at equal {equal}\n", fill(header, LINE, break_long_words=False), ""]
     for title, is_judged in ((f"Fold {JUDGED_FOLD}", True), ("Folds for tuning", False)):
         chosen = [r for r in records if (r["fold"] == JUDGED_FOLD) is is_judged]
         if not chosen:
             continue
         lines.append(f"## {title}\n")
         if is_judged:
-            lines.append(f"![Dice of validation patches against processor time]({picture})\n")
+            lines.append(f"![Dice of validation patches against the {equal} of training]({picture})\n")
         for dataset in DATA:
             for budget in BUDGETS:
                 if part := [r for r in chosen if (r["dataset"], r["budget"]) == (dataset, budget)]:

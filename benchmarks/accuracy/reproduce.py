@@ -1,44 +1,46 @@
-"""Everything that a queue needs, in one command: prepare, pretrain, run in several processes, report."""
+"""Everything that a queue needs, in one command: prepare, calibrate, pretrain, run in several processes, report."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Sequence
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from types import FrameType
 
 import torch
 
 from nnunet_transformers._processes import exit_with_parent
 
+from .costs import seconds_per_iteration
 from .prepare import prepare
 from .pretrain import pretrain
-from .runs import Run, pretraining_file, read_lines, read_queue
-from .tables import DATA, PRETRAININGS, ROWS
+from .runs import Run, pretraining_file, read_lines
+from .tables import BUDGETS, DATA, PRETRAININGS, REFERENCE, ROWS
 
 
-def prepare_queue(queue: Path, processes: int, device: torch.device, loaders: int) -> None:
-    """Plan, preprocess, split and pretrain what the runs of a queue need and what is not there yet.
+def prepare_runs(runs: Sequence[Run], processes: int, device: torch.device, loaders: int) -> None:
+    """Plan, preprocess, split, calibrate and pretrain what runs need and what is not there yet.
 
     Args:
-        queue: file of the runs.
+        runs: the runs of a queue.
         processes: of preprocessing.
         device: where encoders are pretrained.
         loaders: processes that load, of a pretraining.
-
-    Raises:
-        ValueError: if the queue has no runs.
     """
-    runs = read_queue(queue)
-    if not runs:
-        raise ValueError(f"{queue} has no runs")
     for data in dict.fromkeys(DATA[run.dataset] for run in runs):
         prepare(data, [ROWS[name] for name in rows_of(runs, data.dataset)], processes)
+    # before the workers start: while one of them measures a cost, the others have nothing to do and end
+    timed = [(run.row, run.dataset) for run in runs if BUDGETS[run.budget].units]
+    wanted = dict.fromkeys(name for run in runs if (name := ROWS[run.row].pretraining))
     made = {record["pretraining"] for record in read_lines(pretraining_file())}
-    for name in dict.fromkeys(ROWS[run.row].pretraining for run in runs):
-        if name is not None and name not in made:
+    if timed or wanted:  # the unit of budgets, and of what a pretraining costs
+        prepare(DATA[REFERENCE[1]], [ROWS[REFERENCE[0]]], processes)
+    for pair in dict.fromkeys([REFERENCE, *timed] if timed else []):
+        seconds_per_iteration(*pair)
+    for name in wanted:
+        if name not in made:
             pretrain(name, device, loaders)
 
 
@@ -61,12 +63,12 @@ def run_in_processes(words: Sequence[str], count: int) -> None:
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for worker in workers:
-            worker.terminate()
+            if worker.is_alive():
+                worker.terminate()
 
-    # a terminal sends its interrupt to the workers itself
     before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
-    signal.signal(signal.SIGTERM, pass_on)
-    signal.signal(signal.SIGINT, lambda number, frame: None)
+    for number, _ in before:
+        signal.signal(number, pass_on)
     try:
         for worker in workers:
             worker.start()
@@ -81,4 +83,6 @@ def _work(words: list[str]) -> None:
     from .command import main  # which imports this module
 
     exit_with_parent()
+    if hasattr(os, "setsid"):
+        os.setsid()  # a terminal would interrupt it as well as its parent, which passes that on
     main(words)

@@ -168,11 +168,15 @@ def _attentions(encoder: nn.Module) -> list[Any]:
 
 
 def is_monais(state_dict: Mapping[str, Tensor]) -> bool:
-    """Tell whether weights have the names of MONAI's SwinUNETR, or of a pretraining of its encoder."""
-    return any(re.search(r"(?:^|\.)(?:swinViT|swin_vit)\.", name) for name in state_dict) or all(
-        # ours have a stem in place of the first
-        any(re.search(part, name) for name in state_dict)
-        for part in (r"(?:^|\.)patch_embed\.", r"(?:^|\.)layers1\.0\.")
+    """Tell whether weights have the names of MONAI's SwinUNETR, or of a pretraining of its encoder.
+
+    They are names of modules within a module that others call so too. Ours have a stem in place of ``patch_embed``.
+    """
+    named = (r"(?:swinViT|swin_vit)\.(?:patch_embed|layers\dc?)\.",)
+    unnamed = (r"patch_embed\.proj\.", r"layers1\.0\.")
+    return any(
+        all(any(re.search(rf"(?:^|\.){part}", name) for name in state_dict) for part in parts)
+        for parts in (named, unnamed)
     )
 
 
@@ -182,15 +186,17 @@ def from_monai(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Args:
         state_dict: by its names, possibly with a prefix of wrappers; tables of indices are left out. Of
             ``ssl_pretrained_weights.pth`` the encoder alone is translated, as by MONAI: its decoder restores images.
+            Of two encoders, such as a student and a teacher, the first is translated; the other keeps its names.
     """
     is_nested = any(re.search(r"(?:^|\.)layers1\.0\.0\.", name) for name in state_dict)
     patterns = ENCODER_NAMES if is_nested else ENCODER_NAMES + DECODER_NAMES
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for name, value in state_dict.items():
+        ours = name
         for pattern, replacement in patterns:
-            name = re.sub(pattern, replacement, name)
-        if not name.endswith(".relative_position_index"):
-            renamed[name] = value
+            ours = re.sub(pattern, replacement, ours)
+        if not ours.endswith(".relative_position_index"):
+            renamed[name if ours in renamed else ours] = value
     return renamed
 
 

@@ -58,8 +58,8 @@ def write_image(image: sitk.Image, path: Path, origin: str | Path, channel: str)
     """
     if (count := image.GetNumberOfComponentsPerPixel()) > 1:
         raise ValueError(
-            f"{origin} has {count} values per voxel, as colour images have, the model takes one, of the channel "
-            f"{channel}: convert the image to greyscale, or give each value as an image of its own"
+            f"{origin} has {count} values per voxel, as colour images have; the model takes one (channel {channel}). "
+            "Convert the image to greyscale"
         )
     if not path.name.endswith(CONVERTIBLE):
         raise ValueError(

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from .._paths import inside
 from .address import Address
-from .shards import ending_of_shards, index_of_shard, missing_beside
+from .shards import ending_of_shards, index_of, index_of_shard, missing_beside
 
 # the two files that make a folder a package (``sharing``)
 MANIFEST, MODELS = "manifest.json", "models.json"
@@ -41,6 +41,8 @@ class Choice:
     @property
     def may_lack_files(self) -> bool:
         """Whether the list may have missed files: of a package, shards, or the plan beside a checkpoint of nnssl."""
+        if index_of_shard(self.path):
+            return True
         if ending_of_shards(self.path):
             return len(self.files) == 1 or bool(missing_beside(self.files[1], self.files))
         is_checkpoint = PurePosixPath(self.path).name.startswith(CHECKPOINT)
@@ -107,7 +109,7 @@ def _is_candidate(name: str, known: set[str]) -> bool:
     path = PurePosixPath(name)
     if ending_of_shards(name) in FOUND:
         return True
-    if path.suffix not in FOUND or index_of_shard(name) in known:
+    if path.suffix not in FOUND or index_of(name) in known:
         return False
     if path.name.startswith(CHECKPOINT) and str(path.with_name(FINAL)) in known:
         return path.name == FINAL
@@ -122,11 +124,11 @@ def _package(folder: PurePosixPath, names: Sequence[str]) -> Choice:
 
 
 def _file(name: str, names: Sequence[str]) -> Choice:
-    index = index_of_shard(name)
+    index = index_of(name)
     if index is not None and index in names:
         name = index
     if ending_of_shards(name):
-        return Choice(name, (name, *(shard for shard in names if index_of_shard(shard) == name)))
+        return Choice(name, (name, *(shard for shard in names if index_of(shard) == name)))
     path = PurePosixPath(name)
     plan = str(path.with_name(ADAPTATION_PLAN))
     return Choice(name, (name, plan) if path.name.startswith(CHECKPOINT) and plan in names else (name,))

@@ -21,6 +21,20 @@ def ending_of_shards(name: str) -> str | None:
     return next((ending for ending in ENDINGS if name.endswith(f"{ending}{INDEX}")), None)
 
 
+def index_of(name: str) -> str | None:
+    """Return the name of the index that may list a file; None if the name is not one of libraries for shards.
+
+    Args:
+        name: name or path of a file, which may be the only shard: then it is whole, with an index or without.
+
+    Examples:
+        >>> index_of("model-00001-of-00001.safetensors")
+        'model.safetensors.index.json'
+    """
+    match = SHARD.fullmatch(name)
+    return None if match is None else f"{match[1]}{match[4]}{INDEX}"
+
+
 def index_of_shard(name: str) -> str | None:
     """Return the name of the index that a shard belongs to; None if the name is not that of a shard.
 
@@ -33,9 +47,7 @@ def index_of_shard(name: str) -> str | None:
         >>> index_of_shard("model.safetensors")
     """
     match = SHARD.fullmatch(name)
-    if match is None or int(match[3]) < 2:
-        return None
-    return f"{match[1]}{match[4]}{INDEX}"
+    return None if match is None or int(match[3]) < 2 else index_of(name)
 
 
 def missing_beside(shard: str, names: Collection[str]) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from .._paths import inside
 from .._reading import RefusedError, read_json, reading
 from .._text import printable
-from ..hub.shards import ENDINGS, INDEX, ending_of_shards, index_of_shard, missing_beside
+from ..hub.shards import ENDINGS, INDEX, ending_of_shards, index_of, index_of_shard, missing_beside
 
 WHAT, ADVICE = "an index of shards", "get it again from its source"
 AGAIN = "get index and shards again, all from one source"
@@ -36,7 +36,8 @@ def find_index(path: Path) -> Path | None:
 
     Raises:
         FileNotFoundError: if there are shards without their index; names it, and the shards that are missing too.
-        ValueError: if a folder has several indices, or an index beside the file cannot be read or is of other shards.
+        ValueError: if a folder has several indices, or the index that a shard belongs to by its name cannot be read or
+            is of other shards.
     """
     if path.is_dir():
         return _index_in(path)
@@ -45,7 +46,7 @@ def find_index(path: Path) -> Path | None:
     if path.suffix not in ENDINGS:
         return None
     for index in sorted(path.parent.glob(f"*{path.suffix}{INDEX}")):
-        if path.name in read_index(index).values():
+        if _lists(index, path.name):
             return index
     _check_is_whole(path)
     return None
@@ -125,6 +126,17 @@ def _index_in(folder: Path) -> Path | None:
     for path in sorted(folder.glob("*-of-*")):
         _check_is_whole(path)
     return None
+
+
+def _lists(index: Path, name: str) -> bool:
+    """Whether an index lists a file; one of other weights, which cannot be read, does not keep the file from it."""
+    if index.name == index_of(name):
+        return name in read_index(index).values()
+    try:
+        weight_map = read_json(index, WHAT, ADVICE).get("weight_map")
+    except (OSError, ValueError):
+        return False
+    return isinstance(weight_map, dict) and name in weight_map.values()
 
 
 def _check_is_whole(path: Path) -> None:

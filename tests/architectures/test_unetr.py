@@ -150,6 +150,33 @@ def test_our_own_names_are_not_monais(tmp_path):
     assert find_weights(tmp_path / "file.pt").weights.origin.endswith("file.pt, ema")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["swin_vit.embeddings.norm.weight", "head.weight"],
+        ["swinViT.weight", "head.weight"],
+        ["patch_embed.proj.weight", "layers.1.blocks.0.norm1.weight"],
+        ["patch_embed.norm.weight", "layers1.0.weight"],
+    ],
+)
+def test_names_of_others_are_not_monais(names, tmp_path):
+    """Of Hugging Face, of one's own network, of timm, and of a CNN."""
+    torch.save({"state_dict": {name: torch.ones(1) for name in names}}, tmp_path / "file.pt")
+    assert find_weights(tmp_path / "file.pt").weights.weights.keys() == set(names)
+
+
+def test_of_student_and_teacher_the_first_is_loaded(tmp_path):
+    names = ["patch_embed.proj.weight", "layers1.0.blocks.0.norm1.weight"]
+    both = {f"{one}.backbone.{name}": torch.tensor([value]) for value, one in enumerate("st") for name in names}
+    torch.save({"state_dict": both}, tmp_path / "file.pt")
+    weights = find_weights(tmp_path / "file.pt").weights.weights
+    assert weights == {
+        "stem.proj.weight": 0,
+        "encoder.layers1.0.blocks.0.norm1.weight": 0,
+        **{f"t.backbone.{name}": 1 for name in names},
+    }
+
+
 def test_constants_follow_the_network():
     pytest.importorskip("monai")
     network = create_network("swin_unetr", 1, 2, (32, 64), embed_dim=12)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +19,7 @@ import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from benchmarks.accuracy import command, costs, execute, tables, trainer
+from benchmarks.accuracy import command, costs, execute, reproduce, tables, trainer
 from benchmarks.accuracy.command import main, next_time
 from benchmarks.accuracy.prepare import grouped_split, write_split
 from benchmarks.accuracy.report import difference, table
@@ -76,6 +78,15 @@ def write_queue(path, *runs):
 
 def never():
     return False
+
+
+def wait_for_a_signal(words):
+    """Work of a process: its file, which says that a signal ended it."""
+    file = Path(words[0], str(os.getpid()))
+    signal.signal(signal.SIGTERM, lambda number, frame: file.write_text("ended"))
+    file.touch()
+    while not file.read_text():
+        time.sleep(0.05)
 
 
 class TestQueue:
@@ -239,10 +250,11 @@ class TestReproduce:
         page = (work_folder() / "accuracy.md").read_text()
         assert "### Balls, `3d_fullres`, planned batch, 3 iterations" in page
         assert "minutes" not in page.partition("###")[2]
+        assert page.startswith("# Dice at equal iterations") and "budget" not in page
         assert (work_folder() / "accuracy.png").stat().st_size > 1000
         write_queue(queue, *(Run("hippocampus_planned", "stock", "100_epochs", 0, seed) for seed in (0, 1)))
         monkeypatch.setattr(command, "run_in_processes", lambda words, count: None)
-        with pytest.raises(SystemExit, match="1 of 2 runs are not finished; the same command goes on"):
+        with pytest.raises(SystemExit, match=r"1 of 2 runs are not finished; their errors.* the same command goes on"):
             main(words)
 
     def test_workers(self, fresh, capfd):
@@ -261,10 +273,45 @@ class TestReproduce:
         with pytest.raises(SystemExit, match="no GPU is found; add --device cpu"):
             main(["reproduce"])
 
-    def test_empty_queue(self, fresh):
+    def test_mistakes(self, fresh):
+        """They are said before anything is prepared."""
         queue = write_queue(fresh / "queue.jsonl")
-        with pytest.raises(ValueError, match=r"queue.jsonl has no runs"):
-            main(["reproduce", "--device", "cpu", "--queue", str(queue)])
+        words = ["reproduce", "--device", "cpu", "--queue"]
+        for path in (queue, fresh / "mistyped.jsonl"):
+            with pytest.raises(SystemExit, match=rf"{path.name} has no runs, or does not exist"):
+                main([*words, str(path)])
+        with pytest.raises(SystemExit, match="add --device cuda"):
+            main([*words, str(write_queue(queue, STOCK)), "--graphs"])
+
+    def test_costs(self, fresh, monkeypatch):
+        """Of a budget in processor time the reference is prepared, and costs are measured before the workers start."""
+        prepared, measured = [], []
+        monkeypatch.setattr(reproduce, "prepare", lambda data, rows, processes: prepared.append((data, *rows)))
+        monkeypatch.setattr(reproduce, "seconds_per_iteration", lambda *pair: measured.append(pair))
+        runs = [Run("em", "mit", budget, 0, 0) for budget in ("tenth", "quarter", "100_epochs")]
+        reproduce.prepare_runs(runs, 1, torch.device("cpu"), 0)
+        assert prepared == [(DATA["em"], ROWS["mit"]), (DATA["hippocampus"], ROWS["stock"])]
+        assert measured == [("stock", "hippocampus"), ("mit", "em")]
+        del prepared[:], measured[:]
+        reproduce.prepare_runs(runs[2:], 1, torch.device("cpu"), 0)
+        assert prepared == [(DATA["em"], ROWS["mit"])] and not measured
+
+    @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals of POSIX")
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_signals_go_on_to_the_workers(self, monkeypatch, tmp_path, number):
+        """Each gets one, and the handlers of before are back."""
+        monkeypatch.setattr(reproduce, "_work", wait_for_a_signal)
+        before = signal.getsignal(number)
+
+        def send():
+            while len(list(tmp_path.iterdir())) < 2:
+                time.sleep(0.05)
+            os.kill(os.getpid(), number)
+
+        Thread(target=send, daemon=True).start()
+        run_in_processes([str(tmp_path)], 2)
+        assert [file.read_text() for file in tmp_path.iterdir()] == ["ended"] * 2
+        assert signal.getsignal(number) is before
 
 
 class TestBudget:
@@ -425,8 +472,9 @@ class TestTables:
             Run("em", "resnet", "quarter", 0, 0)
         with pytest.raises(ValueError, match="primus_v3_s has no network for 2d"):
             Run("em", "primus_v3_s", "quarter", 0, 0)
-        with pytest.raises(ValueError, match="mit_mae_acdc is not for hippocampus"):
-            Run("hippocampus", "mit_mae_acdc", "quarter", 0, 0)
+        for dataset in ("hippocampus", "acdc_2d"):
+            with pytest.raises(ValueError, match=f"mit_mae_acdc is not for {dataset}"):
+                Run(dataset, "mit_mae_acdc", "quarter", 0, 0)
 
     def test_rows_of_encoders(self):
         """A row that starts from an encoder needs the plan of its network."""

@@ -216,8 +216,8 @@ def test_probabilities_on_a_full_disk(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its temporary files have names, and go with their process too")
-def test_probabilities_leave_nothing_behind_when_the_process_is_killed(tmp_path):
-    """Their temporary file has no name in the folder of the results, even while it is written."""
+def test_the_probabilities_temporary_file_has_no_name(tmp_path):
+    """A process that is killed leaves none in the folder of the results; when it is closed, the disk has its room."""
     case = Case(default(), shape=(8, 10, 12))
     logits = half_logits(LABELS, (4, 5, 6))
     export = ImageExport(case.plans, case.configuration, case.labels, case.properties, (4, 5, 6), True, tmp_path)

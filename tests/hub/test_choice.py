@@ -51,6 +51,9 @@ def test_shards(path):
     # as in a cache into which one was downloaded
     for names in ([index], [index, SHARDS[1]]):
         assert chosen(names).may_lack_files
+    assert chosen([SHARDS[0]], f"hf://o/n/{SHARDS[0]}").may_lack_files
+    single = ["m-00001-of-00001.safetensors", "m.safetensors.index.json"]
+    assert set(chosen(single).files) == set(single)
     # of pickled ones, as of a whole .bin, the name is needed
     pickled = [name.replace("safetensors", "bin") for name in (*SHARDS, index)]
     assert chosen([*SHARDS, index, *pickled]).path == index

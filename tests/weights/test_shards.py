@@ -60,6 +60,10 @@ def test_a_shard_by_any_name_that_the_index_lists(tmp_path):
     # others in the folder are files of their own
     save_file({"c": WEIGHTS["c"]}, tmp_path / "third.safetensors")
     assert load_checkpoint(tmp_path / "third.safetensors").keys() == {"c"}
+    # also beside an index of others that is damaged
+    for content in ("{", '{"weight_map": [1]}', '{"weight_map": {"a": "sub/first.safetensors", "b": []}}'):
+        (tmp_path / "other.safetensors.index.json").write_text(content)
+        assert load_checkpoint(tmp_path / "third.safetensors").keys() == {"c"}
 
 
 def test_a_network_starts_from_shards(tmp_path):
@@ -103,6 +107,10 @@ def test_from_the_hub(hub, tmp_path):
     assert find_weights(found.source).sha256 == found.sha256 and not hub.requests
     hub.add("owner/other", files)
     assert find_weights(f"hf://owner/other/{shard(2)}").sha256 == found.sha256
+    # an index of a single one
+    index = write(tmp_path / "single", count=1)
+    hub.add("owner/single", {path.name: path.read_bytes() for path in index.parent.iterdir()})
+    assert find_weights("hf://owner/single").weights.weights.keys() == WEIGHTS.keys()
 
 
 class TestMissing:
