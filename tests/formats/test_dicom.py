@@ -196,7 +196,7 @@ class TestFolder:
         content.save_as(first, enforce_file_format=True)
         source = DicomFolder(tmp_path / "in", {**DATASET, "file_ending": ending})
         with (
-            pytest.raises(ValueError, match=f"{first} has 3 values .*, the model takes one, of the channel MRI: conv"),
+            pytest.raises(ValueError, match=rf"{first} has 3 values .*; the model takes one \(channel MRI\)\. Convert"),
             source.files("photo"),
         ):
             pass
