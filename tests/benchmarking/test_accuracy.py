@@ -85,7 +85,8 @@ def wait_for_a_signal(words):
     file = Path(words[0], str(os.getpid()))
     signal.signal(signal.SIGTERM, lambda number, frame: file.write_text("ended"))
     file.touch()
-    while not file.read_text():
+    end = time.time() + 30
+    while not file.read_text() and time.time() < end:
         time.sleep(0.05)
 
 
