@@ -6,7 +6,10 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
@@ -14,6 +17,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_transformers._atomic import write_json
+from nnunet_transformers.discovery import find
 from nnunet_transformers.plans.planned import PlannedConfiguration
 from nnunet_transformers.plans.stored_data import StoredData
 
@@ -38,11 +42,19 @@ def prepare(data: Data, rows: Iterable[Row], processes: int = 1) -> None:
 
 def _plan(data: Data, row: Row, processes: int) -> None:
     if not (_folder(data) / f"{row.plans}.json").is_file():
-        plan_experiments([data.number], row.planner)
+        with _changed_rules(row):
+            plan_experiments([data.number], row.planner, overwrite_plans_name=row.plans)
     planned = _planned(data, row)
     stored = StoredData(planned, _folder(data))
     if not stored.path.is_dir() or len(stored.cases) != planned.dataset_json["numTraining"]:
         preprocess([data.number], row.plans, [data.configuration], [processes])
+
+
+def _changed_rules(row: Row) -> AbstractContextManager[Any]:
+    if not row.token_rules:
+        return nullcontext()
+    planner = find(row.planner)
+    return patch.object(planner, "token_rules", replace(planner.token_rules, **row.token_rules))
 
 
 def _folder(data: Data) -> Path:

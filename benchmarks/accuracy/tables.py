@@ -48,6 +48,7 @@ class Row:
     Attributes:
         title: name in the tables.
         planner, plans, trainer: nnU-Net's names of them.
+        token_rules: changes to the planner's rules, in a plan of its own.
         arguments: changes to the planned network's arguments.
         configuration: changes to the planned configuration, such as ``batch_size``.
         attributes: changes to the trainer's attributes, such as ``initial_lr``.
@@ -63,6 +64,7 @@ class Row:
     planner: str
     plans: str
     trainer: str
+    token_rules: Mapping[str, Any] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     configuration: Mapping[str, Any] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
@@ -139,10 +141,18 @@ ROWS = {
         STOCK, title="PrimusV3-S", trainer="nnUNet_PrimusV3S_Trainer", patch_multiple=8, dimensions=(3,)
     ),
     "qt_unet": Row(
-        "QT-UNet T", "nnUNetPlannerQTUNetT", "nnUNetQTUNetTPlans", "nnUNetTrainerQTUNet", {FULL_RESOLUTION: 0}
+        "QT-UNet T",
+        "nnUNetPlannerQTUNetT",
+        "nnUNetQTUNetTPlans",
+        "nnUNetTrainerQTUNet",
+        arguments={FULL_RESOLUTION: 0},
     ),
     "unet2022": Row(
-        "UNet-2022 T", "nnUNetPlannerUNet2022T", "nnUNetUNet2022TPlans", "nnUNetTrainerUNet2022", {FULL_RESOLUTION: 0}
+        "UNet-2022 T",
+        "nnUNetPlannerUNet2022T",
+        "nnUNetUNet2022TPlans",
+        "nnUNetTrainerUNet2022",
+        arguments={FULL_RESOLUTION: 0},
     ),
     "mit": Row("MiT-7", "nnUNetPlannerMiT7", "nnUNetMiT7Plans", "nnUNetTrainerMiT"),
 }
@@ -176,6 +186,18 @@ ROWS |= {
 ROWS |= {
     f"{name}_half_batch": replace(ROWS[name], title=f"{ROWS[name].title}, half the batch", batch_divisor=2, varies=name)
     for name in ("stock", *OURS)
+}
+# the coarsest tokens of the planner's, 4 pixels wide, also where finer ones would be no more than 128^2
+ROWS |= {
+    f"{name}_coarse": replace(
+        ROWS[name],
+        title=f"{ROWS[name].title}, tokens of 4 pixels",
+        plans=f"{ROWS[name].plans}_coarse",
+        token_rules={"finest_tokens_2d": 0},
+        dimensions=(2,),
+        varies=name,
+    )
+    for name in ("mit", "qt_unet_branch")
 }
 EMA = {"training": {"ema_decay": 0.99}}
 ROWS |= {
