@@ -22,7 +22,7 @@ Records = list[dict[str, Any]]
 RESAMPLES, INTERVAL = 10_000, (2.5, 97.5)
 # Okabe and Ito's, which the colour-blind tell apart
 COLOURS = ("#000000", "#E69F00", "#CC79A7", "#0072B2", "#009E73", "#D55E00", "#56B4E9")
-MARKERS = "osD^vP*X"
+MARKERS, COLUMNS = "osD^vP*X", 3
 HEADER = """`python -m benchmarks.accuracy report` writes this page from [the runs]({runs}); `benchmarks/accuracy` says
 how they are made. Dice is that of whole validation cases, the mean over labels and seeds; the spread is from the worst
 to the best seed. Differences are to {stock} on the same cases, or, of a pretrained network, to the same network from
@@ -216,27 +216,30 @@ def difference(records: Records, reference: Records) -> tuple[float, float, floa
 def draw(records: Records) -> Figure:
     """Draw Dice of validation patches against processor time, or iterations, a panel for each dataset and budget.
 
-    The mark at the end, and the number in the legend, is the Dice of whole cases. All are means over seeds.
+    Panels of a single network are left out where others have more. The mark at the end, and the number in the legend,
+    is the Dice of whole cases. All are means over seeds.
     """
     panels = [
         (dataset, budget, part)
-        for budget in BUDGETS
         for dataset in DATA
+        for budget in BUDGETS
         if (part := [r for r in records if (r["dataset"], r["budget"]) == (dataset, budget)])
     ]
-    columns = min(len(panels), len(DATA))
-    figure = Figure(figsize=(4 * columns, 3.6 * -(-len(panels) // columns)))
+    panels = [panel for panel in panels if len({r["row"] for r in panel[2]}) > 1] or panels
+    drawn = [row for row in ROWS if any(r["row"] == row for *_, part in panels for r in part)]
+    columns = min(len(panels), COLUMNS)
+    figure = Figure(figsize=(4.6 * columns, 3.8 * -(-len(panels) // columns)))
     grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat
     for (dataset, budget, part), axes in zip(panels, grid, strict=False):
-        for index, (row, described) in enumerate(ROWS.items()):
+        for index, row in enumerate(drawn):
             if runs := [r for r in part if r["row"] == row]:
                 colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
                 curve = _mean([r["curve"]["pseudo_dice"] for r in runs])
                 length = cost(runs[0]) / 60 if BUDGETS[budget].units else runs[0]["iterations"]
                 done = length * np.arange(1, len(curve) + 1) / runs[0]["epochs"]
                 final = mean(r["dice"] for r in runs)
-                axes.plot(done, curve, color=colour, linewidth=1.2)
-                label = f"{described.title}, {final:.3f}"
+                axes.plot(done, curve, color=colour, linewidth=1.2, linestyle="-" if index < len(COLOURS) else "--")
+                label = f"{ROWS[row].title}, {final:.3f}"
                 axes.plot(done[-1:], [final], marker, color=colour, markersize=6, alpha=0.8, label=label)
         # in two lines, as titles stand beside each other
         title = "\n".join(heading(dataset, budget).replace("`", "").rsplit(", ", 1))

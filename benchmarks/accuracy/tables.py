@@ -48,9 +48,9 @@ class Row:
     Attributes:
         title: name in the tables.
         planner, plans, trainer: nnU-Net's names of them.
-        token_rules: changes to the planner's rules, in a plan of its own.
         arguments: changes to the planned network's arguments.
         configuration: changes to the planned configuration, such as ``batch_size``.
+        token_rules: changes to the planner's rules; ``plans`` is then a name of its own.
         attributes: changes to the trainer's attributes, such as ``initial_lr``.
         batch_divisor: the batch is divided by it, down to a sample.
         patch_multiple: the planned patch is enlarged to multiples of it.
@@ -64,9 +64,9 @@ class Row:
     planner: str
     plans: str
     trainer: str
-    token_rules: Mapping[str, Any] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     configuration: Mapping[str, Any] = field(default_factory=dict)
+    token_rules: Mapping[str, Any] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
     batch_divisor: int = 1
     patch_multiple: int = 1

@@ -21,13 +21,14 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from benchmarks.accuracy import command, costs, execute, reproduce, tables, trainer
 from benchmarks.accuracy.command import main, next_time
-from benchmarks.accuracy.prepare import grouped_split, write_split
-from benchmarks.accuracy.report import difference, table
+from benchmarks.accuracy.prepare import grouped_split, prepare, write_split
+from benchmarks.accuracy.report import difference, draw, table
 from benchmarks.accuracy.reproduce import rows_of, run_in_processes
 from benchmarks.accuracy.runs import Run, append_line, read_lines, read_queue, results_file, work_folder
 from benchmarks.accuracy.tables import DATA, JUDGED_FOLD, ROWS, TUNED_FOLDS, Data, Row
 from nnunet_transformers._lease import FolderInUse, lease
 from nnunet_transformers._reading import read_json
+from nnunet_transformers.plans.planned import PlannedConfiguration
 
 from ..conftest import light_nnunet, set_nnunet_folders, write_dataset
 
@@ -315,6 +316,18 @@ class TestReproduce:
         assert signal.getsignal(number) is before
 
 
+class TestPrepare:
+    def test_changed_token_rules(self, fresh):
+        """A row that changes the planner's rules has a plan of its own; the next is planned by the planner's."""
+        balls = replace(BALLS, configuration="2d")
+        prepare(balls, [ROWS["mit_coarse"], ROWS["mit"]])
+        planned = (PlannedConfiguration.load(BALLS.dataset, ROWS[row].plans, "2d") for row in ("mit_coarse", "mit"))
+        strides = [
+            plan.configuration.configuration["architecture"]["arch_kwargs"]["patch_embed_stride"] for plan in planned
+        ]
+        assert strides == [[4, 4], [2, 2]]
+
+
 class TestBudget:
     def test_iterations_are_inverse_to_the_cost(self, monkeypatch):
         known = {("stock", "hippocampus"): {"seconds": 3.0}, ("mit", "em"): {"seconds": 1.5}}
@@ -441,6 +454,18 @@ class TestResults:
         of = [("stock", 0.5, 1), ("stock", 0.7, 2), ("mit", 0.8, 1)]
         lines = table([self.record("hippocampus", row, "tenth", dice, fold) for row, dice, fold in of]).splitlines()
         assert [line.split(" | ")[1:4] for line in lines[2:]] == [["1, 2", "1", "0.600"], ["1", "1", "0.800"]]
+
+    def test_panels(self):
+        """A network alone has no panel where others are compared; each network has the same look in all panels."""
+        of = [("em", "stock"), ("acdc_2d", "stock"), ("acdc_2d", "mit"), ("acdc_3d", "mit"), ("acdc_3d", "qt_unet")]
+        records = [self.record(dataset, row, "quarter", 0.5) for dataset, row in of]
+        panels = [axes for axes in draw(records).axes if axes.axison]
+        assert [axes.get_title().partition("\n")[0] for axes in panels] == ["ACDC, 2d", "ACDC, 3d_fullres"]
+        looks = {(line.get_label().partition(",")[0], line.get_color()) for axes in panels for line in axes.lines[1::2]}
+        assert {name for name, _ in looks} == {"PlainConvUNet", "MiT-7", "QT-UNet T"}
+        assert len(looks) == len({colour for _, colour in looks}) == 3
+        (alone,) = draw(records[:1]).axes
+        assert alone.get_title().startswith("ISBI2012EM")
 
     def test_equal_total_cost(self, tmp_path, monkeypatch):
         """A pretrained network is compared with a training from scratch that is longer by the pretraining."""
