@@ -53,7 +53,9 @@ class TokenRules:
         patch_embed_strides_2d, patch_embed_strides_3d: possible voxels per token and axis, powers of two from coarse to
             fine. An axis with coarse voxels may have a smaller stride, down to 1.
         finest_tokens_2d, finest_tokens_3d: most tokens of the finest grid with which a smaller stride is chosen. In 3D
-            the published QT-UNet's at its patch of 128^3 and stride 4, in 2D those of a 512^2 image at stride 4.
+            the published QT-UNet's at its patch of 128^3 and stride 4, in 2D those of a 256^2 image at stride 4:
+            with four times as many a step takes several times as long, and trainings at equal cost reach a lower Dice
+            (benchmarks/results/accuracy.md).
         num_stages: number of resolutions, where it is fixed.
         isotropic: whether all axes have the coarsest stride and every stage halves them all, whatever the spacing.
         min_deepest_tokens: fewest tokens that the deepest grid may have.
@@ -62,7 +64,7 @@ class TokenRules:
 
     patch_embed_strides_2d: tuple[int, ...] = (4, 2, 1)
     patch_embed_strides_3d: tuple[int, ...] = (4, 2, 1)
-    finest_tokens_2d: int = 128**2
+    finest_tokens_2d: int = 64**2
     finest_tokens_3d: int = 32**3
     num_stages: int | None = None
     isotropic: bool = False

@@ -320,8 +320,9 @@ class TestPrepare:
     def test_changed_token_rules(self, fresh):
         """A row that changes the planner's rules has a plan of its own; the next is planned by the planner's."""
         balls = replace(BALLS, configuration="2d")
-        prepare(balls, [ROWS["mit_coarse"], ROWS["mit"]])
-        planned = (PlannedConfiguration.load(BALLS.dataset, ROWS[row].plans, "2d") for row in ("mit_coarse", "mit"))
+        coarse = replace(ROWS["mit"], plans="nnUNetMiT7Plans_coarse", token_rules={"finest_tokens_2d": 0})
+        prepare(balls, [coarse, ROWS["mit"]])
+        planned = (PlannedConfiguration.load(BALLS.dataset, row.plans, "2d") for row in (coarse, ROWS["mit"]))
         strides = [
             plan.configuration.configuration["architecture"]["arch_kwargs"]["patch_embed_stride"] for plan in planned
         ]

@@ -59,6 +59,23 @@ def test_tokens_are_of_about_equal_length(depth, stride):
         assert choose_patch_embed_stride((160, 160, 160), spacing, TokenRules()) == (stride, 4, 4)
 
 
+@pytest.mark.parametrize(
+    "patch_size, stride",
+    [
+        ((128, 128), 2),
+        ((160, 128), 4),
+        ((256, 224), 4),
+        ((64, 32), 1),
+        ((64, 64, 64), 2),
+        ((72, 64, 64), 4),
+        ((32, 32, 32), 1),
+    ],
+)
+def test_finer_tokens_are_for_small_patches(patch_size, stride):
+    """To 64^2 tokens in 2D and 32^3 in 3D."""
+    assert choose_patch_embed_stride(patch_size, (1,) * len(patch_size), TokenRules()) == (stride,) * len(patch_size)
+
+
 def test_merges_follow_the_spacing_of_the_tokens():
     """A token of 2x4x4 voxels of 4x1x1 mm is 8 mm deep: the first merge leaves that axis alone."""
     tokens = plan_tokens((32, 128, 128), (4, 1, 1), patch_embed_stride=(2, 4, 4))
