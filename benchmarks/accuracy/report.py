@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from nnunet_transformers._atomic import write_text
 
+from .costs import costs_file
 from .prepare import group_of
 from .runs import Run, read_lines
 from .tables import BUDGETS, DATA, JUDGED_FOLD, PRETRAINING_UNITS, PRETRAININGS, REFERENCE, ROWS, UNIT_ITERATIONS
@@ -26,25 +27,30 @@ MARKERS, COLUMNS = "osD^vP*X", 3
 HEADER = """`python -m benchmarks.accuracy report` writes this page from [the runs]({runs}); `benchmarks/accuracy` says
 how they are made. Dice is that of whole validation cases, the mean over labels and seeds; the spread is from the worst
 to the best seed. Differences are to {stock} on the same cases, or, of a pretrained network, to the same network from
-scratch, with a 95 % bootstrap interval over patients, which does not include the spread of the seeds; where a seed
-draws the labelled cases, they are between the same seeds. Networks are trained by their trainers: nnU-Net's CNNs by SGD
-as published, ours by AdamW, whose rate was chosen on short trainings of QT-UNet on this hippocampus, so that a
-difference is that of network and optimiser together. {costs}Trained on: {devices}."""
-COSTS = """Costs are processor time of one thread, calibrated for each network and dataset on one machine, and others
-take half of it; a budget of 1 is what {stock} takes for {iterations:,} iterations on hippocampus. It gives each
-training its iterations, also where a GPU made them, in float16; on a processor it is float32. All is far from
-converged: the tables say what a network has learnt by then, not where it ends. """
+scratch, with a 95 % bootstrap interval over patients, which does not include the spread of the seeds and is too narrow
+for few patients (EM's are five slices of one stack); where a seed draws the labelled cases, they are between the same
+seeds. Networks are trained by their trainers: nnU-Net's CNNs by SGD as published, ours by AdamW, whose rate was chosen
+on short trainings of QT-UNet on fold 0 of this hippocampus, as were its norm and windows, so that a difference is that
+of network and optimiser together. {costs}Trained on: {devices}."""
+COSTS = """Costs are processor time of one thread, [measured once]({measured}) for each network and dataset.{elsewhere}
+A budget of 1 is what {stock} takes for {iterations:,} iterations on hippocampus. It gives each training its iterations,
+also where a GPU made them, in float16; on a processor it is float32. All is far from converged: the tables say what a
+network has learnt by then, not where it ends. """
+ELSEWHERE = (
+    " Processors differ in what they are fast at; those that trained here took, as shares of these costs: {shares}."
+)
 LINE = 120
 
 
 def report(sources: Iterable[Path], output: Path, pretrainings: Iterable[Path] = ()) -> None:
-    """Write OUTPUT.jsonl, .md and .png, and OUTPUT_pretraining.jsonl.
+    """Write OUTPUT.jsonl, .md and .png, OUTPUT_costs.jsonl and OUTPUT_pretraining.jsonl.
 
     Args:
-        sources: files of results; of a run that several have, the last counts.
+        sources: files of results, with ``costs.jsonl`` beside them; of a run that several have, the last counts.
         output: path without ending.
         pretrainings: files of the pretrainings' records; the last of a name counts.
     """
+    sources = list(sources)
     records = list({Run.of(record): record for source in sources for record in read_lines(source)}.values())
     order = [list(table) for table in (DATA, BUDGETS, ROWS)]
     records.sort(
@@ -60,7 +66,15 @@ def report(sources: Iterable[Path], output: Path, pretrainings: Iterable[Path] =
     made = {record["pretraining"]: record for source in (kept, *pretrainings) for record in read_lines(source)}
     if made := {name: made[name] for name in PRETRAININGS if name in made}:
         write_text("".join(json.dumps(record) + "\n" for record in made.values()), kept)
-    text = page(records, output.with_suffix(".png").name)
+    costs = output.with_name(f"{output.name}_costs.jsonl")
+    # the first of a row and dataset counts, as where they are used
+    lines = [
+        line for source in (costs, *(s.with_name(costs_file().name) for s in sources)) for line in read_lines(source)
+    ]
+    known = list({(line["row"], line["dataset"]): line for line in reversed(lines)}.values())[::-1]
+    if known:
+        write_text("".join(json.dumps(line) + "\n" for line in known), costs)
+    text = page(records, output.with_suffix(".png").name, known)
     if made:
         text += f"\n## Pretraining\n\n[Settings and curves]({kept.name})\n\n{pretraining_table(made.values())}\n"
     write_text(text, output.with_suffix(".md"))
@@ -68,12 +82,22 @@ def report(sources: Iterable[Path], output: Path, pretrainings: Iterable[Path] =
         draw(judged).savefig(output.with_suffix(".png"), dpi=110)
 
 
-def page(records: Records, picture: str) -> str:
-    """Markdown: a table for each dataset and budget, of the fold that judges and of those for tuning."""
+def page(records: Records, picture: str, known: Records) -> str:
+    """Markdown: a table for each dataset and budget, of the fold that judges and of those for tuning.
+
+    Args:
+        records: the runs.
+        picture: name of the curves' file, beside which are the others.
+        known: the measured costs.
+    """
     devices = ", ".join(sorted({str(r.get("gpu", r["processor"])) for r in records}))
     stock, has_costs = ROWS[REFERENCE[0]].title, any(BUDGETS[r["budget"]].units for r in records)
-    costs = COSTS.format(stock=stock, iterations=UNIT_ITERATIONS) if has_costs else ""
     equal, runs = "cost" if has_costs else "iterations", Path(picture).with_suffix(".jsonl")
+    costs = ""
+    if has_costs:
+        measured = runs.with_name(f"{runs.stem}_costs.jsonl")
+        taken = elsewhere(records, known)
+        costs = COSTS.format(stock=stock, iterations=UNIT_ITERATIONS, measured=measured, elsewhere=taken)
     header = HEADER.format(runs=runs, stock=stock, costs=costs, devices=devices)
     lines = [f"# Dice at equal {equal}\n", fill(header, LINE, break_long_words=False), ""]
     for title, is_judged in ((f"Fold {JUDGED_FOLD}", True), ("Folds for tuning", False)):
@@ -89,6 +113,27 @@ def page(records: Records, picture: str) -> str:
                     longer = [r for r in chosen if r["dataset"] == dataset and r["budget"] == with_pretraining(budget)]
                     lines += [f"### {heading(dataset, budget)}\n", table(part, longer), ""]
     return "\n".join(lines)
+
+
+def elsewhere(records: Records, known: Records) -> str:
+    """What the networks took of their measured costs on the processors that trained them, in a sentence.
+
+    Args:
+        records: the runs.
+        known: the costs; of those that were measured beside an earlier one, the earlier one's two values count.
+    """
+    taken: dict[str, list[float]] = {}
+    costs = {(line["row"], line["dataset"]): line["seconds"] for line in known}
+    for line in known:
+        if (beside := tuple(line.get("beside", ()))) in costs:
+            taken.setdefault(beside[0], []).append(line["beside_seconds"] / costs[beside])
+    for run in records:
+        if "gpu" not in run and run["calibrated_seconds"] and not ROWS[run["row"]].pretraining:
+            taken.setdefault(run["row"], []).append(run["processor_seconds"] / cost(run))
+    shares = [f"{ROWS[row].title} {mean(taken[row]):.2f}" for row in ROWS if row in taken and ROWS[row].varies is None]
+    if not shares:
+        return ""
+    return ELSEWHERE.format(shares=", ".join(shares))
 
 
 def heading(dataset: str, budget: str) -> str:

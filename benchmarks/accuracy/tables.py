@@ -175,7 +175,7 @@ ROWS |= {
         arguments={**ROWS[name].arguments, "drop_path_rate": 0.0},
         costs_as=name,
     )
-    for name in (*OURS, *BRANCHED)
+    for name in ("qt_unet", "unet2022", *BRANCHED)  # MiT-7's is 0
 }
 ROWS |= {
     f"{name}_double_rate": replace(

@@ -22,7 +22,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 from benchmarks.accuracy import command, costs, execute, reproduce, tables, trainer
 from benchmarks.accuracy.command import main, next_time
 from benchmarks.accuracy.prepare import grouped_split, prepare, write_split
-from benchmarks.accuracy.report import difference, draw, table
+from benchmarks.accuracy.report import difference, draw, elsewhere, table
 from benchmarks.accuracy.reproduce import rows_of, run_in_processes
 from benchmarks.accuracy.runs import Run, append_line, read_lines, read_queue, results_file, work_folder
 from benchmarks.accuracy.tables import DATA, JUDGED_FOLD, ROWS, TUNED_FOLDS, Data, Row
@@ -448,13 +448,40 @@ class TestResults:
         run = vars(Run(dataset, row, budget, fold, 0))
         of = {"iterations": 4, "epochs": 2, "calibrated_seconds": 1.0, "batch_size": 2, "patch_size": [8, 8, 8]}
         found = {"dice": dice, "dice_per_label": {"large": dice}, "dice_per_case": {"a": [dice], "b": [dice]}}
-        return {**run, **of, **found, "parameters": 10**6, "curve": {"pseudo_dice": [0, dice]}, "processor": "x"}
+        return {
+            **run,
+            **of,
+            **found,
+            "parameters": 10**6,
+            "curve": {"pseudo_dice": [0, dice]},
+            "processor": "x",
+            "processor_seconds": 3.0,
+        }
 
     def test_folds_for_tuning(self):
         """Rows of the folds for tuning say which: their means are not of the same cases."""
         of = [("stock", 0.5, 1), ("stock", 0.7, 2), ("mit", 0.8, 1)]
         lines = table([self.record("hippocampus", row, "tenth", dice, fold) for row, dice, fold in of]).splitlines()
         assert [line.split(" | ")[1:4] for line in lines[2:]] == [["1, 2", "1", "0.600"], ["1", "1", "0.800"]]
+
+    def test_costs_elsewhere(self):
+        """Processor time as shares of the measured costs: of CPU runs, and of costs measured beside earlier ones."""
+        known = [
+            {"row": "stock", "dataset": "hippocampus", "seconds": 8.0},
+            {
+                "row": "mit",
+                "dataset": "hippocampus",
+                "seconds": 2.0,
+                "beside": ["stock", "hippocampus"],
+                "beside_seconds": 4.0,
+            },
+            {"row": "mit", "dataset": "em", "seconds": 2.0, "beside": ["stock", "em"], "beside_seconds": 1.0},
+        ]
+        run = self.record("hippocampus", "qt_unet", "quarter", 0.5)
+        on_gpu = {**run, "row": "unet2022", "gpu": "NVIDIA"}
+        text = elsewhere([run, on_gpu], known)
+        assert text.endswith(": PlainConvUNet 0.50, QT-UNet T 0.75.")
+        assert elsewhere([on_gpu], []) == ""
 
     def test_panels(self):
         """A network alone has no panel where others are compared; each network has the same look in all panels."""
@@ -483,6 +510,17 @@ class TestResults:
         assert row[4:6] == ["+0.060 (+0.060 to +0.060)", "+0.010 (+0.010 to +0.010)"]
         assert "| MiT-7 | MAE | 60 | 0.21 | 1.50 to 0.25 |" in lines
         assert read_lines(tmp_path / "page_pretraining.jsonl")[0]["units"] == 0.21
+
+    def test_costs_are_kept(self, tmp_path, monkeypatch):
+        """Beside the page, the first of a row and dataset, so that others can train for as long."""
+        monkeypatch.setenv("nnUNet_results", str(tmp_path))
+        append_line(tmp_path / "results.jsonl", self.record("hippocampus", "mit", "quarter", 0.7) | {"gpu": "x"})
+        for seconds in (3.0, 4.0):
+            append_line(tmp_path / "costs.jsonl", {"row": "mit", "dataset": "hippocampus", "seconds": seconds})
+        for _ in range(2):
+            main(["report", str(tmp_path / "results.jsonl"), "--output", str(tmp_path / "page")])
+        assert [line["seconds"] for line in read_lines(tmp_path / "page_costs.jsonl")] == [3.0]
+        assert "[measured once](page_costs.jsonl)" in (tmp_path / "page.md").read_text()
 
 
 class TestTables:
