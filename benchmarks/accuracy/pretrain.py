@@ -17,6 +17,7 @@ from nnunet_transformers._reading import RefusedError, read_json
 from nnunet_transformers.benchmarking.environment import describe_environment
 
 from .costs import measure
+from .prepare import check_prepared
 from .runs import append_line, pretraining_file, work_folder
 from .tables import DATA, JUDGED_FOLD, PRETRAININGS, REFERENCE, ROWS, UNIT_ITERATIONS
 
@@ -39,12 +40,15 @@ def pretrain(name: str, device: torch.device, workers: int) -> None:
 
     Raises:
         SystemExit: if a command failed; it has said why.
-        RefusedError: if the folder holds a run with other settings, or of unknown cost.
+        RefusedError: if the dataset is not prepared, or the folder holds a run with other settings, or of unknown cost.
     """
     given, work = PRETRAININGS[name], work_folder() / "pretraining"
     row, data = ROWS[given.row], DATA[given.dataset]
     plan = ["-d", data.dataset, "-p", row.plans, "-c", data.configuration]
     prepared, folder = work / f"{name}_prepared", work / name
+    check_prepared(data, row)
+    if device.type == "cpu":  # for its units, at the end
+        check_prepared(DATA[REFERENCE[1]], ROWS[REFERENCE[0]])
     used = read_used(folder, {"settings": json.loads(json.dumps(dict(given.settings))), "device": device.type})
     if not used["is_complete"]:
         _cli("pretrain", "prepare", Path(nnUNet_raw) / data.dataset, prepared, "--fold", JUDGED_FOLD, *plan)

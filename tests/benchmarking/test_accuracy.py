@@ -543,6 +543,19 @@ class TestPretrain:
         with pytest.raises(SystemExit, match=r"mit_mae holds a run whose time is not known; move it away"):
             main(words)
 
+    @pytest.mark.parametrize(("row", "plan"), [("mit", "nnUNetPlans"), ("stock", "nnUNetMiT7Plans")])
+    def test_without_plans(self, fresh, monkeypatch, row, plan):
+        """Of its network, and of the reference, which gives its cost: said before it trains."""
+        monkeypatch.setitem(DATA, "hippocampus", replace(BALLS, dataset="Dataset901_Others"))
+        write_dataset(fresh / "raw", "Dataset901_Others", cases=5)
+        try:
+            prepare(DATA["hippocampus"], [ROWS[row]])
+            with pytest.raises(SystemExit, match=rf"{plan}.json is missing; `python -m benchmarks.accuracy prepare`"):
+                main(["pretrain", "mit_mae"])
+        finally:
+            for name in ("raw", "preprocessed"):
+                shutil.rmtree(fresh / name / "Dataset901_Others")
+
     def test_curve_of_parts(self, tmp_path):
         """Steps that a part repeats are its own."""
         parts = {"version_10": "1,,19\n2,5,29\n", "version_2": "1,4,9\n1,8,19\n1,3,29\n"}
