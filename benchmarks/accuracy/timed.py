@@ -51,12 +51,11 @@ def store_times(file: Path, every: float = STORED_EVERY) -> None:
 
 def main() -> None:
     """Run the command line with the words after the file."""
-    from nnunet_transformers.cli import PROGRAM
     from nnunet_transformers.cli import main as run_command
 
     exit_with_parent()
     store_times(Path(sys.argv[1]))
-    sys.argv = [PROGRAM, *sys.argv[2:]]
+    sys.argv = ["nnunet-transformers", *sys.argv[2:]]
     run_command()
 
 
