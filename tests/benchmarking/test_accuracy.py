@@ -294,8 +294,8 @@ class TestQueue:
         before = costs.costs_file().read_text()
         finished = replace(STOCK, seed=1)
         if entry == "run":
-            append_line(results_file(), {**vars(finished), "batch_size": 2, "patch_size": [8, 8, 8]})
             append_line(results_file(), {**vars(replace(STOCK, dataset="em")), "batch_size": 5})
+            append_line(results_file(), {**vars(finished), "batch_size": 2, "patch_size": [8, 8, 8]})
         else:
             changed = {**cost, "parameters": 17}
             if entry == "old cost":
