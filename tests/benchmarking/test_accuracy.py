@@ -454,12 +454,25 @@ class TestPrepare:
             with pytest.raises(SystemExit, match=f"^{missing} is not set; export nnUNet_raw, "):
                 main(words)
 
-    @pytest.mark.parametrize("words", [words for words, needed in COMMANDS if "nnUNet_raw" in needed])
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["prepare", "--datasets", "hippocampus", "em"],
+            ["pretrain", "mit_mae", "mit_mae_acdc"],
+            ["reproduce", "--device", "cpu"],
+        ],
+        ids=lambda words: words[0],
+    )
     def test_missing_dataset(self, nnunet_folders, words):
-        """It is said where it has to be, before anything is made."""
+        """It is said where it has to be, before anything is made of those that are there."""
+        write_dataset(nnunet_folders / "raw", "Dataset004_Hippocampus", cases=1)
         with pytest.raises(SystemExit, match=r"^Dataset\w+ is not in nnUNet_raw: \S*raw\S*Dataset\w+ has to hold it"):
             main(words)
         assert not any((nnunet_folders / "preprocessed").iterdir())
+
+    def test_dataset_that_is_nowhere(self, nnunet_folders):
+        with pytest.raises(RefusedError, match="Dataset900_Balls is not in nnUNet_raw"):
+            prepare(BALLS, [ROWS["stock"]])
 
     def test_calibration_without_a_plan(self, nnunet_folders):
         with pytest.raises(SystemExit, match=r"nnUNetPlans.json is missing; `python -m benchmarks.accuracy prepare`"):
