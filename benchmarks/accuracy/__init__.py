@@ -15,8 +15,9 @@ thread, which other work on the machine hardly changes.
 
 `run` takes the runs of the queue one after another, leaves out those that are finished or held by another process, and
 goes on with those that were killed, from their last epoch; start one process per core. SIGTERM, or `--until HH:MM`,
-ends it after the epoch. The queue is read again before each run, so lines may be added to it. Its line in
-$nnUNet_results/accuracy/results.jsonl says that a run is finished.
+ends it after the epoch. The queue is read again before each run, so lines may be added to it; while it is not readable,
+the runs that it had go on. A run's line in $nnUNet_results/accuracy/results.jsonl says that it is finished. A run is
+refused if its dataset is not split by patient, and if its cost or finished runs beside it are of another plan.
 
 `reproduce` does it all for a queue, where a GPU is at hand: it prepares what the runs need, makes them in several
 processes and reports beside the results.
@@ -31,8 +32,8 @@ graphs; their length still follows from the costs on a processor. Start several 
 leaves most of a GPU idle.
 
 `pretrain` learns from the images of fold 0's training cases without labels; `tables.py` has the methods with their
-settings. The datasets `hippocampus_ten` and `acdc_3d_ten` train on ten of these cases, drawn by the seed, with and
-without the encoder.
+settings. The same command goes on with one that was killed, and the time of all parts counts. The datasets
+`hippocampus_ten` and `acdc_3d_ten` train on ten of these cases, drawn by the seed, with and without the encoder.
 
 Rows are tuned on folds 1 and 2 (`tune.jsonl`); fold 0 judges (`judge.jsonl`).
 """

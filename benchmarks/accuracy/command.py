@@ -13,16 +13,27 @@ from pathlib import Path
 
 import torch
 
+from nnunet_transformers._lease import FolderInUse
 from nnunet_transformers._processes import available_cores
+from nnunet_transformers._reading import RefusedError
 
 from . import __doc__ as description
 from .costs import calibrate, iterations_for
 from .execute import How, finished_runs, run_queue
-from .prepare import prepare
+from .prepare import check_raw, prepare
 from .pretrain import pretrain
 from .report import report
 from .reproduce import prepare_runs, run_in_processes
-from .runs import pretraining_file, read_queue, results_file, work_folder
+from .runs import (
+    FOLDERS,
+    PRETRAININGS_NAME,
+    check_folders,
+    pretraining_file,
+    read_queue,
+    read_runs,
+    results_file,
+    work_folder,
+)
 from .tables import BUDGETS, DATA, PRETRAININGS, REFERENCE, ROWS
 
 RESULTS = Path(__file__).parents[1] / "results" / "accuracy"
@@ -41,11 +52,14 @@ def next_time(text: str) -> float:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
+    check_folders("nnUNet_raw", "nnUNet_preprocessed")
+    check_raw(DATA[name] for name in arguments.datasets)
     for name in arguments.datasets:
         prepare(DATA[name], [ROWS[row] for row in arguments.rows], arguments.processes)
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
+    check_folders("nnUNet_preprocessed", "nnUNet_results")
     calibrate(*REFERENCE)
     for dataset in arguments.datasets:
         for row in arguments.rows:
@@ -56,6 +70,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
+    check_folders(*FOLDERS)
+    check_raw(DATA[PRETRAININGS[name].dataset] for name in arguments.names)
     for name in arguments.names:
         pretrain(name, arguments.device, arguments.loaders)
 
@@ -73,6 +89,7 @@ def _check_graphs(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    check_folders("nnUNet_preprocessed", "nnUNet_results")
     if arguments.device.type == "cuda":
         sleep_while_waiting()
     _check_graphs(arguments)
@@ -98,17 +115,22 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    results = [arguments.output.with_suffix(".jsonl"), *arguments.results]
-    report(results, arguments.output, [path.with_name(pretraining_file().name) for path in arguments.results])
+    kept = arguments.output.with_suffix(".jsonl")
+    if missing := [str(path) for path in arguments.results if not path.is_file()]:
+        raise SystemExit(f"{', '.join(missing)}: no such file")
+    sources = arguments.results or [results_file()]
+    if not any([read_runs(path) for path in (kept, *sources)]):  # all are read, for their mistakes
+        raise SystemExit(f"no finished runs in {' and '.join(map(str, sources))}")
+    report([kept, *sources], arguments.output, [path.with_name(PRETRAININGS_NAME) for path in sources])
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:
     if arguments.device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no GPU is found; add --device cpu to train on a processor, where 100 epochs take days")
     _check_graphs(arguments)
+    check_folders(*FOLDERS)
     runs = read_queue(arguments.queue)
-    if not runs:
-        raise SystemExit(f"{arguments.queue} has no runs, or does not exist")
+    check_raw(DATA[run.dataset] for run in runs)
     prepare_runs(runs, arguments.processes, arguments.device, arguments.loaders)
     words = ["run", "--queue", str(arguments.queue), "--device", str(arguments.device)]
     words += ["--loaders", str(arguments.loaders), *["--graphs"] * arguments.graphs]
@@ -160,7 +182,7 @@ def main(words: list[str] | None = None) -> None:
     command.add_argument("--graphs", action="store_true", help="run a step's passes as CUDA graphs")
     command.set_defaults(function=_run)
     command = commands.add_parser("report")
-    command.add_argument("results", nargs="*", type=Path, default=[results_file()], help="by default this machine's")
+    command.add_argument("results", nargs="*", type=Path, help="by default this machine's")
     command.add_argument("--output", type=Path, default=RESULTS, help="without its endings; its results are kept")
     command.set_defaults(function=_report)
     command = commands.add_parser("reproduce")
@@ -175,4 +197,7 @@ def main(words: list[str] | None = None) -> None:
     command.add_argument("--output", type=Path, help="report, without endings; by default beside the results")
     command.set_defaults(function=_reproduce)
     arguments = parser.parse_args(words)
-    arguments.function(arguments)
+    try:
+        arguments.function(arguments)
+    except (RefusedError, FolderInUse) as error:
+        raise SystemExit(str(error)) from None

@@ -71,7 +71,13 @@ def describe(trainer: Any) -> dict[str, Any]:
 
 def read_costs() -> dict[tuple[str, str], dict[str, Any]]:
     """The measured costs by row and dataset."""
-    return {(cost["row"], cost["dataset"]): cost for cost in reversed(read_lines(costs_file()))}
+    costs = read_lines(costs_file(), "row", "dataset", "seconds")
+    return {(cost["row"], cost["dataset"]): cost for cost in reversed(costs)}
+
+
+def measured_as(row: str, dataset: str) -> tuple[str, str]:
+    """The row and dataset whose measured cost counts for these."""
+    return ROWS[row].costs_as or row, DATA[dataset].costs_as or dataset
 
 
 def calibrate(row: str, dataset: str) -> dict[str, Any]:
@@ -84,8 +90,7 @@ def calibrate(row: str, dataset: str) -> dict[str, Any]:
     Raises:
         FolderInUse: if another process measures it.
     """
-    row, dataset = ROWS[row].costs_as or row, DATA[dataset].costs_as or dataset
-    pair = (row, dataset)
+    row, dataset = pair = measured_as(row, dataset)
     if pair in read_costs():
         return read_costs()[pair]
     name = work_folder() / f"{dataset}-{row}.cost"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -19,14 +20,16 @@ from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunet_transformers._atomic import replacing
 from nnunet_transformers._lease import FolderInUse, lease
-from nnunet_transformers._reading import read_json
+from nnunet_transformers._reading import RefusedError, read_json
 from nnunet_transformers.benchmarking.environment import describe_environment
 from nnunet_transformers.cpu import release_freed_memory
 
-from .costs import describe, iterations_for, seconds_per_iteration
-from .runs import Run, append_line, read_lines, read_queue, results_file, work_folder
+from .costs import costs_file, describe, iterations_for, measured_as, read_costs, seconds_per_iteration
+from .runs import Run, append_line, read_lines, read_queue, read_runs, results_file, work_folder
 from .tables import BUDGETS, DATA, ROWS
 from .trainer import CPU, LOGGED, Stopped, make_trainer
+
+READINGS, BETWEEN_READINGS = 5, 1.0
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,31 @@ def run_queue(path: Path, is_stopped: Callable[[], bool], how: How = How()) -> l
 
     Returns:
         the runs that failed; their errors are printed.
+
+    Raises:
+        RefusedError: if the queue is not readable at the start, or the results are not.
     """
     failed: list[Run] = []
+    runs = read_queue(path)
     while not is_stopped():
         done = {*finished_runs(), *failed}
-        if not any(_take(run, is_stopped, how, failed) for run in read_queue(path) if run not in done):
+        runs = _read_again(path, runs)
+        if not any(_take(run, is_stopped, how, failed) for run in runs if run not in done):
             break
     return failed
+
+
+def _read_again(path: Path, before: list[Run]) -> list[Run]:
+    """The queue, or what it was before where it stays unreadable: an editor may be saving it."""
+    for left in reversed(range(READINGS)):
+        try:
+            return read_queue(path)
+        except (RefusedError, OSError) as error:
+            if left:
+                time.sleep(BETWEEN_READINGS)
+            else:
+                print(f"{error}; goes on with the queue as it was before", file=sys.stderr, flush=True)
+    return before
 
 
 def _take(run: Run, is_stopped: Callable[[], bool], how: How, failed: list[Run]) -> bool:
@@ -81,6 +102,9 @@ def _take(run: Run, is_stopped: Callable[[], bool], how: How, failed: list[Run])
         return False
     except Stopped:
         return True
+    except RefusedError as error:
+        print(f"{run.name}: {error}", file=sys.stderr, flush=True)
+        failed.append(run)
     except Exception:
         traceback.print_exc()
         failed.append(run)
@@ -89,7 +113,7 @@ def _take(run: Run, is_stopped: Callable[[], bool], how: How, failed: list[Run])
 
 def finished_runs() -> set[Run]:
     """The runs that the results have."""
-    return {Run.of(record) for record in read_lines(results_file())}
+    return set(read_runs(results_file()))
 
 
 def execute(run: Run, folder: Path, is_stopped: Callable[[], bool], how: How = How()) -> dict[str, Any]:
@@ -107,13 +131,17 @@ def execute(run: Run, folder: Path, is_stopped: Callable[[], bool], how: How = H
     Raises:
         Stopped: if it was asked to stop.
         FolderInUse: if another process measures the row's cost.
+        RefusedError: if the dataset is not prepared for the row, or its plan has changed.
     """
     data = DATA[run.dataset]
     iterations = iterations_for(run.budget, run.row, run.dataset)
+    entries = recorded_plans(run)
     with patch.dict(os.environ, nnUNet_results=str(folder), nnUNet_n_proc_DA=str(how.loaders)):
         trainer = make_trainer(ROWS[run.row], data, run.fold, run.seed, iterations, how.device)
         trainer.is_stopped, trainer.keeps_state = is_stopped, how.keeps_state
         trainer.is_captured = how.graphs
+        trainer.initialize()
+        check_plan(describe(trainer), entries)
         maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
         trainer.run_training()
         trainer.perform_actual_validation()
@@ -134,6 +162,34 @@ def execute(run: Run, folder: Path, is_stopped: Callable[[], bool], how: How = H
         torch.cuda.empty_cache()
     release_freed_memory()
     return record
+
+
+def recorded_plans(run: Run) -> dict[str, dict[str, Any]]:
+    """The entries that have to be of the run's plan, by their names: its cost, and finished runs beside it."""
+    entries = {}
+    if BUDGETS[run.budget].units:
+        pair = measured_as(run.row, run.dataset)
+        entries[f"{costs_file()}: the cost of {' on '.join(pair)}"] = read_costs()[pair]
+    for record in read_lines(results_file()):
+        if (record["row"], record["dataset"]) == (run.row, run.dataset):
+            entries[f"{results_file()}: the run {Run.of(record).name}"] = record
+    return entries
+
+
+def check_plan(described: dict[str, Any], entries: dict[str, dict[str, Any]]) -> None:
+    """Check that entries are of the plan that is to be trained.
+
+    Args:
+        described: batch, patch and parameters.
+        entries: what was recorded, which may lack these, by name.
+
+    Raises:
+        RefusedError: if an entry is of another plan; names it.
+    """
+    for name, entry in entries.items():
+        if differing := [key for key in described if key in entry and entry[key] != described[key]]:
+            changes = ", ".join(f"{key} {entry[key]} instead of {described[key]}" for key in differing)
+            raise RefusedError(f"{name} is of another plan, with {changes}; remove its line")
 
 
 def times_and_curve(logged: dict[str, list]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def prepare_runs(runs: Sequence[Run], processes: int, device: torch.device, load
     # before the workers start: while one of them measures a cost, the others have nothing to do and end
     timed = [(run.row, run.dataset) for run in runs if BUDGETS[run.budget].units]
     wanted = dict.fromkeys(name for run in runs if (name := ROWS[run.row].pretraining))
-    made = {record["pretraining"] for record in read_lines(pretraining_file())}
+    made = {record["pretraining"] for record in read_lines(pretraining_file(), "pretraining")}
     if timed or wanted:  # the unit of budgets, and of what a pretraining costs
         prepare(DATA[REFERENCE[1]], [ROWS[REFERENCE[0]]], processes)
     for pair in dict.fromkeys([REFERENCE, *timed] if timed else []):

@@ -22,7 +22,7 @@ from nnunet_transformers.cpu import optimize
 from nnunet_transformers.plans.builder import find_trainer
 from nnunet_transformers.plans.plan_files import load_plans
 
-from .prepare import group_of
+from .prepare import check_prepared, group_of
 from .tables import Data, Row
 
 # of the length that nnU-Net's trainers state their warm-up for
@@ -170,9 +170,10 @@ def make_trainer(row: Row, data: Data, fold: int, seed: int, iterations: int, de
         device: where the network is trained.
 
     Raises:
-        FileNotFoundError: if the dataset was not planned for the row.
+        RefusedError: if the dataset is not prepared for the row.
         ValueError: if the trainer has no attribute that the row changes.
     """
+    check_prepared(data, row)
     folder = Path(nnUNet_preprocessed) / data.dataset
     plans = load_plans(folder, row.plans)
     base = find_trainer(row.trainer)

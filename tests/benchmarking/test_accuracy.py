@@ -6,29 +6,49 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.utilities.crossval_split import generate_crossval_split
+from typer.testing import CliRunner
 
-from benchmarks.accuracy import command, costs, execute, reproduce, tables, trainer
+from benchmarks.accuracy import command, costs, execute, reproduce, tables, timed, trainer
+from benchmarks.accuracy import prepare as prepare_module
+from benchmarks.accuracy import pretrain as pretrain_module
 from benchmarks.accuracy.command import main, next_time
 from benchmarks.accuracy.prepare import grouped_split, prepare, write_split
 from benchmarks.accuracy.report import difference, draw, elsewhere, table
 from benchmarks.accuracy.reproduce import rows_of, run_in_processes
-from benchmarks.accuracy.runs import Run, append_line, read_lines, read_queue, results_file, work_folder
+from benchmarks.accuracy.runs import (
+    FOLDERS,
+    Run,
+    append_line,
+    pretraining_file,
+    read_lines,
+    read_queue,
+    read_runs,
+    results_file,
+    work_folder,
+)
 from benchmarks.accuracy.tables import DATA, JUDGED_FOLD, ROWS, TUNED_FOLDS, Data, Row
+from benchmarks.accuracy.timed import store_times
 from nnunet_transformers._lease import FolderInUse, lease
-from nnunet_transformers._reading import read_json
+from nnunet_transformers._reading import RefusedError, read_json
+from nnunet_transformers.cli import app
+from nnunet_transformers.plans.plan_files import load_plans
 from nnunet_transformers.plans.planned import PlannedConfiguration
+from nnunet_transformers.pretraining.methods.mae import MAE
 
 from ..conftest import light_nnunet, set_nnunet_folders, write_dataset
 
@@ -212,6 +232,107 @@ class TestQueue:
         assert execute.run_queue(queue, never) == [broken]
         assert executed == [broken, free, held, broken]
 
+    @pytest.mark.parametrize("text", ['{"dataset": "hippo', "", None])
+    def test_queue_that_is_being_saved(self, fresh, monkeypatch, capsys, text):
+        """The runs of before go on, and those that it has when it is readable again."""
+        first, second, added = (Run("hippocampus", "stock", "quarter", 0, seed) for seed in range(3))
+        queue = write_queue(fresh / "queue.jsonl", first, second)
+        executed = []
+
+        def damage(run, *_):
+            executed.append(run)
+            if run == first:
+                queue.unlink() if text is None else queue.write_text(text)
+            return vars(run)
+
+        def save(seconds):
+            if saves:
+                write_queue(queue, first, second, added)
+
+        monkeypatch.setattr(execute, "execute", damage)
+        monkeypatch.setattr(execute.time, "sleep", save)
+        for saves, expected in ((False, [first, second]), (True, [first, second, added])):
+            write_queue(queue, first, second)
+            results_file().unlink(missing_ok=True)
+            assert execute.run_queue(queue, never) == []
+            assert executed == expected
+            assert ("goes on with the queue as it was before" in capsys.readouterr().err) is not saves
+            executed.clear()
+
+    @pytest.mark.parametrize("split", ["other folds", "other cases", "missing", "damaged"])
+    def test_split_of_another_kind(self, fresh, capsys, split):
+        """A training on it does not start, and nnU-Net does not write its own."""
+        path = fresh / "preprocessed" / BALLS.dataset / "splits_final.json"
+        before = path.read_text()
+        other = {"other folds": json.dumps(json.loads(before)[::-1]), "other cases": before.replace("ball_4", "ball_9")}
+        try:
+            path.unlink() if split == "missing" else path.write_text(other.get(split, before[:-9]))
+            assert execute.run_queue(write_queue(fresh / "queue.jsonl", STOCK), never) == [STOCK]
+            assert path.exists() is not (split == "missing")
+        finally:
+            path.write_text(before)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "splits_final.json is" in line
+        assert "`python -m benchmarks.accuracy prepare`" in line or split == "damaged"
+
+    def test_missing_plan(self, fresh):
+        for row, made_by in (("resenc_m", "prepare"), ("qt_unet_mae", "pretrain qt_unet_mae")):
+            with pytest.raises(RefusedError, match=rf"is missing; `python -m benchmarks.accuracy {made_by}` makes it"):
+                trainer.make_trainer(ROWS[row], BALLS, 0, 0, 2)
+        stored = fresh / "preprocessed" / BALLS.dataset / "nnUNetPlans_3d_fullres"
+        stored.rename(stored.with_name("away"))
+        try:
+            with pytest.raises(RefusedError, match=r"no preprocessed cases; `python -m benchmarks.accuracy prepare`"):
+                trainer.make_trainer(ROWS["stock"], BALLS, 0, 0, 2)
+        finally:
+            stored.with_name("away").rename(stored)
+
+    @pytest.mark.parametrize("entry", ["cost", "run", "old cost"])
+    def test_entry_of_another_plan(self, fresh, capsys, entry):
+        """A run beside it does not start; a cost that does not say its plan is taken."""
+        (cost,) = [known for known in read_lines(costs.costs_file()) if known["row"] == "stock"]
+        before = costs.costs_file().read_text()
+        finished = replace(STOCK, seed=1)
+        if entry == "run":
+            append_line(results_file(), {**vars(replace(STOCK, dataset="em")), "batch_size": 5})
+            append_line(results_file(), {**vars(finished), "batch_size": 2, "patch_size": [8, 8, 8]})
+        else:
+            changed = {**cost, "parameters": 17}
+            if entry == "old cost":
+                changed = {key: cost[key] for key in ("row", "dataset", "seconds")}
+            costs.costs_file().write_text(json.dumps(changed) + "\n")
+        try:
+            failed = execute.run_queue(write_queue(fresh / "queue.jsonl", STOCK), never)
+        finally:
+            costs.costs_file().write_text(before)
+        if entry == "old cost":
+            assert failed == []
+            return
+        assert failed == [STOCK]
+        (line,) = capsys.readouterr().err.splitlines()
+        if entry == "run":
+            expected = (
+                f"results.jsonl: the run {finished.name} is of another plan, with patch_size [8, 8, 8] instead of"
+            )
+        else:
+            expected = "costs.jsonl: the cost of stock on hippocampus is of another plan, with parameters 17 instead of"
+        assert expected in line
+        assert line.endswith("; remove its line")
+
+    def test_run_that_is_refused(self, fresh, monkeypatch, capsys):
+        """It is said in a line, and the others go on."""
+
+        def refuse(run, *_):
+            if run.seed == 0:
+                raise RefusedError("not prepared")
+            return vars(run)
+
+        monkeypatch.setattr(execute, "execute", refuse)
+        other = replace(STOCK, seed=1)
+        assert execute.run_queue(write_queue(fresh / "queue.jsonl", STOCK, other), never) == [STOCK]
+        assert read_runs(results_file()) == [other]
+        assert capsys.readouterr().err == f"{STOCK.name}: not prepared\n"
+
     def test_cost_is_measured_once(self, fresh, monkeypatch):
         """Beside the reference, which takes half of what is stored of it here."""
         seconds = {"stock": 0.5, "mit": 0.25}
@@ -317,6 +438,58 @@ class TestReproduce:
 
 
 class TestPrepare:
+    COMMANDS = (
+        (["prepare"], ("nnUNet_raw", "nnUNet_preprocessed")),
+        (["calibrate"], ("nnUNet_preprocessed", "nnUNet_results")),
+        (["pretrain", "mit_mae"], FOLDERS),
+        (["run", "--queue", str(FOLDER / "judge.jsonl")], ("nnUNet_preprocessed", "nnUNet_results")),
+        (["reproduce", "--device", "cpu"], FOLDERS),
+    )
+
+    @pytest.mark.parametrize(("words", "needed"), COMMANDS, ids=lambda words: words[0])
+    def test_missing_folders(self, tmp_path, monkeypatch, words, needed):
+        for missing in needed:
+            set_nnunet_folders(tmp_path, monkeypatch)
+            monkeypatch.delenv(missing)
+            with pytest.raises(SystemExit, match=f"^{missing} is not set; export nnUNet_raw, "):
+                main(words)
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["prepare", "--datasets", "hippocampus", "em"],
+            ["pretrain", "mit_mae", "mit_mae_acdc"],
+            ["reproduce", "--device", "cpu"],
+        ],
+        ids=lambda words: words[0],
+    )
+    def test_missing_dataset(self, nnunet_folders, words):
+        """It is said where it has to be, before anything is made of those that are there."""
+        write_dataset(nnunet_folders / "raw", "Dataset004_Hippocampus", cases=1)
+        with pytest.raises(SystemExit, match=r"^Dataset\w+ is not in nnUNet_raw: \S*raw\S*Dataset\w+ has to hold it"):
+            main(words)
+        assert not any((nnunet_folders / "preprocessed").iterdir())
+
+    def test_dataset_that_is_nowhere(self, nnunet_folders):
+        with pytest.raises(RefusedError, match="Dataset900_Balls is not in nnUNet_raw"):
+            prepare(BALLS, [ROWS["stock"]])
+
+    def test_calibration_without_a_plan(self, nnunet_folders):
+        with pytest.raises(SystemExit, match=r"nnUNetPlans.json is missing; `python -m benchmarks.accuracy prepare`"):
+            main(["calibrate", "--datasets", "em", "--rows", "stock"])
+
+    def test_only_pretrained_rows(self, fresh, monkeypatch):
+        """The plan of their network is made, once."""
+        planned, planned_of = [], prepare_module._planned
+        monkeypatch.setattr(prepare_module, "_plan", lambda data, row, processes: planned.append(row))
+        monkeypatch.setattr(prepare_module, "_planned", lambda data, row: planned_of(data, ROWS["stock"]))
+        main(["prepare", "--datasets", "hippocampus", "--rows", "mit_mae", "mit_volume_fusion", "mit"])
+        assert planned == [ROWS["mit"]]
+
+    def test_only_unsuitable_rows(self, fresh, capsys):
+        prepare(replace(BALLS, configuration="2d"), [ROWS["primus_v3_s"]])
+        assert "Dataset900_Balls, 2d: no row suits it; it is left out" in capsys.readouterr().out
+
     def test_changed_token_rules(self, fresh):
         """A row that changes the planner's rules has a plan of its own; the next is planned by the planner's."""
         balls = replace(BALLS, configuration="2d")
@@ -327,6 +500,112 @@ class TestPrepare:
             plan.configuration.configuration["architecture"]["arch_kwargs"]["patch_embed_stride"] for plan in planned
         ]
         assert strides == [[4, 4], [2, 2]]
+
+
+class TestPretrain:
+    def test_killed_one_goes_on(self, fresh, monkeypatch):
+        """From its state, at the step of it; the time of both parts counts, and what is complete is not repeated."""
+        settings = {"data.init_args.batch_size": 1, "data.init_args.samples_per_epoch": 2}
+        settings |= {"model.init_args.mask_size": 4, "model.init_args.warmup_epochs": 1, "trainer.max_epochs": 2}
+        given = replace(tables.PRETRAININGS["mit_mae"], settings=settings)
+        monkeypatch.setitem(tables.PRETRAININGS, "mit_mae", given)
+        prepare(BALLS, [ROWS["mit"]])
+        train, steps, commands, to_fail = MAE.training_step, [], [], {"fit", "attach"}
+
+        def kill(module, *arguments):
+            steps.append(module.global_step)
+            if module.global_step == 3 and "fit" in to_fail:
+                to_fail.remove("fit")
+                raise KeyError("killed")
+            return train(module, *arguments)
+
+        def run(words, check):
+            """The command in this process, where all is imported; a part of the pretraining takes a second."""
+            place = next(index for index, word in enumerate(words) if word in ("pretrain", "attach"))
+            command = next(word for word in ("prepare", "fit", "attach") if word in words[place : place + 2])
+            commands.append((command, "last" in words))
+            if command in to_fail - {"fit"}:
+                to_fail.remove("attach")
+                return SimpleNamespace(returncode=1)
+            if command == "fit":
+                used = read_json(words[place - 1])
+                used |= {key: used[key] + 1 for key in ("seconds", "processor_seconds")}
+                Path(words[place - 1]).write_text(json.dumps(used))
+            return SimpleNamespace(returncode=CliRunner().invoke(app, words[place:]).exit_code)
+
+        monkeypatch.setattr(MAE, "training_step", kill)
+        monkeypatch.setattr(pretrain_module.subprocess, "run", run)
+        monkeypatch.setattr(pretrain_module, "measure", lambda row, dataset: {"seconds": 0.001})
+        words = ["pretrain", "mit_mae"]
+        with pytest.raises(SystemExit, match=r"^`nnunet-transformers pretrain fit` failed with status 1, .*goes on"):
+            main(words)
+        with pytest.raises(SystemExit, match=r"^`nnunet-transformers attach \S*encoder.pth` failed with status 1"):
+            main(words)
+        main(words)
+        first, second = ([("prepare", False), ("fit", is_continued)] for is_continued in (False, True))
+        assert commands == [*first, *second, *[("attach", False)] * 2]
+        assert steps == [0, 1, 2, 3, 2, 3]
+        (record,) = read_lines(pretraining_file())
+        assert (record["seconds"], record["processor_seconds"], record["units"]) == (2, 2, 1)
+        assert load_plans(fresh / "preprocessed" / BALLS.dataset, ROWS["mit_mae"].plans)
+        # settings that have changed since
+        monkeypatch.setitem(tables.PRETRAININGS, "mit_mae", replace(given, settings={}))
+        with pytest.raises(SystemExit, match=r"mit_mae holds a run with other settings, see used.json there; move it"):
+            main(words)
+        (work_folder() / "pretraining" / "mit_mae" / "used.json").unlink()
+        with pytest.raises(SystemExit, match=r"mit_mae holds a run whose time is not known; move it away"):
+            main(words)
+
+    @pytest.mark.parametrize(("row", "plan"), [("mit", "nnUNetPlans"), ("stock", "nnUNetMiT7Plans")])
+    def test_without_plans(self, fresh, monkeypatch, row, plan):
+        """Of its network, and of the reference, which gives its cost: said before it trains."""
+        monkeypatch.setitem(DATA, "hippocampus", replace(BALLS, dataset="Dataset901_Others"))
+        write_dataset(fresh / "raw", "Dataset901_Others", cases=5)
+        try:
+            prepare(DATA["hippocampus"], [ROWS[row]])
+            with pytest.raises(SystemExit, match=rf"{plan}.json is missing; `python -m benchmarks.accuracy prepare`"):
+                main(["pretrain", "mit_mae"])
+        finally:
+            for name in ("raw", "preprocessed"):
+                shutil.rmtree(fresh / name / "Dataset901_Others")
+
+    def test_curve_of_parts(self, tmp_path):
+        """Steps that a part repeats are its own."""
+        parts = {"version_10": "1,,19\n2,5,29\n", "version_2": "1,4,9\n1,8,19\n1,3,29\n"}
+        for name, lines in parts.items():
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "metrics.csv").write_text(f"epoch,loss,step\n{lines}")
+        assert pretrain_module.curve(tmp_path) == {"loss": [[9, 4.0], [19, 8.0], [29, 5.0]]}
+
+    def test_time_of_a_process(self, tmp_path):
+        """Is added to that of those before, also where it is not at its end."""
+        file, before = tmp_path / "used.json", {"seconds": 1000, "processor_seconds": 100, "device": "cpu"}
+        file.write_text(json.dumps(before))
+        with pytest.MonkeyPatch.context() as at_end:
+            ends = []
+            at_end.setattr(timed.atexit, "register", ends.append)
+            store_times(file, every=0.05)
+        end = time.time() + 30
+        while read_json(file) == before and time.time() < end:
+            time.sleep(0.01)
+        during = read_json(file)
+        ends[0]()
+        after = read_json(file)
+        assert 1000 <= during["seconds"] <= after["seconds"] < 1100
+        # of this process since its start
+        assert 100 < during["processor_seconds"] <= after["processor_seconds"]
+        assert after["processor_seconds"] == pytest.approx(100 + sum(os.times()[:4]), abs=1)
+        assert after["device"] == "cpu"
+
+    def test_command_in_a_process(self, tmp_path):
+        """It stores its time at its end, also of a command that fails."""
+        file = tmp_path / "used.json"
+        file.write_text('{"seconds": 0, "processor_seconds": 0}')
+        words = [sys.executable, *pretrain_module.RUN_TIMED, str(file), "pretrain", "nothing"]
+        ended = subprocess.run(words, capture_output=True, text=True, cwd=FOLDER.parents[1])
+        assert ended.returncode == 1
+        assert "no command 'nothing'" in ended.stderr
+        assert 0 < read_json(file)["processor_seconds"] < 60
 
 
 class TestBudget:
@@ -404,6 +683,115 @@ class TestResults:
                 append_line(path, {"b": 2})
         append_line(path, {"c": 3})
         assert read_lines(path) == [{"a": 1}, {"c": 3}]
+
+    def test_full_disk_beside_another_writer(self, tmp_path, monkeypatch):
+        """What the other one appends stays whole."""
+        path, write = tmp_path / "results.jsonl", execute.os.write
+        append_line(path, {"a": 1})
+        other = Thread(target=append_line, args=(path, {"c": 3}))
+
+        def write_a_part(descriptor, line):
+            monkeypatch.setattr(execute.os, "write", write)
+            written = write(descriptor, line[:3])
+            other.start()
+            other.join(0.3)
+            return written
+
+        monkeypatch.setattr(execute.os, "write", write_a_part)
+        with pytest.raises(OSError, match="no space"):
+            append_line(path, {"b": 2})
+        other.join()
+        assert read_lines(path) == [{"a": 1}, {"c": 3}]
+
+    def test_line_that_is_being_appended(self, tmp_path, monkeypatch):
+        """Readers wait until it is whole."""
+        path, write, read = tmp_path / "results.jsonl", execute.os.write, []
+        reader = Thread(target=lambda: read.extend(read_lines(path)))
+
+        def write_in_parts(descriptor, line):
+            written = write(descriptor, line[:3])
+            reader.start()
+            reader.join(0.3)
+            return written + write(descriptor, line[3:])
+
+        monkeypatch.setattr(execute.os, "write", write_in_parts)
+        append_line(path, {"a": 1})
+        reader.join()
+        assert read == [{"a": 1}]
+
+    def test_line_after_one_without_an_end(self, tmp_path):
+        path = tmp_path / "results.jsonl"
+        path.write_text('{"a": 1}')
+        append_line(path, {"b": 2})
+        assert read_lines(path) == [{"a": 1}, {"b": 2}]
+
+    @pytest.mark.parametrize(
+        ("line", "reason"),
+        [
+            ('{"dataset": "em"', r"column 17: Expecting ',' delimiter"),
+            ('{"dataset": "em\xff"}', "can't decode byte"),
+            ("[1]", "no JSON object"),
+            ('{"seed": 0}', "lacks dataset and row and budget and fold; a run has"),
+            (json.dumps({**vars(STOCK), "row": ["mit"]}), r"no row \['mit'\]"),
+        ],
+    )
+    def test_bad_line(self, tmp_path, monkeypatch, line, reason):
+        """Errors say where it is, of the queue and of the results alike."""
+        monkeypatch.setenv("nnUNet_results", str(tmp_path))
+        path = results_file()
+        append_line(path, vars(STOCK))
+        path.write_bytes(path.read_bytes() + b"\n" + line.encode("latin-1"))
+        for read in (read_queue, lambda path: execute.finished_runs()):
+            with pytest.raises(RefusedError, match=rf"results.jsonl, line 3[:,] .*{reason}"):
+                read(path)
+        with pytest.raises(SystemExit, match=r"results.jsonl, line 3"):
+            main(["report", "--output", str(tmp_path / "page")])
+
+    def test_mistyped_key(self, tmp_path):
+        for key in ("seed", "threads"):
+            record = {**vars(STOCK), "seeds" if key == "seed" else key: 1}
+            path = tmp_path / "queue.jsonl"
+            path.write_text(json.dumps({name: record[name] for name in record if name != "seed" or key != "seed"}))
+            with pytest.raises(RefusedError, match=rf"queue.jsonl, line 1: a run has no {key}s?$"):
+                read_queue(path)
+
+    def test_cost_without_a_name(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("nnUNet_results", str(tmp_path))
+        append_line(costs.costs_file(), {"dataset": "em", "seconds": 1.0})
+        with pytest.raises(RefusedError, match=r"costs.jsonl, line 1: lacks row"):
+            costs.read_costs()
+
+    def test_files_that_do_not_exist(self, tmp_path, monkeypatch):
+        """Or hold no runs; nothing is written."""
+        monkeypatch.setenv("nnUNet_results", str(tmp_path))
+        monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+        monkeypatch.setattr(command.os, "nice", lambda by: by, raising=False)
+        monkeypatch.setattr(command.signal, "signal", lambda number, handler: None)
+        empty, missing = tmp_path / "empty.jsonl", tmp_path / "none.jsonl"
+        empty.touch()
+        for path in (empty, missing):
+            with pytest.raises(SystemExit, match=rf"{path.name} has no runs, or does not exist"):
+                main(["run", "--queue", str(path)])
+        output = ["--output", str(tmp_path / "page")]
+        with pytest.raises(SystemExit, match=r"none.jsonl: no such file"):
+            main(["report", str(empty), str(missing), *output])
+        for words, name in (([str(empty)], "empty.jsonl"), ([], "results.jsonl")):
+            with pytest.raises(SystemExit, match=rf"no finished runs in \S*{name}"):
+                main(["report", *words, *output])
+        assert not list(tmp_path.glob("page*"))
+
+    def test_help_and_report_without_folders(self, tmp_path, monkeypatch, capsys):
+        for name in FOLDERS:
+            monkeypatch.delenv(name, raising=False)
+        for words in (["--help"], ["report", "--help"]):
+            with pytest.raises(SystemExit) as ended:
+                main(words)
+            assert ended.value.code == 0
+        append_line(tmp_path / "results.jsonl", self.record("hippocampus", "stock", "tenth", 0.5))
+        main(["report", str(tmp_path / "results.jsonl"), "--output", str(tmp_path / "page")])
+        assert (tmp_path / "page.md").is_file()
+        with pytest.raises(SystemExit, match="nnUNet_results is not set; export nnUNet_raw, "):
+            main(["report", "--output", str(tmp_path / "page")])
 
     def test_difference_is_paired_by_patient(self):
         rng = np.random.default_rng(1)
@@ -535,11 +923,27 @@ class TestTables:
     def test_run_that_does_not_exist(self):
         with pytest.raises(ValueError, match="no row 'resnet'"):
             Run("em", "resnet", "quarter", 0, 0)
-        with pytest.raises(ValueError, match="primus_v3_s has no network for 2d"):
+        with pytest.raises(RefusedError, match="primus_v3_s has no network for 2d"):
             Run("em", "primus_v3_s", "quarter", 0, 0)
         for dataset in ("hippocampus", "acdc_2d"):
             with pytest.raises(ValueError, match=f"mit_mae_acdc is not for {dataset}"):
                 Run(dataset, "mit_mae_acdc", "quarter", 0, 0)
+
+    @pytest.mark.parametrize("fold", [-1, 5, "0", 0.0, True, None])
+    def test_fold_that_does_not_exist(self, fold):
+        with pytest.raises(RefusedError, match=r"fold .* is no whole number from 0 to 4"):
+            Run("em", "stock", "quarter", fold, 0)
+
+    @pytest.mark.parametrize("seed", [-1, "0", 1.5, False, None])
+    def test_seed_that_does_not_exist(self, seed):
+        with pytest.raises(RefusedError, match=r"seed .* is no whole number from 0 on"):
+            Run("em", "stock", "quarter", 4, seed)
+
+    def test_encoder_is_not_for_folds_that_it_has_seen(self):
+        Run("hippocampus_ten", "mit_mae", "tenth", JUDGED_FOLD, 0)
+        for fold in TUNED_FOLDS:
+            with pytest.raises(RefusedError, match=f"has seen the validation images of fold {fold}; it is for fold 0"):
+                Run("hippocampus_ten", "mit_mae", "tenth", fold, 0)
 
     def test_rows_of_encoders(self):
         """A row that starts from an encoder needs the plan of its network."""
