@@ -10,7 +10,7 @@ import pytest
 from benchmarks.accuracy.runs import read_lines
 from benchmarks.accuracy.tables import JUDGED_FOLD
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DATASETS = ("hippocampus", "em", "acdc_2d", "acdc_3d")
 ROWS = {
     "nnU-Net, PlainConvUNet": "stock",
