@@ -24,10 +24,11 @@ from .tables import BUDGETS, DATA, REFERENCE, ROWS, UNIT_ITERATIONS
 from .trainer import make_trainer, seed_all
 
 WARM_UP, MEASURED = 2, 7
+COSTS_NAME = "costs.jsonl"
 
 
 def costs_file() -> Path:
-    return work_folder() / "costs.jsonl"
+    return work_folder() / COSTS_NAME
 
 
 def measure(row: str, dataset: str) -> dict[str, Any]:

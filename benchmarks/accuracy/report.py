@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from nnunet_transformers._atomic import write_text
 
-from .costs import costs_file
+from .costs import COSTS_NAME
 from .prepare import group_of
 from .runs import Run, read_lines
 from .tables import BUDGETS, DATA, JUDGED_FOLD, PRETRAINING_UNITS, PRETRAININGS, REFERENCE, ROWS, UNIT_ITERATIONS
@@ -68,9 +68,7 @@ def report(sources: Iterable[Path], output: Path, pretrainings: Iterable[Path] =
         write_text("".join(json.dumps(record) + "\n" for record in made.values()), kept)
     costs = output.with_name(f"{output.name}_costs.jsonl")
     # the first of a row and dataset counts, as where they are used
-    lines = [
-        line for source in (costs, *(s.with_name(costs_file().name) for s in sources)) for line in read_lines(source)
-    ]
+    lines = [line for source in (costs, *(s.with_name(COSTS_NAME) for s in sources)) for line in read_lines(source)]
     known = list({(line["row"], line["dataset"]): line for line in reversed(lines)}.values())[::-1]
     if known:
         write_text("".join(json.dumps(line) + "\n" for line in known), costs)
