@@ -17,7 +17,7 @@ from nnunet_transformers._atomic import write_text
 from .costs import COSTS_NAME
 from .prepare import group_of
 from .runs import Run, read_lines
-from .tables import BUDGETS, DATA, JUDGED_FOLD, PRETRAINING_UNITS, PRETRAININGS, REFERENCE, ROWS, UNIT_ITERATIONS
+from .tables import BUDGETS, DATA, JUDGED_FOLD, PRETRAINING_UNITS, PRETRAININGS, REFERENCE, ROWS, UNIT_ITERATIONS, Data
 
 Records = list[dict[str, Any]]
 RESAMPLES, INTERVAL = 10_000, (2.5, 97.5)
@@ -137,12 +137,17 @@ def elsewhere(records: Records, known: Records) -> str:
 def heading(dataset: str, budget: str) -> str:
     """A dataset and budget in words."""
     data, given = DATA[dataset], BUDGETS[budget]
-    name = f"{data.dataset.partition('_')[2]}, `{data.configuration}`"
+    name = heading_of(data)
     if data.labelled:
         name += f", {data.labelled} labelled {'patients' if data.has_groups else 'cases'}"
     if data.largest_batch is None:
         name += ", planned batch"
     return f"{name}, {given.iterations:,} iterations" if given.iterations else f"{name}, budget {given.units:g}"
+
+
+def heading_of(data: Data) -> str:
+    """A configuration of a dataset in words."""
+    return f"{data.dataset.partition('_')[2]}, `{data.configuration}`"
 
 
 def with_pretraining(budget: str) -> str | None:
@@ -205,13 +210,14 @@ def table(records: Records, longer: Records | None = None) -> str:
 
 
 def pretraining_table(made: Iterable[dict[str, Any]]) -> str:
-    """Markdown table of pretrainings: samples, processor time in units, and the first and last logged loss."""
-    lines = ["| network | method | samples | units of processor time | loss |", "|---|---|---|---|---|"]
+    """Markdown table of pretrainings: images, samples, processor time in units, and the first and last logged loss."""
+    lines = ["| network | method | images | samples | units of processor time | loss |", "|---|---|---|---|---|---|"]
     for record in made:
         given, settings = PRETRAININGS[record["pretraining"]], record["settings"]
         samples = settings["data.init_args.samples_per_epoch"] * settings["trainer.max_epochs"]
         losses = [value for _, value in record["curve"].get("loss", [])]
-        cells = [ROWS[given.row].title, given.title, f"{samples:,}", f"{record.get('units', '')}"]
+        images = heading_of(DATA[given.dataset])
+        cells = [ROWS[given.row].title, given.title, images, f"{samples:,}", f"{record.get('units', '')}"]
         lines.append(
             f"| {' | '.join(cells)} | {losses[0]:.2f} to {losses[-1]:.2f} |" if losses else f"| {' | '.join(cells)} | |"
         )

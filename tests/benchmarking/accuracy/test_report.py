@@ -127,7 +127,7 @@ class TestReport:
         lines = (tmp_path / "page.md").read_text().splitlines()
         (row,) = (line.split(" | ") for line in lines if line.startswith("| MiT-7 after MAE"))
         assert row[4:6] == ["+0.060 (+0.060 to +0.060)", "+0.010 (+0.010 to +0.010)"]
-        assert "| MiT-7 | MAE | 60 | 0.21 | 1.50 to 0.25 |" in lines
+        assert "| MiT-7 | MAE | Hippocampus, `3d_fullres` | 60 | 0.21 | 1.50 to 0.25 |" in lines
         assert read_lines(tmp_path / "page_pretraining.jsonl")[0]["units"] == 0.21
 
     def test_costs_are_kept(self, tmp_path, monkeypatch):
