@@ -70,10 +70,13 @@ def describe(trainer: Any) -> dict[str, Any]:
     }
 
 
-def read_costs() -> dict[tuple[str, str], dict[str, Any]]:
-    """The measured costs by row and dataset."""
-    costs = read_lines(costs_file(), "row", "dataset", "seconds")
-    return {(cost["row"], cost["dataset"]): cost for cost in reversed(costs)}
+def read_costs(*paths: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """The measured costs by row and dataset, of files or of this machine's; the first of a pair counts."""
+    costs: dict[tuple[str, str], dict[str, Any]] = {}
+    for path in paths or (costs_file(),):
+        for cost in read_lines(path, "row", "dataset", "seconds"):
+            costs.setdefault((cost["row"], cost["dataset"]), cost)
+    return costs
 
 
 def measured_as(row: str, dataset: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
@@ -14,12 +14,13 @@ from matplotlib.figure import Figure
 
 from nnunet_transformers._atomic import write_text
 
-from .costs import COSTS_NAME
+from .costs import COSTS_NAME, read_costs
 from .prepare import group_of
 from .runs import Run, read_lines
 from .tables import BUDGETS, DATA, JUDGED_FOLD, PRETRAINING_UNITS, PRETRAININGS, REFERENCE, ROWS, UNIT_ITERATIONS, Data
 
 Records = list[dict[str, Any]]
+Costs = Mapping[tuple[str, str], dict[str, Any]]
 RESAMPLES, INTERVAL = 10_000, (2.5, 97.5)
 # Okabe and Ito's, which the colour-blind tell apart
 COLOURS = ("#000000", "#E69F00", "#CC79A7", "#0072B2", "#009E73", "#D55E00", "#56B4E9")
@@ -66,13 +67,10 @@ def report(sources: Iterable[Path], output: Path, pretrainings: Iterable[Path] =
     made = {record["pretraining"]: record for source in (kept, *pretrainings) for record in read_lines(source)}
     if made := {name: made[name] for name in PRETRAININGS if name in made}:
         write_text("".join(json.dumps(record) + "\n" for record in made.values()), kept)
-    costs = output.with_name(f"{output.name}_costs.jsonl")
-    # the first of a row and dataset counts, as where they are used
-    lines = [line for source in (costs, *(s.with_name(COSTS_NAME) for s in sources)) for line in read_lines(source)]
-    known = list({(line["row"], line["dataset"]): line for line in reversed(lines)}.values())[::-1]
-    if known:
-        write_text("".join(json.dumps(line) + "\n" for line in known), costs)
-    text = page(records, output.with_suffix(".png").name, known)
+    kept_costs = output.with_name(f"{output.name}_costs.jsonl")
+    if costs := read_costs(kept_costs, *(source.with_name(COSTS_NAME) for source in sources)):
+        write_text("".join(json.dumps(cost) + "\n" for cost in costs.values()), kept_costs)
+    text = page(records, output.with_suffix(".png").name, costs)
     if made:
         text += f"\n## Pretraining\n\n[Settings and curves]({kept.name})\n\n{pretraining_table(made.values())}\n"
     write_text(text, output.with_suffix(".md"))
@@ -80,22 +78,21 @@ def report(sources: Iterable[Path], output: Path, pretrainings: Iterable[Path] =
         draw(judged).savefig(output.with_suffix(".png"), dpi=110)
 
 
-def page(records: Records, picture: str, known: Records) -> str:
+def page(records: Records, picture: str, measured: Costs) -> str:
     """Markdown: a table for each dataset and budget, of the fold that judges and of those for tuning.
 
     Args:
         records: the runs.
         picture: name of the curves' file, beside which are the others.
-        known: the measured costs.
+        measured: the measured costs.
     """
     devices = ", ".join(sorted({str(r.get("gpu", r["processor"])) for r in records}))
     stock, has_costs = ROWS[REFERENCE[0]].title, any(BUDGETS[r["budget"]].units for r in records)
     equal, runs = "cost" if has_costs else "iterations", Path(picture).with_suffix(".jsonl")
     costs = ""
     if has_costs:
-        measured = runs.with_name(f"{runs.stem}_costs.jsonl")
-        taken = elsewhere(records, known)
-        costs = COSTS.format(stock=stock, iterations=UNIT_ITERATIONS, measured=measured, elsewhere=taken)
+        file, taken = runs.with_name(f"{runs.stem}_costs.jsonl"), elsewhere(records, measured)
+        costs = COSTS.format(stock=stock, iterations=UNIT_ITERATIONS, measured=file, elsewhere=taken)
     header = HEADER.format(runs=runs, stock=stock, costs=costs, devices=devices)
     lines = [f"# Dice at equal {equal}\n", fill(header, LINE, break_long_words=False), ""]
     for title, is_judged in ((f"Fold {JUDGED_FOLD}", True), ("Folds for tuning", False)):
@@ -113,18 +110,17 @@ def page(records: Records, picture: str, known: Records) -> str:
     return "\n".join(lines)
 
 
-def elsewhere(records: Records, known: Records) -> str:
+def elsewhere(records: Records, measured: Costs) -> str:
     """What the networks took of their measured costs on the processors that trained them, in a sentence.
 
     Args:
         records: the runs.
-        known: the costs; of those that were measured beside an earlier one, the earlier one's two values count.
+        measured: the costs; of those that were measured beside an earlier one, the earlier one's two values count.
     """
     taken: dict[str, list[float]] = {}
-    costs = {(line["row"], line["dataset"]): line["seconds"] for line in known}
-    for line in known:
-        if (beside := tuple(line.get("beside", ()))) in costs:
-            taken.setdefault(beside[0], []).append(line["beside_seconds"] / costs[beside])
+    for of in measured.values():
+        if (beside := tuple(of.get("beside", ()))) in measured:
+            taken.setdefault(beside[0], []).append(of["beside_seconds"] / measured[beside]["seconds"])
     for run in records:
         if "gpu" not in run and run["calibrated_seconds"] and not ROWS[run["row"]].pretraining:
             taken.setdefault(run["row"], []).append(run["processor_seconds"] / cost(run))

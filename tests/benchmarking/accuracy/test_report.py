@@ -98,9 +98,9 @@ class TestReport:
         ]
         run = self.record("hippocampus", "qt_unet", "quarter", 0.5)
         on_gpu = {**run, "row": "unet2022", "gpu": "NVIDIA"}
-        text = elsewhere([run, on_gpu], known)
+        text = elsewhere([run, on_gpu], {(cost["row"], cost["dataset"]): cost for cost in known})
         assert text.endswith(": PlainConvUNet 0.50, QT-UNet T 0.75.")
-        assert elsewhere([on_gpu], []) == ""
+        assert elsewhere([on_gpu], {}) == ""
 
     def test_panels(self):
         """A network alone has no panel where others are compared; each network has the same look in all panels."""
