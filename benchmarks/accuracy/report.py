@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from nnunet_transformers._atomic import write_text
 
-from .costs import COSTS_NAME, read_costs
+from .costs import COSTS_NAME, measured_as, read_costs
 from .prepare import group_of
 from .runs import Run, read_lines
 from .tables import BUDGETS, DATA, JUDGED_FOLD, PRETRAINING_UNITS, PRETRAININGS, REFERENCE, ROWS, UNIT_ITERATIONS, Data
@@ -122,8 +122,9 @@ def elsewhere(records: Records, measured: Costs) -> str:
         if (beside := tuple(of.get("beside", ()))) in measured:
             taken.setdefault(beside[0], []).append(of["beside_seconds"] / measured[beside]["seconds"])
     for run in records:
-        if "gpu" not in run and run["calibrated_seconds"] and not ROWS[run["row"]].pretraining:
-            taken.setdefault(run["row"], []).append(run["processor_seconds"] / cost(run))
+        if "gpu" not in run and run["calibrated_seconds"]:
+            row, _ = measured_as(run["row"], run["dataset"])
+            taken.setdefault(row, []).append(run["processor_seconds"] / cost(run))
     shares = [f"{ROWS[row].title} {mean(taken[row]):.2f}" for row in ROWS if row in taken and ROWS[row].varies is None]
     if not shares:
         return ""

@@ -98,8 +98,9 @@ class TestReport:
         ]
         run = self.record("hippocampus", "qt_unet", "quarter", 0.5)
         on_gpu = {**run, "row": "unet2022", "gpu": "NVIDIA"}
-        text = elsewhere([run, on_gpu], {(cost["row"], cost["dataset"]): cost for cost in known})
-        assert text.endswith(": PlainConvUNet 0.50, QT-UNet T 0.75.")
+        as_mit = self.record("hippocampus", "mit_ema", "quarter", 0.5)  # whose cost is MiT-7's
+        text = elsewhere([run, on_gpu, as_mit], {(cost["row"], cost["dataset"]): cost for cost in known})
+        assert text.endswith(": PlainConvUNet 0.50, QT-UNet T 0.75, MiT-7 0.75.")
         assert elsewhere([on_gpu], {}) == ""
 
     def test_panels(self):
