@@ -84,6 +84,40 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A change to some rows, each of which makes another row.
+
+    Attributes:
+        title: follows the row's.
+        of: names of the rows.
+        fields: the row's fields that are others; a mapping is added to that of the row.
+        is_free: it costs nothing to speak of; otherwise its cost is measured.
+    """
+
+    title: str
+    of: tuple[str, ...]
+    fields: Mapping[str, Any]
+    is_free: bool = True
+
+    def apply(self, name: str, suffix: str, row: Row) -> Row:
+        """Make the row of the change.
+
+        Args:
+            name: of the row.
+            suffix: of the change, which other plans have in their name too.
+            row: to change.
+        """
+        fields = {
+            key: {**getattr(row, key), **value} if isinstance(value, Mapping) else value
+            for key, value in self.fields.items()
+        }
+        fields["costs_as" if self.is_free else "varies"] = name
+        if "token_rules" in fields:
+            fields["plans"] = f"{row.plans}_{suffix}"
+        return replace(row, title=f"{row.title}, {self.title}", **fields)
+
+
+@dataclass(frozen=True)
 class Pretraining:
     """An encoder that learns from the images of the judged fold's training cases, without labels.
 
@@ -167,42 +201,43 @@ BRANCHED = {
     for name in ("qt_unet", "unet2022")
 }
 ROWS |= BRANCHED
-# changes that were tried on the folds 1 and 2
-ROWS |= {
-    f"{name}_no_drop_path": replace(
-        ROWS[name],
-        title=f"{ROWS[name].title}, no drop path",
-        arguments={**ROWS[name].arguments, "drop_path_rate": 0.0},
-        costs_as=name,
-    )
-    for name in ("qt_unet", "unet2022", *BRANCHED)  # MiT-7's is 0
+# what is tried on the folds for tuning
+CHANGES = {
+    "no_drop_path": Change(
+        "no drop path", ("qt_unet", "unet2022", *BRANCHED), {"arguments": {"drop_path_rate": 0.0}}
+    ),  # MiT-7's is 0
+    "double_rate": Change("rate 2e-3", (*OURS, *BRANCHED), {"attributes": {"initial_lr": 2e-3}}),
+    "no_warm_up": Change("no warm-up", (*OURS, *BRANCHED), {"attributes": {"warmup_fraction": 0.0}}),
+    "light_decay": Change("weight decay 3e-5", (*OURS, *BRANCHED), {"attributes": {"weight_decay": 3e-5}}),
+    "ema": Change("EMA", (*OURS, *BRANCHED), {"configuration": {"training": {"ema_decay": 0.99}}}),
+    # which is nnU-Net's default in 2D
+    "batch_dice": Change(
+        "Dice loss of the batch",
+        ("stock", *OURS, *BRANCHED),
+        {"configuration": {"batch_dice": True}, "dimensions": (3,)},
+    ),
+    "no_mirroring": Change("no mirroring", (*OURS, *BRANCHED), {"configuration": {"training": {"mirroring": False}}}),
+    "no_augmentation": Change("no augmentation", ("stock", *OURS, *BRANCHED), {"attributes": {"augments": False}}),
+    "half_batch": Change("half the batch", ("stock", *OURS), {"batch_divisor": 2}, is_free=False),
+    # where they are no more than 128^2; the planner's limit is 64^2 since these were tried
+    "fine": Change(
+        "tokens of 2 pixels",
+        ("mit", "qt_unet_branch"),
+        {"token_rules": {"finest_tokens_2d": 128**2}, "dimensions": (2,)},
+        is_free=False,
+    ),
+    # of patches whose tokens they tile, such as EM's; planned are 16
+    "windows_8": Change(
+        "windows of 8",
+        ("qt_unet", "qt_unet_branch"),
+        {"arguments": {"window_sizes": 8}, "dimensions": (2,)},
+        is_free=False,
+    ),
 }
 ROWS |= {
-    f"{name}_double_rate": replace(
-        ROWS[name], title=f"{ROWS[name].title}, rate 2e-3", attributes={"initial_lr": 2e-3}, costs_as=name
-    )
-    for name in (*OURS, *BRANCHED)
-}
-ROWS |= {
-    f"{name}_half_batch": replace(ROWS[name], title=f"{ROWS[name].title}, half the batch", batch_divisor=2, varies=name)
-    for name in ("stock", *OURS)
-}
-# tokens of 2 pixels where they are no more than 128^2; the planner's limit is 64^2 since these were tried
-ROWS |= {
-    f"{name}_fine": replace(
-        ROWS[name],
-        title=f"{ROWS[name].title}, tokens of 2 pixels",
-        plans=f"{ROWS[name].plans}_fine",
-        token_rules={"finest_tokens_2d": 128**2},
-        dimensions=(2,),
-        varies=name,
-    )
-    for name in ("mit", "qt_unet_branch")
-}
-EMA = {"training": {"ema_decay": 0.99}}
-ROWS |= {
-    f"{name}_ema": replace(ROWS[name], title=f"{ROWS[name].title}, EMA", configuration=EMA, costs_as=name)
-    for name in OURS
+    f"{name}_{suffix}": change.apply(name, suffix, ROWS[name])
+    for suffix, change in CHANGES.items()
+    for name in change.of
 }
 
 # 60 epochs of 20 steps

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -47,6 +48,7 @@ class Measured(nnUNetTrainer):
         labelled: number of the fold's training patients that are trained on, drawn by the seed; None for all.
         group: regular expression of what the cases of one patient have in common.
         is_captured: run the network's passes of a training step as CUDA graphs.
+        augments: train on augmented images.
     """
 
     seed = 0
@@ -55,6 +57,7 @@ class Measured(nnUNetTrainer):
     labelled: int | None = None
     group = r".*"
     is_captured = False
+    augments = True
 
     def initialize(self) -> None:
         seed_all(self.seed, 0)
@@ -86,6 +89,21 @@ class Measured(nnUNetTrainer):
         patients = sorted({group_of(case, self.group) for case in training})
         drawn = set(np.random.default_rng(self.seed).choice(patients, self.labelled, replace=False))
         return [case for case in sorted(training) if group_of(case, self.group) in drawn], validation
+
+    def get_training_transforms(self, *arguments: Any, **named: Any) -> Any:
+        if self.augments:
+            return super().get_training_transforms(*arguments, **named)
+        kept = signature(self.get_validation_transforms).parameters
+        bound = signature(super().get_training_transforms).bind(*arguments, **named).arguments
+        return self.get_validation_transforms(**{name: value for name, value in bound.items() if name in kept})
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
+        configured = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if self.augments:
+            return configured
+        # patches need no margin for rotation; without mirrored images in training nothing is mirrored in prediction
+        self.inference_allowed_mirroring_axes = None
+        return configured[0], configured[1], self.configuration_manager.patch_size, None
 
     def _do_i_compile(self) -> bool:
         """No: compiling takes longer than a short training, and other time for each network."""
