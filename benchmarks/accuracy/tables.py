@@ -107,7 +107,7 @@ class Change:
             suffix: of the change, which other plans have in their name too.
             row: to change.
         """
-        fields = {
+        fields: dict[str, Any] = {
             key: {**getattr(row, key), **value} if isinstance(value, Mapping) else value
             for key, value in self.fields.items()
         }

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -90,12 +89,13 @@ class Measured(nnUNetTrainer):
         drawn = set(np.random.default_rng(self.seed).choice(patients, self.labelled, replace=False))
         return [case for case in sorted(training) if group_of(case, self.group) in drawn], validation
 
-    def get_training_transforms(self, *arguments: Any, **named: Any) -> Any:
+    def get_training_transforms(
+        self, patch_size: Any, rotation: Any, deep_supervision_scales: Any, *others: Any, **named: Any
+    ) -> Any:
         if self.augments:
-            return super().get_training_transforms(*arguments, **named)
-        kept = signature(self.get_validation_transforms).parameters
-        bound = signature(super().get_training_transforms).bind(*arguments, **named).arguments
-        return self.get_validation_transforms(**{name: value for name, value in bound.items() if name in kept})
+            return super().get_training_transforms(patch_size, rotation, deep_supervision_scales, *others, **named)
+        named.pop("use_mask_for_norm")
+        return self.get_validation_transforms(deep_supervision_scales, **named)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
         configured = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()

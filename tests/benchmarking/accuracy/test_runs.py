@@ -114,6 +114,21 @@ class TestQueue:
         maybe_load_checkpoint(continued, continue_training=True, validation_only=False)
         assert (continued.current_epoch, continued.training_stage) == (1, "train")
 
+    @pytest.mark.parametrize("row", ["stock", "stock_no_augmentation"])
+    def test_augmentation(self, fresh, monkeypatch, row):
+        """Without it a patch is a piece of its image."""
+        monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+        made = trainer.make_trainer(ROWS[row], BALLS, 0, 0, 2)
+        made.on_train_start()
+        batch = next(made.dataloader_train)
+        stored = {case: made.dataloader_train.data_loader._data.load_case(case)[0] for case in batch["keys"]}
+        pieces = [
+            np.isin(data, [*stored[case][:].flat, 0]).all()
+            for data, case in zip(batch["data"], batch["keys"], strict=True)
+        ]
+        assert all(pieces) == (row == "stock_no_augmentation")
+        assert (made.inference_allowed_mirroring_axes is None) == (row == "stock_no_augmentation")
+
     def test_unknown_attribute(self, fresh):
         row = replace(ROWS["stock"], attributes={"initial_rate": 1.0})
         with pytest.raises(ValueError, match="nnUNetTrainer has no attribute initial_rate"):

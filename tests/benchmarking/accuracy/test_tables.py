@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -10,8 +11,9 @@ from benchmarks.accuracy import costs, trainer
 from benchmarks.accuracy.command import next_time
 from benchmarks.accuracy.reproduce import rows_of
 from benchmarks.accuracy.runs import Run, read_queue
-from benchmarks.accuracy.tables import DATA, JUDGED_FOLD, TUNED_FOLDS, Data, Row
+from benchmarks.accuracy.tables import DATA, JUDGED_FOLD, ROWS, TUNED_FOLDS, Change, Data, Row
 from nnunet_transformers._reading import RefusedError
+from nnunet_transformers.plans.builder import find_trainer
 
 from .helpers import FOLDER
 
@@ -57,6 +59,20 @@ class TestTables:
             assert {run.fold for run in runs} <= folds
             assert len(set(runs)) == len(runs)
         assert JUDGED_FOLD not in TUNED_FOLDS
+
+    def test_changed_row(self):
+        """A mapping is added to the row's, and only what costs something is measured."""
+        row = Row("A", "", "APlans", "", arguments={"depth": 2, "width": 3}, attributes={"rate": 1})
+        free = Change("wider", ("a",), {"arguments": {"width": 4}}).apply("a", "wide", row)
+        assert free == replace(row, title="A, wider", arguments={"depth": 2, "width": 4}, costs_as="a")
+        finer = Change("finer", ("a",), {"token_rules": {"finest": 1}}, is_free=False).apply("a", "fine", row)
+        assert finer == replace(row, title="A, finer", plans="APlans_fine", token_rules={"finest": 1}, varies="a")
+
+    @pytest.mark.parametrize("name", ROWS)
+    def test_attributes_exist(self, name):
+        network_trainer = type("", (trainer.Measured, find_trainer(ROWS[name].trainer)), {})
+        of_instances = {"initial_lr", "weight_decay"}
+        assert all(key in of_instances or hasattr(network_trainer, key) for key in ROWS[name].attributes)
 
     def test_run_that_does_not_exist(self):
         with pytest.raises(ValueError, match="no row 'resnet'"):
