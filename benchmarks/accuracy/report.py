@@ -27,12 +27,12 @@ COLOURS = ("#000000", "#E69F00", "#CC79A7", "#0072B2", "#009E73", "#D55E00", "#5
 MARKERS, COLUMNS = "osD^vP*X", 3
 HEADER = """`python -m benchmarks.accuracy report` writes this page from [the runs]({runs}); `benchmarks/accuracy` says
 how they are made. Dice is that of whole validation cases, the mean over labels and seeds; the spread is from the worst
-to the best seed. Differences are to {stock} on the same cases, or, of a pretrained network, to the same network from
-scratch, with a 95 % bootstrap interval over patients, which does not include the spread of the seeds and is too narrow
-for few patients (EM's are five slices of one stack); where a seed draws the labelled cases, they are between the same
-seeds. Networks are trained by their trainers: nnU-Net's CNNs by SGD as published, ours by AdamW, whose rate was chosen
-on short trainings of QT-UNet on fold 0 of this hippocampus, as were its norm and windows, so that a difference is that
-of network and optimiser together. {costs}Trained on: {devices}."""
+to the best seed. Differences are to {stock} on the same cases; the effect of a change, or of pretraining, is the
+difference to the same network without it. Both have a 95 % bootstrap interval over patients, which does not include
+the spread of the seeds and is too narrow for few patients (EM's are five slices of one stack); where a seed draws the
+labelled cases, they are between the same seeds. Networks are trained by their trainers: nnU-Net's CNNs by SGD as
+published, ours by AdamW, whose rate was chosen on short trainings of QT-UNet on fold 0 of this hippocampus, as were
+its norm and windows, so that a difference is that of network and optimiser together. {costs}Trained on: {devices}."""
 COSTS = """Costs are processor time of one thread, [measured once]({measured}) for each network and dataset.{elsewhere}
 A budget of 1 is what {stock} takes for {iterations:,} iterations on hippocampus. It gives each training its iterations,
 also where a GPU made them, in float16; on a processor it is float32. All is far from converged: the tables say what a
@@ -166,13 +166,16 @@ def table(records: Records, longer: Records | None = None) -> str:
     labels = list(records[0]["dice_per_label"])
     by_row = {row: [r for r in records if r["row"] == row] for row in ROWS}
     has_folds = any(r["fold"] != JUDGED_FOLD for r in records)
+    has_stock = any(by_row[REFERENCE[0]]) and len({r["row"] for r in records}) > 1
+    has_effects = any(by_row[base] for row, runs in by_row.items() if runs and (base := ROWS[row].base))
     head = [
         "",
         *["folds"] * has_folds,
         "seeds",
         "Dice",
         "spread",
-        "difference",
+        *["difference"] * has_stock,
+        *["effect"] * has_effects,
         *["at equal total cost"] * bool(longer),
         *labels,
     ]
@@ -185,15 +188,17 @@ def table(records: Records, longer: Records | None = None) -> str:
             continue
         dice = [mean(r["dice"] for r in runs if r["seed"] == seed) for seed in sorted({r["seed"] for r in runs})]
         first = runs[0]
-        reference = PRETRAININGS[name].row if (name := ROWS[row].pretraining) else REFERENCE[0]
-        scratch = [r for r in longer or [] if name and r["row"] == reference]
+        base = ROWS[row].base
+        scratch = [r for r in longer or [] if ROWS[row].pretraining and r["row"] == base]
+        to_stock = difference(runs, by_row[REFERENCE[0]]) if row != REFERENCE[0] else None
         cells = [
             ROWS[row].title,
             *[", ".join(map(str, sorted({r["fold"] for r in runs})))] * has_folds,
             str(len(dice)),
             f"{mean(dice):.3f}",
             f"{min(dice):.3f} to {max(dice):.3f}" if len(dice) > 1 else "",
-            in_words(difference(runs, by_row[reference])) if row != reference else "",
+            *[in_words(to_stock)] * has_stock,
+            *[in_words(difference(runs, by_row[base])) if base else ""] * has_effects,
             *[in_words(difference(runs, scratch))] * bool(longer),
             *(f"{mean(r['dice_per_label'][label] for r in runs):.3f}" for label in labels),
             str(first["iterations"]),

@@ -57,7 +57,7 @@ class Row:
         dimensions: spatial dimensions that the network exists in.
         costs_as: row whose measured cost counts, for changes that cost nothing to speak of; by default its own.
         varies: row that it is a change of; its cost is measured beside.
-        pretraining: entry of ``PRETRAININGS`` that makes its plan; the row is compared with that of the entry.
+        pretraining: entry of ``PRETRAININGS`` that makes its plan.
     """
 
     title: str
@@ -74,6 +74,11 @@ class Row:
     costs_as: str | None = None
     varies: str | None = None
     pretraining: str | None = None
+
+    @property
+    def base(self) -> str | None:
+        """The row that it is a change of, or starts from."""
+        return self.varies or self.costs_as
 
     def suits(self, data: Data) -> bool:
         """Whether the network exists in the configuration's dimensions, and its encoder was pretrained on the data."""

@@ -83,6 +83,21 @@ class TestReport:
         lines = table([self.record("hippocampus", row, "tenth", dice, fold) for row, dice, fold in of]).splitlines()
         assert [line.split(" | ")[1:4] for line in lines[2:]] == [["1, 2", "1", "0.600"], ["1", "1", "0.800"]]
 
+    def test_effects(self):
+        """A change is compared with stock and with the row that it changes; an empty column is left out."""
+        of = [("stock", 0.5), ("mit", 0.8), ("mit_ema", 0.9), ("stock_half_batch", 0.6), ("mit_half_batch", 0.7)]
+        records = [self.record("hippocampus", row, "tenth", dice, fold=1) for row, dice in of]
+
+        def cells(records):
+            head, _, *lines = [line.split(" | ") for line in table(records).splitlines()]
+            columns = [head.index(name) for name in ("difference", "effect") if name in head]
+            return [[line[column][:6] for column in columns] for line in lines]
+
+        of_all = [["", ""], ["+0.300", ""], ["+0.400", "+0.100"], ["+0.100", "+0.100"], ["+0.200", "-0.100"]]
+        assert cells(records) == of_all
+        assert cells(records[1:3]) == [[""], ["+0.100"]]
+        assert cells(records[:1]) == [[]]
+
     def test_costs_elsewhere(self):
         """Processor time as shares of the measured costs: of CPU runs, and of costs measured beside earlier ones."""
         known = [
