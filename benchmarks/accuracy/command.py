@@ -134,7 +134,7 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     prepare_runs(runs, arguments.processes, arguments.device, arguments.loaders)
     words = ["run", "--queue", str(arguments.queue), "--device", str(arguments.device)]
     words += ["--loaders", str(arguments.loaders), *["--graphs"] * arguments.graphs]
-    run_in_processes(words, arguments.workers)
+    run_in_processes(main, words, arguments.workers)
     if results_file().is_file():
         output = arguments.output or work_folder() / "accuracy"
         report([results_file()], output, [pretraining_file()])

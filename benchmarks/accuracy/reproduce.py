@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -51,15 +51,16 @@ def rows_of(runs: Sequence[Run], dataset: str) -> list[str]:
     return list(dict.fromkeys([*rows, *pretrained]))
 
 
-def run_in_processes(words: Sequence[str], count: int) -> None:
-    """Run the command `run` in several processes, which share a queue; a signal to end goes on to all.
+def run_in_processes(command: Callable[[list[str]], object], words: Sequence[str], count: int) -> None:
+    """Run a command in several processes, which share a queue; a signal to end goes on to all.
 
     Args:
-        words: the command's arguments.
+        command: function of a module.
+        words: its arguments.
         count: number of processes, which print their errors.
     """
     context = get_context("spawn")
-    workers: list[BaseProcess] = [context.Process(target=_work, args=(list(words),)) for _ in range(count)]
+    workers: list[BaseProcess] = [context.Process(target=_work, args=(command, list(words))) for _ in range(count)]
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for worker in workers:
@@ -79,10 +80,8 @@ def run_in_processes(words: Sequence[str], count: int) -> None:
             signal.signal(number, handler)
 
 
-def _work(words: list[str]) -> None:
-    from .command import main  # which imports this module
-
+def _work(command: Callable[[list[str]], object], words: list[str]) -> None:
     exit_with_parent()
     if hasattr(os, "setsid"):
         os.setsid()  # a terminal would interrupt it as well as its parent, which passes that on
-    main(words)
+    command(words)

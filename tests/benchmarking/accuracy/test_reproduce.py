@@ -28,7 +28,7 @@ class TestReproduce:
         monkeypatch.setattr(command.signal, "signal", lambda number, handler: None)
         # in this process, where the tables are replaced
         worked = []
-        monkeypatch.setattr(command, "run_in_processes", lambda words, count: worked.append(count) or main(words))
+        monkeypatch.setattr(command, "run_in_processes", lambda run, words, count: worked.append(count) or run(words))
         monkeypatch.setitem(tables.BUDGETS, "100_epochs", tables.Budget(iterations=3))
         monkeypatch.setitem(DATA, "hippocampus_planned", replace(BALLS, largest_batch=None))
         plan = fresh / "preprocessed" / BALLS.dataset / "nnUNetPlans.json"
@@ -47,7 +47,7 @@ class TestReproduce:
         assert page.startswith("# Dice at equal iterations") and "budget" not in page
         assert (work_folder() / "accuracy.png").stat().st_size > 1000
         write_queue(queue, *(Run("hippocampus_planned", "stock", "100_epochs", 0, seed) for seed in (0, 1)))
-        monkeypatch.setattr(command, "run_in_processes", lambda words, count: None)
+        monkeypatch.setattr(command, "run_in_processes", lambda *_: None)
         with pytest.raises(SystemExit, match=r"1 of 2 runs are not finished; their errors.* the same command goes on"):
             main(words)
 
@@ -56,10 +56,10 @@ class TestReproduce:
         queue = write_queue(fresh / "queue.jsonl", STOCK)
         append_line(results_file(), vars(STOCK))
         words = ["run", "--queue", str(queue)]
-        run_in_processes(words, 2)
+        run_in_processes(main, words, 2)
         assert "Error" not in capfd.readouterr().err
         queue.write_text('{"dataset": "hippocampus", "row": "resnet", "budget": "whole", "fold": 0, "seed": 0}')
-        run_in_processes(words, 1)
+        run_in_processes(main, words, 1)
         assert "no row 'resnet'" in capfd.readouterr().err
 
     def test_without_gpu(self, monkeypatch):
@@ -92,9 +92,8 @@ class TestReproduce:
 
     @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals of POSIX")
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_signals_go_on_to_the_workers(self, monkeypatch, tmp_path, number):
+    def test_signals_go_on_to_the_workers(self, tmp_path, number):
         """Each gets one, and the handlers of before are back."""
-        monkeypatch.setattr(reproduce, "_work", wait_for_a_signal)
         before = signal.getsignal(number)
 
         def send():
@@ -103,6 +102,6 @@ class TestReproduce:
             os.kill(os.getpid(), number)
 
         Thread(target=send, daemon=True).start()
-        run_in_processes([str(tmp_path)], 2)
+        run_in_processes(wait_for_a_signal, [str(tmp_path)], 2)
         assert [file.read_text() for file in tmp_path.iterdir()] == ["ended"] * 2
         assert signal.getsignal(number) is before
