@@ -168,7 +168,8 @@ DATA = {
 # for a GPU
 DATA |= {f"{name}_planned": replace(data, largest_batch=None) for name, data in DATA.items() if data.labelled is None}
 
-# the argument of a convolutional branch at full resolution, which is published for neither network
+# the argument of a convolutional branch at full resolution, which is published for neither network and planned for
+# QT-UNet
 FULL_RESOLUTION = "full_resolution_channels"
 STOCK = Row("PlainConvUNet", "ExperimentPlanner", "nnUNetPlans", "nnUNetTrainer")
 ROWS = {
@@ -180,7 +181,7 @@ ROWS = {
         STOCK, title="PrimusV3-S", trainer="nnUNet_PrimusV3S_Trainer", patch_multiple=8, dimensions=(3,)
     ),
     "qt_unet": Row(
-        "QT-UNet T",
+        "QT-UNet T (published head)",
         "nnUNetPlannerQTUNetT",
         "nnUNetQTUNetTPlans",
         "nnUNetTrainerQTUNet",
@@ -197,13 +198,8 @@ ROWS = {
 }
 OURS = ("qt_unet", "unet2022", "mit")
 BRANCHED = {
-    f"{name}_branch": replace(
-        ROWS[name],
-        title=f"{ROWS[name].title} with full-resolution branch",
-        arguments={FULL_RESOLUTION: 16},
-        varies=name,
-    )
-    for name in ("qt_unet", "unet2022")
+    f"{name}_branch": replace(ROWS[name], title=title, arguments={FULL_RESOLUTION: 16}, varies=name)
+    for name, title in (("qt_unet", "QT-UNet T"), ("unet2022", "UNet-2022 T (with branch)"))
 }
 ROWS |= BRANCHED
 # what is tried on the folds for tuning
@@ -302,8 +298,8 @@ PRETRAININGS = {
     "mit_mae": Pretraining("MAE", "mae", "mit", MAE),
     "mit_mae_acdc": Pretraining("MAE", "mae", "mit", MAE_ACDC, "acdc_3d"),
     "mit_volume_fusion": Pretraining("VolumeFusion", "volume_fusion", "mit", VOLUME_FUSION),
-    "qt_unet_mae": Pretraining("MAE", "mae", "qt_unet", MAE),
-    "qt_unet_ssl": Pretraining("QT-UNet's SSL", "qt_ssl_in_task", "qt_unet", QT_SSL),
+    "qt_unet_mae": Pretraining("MAE", "mae", "qt_unet_branch", MAE),
+    "qt_unet_ssl": Pretraining("QT-UNet's SSL", "qt_ssl_in_task", "qt_unet_branch", QT_SSL),
 }
 ROWS |= {
     name: replace(

@@ -102,4 +102,4 @@ class TestTables:
     def test_rows_of_encoders(self):
         """A row that starts from an encoder needs the plan of its network."""
         runs = [Run("hippocampus_ten", "qt_unet_mae", "tenth", 0, 0), Run("em", "stock", "tenth", 0, 0)]
-        assert rows_of(runs, DATA["hippocampus_ten"].dataset) == ["qt_unet_mae", "qt_unet"]
+        assert rows_of(runs, DATA["hippocampus_ten"].dataset) == ["qt_unet_mae", "qt_unet_branch"]
