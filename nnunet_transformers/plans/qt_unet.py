@@ -8,12 +8,16 @@ from .planner import TransformerPlanner
 
 
 class QTUNetPlanner(TransformerPlanner):
-    """Base of the sizes: pre-norm, tiling windows and a branch at full resolution.
+    """Base of the sizes: pre-norm, tiling windows, a branch at full resolution and no drop path.
 
     benchmarks/results/hippocampus.md and benchmarks/results/accuracy.md compare them with what is published.
     """
 
-    network_overrides: ClassVar[dict[str, Any]] = {"norm_placement": "pre", "full_resolution_channels": 16}
+    network_overrides: ClassVar[dict[str, Any]] = {
+        "norm_placement": "pre",
+        "full_resolution_channels": 16,
+        "drop_path_rate": 0.0,
+    }
 
 
 class nnUNetPlannerQTUNetT(QTUNetPlanner):

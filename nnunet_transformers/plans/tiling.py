@@ -16,11 +16,13 @@ from math import inf, log, log2, prod, sqrt
 from operator import itemgetter
 
 from ..architectures._arguments import token_grids
-from ..architectures.layers.window_choice import MAX_WINDOW_TOKENS, choose_window
+from ..architectures.layers.window_choice import choose_window
 
 # fewest tokens on an axis that is merged, after merging; most down-samplings of the token grid
 MIN_GRID = 2
 MAX_MERGES = 4
+# tokens of the deepest grid above which one more stage is better
+GOOD_DEEPEST_TOKENS = {2: 8**2, 3: 350}
 Size = tuple[int, ...]
 
 
@@ -280,7 +282,7 @@ def _penalty(size: Size, target: Size, deepest: int) -> float:
     """How far a patch is from the target, and its deepest number of tokens from one that is good; 0 is ideal."""
     penalty = sum(abs(log(n / t)) for n, t in zip(size, target, strict=True))
     # the bottleneck should see the whole patch, but hold more than a handful of tokens
-    penalty += 0.2 * max(0.0, log(deepest / MAX_WINDOW_TOKENS[len(target)])) + 0.1 * max(0.0, log(27 / deepest))
+    penalty += 0.2 * max(0.0, log(deepest / GOOD_DEEPEST_TOKENS[len(target)])) + 0.1 * max(0.0, log(27 / deepest))
     return penalty
 
 

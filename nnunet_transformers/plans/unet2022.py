@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from ..architectures.unet2022 import published_windows
 from .planner import TransformerPlanner
 from .tiling import Size, TokenRules, tiling_windows
@@ -16,7 +18,12 @@ def published_or_tiling_windows(
 
 
 class UNet2022Planner(TransformerPlanner):
-    """Base of the sizes: four stages; in 2D stride 4 up to patches of about 384, else 8 (the published rule)."""
+    """Base of the sizes: four stages; in 2D stride 4 up to patches of about 384, else 8 (the published rule).
+
+    Without the published drop path (benchmarks/results/accuracy.md).
+    """
+
+    network_overrides: ClassVar[dict[str, Any]] = {"drop_path_rate": 0.0}
 
     token_rules = TokenRules(
         patch_embed_strides_2d=(8, 4, 2),

@@ -7,9 +7,9 @@ from itertools import product
 from math import inf, log, prod
 
 # tokens in a window: at most about the published 7^3 and preferably 6^3, since attention's cost grows with them; in 2D
-# fewer tokens reach as far
+# 8^2, beside Swin's 7^2, learn faster at equal cost than 16^2, which are as near to 7^3 (benchmarks/NOTES.md)
 MAX_WINDOW_TOKENS = {2: 256, 3: 350}
-GOOD_WINDOW_TOKENS = {2: 14**2, 3: 6**3}
+GOOD_WINDOW_TOKENS = {2: 8**2, 3: 6**3}
 
 
 @lru_cache(maxsize=4096)
