@@ -116,7 +116,7 @@ class Change:
             key: {**getattr(row, key), **value} if isinstance(value, Mapping) else value
             for key, value in self.fields.items()
         }
-        fields["costs_as" if self.is_free else "varies"] = name
+        fields |= {"costs_as": name, "varies": None} if self.is_free else {"costs_as": None, "varies": name}
         if "token_rules" in fields:
             fields["plans"] = f"{row.plans}_{suffix}"
         return replace(row, title=f"{row.title}, {self.title}", **fields)

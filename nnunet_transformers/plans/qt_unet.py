@@ -8,22 +8,19 @@ from .planner import TransformerPlanner
 
 
 class QTUNetPlanner(TransformerPlanner):
-    """Base of the sizes: pre-norm, tiling windows, a branch at full resolution and no drop path.
+    """Base of the sizes: pre-norm, tiling windows and a branch at full resolution.
 
     benchmarks/results/hippocampus.md and benchmarks/results/accuracy.md compare them with what is published.
     """
 
-    network_overrides: ClassVar[dict[str, Any]] = {
-        "norm_placement": "pre",
-        "full_resolution_channels": 16,
-        "drop_path_rate": 0.0,
-    }
+    network_overrides: ClassVar[dict[str, Any]] = {"norm_placement": "pre", "full_resolution_channels": 16}
 
 
 class nnUNetPlannerQTUNetT(QTUNetPlanner):
-    """QT-UNet Tiny, plans ``nnUNetQTUNetTPlans``."""
+    """QT-UNet Tiny, plans ``nnUNetQTUNetTPlans``. Without drop path, which was measured for this size alone."""
 
     network_name = "qt_unet_tiny"
+    network_overrides: ClassVar[dict[str, Any]] = {"drop_path_rate": 0.0}
 
 
 class nnUNetPlannerQTUNetS(QTUNetPlanner):

@@ -18,12 +18,7 @@ def published_or_tiling_windows(
 
 
 class UNet2022Planner(TransformerPlanner):
-    """Base of the sizes: four stages; in 2D stride 4 up to patches of about 384, else 8 (the published rule).
-
-    Without the published drop path (benchmarks/results/accuracy.md).
-    """
-
-    network_overrides: ClassVar[dict[str, Any]] = {"drop_path_rate": 0.0}
+    """Base of the sizes: four stages; in 2D stride 4 up to patches of about 384, else 8 (the published rule)."""
 
     token_rules = TokenRules(
         patch_embed_strides_2d=(8, 4, 2),
@@ -35,9 +30,10 @@ class UNet2022Planner(TransformerPlanner):
 
 
 class nnUNetPlannerUNet2022T(UNet2022Planner):
-    """UNet-2022 Tiny, plans ``nnUNetUNet2022TPlans``."""
+    """UNet-2022 Tiny, plans ``nnUNetUNet2022TPlans``. Without drop path, which was measured for this size alone."""
 
     network_name = "unet2022_tiny"
+    network_overrides: ClassVar[dict[str, Any]] = {"drop_path_rate": 0.0}
 
 
 class nnUNetPlannerUNet2022B(UNet2022Planner):

@@ -19,7 +19,8 @@ class nnUNetTrainerUNet2022Paper(nnUNetTrainerUNet2022):
     """The paper's recipe (section 4.2): 1.2 Dice + 0.8 cross-entropy, Adam at a fixed rate.
 
     The paper gives no rate; 1e-4, no weight decay and gradients clipped at 12 are the release's for Synapse and ACDC.
-    Outputs weigh 4/7, 2/7 and 1/7, the paper's 1/2, 1/4 and 1/8 normalised. Augmentation is nnU-Net's.
+    Outputs weigh 4/7, 2/7 and 1/7, the paper's 1/2, 1/4 and 1/8 normalised. Augmentation is nnU-Net's. The network is
+    the plan's: the planner of size T leaves the release's drop path of 0.2 out, presets have it.
     """
 
     default_lr = 1e-4

@@ -33,6 +33,7 @@ from nnunet_transformers.plans.qt_unet import nnUNetPlannerQTUNetB, nnUNetPlanne
 from nnunet_transformers.plans.resnet_unet import nnUNetPlannerResNet50UNet
 from nnunet_transformers.plans.setr_pup import nnUNetPlannerSETRPUP
 from nnunet_transformers.plans.tiling import TokenPlan, TokenRules
+from nnunet_transformers.plans.unet2022 import nnUNetPlannerUNet2022T
 from tests.architectures.test_networks import EACH_CLASS, INSTALLED, SMALLEST, is_compared
 
 CLASSES = [getattr(import_module(module), name) for name, module in PLANNERS.items()]
@@ -492,6 +493,16 @@ def test_own_data_where_a_method_is_overridden(folder):
         "nnUNetOwnPlans_2d",
         "nnUNetOwnPlans_3d_fullres",
     }
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    "planner_class, expected", [(nnUNetPlannerQTUNetT, 0), (nnUNetPlannerQTUNetB, 0.1), (nnUNetPlannerUNet2022T, 0)]
+)
+def test_drop_path_of_large_networks_alone(folder, planner_class, expected):
+    planned = plan(folder, planner_class, (1, 1, 1), (40, 40, 40))["configurations"]
+    rates = [planned[name]["architecture"]["arch_kwargs"]["drop_path_rate"] for name in ("2d", "3d_fullres")]
+    assert rates == [expected, expected]
 
 
 @pytest.mark.usefixtures("quick")

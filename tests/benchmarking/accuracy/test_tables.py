@@ -62,9 +62,9 @@ class TestTables:
 
     def test_changed_row(self):
         """A mapping is added to the row's, and only what costs something is measured."""
-        row = Row("A", "", "APlans", "", arguments={"depth": 2, "width": 3}, attributes={"rate": 1})
+        row = Row("A", "", "APlans", "", arguments={"depth": 2, "width": 3}, attributes={"rate": 1}, varies="b")
         free = Change("wider", ("a",), {"arguments": {"width": 4}}).apply("a", "wide", row)
-        assert free == replace(row, title="A, wider", arguments={"depth": 2, "width": 4}, costs_as="a")
+        assert free == replace(row, title="A, wider", arguments={"depth": 2, "width": 4}, costs_as="a", varies=None)
         finer = Change("finer", ("a",), {"token_rules": {"finest": 1}}, is_free=False).apply("a", "fine", row)
         assert finer == replace(row, title="A, finer", plans="APlans_fine", token_rules={"finest": 1}, varies="a")
 
