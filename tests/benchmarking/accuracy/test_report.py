@@ -115,7 +115,7 @@ class TestReport:
         on_gpu = {**run, "row": "unet2022", "gpu": "NVIDIA"}
         as_mit = self.record("hippocampus", "mit_ema", "quarter", 0.5)  # whose cost is MiT-7's
         text = elsewhere([run, on_gpu, as_mit], {(cost["row"], cost["dataset"]): cost for cost in known})
-        assert text.endswith(": PlainConvUNet 0.50, QT-UNet T (published head) 0.75, MiT-7 0.75.")
+        assert text.endswith(": PlainConvUNet 0.50, QT-UNet T (published head and drop path) 0.75, MiT-7 0.75.")
         assert elsewhere([on_gpu], {}) == ""
 
     def test_panels(self):
@@ -125,7 +125,7 @@ class TestReport:
         panels = [axes for axes in draw(records).axes if axes.axison]
         assert [axes.get_title().partition("\n")[0] for axes in panels] == ["ACDC, 2d", "ACDC, 3d_fullres"]
         looks = {(line.get_label().partition(",")[0], line.get_color()) for axes in panels for line in axes.lines[1::2]}
-        assert {name for name, _ in looks} == {"PlainConvUNet", "MiT-7", "QT-UNet T (published head)"}
+        assert {name for name, _ in looks} == {"PlainConvUNet", "MiT-7", "QT-UNet T (published head and drop path)"}
         assert len(looks) == len({colour for _, colour in looks}) == 3
         (alone,) = draw(records[:1]).axes
         assert alone.get_title().startswith("ISBI2012EM")
