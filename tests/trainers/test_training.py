@@ -39,7 +39,7 @@ class TestMainJob:
             untrained = large_ball_dice(fold)
             shutil.rmtree(fold)
             context.setattr(TransformerTrainer, "default_lr", 3e-3)
-            context.setattr(TransformerTrainer, "default_iterations", 12)
+            context.setattr(TransformerTrainer, "default_iterations", 24)
             with worker_processes():
                 train(export_validation_probabilities=True)
         # bright in noise; this label everywhere has a Dice of 0.25
