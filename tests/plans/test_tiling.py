@@ -142,6 +142,12 @@ def test_large_patch_keeps_the_published_stride(size, window):
     assert tokens.window_sizes[0] == window
 
 
+@pytest.mark.parametrize("size,grid", [((512, 512), (8, 8)), ((256, 224), (8, 7)), ((320, 320), (5, 5))])
+def test_deepest_grid_in_2d(size, grid):
+    """It holds at most 8x8 tokens where one more stage is possible, though a window could hold all of 16x16."""
+    assert plan_tokens(size, (1, 1)).grid_sizes[-1] == grid
+
+
 def test_shrink_takes_the_axis_that_covers_most():
     assert shrink((100, 100, 100), (100, 200, 300)) == (90, 100, 100)
     assert shrink((1, 8, 8), (1, 80, 80)) == (1, 7, 8)

@@ -7,7 +7,7 @@ from itertools import product
 from math import inf, log, prod
 
 # tokens in a window: at most about the published 7^3 and preferably 6^3, since attention's cost grows with them; in 2D
-# 8^2, beside Swin's 7^2, learn faster at equal cost than 16^2, which are as near to 7^3 (benchmarks/NOTES.md)
+# preferably 8^2, near Swin's 7^2, with which a network learns faster at equal cost than with 16^2 (benchmarks/NOTES.md)
 MAX_WINDOW_TOKENS = {2: 256, 3: 350}
 GOOD_WINDOW_TOKENS = {2: 8**2, 3: 6**3}
 
