@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import sys
 import time
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
-from nnunet_transformers._atomic import replacing
+from nnunet_transformers._atomic import replacing, write_json
 from nnunet_transformers._lease import FolderInUse, lease
 from nnunet_transformers._reading import RefusedError, read_json
 from nnunet_transformers.benchmarking.environment import describe_environment
@@ -26,10 +27,11 @@ from nnunet_transformers.cpu import release_freed_memory
 
 from .costs import costs_file, describe, iterations_for, measured_as, read_costs, seconds_per_iteration
 from .runs import Run, append_line, read_lines, read_queue, read_runs, results_file, work_folder
-from .tables import BUDGETS, DATA, ROWS
+from .tables import BUDGETS, DATA, ROWS, Row
 from .trainer import CPU, LOGGED, Stopped, make_trainer
 
 READINGS, BETWEEN_READINGS = 5, 1.0
+SETTINGS_NAME = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def execute(run: Run, folder: Path, is_stopped: Callable[[], bool], how: How = H
     Raises:
         Stopped: if it was asked to stop.
         FolderInUse: if another process measures the row's cost.
-        RefusedError: if the dataset is not prepared for the row, or its plan has changed.
+        RefusedError: if the dataset is not prepared for the row, or its plan or the row has changed.
     """
     data = DATA[run.dataset]
     iterations = iterations_for(run.budget, run.row, run.dataset)
@@ -142,6 +144,7 @@ def execute(run: Run, folder: Path, is_stopped: Callable[[], bool], how: How = H
         trainer.is_captured = how.graphs
         trainer.initialize()
         check_plan(describe(trainer), entries)
+        check_state(folder, settings_of(trainer, ROWS[run.row], iterations))
         maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
         trainer.run_training()
         trainer.perform_actual_validation()
@@ -190,6 +193,36 @@ def check_plan(described: dict[str, Any], entries: dict[str, dict[str, Any]]) ->
         if differing := [key for key in described if key in entry and entry[key] != described[key]]:
             changes = ", ".join(f"{key} {entry[key]} instead of {described[key]}" for key in differing)
             raise RefusedError(f"{name} is of another plan, with {changes}; remove its line")
+
+
+def settings_of(trainer: Any, row: Row, iterations: int) -> dict[str, Any]:
+    """What a training has to have in common with the state that it goes on from, as JSON holds it."""
+    settings = {
+        "plan": trainer.configuration_manager.configuration,
+        "trainer": row.trainer,
+        "attributes": dict(row.attributes),
+        "iterations": iterations,
+    }
+    read: dict[str, Any] = json.loads(json.dumps(settings))
+    return read
+
+
+def check_state(folder: Path, settings: dict[str, Any]) -> None:
+    """Check that the state in a run's folder, if any, is of the same settings, and note these.
+
+    Args:
+        folder: folder of the training.
+        settings: of ``settings_of``.
+
+    Raises:
+        RefusedError: if it is of others, or they were not noted.
+    """
+    file = folder / SETTINGS_NAME
+    before = read_json(file) if file.is_file() else {}
+    if any(folder.rglob("checkpoint_*.pth")) and before != settings:
+        differing = [key for key in settings if before.get(key) != settings[key]]
+        raise RefusedError(f"{folder} holds a training of another {' and '.join(differing)}; remove it")
+    write_json(settings, file)
 
 
 def times_and_curve(logged: dict[str, list]) -> dict[str, Any]:

@@ -96,6 +96,28 @@ class TestQueue:
         assert len(curves[0][0]) == 2
         assert curves[0] == curves[1]
 
+    @pytest.mark.parametrize("changed", ["plan", "attributes", "noted"])
+    def test_state_of_another_row(self, fresh, monkeypatch, capsys, changed):
+        """A training does not go on from it, nor is it validated as its own."""
+        queue = write_queue(fresh / "queue.jsonl", STOCK)
+        asked = chain(repeat(False, 1), repeat(True))
+        assert execute.run_queue(queue, lambda: next(asked)) == []
+        folder = work_folder() / STOCK.name
+        before = (folder / "settings.json").read_text()
+        change = {"plan": {"configuration": {"batch_dice": True}}, "attributes": {"attributes": {"initial_lr": 1.0}}}
+        monkeypatch.setitem(ROWS, "stock", replace(ROWS["stock"], **change.get(changed, {})))
+        if changed == "noted":
+            (folder / "settings.json").unlink()
+        assert execute.run_queue(queue, never) == [STOCK]
+        what = {"noted": "plan and trainer and attributes and iterations"}.get(changed, changed)
+        assert capsys.readouterr().err.splitlines() == [
+            f"{STOCK.name}: {folder} holds a training of another {what}; remove it"
+        ]
+        if changed != "noted":
+            assert (folder / "settings.json").read_text() == before
+        shutil.rmtree(folder)
+        assert execute.run_queue(queue, never) == []
+
     def test_stateless(self, fresh):
         """A stopped run leaves no state where none is asked for; its loaders are processes of their own."""
         queue = write_queue(fresh / "queue.jsonl", STOCK)
