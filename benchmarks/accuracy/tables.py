@@ -221,6 +221,7 @@ CHANGES = {
         is_free=False,
     ),
     "double_rate": Change("rate 2e-3", (*OURS, *BRANCHED), {"attributes": {"initial_lr": 2e-3}}),
+    "half_rate": Change("rate 5e-4", (*OURS, *BRANCHED), {"attributes": {"initial_lr": 5e-4}}),
     "no_warm_up": Change("no warm-up", (*OURS, *BRANCHED), {"attributes": {"warmup_fraction": 0.0}}),
     "light_decay": Change("weight decay 3e-5", (*OURS, *BRANCHED), {"attributes": {"weight_decay": 3e-5}}),
     "ema": Change("EMA", (*OURS, *BRANCHED), {"configuration": {"training": {"ema_decay": 0.99}}}),
