@@ -33,13 +33,11 @@ the spread of the seeds and is too narrow for few patients (EM's are five slices
 labelled cases, they are between the same seeds. Networks are trained by their trainers: nnU-Net's CNNs by SGD as
 published, ours by AdamW, whose rate was chosen on short trainings of QT-UNet on fold 0 of this hippocampus, as were
 its norm and windows, so that a difference is that of network and optimiser together. {costs}Trained on: {devices}."""
-COSTS = """Costs are processor time of one thread, [measured once]({measured}) for each network and dataset.{elsewhere}
+COSTS = """Costs are time of one CPU thread, [measured once]({measured}) for each network and dataset.{elsewhere}
 A budget of 1 is what {stock} takes for {iterations:,} iterations on hippocampus. It gives each training its iterations,
-also where a GPU made them, in float16; on a processor it is float32. All is far from converged: the tables say what a
-network has learnt by then, not where it ends. """
-ELSEWHERE = (
-    " Processors differ in what they are fast at; those that trained here took, as shares of these costs: {shares}."
-)
+also where a GPU made them, in float16, and in other times (`wall_seconds`); on a CPU it is float32. All is far from
+converged: the tables say what a network has learnt by then, not where it ends. """
+ELSEWHERE = " CPUs differ in what they are fast at; those that trained here took, as shares of these costs: {shares}."
 LINE = 120
 
 
@@ -213,7 +211,7 @@ def table(records: Records, longer: Records | None = None) -> str:
 
 def pretraining_table(made: Iterable[dict[str, Any]]) -> str:
     """Markdown table of pretrainings: images, samples, processor time in units, and the first and last logged loss."""
-    lines = ["| network | method | images | samples | units of processor time | loss |", "|---|---|---|---|---|---|"]
+    lines = ["| network | method | images | samples | units of CPU time | loss |", "|---|---|---|---|---|---|"]
     for record in made:
         given, settings = PRETRAININGS[record["pretraining"]], record["settings"]
         samples = settings["data.init_args.samples_per_epoch"] * settings["trainer.max_epochs"]
@@ -294,9 +292,7 @@ def draw(records: Records) -> Figure:
                 axes.plot(done[-1:], [final], marker, color=colour, markersize=6, alpha=0.8, label=label)
         # in two lines, as titles stand beside each other
         title = "\n".join(heading(dataset, budget).replace("`", "").rsplit(", ", 1))
-        axes.set(
-            title=title, xlabel="processor time, minutes" if BUDGETS[budget].units else "iterations", ylabel="Dice"
-        )
+        axes.set(title=title, xlabel="CPU time, minutes" if BUDGETS[budget].units else "iterations", ylabel="Dice")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="best")
     for axes in list(grid):

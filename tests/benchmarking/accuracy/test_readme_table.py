@@ -18,11 +18,13 @@ ROWS = {
     "nnU-Net, ResEnc-M": ["resenc_m"],
     "nnU-Net, PrimusV3-S": ["primus_v3_s"],
     "QT-UNet T, as planned": ["qt_unet_branch"],
-    "QT-UNet T, as planned before": [BEFORE, f"{BEFORE}_windows_16"],  # in 3D and 2D
+    # in 3D, on EM, on ACDC in 2D
+    "QT-UNet T, as planned before": [BEFORE, f"{BEFORE}_windows_16", f"{BEFORE}_windows_16_fine"],
     "QT-UNet T, published head and drop path": ["qt_unet"],
     "UNet-2022 T, as planned": ["unet2022"],
     "UNet-2022 T, published drop path": ["unet2022_drop_path_02"],
     "MiT-7": ["mit"],
+    "MiT-7, as planned before": ["mit_fine"],
 }
 
 
