@@ -46,10 +46,9 @@ TRAINERS = {
     "nnUNetTrainerUNETR": "nnunet_transformers.trainers.unetr",
     "nnUNetTrainerLinearProbe": "nnunet_transformers.trainers.linear_probe",
 }
-DEMO_TRAINERS = {"nnUNetTrainerQTUNetDemo": "nnunet_transformers.trainers.qt_unet"}
 # trainers of networks that are not ours
 STOCK_TRAINERS = {"nnUNetTrainerPretrained": "nnunet_transformers.trainers.pretrained"}
-# the trainers that have nnU-Net's benchmark variants, and the suffixes of those
+# the trainers that have a demo's length and nnU-Net's benchmark variants, and the suffixes of those
 BENCHMARKED = ("nnUNetTrainerQTUNet", "nnUNetTrainerUNet2022", "nnUNetTrainerMiT")
 BENCHMARKS = ("", "_noDataLoading")
 BENCHMARK_MODULE = "nnunet_transformers.trainers.benchmark"
@@ -100,6 +99,11 @@ def schedule_name(trainer: str, epochs: int) -> str:
     return f"{trainer}_{epochs}epoch{'s' if epochs > 1 else ''}"
 
 
+def demo_name(trainer: str) -> str:
+    """Name of a trainer's short training for a first look."""
+    return f"{trainer}Demo"
+
+
 def benchmark_name(trainer: str, kind: str) -> str:
     """Name of a trainer's benchmark, one of ``BENCHMARKS``, as nnU-Net spells it."""
     return f"{trainer}Benchmark_5epochs{kind}"
@@ -108,7 +112,7 @@ def benchmark_name(trainer: str, kind: str) -> str:
 CLASSES = {
     **TRAINERS,
     **{schedule_name(name, epochs): module for name, module in TRAINERS.items() for epochs in SCHEDULES},
-    **DEMO_TRAINERS,
+    **{demo_name(name): TRAINERS[name] for name in BENCHMARKED},
     **STOCK_TRAINERS,
     **{benchmark_name(name, kind): BENCHMARK_MODULE for name in BENCHMARKED for kind in BENCHMARKS},
     **PLANNERS,

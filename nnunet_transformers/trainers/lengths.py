@@ -1,8 +1,8 @@
-"""Trainer variants with other schedule lengths, named as nnU-Net's own."""
+"""Trainer variants with other lengths: nnU-Net's schedules, named as its own, and the demo's."""
 
 from __future__ import annotations
 
-from ..discovery import SCHEDULES, schedule_name
+from ..discovery import SCHEDULES, demo_name, schedule_name
 from .trainer import TransformerTrainer
 
 
@@ -24,3 +24,19 @@ def with_schedules(*trainers: type[TransformerTrainer]) -> dict[str, type[Transf
             }
             variants[name] = type(name, (trainer,), attributes)
     return variants
+
+
+def with_demo(trainer: type[TransformerTrainer]) -> dict[str, type[TransformerTrainer]]:
+    """Create ``XDemo`` of a trainer ``X``: minutes on a CPU instead of weeks.
+
+    Returns:
+        name to class, as ``with_schedules``.
+    """
+    name = demo_name(trainer.__name__)
+    attributes = {
+        "default_epochs": 12,
+        "default_iterations": 20,
+        "__module__": trainer.__module__,
+        "__doc__": f"{trainer.__name__} for a first look on a CPU: 12 epochs of 20 iterations.",
+    }
+    return {name: type(name, (trainer,), attributes)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..architectures.mit import MiT
-from .lengths import with_schedules
+from .lengths import with_demo, with_schedules
 from .trainer import TransformerTrainer
 
 
@@ -30,4 +30,4 @@ class nnUNetTrainerMiTPaper(nnUNetTrainerMiT):
     frozen_fraction = 0.0
 
 
-globals().update(with_schedules(nnUNetTrainerMiT, nnUNetTrainerMiTPaper))
+globals().update(with_schedules(nnUNetTrainerMiT, nnUNetTrainerMiTPaper) | with_demo(nnUNetTrainerMiT))

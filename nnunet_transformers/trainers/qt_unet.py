@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 
 from ..architectures.qt_unet import QTUNet
-from .lengths import with_schedules
+from .lengths import with_demo, with_schedules
 from .precision import in_float32
 from .trainer import TransformerTrainer
 
@@ -21,13 +21,6 @@ class nnUNetTrainerQTUNet(TransformerTrainer):
 
     network_class = QTUNet
     planners = ("nnUNetPlannerQTUNetT", "nnUNetPlannerQTUNetS", "nnUNetPlannerQTUNetB")
-
-
-class nnUNetTrainerQTUNetDemo(nnUNetTrainerQTUNet):
-    """A training of a few minutes on CPU for the demo: 12 epochs of 20 iterations."""
-
-    default_epochs = 12
-    default_iterations = 20
 
 
 class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
@@ -84,4 +77,4 @@ class nnUNetTrainerQTUNetThesis(nnUNetTrainerQTUNet):
         return optimizer, CosineLRScheduler(optimizer, t_initial=self.num_epochs)
 
 
-globals().update(with_schedules(nnUNetTrainerQTUNet, nnUNetTrainerQTUNetThesis))
+globals().update(with_schedules(nnUNetTrainerQTUNet, nnUNetTrainerQTUNetThesis) | with_demo(nnUNetTrainerQTUNet))

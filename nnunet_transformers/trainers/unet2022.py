@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..architectures.unet2022 import UNet2022
-from .lengths import with_schedules
+from .lengths import with_demo, with_schedules
 from .trainer import TransformerTrainer
 
 
@@ -34,4 +34,4 @@ class nnUNetTrainerUNet2022Paper(nnUNetTrainerUNet2022):
     frozen_fraction = 0.0
 
 
-globals().update(with_schedules(nnUNetTrainerUNet2022, nnUNetTrainerUNet2022Paper))
+globals().update(with_schedules(nnUNetTrainerUNet2022, nnUNetTrainerUNet2022Paper) | with_demo(nnUNetTrainerUNet2022))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 from importlib import import_module
 
 import pytest
 
-from nnunet_transformers.discovery import DEMO_TRAINERS, TRAINERS
+from nnunet_transformers.discovery import BENCHMARKED, CLASSES, TRAINERS, demo_name
 from nnunet_transformers.trainers.trainer import TransformerTrainer
 
 BASE = {
@@ -37,7 +38,6 @@ MGCA = {
 }
 RECIPES = {
     "nnUNetTrainerQTUNet": {},
-    "nnUNetTrainerQTUNetDemo": {"default_epochs": 12, "default_iterations": 20},
     "nnUNetTrainerQTUNetThesis": {
         "default_epochs": 350,
         "default_lr": 0.4e-4,
@@ -98,13 +98,23 @@ def short_epochs():
     """Not here."""
 
 
-@pytest.mark.parametrize("name", [*TRAINERS, *DEMO_TRAINERS])
+@pytest.mark.parametrize("name", BENCHMARKED)
+def test_demo(name):
+    """Of its length; else the trainer's, as whose network's it is found and pickled."""
+    trainer = getattr(import_module(CLASSES[demo_name(name)]), demo_name(name))
+    demo = {"default_epochs": 12, "default_iterations": 20}
+    assert {setting: getattr(trainer, setting) for setting in BASE} == {**BASE, **RECIPES[name], **demo}
+    assert trainer.mro()[1].__name__ == name
+    assert pickle.loads(pickle.dumps(trainer)) is trainer
+
+
+@pytest.mark.parametrize("name", TRAINERS)
 def test_recipe(name):
-    trainer = getattr(import_module({**TRAINERS, **DEMO_TRAINERS}[name]), name)
+    trainer = getattr(import_module(TRAINERS[name]), name)
     assert {setting: getattr(trainer, setting) for setting in BASE} == {**BASE, **RECIPES[name]}
     assert trainer.planners
     if "LinearProbe" not in name:
-        family = name.removeprefix("nnUNetTrainer").removesuffix("Paper").removesuffix("Thesis").removesuffix("Demo")
+        family = name.removeprefix("nnUNetTrainer").removesuffix("Paper").removesuffix("Thesis")
         assert all(planner.startswith(f"nnUNetPlanner{family}") for planner in trainer.planners)
 
 
