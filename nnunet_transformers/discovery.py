@@ -48,8 +48,9 @@ TRAINERS = {
 }
 # trainers of networks that are not ours
 STOCK_TRAINERS = {"nnUNetTrainerPretrained": "nnunet_transformers.trainers.pretrained"}
-# the trainers that have a demo's length and nnU-Net's benchmark variants, and the suffixes of those
-BENCHMARKED = ("nnUNetTrainerQTUNet", "nnUNetTrainerUNet2022", "nnUNetTrainerMiT")
+# those of the three networks that this package is about, which also have a demo and nnU-Net's benchmarks
+MAIN_TRAINERS = ("nnUNetTrainerQTUNet", "nnUNetTrainerUNet2022", "nnUNetTrainerMiT")
+# suffixes of the benchmarks
 BENCHMARKS = ("", "_noDataLoading")
 BENCHMARK_MODULE = "nnunet_transformers.trainers.benchmark"
 PLANNERS = {
@@ -112,9 +113,9 @@ def benchmark_name(trainer: str, kind: str) -> str:
 CLASSES = {
     **TRAINERS,
     **{schedule_name(name, epochs): module for name, module in TRAINERS.items() for epochs in SCHEDULES},
-    **{demo_name(name): TRAINERS[name] for name in BENCHMARKED},
+    **{demo_name(name): TRAINERS[name] for name in MAIN_TRAINERS},
     **STOCK_TRAINERS,
-    **{benchmark_name(name, kind): BENCHMARK_MODULE for name in BENCHMARKED for kind in BENCHMARKS},
+    **{benchmark_name(name, kind): BENCHMARK_MODULE for name in MAIN_TRAINERS for kind in BENCHMARKS},
     **PLANNERS,
 }
 

@@ -17,7 +17,8 @@ thread, which other work on the machine hardly changes.
 goes on with those that were killed, from their last epoch; start one process per core. SIGTERM, or `--until HH:MM`,
 ends it after the epoch. The queue is read again before each run, so lines may be added to it; while it is not readable,
 the runs that it had go on. A run's line in $nnUNet_results/accuracy/results.jsonl says that it is finished. A run is
-refused if its dataset is not split by patient, and if its cost or finished runs beside it are of another plan.
+refused if its dataset is not split by patient, and if its cost, finished runs beside it or the state in its folder are
+of another plan.
 
 `reproduce` does it all for a queue, where a GPU is at hand: it prepares what the runs need, makes them in several
 processes and reports beside the results.

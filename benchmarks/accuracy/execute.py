@@ -202,26 +202,29 @@ def settings_of(trainer: Any, row: Row, iterations: int) -> dict[str, Any]:
         "trainer": row.trainer,
         "attributes": dict(row.attributes),
         "iterations": iterations,
+        "labelled": trainer.labelled,
     }
     read: dict[str, Any] = json.loads(json.dumps(settings))
     return read
 
 
 def check_state(folder: Path, settings: dict[str, Any]) -> None:
-    """Check that the state in a run's folder, if any, is of the same settings, and note these.
+    """Check that the state in a run's folder, if any, is of the same settings, and write these beside it.
 
     Args:
         folder: folder of the training.
         settings: of ``settings_of``.
 
     Raises:
-        RefusedError: if it is of others, or they were not noted.
+        RefusedError: if it is of others, or they are not there.
     """
     file = folder / SETTINGS_NAME
-    before = read_json(file) if file.is_file() else {}
-    if any(folder.rglob("checkpoint_*.pth")) and before != settings:
-        differing = [key for key in settings if before.get(key) != settings[key]]
-        raise RefusedError(f"{folder} holds a training of another {' and '.join(differing)}; remove it")
+    if any(folder.rglob("checkpoint_*.pth")):
+        if not file.is_file():
+            raise RefusedError(f"{folder} holds a training without {SETTINGS_NAME}; remove it")
+        before = read_json(file)
+        if differing := [key for key in settings if before.get(key) != settings[key]]:
+            raise RefusedError(f"{folder} holds a training with other {' and '.join(differing)}; remove it")
     write_json(settings, file)
 
 

@@ -19,7 +19,7 @@ from nnunetv2.training.nnUNetTrainer.variants.benchmarking.nnUNetTrainerBenchmar
 )
 
 from ..benchmarking.environment import processor_name
-from ..discovery import BENCHMARKED, BENCHMARKS, TRAINERS, benchmark_name
+from ..discovery import BENCHMARKS, MAIN_TRAINERS, TRAINERS, benchmark_name
 
 
 class AnyDevice(nnUNetTrainerBenchmark_5epochs):
@@ -66,4 +66,4 @@ def _benchmark(name: str, kind: str) -> type[AnyDevice]:
 
 
 KINDS = dict(zip(BENCHMARKS, (AnyDevice, AnyDeviceNoDataLoading), strict=True))
-globals().update({benchmark_name(name, kind): _benchmark(name, kind) for name in BENCHMARKED for kind in BENCHMARKS})
+globals().update({benchmark_name(name, kind): _benchmark(name, kind) for name in MAIN_TRAINERS for kind in BENCHMARKS})

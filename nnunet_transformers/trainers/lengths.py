@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..discovery import SCHEDULES, demo_name, schedule_name
 from .trainer import TransformerTrainer
 
@@ -12,18 +14,12 @@ def with_schedules(*trainers: type[TransformerTrainer]) -> dict[str, type[Transf
     Returns:
         name to class, to be added to the module that defines the trainers: a class is pickled by module and name.
     """
-    variants = {}
-    for trainer in trainers:
-        for epochs in SCHEDULES:
-            name = schedule_name(trainer.__name__, epochs)
-            attributes = {
-                "default_epochs": epochs,
-                "states_epochs": True,
-                "__module__": trainer.__module__,
-                "__doc__": f"{trainer.__name__} for {epochs} epochs.",
-            }
-            variants[name] = type(name, (trainer,), attributes)
-    return variants
+    variants = [
+        _variant(trainer, schedule_name(trainer.__name__, epochs), f"for {epochs} epochs", epochs, states_epochs=True)
+        for trainer in trainers
+        for epochs in SCHEDULES
+    ]
+    return {variant.__name__: variant for variant in variants}
 
 
 def with_demo(trainer: type[TransformerTrainer]) -> dict[str, type[TransformerTrainer]]:
@@ -33,10 +29,13 @@ def with_demo(trainer: type[TransformerTrainer]) -> dict[str, type[TransformerTr
         name to class, as ``with_schedules``.
     """
     name = demo_name(trainer.__name__)
-    attributes = {
-        "default_epochs": 12,
-        "default_iterations": 20,
-        "__module__": trainer.__module__,
-        "__doc__": f"{trainer.__name__} for a first look on a CPU: 12 epochs of 20 iterations.",
-    }
-    return {name: type(name, (trainer,), attributes)}
+    return {name: _variant(trainer, name, "for a first look: 12 epochs of 20 iterations", 12, default_iterations=20)}
+
+
+def _variant(
+    trainer: type[TransformerTrainer], name: str, purpose: str, epochs: int, **attributes: Any
+) -> type[TransformerTrainer]:
+    doc = f"{trainer.__name__} {purpose}."
+    return type(
+        name, (trainer,), {"default_epochs": epochs, "__module__": trainer.__module__, "__doc__": doc, **attributes}
+    )

@@ -7,7 +7,7 @@ from importlib import import_module
 
 import pytest
 
-from nnunet_transformers.discovery import BENCHMARKED, CLASSES, TRAINERS, demo_name
+from nnunet_transformers.discovery import CLASSES, MAIN_TRAINERS, TRAINERS, demo_name
 from nnunet_transformers.trainers.trainer import TransformerTrainer
 
 BASE = {
@@ -98,7 +98,7 @@ def short_epochs():
     """Not here."""
 
 
-@pytest.mark.parametrize("name", BENCHMARKED)
+@pytest.mark.parametrize("name", MAIN_TRAINERS)
 def test_demo(name):
     """Of its length; else the trainer's, as whose network's it is found and pickled."""
     trainer = getattr(import_module(CLASSES[demo_name(name)]), demo_name(name))

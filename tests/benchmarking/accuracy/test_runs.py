@@ -96,7 +96,7 @@ class TestQueue:
         assert len(curves[0][0]) == 2
         assert curves[0] == curves[1]
 
-    @pytest.mark.parametrize("changed", ["plan", "attributes", "noted"])
+    @pytest.mark.parametrize("changed", ["plan", "trainer", "attributes", "iterations", "labelled", "settings"])
     def test_state_of_another_row(self, fresh, monkeypatch, capsys, changed):
         """A training does not go on from it, nor is it validated as its own."""
         queue = write_queue(fresh / "queue.jsonl", STOCK)
@@ -104,16 +104,22 @@ class TestQueue:
         assert execute.run_queue(queue, lambda: next(asked)) == []
         folder = work_folder() / STOCK.name
         before = (folder / "settings.json").read_text()
-        change = {"plan": {"configuration": {"batch_dice": True}}, "attributes": {"attributes": {"initial_lr": 1.0}}}
-        monkeypatch.setitem(ROWS, "stock", replace(ROWS["stock"], **change.get(changed, {})))
-        if changed == "noted":
+        rows = {
+            "plan": {"configuration": {"batch_dice": True}},
+            "trainer": {"trainer": "nnUNetTrainerNoDeepSupervision"},
+            "attributes": {"attributes": {"initial_lr": 1.0}},
+        }
+        monkeypatch.setitem(ROWS, "stock", replace(ROWS["stock"], **rows.get(changed, {})))
+        if changed == "iterations":
+            monkeypatch.setattr(costs, "UNIT_ITERATIONS", 16)
+        if changed == "labelled":
+            monkeypatch.setitem(DATA, "hippocampus", replace(BALLS, labelled=2))
+        if changed == "settings":
             (folder / "settings.json").unlink()
         assert execute.run_queue(queue, never) == [STOCK]
-        what = {"noted": "plan and trainer and attributes and iterations"}.get(changed, changed)
-        assert capsys.readouterr().err.splitlines() == [
-            f"{STOCK.name}: {folder} holds a training of another {what}; remove it"
-        ]
-        if changed != "noted":
+        what = "without settings.json" if changed == "settings" else f"with other {changed}"
+        assert capsys.readouterr().err.splitlines() == [f"{STOCK.name}: {folder} holds a training {what}; remove it"]
+        if changed != "settings":
             assert (folder / "settings.json").read_text() == before
         shutil.rmtree(folder)
         assert execute.run_queue(queue, never) == []
