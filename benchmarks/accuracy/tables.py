@@ -276,6 +276,7 @@ MAE_ACDC = {
     "data.init_args.samples_per_epoch": 40,
     "trainer.max_epochs": 50,
 }
+MAE_ACDC_LONG = {**MAE_ACDC, "trainer.max_epochs": 150}
 VOLUME_FUSION = {key: value for key, value in MAE.items() if key != "model.init_args.mask_size"}
 QT_SSL = {
     "model.init_args.lr": 1e-3,
@@ -301,6 +302,7 @@ PRETRAININGS = {
     ),
     "mit_mae": Pretraining("MAE", "mae", "mit", MAE),
     "mit_mae_acdc": Pretraining("MAE", "mae", "mit", MAE_ACDC, "acdc_3d"),
+    "mit_mae_acdc_long": Pretraining("MAE of three times the length", "mae", "mit", MAE_ACDC_LONG, "acdc_3d"),
     "mit_volume_fusion": Pretraining("VolumeFusion", "volume_fusion", "mit", VOLUME_FUSION),
     "qt_unet_mae": Pretraining("MAE", "mae", "qt_unet_branch", MAE),
     "qt_unet_ssl": Pretraining("QT-UNet's SSL", "qt_ssl_in_task", "qt_unet_branch", QT_SSL),
