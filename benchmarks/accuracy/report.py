@@ -17,7 +17,7 @@ from nnunet_transformers._atomic import write_text
 from .costs import COSTS_NAME, measured_as, read_costs
 from .prepare import group_of
 from .runs import Run, read_lines
-from .tables import BUDGETS, DATA, JUDGED_FOLD, PRETRAINING_UNITS, PRETRAININGS, REFERENCE, ROWS, UNIT_ITERATIONS, Data
+from .tables import BUDGETS, DATA, JUDGED_FOLD, PRETRAININGS, REFERENCE, ROWS, UNIT_ITERATIONS, Data
 
 Records = list[dict[str, Any]]
 Costs = Mapping[tuple[str, str], dict[str, Any]]
@@ -103,8 +103,8 @@ def page(records: Records, picture: str, measured: Costs) -> str:
         for dataset in DATA:
             for budget in BUDGETS:
                 if part := [r for r in chosen if (r["dataset"], r["budget"]) == (dataset, budget)]:
-                    longer = [r for r in chosen if r["dataset"] == dataset and r["budget"] == with_pretraining(budget)]
-                    lines += [f"### {heading(dataset, budget)}\n", table(part, longer), ""]
+                    others = [r for r in chosen if r["dataset"] == dataset]
+                    lines += [f"### {heading(dataset, budget)}\n", table(part, others), ""]
     return "\n".join(lines)
 
 
@@ -145,26 +145,29 @@ def heading_of(data: Data) -> str:
     return f"{data.dataset.partition('_')[2]}, `{data.configuration}`"
 
 
-def with_pretraining(budget: str) -> str | None:
-    """The budget that is as long as a pretraining and a training of this one together."""
-    units = BUDGETS[budget].units
-    if units is None:
-        return None
-    total = round(units + PRETRAINING_UNITS, 6)
-    return next((name for name, other in BUDGETS.items() if other.units == total), None)
+def as_long_from_scratch(records: Records, others: Records) -> Records:
+    """The runs from scratch that are as long as the pretraining and the training of these runs of a row together."""
+    made_by, units = ROWS[records[0]["row"]].pretraining, BUDGETS[records[0]["budget"]].units
+    if made_by is None or units is None:
+        return []
+    given = PRETRAININGS[made_by]
+    total = round(units + given.units, 6)
+    return [r for r in others if r["row"] == given.row and BUDGETS[r["budget"]].units == total]
 
 
-def table(records: Records, longer: Records | None = None) -> str:
+def table(records: Records, others: Records | None = None) -> str:
     """Markdown table of one dataset and budget, by row.
 
     Args:
         records: runs of the dataset and budget.
-        longer: runs from scratch at the cost of a pretraining more; with some there is a column of differences to them.
+        others: runs of the dataset. Those from scratch that are as long as a pretraining and a training in the table
+            together make a column of differences to them.
     """
     labels = list(records[0]["dice_per_label"])
     by_row = {row: [r for r in records if r["row"] == row] for row in ROWS}
     has_folds = any(r["fold"] != JUDGED_FOLD for r in records)
     has_stock = any(by_row[REFERENCE[0]]) and len({r["row"] for r in records}) > 1
+    scratch = {row: as_long_from_scratch(runs, others or []) for row, runs in by_row.items() if runs}
     has_effects = any(by_row[base] for row, runs in by_row.items() if runs and (base := ROWS[row].base))
     head = [
         "",
@@ -174,7 +177,7 @@ def table(records: Records, longer: Records | None = None) -> str:
         "spread",
         *["difference"] * has_stock,
         *["effect"] * has_effects,
-        *["at equal total cost"] * bool(longer),
+        *["at equal total cost"] * any(scratch.values()),
         *labels,
     ]
     # a budget in iterations is not one of processor time
@@ -187,7 +190,6 @@ def table(records: Records, longer: Records | None = None) -> str:
         dice = [mean(r["dice"] for r in runs if r["seed"] == seed) for seed in sorted({r["seed"] for r in runs})]
         first = runs[0]
         base = ROWS[row].base
-        scratch = [r for r in longer or [] if ROWS[row].pretraining and r["row"] == base]
         to_stock = difference(runs, by_row[REFERENCE[0]]) if row != REFERENCE[0] else None
         cells = [
             ROWS[row].title,
@@ -197,7 +199,7 @@ def table(records: Records, longer: Records | None = None) -> str:
             f"{min(dice):.3f} to {max(dice):.3f}" if len(dice) > 1 else "",
             *[in_words(to_stock)] * has_stock,
             *[in_words(difference(runs, by_row[base])) if base else ""] * has_effects,
-            *[in_words(difference(runs, scratch))] * bool(longer),
+            *[in_words(difference(runs, scratch[row]))] * any(scratch.values()),
             *(f"{mean(r['dice_per_label'][label] for r in runs):.3f}" for label in labels),
             str(first["iterations"]),
             str(first["batch_size"]),

@@ -66,7 +66,8 @@ class TestReport:
     def record(dataset, row, budget, dice, fold=0):
         run = vars(Run(dataset, row, budget, fold, 0))
         of = {"iterations": 4, "epochs": 2, "calibrated_seconds": 1.0, "batch_size": 2, "patch_size": [8, 8, 8]}
-        found = {"dice": dice, "dice_per_label": {"large": dice}, "dice_per_case": {"a": [dice], "b": [dice]}}
+        cases = ("patient1", "patient2")  # which suits all datasets
+        found = {"dice": dice, "dice_per_label": {"large": dice}, "dice_per_case": {case: [dice] for case in cases}}
         return {
             **run,
             **of,
@@ -133,15 +134,22 @@ class TestReport:
     def test_equal_total_cost(self, tmp_path, monkeypatch):
         """A pretrained network is compared with a training from scratch that is longer by the pretraining."""
         monkeypatch.setenv("nnUNet_results", str(tmp_path))
-        given = [("mit", "tenth", 0.7), ("mit_mae", "tenth", 0.76), ("mit", "three_tenths", 0.75)]
-        for row, budget, dice in given:
-            append_line(tmp_path / "results.jsonl", self.record("hippocampus_ten", row, budget, dice))
+        given = [
+            ("hippocampus_ten", "mit", "tenth", 0.7),
+            ("hippocampus_ten", "mit_mae", "tenth", 0.76),
+            ("hippocampus_ten", "mit", "three_tenths", 0.75),
+            ("acdc_3d_ten", "mit_mae_acdc_long", "tenth", 0.5),  # costs more than three tenths
+            ("acdc_3d_ten", "mit", "three_tenths", 0.6),
+        ]
+        for dataset, row, budget, dice in given:
+            append_line(tmp_path / "results.jsonl", self.record(dataset, row, budget, dice))
         settings = {"data.init_args.samples_per_epoch": 20, "trainer.max_epochs": 3}
         made = {"pretraining": "mit_mae", "settings": settings, "units": 0.21}
         append_line(tmp_path / "pretraining.jsonl", {**made, "curve": {"loss": [[0, 1.5], [9, 0.25]]}})
         main(["report", str(tmp_path / "results.jsonl"), "--output", str(tmp_path / "page")])
         lines = (tmp_path / "page.md").read_text().splitlines()
-        (row,) = (line.split(" | ") for line in lines if line.startswith("| MiT-7 after MAE"))
+        (row,) = (line.split(" | ") for line in lines if line.startswith("| MiT-7 after MAE |"))
+        assert sum("at equal total cost" in line for line in lines) == 1
         assert row[4:6] == ["+0.060 (+0.060 to +0.060)", "+0.010 (+0.010 to +0.010)"]
         assert "| MiT-7 | MAE | Hippocampus, `3d_fullres` | 60 | 0.21 | 1.50 to 0.25 |" in lines
         assert read_lines(tmp_path / "page_pretraining.jsonl")[0]["units"] == 0.21
