@@ -321,6 +321,12 @@ ROWS |= {
     )
     for name, given in PRETRAININGS.items()
 }
+# as UniMiSS, UNet-2022 and nnssl train an encoder that is loaded
+ONE_RATE = {"layer_decay": 1.0, "frozen_fraction": 0.0}
+ROWS |= {
+    f"{name}_one_rate": replace(ROWS[name], title=f"{ROWS[name].title}, one rate", attributes=ONE_RATE)
+    for name in ("mit_mae", "mit_mae_acdc")
+}
 
 # the unit: stock's iterations on this dataset; all other rows and datasets get the same time
 REFERENCE, UNIT_ITERATIONS = ("stock", "hippocampus"), 2000
