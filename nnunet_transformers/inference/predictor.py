@@ -336,6 +336,9 @@ class BatchedPredictor(StatesUncertainty, nnUNetPredictor):
         if weights is not None:
             network = self.network._orig_mod if isinstance(self.network, OptimizedModule) else self.network
             network.load_state_dict(weights)
+            # all folds run in one autocast, which caches the half precision weights of the fold before: it does not
+            # notice that they change (PyTorch 2.8 caches in inference mode too)
+            torch.clear_autocast_cache()
 
     # ---- passes ----
 

@@ -7,6 +7,8 @@ from typing import Any
 from ..discovery import SCHEDULES, demo_name, schedule_name
 from .trainer import TransformerTrainer
 
+EPOCHS = frozenset({"epochs"})
+
 
 def with_schedules(*trainers: type[TransformerTrainer]) -> dict[str, type[TransformerTrainer]]:
     """Create ``X_1epoch``, ``X_5epochs`` ... of each trainer ``X``.
@@ -15,7 +17,7 @@ def with_schedules(*trainers: type[TransformerTrainer]) -> dict[str, type[Transf
         name to class, to be added to the module that defines the trainers: a class is pickled by module and name.
     """
     variants = [
-        _variant(trainer, schedule_name(trainer.__name__, epochs), f"for {epochs} epochs", epochs, states_epochs=True)
+        _variant(trainer, schedule_name(trainer.__name__, epochs), f"for {epochs} epochs", epochs, EPOCHS)
         for trainer in trainers
         for epochs in SCHEDULES
     ]
@@ -29,13 +31,22 @@ def with_demo(trainer: type[TransformerTrainer]) -> dict[str, type[TransformerTr
         name to class, as ``with_schedules``.
     """
     name = demo_name(trainer.__name__)
-    return {name: _variant(trainer, name, "for a first look: 12 epochs of 20 iterations", 12, default_iterations=20)}
+    purpose = "for a first look: 12 epochs of 20 iterations"
+    return {name: _variant(trainer, name, purpose, 12, EPOCHS | {"iterations_per_epoch"}, default_iterations=20)}
 
 
 def _variant(
-    trainer: type[TransformerTrainer], name: str, purpose: str, epochs: int, **attributes: Any
+    trainer: type[TransformerTrainer],
+    name: str,
+    purpose: str,
+    epochs: int,
+    stated_by_name: frozenset[str],
+    **attributes: Any,
 ) -> type[TransformerTrainer]:
-    doc = f"{trainer.__name__} {purpose}."
-    return type(
-        name, (trainer,), {"default_epochs": epochs, "__module__": trainer.__module__, "__doc__": doc, **attributes}
-    )
+    attributes |= {
+        "default_epochs": epochs,
+        "stated_by_name": stated_by_name,
+        "__module__": trainer.__module__,
+        "__doc__": f"{trainer.__name__} {purpose}.",
+    }
+    return type(name, (trainer,), attributes)

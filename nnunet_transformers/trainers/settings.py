@@ -6,6 +6,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -31,14 +32,14 @@ class FollowsSettings(nnUNetTrainer):
     """Mixin for a trainer, listed before its class.
 
     Attributes:
-        states_epochs: whether the trainer's name states the number of epochs, which then precedes the plan's.
+        stated_by_name: settings that the trainer's name states; they precede the plan's.
         optimiser, schedule, lr_power, mirroring, patience: as ``TrainingSettings``; a "polynomial" schedule has the
             exponent ``lr_power``.
     """
 
     oversample_foreground_percent: float
     enable_deep_supervision: bool
-    states_epochs = False
+    stated_by_name: frozenset[str] = frozenset()
     optimiser = "adamw"
     schedule = "polynomial"
     lr_power = POLYNOMIAL
@@ -52,9 +53,7 @@ class FollowsSettings(nnUNetTrainer):
 
     def follow(self, settings: TrainingSettings) -> None:
         """Set the trainer's attributes to the settings of a plan."""
-        stated = settings.stated()
-        if self.states_epochs:
-            stated.pop("epochs", None)
+        stated = {name: value for name, value in settings.stated().items() if name not in self.stated_by_name}
         self._epoch_is_a_pass = stated.get("iterations_per_epoch") == CASES
         if "iterations_per_epoch" in stated and not self._epoch_is_a_pass:
             self._set_iterations(stated["iterations_per_epoch"])
@@ -102,19 +101,30 @@ class FollowsSettings(nnUNetTrainer):
             self.print_to_log_file(f"training ends early, after epoch {self.current_epoch - 1}: {reason}")
             self.on_train_end()
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.local_rank == 0 and (stop := self._stop_file).exists():
+            stop.unlink(missing_ok=True)
+            self.print_to_log_file(f"{stop} was there before the training, so it is removed; it would have ended it")
+
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
         if self.current_epoch >= self.num_epochs:
             return
-        stop = Path(self.output_folder, STOP_FILE)
+        stop = self._stop_file
         if self._anywhere(stop.exists()):
             if self.local_rank == 0:
                 stop.unlink(missing_ok=True)
             raise _EndedEarlyError(f"there was a file {stop}")
-        losses = self.logger.get_value("val_losses", step=None)
-        best = min(range(len(losses)), key=losses.__getitem__)
+        # in float16 a loss may be NaN for an epoch
+        losses = np.nan_to_num(self.logger.get_value("val_losses", step=None), nan=np.inf)
+        best = int(losses.argmin())
         if self.patience is not None and self._anywhere(len(losses) - 1 - best >= self.patience):
             raise _EndedEarlyError(f"the validation loss was lowest in epoch {best}, {self.patience} epochs ago")
+
+    @property
+    def _stop_file(self) -> Path:
+        return Path(self.output_folder, STOP_FILE)
 
     def _anywhere(self, flag: bool) -> bool:
         """Whether it holds in any process: all of them end after the same epoch."""

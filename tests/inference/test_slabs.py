@@ -122,6 +122,22 @@ def test_a_device_that_is_too_small_begins_again():
     assert torch.equal(torch.cat([logits for _, logits in seen[1:]], 1), expected)
 
 
+def test_every_fold_has_its_own_half_precision_weights():
+    """As alone, though autocast caches the weights of the fold before; a GPU's autocast spans all folds."""
+    data = torch.randn(1, 9, 8, 8)
+    predictor, found = make(BatchedPredictor, SmallNetwork(3), (4, 6, 6), folds=2, batch_size=1), []
+    folds = predictor.list_of_parameters
+    for parameters in (folds, folds[:1], folds[1:]):
+        predictor.list_of_parameters, slabs = parameters, []
+        # inference mode keeps nothing in newer PyTorch
+        with torch.no_grad(), torch.autocast("cpu", torch.float16):
+            predictor._predict_slabs(data, lambda first, logits, slabs=slabs: slabs.append([x.clone() for x in logits]))
+        found.append([torch.cat(fold, 1) for fold in zip(*slabs, strict=True)])
+    (together, other), (alone,), (other_alone,) = found
+    assert torch.equal(together, alone) and torch.equal(other, other_alone)
+    assert not torch.equal(alone, other_alone)
+
+
 def test_logits_that_exceed_float16():
     network = SmallNetwork(3)
     network[-1].bias.data.fill_(1e5)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunet_transformers.plans.training import TrainingSettings
 from nnunet_transformers.trainers.focal import FocalLoss
-from nnunet_transformers.trainers.settings import _EndedEarlyError
+from nnunet_transformers.trainers.settings import FollowsSettings, _EndedEarlyError
 
 from .conftest import CPU, PLANS, TRAINER, model_folder, train
 
@@ -103,6 +104,13 @@ class TestSettings:
         assert trainer.inference_allowed_mirroring_axes is None
         assert trainer.patience == 5 and trainer.surface_metrics and trainer.augment_on_device
 
+    @pytest.mark.parametrize(
+        ("name", "length"), [(f"{FULL}_5epochs", (5, 12)), (f"{FULL}Demo", (12, 20)), (FULL, (7, 12))]
+    )
+    def test_length_that_the_name_states(self, planned, name, length):
+        trainer = get_trainer_from_args("900", "3d_fullres", 0, name, planned(epochs=7, iterations_per_epoch=12), CPU)
+        assert (trainer.num_epochs, trainer.num_iterations_per_epoch) == length
+
     def test_none_of_them(self, planned):
         trainer = make(planned())
         trainer.initialize()
@@ -166,23 +174,44 @@ class TestRuns:
         checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=False)
         assert checkpoint["inference_allowed_mirroring_axes"] is None
 
-    def test_stop_file(self, planned, prepared):
-        """Training ends after the epoch, with a final checkpoint, and goes on from there when asked; in 2D."""
+    def test_stop_file(self, planned, prepared, monkeypatch):
+        """Training ends after the epoch, with a final checkpoint, and goes on from there when asked; in 2D.
+
+        A file that an earlier training left does not end it.
+        """
         plans = planned(epochs=3)
         fold = model_folder(prepared, "2d", FULL, plans) / "fold_0"
         fold.mkdir(parents=True, exist_ok=True)
         (fold / "stop").touch()
-        train("2d", FULL, plans)
+        start_epoch = FollowsSettings.on_train_epoch_start
+
+        def stop_in_the_second(trainer):
+            assert (fold / "stop").exists() is False
+            start_epoch(trainer)
+            if trainer.current_epoch == 1:
+                (fold / "stop").touch()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(FollowsSettings, "on_train_epoch_start", stop_in_the_second)
+            train("2d", FULL, plans)
         assert not (fold / "stop").exists()
-        assert torch.load(fold / "checkpoint_final.pth", weights_only=False)["current_epoch"] == 1
+        assert torch.load(fold / "checkpoint_final.pth", weights_only=False)["current_epoch"] == 2
         log = max(fold.glob("training_log*"), key=lambda path: path.stat().st_mtime).read_text()
-        assert "training ends early, after epoch 0: there was a file" in log
+        assert "was there before the training" in log
+        assert "training ends early, after epoch 1: there was a file" in log
         assert (fold / "validation" / "summary.json").is_file()
         train("2d", FULL, plans, continue_training=True)
         assert torch.load(fold / "checkpoint_final.pth", weights_only=False)["current_epoch"] == 3
 
     @pytest.mark.parametrize(
-        ("losses", "ends"), [([3, 2, 2.5, 2.5], True), ([3, 2, 2.5, 1], False), ([3, 2, 2.5], False)]
+        ("losses", "ends"),
+        [
+            ([3, 2, 2.5, 2.5], True),
+            ([np.nan, 2, 2.5, 2.5], True),
+            ([3, 2, 2.5, 1], False),
+            ([3, 2, 2.5], False),
+            ([np.nan, 4, 3, 2], False),
+        ],
     )
     def test_patience(self, planned, monkeypatch, losses, ends):
         trainer = make(planned(patience=2))
