@@ -55,6 +55,13 @@ class PretrainingCLI(RecipeCLI):
                 f"the prepared images have {len(index.channels)} channels, the network takes {wanted or 1}; "
                 + (remedy if wanted else f"{name} has no other: prepare images of one channel")
             )
+        if self.trainer.gradient_clip_val and "clip_grad_norm" in model.hparams:
+            raise ValueError(
+                f"{name} clips each gradient by itself: set --model.init_args.clip_grad_norm instead of "
+                "--trainer.gradient_clip_val"
+            )
+        if getattr(self.datamodule, "held_out", None) is not None:
+            self.trainer.limit_val_batches = self.trainer.limit_val_batches or 1.0
         if self.planned is not None:
             ranges = ct_ranges(index.plans, index.normalization)
             for difference in differences(self.planned, index.spacing, index.normalization, ranges):

@@ -34,7 +34,7 @@ from .callbacks import CheckpointWriter, SeedEveryBatch
 from .options import OUTPUT, given, long_names, with_folder
 from .progress import EpochLines
 from .recipe import Recipe
-from .state import FILE, NAME, REQUEUED, AtomicCheckpointIO, EpochState, RequeueBetweenSteps, StepState
+from .state import FILE, NAME, REQUEUED, AtomicCheckpointIO, EpochState, OwnSettings, RequeueBetweenSteps, StepState
 
 # how Lightning begins what it says of itself at every run, and warns of what is meant to be
 LIGHTNING_ON_ITSELF = (
@@ -86,6 +86,9 @@ class RecipeCLI(LightningCLI, ABC):
         for name, function in self.from_method.items():
             parser.link_arguments("model", f"data.init_args.{name}", function, apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+
+    def _parse_ckpt_path(self) -> None:
+        """Take the method's arguments from the command, also where a file is given: Lightning would take the file's."""
 
     @abstractmethod
     def check(self) -> None:
@@ -192,6 +195,7 @@ def run_recipe(
     from_method = {name: function for name, function in cli_class.from_method.items() if name in taken}
     shared = [name for name in recipe.parameters("model") if name in taken and name not in from_method]
     callbacks = [
+        OwnSettings(),
         EpochState(),
         StepState(),
         RequeueBetweenSteps(),

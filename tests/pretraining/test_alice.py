@@ -429,6 +429,7 @@ class TestData:
         data = MatchedViewData(str(prepared), SIZE, (4, 4, 4), val_images=0.5, **arguments)
         assert set(data.views.images.names).isdisjoint(data.held_out.images.names)
         assert len(data.views) == len(data.held_out) == 2
+        assert {case.name for case in data.index.cases} == set(data.views.images.names)
         # matching needs two images on either side
         assert MatchedViewData(str(prepared), SIZE, (4, 4, 4), val_images=1, **arguments).val_dataloader() == []
         module = still()
@@ -501,6 +502,16 @@ class TestData:
         assert "needs --weights" in str(CliRunner().invoke(cli.app, [*command, "--matcher", "hybrid"]).exception)
         command[3] = "case_9"
         assert "no image 'case_9'" in str(CliRunner().invoke(cli.app, command).exception)
+
+    def test_mistakes(self, prepared):
+        for given, message in (
+            ({"mask_ratio": 0.005}, "mask_ratio 0.005 masks 0 of 64 cells"),
+            ({"target_mask_ratio": 1.0}, "target_mask_ratio 1.0 masks 64 of 64 cells"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                self.views(prepared, **given)
+        with pytest.raises(ValueError, match=r"volumes: --model.init_args.patch_size has three axes, not \[16, 16\]"):
+            MatchedViewData(str(prepared), SIZE[1:], (4, 4), matcher="identity")
 
     def test_unknown_matcher(self, prepared):
         with pytest.raises(ValueError, match="matcher must be one of identity"):

@@ -310,8 +310,29 @@ def test_learns_an_image(network, patch_size, overrides):
     assert loss < 0.6
 
 
-def test_recipe_to_network(prepared, tmp_path):
-    """The loss of drawn images falls below that of a mean prediction, and the encoder fills its network."""
+@pytest.mark.parametrize(
+    ("network", "overrides"),
+    [("mednext_s", {}), ("qt_unet_tiny", SMALL), ("mit_7", {})],
+)
+def test_recomputed_activations(network, overrides):
+    """The backward pass recomputes them with the mask that they had, also after another one; gradients are equal."""
+    gradients = []
+    for active in (False, True):
+        module = method(network, (32, 32, 32), {**overrides, "activation_checkpointing": active}).double()
+        torch.manual_seed(1)
+        image, mask = batch(module)
+        loss = module.losses((image, mask))[0]["reconstruction"]
+        if isinstance(module.encoder, SparseEncoder):
+            module.encoder.maps(image, ~mask)
+        loss.backward()
+        gradients.append([p.grad for p in module.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def run(prepared, folder, **changed):
+    """Train by the recipe, with changed arguments of the method; of others with two underscores for a dot."""
     arguments = {
         "data.init_args.folder": prepared,
         "data.init_args.batch_size": 4,
@@ -324,13 +345,43 @@ def test_recipe_to_network(prepared, tmp_path):
         "model.init_args.warmup_epochs": 1,
         "trainer.max_epochs": 3,
         "trainer.accelerator": "cpu",
-        "trainer.default_root_dir": tmp_path,
+        "trainer.default_root_dir": folder,
         "trainer.enable_progress_bar": "false",
         "trainer.log_every_n_steps": 1,
         "trainer.logger": "CSVLogger",
-        "trainer.logger.init_args.save_dir": tmp_path,
+        "trainer.logger.init_args.save_dir": folder,
     }
-    fit("mae", [f"--{key}={value}" for key, value in arguments.items()])
+    words = [f"--ckpt_path={changed.pop('ckpt_path')}"] if "ckpt_path" in changed else []
+    arguments |= {n.replace("__", ".") if "__" in n else f"model.init_args.{n}": value for n, value in changed.items()}
+    if arguments["trainer.logger"] == "false":
+        del arguments["trainer.logger.init_args.save_dir"]
+    return fit("mae", [*words, *(f"--{key}={value}" for key, value in arguments.items())])
+
+
+@pytest.mark.parametrize("state", ["last", "file"])
+def test_resumed_with_other_settings(prepared, tmp_path, monkeypatch, state):
+    """Rate and weight decay are those of the command, in the optimiser as in what the files state."""
+    short = {"data__init_args__samples_per_epoch": 8, "trainer__logger": "false"}
+    first = run(prepared, tmp_path, trainer__max_epochs=1, **short)
+    assert first.optimizers[0].param_groups[0]["initial_lr"] == 3e-3
+    rates, training_step = [], MAE.training_step
+
+    def noted(self, *batch):
+        rates.append(self.optimizers().param_groups[0]["lr"])
+        return training_step(self, *batch)
+
+    monkeypatch.setattr(MAE, "training_step", noted)
+    path = "last" if state == "last" else tmp_path / "last.ckpt"
+    resumed = run(prepared, tmp_path, lr=1e-5, weight_decay=0.3, trainer__max_epochs=2, ckpt_path=path, **short)
+    assert rates == pytest.approx([1e-5, 1e-5 * 0.5**0.9])
+    assert [group["weight_decay"] for group in resumed.optimizers[0].param_groups] == [0.3]
+    recipe = load_encoder(tmp_path / "encoder.pth").recipe
+    assert (recipe["lr"], recipe["weight_decay"], recipe["epochs"]) == (1e-5, 0.3, 2)
+
+
+def test_recipe_to_network(prepared, tmp_path):
+    """The loss of drawn images falls below that of a mean prediction, and the encoder fills its network."""
+    run(prepared, tmp_path)
     with open(next(tmp_path.rglob("metrics.csv"))) as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     crops = MaskedCrops(prepared, SIZE, (4, 4, 4), 0.75, 50)

@@ -242,6 +242,26 @@ class TestRuns:
         assert feature_spread(torch.ones(8, 16)) == pytest.approx(0, abs=1e-6)
         assert feature_spread(torch.randn(4096, 16)) == pytest.approx(1, abs=0.05)
 
+    def test_held_out_images_are_validated(self, prepared, tmp_path):
+        """As soon as there are some, and the file counts the others."""
+        arguments = {
+            "data.init_args.folder": prepared,
+            "data.init_args.batch_size": 2,
+            "data.init_args.num_workers": 0,
+            "data.init_args.val_images": 0.5,
+            "model.init_args.patch_size": "[16,16,16]",
+            "model.init_args.network_overrides": '{"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}',
+            "trainer.accumulate_grad_batches": 1,
+            "trainer.max_epochs": 1,
+            "trainer.accelerator": "cpu",
+            "trainer.default_root_dir": tmp_path,
+            "trainer.enable_progress_bar": "false",
+            "trainer.logger": "false",
+        }
+        done = fit("qt_ssl_in_task", [f"--{key}={value}" for key, value in arguments.items()])
+        assert done.callback_metrics["val_loss"] > 0
+        assert load_encoder(tmp_path / "encoder.pth").num_cases == 2
+
     def test_mistakes(self, prepared, tmp_path):
         with pytest.raises(ValueError, match="heads must be some of"):
             method(heads=["jigsaw"])

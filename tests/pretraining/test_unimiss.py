@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 
 from nnunet_transformers.architectures import create_network, create_pair
 from nnunet_transformers.architectures.mit import MiTTrunk
-from nnunet_transformers.pretraining.data import PreparedIndex, TwoViewData, TwoViews
+from nnunet_transformers.pretraining.data import PreparedIndex, TwoViewData, TwoViews, two_views
+from nnunet_transformers.pretraining.data.index import read_index
 from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.data.two_views import count_tiles
 from nnunet_transformers.pretraining.encoders.slices import slice_logits
@@ -356,6 +358,16 @@ class TestData:
         trainer.max_steps = 7
         assert total_steps(trainer) == 7
 
+    def test_channels_of_images(self, prepared, monkeypatch):
+        """A grey image is repeated; others have the channels of the 2D form."""
+        index = replace(read_index(prepared), channels=("R", "G", "B", "A"))
+        read = two_views.read_index
+        monkeypatch.setattr(two_views, "read_index", lambda path: index if path.name == "pictures" else read(path))
+        with pytest.raises(
+            ValueError, match=r"4 channels, the network takes 3 or repeats a grey one: set .*input_channels_2d 4"
+        ):
+            TwoViewData(str(prepared), **SIZES, folder_2d="pictures")
+
     def of_depth(self, depth):
         return SimpleNamespace(cases=[SimpleNamespace(shape=(1, depth, 64, 64))])
 
@@ -395,7 +407,12 @@ def test_recipe_to_networks(prepared, tmp_path, monkeypatch):
         "trainer.default_root_dir": tmp_path,
         "trainer.enable_progress_bar": "false",
     }
-    fit("unimiss", [f"--{key}={value}" for key, value in arguments.items()])
+    words = [f"--{key}={value}" for key, value in arguments.items()]
+    with pytest.raises(
+        ValueError, match=r"UniMiSS clips each gradient by itself: set --model.init_args.clip_grad_norm"
+    ):
+        fit("unimiss", [*words, "--trainer.gradient_clip_val=1"])
+    fit("unimiss", words)
     for ndim, patch_size in ((2, (96, 64)), (3, (32, 64, 64))):
         checkpoint = load_encoder(tmp_path / f"encoder_{ndim}d.pth")
         network = create_network("mit_7", 1, 2, patch_size)

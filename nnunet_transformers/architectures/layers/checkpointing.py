@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,12 +20,30 @@ T = TypeVar("T")
 CPU_CHUNK, DEVICE_CHUNK, LOW_MEMORY_CHUNK = 2**20, 2**25, 2**22
 
 
+# of the caller: what a recomputation runs in
+_context: ContextVar[Callable[[], AbstractContextManager[Any]] | None] = ContextVar("recomputation", default=None)
+
+
+@contextmanager
+def recomputing_within(make_context: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Let the backward pass recompute what is called in here within a context, such as one that changes the layers."""
+    token = _context.set(make_context)
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
 def recomputed(function: Callable[..., T], *inputs: Tensor, active: bool) -> T:
     """Call ``function(*inputs)``; if ``active``, backward recomputes its intermediates rather than keeping them.
 
     The recomputation draws the same random numbers. Batch norm must not be recomputed: it would count a batch twice.
     """
     if active and torch.is_grad_enabled():
+        if (make_context := _context.get()) is not None:
+            return checkpoint(
+                function, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), make_context())
+            )
         return checkpoint(function, *inputs, use_reentrant=False)
     return function(*inputs)
 

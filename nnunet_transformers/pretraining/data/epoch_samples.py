@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+
+
+def check_is_3d(patch_size: Sequence[int]) -> None:
+    """Raise ValueError unless a patch has three axes."""
+    if len(patch_size) != 3:
+        raise ValueError(
+            f"these views are of volumes: --model.init_args.patch_size has three axes, not {[*patch_size]}"
+        )
 
 
 class Epoch(Dataset, ABC):

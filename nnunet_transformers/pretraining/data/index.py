@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,10 @@ class PreparedIndex:
         if self.spacing is None:
             raise ValueError("the images have no spacing; use images written by `nnunet-transformers pretrain prepare`")
         return self.spacing[-axes:]
+
+    def only(self, names: Collection[str]) -> PreparedIndex:
+        """Return the index of some of its images."""
+        return replace(self, cases=tuple(case for case in self.cases if case.name in names))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> PreparedIndex:

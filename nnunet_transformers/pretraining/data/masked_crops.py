@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..encoders.masked import random_mask
+from ..encoders.masked import check_mask_ratio, random_mask
 from .epoch import EpochData
 from .epoch_samples import Epoch
 from .index import read_index
@@ -44,12 +44,7 @@ class MaskedCrops(Epoch):
     ) -> None:
         super().__init__(samples, seed)
         self.images, self.grid, self.mask_ratio = PreparedImages(folder), tuple(grid), mask_ratio
-        masked, cells = random_mask(self.grid, mask_ratio, np.random.default_rng(0)).sum(), int(np.prod(self.grid))
-        if not 0 < masked < cells:
-            raise ValueError(
-                f"mask_ratio {mask_ratio} masks {masked} of {cells} cells; change it, or lower "
-                "--model.init_args.mask_size for smaller cells"
-            )
+        check_mask_ratio(self.grid, mask_ratio, "mask_ratio", "lower --model.init_args.mask_size for smaller cells")
         self.patch_size = tuple(patch_size)
         self.spatial, self.taken = spatial_transforms(patch_size)
 

@@ -86,6 +86,7 @@ class MaskedViewData(EpochData):
         self.batch_size, self.num_workers = batch_size, num_workers
         self.index = read_index(Path(folder))
         training, others = hold_out([case.name for case in self.index.cases], val_images, seed)
+        self.index = self.index.only(training)
         samples = self.epoch_length(samples_per_epoch, len(training))
         self.views = MaskedViews(Path(folder), patch_size, samples, seed, box_edge, training)
         if others:

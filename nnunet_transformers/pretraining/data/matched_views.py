@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..encoders.masked import random_mask
+from ..encoders.masked import check_mask_ratio, random_mask
 from .cached_matcher import CachedMatcher
 from .epoch import EpochData, hold_out
-from .epoch_samples import Epoch
+from .epoch_samples import Epoch, check_is_3d
 from .index import read_index
 from .prepared_images import PreparedImages
 from .transforms import flip, intensity_transforms, random_resized_crop, rotate, rotations_of, uniform
@@ -52,7 +52,8 @@ class MatchedViews(Epoch):
         max_shift: largest shift of the key's crop into its image, in edges of the crop.
 
     Raises:
-        ValueError: if there are fewer than two images, there is no such matcher, or the patch is 2D.
+        ValueError: if there are fewer than two images, there is no such matcher, the patch is 2D, or all cells would be
+            masked, or none.
     """
 
     def __init__(
@@ -74,6 +75,11 @@ class MatchedViews(Epoch):
         max_shift: float = 0.125,
     ) -> None:
         super().__init__(samples, seed)
+        check_is_3d(patch_size)
+        remedy = "enlarge --model.init_args.patch_size for more cells"
+        check_mask_ratio(tuple(grid), mask_ratio, "mask_ratio", remedy)
+        if target_mask_ratio:
+            check_mask_ratio(tuple(grid), target_mask_ratio, "target_mask_ratio", remedy)
         self.images = PreparedImages(folder, names)
         if len(self.images.names) < 2:
             raise ValueError(f"{folder} has {len(self.images.names)} images; matching needs two")
@@ -199,6 +205,7 @@ class MatchedViewData(EpochData):
         self.batch_size, self.num_workers = batch_size, num_workers
         self.index = read_index(Path(folder))
         training, others = hold_out([case.name for case in self.index.cases], val_images, seed, fewest=2)
+        self.index = self.index.only(training)
 
         def views(names: Sequence[str], samples: int) -> MatchedViews:
             return MatchedViews(

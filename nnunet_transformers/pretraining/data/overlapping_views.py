@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .epoch import EpochData
-from .epoch_samples import Epoch
+from .epoch_samples import Epoch, check_is_3d
 from .index import read_index
 from .prepared_images import PreparedImages
 from .transforms import intensity_transforms
@@ -32,6 +32,9 @@ class OverlappingViews(Epoch):
         samples, seed: as for ``Epoch``.
         spacing: mm per voxel of a view of scale 1, on axes where the volumes are finer; None keeps theirs.
 
+    Raises:
+        ValueError: if the patch is 2D.
+
     Attributes:
         step: voxels of the volumes per voxel of a view of scale 1, three axes.
     """
@@ -40,6 +43,7 @@ class OverlappingViews(Epoch):
         self, folder: Path, patch_size: Sequence[int], samples: int, seed: int = 0, spacing: float | None = None
     ) -> None:
         super().__init__(samples, seed)
+        check_is_3d(patch_size)
         self.images, self.patch_size = PreparedImages(folder), tuple(patch_size)
         own = None if spacing is None else np.array(self.images.index.spacing_of(3))
         self.step = np.ones(3) if own is None else np.maximum(1.0, spacing / own)

@@ -140,6 +140,12 @@ class TwoViewData(EpochData):
         self.batch_size, self.num_workers, self.period = batch_size, num_workers, period
         self.batch_size_2d = batch_size_2d or batch_size
         images = None if folder_2d is None else read_index(Path(folder_2d))
+        found = 1 if images is None else len(images.channels)
+        if found not in (1, input_channels_2d):
+            raise ValueError(
+                f"the images of {folder_2d} have {found} channels, the network takes {input_channels_2d} "
+                f"or repeats a grey one: set --model.init_args.input_channels_2d {found}"
+            )
         self.index = replace(read_index(Path(folder_3d)), images=images)
         tiles = count_tiles(self.index, patch_size_3d[0])
         samples_2d = samples_per_epoch_2d or samples_per_epoch

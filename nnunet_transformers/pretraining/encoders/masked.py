@@ -39,6 +39,23 @@ def random_mask(grid: tuple[int, ...], ratio: float, rng: np.random.Generator) -
     return mask.reshape(grid)
 
 
+def check_mask_ratio(grid: tuple[int, ...], ratio: float, name: str, remedy: str) -> None:
+    """Check that some cells are masked and some are visible.
+
+    Args:
+        grid: cells per axis.
+        ratio: share of masked cells.
+        name: of the argument.
+        remedy: what gives more cells, other than the ratio.
+
+    Raises:
+        ValueError: if all cells would be masked, or none.
+    """
+    masked, cells = random_mask(grid, ratio, np.random.default_rng(0)).sum(), int(np.prod(grid))
+    if not 0 < masked < cells:
+        raise ValueError(f"{name} {ratio} masks {masked} of {cells} cells; change it, or {remedy}")
+
+
 class MaskedEncoder(nn.Module):
     """Encode images by a network whose masked cells are replaced by a learned token.
 

@@ -19,6 +19,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from ...architectures import SegmentationNetwork, create_encoder
+from ...architectures.layers.checkpointing import recomputing_within
 from ...weights.primus import is_fixed_size
 from .masked import (
     MaskedEncoder,
@@ -131,7 +132,8 @@ class SparseEncoder(nn.Module):
         Returns:
             all feature maps, (batch, channels, *grid), finest first.
         """
-        with sparse([self.network.stem, self.network.encoder], mask):
+        modules = [self.network.stem, self.network.encoder]
+        with sparse(modules, mask), recomputing_within(lambda: sparse(modules, mask)):
             maps = self.network.encode(hide(image, mask))
         for i, token in enumerate(self.mask_tokens):
             places = enlarge(mask, maps[i].shape[2:])[:, None]
