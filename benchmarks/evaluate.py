@@ -163,8 +163,9 @@ def monai(prediction: NDArray, reference: NDArray) -> Distances:
     from monai.metrics.utils import get_edge_surface_distance
 
     def distances(masks: tuple[NDArray, NDArray]) -> tuple[NDArray, NDArray]:
-        tensors = [torch.from_numpy(mask) for mask in masks]
-        _, (forth, back), _ = get_edge_surface_distance(*tensors, spacing=SPACING, symmetric=True)
+        one, other = (torch.from_numpy(mask) for mask in masks)
+        measured: Any = get_edge_surface_distance(one, other, spacing=SPACING, symmetric=True)
+        forth, back = measured[1]
         return forth.numpy(), back.numpy()
 
     return in_boxes(prediction, reference, distances)
