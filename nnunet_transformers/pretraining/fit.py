@@ -46,6 +46,11 @@ class PretrainingCLI(RecipeCLI):
     kind = "pretraining"
     planned: PlannedConfiguration | None = None
 
+    def before_fit(self) -> None:
+        super().before_fit()
+        if getattr(self.datamodule, "held_out", None) is not None:
+            self.trainer.limit_val_batches = self.trainer.limit_val_batches or 1.0
+
     def check(self) -> None:
         index, model = self.datamodule.index, self.model
         wanted, name = model.hparams.get("input_channels"), type(model).__name__
@@ -60,8 +65,6 @@ class PretrainingCLI(RecipeCLI):
                 f"{name} clips each gradient by itself: set --model.init_args.clip_grad_norm instead of "
                 "--trainer.gradient_clip_val"
             )
-        if getattr(self.datamodule, "held_out", None) is not None:
-            self.trainer.limit_val_batches = self.trainer.limit_val_batches or 1.0
         if self.planned is not None:
             ranges = ct_ranges(index.plans, index.normalization)
             for difference in differences(self.planned, index.spacing, index.normalization, ranges):

@@ -34,7 +34,16 @@ from .callbacks import CheckpointWriter, SeedEveryBatch
 from .options import OUTPUT, given, long_names, with_folder
 from .progress import EpochLines
 from .recipe import Recipe
-from .state import FILE, NAME, REQUEUED, AtomicCheckpointIO, EpochState, OwnSettings, RequeueBetweenSteps, StepState
+from .state import (
+    FILE,
+    NAME,
+    REQUEUED,
+    AtomicCheckpointIO,
+    EpochState,
+    RequeueBetweenSteps,
+    SettingsOfTheCommand,
+    StepState,
+)
 
 # how Lightning begins what it says of itself at every run, and warns of what is meant to be
 LIGHTNING_ON_ITSELF = (
@@ -195,7 +204,7 @@ def run_recipe(
     from_method = {name: function for name, function in cli_class.from_method.items() if name in taken}
     shared = [name for name in recipe.parameters("model") if name in taken and name not in from_method]
     callbacks = [
-        OwnSettings(),
+        SettingsOfTheCommand(),
         EpochState(),
         StepState(),
         RequeueBetweenSteps(),

@@ -113,7 +113,7 @@ def _is_between_steps(trainer: Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
 
 
-class OwnSettings(Callback):
+class SettingsOfTheCommand(Callback):
     """Let a resumed run have the learning rate, weight decay and momentum of its command, not those of the state.
 
     The files that it writes state the command's; after a divergence people resume with a lower rate.
@@ -121,20 +121,23 @@ class OwnSettings(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # before Lightning restores the optimisers
-        self._groups = [
-            [{name: group[name] for name in group if name not in ("params", "lr")} for group in optimizer.param_groups]
-            for optimizer in trainer.optimizers
-        ]
+        self._given = [[_settings(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for optimizer, groups in zip(trainer.optimizers, self._groups, strict=True):
-            for group, own in zip(optimizer.param_groups, groups, strict=True):
-                group.update(own)
+        for optimizer, given in zip(trainer.optimizers, self._given, strict=True):
+            for group, settings in zip(optimizer.param_groups, given, strict=True):
+                of_the_state, wanted = _settings(group)["initial_lr"], settings["initial_lr"]
+                group.update(settings)
+                # where the schedule has got to
+                group["lr"] = group["lr"] * wanted / of_the_state if of_the_state else wanted
         for configured in trainer.lr_scheduler_configs:
             schedule: Any = configured.scheduler
             schedule.base_lrs = [group["initial_lr"] for group in schedule.optimizer.param_groups]
-            for group, factor in zip(schedule.optimizer.param_groups, schedule.lr_lambdas, strict=True):
-                group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a parameter group but for its rate at present; the peak is "initial_lr", as schedules call it."""
+    return {"initial_lr": group["lr"], **{name: group[name] for name in group if name not in ("params", "lr")}}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -7,8 +7,6 @@ from typing import Any
 from ..discovery import SCHEDULES, demo_name, schedule_name
 from .trainer import TransformerTrainer
 
-EPOCHS = frozenset({"epochs"})
-
 
 def with_schedules(*trainers: type[TransformerTrainer]) -> dict[str, type[TransformerTrainer]]:
     """Create ``X_1epoch``, ``X_5epochs`` ... of each trainer ``X``.
@@ -17,7 +15,7 @@ def with_schedules(*trainers: type[TransformerTrainer]) -> dict[str, type[Transf
         name to class, to be added to the module that defines the trainers: a class is pickled by module and name.
     """
     variants = [
-        _variant(trainer, schedule_name(trainer.__name__, epochs), f"for {epochs} epochs", epochs, EPOCHS)
+        _variant(trainer, schedule_name(trainer.__name__, epochs), f"for {epochs} epochs", epochs)
         for trainer in trainers
         for epochs in SCHEDULES
     ]
@@ -32,21 +30,16 @@ def with_demo(trainer: type[TransformerTrainer]) -> dict[str, type[TransformerTr
     """
     name = demo_name(trainer.__name__)
     purpose = "for a first look: 12 epochs of 20 iterations"
-    return {name: _variant(trainer, name, purpose, 12, EPOCHS | {"iterations_per_epoch"}, default_iterations=20)}
+    return {name: _variant(trainer, name, purpose, 12, 20)}
 
 
 def _variant(
-    trainer: type[TransformerTrainer],
-    name: str,
-    purpose: str,
-    epochs: int,
-    stated_by_name: frozenset[str],
-    **attributes: Any,
+    trainer: type[TransformerTrainer], name: str, purpose: str, epochs: int, iterations: int | None = None
 ) -> type[TransformerTrainer]:
-    attributes |= {
-        "default_epochs": epochs,
-        "stated_by_name": stated_by_name,
-        "__module__": trainer.__module__,
-        "__doc__": f"{trainer.__name__} {purpose}.",
-    }
+    """Create a trainer whose name states its epochs, and their iterations if given."""
+    attributes: dict[str, Any] = {"default_epochs": epochs, "stated_by_name": frozenset({"epochs"})}
+    if iterations is not None:
+        attributes |= {"default_iterations": iterations}
+        attributes["stated_by_name"] |= {"iterations_per_epoch"}
+    attributes |= {"__module__": trainer.__module__, "__doc__": f"{trainer.__name__} {purpose}."}
     return type(name, (trainer,), attributes)

@@ -105,7 +105,7 @@ class FollowsSettings(nnUNetTrainer):
         super().on_train_start()
         if self.local_rank == 0 and (stop := self._stop_file).exists():
             stop.unlink(missing_ok=True)
-            self.print_to_log_file(f"{stop} was there before the training, so it is removed; it would have ended it")
+            self.print_to_log_file(f"removed {stop}: it was there before the training, which it would have ended")
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()

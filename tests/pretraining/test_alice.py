@@ -30,6 +30,7 @@ from nnunet_transformers.weights.primus import SIZES
 from tests.architectures.test_networks import SMALLEST, forms
 
 from .phantoms import write_volumes
+from .recipes import SMALL_QT_UNET, short_run
 from .steps import (
     check_logs_means_of_processes,
     check_target_follows,
@@ -519,22 +520,8 @@ class TestData:
 
 
 def test_recipe_to_network(prepared, tmp_path):
-    arguments = {
-        "data.init_args.folder": prepared,
-        "data.init_args.matcher": "affine",
-        "data.init_args.batch_size": 2,
-        "data.init_args.num_workers": 0,
-        "model.init_args.patch_size": "[16,16,16]",
-        "model.init_args.network_overrides": '{"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}',
-        "model.init_args.decoder_heads": 4,
-        "trainer.accumulate_grad_batches": 1,
-        "trainer.max_steps": 2,
-        "trainer.accelerator": "cpu",
-        "trainer.default_root_dir": tmp_path,
-        "trainer.enable_progress_bar": "false",
-        "trainer.logger": "false",
-    }
-    trainer = fit("alice", [f"--{key}={value}" for key, value in arguments.items()])
+    settings = {"data.init_args.matcher": "affine", "model.init_args.decoder_heads": 4, "trainer.max_steps": 2}
+    trainer = fit("alice", short_run(prepared, tmp_path, {**SMALL_QT_UNET, **settings}))
     assert trainer.callback_metrics["matched"] > 0
     checkpoint = load_encoder(tmp_path / "encoder.pth")
     assert (checkpoint.method, checkpoint.num_cases) == ("Alice", 4)

@@ -26,6 +26,8 @@ from nnunet_transformers.pretraining.from_plan import model_arguments
 from nnunet_transformers.weights import initialise, load_encoder
 from tests.conftest import write_dataset
 
+from .recipes import short_run
+
 PLANS = "nnUNetQTUNetTPlans"
 ROOT = "--trainer.default_root_dir"
 
@@ -60,20 +62,8 @@ def test_prepared_and_trained_as_planned(planned, tmp_path):
     left_out = set(validation_cases(planned, 1))
     assert left_out.isdisjoint(case.name for case in index.cases)
 
-    arguments = {
-        "data.init_args.folder": prepared,
-        "data.init_args.batch_size": 2,
-        "data.init_args.num_workers": 0,
-        "data.init_args.samples_per_epoch": 2,
-        "trainer.accumulate_grad_batches": 1,
-        "trainer.max_epochs": 1,
-        "trainer.accelerator": "cpu",
-        "trainer.default_root_dir": tmp_path,
-        "trainer.enable_progress_bar": "false",
-        "trainer.logger": "false",
-    }
     fit = ["pretrain", "fit", "--config", "qt_ssl_in_task", "-d", 900, "-p", PLANS]
-    fit += [f"--{key}={value}" for key, value in arguments.items()]
+    fit += short_run(prepared, tmp_path, {"data.init_args.samples_per_epoch": 2})
     result = invoke(*fit)
     assert result.exit_code == 0, result.output
     checkpoint = load_encoder(tmp_path / "encoder.pth")

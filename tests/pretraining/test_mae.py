@@ -24,11 +24,20 @@ from nnunet_transformers.weights import load_encoder, load_encoder_weights
 from tests.architectures.test_networks import SMALLEST, forms
 
 from .phantoms import write_volumes
+from .recipes import SMALL_QT_UNET, short_run
 from .steps import train
 
 SIZE = (16, 16, 16)
 PATCHES = {"3d": (32, 32, 64), "2d": (64, 64)}
 SMALL = {"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}
+# a short run
+RUN = {
+    **SMALL_QT_UNET,
+    "data.init_args.batch_size": 4,
+    "model.init_args.network": "qt_unet_tiny",
+    "model.init_args.lr": 3e-3,
+    "model.init_args.warmup_epochs": 1,
+}
 PRIMUS = pytest.param("primus_s", (16, 24, 32), id="primus_s")
 
 
@@ -331,38 +340,11 @@ def test_recomputed_activations(network, overrides):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-def run(prepared, folder, **changed):
-    """Train by the recipe, with changed arguments of the method; of others with two underscores for a dot."""
-    arguments = {
-        "data.init_args.folder": prepared,
-        "data.init_args.batch_size": 4,
-        "data.init_args.samples_per_epoch": 40,
-        "data.init_args.num_workers": 0,
-        "model.init_args.network": "qt_unet_tiny",
-        "model.init_args.patch_size": "[16,16,16]",
-        "model.init_args.network_overrides": '{"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}',
-        "model.init_args.lr": 3e-3,
-        "model.init_args.warmup_epochs": 1,
-        "trainer.max_epochs": 3,
-        "trainer.accelerator": "cpu",
-        "trainer.default_root_dir": folder,
-        "trainer.enable_progress_bar": "false",
-        "trainer.log_every_n_steps": 1,
-        "trainer.logger": "CSVLogger",
-        "trainer.logger.init_args.save_dir": folder,
-    }
-    words = [f"--ckpt_path={changed.pop('ckpt_path')}"] if "ckpt_path" in changed else []
-    arguments |= {n.replace("__", ".") if "__" in n else f"model.init_args.{n}": value for n, value in changed.items()}
-    if arguments["trainer.logger"] == "false":
-        del arguments["trainer.logger.init_args.save_dir"]
-    return fit("mae", [*words, *(f"--{key}={value}" for key, value in arguments.items())])
-
-
 @pytest.mark.parametrize("state", ["last", "file"])
 def test_resumed_with_other_settings(prepared, tmp_path, monkeypatch, state):
     """Rate and weight decay are those of the command, in the optimiser as in what the files state."""
-    short = {"data__init_args__samples_per_epoch": 8, "trainer__logger": "false"}
-    first = run(prepared, tmp_path, trainer__max_epochs=1, **short)
+    settings = {**RUN, "data.init_args.samples_per_epoch": 8}
+    first = fit("mae", short_run(prepared, tmp_path, settings))
     assert first.optimizers[0].param_groups[0]["initial_lr"] == 3e-3
     rates, training_step = [], MAE.training_step
 
@@ -372,7 +354,9 @@ def test_resumed_with_other_settings(prepared, tmp_path, monkeypatch, state):
 
     monkeypatch.setattr(MAE, "training_step", noted)
     path = "last" if state == "last" else tmp_path / "last.ckpt"
-    resumed = run(prepared, tmp_path, lr=1e-5, weight_decay=0.3, trainer__max_epochs=2, ckpt_path=path, **short)
+    settings |= {"model.init_args.lr": 1e-5, "model.init_args.weight_decay": 0.3}
+    settings |= {"trainer.max_epochs": 2, "ckpt_path": path}
+    resumed = fit("mae", short_run(prepared, tmp_path, settings))
     assert rates == pytest.approx([1e-5, 1e-5 * 0.5**0.9])
     assert [group["weight_decay"] for group in resumed.optimizers[0].param_groups] == [0.3]
     recipe = load_encoder(tmp_path / "encoder.pth").recipe
@@ -381,7 +365,15 @@ def test_resumed_with_other_settings(prepared, tmp_path, monkeypatch, state):
 
 def test_recipe_to_network(prepared, tmp_path):
     """The loss of drawn images falls below that of a mean prediction, and the encoder fills its network."""
-    run(prepared, tmp_path)
+    settings = {
+        **RUN,
+        "data.init_args.samples_per_epoch": 40,
+        "trainer.max_epochs": 3,
+        "trainer.log_every_n_steps": 1,
+        "trainer.logger": "CSVLogger",
+        "trainer.logger.init_args.save_dir": tmp_path,
+    }
+    fit("mae", short_run(prepared, tmp_path, settings))
     with open(next(tmp_path.rglob("metrics.csv"))) as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     crops = MaskedCrops(prepared, SIZE, (4, 4, 4), 0.75, 50)

@@ -20,6 +20,7 @@ from nnunet_transformers.weights import load_encoder
 from tests.architectures.test_networks import SMALLEST, forms
 from tests.conftest import write_dataset
 
+from .recipes import SMALL_QT_UNET, short_run
 from .steps import (
     check_logs_means_of_processes,
     check_target_follows,
@@ -244,21 +245,8 @@ class TestRuns:
 
     def test_held_out_images_are_validated(self, prepared, tmp_path):
         """As soon as there are some, and the file counts the others."""
-        arguments = {
-            "data.init_args.folder": prepared,
-            "data.init_args.batch_size": 2,
-            "data.init_args.num_workers": 0,
-            "data.init_args.val_images": 0.5,
-            "model.init_args.patch_size": "[16,16,16]",
-            "model.init_args.network_overrides": '{"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}',
-            "trainer.accumulate_grad_batches": 1,
-            "trainer.max_epochs": 1,
-            "trainer.accelerator": "cpu",
-            "trainer.default_root_dir": tmp_path,
-            "trainer.enable_progress_bar": "false",
-            "trainer.logger": "false",
-        }
-        done = fit("qt_ssl_in_task", [f"--{key}={value}" for key, value in arguments.items()])
+        settings = {**SMALL_QT_UNET, "data.init_args.val_images": 0.5}
+        done = fit("qt_ssl_in_task", short_run(prepared, tmp_path, settings))
         assert done.callback_metrics["val_loss"] > 0
         assert load_encoder(tmp_path / "encoder.pth").num_cases == 2
 
@@ -282,26 +270,17 @@ class TestRecipes:
     @pytest.mark.parametrize("recipe", [name for name in list_recipes() if name.startswith("qt_ssl")])
     def test_runs_at_a_small_size(self, recipe, prepared, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        arguments = {
-            "data.init_args.folder": prepared,
-            "data.init_args.batch_size": 2,
-            "data.init_args.num_workers": 0,
+        settings = {
+            **SMALL_QT_UNET,
             "data.init_args.samples_per_epoch": 2,
-            "model.init_args.patch_size": "[16,16,16]",
             "model.init_args.input_channels": 1,
-            "model.init_args.network_overrides": '{"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}',
-            "trainer.max_epochs": 1,
-            "trainer.accumulate_grad_batches": 1,
-            "trainer.accelerator": "cpu",
-            "trainer.default_root_dir": tmp_path,
-            "trainer.enable_progress_bar": "false",
+            "trainer.logger": "true",
         }
-        fit(recipe, [f"--{key}={value}" for key, value in arguments.items()])
+        fit(recipe, short_run(prepared, tmp_path, settings))
         assert load_encoder(tmp_path / "encoder.pth").name == "qt_unet_tiny"
         if recipe == "qt_ssl_in_task":
-            arguments["trainer.default_root_dir"] = tmp_path / "short"
             monkeypatch.setattr("nnunet_transformers.pretraining.fit.CollapseMonitor", partial(CollapseMonitor, 10.0))
             with pytest.raises(
                 RuntimeError, match=r"after 1 steps without encoder.pth: the features .* last 1 batches"
             ):
-                fit(recipe, [f"--{key}={value}" for key, value in arguments.items()])
+                fit(recipe, short_run(prepared, tmp_path / "short", settings))

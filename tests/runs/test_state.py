@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from nnunet_transformers.runs import command_line
 from nnunet_transformers.runs.callbacks import CollapseMonitor, SeedEveryBatch
 from nnunet_transformers.runs.command_line import _check_folder, _is_newest_of_requeue, is_requeued
-from nnunet_transformers.runs.state import EpochState, RestSampler
+from nnunet_transformers.runs.state import EpochState, RestSampler, SettingsOfTheCommand
 
 
 class TestRequeue:
@@ -124,6 +124,62 @@ def test_state_of_every_epoch_after_its_files(tmp_path):
     )
     trainer.fit(Toy(), loader, loader)
     assert written == [0, 1, 2, 3, 4]
+
+
+class Scheduled(Toy):
+    def __init__(self, lr, schedule):
+        super().__init__()
+        self.lr, self.schedule = lr, schedule
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), self.lr, momentum=10 * self.lr)
+        if self.schedule is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule(optimizer), "interval": "step"}}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "halved"),
+    [
+        (None, (False, False)),
+        (lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5), (True, True)),
+        (lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 ** (step // 2)), (True, True)),
+        (lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, 0.5, 99), (True, True)),
+    ],
+    ids=["none", "chained", "closed form", "warm-up"],
+)
+def test_resumed_with_the_rate_of_the_command(tmp_path, schedule, halved):
+    """Where the schedule has got to, whatever schedule a method has; a rate that is the same stays to the last bit."""
+    loader = torch.utils.data.DataLoader(TensorDataset(torch.zeros(4, 1)), 2)
+    rates = {}
+
+    def run(lr, epochs, state=None):
+        rates[lr] = []
+
+        class Noted(Scheduled):
+            def on_before_optimizer_step(self, optimizer):
+                (group,) = optimizer.param_groups
+                assert group["momentum"] == 10 * lr
+                rates[lr].append(group["lr"])
+
+        trainer = Trainer(
+            max_epochs=epochs,
+            callbacks=[SettingsOfTheCommand(), EpochState()],
+            default_root_dir=tmp_path,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Noted(lr, schedule), loader, ckpt_path=state)
+        return trainer
+
+    run(0.08, 1).save_checkpoint(tmp_path / "one.ckpt")
+    run(0.02, 2, tmp_path / "one.ckpt")
+    resumed = rates[0.02]
+    run(0.08, 2, tmp_path / "one.ckpt")
+    assert resumed == pytest.approx([0.02 * (0.5 if half else 1) for half in halved])
+    assert rates[0.08] == [0.08 * (0.5 if half else 1) for half in halved]
 
 
 def test_one_image_a_device_is_no_divergence():

@@ -19,8 +19,7 @@ T = TypeVar("T")
 # keep it busy where memory is short
 CPU_CHUNK, DEVICE_CHUNK, LOW_MEMORY_CHUNK = 2**20, 2**25, 2**22
 
-
-# of the caller: what a recomputation runs in
+# makes the context in which the backward pass recomputes
 _context: ContextVar[Callable[[], AbstractContextManager[Any]] | None] = ContextVar("recomputation", default=None)
 
 
@@ -40,11 +39,10 @@ def recomputed(function: Callable[..., T], *inputs: Tensor, active: bool) -> T:
     The recomputation draws the same random numbers. Batch norm must not be recomputed: it would count a batch twice.
     """
     if active and torch.is_grad_enabled():
-        if (make_context := _context.get()) is not None:
-            return checkpoint(
-                function, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), make_context())
-            )
-        return checkpoint(function, *inputs, use_reentrant=False)
+        make_context = _context.get()
+        if make_context is None:  # a compiler does not take its default as an argument
+            return checkpoint(function, *inputs, use_reentrant=False)
+        return checkpoint(function, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), make_context()))
     return function(*inputs)
 
 

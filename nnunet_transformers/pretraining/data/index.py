@@ -113,7 +113,8 @@ class PreparedIndex:
 
     def only(self, names: Collection[str]) -> PreparedIndex:
         """Return the index of some of its images."""
-        return replace(self, cases=tuple(case for case in self.cases if case.name in names))
+        wanted = set(names)
+        return replace(self, cases=tuple(case for case in self.cases if case.name in wanted))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> PreparedIndex:
