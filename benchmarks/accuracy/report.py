@@ -279,7 +279,7 @@ def draw(records: Records) -> Figure:
     panels = [panel for panel in panels if len({r["row"] for r in panel[2]}) > 1] or panels
     drawn = [row for row in ROWS if any(r["row"] == row for *_, part in panels for r in part)]
     columns = min(len(panels), COLUMNS)
-    figure = Figure(figsize=(4.6 * columns, 3.8 * -(-len(panels) // columns)))
+    figure = Figure(figsize=(4.6 * columns, 5.0 * -(-len(panels) // columns)), layout="constrained")
     grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).flat
     for (dataset, budget, part), axes in zip(panels, grid, strict=False):
         for index, row in enumerate(drawn):
@@ -296,10 +296,10 @@ def draw(records: Records) -> Figure:
         title = "\n".join(heading(dataset, budget).replace("`", "").rsplit(", ", 1))
         axes.set(title=title, xlabel="CPU time, minutes" if BUDGETS[budget].units else "iterations", ylabel="Dice")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="best")
+        # below the curves, which it would hide
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)
     for axes in list(grid):
         axes.set_axis_off()
-    figure.tight_layout()
     return figure
 
 
