@@ -21,6 +21,23 @@ PARTIAL = ".partial"
 _searched: set[Path] = set()
 
 
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Check that a file can be written at ``path``; a command that computes for long asks at its start.
+
+    Raises:
+        FileNotFoundError: if its folder does not exist.
+        IsADirectoryError: if it is a folder.
+        PermissionError: if its folder cannot be written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to; make it, or name another")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"the folder {path.parent} cannot be written to; name another for {path.name}")
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a file beside ``path`` to write to, which replaces ``path`` at the end.
@@ -31,8 +48,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         path: file to write.
+
+    Raises:
+        OSError: as ``check_place``, or if the disk is full.
     """
     path = Path(path)
+    check_place(path)
     _remove_orphans(path.parent.absolute())
     partial, descriptor = _new_partial(path)
     try:

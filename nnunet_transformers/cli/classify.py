@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .._atomic import write_json, write_text
+from .._atomic import check_place, write_json, write_text
 from .._text import printable
 from ._options import PreparedFolder, TorchDevice, Trust, chosen_device
 from ._output import echo
@@ -91,6 +91,8 @@ def predict_classes(
     device = chosen_device(device)
     if scores is not None and labels is None:
         raise ValueError("--scores needs --labels, the table to compare with")
+    for path in filter(None, (output, scores)):
+        check_place(path)
     checkpoint, prepared = ClassifierCheckpoint.load(classifier), PreparedImages(images)
     checkpoint.check_images(prepared.index, images)
     # read before the prediction, so that a wrong table fails early

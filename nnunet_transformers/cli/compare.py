@@ -63,14 +63,14 @@ def compare(
     tables = comparison.tables(cases)
     for name, table in tables.items():
         echo_table(table.title, table.headings, table.texts(), TEXT_COLUMNS[name])
-    if comparison.left_out:
-        echo(f"{len(comparison.left_out)} cases are not in every model, {comparison.left_out[0]} first; left out")
+    for remark in comparison.remarks:
+        echo(remark)
     if output is not None:
         from ..evaluation.report import write_comparison
 
         folders = {name: path if path.is_dir() else path.parent for name, path in paths.items()}
         with new_folder(output) as folder:
-            _write(tables, folder)
+            _write(tables, comparison.remarks, folder)
             named = {name: str(path) for name, path in paths.items()}
             write_json({"models": named, **comparison.as_json()}, folder / "comparison.json")
             page = folder / "comparison.html"
@@ -103,9 +103,17 @@ def _evaluation(path: Path, labels: Path | None, dataset_json: Path | None, proc
             raise FileNotFoundError(f"no dataset.json in {folder} names the labels; give it by --dataset-json")
         return evaluate_folder(folder, labels, dataset_json=dataset_json, processes=processes)
     # a fold's are those of its validation
-    for file in (place / name for place in (path, path / "validation") for name in (EVALUATION, SUMMARY)):
-        if file.is_file():
-            return _named(Evaluation.load(file), file)
+    for place in (path, path / "validation"):
+        found = [
+            _named(Evaluation.load(file), file) for name in (EVALUATION, SUMMARY) if (file := place / name).is_file()
+        ]
+        if len(found) > 1 and not found[0].agrees_with(found[1]):
+            raise ValueError(
+                f"{place / EVALUATION} and nnU-Net's {SUMMARY} beside it have other Dice of the same cases, as if one "
+                "were of former predictions: evaluate again, or name the file"
+            )
+        if found:
+            return found[0]
     raise FileNotFoundError(
         f"{path} holds no {EVALUATION}: run `nnunet-transformers evaluate`, or name the folder of labels by --labels"
     )
@@ -123,8 +131,9 @@ def _named(evaluation: Evaluation, file: Path) -> Evaluation:
     return replace(evaluation, labels={key: names.get(key, name) for key, name in evaluation.labels.items()})
 
 
-def _write(tables: dict[str, Table], folder: Path) -> None:
-    page = "\n".join(["# Comparison\n", *(table.as_markdown() for table in tables.values())])
+def _write(tables: dict[str, Table], remarks: list[str], folder: Path) -> None:
+    notes = [f"{remark}\n" for remark in remarks]
+    page = "\n".join(["# Comparison\n", *(table.as_markdown() for table in tables.values()), *notes])
     write_text(page, folder / "comparison.md")
     for name, table in tables.items():
         write_text(table.as_csv(), folder / f"{name}.csv")

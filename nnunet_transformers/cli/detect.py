@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .._atomic import write_json, write_text
+from .._atomic import check_place, write_json, write_text
 from .._text import printable
 from ._options import PreparedFolder, TorchDevice, Trust, chosen_device
 from ._output import echo
@@ -84,6 +84,8 @@ def predict_boxes(
     device = chosen_device(device)
     if scores is not None and boxes is None:
         raise ValueError("--scores needs --boxes, the table to compare with")
+    for path in filter(None, (output, scores)):
+        check_place(path)
     checkpoint, prepared = DetectorCheckpoint.load(detector), PreparedImages(images)
     checkpoint.check_images(prepared.index, images)
     sizes = {name: (shape[3], shape[2]) for name, shape in prepared.shapes.items()}

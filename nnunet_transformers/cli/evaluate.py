@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .._atomic import write_json, write_text
+from .._atomic import check_place, write_json, write_text
 from ._options import DatasetJson, Processes, Trust
 from ._output import echo, echo_table
 
@@ -62,10 +62,11 @@ def evaluate(
     table: Annotated[Path | None, typer.Option(help="Also write the table, as .md, .csv or .tex.")] = None,
 ) -> None:
     """Compute Dice, IoU, HD95, ASSD, NSD, volume differences and lesion detection per case and label."""
-    from ..evaluation import BRATS, BRATS_DISTANCE, Conventions, Targets, evaluate_folder
+    from ..evaluation import BRATS_DISTANCE, Conventions, Targets, evaluate_folder
 
-    if brats and (brats not in BRATS or label):
-        raise ValueError(f"--brats {brats!r} is not one of {', '.join(BRATS)}, or was given with --label")
+    if brats and label:
+        raise ValueError("--brats names the labels; it cannot be given with --label")
+    targets = Targets.of_brats(brats) if brats else _targets(label or [])
     tolerances, label_tolerances = _tolerances(tolerance or [])
     conventions = Conventions(
         empty_in_both=empty_in_both or ("perfect" if brats else "nan"),
@@ -78,11 +79,11 @@ def evaluate(
         lesion_connectivity=lesion_connectivity,
         lesion_iou=lesion_iou,
     )
-    targets = Targets.from_regions(BRATS[brats]) if brats else _targets(label or [])
+    output = output or predictions / "evaluation.json"
+    check_place(output)
     if table is not None:
         check_table(table)
     evaluation = evaluate_folder(predictions, labels, conventions, dataset_json, targets, processes)
-    output = output or predictions / "evaluation.json"
     evaluation.save(output)
     _print(evaluation)
     if table is not None:
@@ -131,6 +132,12 @@ def _print(evaluation: Evaluation) -> None:
     echo_table(f"mean of {len(evaluation.cases)} cases, and its 95 % bootstrap interval", ["label", *names], rows)
     if missing := evaluation.without_prediction:
         echo(f"{len(missing)} label files have no prediction, {missing[0]} first")
+    if evaluation.elsewhere:
+        case, distance = max(evaluation.elsewhere.items(), key=lambda found: found[1])
+        echo(
+            f"{len(evaluation.elsewhere)} predictions lie elsewhere than their labels by the headers, {case} by up to "
+            f"{distance:.3g} mm; they are compared voxel by voxel, as nnU-Net does: resample them onto the labels' grid"
+        )
 
 
 def check_table(path: Path) -> None:
@@ -139,6 +146,7 @@ def check_table(path: Path) -> None:
 
     if path.suffix.lower() not in TABLE_ENDINGS:
         raise ValueError(f"--table {path} does not end in {', '.join(TABLE_ENDINGS)}")
+    check_place(path)
 
 
 @commands.command("evaluate-iou")
@@ -154,6 +162,8 @@ def evaluate_iou(
 
     from ..evaluation import THRESHOLDS, evaluate_predictions
 
+    if output is not None:
+        check_place(output)
     summary = evaluate_predictions(predictions, labels, label)
     echo(f"label {label}, mean of {len(summary.per_case)} images")
     table = Table()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,11 +41,12 @@ class FoldsCommand(TyperCommand):
 
 
 class MakeByDefault(TyperGroup):
-    """Group that takes ``package FOLDER -o DIR`` as ``package make FOLDER -o DIR``."""
+    """Group that takes ``package FOLDER -o DIR`` as ``package make FOLDER -o DIR``; a misspelt command stays one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, "--help"):
-            args = ["make", *args]
+            is_misspelt = get_close_matches(args[0], self.commands) and not Path(args[0]).exists()
+            args = args if is_misspelt else ["make", *args]
         return super().parse_args(ctx, args)
 
 

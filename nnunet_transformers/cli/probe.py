@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .._atomic import write_json
+from .._atomic import check_place, write_json
 from ._options import Configuration, Dataset, EncoderFile, PreparedFolder, TorchDevice, Trust, chosen_device
 from ._output import echo
 
@@ -42,6 +42,8 @@ def classify(
     from ..pretraining.data import PreparedImages
 
     device = chosen_device(device)
+    if output is not None:
+        check_place(output)
     prepared = PreparedImages(images)
     labelled = read_labels(labels, prepared.names, files=prepared.files)
     split, is_test = labelled.split, labelled.is_test

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .._atomic import write_json
@@ -19,12 +18,15 @@ from ..architectures.without import class_without
 from ..plans.builder import find_trainer
 from ..plans.gate import check_plan
 from ..plans.plan_files import check_new_plans, dataset_folder, load_plans
+from ..plans.planned import label_names
 from ..weights.nnunet_checkpoint import FINAL, reading_plain_types
 from .results import Evaluation
-from .statistics import nan_mean
+from .statistics import nan_mean, or_null
 
 # in the fold's folder; and the entry of a plan that was written to train without a part
 FOLDER, MARKER = "ablation", "without"
+# in that folder, the network with all its parts
+WHOLE = "whole"
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def ablate(
     """Validate a trained fold without parts of its network, one at a time.
 
     nnU-Net predicts the fold's validation cases as after training. ``ablation/PART/validation`` in the fold's folder
-    gets the predictions with their summary.json, and ``ablation/ablation.json`` the Dice.
+    gets the predictions with their summary.json, and ``ablation/ablation.json`` the Dice. The fold's own validation is
+    that of ``checkpoint_final.pth``; another checkpoint is validated whole too, in ``ablation/whole``.
 
     Args:
         folder: folder of a fold that was validated.
@@ -144,34 +147,33 @@ def ablate(
     """
     trained = TrainedFold.read(folder, trust)
     summary = trained.folder / "validation" / "summary.json"
-    if not summary.is_file():
+    if checkpoint == FINAL and not summary.is_file():
         raise FileNotFoundError(f"{summary} is missing: finish training, or run nnUNetv2_train ... --val")
     device = device or torch.device("cpu")
-    whole = Evaluation.load(summary)
-    names = {str(tuple(v) if isinstance(v, list) else v): name for name, v in trained.dataset_json["labels"].items()}
+    names = label_names(trained.dataset_json)
     trainer, network = trained.load(device, checkpoint, trust)
     chosen = [*(parts or network.parts)]
     if unknown := [part for part in chosen if part not in network.parts]:
         raise ValueError(f"{type(network).__name__} has no {unknown[0]!r}, only {', '.join(network.parts) or 'none'}")
+    if checkpoint == FINAL:
+        whole = Evaluation.load(summary)
+    else:
+        whole = Evaluation.load(_validate(trainer, trained.folder / FOLDER / WHOLE) / "summary.json")
+        trainer = None
     ablations = []
     for part in chosen:
         if trainer is None:
             trainer, network = trained.load(device, checkpoint, trust)
         network.remove(part)
-        trainer.output_folder = str(trained.folder / FOLDER / part)
-        Path(trainer.output_folder).mkdir(parents=True, exist_ok=True)
-        # nnU-Net would replace the segmentations that the next stage of a cascade is trained on
-        trainer.configuration_manager.configuration.pop("next_stage", None)
-        trainer.perform_actual_validation()
+        validated = _validate(trainer, trained.folder / FOLDER / part)
         trainer = None  # what was removed stays so
-        validated = trained.folder / FOLDER / part / "validation"
         without = Evaluation.load(validated / "summary.json")
         before, after = (nan_mean(evaluation.of("Dice")).tolist() for evaluation in (whole, without))
         ablations.append(Ablation(part, [names.get(key, key) for key in whole.labels], before, after, validated))
     write_json(
         {
             a.part: {
-                label: {"whole": _plain(before), "without": _plain(after)}
+                label: {"whole": or_null(before), "without": or_null(after)}
                 for label, before, after in zip(a.labels, a.whole, a.without, strict=True)
             }
             for a in ablations
@@ -179,6 +181,16 @@ def ablate(
         trained.folder / FOLDER / "ablation.json",
     )
     return ablations
+
+
+def _validate(trainer: Any, folder: Path) -> Path:
+    """Validate a trainer's network, with its predictions in a folder of its own; return that of nnU-Net in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer.output_folder = str(folder)
+    # nnU-Net would replace the segmentations that the next stage of a cascade is trained on
+    trainer.configuration_manager.configuration.pop("next_stage", None)
+    trainer.perform_actual_validation()
+    return folder / "validation"
 
 
 def write_plan_without(folder: Path, part: str, force: bool = False) -> str:
@@ -214,7 +226,3 @@ def write_plan_without(folder: Path, part: str, force: bool = False) -> str:
     plans |= {"plans_name": name, MARKER: part, "configurations": {configuration: entries}}
     write_json(plans, path)
     return f"nnUNetv2_train {trained.plans['dataset_name']} {configuration} {trained.fold} -p {name} -tr {trainer}"
-
-
-def _plain(value: float) -> float | None:
-    return None if np.isnan(value) else value

@@ -26,6 +26,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from .._atomic import write_json, write_text
 from .._reading import read_json
+from .statistics import or_null
 
 # entries of dataset.json that decide what the channels of probabilities mean
 OF_LABELS = ("labels", "regions_class_order", "file_ending")
@@ -230,11 +231,6 @@ def _dice(folder: Path) -> float:
     return float(read_json(folder / "summary.json")["foreground_mean"]["Dice"])
 
 
-def _number(score: float) -> float | None:
-    """The score for JSON, which has no NaN: of a label that is in no case and no prediction."""
-    return None if isnan(score) else score
-
-
 def _check_comparable(models: Sequence[TrainedModel], folds: Sequence[int]) -> None:
     first, cases = models[0], models[0].cases(folds)
     for model in models[1:]:
@@ -274,10 +270,10 @@ def _write(choice: Choice, models: Sequence[TrainedModel], ensembles: bool) -> N
         "dataset_name_or_id": choice.dataset,
         "considered_models": [described(model, "plans") for model in models],
         "ensembling_allowed": ensembles,
-        "all_results": {name: _number(score) for name, score in choice.scores.items()},
+        "all_results": {name: or_null(score) for name, score in choice.scores.items()},
         "best_model_or_ensemble": {
-            "result_on_crossval_pre_pp": _number(next(iter(choice.scores.values()))),
-            "result_on_crossval_post_pp": _number(choice.postprocessed),
+            "result_on_crossval_pre_pp": or_null(next(iter(choice.scores.values()))),
+            "result_on_crossval_post_pp": or_null(choice.postprocessed),
             "postprocessing_file": str(choice.source / "postprocessing.pkl"),
             "some_plans_file": str(choice.source / "plans.json"),
             "selected_model_or_models": [described(model, "plans_identifier") for model in choice.members],

@@ -21,7 +21,14 @@ from .._atomic import write_json
 from .._paths import inside
 from .._reading import read_json, reading
 from ..classification.resampled import calibration_errors
-from .segmentations import dataset_json_of, find_reader, load_dataset_json, read_probabilities, read_segmentation
+from .segmentations import (
+    dataset_json_of,
+    find_reader,
+    load_dataset_json,
+    read_probabilities,
+    read_segmentation,
+    validation_folders,
+)
 from .targets import Targets
 
 FILE = "calibration.json"
@@ -79,9 +86,7 @@ def calibrate(model: Path, labels: Path) -> Calibration:
         FileNotFoundError: if there are no probabilities, or a label file is missing.
         ValueError: if there are fewer than two cases, or a file cannot be used.
     """
-    files = sorted(model.glob("fold_[0-9]*/validation/*.npz"))
-    if not files and any(model.glob("fold_all/validation/*.npz")):
-        raise FileNotFoundError(f"{model} has fold_all only, which was trained on its validation cases; train folds")
+    files = [path for folder in validation_folders(model) for path in sorted(folder.glob("*.npz"))]
     if not files:
         raise FileNotFoundError(
             f"{model} holds no probabilities of validation cases: run nnUNetv2_train ... --val --npz for its folds"
@@ -102,7 +107,9 @@ def calibrate(model: Path, labels: Path) -> Calibration:
         probabilities = read_probabilities(path)
         if probabilities.shape[1:] != label.shape:
             raise ValueError(f"{path} has {probabilities.shape[1:]} voxels, its label {reference} {label.shape}")
-        samples.append(sample(probabilities, label, targets, has_regions))
+        drawn = sample(probabilities, label, targets, has_regions)
+        if len(drawn.targets):  # none of a case that is ignored as a whole
+            samples.append(drawn)
     calibration = fit(samples, has_regions)
     write_json(asdict(calibration), model / FILE)
     return calibration

@@ -61,7 +61,7 @@ def case_metrics(
             ours, theirs = np.where(ignore, 0, ours), np.where(ignore, 0, theirs)
     largest = max(int(ours.max(initial=0)), int(theirs.max(initial=0)))
     confusion = confusion_matrix(ours, theirs, largest + 1)
-    _check_values(confusion, targets.known)
+    _check_values(confusion, targets)
     confusion[0, 0] -= ignored
     boxes = [ndimage.find_objects(voxels, max_label=largest) if largest else [] for voxels in (ours, theirs)]
     diagonal = math.hypot(*(n * s for n, s in zip(theirs.shape, reference.spacing, strict=True)))
@@ -143,13 +143,15 @@ def _check_geometry(prediction: Segmentation, reference: Segmentation) -> None:
         raise ValueError(f"the prediction's spacing is {prediction.spacing} mm, its reference's {reference.spacing} mm")
 
 
-def _check_values(confusion: NDArray, known: Sequence[int] | None) -> None:
-    if known is None:
+def _check_values(confusion: NDArray, targets: Targets) -> None:
+    if (known := targets.known) is None:
         return
     for axis, what in ((0, "prediction"), (1, "reference")):
         unknown = sorted({*np.flatnonzero(confusion.sum(axis)).tolist()} - {*known})
         if unknown:
-            raise ValueError(f"the {what} holds the value {unknown[0]}, which is not a label of dataset.json: {known}")
+            raise ValueError(
+                f"the {what} holds the value {unknown[0]}, which is not a label of {targets.source}: {known}"
+            )
 
 
 def _union(boxes: Sequence[Box]) -> Box | None:

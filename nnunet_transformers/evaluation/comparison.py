@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -12,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .results import MEAN, Evaluation, larger_is_better
-from .statistics import Ranking, holm, interval, nan_mean, rank, resample, resampled_means, signed_rank
+from .statistics import Ranking, holm, interval, nan_mean, or_null, rank, resample, resampled_means, signed_rank
 from .tables import Cell, Table
 
 # metrics compared by default, by how their names begin, as far as all models have them
 MAIN = ("Dice", "HD95", "NSD")
+# the convention of the metrics in nnU-Net's summary.json
+OF_NNUNET = {"empty_in_both": "nan"}
 
 
 @dataclass(frozen=True)
@@ -89,17 +90,34 @@ class Comparison:
                     found.append((metric, self.cases[case], labels[largest[case]], float(spread[case])))
         return found
 
+    @property
+    def remarks(self) -> list[str]:
+        """What was left out of the comparison, in sentences."""
+        remarks = []
+        if self.left_out:
+            remarks.append(f"{len(self.left_out)} cases are not in every model, {self.left_out[0]} first; left out.")
+        left_out = {(d.label, d.undefined) for d in self.differences if d.undefined}
+        if left_out:
+            label, cases = max(left_out, key=lambda found: found[1])
+            remarks.append(
+                f"Up to {cases} cases ({label}) have a value in only one model of a pair and are left out, such as a "
+                "label that is not there and that one model predicts; evaluate with --empty-in-both perfect, and "
+                "without --empty-in-one nan, to count them."
+            )
+        return remarks
+
     def as_json(self) -> dict[str, Any]:
         """Return plain types; undefined values are null."""
         rankings = []
         for (metric, label), r in self.rankings.items():
             columns = {"ranks": r.ranks, "low": r.low, "high": r.high, "first": r.first}
             of_models = {name: dict(zip(self.models, c.tolist(), strict=True)) for name, c in columns.items()}
-            rankings.append({"metric": metric, "label": label, "tau": _plain(r.tau), **of_models})
+            rankings.append({"metric": metric, "label": label, "tau": or_null(r.tau), **of_models})
         return {
             "cases": [*self.cases],
             "left_out": [*self.left_out],
-            "differences": [{k: _plain(v) for k, v in asdict(d).items()} for d in self.differences],
+            "remarks": self.remarks,
+            "differences": [{k: or_null(v) for k, v in asdict(d).items()} for d in self.differences],
             "rankings": rankings,
         }
 
@@ -230,13 +248,9 @@ def _check_comparable(one: str, first: Evaluation, other: str, second: Evaluatio
     if {*first.labels} != {*second.labels}:
         labels = ("{" + ", ".join(e.labels) + "}" for e in (first, second))
         raise ValueError(f"{one} has the labels {next(labels)} and {other} has {next(labels)}")
-    if first.conventions and second.conventions:
-        different = [k for k, v in first.conventions.items() if second.conventions.get(k) != v]
-        if different:
-            raise ValueError(
-                f"{one} and {other} were evaluated with different conventions, {different[0]}: evaluate one again"
-            )
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
+    conventions = [evaluation.conventions or OF_NNUNET for evaluation in (first, second)]
+    shared = [key for key in conventions[0] if key in conventions[1]]
+    if different := [key for key in shared if conventions[0][key] != conventions[1][key]]:
+        raise ValueError(
+            f"{one} and {other} were evaluated with different conventions, {different[0]}: evaluate one again"
+        )

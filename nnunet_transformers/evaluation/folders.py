@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from rich.progress import track
 
+from .._orientation import displacement, reoriented_by
 from .._paths import inside
 from .._processes import available_cores, exit_with_parent
 from .._reading import RefusedError, reading
@@ -28,8 +29,11 @@ from .segmentations import (
     find_reader,
     load_dataset_json,
     read_label_map,
+    validation_folders,
 )
 from .targets import Targets
+
+T = TypeVar("T")
 
 # more would wait for the disk, and take the memory of as many cases
 MOST_PROCESSES = 8
@@ -72,11 +76,7 @@ def evaluate_folder(
     for folder in (predictions, labels):
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
-    folders = sorted(predictions.glob("fold_[0-9]*/validation")) or [predictions]
-    if folders == [predictions] and (predictions / "fold_all" / "validation").is_dir():
-        raise FileNotFoundError(
-            f"{predictions} has fold_all only, which was trained on its validation cases; train folds"
-        )
+    folders = validation_folders(predictions) or [predictions]
     described = dataset_json or dataset_json_of(folders[0])
     dataset = load_dataset_json(described) if described else None
     if targets is None:
@@ -100,7 +100,7 @@ def evaluate_folder(
     with _workers(min(processes, len(cases))) as pool:
         arguments = zip(*((case, reader, targets, conventions) for case in cases), strict=True)
         results = pool.map(_evaluate, *arguments) if pool else map(_evaluate, *arguments)
-        rows = list(_progress(results, len(cases)))
+        rows, elsewhere = zip(*_progress(results, len(cases)), strict=True)
     others = {path.name.removesuffix(file_ending) for path in labels.glob(f"*{file_ending}")}
     metrics = metric_names(conventions)
     values = [[[row[t.key][metric] for metric in metrics] for t in targets.targets] for row in rows]
@@ -111,17 +111,22 @@ def evaluate_folder(
         values=np.array(values, float),
         conventions=conventions.as_json(),
         without_prediction=sorted(others - {case.name for case in cases}),
+        elsewhere={case.name: distance for case, distance in zip(cases, elsewhere, strict=True) if distance},
     )
 
 
 def _evaluate(
     case: _Case, reader: BaseReaderWriter, targets: Targets, conventions: Conventions
-) -> dict[str, dict[str, float]]:
+) -> tuple[dict[str, dict[str, float]], float]:
+    """Return the metrics of a case, and by how many mm prediction and reference lie apart."""
     prediction, reference = (read_label_map(reader, path) for path in (case.prediction, case.reference))
     try:
-        return case_metrics(prediction, reference, targets, conventions)
+        metrics = case_metrics(prediction, reference, targets, conventions)
     except ValueError as error:
         raise ValueError(f"{case.prediction}: {error}; is {case.reference} its reference?") from error
+    # a reader that turns images compares them where they are, if their boxes are the same
+    turned = reoriented_by(type(reader)) is not None
+    return metrics, 0.0 if turned else displacement(case.prediction, case.reference)
 
 
 def _cases(folders: Iterable[Path], labels: Path, file_ending: str) -> Iterator[_Case]:
@@ -143,6 +148,9 @@ def _check_names(targets: Targets, conventions: Conventions) -> None:
     names = targets.names
     if len(set(names)) != len(names) or not names:
         raise ValueError(f"labels must have different names, and there must be one; there are {names}")
+    keys = [target.key for target in targets.targets]
+    if twice := next((t for i, t in enumerate(targets.targets) if t.key in keys[:i]), None):
+        raise ValueError(f"the label {twice.name!r} has the values of another, {twice.key}; name them once")
     asked = {*conventions.label_tolerances, *conventions.lesions} - {ALL_LABELS}
     if unknown := sorted(asked - {*names}):
         raise ValueError(f"there is no label {unknown[0]!r}; there are {', '.join(names)}")
@@ -163,5 +171,5 @@ def _workers(processes: int) -> Iterator[Executor | None]:
         ) from error
 
 
-def _progress(results: Iterable[Mapping[str, Any]], total: int) -> Iterable[Mapping[str, Any]]:
+def _progress(results: Iterable[T], total: int) -> Iterable[T]:
     return track(results, description="evaluating", total=total)

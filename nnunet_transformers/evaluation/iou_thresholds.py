@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from .._paths import inside
 from .segmentations import (
-    DATASET_JSON,
     common_file_ending,
+    dataset_json_of,
     find_reader,
     load_dataset_json,
     read_probabilities,
     read_segmentation,
 )
+from .statistics import or_null
 
 THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
@@ -93,15 +94,12 @@ class IoUSummary:
     def as_json(self) -> dict[str, Any]:
         """Return plain types; undefined values are null."""
 
-        def plain(value: float) -> float | None:
-            return None if math.isnan(value) else value
-
         return {
             "label": self.label,
-            "mean_iou": plain(self.mean_iou),
+            "mean_iou": or_null(self.mean_iou),
             "thresholds": list(THRESHOLDS),
-            "mean_iou_per_threshold": [plain(v) for v in self.per_threshold],
-            "iou_per_case": {case: [plain(v) for v in ious] for case, ious in self.per_case.items()},
+            "mean_iou_per_threshold": [or_null(v) for v in self.per_threshold],
+            "iou_per_case": {case: [or_null(v) for v in ious] for case, ious in self.per_case.items()},
             "left_out_as_empty": self.empty,
             "cases_without_prediction": list(self.without_prediction),
         }
@@ -117,7 +115,8 @@ def evaluate_predictions(predictions: Path, labels: Path, label: int = 1) -> IoU
 
     Args:
         predictions: folder written by ``nnUNetv2_predict --save_probabilities``: for each case an .npz file with
-            ``probabilities``, (classes, *image), in the geometry of the original image, and ``dataset.json``.
+            ``probabilities``, (classes, *image), in the geometry of the original image, and ``dataset.json``; or the
+            ``validation`` of a fold trained with ``--npz``.
         labels: folder of segmentations with the names of the predictions.
         label: label to evaluate.
 
@@ -128,8 +127,8 @@ def evaluate_predictions(predictions: Path, labels: Path, label: int = 1) -> IoU
     for folder in (predictions, labels):
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder}")
-    described = predictions / DATASET_JSON
-    dataset = load_dataset_json(described) if described.is_file() else None
+    described = dataset_json_of(predictions)
+    dataset = load_dataset_json(described) if described else None
     file_ending = dataset["file_ending"] if dataset else common_file_ending(labels)
     cases = _predicted_cases(predictions, file_ending)
     manager = LabelManager(dataset["labels"], dataset.get("regions_class_order")) if dataset else None

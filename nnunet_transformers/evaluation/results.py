@@ -48,6 +48,8 @@ class Evaluation:
         values: (cases, labels, metrics), float64, NaN where undefined.
         conventions: as ``Conventions.as_json`` gives them; empty for nnU-Net's own summary.json.
         without_prediction: cases with a label file but no prediction.
+        elsewhere: of cases whose two files lie more than a voxel apart by their headers, how many mm; nnU-Net compares
+            voxel by voxel all the same.
     """
 
     labels: Mapping[str, str]
@@ -56,6 +58,7 @@ class Evaluation:
     values: NDArray
     conventions: Mapping[str, Any] = field(default_factory=dict)
     without_prediction: Sequence[str] = ()
+    elsewhere: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def cases(self) -> list[str]:
@@ -71,6 +74,16 @@ class Evaluation:
         if metric not in self.metrics:
             raise ValueError(f"there is no metric {metric!r}; there are {', '.join(self.metrics)}")
         return self.values[:, :, [*self.metrics].index(metric)]
+
+    def agrees_with(self, other: Evaluation) -> bool:
+        """Return whether the cases and labels that both have, have the same Dice wherever both define it."""
+        cases = [case for case in self.cases if case in other.files]
+        labels = [key for key in self.labels if key in other.labels]
+        ours, theirs = (
+            e.of("Dice")[np.ix_([e.cases.index(c) for c in cases], [[*e.labels].index(key) for key in labels])]
+            for e in (self, other)
+        )
+        return bool(np.all(np.isclose(ours, theirs) | np.isnan(ours) | np.isnan(theirs)))
 
     def summaries(self) -> dict[str, dict[str, Summary]]:
         """Summarise every metric by label name, and then for the mean over labels.
@@ -136,6 +149,7 @@ class Evaluation:
                 "conventions": dict(self.conventions),
                 "statistics": summaries,
                 "cases_without_prediction": [*self.without_prediction],
+                "cases_elsewhere": dict(self.elsewhere),
             },
         }
 
@@ -176,6 +190,7 @@ class Evaluation:
                 values=np.array(values, float).reshape(len(files), len(keys), len(metrics)),
                 conventions=dict(own.get("conventions", {})),
                 without_prediction=[str(case) for case in own.get("cases_without_prediction", ())],
+                elsewhere={str(case): float(distance) for case, distance in own.get("cases_elsewhere", {}).items()},
             )
 
 

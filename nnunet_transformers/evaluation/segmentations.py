@@ -48,6 +48,18 @@ def dataset_json_of(folder: Path) -> Path | None:
     return next((path for place in near if (path := place / DATASET_JSON).is_file()), None)
 
 
+def validation_folders(model: Path) -> list[Path]:
+    """Return the validation folders of a trained model's folds; neither of fold_all nor of a renamed fold.
+
+    Raises:
+        FileNotFoundError: if there is only fold_all, which was trained on its validation cases.
+    """
+    folders = sorted(path for path in model.glob("fold_*/validation") if path.parent.name[5:].isdigit())
+    if not folders and (model / "fold_all" / "validation").is_dir():
+        raise FileNotFoundError(f"{model} has fold_all only, which was trained on its validation cases; train folds")
+    return folders
+
+
 def load_dataset_json(path: Path) -> dict[str, Any]:
     """Read a dataset.json, such as the copy that nnU-Net writes beside predictions.
 

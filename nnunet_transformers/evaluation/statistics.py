@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +72,11 @@ def interval(resampled: NDArray) -> tuple[float, float]:
         return math.nan, math.nan
     low, high = np.quantile(resampled, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return float(low), float(high)
+
+
+def or_null(value: Any) -> Any:
+    """Return None, JSON's null, for NaN, which JSON does not have; all else as it is."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def nan_mean(values: NDArray, axis: int = 0) -> NDArray:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from ..plans.planned import label_names
 
 # BraTS's regions by the challenge's label values, which changed in 2023 (Baid et al., arXiv:2107.02314, section 3;
 # Adewole et al., arXiv:2305.19369): necrosis 1, oedema 2, enhancing tumour 4, later 3
@@ -40,17 +42,19 @@ class Targets:
         targets: labels or regions, background excluded.
         ignore: value of the reference whose voxels do not count, if there is one.
         known: all values that may occur; None if any may.
+        source: what says so, for messages.
     """
 
     targets: tuple[Target, ...]
     ignore: int | None = None
     known: tuple[int, ...] | None = None
+    source: str = "dataset.json"
 
     @classmethod
     def from_dataset_json(cls, dataset: Mapping[str, Any]) -> Targets:
         """Take the regions of a dataset.json, or its labels if it has none, as nnU-Net's evaluation does."""
         manager = LabelManager(dataset["labels"], dataset.get("regions_class_order"))
-        names = {_key(value): name for name, value in dataset["labels"].items()}
+        names = label_names(dataset)
         evaluated = manager.foreground_regions if manager.has_regions else manager.foreground_labels
         targets = tuple(Target(names[_key(v)], _values(v), _key(v)) for v in evaluated)
         ignore = manager.ignore_label if manager.has_ignore_label else None
@@ -62,6 +66,18 @@ class Targets:
         """Take labels and regions by name; other values count as background."""
         return cls(tuple(Target(n, tuple(v), _key(v[0] if len(v) == 1 else v)) for n, v in regions.items()))
 
+    @classmethod
+    def of_brats(cls, year: str) -> Targets:
+        """Take BraTS's regions; label values of another year are refused, as they would be background.
+
+        Raises:
+            ValueError: if there is no such year.
+        """
+        if year not in BRATS:
+            raise ValueError(f"--brats {year!r} is not one of {', '.join(BRATS)}")
+        regions = BRATS[year]
+        return replace(cls.from_regions(regions), known=(0, *regions["WT"]), source=f"BraTS {year} (see --brats)")
+
     @property
     def names(self) -> list[str]:
         """Names in order."""
@@ -72,15 +88,17 @@ def parse_region(text: str) -> tuple[str, tuple[int, ...]]:
     """Parse a label or region such as "liver=1", "WT=1,2,4" or "3", which is its own name.
 
     Raises:
-        ValueError: if the values are not positive integers.
+        ValueError: if the values are not different positive integers.
     """
     name, _, values = text.rpartition("=")
     try:
         numbers = tuple(int(value) for value in values.split(","))
     except ValueError:
         numbers = (0,)
-    if min(numbers) < 1:
-        raise ValueError(f"--label {text!r} is not NAME=VALUE, NAME=VALUE,VALUE... or a value above 0")
+    if min(numbers) < 1 or len({*numbers}) < len(numbers):
+        raise ValueError(
+            f"--label {text!r} is not NAME=VALUE, NAME=VALUE,VALUE... or a value; values are above 0 and differ"
+        )
     return name or values, numbers
 
 

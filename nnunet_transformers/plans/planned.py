@@ -29,6 +29,12 @@ def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
     return [names[key] for key in sorted(names, key=int)]
 
 
+def label_names(dataset_json: Mapping[str, Any]) -> dict[str, str]:
+    """Names of the labels and regions in ``dataset.json`` by their keys in nnU-Net's summary.json, 1 or (1, 2)."""
+    labels = dataset_json["labels"].items()
+    return {str(tuple(value) if isinstance(value, list | tuple) else value): name for name, value in labels}
+
+
 def check_labels(labels: LabelManager) -> None:
     """Check that each label is the number of a segmentation head, as nnU-Net's loss assumes of labels without regions.
 

@@ -8,7 +8,7 @@ patch of 128^3 has 1.3 to 5.4 times as many tokens with them).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -23,7 +23,10 @@ MIN_GRID = 2
 MAX_MERGES = 4
 # tokens of the deepest grid above which one more stage is better
 GOOD_DEEPEST_TOKENS = {2: 8**2, 3: 350}
+# penalty of a plan with two stages where the target has room for more: 0.4 million parameters in QT-UNet T
+TWO_STAGES = 0.2
 Size = tuple[int, ...]
+Merges = tuple[Size, ...]
 
 
 def tiling_windows(
@@ -144,7 +147,10 @@ def choose_patch_embed_stride(patch_size: Sequence[int], spacing: Sequence[float
 
 
 def choose_merge_strides(
-    grid_size: Sequence[float], token_spacing: Sequence[float], max_merges: int = MAX_MERGES
+    grid_size: Sequence[float],
+    token_spacing: Sequence[float],
+    max_merges: int = MAX_MERGES,
+    most_per_axis: Sequence[int] | None = None,
 ) -> tuple[tuple[int, ...], ...]:
     """Choose strides that merge the axes whose token spacing is within a factor of two of the finest, as nnU-Net pools.
 
@@ -152,17 +158,20 @@ def choose_merge_strides(
         grid_size: tokens per axis of the finest grid.
         token_spacing: mm per token and axis.
         max_merges: most strides to return.
+        most_per_axis: most merges of each axis; as many as there are by default.
     """
     grid, spacing = list(grid_size), list(token_spacing)
+    left = list(most_per_axis or [max_merges] * len(grid))
     merges: list[tuple[int, ...]] = []
     while len(merges) < max_merges:
-        able = [a for a in range(len(grid)) if grid[a] >= 2 * MIN_GRID]
+        able = [a for a in range(len(grid)) if grid[a] >= 2 * MIN_GRID and left[a]]
         if not able:
             break
         finest = min(spacing[a] for a in able)
         stride = tuple(2 if a in able and spacing[a] < 2 * finest else 1 for a in range(len(grid)))
         grid = [g / s for g, s in zip(grid, stride, strict=True)]
         spacing = [x * s for x, s in zip(spacing, stride, strict=True)]
+        left = [n - (s > 1) for n, s in zip(left, stride, strict=True)]
         merges.append(stride)
     return tuple(merges)
 
@@ -246,14 +255,44 @@ def _merge_options(
     return [merges[:count] for count in range(fewest, most + 1)]
 
 
+def _deeper_options(target: Size, stem: Size, token_spacing: tuple[float, ...], max_stages: int) -> set[Merges]:
+    """Possible sequences of at least two merges in which one axis, or axes of one length, are merged less often.
+
+    Twenty thick slices are 10 tokens, then 5: a third grid of 2.5 would need four slices more or less.
+    """
+    grid = [n / p for n, p in zip(target, stem, strict=True)]
+    options = set()
+    for length, most in product({*grid}, range(MAX_MERGES)):
+        per_axis = [most if n == length else MAX_MERGES for n in grid]
+        merges = choose_merge_strides(grid, token_spacing, min(MAX_MERGES, max_stages - 1), per_axis)
+        options |= {merges[:count] for count in range(2, len(merges) + 1)}
+    return options
+
+
 @lru_cache(maxsize=4096)
 def _plan_tokens(
     target: Size, spacing: tuple[float, ...], rules: TokenRules, patch_embed_stride: Size | None, max_stages: int
 ) -> TokenPlan:
     stem = patch_embed_stride or choose_patch_embed_stride(target, spacing, rules)
     token_spacing = tuple(s * p for s, p in zip(spacing, stem, strict=True))
+    penalty, best = _best_plan(
+        target, spacing, stem, rules, _merge_options(target, stem, token_spacing, rules, max_stages)
+    )
+    if rules.num_stages is None and best.num_stages == 2:
+        # little more than a few layers at one resolution, and a matter of a few slices
+        deeper = _deeper_options(target, stem, token_spacing, max_stages)
+        if deeper:
+            found = _best_plan(target, spacing, stem, rules, deeper)
+            _, best = min((penalty + TWO_STAGES, best), found, key=itemgetter(0))
+    return best
+
+
+def _best_plan(
+    target: Size, spacing: tuple[float, ...], stem: Size, rules: TokenRules, options: Iterable[Merges]
+) -> tuple[float, TokenPlan]:
+    """Return the patch and the merges with the least penalty, and that."""
     candidates = []
-    for merges in _merge_options(target, stem, token_spacing, rules, max_stages):
+    for merges in options:
         step = tuple(map(prod, zip(stem, *merges, strict=True)))
         for size in product(*(_sizes_near(n, s) for n, s in zip(target, step, strict=True))):
             tokens = TokenPlan(size, stem, merges, window_sizes=None)
@@ -275,7 +314,7 @@ def _plan_tokens(
             found = with_windows(penalty, tokens)
             if found[0] < best[0] - 1e-9:
                 best = found
-    return best[1]
+    return best
 
 
 def _penalty(size: Size, target: Size, deepest: int) -> float:

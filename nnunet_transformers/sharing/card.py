@@ -16,7 +16,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from .._atomic import write_text
 from .._reading import read_json
 from .._text import code, markdown
-from ..plans.planned import channel_names
+from ..plans.planned import channel_names, label_names
+from ..weights.nnunet_checkpoint import FINAL
 from .description import Description, Model
 from .front_matter import card_data, dice_result
 from .manifest import file_hash
@@ -42,6 +43,7 @@ def write_card(
     folds: Mapping[str, Sequence[TrainedFold]],
     sources: Mapping[str, Path],
     licence: str,
+    checkpoint: str = FINAL,
 ) -> None:
     """Write the model card into a package.
 
@@ -51,12 +53,18 @@ def write_card(
         folds: folds of each model, by the model's folder in the package.
         sources: nnU-Net's folder of each model, for the validation scores, by the same keys.
         licence: licence of the weights.
+        checkpoint: file name of the weights; the scores of nnU-Net's validation are those of ``checkpoint_final.pth``,
+            and are left out for any other.
     """
     first = read_json(folder / description.models[0].folder / "dataset.json")
     plans = read_json(folder / description.models[0].folder / "plans.json")
     ending = first["file_ending"]
     files = ((f"case_{i:04d}{ending}", name) for i, name in enumerate(channel_names(first)))
     channels = ", ".join(f"{code(file)} ({markdown(name)})" for file, name in files)
+    scores = {
+        key: {fold.name: found for fold in folds[key] if (found := _scores(source, fold, checkpoint))}
+        for key, source in sources.items()
+    }
     parts = [
         f"# {markdown(plans['dataset_name'])}: segmentation with nnU-Net\n",
         f"{LICENCE}{markdown(licence) or NO_LICENCE}\n",
@@ -68,11 +76,13 @@ def write_card(
     for model in description.models:
         stage: Model | None = model
         while stage is not None:
-            parts.append(_model(folder, stage, folds[stage.folder], sources[stage.folder]))
+            parts.append(_model(folder, stage, folds[stage.folder], scores[stage.folder]))
             stage = stage.previous
+    if checkpoint != FINAL:
+        parts.append(f"The weights are those of {code(checkpoint)}; nnU-Net validates {code(FINAL)}.\n")
     versions = {"Python": platform.python_version(), **description.versions}
     parts.append("## Versions\n\n" + "".join(f"- {name} {version}\n" for name, version in versions.items()))
-    results = [r for m in description.models if (r := _result(plans, m, folds[m.folder], sources[m.folder]))]
+    results = [result for m in description.models if (result := _result(plans, m, scores[m.folder]))]
     tags = [network_name(model) for model in description.models]
     data = card_data(licence, tags, [plans["dataset_name"]], plans["dataset_name"], results)
     write_text(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(parts), folder / NAME)
@@ -89,20 +99,20 @@ def network_name(model: Model) -> str:
     return model.network.rpartition(".")[2]
 
 
-def _result(plans: Mapping[str, Any], model: Model, folds: Sequence[TrainedFold], source: Path) -> EvalResult | None:
+def _result(plans: Mapping[str, Any], model: Model, scores: Mapping[str, dict[str, Any]]) -> EvalResult | None:
     """Return the mean Dice of the validated folds, None if there are none."""
-    scores = {fold.name: float(s["foreground_mean"]["Dice"]) for fold in folds if (s := _scores(source, fold))}
-    known = {name: score for name, score in scores.items() if isfinite(score)}
+    dice = {fold: float(s["foreground_mean"]["Dice"]) for fold, s in scores.items()}
+    known = {name: score for name, score in dice.items() if isfinite(score)}
     if not known:
         return None
     what = f"Dice of {model.folder.removeprefix('models/')}, fold {', '.join(known)}"
     return dice_result(plans["dataset_name"], model.configuration, what, mean(known.values()))
 
 
-def _scores(source: Path, fold: TrainedFold) -> dict[str, Any] | None:
-    """Read the scores of a fold's validation, None if it was not validated."""
+def _scores(source: Path, fold: TrainedFold, checkpoint: str) -> dict[str, Any] | None:
+    """Read the scores of a fold's validation, None if there is none of this checkpoint."""
     summary = source / f"fold_{fold.name}" / "validation" / "summary.json"
-    return read_json(summary) if summary.is_file() else None
+    return read_json(summary) if checkpoint == FINAL and summary.is_file() else None
 
 
 def _data(dataset_json: Mapping[str, Any], name: str) -> str:
@@ -115,7 +125,7 @@ def _data(dataset_json: Mapping[str, Any], name: str) -> str:
     return "## Data\n\n" + "\n".join(lines) + "\n"
 
 
-def _model(folder: Path, model: Model, folds: Sequence[TrainedFold], source: Path) -> str:
+def _model(folder: Path, model: Model, folds: Sequence[TrainedFold], scores_of: Mapping[str, dict[str, Any]]) -> str:
     plans = PlansManager(read_json(folder / model.folder / "plans.json"))
     configuration = plans.get_configuration(model.configuration)
     axes = "none" if model.mirroring_axes is None else ", ".join(map(str, model.mirroring_axes))
@@ -133,10 +143,11 @@ def _model(folder: Path, model: Model, folds: Sequence[TrainedFold], source: Pat
         lines.append(f"- axes of the training images: {', '.join(model.orientations)}")
     if model.previous is not None:
         lines.append(f"- takes the segmentation of {markdown(model.previous.folder.removeprefix('models/'))}")
-    names = {str(tuple(v) if isinstance(v, list) else v): markdown(n) for n, v in _labels(folder, model).items()}
+    dataset_json = read_json(folder / model.folder / "dataset.json")
+    names = {key: markdown(name) for key, name in label_names(dataset_json).items()}
     rows = []
     for fold in folds:
-        scores = _scores(source, fold)
+        scores = scores_of.get(fold.name)
         digest = file_hash(folder / model.weights_file(fold.name))
         if scores is None:
             rows.append(f"| {markdown(fold.name)} | not validated | | `{digest}` |")
@@ -149,7 +160,3 @@ def _model(folder: Path, model: Model, folds: Sequence[TrainedFold], source: Pat
         )
     head = "\n| fold | validation Dice | by label | SHA-256 of the weights |\n|---|---|---|---|"
     return "\n".join([*lines, head, *rows]) + "\n"
-
-
-def _labels(folder: Path, model: Model) -> Mapping[str, Any]:
-    return read_json(folder / model.folder / "dataset.json")["labels"]

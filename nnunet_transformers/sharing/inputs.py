@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .._image_size import check_size
-from .._orientation import grid_corners, orientation, reoriented_by
+from .._orientation import displacement, orientation, reoriented_by
 from .._voxels import check_complete, count_non_finite
 from ..inference.cases import check_numbers
 from ..plans.planned import channel_names
@@ -107,12 +107,7 @@ def _check_geometry(
 
 def _place_remark(path: Path, first: Path) -> str:
     """Say if a channel lies elsewhere than the first, which nnU-Net takes voxel by voxel; empty if it does not."""
-    corners = [grid_corners(file) for file in (path, first)]
-    if corners[0] is None or corners[1] is None or corners[0].shape != corners[1].shape:
-        return ""
-    distance = float(np.linalg.norm(corners[0] - corners[1], axis=1).max())
-    voxel = float(np.linalg.norm(corners[1][1:] - corners[1][0], axis=1).min())
-    if distance <= voxel:
+    if not (distance := displacement(path, first)):
         return ""
     return f"{path.name} lies up to {distance:.3g} mm from {first.name} by its header; resample it onto that grid first"
 

@@ -102,7 +102,7 @@ def make_package(sources: Sequence[Path], output: Path, options: Options) -> Mad
         description.save(partial)
         maker.add_files()
         maker.add_sockets(models[0])
-        write_card(partial, description, maker.folds, maker.sources, options.licence)
+        write_card(partial, description, maker.folds, maker.sources, options.licence, options.checkpoint)
         manifest = write_manifest(partial)
         check_kinds(manifest.entries, partial)
     return Made(description, manifest, maker.unpickled)

@@ -106,6 +106,11 @@ class FollowsSettings(nnUNetTrainer):
         if self.local_rank == 0 and (stop := self._stop_file).exists():
             stop.unlink(missing_ok=True)
             self.print_to_log_file(f"removed {stop}: it was there before the training, which it would have ended")
+        final = Path(self.output_folder, "checkpoint_final.pth")
+        if self.local_rank == 0 and 0 < self.current_epoch < self.num_epochs and final.is_file():
+            # --c prefers it to checkpoint_latest: after an interruption it would go back to where training had ended
+            final.replace(final.with_name("checkpoint_latest.pth"))
+            self.print_to_log_file("training goes on: checkpoint_final.pth is checkpoint_latest.pth until it ends")
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()

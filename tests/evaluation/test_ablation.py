@@ -6,6 +6,7 @@ import json
 from copy import deepcopy
 
 import pytest
+import torch
 from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunet_transformers.evaluation.ablation import ablate
@@ -50,6 +51,19 @@ def test_command(fold):
         assert summary["mean"]["1"]["FP"] != whole["mean"]["1"]["FP"]
     with pytest.raises(ValueError, match="QTUNet has no 'convolution', only attention, blocks, skips"):
         ablate(fold, ["convolution"])
+
+
+def test_another_checkpoint(fold):
+    """It is compared with itself: the fold's own validation is that of checkpoint_final."""
+    content = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    for name, weight in content["network_weights"].items():
+        if weight.shape == (3,):  # the heads' biases: the background everywhere
+            weight += torch.tensor([99.0, 0.0, 0.0])
+    torch.save(content, fold / "checkpoint_best.pth")
+    (found,) = ablate(fold, ["skips"], checkpoint="checkpoint_best.pth")
+    summaries = [json.loads((fold / f"{at}/validation/summary.json").read_text()) for at in (".", "ablation/whole")]
+    final, best = (summary["mean"]["1"]["Dice"] for summary in summaries)
+    assert found.whole[0] == best == 0 < final
 
 
 def test_segmentations_for_the_next_stage_stay(fold):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -95,6 +96,13 @@ def test_command(tmp_path):
     stored = json.loads((model / "calibration.json").read_text())
     assert f"{stored['ece_before']:.4f} before, {stored['ece']:.4f} after" in result.output
     assert stored["ece"] < 0.03 < stored["ece_before"] and stored["cases"] == 4
+    # a fold that was kept under another name counts as little as a case that is ignored as a whole
+    shutil.copytree(model / "fold_0", model / "fold_0_old")
+    dataset["labels"]["ignore"] = 2
+    (model / "dataset.json").write_text(json.dumps(dataset))
+    sitk.WriteImage(sitk.GetImageFromArray(np.full((4, 20, 20), 2, np.uint8)), str(labels / "case_3.nii.gz"))
+    assert CliRunner().invoke(cli.app, ["calibrate", str(model), str(labels)]).exit_code == 0
+    assert json.loads((model / "calibration.json").read_text())["cases"] == 3
     (labels / "case_0.nii.gz").unlink()
     missing = CliRunner().invoke(cli.app, ["calibrate", str(model), str(labels)])
     assert missing.exit_code == 1 and "label file" in str(missing.exception)

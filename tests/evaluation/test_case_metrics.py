@@ -296,6 +296,6 @@ def test_geometry_and_values_are_checked():
 def test_parse_region():
     assert parse_region("WT=1,2,4") == ("WT", (1, 2, 4))
     assert parse_region("3") == ("3", (3,))
-    for text in ("WT=", "a=b", "0"):
+    for text in ("WT=", "a=b", "0", "WT=1,2,1"):
         with pytest.raises(ValueError, match="--label"):
             parse_region(text)

@@ -264,6 +264,42 @@ class TestEvaluateCommand:
         assert evaluation.conventions["empty_in_one"] == pytest.approx(373.12866)
         assert (evaluation.of("TP")[:, 0] > evaluation.of("TP")[:, 1])[:3].all()
 
+    def test_brats_of_another_year(self, tmp_path):
+        """The enhancing tumour is 3 since 2023; as background in both it would be predicted perfectly."""
+        labels, predicted = (write_cases(tmp_path / name) for name in ("labels", "p"))
+        image = sitk.ReadImage(str(labels / "case_0.nii.gz"))
+        image[0, 0, 0] = 3
+        sitk.WriteImage(image, str(labels / "case_0.nii.gz"))
+        wrong = run("evaluate", predicted, labels, "--processes", 0, "--brats", "2021")
+        assert "the value 3, which is not a label of BraTS 2021 (see --brats): (0, 1, 2, 4)" in str(wrong.exception)
+        assert run("evaluate", predicted, labels, "--processes", 0, "--brats", "2023").exit_code == 0
+        assert Evaluation.load(predicted / "evaluation.json").of("Dice")[:, 2].tolist() == [0, 1, 1, 1]
+
+    def test_images_that_lie_elsewhere(self, folders):
+        """nnU-Net compares voxels wherever they are, and so does this, which says so."""
+        labels, a, _ = folders
+        assert "lie elsewhere than" not in run("evaluate", a, labels, "--processes", 0).output
+        before = Evaluation.load(a / "evaluation.json")
+        image = sitk.ReadImage(str(a / "case_1.nii.gz"))
+        image.SetOrigin((50, 0, 0))
+        sitk.WriteImage(image, str(a / "case_1.nii.gz"))
+        result = run("evaluate", a, labels, "--processes", 2)
+        assert "1 predictions lie elsewhere than their labels by the headers, case_1 by up to 50 mm" in " ".join(
+            result.output.split()
+        )
+        after = Evaluation.load(a / "evaluation.json")
+        assert after.elsewhere == {"case_1": pytest.approx(50)} and before.elsewhere == {}
+        np.testing.assert_array_equal(before.values, after.values)
+
+    @pytest.mark.parametrize("option", ["--output", "--table"])
+    @pytest.mark.parametrize(("place", "message"), [("new/x.md", "there is no folder"), ("folder.md", "is a folder")])
+    def test_a_place_that_cannot_be_written_is_refused_at_once(self, folders, tmp_path, option, place, message):
+        labels, a, _ = folders
+        (tmp_path / "folder.md").mkdir()
+        (a / "case_0.nii.gz").write_bytes(b"would end the evaluation")
+        result = run("evaluate", a, labels, "--processes", 0, option, tmp_path / place)
+        assert result.exit_code == 1 and message in str(result.exception)
+
     def test_labels_without_dataset_json(self, folders, tmp_path):
         labels, a, _ = folders
         (a / "dataset.json").unlink()
@@ -282,6 +318,9 @@ class TestEvaluateCommand:
             (("--lesions", "liver"), "no label 'liver'"),
             (("--table", "t.txt"), "does not end in .md, .csv, .tex"),
             (("--label", "a=1", "--label", "b=0"), "--label 'b=0' is not NAME=VALUE"),
+            (("--label", "a=1,1"), "--label 'a=1,1' is not NAME=VALUE"),
+            (("--label", "a=1", "--label", "b=1"), "the label 'b' has the values of another, 1"),
+            (("--label", "a=1", "--brats", "2021"), "--brats names the labels"),
         ],
     )
     def test_errors(self, folders, options, message):
@@ -323,6 +362,8 @@ class TestCompare:
         (difference,) = found.differences
         assert (difference.cases, difference.undefined) == (2, 1)
         assert difference.mean == pytest.approx(0.05)
+        assert "Up to 1 cases (liver) have a value in only one model" in found.remarks[0]
+        assert not compare({"A": toy([0.9, math.nan]), "B": toy([0.8, math.nan])}).remarks
 
     def test_ranks_are_over_cases_where_all_are_defined(self):
         # B has no value for the case that is hard for A
@@ -359,6 +400,11 @@ class TestCompare:
         conventions = [Evaluation(**{**vars(one), "conventions": {"hd95": kind}}) for kind in ("max", "pooled")]
         with pytest.raises(ValueError, match="different conventions, hd95"):
             compare(dict(zip("AB", conventions, strict=True)))
+        # nnU-Net's summary.json states no convention, and has one
+        of_nnunet, perfect = (Evaluation(**{**vars(one), "conventions": c}) for c in ({}, {"empty_in_both": "perfect"}))
+        with pytest.raises(ValueError, match="different conventions, empty_in_both"):
+            compare({"A": of_nnunet, "B": perfect})
+        compare({"A": of_nnunet, "B": Evaluation(**{**vars(one), "conventions": {"empty_in_both": "nan"}})})
 
     def test_command(self, folders, tmp_path):
         labels, a, b = folders
@@ -398,6 +444,14 @@ class TestCompare:
         result = run("compare", *folds)
         assert result.exit_code == 0, result.output
         assert "large" in result.output and "small" in result.output
+        # an evaluation beside it is taken as long as it is of the same predictions
+        validation = folds[0] / "validation"
+        assert run("evaluate", validation, labels, "--processes", 0).exit_code == 0
+        same = run("compare", *folds)
+        assert same.exit_code == 0 and same.output == result.output
+        shutil.copy(folds[1] / "validation" / "summary.json", validation)
+        stale = run("compare", *folds)
+        assert stale.exit_code == 1 and "have other Dice of the same cases" in str(stale.exception)
 
 
 class TestTables:

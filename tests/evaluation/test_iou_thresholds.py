@@ -133,6 +133,17 @@ class TestFolders:
         expected = iou_at_thresholds(probabilities[1][1:], reference[1:] == 1)
         assert evaluate_predictions(predictions, folder).per_case["em_0"] == expected
 
+    def test_validation_of_a_fold(self, tmp_path):
+        """Its dataset.json is two folders above; without it the ignored voxels would count."""
+        labels = {"background": 0, "membrane": 1, "ignore": 2}
+        predictions, folder, arrays = write_folders(tmp_path, cases=1, labels=labels)
+        io.imsave(folder / "em_0.png", np.full_like(arrays["em_0"][1], 2), check_contrast=False)
+        validation = tmp_path / "model" / "fold_0" / "validation"
+        validation.parent.mkdir(parents=True)
+        predictions.rename(validation)
+        (validation / "dataset.json").rename(tmp_path / "model" / "dataset.json")
+        assert evaluate_predictions(validation, folder).empty == len(THRESHOLDS)
+
     def test_command(self, tmp_path):
         predictions, labels, _ = write_folders(tmp_path)
         io.imsave(labels / "other.png", np.zeros((6, 5), np.uint8), check_contrast=False)

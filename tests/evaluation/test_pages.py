@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from nnunet_transformers import cli
 from nnunet_transformers.evaluation import Evaluation, compare, evaluate_folder
-from nnunet_transformers.evaluation.report import slices, write_comparison
+from nnunet_transformers.evaluation.report import page, slices, write_comparison
 from nnunet_transformers.evaluation.report.comparison_page import slice_that_differs
 from nnunet_transformers.evaluation.report.palette import FEW
 from nnunet_transformers.evaluation.report.run_page import read_metrics
@@ -206,6 +206,17 @@ class TestRunningTraining:
         (fold / "checkpoint_final.pth").touch()
         assert run("report", fold).exit_code == 0
         assert "nnUNetv2_train ... --val" in (fold / "report.html").read_text()
+
+    def test_names_of_the_curves(self, fold, monkeypatch):
+        """nnU-Net logs the Dice by the labels' values, in whatever order dataset.json names them."""
+        described = json.loads((fold.parent / "dataset.json").read_text())
+        described["labels"] = {"background": 0, "second": 2, "first": 1}
+        (fold.parent / "dataset.json").write_text(json.dumps(described))
+        drawn = {}
+        monkeypatch.setattr(page, "draw_series", lambda series, name, *_: drawn.update({name: series}) or "")
+        assert run("report", fold).exit_code == 0
+        curves = {name: values for name, (_, values) in drawn["Dice on validation patches"].items()}
+        assert curves == {"first": (0.5,), "second": (0.25,)}
 
     def test_a_renamed_model(self, fold):
         """Its plan is not known, and left out."""

@@ -106,11 +106,30 @@ def test_no_patch_near_it_is_better(case):
         target, stem, tuple(x * s for x, s in zip(spacing, stem, strict=True)), TokenRules(), tiling.MAX_MERGES + 1
     )
     others = [
-        penalty(size, option)
+        (penalty(size, option), len(option))
         for option in merges
         for size in product(*(tiling._sizes_near(n, prod(s[a] for s in (stem, *option))) for a, n in enumerate(target)))
     ]
-    assert penalty(plan.patch_size, plan.merge_strides) == pytest.approx(min(others), abs=1e-8)
+    least, merged = min(others)
+    if merged > 1:
+        assert penalty(plan.patch_size, plan.merge_strides) == pytest.approx(least, abs=1e-8)
+    else:  # two stages: a deeper plan may be as much worse
+        assert penalty(plan.patch_size, plan.merge_strides) <= least + tiling.TWO_STAGES + 1e-8
+
+
+@pytest.mark.parametrize("spacing", [(3, 1.2, 1.2), (2.5, 1, 1), (1, 1, 1)])
+@pytest.mark.parametrize("size", [(20, 96, 96), (48, 56, 56), (80, 56, 56), (72, 72, 72)])
+def test_room_for_three_stages_is_used(size, spacing):
+    """Two are 0.4 million parameters in QT-UNet T, and were planned for some numbers of slices between others."""
+    plan = plan_tokens(size, spacing)
+    assert plan.num_stages >= 3
+    assert prod(plan.patch_size) == pytest.approx(prod(size), rel=0.5)
+
+
+def test_an_axis_of_odd_length_is_left_alone():
+    plan = plan_tokens((20, 96, 96), (3, 1.2, 1.2))
+    assert plan.patch_size == (20, 96, 96)
+    assert plan.grid_sizes == ((10, 24, 24), (5, 12, 12), (5, 6, 6), (5, 3, 3))
 
 
 @settings(max_examples=100, deadline=None)

@@ -171,6 +171,24 @@ class TestPackage:
         assert (data["license"], data["license_name"], data["datasets"]) == ("other", "Ask -us-", [name])
         assert data["tags"] == ["nnunet", "medical", "QTUNet"]
 
+    def test_scores_of_another_checkpoint(self, tmp_path):
+        """nnU-Net's validation is that of checkpoint_final, and says nothing of other weights."""
+        model = tmp_path / "results" / MODEL.name
+        unpacked(MODEL, model)
+        (model / "fold_0" / "checkpoint_final.pth").rename(model / "fold_0" / "checkpoint_best.pth")
+        (model / "fold_0" / "validation").mkdir(exist_ok=True)
+        summary = {"foreground_mean": {"Dice": 0.75}, "mean": {"1": {"Dice": 0.75}}}
+        (model / "fold_0" / "validation" / "summary.json").write_text(json.dumps(summary))
+        made = invoke("package", model, "-o", tmp_path / "package", "-chk", "checkpoint_best.pth")
+        assert made.exit_code == 0, made.output
+        card = (tmp_path / "package" / "README.md").read_text()
+        assert "0.75" not in card and "model-index" not in card and "not validated" in card
+        assert "The weights are those of `checkpoint_best.pth`; nnU-Net validates `checkpoint_final.pth`." in card
+
+    def test_a_misspelt_command(self):
+        result = invoke("package", "verfy", "folder")
+        assert result.exit_code == 2 and "No such command 'verfy'" in result.output
+
     def test_fewer_files_than_before(self, hub, tmp_path, package):
         """A file of the earlier package would not belong to the new one."""
         push(package, "o/n")

@@ -200,8 +200,27 @@ class TestRuns:
         assert "was there before the training" in log
         assert "training ends early, after epoch 1: there was a file" in log
         assert (fold / "validation" / "summary.json").is_file()
+        # interrupted, it goes on from what it has reached since, not from where it had ended
+        started = []
+
+        def interrupted_in_the_fifth(trainer):
+            trainer.save_every = 1
+            started.append(trainer.current_epoch)
+            if started == [2, 3, 4]:
+                raise InterruptedError
+            start_epoch(trainer)
+
+        monkeypatch.setattr(FollowsSettings, "on_train_epoch_start", interrupted_in_the_fifth)
+        planned(epochs=6)
+        with pytest.raises(InterruptedError):
+            train("2d", FULL, plans, continue_training=True)
+        assert not (fold / "checkpoint_final.pth").exists()
         train("2d", FULL, plans, continue_training=True)
-        assert torch.load(fold / "checkpoint_final.pth", weights_only=False)["current_epoch"] == 3
+        assert started == [2, 3, 4, 4, 5]
+        assert torch.load(fold / "checkpoint_final.pth", weights_only=False)["current_epoch"] == 6
+        # finished, it stays so
+        train("2d", FULL, plans, continue_training=True)
+        assert (fold / "checkpoint_final.pth").is_file() and not (fold / "checkpoint_latest.pth").exists()
 
     @pytest.mark.parametrize(
         ("losses", "ends"),

@@ -73,10 +73,10 @@ def write_comparison(
         for metric in comparison.metrics
     )
     title = f"Comparison of {', '.join(comparison.models)}"
-    left_out = f"; {len(comparison.left_out)} are not in every model and left out" if comparison.left_out else ""
+    note = " ".join([f"{len(comparison.cases)} cases; {', '.join(comparison.metrics)}.", *comparison.remarks])
     drawn = "".join(sections) or "<p class='note'>The models differ in no case.</p>"
     body = f"""<h1>{escape(title)}</h1>
-<p class="note">{len(comparison.cases)} cases{left_out}; {escape(", ".join(comparison.metrics))}</p>
+<p class="note">{escape(note)}</p>
 {_means(comparison)}
 <h2>Where they differ most</h2>{keys(names)}{drawn}
 {table_of(tables["differences"])}

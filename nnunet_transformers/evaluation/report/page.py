@@ -16,6 +16,8 @@ from ..._atomic import write_text
 from ..._paths import inside
 from ..._reading import read_json
 from ...plans.gate import check_preparation
+from ...plans.planned import label_names
+from ..targets import Targets
 from .cards import STYLE as CARDS
 from .cards import DrawnCase, keys, section
 from .document import document, escape, scrolling
@@ -122,16 +124,19 @@ def write_report(
         fold_folder.parent / "dataset.json",
         A_FOLD,
     )
+    targets = Targets.from_dataset_json(dataset_json)
     evaluated = Path(predictions) if predictions else fold_folder / "validation"
     curves = read_curves(fold_folder)
     if predictions or (evaluated / "summary.json").is_file() or not curves.first:
-        title, scores, table = _scores(evaluated, plans, dataset_json, images, num_overlays, labels, bool(predictions))
+        title, scores, table = _scores(
+            evaluated, plans, dataset_json, targets.ignore, images, num_overlays, labels, bool(predictions)
+        )
     else:
         title, note = _so_far(fold_folder, curves)
         scores, table = f"<p class='note'>{escape(note)}</p>", ""
     facts = table_of_facts({"": facts_of(fold_folder, trust)})
     body = f"""<h1>{escape(f"{plans.dataset_name}: {title}")}</h1>
-{scores}<h2>Training</h2>{_training(curves, _foreground_names(dataset_json))}
+{scores}<h2>Training</h2>{_training(curves, targets.names)}
 {scrolling(facts, "Facts of the training")}{table}
 <p class="note">{escape(written_with())}</p>"""
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -143,6 +148,7 @@ def _scores(
     evaluated: Path,
     plans: PlansManager,
     dataset_json: dict[str, Any],
+    ignore: int | None,
     images: Path | None,
     num_overlays: int,
     labels: Path | None,
@@ -151,10 +157,10 @@ def _scores(
     """Return the title of an evaluated fold, its overlays and its table."""
     made_by = "nnUNetv2_evaluate_folder writes it" if are_given else "finish training, or run nnUNetv2_train ... --val"
     summary = _read_json(evaluated / "summary.json", made_by)
-    names_of = {str(tuple(v) if isinstance(v, list) else v): n for n, v in dataset_json["labels"].items()}
+    names_of = label_names(dataset_json)
     keys_of_labels = [key for key in summary["mean"] if key not in ("0", 0)]
-    label_names = [names_of.get(str(key), str(key)) for key in keys_of_labels]
-    parts = [_values(dataset_json["labels"].get(name)) for name in label_names]
+    names = [names_of.get(str(key), str(key)) for key in keys_of_labels]
+    parts = [_values(dataset_json["labels"].get(name)) for name in names]
     cases = _read_cases(summary, keys_of_labels, dataset_json["file_ending"])
     reader = plans.image_reader_writer_class()
     picked = sorted({round(i) for i in np.linspace(0, len(cases) - 1, min(num_overlays, len(cases)))})
@@ -163,17 +169,18 @@ def _scores(
         files = _image_files(case.name, dataset_json, plans.dataset_name, images)
         image, properties = reader.read_images(files)
         view = View.of(properties, image[0].shape)
-        segmentations = _label_file(case, plans.dataset_name, labels), evaluated / case.file
-        label, prediction = (
-            view.apply(index_of_part(reader.read_seg(str(path))[0][0], parts)) for path in segmentations
-        )
+        files = [str(_label_file(case, plans.dataset_name, labels)), str(evaluated / case.file)]
+        truth, predicted = (reader.read_seg(file)[0][0] for file in files)
+        if ignore is not None:
+            predicted[truth == ignore] = 0
+        label, prediction = (view.apply(index_of_part(voxels, parts)) for voxels in (truth, predicted))
         drawn = DrawnCase(label, [prediction], view.apply(image[0]), view)
-        dice = ", ".join(f"{name} {d:.3f}" for name, d in zip(label_names, case.dice, strict=True))
+        dice = ", ".join(f"{name} {d:.3f}" for name, d in zip(names, case.dice, strict=True))
         index = most_labelled_slice(label + 1)
         sections.append(section(case.name, f"Dice: {dice}", drawn, index, ["prediction"], len(parts), number))
     title = f"mean foreground Dice {summary['foreground_mean']['Dice']:.3f}"
-    overlays = f"<h2>Worst to best of {len(cases)} cases in {escape(evaluated.name)}</h2>{keys(label_names)}"
-    table = f"<h2>Dice per case and label</h2>{_table(cases, label_names)}"
+    overlays = f"<h2>Worst to best of {len(cases)} cases in {escape(evaluated.name)}</h2>{keys(names)}"
+    table = f"<h2>Dice per case and label</h2>{_table(cases, names)}"
     return title, overlays + "".join(sections), table
 
 
@@ -206,11 +213,6 @@ def _training(curves: Curves, label_names: list[str]) -> str:
         f"<figure><img class='plot' src='{uri}' alt='{name} by epoch'></figure>" for name, uri in pictures
     )
     return f"<div class='plots'>{figures}</div>"
-
-
-def _foreground_names(dataset_json: dict[str, Any]) -> list[str]:
-    """Names of the labels or regions in the order of nnU-Net's log."""
-    return [name for name, value in dataset_json["labels"].items() if name != "ignore" and value != 0]
 
 
 def _values(label: int | list[int] | None) -> list[int]:
