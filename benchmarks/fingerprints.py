@@ -192,7 +192,8 @@ TRACES: dict[Any, Trace] = {}
 def keep_traces() -> None:
     """Let the planner's traces remain in ``TRACES``."""
 
-    def traced(build: Any, channels: int, size: Sequence[int], batch: int) -> tuple[int, int]:
+    # fingerprints have labels, no regions
+    def traced(build: Any, channels: int, size: Sequence[int], batch: int, **_: Any) -> tuple[int, int]:
         TRACES[channels, tuple(size), batch] = trace = Trace.of(build, channels, size, batch)
         return trace.peaks
 

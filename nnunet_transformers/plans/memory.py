@@ -129,16 +129,25 @@ def _segmentation_loss(logits: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), target) - (probabilities * one_hot).sum()
 
 
-def batch_bytes(input_channels: int, patch_size: Sequence[int], batch_size: int) -> int:
+def _region_loss(logits: Tensor) -> Tensor:
+    """The same for regions: each is a binary segmentation of its own, with a channel in the target."""
+    target = torch.zeros_like(logits, dtype=torch.bool)
+    probabilities = logits.float().sigmoid()
+    return F.binary_cross_entropy_with_logits(logits.float(), target.float()) - (probabilities * target).sum()
+
+
+def batch_bytes(input_channels: int, patch_size: Sequence[int], batch_size: int, regions: int = 0) -> int:
     """Compute the memory of a batch of nnU-Net's.
 
     Images are float32. Labels are int16 at every scale of deep supervision, all of which have less than twice the
-    voxels of the first.
+    voxels of the first; regions are a byte each.
 
     Args:
         input_channels, patch_size, batch_size: as ``training_peak_bytes``.
+        regions: number of regions, 0 for labels.
     """
-    return 4 * batch_size * prod(patch_size) * (input_channels + 1)
+    of_targets = 2 * regions if regions else 4
+    return batch_size * prod(patch_size) * (4 * input_channels + of_targets)
 
 
 def _drop_gradient(parameter: Tensor) -> None:
@@ -151,6 +160,7 @@ def training_peak_bytes(
     patch_size: Sequence[int],
     batch_size: int,
     mixed_precision: bool = True,
+    has_regions: bool = False,
 ) -> tuple[int, int]:
     """Compute the memory of a training step: forward, loss and backward.
 
@@ -160,6 +170,7 @@ def training_peak_bytes(
         patch_size: voxels per axis.
         batch_size: samples per step.
         mixed_precision: nnU-Net's training on CUDA; False for its training on CPU, float32 with CPU kernels.
+        has_regions: whether the classes are regions, which have another loss.
 
     Returns:
         static bytes (network, gradients, optimiser, and CUDA's own under mixed precision) and the peak bytes of
@@ -177,7 +188,8 @@ def training_peak_bytes(
         with _LiveBytes() as memory, _MixedPrecision() if mixed_precision else nullcontext():
             outputs = network(image)
             outputs = outputs if isinstance(outputs, list) else [outputs]
-            loss = sum((_segmentation_loss(output) for output in outputs), start=image.new_zeros(()))
+            loss_of = _region_loss if has_regions else _segmentation_loss
+            loss = sum((loss_of(output) for output in outputs), start=image.new_zeros(()))
             del outputs
             # from a gradient edge: a tensor's backward would disable _MixedPrecision for the operations that activation
             # checkpointing recomputes

@@ -447,8 +447,9 @@ class TransformerPlanner(ExperimentPlanner):
             self._parameters[tokens] = sum(parameter.numel() for parameter in network.parameters())
             return network
 
-        static, peak = training_peak_bytes(build, input_channels, patch_size, batch_size)
-        return static, peak + batch_bytes(input_channels, patch_size, batch_size)
+        regions = num_classes if self._labels.has_regions else 0
+        static, peak = training_peak_bytes(build, input_channels, patch_size, batch_size, has_regions=bool(regions))
+        return static, peak + batch_bytes(input_channels, patch_size, batch_size, regions)
 
     def _fitting_batch(self, peak_bytes: Callable[[int], tuple[int, int]], limit: int) -> int:
         """Find the largest batch, up to ``limit``, that fits, while tracing few batch sizes.

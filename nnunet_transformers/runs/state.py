@@ -209,9 +209,10 @@ class ResumableLoader(DataLoader[Any]):
         super().__init__(samples, batch_size, sampler=self._rest, **options)
 
     def state_dict(self) -> dict[str, int]:
-        """Return the number of batches of this epoch that training has done, not those that workers have loaded."""
+        """Return what training has done of this epoch, not what workers have loaded: batches, and their samples."""
         progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress.current
-        return {"batches": progress.processed}
+        return {"batches": progress.processed, "samples": progress.processed * (self.batch_size or 1)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self._rest.skipped = state["batches"] * (self.batch_size or 1)
+        """Go on after the samples that were seen, in batches of whatever size; states of 0.2 count batches alone."""
+        self._rest.skipped = state.get("samples", state["batches"] * (self.batch_size or 1))

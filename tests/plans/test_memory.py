@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_transformers.architectures import create_network, get_network
 from nnunet_transformers.cpu import attention, use_kernels
+from nnunet_transformers.plans import memory
 from nnunet_transformers.plans.memory import (
     _LiveBytes,
     keep_tables,
@@ -41,6 +44,35 @@ def test_linear_layers_can_be_counted_by_hand():
     assert own == 16 * 4
     # logits, their softmax and log-softmax at least, a few copies more at most
     assert 4 * voxels * 2 * 3 <= peak <= 4 * voxels * 2 * 10
+
+
+DICE = {"batch_dice": False, "smooth": 1e-5, "ddp": False}
+
+
+def nnunets_loss(logits, has_regions):
+    """nnU-Net's loss of one output, with the targets that its augmentation makes."""
+    channels = logits.shape[1] if has_regions else 1
+    dtype = torch.bool if has_regions else torch.int16
+    target = torch.zeros(logits.shape[0], channels, *logits.shape[2:], dtype=dtype)
+    if has_regions:
+        return DC_and_BCE_loss({}, {**DICE, "do_bg": True}, dice_class=MemoryEfficientSoftDiceLoss)(logits, target)
+    loss = DC_and_CE_loss({**DICE, "do_bg": False}, {}, dice_class=MemoryEfficientSoftDiceLoss)
+    return loss(logits, target)
+
+
+@pytest.mark.parametrize("has_regions", [False, True])
+@pytest.mark.parametrize("classes", [3, 20, 60])
+def test_the_loss_takes_what_nnunets_takes(monkeypatch, classes, has_regions):
+    def peak():
+        def build():
+            return create_network("mit_7", 1, classes, (64, 64, 64), deep_supervision=True)
+
+        return training_peak_bytes(build, 1, (64, 64, 64), 2, has_regions=has_regions)[1]
+
+    estimated = peak()
+    name = "_region_loss" if has_regions else "_segmentation_loss"
+    monkeypatch.setattr(memory, name, lambda logits: nnunets_loss(logits, has_regions))
+    assert estimated == pytest.approx(peak(), rel=0.04)
 
 
 def test_a_pass_of_inference():

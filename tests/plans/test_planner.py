@@ -25,7 +25,7 @@ from nnunet_transformers._meta import without_data
 from nnunet_transformers.architectures import create_network, get_network, list_networks
 from nnunet_transformers.architectures.layers import WindowPartition
 from nnunet_transformers.discovery import PLANNERS
-from nnunet_transformers.plans.memory import _LiveBytes, training_peak_bytes
+from nnunet_transformers.plans.memory import _LiveBytes, batch_bytes, training_peak_bytes
 from nnunet_transformers.plans.mit import nnUNetPlannerMiT7
 from nnunet_transformers.plans.planner import TransformerPlanner
 from nnunet_transformers.plans.primus import nnUNetPlannerPrimusV2S
@@ -382,7 +382,7 @@ def test_batch_has_the_voxels_of_nnunets(folder, monkeypatch):
 
 def test_the_next_batch_is_counted(folder, monkeypatch):
     """Of float32 images with the channels of the input, and labels."""
-    monkeypatch.setattr("nnunet_transformers.plans.planner.training_peak_bytes", lambda *_: (5, 7))
+    monkeypatch.setattr("nnunet_transformers.plans.planner.training_peak_bytes", lambda *_, **__: (5, 7))
     peaks = []
 
     class Planner(nnUNetPlannerMiT7):
@@ -394,6 +394,8 @@ def test_the_next_batch_is_counted(folder, monkeypatch):
     (static, peak), (tokens, _, channels, batch_size) = peaks[0]
     assert (static, channels) == (5, 3)
     assert peak == 7 + 4 * batch_size * prod(tokens.patch_size) * 4
+    # float32 images, and a byte for each region at less than twice the voxels
+    assert batch_bytes(3, (4, 5, 6), 2, regions=7) == 2 * 4 * 5 * 6 * (4 * 3 + 2 * 7)
 
 
 def test_too_little_memory_is_an_error(folder):

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from nnunet_transformers.runs import command_line
 from nnunet_transformers.runs.callbacks import CollapseMonitor, SeedEveryBatch
 from nnunet_transformers.runs.command_line import _check_folder, _is_newest_of_requeue, is_requeued
-from nnunet_transformers.runs.state import EpochState, RestSampler, SettingsOfTheCommand
+from nnunet_transformers.runs.state import EpochState, RestSampler, ResumableLoader, SettingsOfTheCommand
 
 
 class TestRequeue:
@@ -74,6 +74,24 @@ def test_epochs_are_whole_steps(samples, world, accumulated, whole):
         assert len(sampler) == len(own) and len(own) % (batch_size * accumulated) == 0
         drawn += own
     assert sorted(drawn) == list(range(whole))
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 8])
+def test_an_epoch_goes_on_with_another_batch_size(batch_size):
+    """A run that memory ended goes on with smaller batches: no sample is left out, or seen again."""
+
+    def loader(batch_size, processed):
+        current = SimpleNamespace(processed=processed)
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=current)))
+        trainer = SimpleNamespace(world_size=1, global_rank=0, accumulate_grad_batches=1, fit_loop=loop)
+        return ResumableLoader(range(64), batch_size, trainer)
+
+    state = loader(4, 6).state_dict()
+    resumed = loader(batch_size, 0)
+    resumed.load_state_dict(state)
+    assert torch.cat([*resumed]).tolist() == [*range(24, 64)]
+    resumed.load_state_dict({"batches": 6})  # of a former version
+    assert next(iter(resumed))[0] == 6 * batch_size
 
 
 def test_seed_is_that_of_the_run(monkeypatch):
