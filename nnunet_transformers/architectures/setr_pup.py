@@ -273,6 +273,9 @@ def timm_filter_fn(state_dict: Mapping[str, Tensor], vit: VisionTransformer) -> 
     Args:
         state_dict: by timm's names, without a classifier.
         vit: timm's network; its image size fixes the grid of the position embeddings.
+
+    Raises:
+        ValueError: if the position embeddings are of another number of patches.
     """
     state_dict = dict(state_dict)
     for name in [name for name in state_dict if name.endswith((".ls1.gamma", ".ls2.gamma"))]:
@@ -281,7 +284,14 @@ def timm_filter_fn(state_dict: Mapping[str, Tensor], vit: VisionTransformer) -> 
         state_dict[f"{layer}.weight"] = state_dict[f"{layer}.weight"] * scale[:, None]
         state_dict[f"{layer}.bias"] = state_dict[f"{layer}.bias"] * scale
     position, cls_token = state_dict.pop("pos_embed"), state_dict.pop("cls_token")
-    if prefix := position.shape[1] - vit.patch_embed.num_patches:
+    prefix = position.shape[1] - vit.patch_embed.num_patches
+    if prefix not in (0, 1, vit.num_prefix_tokens):
+        size = "x".join(map(str, vit.patch_embed.img_size))
+        raise ValueError(
+            f"the weights have position embeddings of {position.shape[1]} tokens, images of {size} have "
+            f"{vit.patch_embed.num_patches} patches; state the image size of their training"
+        )
+    if prefix:
         position, tokens = position[:, prefix:], position[:, :prefix]
         cls_token = cls_token + tokens[:, :1]
         if prefix > 1:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ..weights import LoadReport
 
 commands = typer.Typer()
+MinCoverage = Annotated[
+    float, typer.Option(min=0, max=1, help="Smallest share of the encoder's parameters that must be loaded.")
+]
 
 
 @commands.command()
@@ -25,9 +28,7 @@ def attach(
     plans: Annotated[str, typer.Option("--plans", "-p", help="Plan to start from.")],
     output: NewPlans,
     configuration: Configurations = None,
-    min_coverage: Annotated[
-        float, typer.Option(min=0, max=1, help="Smallest share of the encoder's parameters that must be loaded.")
-    ] = 0.5,
+    min_coverage: MinCoverage = 0.5,
     force: Force = False,
     trust: Trust = False,
 ) -> None:
@@ -100,6 +101,7 @@ def export_full(
     trainer: Annotated[
         str, typer.Option("--trainer", "-tr", help="Trainer that builds the network.")
     ] = "nnUNetTrainer",
+    min_coverage: MinCoverage = 0.5,
     trust: Trust = False,
 ) -> None:
     """Write a whole network's weights, with the encoder loaded, for nnUNetv2_train -pretrained_weights."""
@@ -107,7 +109,10 @@ def export_full(
     from ..weights.attach import export_full as export_weights
 
     weights = InitialWeights.from_source(source)
-    echo(export_weights(weights, dataset, plans, configuration, output, trainer=trainer, trust=trust))
+    report = export_weights(
+        weights, dataset, plans, configuration, output, trainer=trainer, min_coverage=min_coverage, trust=trust
+    )
+    echo(report)
     echo(f"written: {output}; nnUNetv2_train ... -tr {trainer} -p {plans} -pretrained_weights {output}")
 
 

@@ -30,7 +30,7 @@ def bias_tables(network: nn.Module, shape_in_source: Callable[[str, Tensor], Seq
     def adapt(name: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
         module = _owner(network, name)
         # tables of different windows can have equally many rows; a different width has another number of heads
-        if not isinstance(module, RelativePositionBias) or value.shape[1] != tensor.shape[1]:
+        if not isinstance(module, RelativePositionBias) or value.shape[1:] != tensor.shape[1:]:
             return None
         shape = tuple(shape_in_source(name, value))
         if prod(shape) != len(value):
@@ -44,6 +44,8 @@ def bias_tables(network: nn.Module, shape_in_source: Callable[[str, Tensor], Seq
 def position_embeddings(network: nn.Module) -> Adapter:
     """Create an adapter that interpolates position embeddings (1, *grid, dim) to a network's token grids.
 
+    Flattened ones, (1, prod(grid), dim), are laid out on the network's grid if they have as many tokens.
+
     Args:
         network: network to load into.
     """
@@ -52,7 +54,9 @@ def position_embeddings(network: nn.Module) -> Adapter:
         module = _owner(network, name)
         if not isinstance(module, PositionEmbedding) or value.shape == tensor.shape:
             return None
-        if value.shape[-1] != tensor.shape[-1]:
+        if value.shape == (1, prod(module.grid_size), tensor.shape[-1]):
+            return value.view(tensor.shape), ""
+        if value.dim() != tensor.dim() or value.shape[-1] != tensor.shape[-1]:
             return None
         grid = tuple(value.shape[1:-1])
         resized = resize_position_embedding(value, grid, module.grid_size)

@@ -97,6 +97,7 @@ def export_full(
     configuration: str,
     output: Path,
     trainer: str = "nnUNetTrainer",
+    min_coverage: float = 0.5,
     trust: bool = False,
 ) -> LoadReport:
     """Write weights for stock ``nnUNetv2_train -pretrained_weights``: a whole network with its encoder loaded.
@@ -109,6 +110,7 @@ def export_full(
         output: file to write.
         trainer: trainer that will load them. Most trainers build the plan's network; some, such as nnU-Net's Primus
             trainers, build their own.
+        min_coverage: share of the encoder's parameters that the weights must cover.
         trust: build whatever network the plan names.
 
     Returns:
@@ -122,6 +124,6 @@ def export_full(
         raise FileExistsError(f"{output} exists; remove it or choose another name")
     planned = PlannedConfiguration.load(dataset, plans_name, configuration)
     network = planned.build_network(trainer, trust=trust)
-    report = weights.load_into(network, planned.patch_size, label_names(planned.dataset_json))
+    report = load_enough(weights, network, planned.patch_size, label_names(planned.dataset_json), min_coverage)
     save_checkpoint({"network_weights": network.state_dict()}, output)
     return report

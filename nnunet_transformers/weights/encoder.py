@@ -24,11 +24,12 @@ from ..architectures.mednext import MedNeXt
 from ..architectures.stock_unet import LAYERS, STOCK, StockUNet
 from .adapters import bias_tables, convolution_kernels, enlarged_kernels, first_layers, position_embeddings
 from .described import build_described
+from .heads import check_heads
 from .load_report import LoadReport
 from .pretrained import PretrainedWeights
 from .sealed import load
 from .timm_encoder import TimmCheckpoint, create_timm
-from .transfer import Adapter, tensors_of, transfer
+from .transfer import Adapter, by_first_names, tensors_of, transfer
 
 # a checkpoint holds the whole encoder; a description of more would make networks that do not fit into memory
 MAX_CLAIMED = 4
@@ -144,8 +145,10 @@ def encoder_adapters(network: nn.Module, origin: SegmentationNetwork) -> Sequenc
         origin: network that the weights belong to.
     """
 
+    tables = {name: m.table_shape for name, m in origin.named_modules() if isinstance(m, RelativePositionBias)}
+
     def table_shape(name: str, _: Tensor) -> Sequence[int]:
-        return cast(RelativePositionBias, origin.get_submodule(name.rpartition(".")[0])).table_shape
+        return tables.get(name.rpartition(".")[0], ())
 
     first = [f"{key}.weight" for key in (*origin.keys_to_in_proj, BRANCH_IN_PROJ)]
     kernels: list[Adapter] = [enlarged_kernels] if isinstance(network, MedNeXt) else []
@@ -169,7 +172,8 @@ def load_encoder_weights(network: nn.Module, checkpoint: EncoderCheckpoint, sour
         the load report.
 
     Raises:
-        ValueError: if the weights belong to another class of networks, or to 2D rather than 3D or vice versa.
+        ValueError: if the weights belong to another class of networks, to 2D rather than 3D or vice versa, or to
+            attention of another number of heads.
     """
     origin = checkpoint.build_network()
     if type(network) not in (type(origin), origin.stock):
@@ -178,11 +182,9 @@ def load_encoder_weights(network: nn.Module, checkpoint: EncoderCheckpoint, sour
         )
     if _axes(origin) != _axes(network):
         raise ValueError(f"the weights are of a {_axes(origin)}D network, this one is {_axes(network)}D")
-    target = tensors_of(network)
-    # some networks register layers under several names; ``target`` has one of them
-    aliases = network.state_dict().keys() - target.keys()
-    weights = {name: value for name, value in checkpoint.weights.items() if name not in aliases}
-    return transfer(target, weights, encoder_adapters(network, origin), source or checkpoint.origin)
+    check_heads(origin, network)
+    weights = by_first_names(network, checkpoint.weights)
+    return transfer(tensors_of(network), weights, encoder_adapters(network, origin), source or checkpoint.origin)
 
 
 def _axes(network: Any) -> int:

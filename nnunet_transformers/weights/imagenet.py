@@ -23,6 +23,7 @@ from .._meta import without_data
 from ..architectures.unet2022 import UNet2022
 from .adapters import bias_tables, depthwise_kernels, pointwise_convolutions
 from .file import load_state_dict
+from .layout import strip_prefix
 from .load_report import LoadReport
 from .timm_encoder import tagged, timm_pretrained
 from .transfer import transfer
@@ -111,12 +112,12 @@ class ImageNetWeights:
             return dict(timm_pretrained(tagged(name)).state_dict())
         with without_data():
             expected_model = timm.create_model(name, num_classes=0)
-        weights = self._read(Path(source))
+        expected = expected_model.state_dict()
+        weights, _ = strip_prefix(self._read(Path(source)), expected)
         try:
             weights = family.checkpoint_filter(dict(weights), expected_model)
         except (KeyError, RuntimeError, AttributeError) as error:
             raise ValueError(f"{source} holds no weights of {name}: {error}") from error
-        expected = expected_model.state_dict()
         right = [key for key, value in expected.items() if key in weights and weights[key].shape == value.shape]
         if len(right) < len(expected) // 2:
             raise ValueError(f"{source} holds no weights of {name}: it has {len(right)} of the {len(expected)} tensors")

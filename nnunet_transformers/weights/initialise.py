@@ -133,7 +133,9 @@ def load_enough(
             f"none of the weights fits the network: {len(report.fresh)} of its tensors are missing in the file or of "
             "another shape there"
         )
-    coverage = report.coverage(dict(network.named_parameters()), f"{network.key_to_encoder}.")
+    # networks of other trainers may not say where their encoder is: the whole network has to be covered then
+    encoder = f"{network.key_to_encoder}." if hasattr(network, "key_to_encoder") else ""
+    coverage = report.coverage(dict(network.named_parameters()), encoder)
     if coverage < min_coverage:
         raise ValueError(
             f"the weights cover {coverage:.0%} of the encoder, less than the {min_coverage:.0%} asked for "

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ from ..architectures.swin_unetr import from_monai, is_monais
 from ..plans.planned import PlannedConfiguration
 from .described import build_described
 from .encoder import EncoderCheckpoint
-from .layout import find_state_dicts, strip_prefix
-from .limits import check_finite
+from .layout import beside, common_prefixes, find_state_dicts, others, place, split_prefix, strip_prefix, tensors_in
 from .load_report import LoadReport
 from .network_weights import NetworkWeights
 from .nnunet_checkpoint import NEEDED
@@ -59,7 +59,7 @@ def nnssl(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
         trained = [c.get("patch_size") for c in plan.get("pretrain_plan", {}).get("configurations", {}).values()]
         name = plan["architecture_plans"]["arch_class_name"]
         return NetworkWeights(
-            dict(content["network_weights"]),
+            tensors_in(content["network_weights"]),
             f"nnssl's {name.rpartition('.')[2]}",
             patch_size=next(filter(None, [*trained, patch_size]), None),
             citations=citations(content.get("citations") or plan.get("citations") or ()),
@@ -94,36 +94,55 @@ def _planned(weights: Mapping[str, Tensor], planned: PlannedConfiguration, origi
     with suppress(ValueError, ImportError, TypeError, KeyError, AttributeError), without_data():
         network = planned.build_network()
     origin = f"{origin} on {planned.plans['dataset_name']}, {planned.name}"
-    return NetworkWeights(dict(weights), origin, network, planned.patch_size, label_names(planned.dataset_json))
+    return NetworkWeights(tensors_in(weights), origin, network, planned.patch_size, label_names(planned.dataset_json))
 
 
 def converted(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
     """Translated releases, as ``nnunet-transformers convert`` writes them."""
-    if not {"network_weights", "network"} <= content.keys() or "name" not in content["network"]:
+    description = content.get("network")
+    if "network_weights" not in content or not isinstance(description, Mapping) or "name" not in description:
         return None
     with reading(path, "a translated release"):
-        return _described(
-            dict(content["network_weights"]), Identity(**{"patch_size": None, **content["network"]}), path
-        )
+        identity = Identity(**{"patch_size": None, **description})
+        return _described(tensors_in(content["network_weights"]), identity, str(path))
 
 
 def released(path: Path, content: Mapping[str, Any]) -> NetworkWeights | ReleasedEncoder | None:
-    """The papers' releases, under the names that their authors gave."""
-    for _, weights in find_state_dicts(content):
-        for family in list_released_families():
-            try:
-                translated = from_reference(family, weights)
-            except ValueError:
-                continue
-            return _released(family, translated, path)
+    """The papers' releases, under the names that their authors gave, possibly with the prefix of a wrapper."""
+    found = find_state_dicts(content)
+    for where, weights in found:
+        for prefix, family in product(common_prefixes(weights), list_released_families()):
+            below, elsewhere = split_prefix(weights, prefix)
+            # names of others can be the same; what is of no published network is left to the other kinds
+            with suppress(ValueError), reading(path, f"a release of {family}"):
+                translated = from_reference(family, below)
+                return _released(family, translated, elsewhere, place(path, where, prefix), others(found, where))
     return None
 
 
-def _released(family: str, translated: dict[str, Tensor], path: Path) -> NetworkWeights | ReleasedEncoder:
-    try:
-        return _described(translated, identify(family, translated), path)
-    except ValueError:
-        return ReleasedEncoder(family, translated, str(path))
+def _released(
+    family: str,
+    translated: dict[str, Tensor],
+    elsewhere: Mapping[str, Tensor],
+    origin: str,
+    unused: Mapping[str, int],
+) -> NetworkWeights | ReleasedEncoder:
+    """Identify a release, beside what else is in its state dict and file; ValueError if it is no published network."""
+    with suppress(ValueError):
+        whole = _described(translated, identify(family, translated), origin)
+        return replace(whole, weights=beside(whole.weights, elsewhere), others=unused)
+    origin = f"{origin}, released encoder of {family}"
+    forms = {}
+    for ndim in (2, 3):
+        form = f"form_{ndim}d."
+        own = {n.removeprefix(form): v for n, v in translated.items() if n.startswith(form)} or translated
+        with suppress(ValueError):
+            network = identify_encoder(family, own, ndim)
+            weights = beside(_unflattened(own, network), elsewhere)
+            forms[ndim] = NetworkWeights(weights, origin, network, network.patch_size, others=unused)
+    if not forms:
+        raise ValueError(f"{origin} is of no published network")
+    return ReleasedEncoder(family, beside(translated, elsewhere), origin, forms)
 
 
 @dataclass(frozen=True)
@@ -133,31 +152,24 @@ class ReleasedEncoder:
     Attributes:
         family: name of the family.
         weights: translated weights.
-        path: their file.
+        origin: file and family in words.
+        forms: what a network of 2 or 3 axes takes of them; of a single encoder there is one.
     """
 
     family: str
     weights: Mapping[str, Tensor]
-    path: str
-
-    @property
-    def origin(self) -> str:
-        """File and family in words."""
-        return f"{self.path}, released encoder of {self.family}"
+    origin: str
+    forms: Mapping[int, NetworkWeights]
 
     def load_into(self, network: nn.Module, **target: Any) -> LoadReport:
-        """Load the weights, see ``NetworkWeights.load_into``; ValueError also if they are of no published network."""
+        """Load the weights, see ``NetworkWeights.load_into``."""
         if not isinstance(network, SegmentationNetwork):
             raise ValueError(f"the weights are of {self.family}, the network is {type(network).__name__}")
-        ndim = len(network.patch_size)
-        form = f"form_{ndim}d."
-        own = {n.removeprefix(form): v for n, v in self.weights.items() if n.startswith(form)} or dict(self.weights)
-        origin = identify_encoder(self.family, own, ndim)
-        weights = NetworkWeights(_unflattened(own, origin), self.origin, origin, origin.patch_size)
-        return weights.load_into(network, **target)
+        form = self.forms.get(len(network.patch_size), next(iter(self.forms.values())))
+        return form.load_into(network, **target)
 
 
-def _described(weights: dict[str, Tensor], identity: Identity, path: Path) -> NetworkWeights:
+def _described(weights: dict[str, Tensor], identity: Identity, origin: str) -> NetworkWeights:
     patch_size = identity.patch_size or (128,) * identity.ndim
 
     def build() -> nn.Module:
@@ -165,8 +177,8 @@ def _described(weights: dict[str, Tensor], identity: Identity, path: Path) -> Ne
             identity.name, identity.input_channels, identity.num_classes, patch_size, **identity.overrides
         )
 
-    network = build_described(build, str(path))
-    return NetworkWeights(_unflattened(weights, network), f"{path}, released {identity.name}", network, patch_size)
+    network = build_described(build, origin)
+    return NetworkWeights(_unflattened(weights, network), f"{origin}, released {identity.name}", network, patch_size)
 
 
 def _unflattened(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -180,9 +192,11 @@ def _unflattened(weights: Mapping[str, Tensor], network: nn.Module) -> dict[str,
 
 def swin_unetr(path: Path, content: Mapping[str, Any]) -> NetworkWeights | None:
     """SwinUNETR's weights by MONAI's names, as VoCo and MONAI release them, those of pretraining included."""
-    for where, weights in find_state_dicts(content):
+    found = find_state_dicts(content)
+    for where, weights in found:
         if is_monais(weights):
-            return NetworkWeights(from_monai(weights), f"{path}, SwinUNETR" + (f" in {where}" if where else ""))
+            origin = f"{path}, SwinUNETR" + (f" in {where}" if where else "")
+            return NetworkWeights(from_monai(weights), origin, others=others(found, where))
     return None
 
 
@@ -207,24 +221,17 @@ class SomeOf:
         return self.found[0].origin
 
     def load_into(self, network: nn.Module, **target: Any) -> LoadReport:
-        """Load the weights into a network, see ``NetworkWeights.load_into``.
-
-        Raises:
-            ValueError: as there, and if these weights are not finite; other state dicts of the file may be.
-        """
+        """Load the weights into a network, see ``NetworkWeights.load_into``."""
         names = network.state_dict().keys()
         chosen = max(self.found, key=lambda one: len(names & strip_prefix(one.weights, names)[0].keys()))
-        check_finite(chosen.weights, chosen.origin)
         return chosen.load_into(network, **target)
 
 
 def plain(path: Path, content: Mapping[str, Any]) -> NetworkWeights | SomeOf | None:
     """Anything else that holds tensors by name: the names of the network to load into decide."""
-    found = [
-        NetworkWeights(weights, f"{path}, {where}" if where else str(path))
-        for where, weights in find_state_dicts(content)
-    ]
-    return SomeOf(found) if len(found) > 1 else next(iter(found), None)
+    found = find_state_dicts(content)
+    some = [NetworkWeights(weights, place(path, where), others=others(found, where)) for where, weights in found]
+    return SomeOf(some) if len(some) > 1 else next(iter(some), None)
 
 
 def label_names(dataset_json: Mapping[str, Any]) -> list[str]:
@@ -260,12 +267,11 @@ def recognise(path: Path, content: Mapping[str, Any]) -> Any:
         an encoder checkpoint of this package, or weights with ``load_into``.
 
     Raises:
-        ValueError: if it holds no weights, or damaged ones.
+        ValueError: if it holds no weights. Weights with NaN are refused when they are loaded into a network: a file
+            may have others that are not used.
     """
     for kind in KINDS:
         weights: Any = kind(path, content)
         if weights is not None:
-            if not isinstance(weights, SomeOf):  # the network decides which of them are used
-                check_finite(weights.weights, path)
             return weights
     raise ValueError(f"{path} holds no weights: it has {', '.join(map(str, list(content)[:8]))}")

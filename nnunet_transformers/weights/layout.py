@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+import os
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -57,10 +58,44 @@ def strip_prefix(weights: Mapping[str, Tensor], wanted: Collection[str]) -> tupl
                 matched[name[:start]][0] += 1
                 matched[name[:start]][1] += value.numel()
     prefix = max(matched, key=lambda p: (*matched[p], -p.count(".")), default="")
+    below, elsewhere = split_prefix(weights, prefix)
+    return beside(below, elsewhere, names), prefix
+
+
+def split_prefix(weights: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights below a prefix, by their names without it, and those elsewhere."""
     below = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
-    taken = names | below.keys()
-    elsewhere = {name: value for name, value in weights.items() if not name.startswith(prefix)}
-    return below | {f".{name}" if name in taken else name: value for name, value in elsewhere.items()}, prefix
+    return below, {name: value for name, value in weights.items() if not name.startswith(prefix)}
+
+
+def beside(
+    weights: Mapping[str, Tensor], elsewhere: Mapping[str, Tensor], wanted: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Add the weights from elsewhere in a file, those that have the name of another or a wanted one with a dot."""
+    taken = weights.keys() | set(wanted)
+    return {**weights, **{f".{name}" if name in taken else name: value for name, value in elsewhere.items()}}
+
+
+def common_prefixes(weights: Mapping[str, Tensor]) -> list[str]:
+    """Return the prefixes, ending in a dot, that at least half of the names have: first "", then the shortest."""
+    counts = Counter(name[:start] for name in weights for start in _starts(name))
+    common = (prefix for prefix, count in counts.items() if 2 * count >= len(weights))
+    return sorted(common, key=lambda prefix: prefix.count("."))
+
+
+def tensors_in(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a mapping that have a text as name."""
+    return {name: value for name, value in mapping.items() if isinstance(name, str) and isinstance(value, Tensor)}
+
+
+def place(path: str | os.PathLike[str], where: str, prefix: str = "") -> str:
+    """Say in words where weights are: their file, the entry in it and the prefix of their names, as far as any."""
+    return ", ".join(filter(None, (str(path), where, prefix.rstrip("."))))
+
+
+def others(found: Sequence[tuple[str, Mapping[str, Tensor]]], where: str) -> dict[str, int]:
+    """Return the numbers of tensors of the state dicts that ``find_state_dicts`` found elsewhere in the file."""
+    return {other or "the file itself": len(tensors) for other, tensors in found if other != where}
 
 
 def _mappings(content: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
@@ -74,7 +109,7 @@ def _mappings(content: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, 
 
 def _mostly_tensors(mapping: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the tensors of a mapping, none if they are not most of its entries."""
-    tensors = {name: value for name, value in mapping.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = tensors_in(mapping)
     return tensors if 2 * len(tensors) > len(mapping) else {}
 
 

@@ -18,6 +18,7 @@ class LoadReport:
         adapted: tensors that were loaded with a change of shape; the value describes the change.
         fresh: tensors that keep their initialisation; the value gives the reason.
         unused: tensors of the source that the network does not have.
+        others: numbers of tensors of the file's other state dicts, of which nothing was loaded, by their place.
         notes: where the images of the plan are prepared differently from those of the weights.
     """
 
@@ -26,6 +27,7 @@ class LoadReport:
     adapted: dict[str, str] = field(default_factory=dict)
     fresh: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+    others: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def coverage(self, parameters: Mapping[str, Tensor], prefix: str = "") -> float:
@@ -45,6 +47,7 @@ class LoadReport:
         lines += self._lines("adapted", self.adapted)
         lines += self._lines("fresh", self.fresh)
         lines += self._lines("unused", dict.fromkeys(self.unused, ""))
+        lines += [f"  unused: {count} tensors in {other}" for other, count in self.others.items()]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 

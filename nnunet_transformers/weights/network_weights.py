@@ -21,10 +21,11 @@ from ..architectures.primus import TOKEN, from_stock
 from ..architectures.primus import Primus as RegisteredPrimus
 from .adapters import bias_tables, convolution_kernels, first_layers, position_embeddings
 from .encoder import encoder_adapters
-from .layout import strip_prefix
+from .heads import check_heads
+from .layout import place, strip_prefix
 from .load_report import LoadReport
 from .primus import flat_position_embeddings
-from .transfer import Adapter, tensors_of, transfer
+from .transfer import Adapter, by_first_names, tensors_of, transfer
 
 HEADS = "decoder.seg_layers."
 # of nnU-Net's Primus
@@ -43,6 +44,7 @@ class NetworkWeights:
         labels: names of the labels, in the order of the heads; None if unknown.
         renamed: prefixes of names, those of the file to those of networks here.
         citations: references that go with the weights, one text each.
+        others: numbers of tensors of the file's other state dicts, by their place.
     """
 
     weights: Mapping[str, Tensor]
@@ -52,6 +54,7 @@ class NetworkWeights:
     labels: Sequence[str] | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
     citations: Sequence[str] = ()
+    others: Mapping[str, int] = field(default_factory=dict)
 
     def load_into(
         self, network: nn.Module, patch_size: Sequence[int] | None = None, labels: Sequence[str] | None = None
@@ -67,31 +70,40 @@ class NetworkWeights:
             the load report.
 
         Raises:
-            ValueError: if nothing fits the network, or 2D and 3D are mixed.
+            ValueError: if nothing fits the network, 2D and 3D are mixed, or attention has another number of heads than
+                that of ``self.network``.
         """
-        self._check_dimensions(network)
         target = tensors_of(network)
-        weights, _ = strip_prefix(self._renamed(), network.state_dict())
+        weights, prefix = strip_prefix(self._renamed(), network.state_dict())
         if isinstance(network, RegisteredPrimus):
             weights = self._of_stock_primus(weights)
-        # nnU-Net's networks register layers under several names; ``target`` has one of them
-        aliases = network.state_dict().keys() - target.keys()
-        weights = {name: value for name, value in weights.items() if name not in aliases}
+        weights = by_first_names(network, weights)
+        self._check_dimensions(network, target, weights)
+        if isinstance(self.network, type(network)):
+            check_heads(self.network, network)
+        origin = place(self.origin, "", prefix)
         heads = [name for name in weights if name.startswith(HEADS)] if self._has_other_labels(labels) else []
         report = transfer(
             target,
             {name: value for name, value in weights.items() if name not in heads},
             self._adapters(network, patch_size),
-            self.origin,
+            origin,
         )
+        report.others = dict(self.others)
         report.fresh |= {name: "heads of other labels" for name in heads if name in target}
         if not report.loaded and not report.adapted:
             reason = next((f": {n} has {r}" for n, r in report.fresh.items() if n in weights), ", no name is the same")
-            raise ValueError(f"nothing of {self.origin} fits this {type(network).__name__}{reason}")
+            raise ValueError(f"nothing of {origin} fits this {type(network).__name__}{reason}")
         return report
 
-    def _check_dimensions(self, network: nn.Module) -> None:
+    def _check_dimensions(
+        self, network: nn.Module, target: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+    ) -> None:
         own, other = (len(getattr(n, "patch_size", ())) for n in (self.network, network))
+        # linear layers fit whatever the number of axes; the first convolution tells it where nothing else does
+        first = next((f"{key}.weight" for key in getattr(network, "keys_to_in_proj", ())), "")
+        if first in target and first in weights:
+            own, other = own or weights[first].dim() - 2, other or target[first].dim() - 2
         if own and other and own != other:
             raise ValueError(f"the weights are of a {own}D network, this one is {other}D")
 
@@ -130,7 +142,7 @@ class NetworkWeights:
 
     def _primus_grid(self, position: Tensor | None) -> Sequence[int] | None:
         """Tokens per axis of the position embeddings, whose shape does not show it."""
-        if position is None:
+        if position is None or position.dim() != 3:
             return None
         tokens = position.shape[1]
         if self.patch_size is not None and prod(self.patch_size) == tokens * prod(TOKEN):

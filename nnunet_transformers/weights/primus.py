@@ -21,9 +21,10 @@ from ..architectures.layers import resize_position_embedding
 from ..architectures.primus import TOKEN, from_stock
 from ..architectures.primus import Primus as RegisteredPrimus
 from .adapters import first_layers, position_embeddings, sizes_changed
+from .heads import check_heads
 from .load_report import LoadReport
 from .pretrained import PretrainedWeights
-from .transfer import Adapter, transfer
+from .transfer import Adapter, by_first_names, transfer
 
 # weights of the last layer of the embedding, by its names
 LAST_OF_STEM = "final_proj.weight"
@@ -103,46 +104,41 @@ def create_primus(name: str, input_channels: int, patch_size: Sequence[int], num
     return network_class(input_channels, num_classes, patch_embed_size=TOKEN, input_shape=tuple(patch_size), **STOCK)
 
 
-def load_primus_weights(
-    network: Primus, patch_size: Sequence[int], checkpoint: PrimusCheckpoint, source: str = ""
-) -> LoadReport:
+def load_primus_weights(network: Primus, patch_size: Sequence[int], checkpoint: PrimusCheckpoint) -> LoadReport:
     """Load a checkpoint into a Primus, in place; position embeddings and the first layers are adapted.
 
     Args:
         network: network to load into, such as that of nnU-Net's own trainer.
         patch_size: voxels per axis that the network was built for.
         checkpoint: encoder checkpoint.
-        source: origin of the weights in words, for the load report.
 
     Returns:
         the load report.
 
     Raises:
-        ValueError: if the weights belong to a Primus of another size or version.
+        ValueError: if the weights belong to a Primus of another size, version or number of attention heads.
     """
-    with without_data():
-        origin = create_primus(checkpoint.name, checkpoint.input_channels, checkpoint.patch_size)
+    origin = _origin(checkpoint)
     sizes = [(n.embed_dim, len(n.eva.blocks), type(n.down_projection).__name__) for n in (origin, network)]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"the weights are of {checkpoint.name}, {sizes[0][0]} channels in {sizes[0][1]} layers after a "
             f"{sizes[0][2]}; the network has {sizes[1][0]} in {sizes[1][1]} after a {sizes[1][2]}"
         )
-    parameters, aliases = dict(network.named_parameters()), network.state_dict().keys()
-    # the stems of V2 and V3 register their layers under several names; named_parameters has one of them
-    weights = {n: v for n, v in checkpoint.weights.items() if n in parameters or n not in aliases}
-    # two layers of these stems see the image
+    check_heads(origin, network)
+    parameters = dict(network.named_parameters())
+    # two layers of the stems of V2 and V3 see the image
     stem = [name for name in parameters if name.startswith(f"{network.key_to_stem}.")]
     before, after = (token_grids(size, [TOKEN])[0] for size in (checkpoint.patch_size, patch_size))
     adapters = (flat_position_embeddings(network.key_to_lpe, before, after), first_layers(stem))
-    return transfer(parameters, weights, adapters, source or checkpoint.origin)
+    return transfer(parameters, by_first_names(network, checkpoint.weights), adapters, checkpoint.origin)
 
 
 def load_into_registered(network: RegisteredPrimus, checkpoint: PrimusCheckpoint) -> LoadReport:
     """Load a checkpoint into the registered network of the same size and version, in place.
 
     Raises:
-        ValueError: if the weights belong to a Primus of another size or version.
+        ValueError: if the weights belong to a Primus of another size, version or number of attention heads.
     """
     grid = token_grids(checkpoint.patch_size, [TOKEN])[0]
     weights = from_stock(checkpoint.weights, grid)
@@ -154,12 +150,16 @@ def load_into_registered(network: RegisteredPrimus, checkpoint: PrimusCheckpoint
             f"the weights are of {checkpoint.name}, the network has {network.feature_channels[0]} channels in "
             f"{network.depth} layers after an embedding of {own.shape[1]}"
         )
+    check_heads(_origin(checkpoint).eva, network.encoder)
     parameters = dict(network.named_parameters())
-    # the embedding registers its layers under several names; named_parameters has one of them
-    aliases = network.state_dict().keys() - parameters.keys()
-    weights = {name: value for name, value in weights.items() if name not in aliases}
     adapters = (position_embeddings(network), first_layers([n for n in parameters if n.startswith("stem.")]))
-    return transfer(parameters, weights, adapters, checkpoint.origin)
+    return transfer(parameters, by_first_names(network, weights), adapters, checkpoint.origin)
+
+
+def _origin(checkpoint: PrimusCheckpoint) -> Primus:
+    """Build the network that the weights belong to, without its data."""
+    with without_data():
+        return create_primus(checkpoint.name, checkpoint.input_channels, checkpoint.patch_size)
 
 
 def flat_position_embeddings(name: str, before: Sequence[int], after: Sequence[int]) -> Adapter:

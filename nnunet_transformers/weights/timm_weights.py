@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from math import isqrt
+from math import isqrt, prod
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from timm.models.eva import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from .._meta import without_data
+from .._reading import reading
 from ..architectures.layers import PatchMerging
 from ..architectures.qt_unet import QTUNet
 from ..architectures.unet2022 import UNet2022
 from .adapters import bias_tables, first_layers, inflated_kernels
 from .encoder import EncoderCheckpoint, load_encoder_weights
 from .imagenet import CONVNEXT, SWIN, load_blocks
-from .layout import find_state_dicts, strip_prefix
+from .layout import beside, find_state_dicts, others, place, split_prefix, strip_prefix
 from .load_report import LoadReport
 from .timm_encoder import TimmCheckpoint, tagged, timm_pretrained
 from .transfer import transfer
@@ -41,6 +42,8 @@ CANDIDATES = (
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
 )
 FIRST_LAYERS = ("patch_embed.proj.weight", "conv1.weight", "stem.0.weight")
+# tokens beside patches and class that only some ViTs have
+OTHER_TOKENS = ("dist_token", "reg_token")
 MERGING = re.compile(r"layers\.(\d+)\.downsample\.(.+)")
 CLASSIFIERS = ("head.", "fc.", "norm_pre.", "fc_norm.")
 
@@ -53,19 +56,31 @@ class TimmWeights:
         name: timm's name of the network.
         weights: its weights, with or without a classifier.
         origin: where they come from, in words.
+        citations: references that go with the weights, one text each.
+        is_dinov2s: whether the names are DINOv2's own, where beside registers the position embeddings have a row of the
+            class token; timm's have none then.
+        others: numbers of tensors of the file's other state dicts, by their place.
     """
 
     name: str
     weights: Mapping[str, Tensor]
     origin: str
     citations: Sequence[str] = ()
+    is_dinov2s: bool = False
+    others: Mapping[str, int] = field(default_factory=dict)
 
     def load_into(self, network: nn.Module, **_: Any) -> LoadReport:
         """Load the weights into a network, in place.
 
         Raises:
-            ValueError: if the network has no blocks and no encoder of this kind.
+            ValueError: if the network has no blocks and no encoder of this kind, or the weights are of other tokens or
+                of a grid that neither they nor the network show.
         """
+        report = self._load_into(network)
+        report.others = dict(self.others)
+        return report
+
+    def _load_into(self, network: nn.Module) -> LoadReport:
         family = next((f for f in (CONVNEXT, SWIN) if f"{f.stages}.0.blocks.0.mlp.fc1.weight" in self.weights), None)
         if isinstance(network, UNet2022) and family is not None:
             self._check_width(network.feature_channels[0], family.stages)
@@ -73,7 +88,7 @@ class TimmWeights:
         if isinstance(network, QTUNet) and family is SWIN:
             self._check_width(network.feature_channels[0], family.stages)
             return _load_swin(network, self.weights, self.origin)
-        checkpoint = self._checkpoint()
+        checkpoint = self._checkpoint(network)
         encoder = EncoderCheckpoint.from_timm(checkpoint)
         report = load_encoder_weights(network, encoder, self.origin)  # type: ignore[arg-type]  # states other classes
         report.unused += [name for name in self.weights if name not in checkpoint.weights]
@@ -84,18 +99,36 @@ class TimmWeights:
         if found != width:
             raise ValueError(f"{self.name} has {found} channels in its first stage, the network {width}")
 
-    def _checkpoint(self) -> TimmCheckpoint:
+    def _checkpoint(self, network: nn.Module) -> TimmCheckpoint:
         """The weights as a checkpoint without a classifier, at the image size of their position embeddings."""
         first = next((v for n, v in self.weights.items() if n in FIRST_LAYERS[:2]), None)
         if first is None:
             raise ValueError(f"{self.name} is the encoder of no network here")
-        size = 224
-        if "pos_embed" in self.weights:
-            size = isqrt(self.weights["pos_embed"].shape[1]) * first.shape[-1]
         with without_data():
-            expected = timm.create_model(self.name, num_classes=0, in_chans=first.shape[1]).state_dict()
+            origin = timm.create_model(self.name, num_classes=0, in_chans=first.shape[1])
+        expected = origin.state_dict()
+        foreign = [name for name in OTHER_TOKENS if name in self.weights and name not in expected]
+        if foreign:
+            raise ValueError(f"{self.origin}: no network here takes a ViT with {foreign[0]}; get one without")
         weights = {name: value for name, value in self.weights.items() if name in expected}
-        return TimmCheckpoint(weights, self.name, (size, size), first.shape[1], method="timm")
+        size = (224, 224)
+        if "pos_embed" in weights:
+            height, width = self._grid(origin, network)
+            size = (height * first.shape[2], width * first.shape[3])
+        return TimmCheckpoint(weights, self.name, size, first.shape[1], method="timm")
+
+    def _grid(self, vit: Any, network: nn.Module) -> tuple[int, int]:
+        """Patches per axis of the position embeddings, which show only how many: a square, or those of the network."""
+        rows = self.weights["pos_embed"].shape[1]
+        patches = rows - (int(self.is_dinov2s) if vit.no_embed_class else vit.num_prefix_tokens)
+        edge = isqrt(max(patches, 0))
+        for grid in ((edge, edge), *getattr(network, "grid_sizes", ())):
+            if prod(grid) == patches > 0:
+                return grid[0], grid[1]
+        raise ValueError(
+            f"{self.origin}: position embeddings of {patches} patches, which are no square, so that their grid is "
+            "unknown; load them into a network of the patch size of their training"
+        )
 
 
 def _load_swin(network: QTUNet, weights: Mapping[str, Tensor], origin: str) -> LoadReport:
@@ -137,25 +170,32 @@ def _shapes(name: str) -> dict[str, tuple[int, ...]]:
 
 def timm_file(path: Path, content: Mapping[str, Any]) -> TimmWeights | None:
     """Files with the weights of a timm network, such as MGCA's image encoders."""
-    for _, found in find_state_dicts(content):
-        renamed = _by_timms_names(found)
+    found = find_state_dicts(content)
+    for where, theirs in found:
+        with reading(path, "weights of timm"):
+            renamed, outer = _by_timms_names(theirs)
         for name in CANDIDATES:
-            weights, _ = strip_prefix(renamed, _shapes(name))
+            weights, inner = strip_prefix(renamed, _shapes(name))
             if _is_of(weights, _shapes(name)):
-                return TimmWeights(name, weights, f"{path}, weights of {name}")
+                return TimmWeights(
+                    name,
+                    weights,
+                    f"{place(path, where, outer + inner)}, weights of {name}",
+                    is_dinov2s=f"{outer}{inner}register_tokens" in theirs,
+                    others=others(found, where),
+                )
     return None
 
 
-def _by_timms_names(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Rename what DINOv2's and DINOv3's own files name otherwise."""
-    prefix = next((name.removesuffix("storage_tokens") for name in weights if name.endswith("storage_tokens")), None)
-    if prefix is not None:
-        weights = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+def _by_timms_names(weights: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
+    """Rename what DINOv2's and DINOv3's own files name otherwise; returns the prefix that DINOv3's lost too."""
+    stripped, prefix = strip_prefix(weights, {"storage_tokens"})
+    if "storage_tokens" in stripped:
+        own, elsewhere = split_prefix(weights, prefix)
         with without_data():
             vit = timm.create_model("vit_small_patch16_dinov3_qkvb")
-        translated: dict[str, Tensor] = checkpoint_filter_fn(dict(weights), vit)
-        return translated
-    return {re.sub(r"(^|\.)register_tokens$", r"\1reg_token", name): value for name, value in weights.items()}
+        return beside(checkpoint_filter_fn(own, vit), elsewhere), prefix
+    return {re.sub(r"(^|\.)register_tokens$", r"\1reg_token", name): v for name, v in weights.items()}, ""
 
 
 def _is_of(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> bool:
@@ -168,10 +208,8 @@ def _is_of(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]
         if name not in weights:
             return False
         found = tuple(weights[name].shape)
-        if name == "pos_embed":
-            found, shape = (found[-1],), (shape[-1],)
-        elif name in FIRST_LAYERS:
-            found, shape = (found[0], *found[2:]), (shape[0], *shape[2:])
+        if name in ("pos_embed", *FIRST_LAYERS):  # the second axis has tokens or input channels
+            found, shape = (*found[:1], *found[2:]), (*shape[:1], *shape[2:])
         if found != shape:
             return False
     return True

@@ -81,6 +81,8 @@ class TestWindowPartition:
         for moved in (copy.deepcopy(module).double(), pickle.loads(pickle.dumps(module))):
             assert torch.equal(moved[0].mask, module[0].mask.to(moved[0].mask.dtype))
         assert copy.deepcopy(module).double()[0].mask.dtype == torch.float64
+        for layout in (torch.channels_last, torch.channels_last_3d):
+            assert torch.equal(copy.deepcopy(module).to(memory_format=layout)[0].mask, module[0].mask)
         partition = module.to("meta")[0]
         assert all(t.is_meta for t in (partition.to_windows, partition.to_tokens, partition.mask))
         assert not module.state_dict()

@@ -6,8 +6,11 @@ import pickle
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from nnunet_transformers import cli
 from nnunet_transformers.architectures import create_network, get_network
+from nnunet_transformers.plans.planned import PlannedConfiguration
 from nnunet_transformers.weights import (
     EncoderCheckpoint,
     encoder_weights,
@@ -15,7 +18,19 @@ from nnunet_transformers.weights import (
     load_encoder,
     load_encoder_weights,
 )
+from nnunet_transformers.weights.network_weights import NetworkWeights
 from tests.architectures.test_networks import SMALLEST, forms
+
+TINY = {"embed_dim": 12, "num_stages": 2}
+
+
+class Planned:
+    """Stands for a configuration of a plan."""
+
+    patch_size, dataset_json = (32, 32), {"labels": {"background": 0, "ball": 1}}
+
+    def build_network(self, *_, **__):
+        return create_network("qt_unet_tiny", 1, 2, self.patch_size, **TINY)
 
 
 def checkpoint_of(name, patch_size, channels=1, **overrides):
@@ -142,6 +157,47 @@ class TestRefused:
             load_encoder_weights(create_network("mit_7", 1, 2, (64, 64)), checkpoint)
         with pytest.raises(ValueError, match="are of a 2D network, this one is 3D"):
             load_encoder_weights(create_network("qt_unet_tiny", 1, 2, (32, 32, 32)), checkpoint)
+
+    @pytest.mark.parametrize("patch_size", [(32, 32), (32, 32, 32)])
+    def test_another_dimension_where_no_file_describes_the_network(self, patch_size):
+        """Linear layers would fit."""
+        source = create_network("qt_unet_tiny", 1, 2, patch_size, **TINY)
+        network = create_network("qt_unet_tiny", 1, 2, {2: (32, 32, 32), 3: (32, 32)}[len(patch_size)], **TINY)
+        message = f"are of a {len(patch_size)}D network, this one is {5 - len(patch_size)}D"
+        with pytest.raises(ValueError, match=message):
+            NetworkWeights({f"module.{n}": v for n, v in source.state_dict().items()}, "a file").load_into(network)
+
+    @pytest.mark.parametrize(
+        "name,patch_size,given,heads",
+        [
+            ("setr_pup_tiny", (32, 32), {"depth": 3}, 12),
+            ("setr_pup_dinov3_small", (32, 32), {"depth": 1}, 12),
+            ("mit_7", (64, 64), {}, (2, 4, 8, 16)),
+            ("primus_v2_s", (16, 16, 16), {"depth": 1}, 11),
+            ("qt_unet_tiny", (32, 32), TINY, 6),
+        ],
+    )
+    def test_another_number_of_heads(self, name, patch_size, given, heads):
+        """Features would be others, though every shape but that of bias tables is the same."""
+        source, checkpoint = checkpoint_of(name, patch_size, **given)
+        network = create_network(name, 1, 2, patch_size, **{**given, "num_heads": heads})
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        described = NetworkWeights(source.state_dict(), "a file", source)
+        for weights in (checkpoint, described):
+            with pytest.raises(ValueError, match=r"have \d attention heads in encoder\..*this network has .*num_heads"):
+                weights.load_into(network)
+        assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+    def test_whole_networks_of_too_few_weights(self, monkeypatch, tmp_path):
+        """As when the encoder of another width is exported for nnU-Net's option."""
+        monkeypatch.setattr(PlannedConfiguration, "load", lambda *_: Planned())
+        checkpoint_of("qt_unet_tiny", (32, 32), **{**TINY, "embed_dim": 24})[1].save(tmp_path / "encoder.pth")
+        output = tmp_path / "full.pth"
+        command = ["export-full", tmp_path / "encoder.pth", "-d", 900, "-p", "P", "-c", "2d", "-o", output]
+        result = CliRunner().invoke(cli.app, [*map(str, command)])
+        assert "less than the 50% asked for (--min-coverage)" in str(result.exception) and not output.exists()
+        result = CliRunner().invoke(cli.app, [*map(str, command), "--min-coverage", "0"])
+        assert result.exit_code == 0 and output.exists(), result.output
 
 
 def test_nnssl_can_read_it(tmp_path):

@@ -7,7 +7,8 @@ import os
 import pytest
 import torch
 
-from nnunet_transformers.weights import load_checkpoint, load_state_dict, save_checkpoint
+from nnunet_transformers.architectures import create_network
+from nnunet_transformers.weights import find_weights, load_checkpoint, load_state_dict, save_checkpoint
 
 
 @pytest.mark.parametrize("key", ["network_weights", "state_dict", "model", None])
@@ -59,3 +60,32 @@ def test_nothing_half_written(tmp_path):
     with pytest.raises(Exception, match="pickle"):
         save_checkpoint({"a": lambda: None}, path)
     assert load_state_dict(path)["a"] == 0
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        {"network": None},
+        {"network": 3},
+        {"nnssl_adaptation_plan": {"architecture_plans": {"arch_class_name": "X"}}},
+    ],
+    ids=lambda entries: f"{entries}",
+)
+def test_malformed_entries_are_left_out(malformed, tmp_path):
+    network = create_network("qt_unet_tiny", 1, 2, (32, 32), embed_dim=12, num_stages=2)
+    table = "encoder.stages.0.blocks.0.attn.bias.table"
+    weights = {**network.state_dict(), "steps": 3, 4: torch.ones(1), table: torch.ones(169)}
+    torch.save({"network_weights": weights, **malformed}, tmp_path / "file.pth")
+    report = find_weights(tmp_path / "file.pth").weights.load_into(network)
+    assert report.fresh == {table: "shape (169,) in the source, (169, 3) here"} and not report.unused
+
+
+def test_weights_that_are_none(tmp_path):
+    plan = {"nnssl_adaptation_plan": {"architecture_plans": {"arch_class_name": "X"}}}
+    torch.save({"network_weights": [torch.ones(1)], **plan}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"file\.pth is truncated or not an nnssl checkpoint"):
+        find_weights(tmp_path / "file.pth")
+    # what a release calls so, as a single number
+    names = ("encoder.patch_embed.proj.weight", "encoder.layers.0.blocks.0.norm1.weight", "output.weight")
+    torch.save({name: torch.tensor(1.0) for name in names}, tmp_path / "file.pth")
+    assert find_weights(tmp_path / "file.pth").weights.weights.keys() == set(names)

@@ -26,13 +26,13 @@ TABLE = (Path(__file__).parents[2] / "docs/weights.md").read_text()
 RELEASES = {
     "qt_unet_tiny_4ch_3cls_128": ("", "state_dict", "qt_unet_tiny", PATCH, 1.0),
     "qt_unet_a_tiny_4ch_3cls_128": ("module.", "model", "qt_unet_a_tiny", PATCH, 1.0),
-    "qt_unet_2d_tiny_3ch_20cls": ("", "", "qt_unet_tiny", PATCH[1:], 1.0),
-    "vt_unet_tiny_4ch_3cls_128": ("", "state_dict", "vt_unet_tiny", PATCH, 1.0),
-    "unet2022_Synapse_320": ("", "state_dict", "unet2022_tiny", PATCH[1:], 1.0),
+    "qt_unet_2d_tiny_3ch_20cls": ("net.", "", "qt_unet_tiny", PATCH[1:], 1.0),
+    "vt_unet_tiny_4ch_3cls_128": ("module.model.", "state_dict", "vt_unet_tiny", PATCH, 1.0),
+    "unet2022_Synapse_320": ("model.", "state_dict", "unet2022_tiny", PATCH[1:], 1.0),
     "mit_seg7_48x192x192": ("", "model_state_dict", "mit_7", PATCH, 1.0),
     "mit_ssl7_MM": ("module.backbone.", "student", "mit_7", PATCH, 1.0),
     "mit_ssl7_MM-2d": ("module.backbone.", "student", "mit_7", PATCH[1:], 1.0),
-    "mit_cls22": ("", "", "mit_22", PATCH, 1.0),
+    "mit_cls22": ("model.", "", "mit_22", PATCH, 1.0),
 }
 
 

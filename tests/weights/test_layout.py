@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnunet_transformers.architectures import create_network
-from nnunet_transformers.weights.layout import MAX_LEVELS, STATE_DICT_KEYS, find_state_dicts, strip_prefix
+from nnunet_transformers.weights.layout import (
+    MAX_LEVELS,
+    STATE_DICT_KEYS,
+    common_prefixes,
+    find_state_dicts,
+    others,
+    place,
+    strip_prefix,
+)
 
 with torch.device("meta"):
     REAL = create_network("qt_unet_tiny", 1, 2, (64, 64, 64)).state_dict()
@@ -121,6 +129,25 @@ def test_names_elsewhere():
     assert list(stripped) == ["a", "b", "d", "head.c", ".a", ".c"]
     assert stripped["a"] is weights["module.a"]
     assert strip_prefix(weights, ["x"]) == (weights, "")
+
+
+def test_common_prefixes():
+    """Those that half of the names have, so that there are few; the shortest first."""
+    names = ("model.encoder.a.x", "model.encoder.b.y", "model.encoder.c", "loss.weight")
+    weights = dict.fromkeys(names, torch.ones(1))
+    assert common_prefixes(weights) == ["", "model.", "model.encoder."]
+    assert common_prefixes({f"{one}.net.a": torch.ones(1) for one in ("student", "teacher")})[1:3] == [
+        "student.",
+        "teacher.",
+    ]
+
+
+def test_places():
+    assert place("file.pth", "") == "file.pth"
+    assert place("file.pth", "state_dict", "module.model.") == "file.pth, state_dict, module.model"
+    found = find_state_dicts({**ONE, **TWO, "c": torch.ones(1), "ema": ONE, "student": TWO})
+    assert [where for where, _ in found] == ["student", "", "ema"]
+    assert others(found, "student") == {"the file itself": 3, "ema": 1}
 
 
 def test_speed():

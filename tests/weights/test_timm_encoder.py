@@ -19,6 +19,7 @@ from nnunet_transformers.weights import (
     TimmCheckpoint,
     create_timm,
     encoder_specification,
+    find_weights,
     initialise,
     load_encoder,
     load_encoder_weights,
@@ -212,3 +213,86 @@ def test_files_with_prefixes_and_of_other_networks(tmp_path):
         torch.testing.assert_close(network(image), source(image))
     with pytest.raises(ValueError, match=r"mgca\.ckpt holds \d+ of the 150 tensors of timm's vit_tiny_patch16_224"):
         create_timm(VIT, 3, (64, 64), str(tmp_path / "mgca.ckpt"))
+
+
+@pytest.mark.parametrize(
+    "name,network",
+    [
+        (VIT, "setr_pup_tiny"),
+        ("deit3_small_patch16_224", "setr_pup_small"),  # whose position embeddings have no row of the class token
+        ("vit_small_patch14_reg4_dinov2", "setr_pup_small"),  # DINOv2's own files have one, timm's not
+    ],
+)
+def test_position_embeddings_of_a_grid_that_is_no_square(name, network, tmp_path):
+    """Of 3x5 patches, which with the class token are 16, those of a square."""
+    vit = timm.create_model(name)
+    patch, registers = vit.patch_embed.patch_size[0], 0 if vit.reg_token is None else vit.reg_token.shape[1]
+    source = timm_network(name, (3 * patch, 5 * patch))
+    weights = source.state_dict()
+    position, token = weights["pos_embed"][:, -15:].unflatten(1, (3, 5)), weights["cls_token"]
+    files = [weights]
+    if registers:
+        files.append({key.replace("reg_token", "register_tokens"): value for key, value in weights.items()})
+        files[1]["pos_embed"] = torch.cat([torch.zeros_like(token), weights["pos_embed"]], 1)
+    elif not source.no_embed_class:
+        token = token + weights["pos_embed"][:, :1]
+    for content in files:
+        torch.save(content, tmp_path / "vit.pth")
+        twin = create_network(network, 3, 2, (48, 80), num_registers=registers)
+        report = find_weights(tmp_path / "vit.pth").weights.load_into(twin)
+        assert "encoder.position.weight" in report.loaded
+        assert torch.equal(twin.encoder.position.weight, position)
+        torch.testing.assert_close(twin.encoder.cls_token.detach(), token)
+        with pytest.raises(ValueError, match="position embeddings of 15 patches, which are no square"):
+            find_weights(tmp_path / "vit.pth").weights.load_into(create_network(network, 3, 2, (64, 64)))
+
+
+def test_position_embeddings_of_another_size_than_stated():
+    weights = timm_network(VIT).state_dict()
+    with pytest.raises(ValueError, match=r"embeddings of 25 tokens, images of 64x64 have 16 patches; state the image"):
+        EncoderCheckpoint.from_timm(TimmCheckpoint(weights, VIT, (64, 64), 3))
+
+
+def test_vits_with_other_tokens(tmp_path):
+    network = create_network("setr_pup_tiny", 3, 2, SIZE)
+    weights = timm_network("deit_tiny_distilled_patch16_224").state_dict()
+    for token in ("dist_token", "reg_token"):
+        torch.save({key.replace("dist_token", token): value for key, value in weights.items()}, tmp_path / "vit.pth")
+        with pytest.raises(ValueError, match=f"no network here takes a ViT with {token}; get one without"):
+            find_weights(tmp_path / "vit.pth").weights.load_into(network)
+
+
+def test_vits_with_another_number_of_heads(tmp_path):
+    """No shape tells it."""
+    torch.save(timm_network(VIT, (64, 64)).state_dict(), tmp_path / "vit.pth")
+    network = create_network("setr_pup_tiny", 3, 2, (64, 64), num_heads=12)
+    with pytest.raises(ValueError, match=r"have 3 attention heads in encoder\.blocks.*has 12.*; set num_heads"):
+        find_weights(tmp_path / "vit.pth").weights.load_into(network)
+
+
+@pytest.mark.parametrize("prefix", ["encoder.", "model.encoder."])
+def test_swin_under_the_names_of_qt_unets_pretraining(prefix, tmp_path):
+    """As SimMIM's files have it, which are of none of the released QT-UNets."""
+    name = "swin_tiny_patch4_window7_224"
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in timm.create_model(name).state_dict().items()}
+    path = tmp_path / "swin.pth"
+    torch.save({"model": {f"{prefix}{key}": torch.zeros(shape) for key, shape in shapes.items()}}, path)
+    assert find_weights(path).weights.origin == f"{path}, model, {prefix[:-1]}, weights of {name}"
+
+
+def test_of_several_copies_the_report_names_the_one_that_is_loaded(tmp_path):
+    """The others need not be finite."""
+    weights = timm_network(RESNET).state_dict()
+    damaged = {name: value * float("nan") for name, value in weights.items()}
+    both = {f"online.{n}": v for n, v in weights.items()} | {f"momentum.{n}": v for n, v in damaged.items()}
+    torch.save({"model_ema": damaged, "model": both}, tmp_path / "file.pth")
+    network = create_network("resnet18_unet", 3, 2, (64, 64))
+    report = find_weights(tmp_path / "file.pth").weights.load_into(network)
+    assert torch.equal(network.stem.conv1.weight, weights["conv1.weight"])
+    assert report.source == f"{tmp_path}/file.pth, model, online, weights of resnet18"
+    assert report.unused == [f"momentum.{name}" for name in weights]
+    assert f"\n  unused: {len(weights)} tensors in model_ema" in str(report)
+    torch.save({"model": damaged, "model_ema": weights}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"file\.pth, model, weights of resnet18 is damaged.* NaN or infinity"):
+        find_weights(tmp_path / "file.pth").weights.load_into(network)

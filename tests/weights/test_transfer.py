@@ -5,15 +5,20 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from dynamic_network_architectures.architectures.primus import PrimusV2
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from safetensors.torch import save_model
 from torch import nn
 
 from nnunet_transformers.architectures import create_network
 from nnunet_transformers.architectures.layers import PositionEmbedding, RelativePositionBias
 from nnunet_transformers.weights import (
+    EncoderCheckpoint,
     ImageNetWeights,
     PrimusCheckpoint,
     create_primus,
     encoder_weights,
+    find_weights,
     load_imagenet,
     load_primus_weights,
     transfer,
@@ -25,6 +30,7 @@ from nnunet_transformers.weights.adapters import (
     pointwise_convolutions,
     position_embeddings,
 )
+from nnunet_transformers.weights.transfer import by_first_names
 
 
 def test_report_and_values():
@@ -62,6 +68,66 @@ def test_report_and_values():
     assert all(torch.equal(after[name], before[name]) for name in report.fresh)
 
 
+@pytest.mark.parametrize("value", [torch.ones(2, dtype=torch.int8), torch.ones(2) * torch.nan, torch.ones(2) * 1j])
+def test_values_that_are_no_weights(value):
+    """Refused before anything is loaded, but not where they are unused."""
+    target = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    with pytest.raises(ValueError, match=r"^a file (holds torch\.\w+ in b, so it is quantised|.*: b holds NaN)"):
+        transfer(target, {"a": torch.ones(2), "b": value}, origin="a file")
+    assert not target["a"].any()
+    assert transfer(target, {"a": torch.ones(2), "c": value}).unused == ["c"]
+    steps = {"steps": torch.tensor(0)}
+    assert transfer(steps, {"steps": torch.tensor(3)}).loaded and steps["steps"] == 3
+
+
+class TestNamesOfSharedLayers:
+    """A safetensors file of a whole network has one name of each layer, which need not be the first."""
+
+    def stored(self, network):
+        """Each tensor under the last of its names."""
+        last = {value.data_ptr(): name for name, value in network.state_dict().items()}
+        return {name: value for name, value in network.state_dict().items() if last[value.data_ptr()] == name}
+
+    def check(self, network, weights, report, encoder):
+        assert not report.unused
+        assert report.coverage(dict(network.named_parameters()), encoder) == 1
+        assert all(torch.equal(network.state_dict()[name], value) for name, value in weights.items())
+
+    def test_of_nnunets_cnns(self, tmp_path):
+        def unet():
+            return PlainConvUNet(1, 2, [4, 8], nn.Conv2d, 3, [1, 2], 1, 2, 1, conv_bias=True, nonlin=nn.LeakyReLU)
+
+        source, network = unet(), unet()
+        save_model(source, str(tmp_path / "model.safetensors"))
+        weights = find_weights(tmp_path / "model.safetensors").weights
+        assert all(name.startswith("decoder.") for name in weights.weights)
+        report = weights.load_into(network)
+        assert not report.fresh
+        self.check(network, source.state_dict(), report, "encoder.")
+        assert by_first_names(network, source.state_dict()).keys() == dict(network.named_parameters()).keys()
+
+    @pytest.mark.parametrize("registered", [True, False])
+    def test_of_primus(self, registered):
+        source = create_primus("primus_v2_s", 1, (16, 16, 16))
+        parts = (f"{source.key_to_stem}.", f"{source.key_to_encoder}.")
+        weights = {name: value for name, value in self.stored(source).items() if name.startswith(parts)}
+        assert not weights.keys() <= dict(source.named_parameters()).keys()
+        checkpoint = PrimusCheckpoint(weights, "primus_v2_s", (16, 16, 16), 1)
+        if registered:
+            network = create_network("primus_v2_s", 1, 2, (16, 16, 16))
+            report = checkpoint.load_into(network)
+            assert report.coverage(dict(network.named_parameters()), "stem.") == 1 and not report.unused
+            return
+        network = create_primus("primus_v2_s", 1, (16, 16, 16))
+        self.check(network, weights, checkpoint.load_into(network, (16, 16, 16)), f"{source.key_to_stem}.")
+
+    def test_of_an_encoder_checkpoint(self):
+        source, network = (create_network("primus_v2_s", 1, 2, (16, 16, 16), depth=1) for _ in range(2))
+        weights = {n: v for n, v in self.stored(source).items() if n.startswith(("stem.", "encoder."))}
+        checkpoint = EncoderCheckpoint(weights, "primus_v2_s", (16, 16, 16), 1, overrides={"depth": 1})
+        self.check(network, weights, checkpoint.load_into(network), "stem.")
+
+
 class TestAdapters:
     def test_bias_tables(self):
         """A linear function of the offset stays linear; tables with equally many rows are not confused."""
@@ -87,6 +153,23 @@ class TestAdapters:
         torch.testing.assert_close(network["position"].weight.detach()[0, ..., 0], expected)
         report = transfer(network.state_dict(), {"position.weight": torch.ones(1, 4, 2, 2)}, adapters)
         assert report.fresh == {"position.weight": "shape (1, 4, 2, 2) in the source, (1, 2, 4, 1) here"}
+
+    def test_flat_position_embeddings(self):
+        """Laid out on the network's grid if they have as many tokens; else their grid is unknown."""
+        network = nn.ModuleDict({"position": PositionEmbedding((2, 4), 1)})
+        adapters = [position_embeddings(network)]
+        flat = torch.arange(8.0).view(1, 8, 1)
+        assert transfer(network.state_dict(), {"position.weight": flat}, adapters).loaded == ["position.weight"]
+        assert torch.equal(network["position"].weight.flatten(1, 2), flat)
+        for shape in ((1, 9, 1), (8,), ()):
+            report = transfer(network.state_dict(), {"position.weight": torch.ones(shape)}, adapters)
+            assert list(report.fresh) == ["position.weight"]
+
+    @pytest.mark.parametrize("shape", [(), (15,), (0, 1), (1, 15, 1)])
+    def test_bias_tables_that_are_none(self, shape):
+        network = nn.ModuleDict({"bias": RelativePositionBias((2, 3), (2, 3), 1)})
+        adapters = [bias_tables(network, lambda _, value: (len(value) if value.dim() else 1,))]
+        assert list(transfer(network.state_dict(), {"bias.table": torch.ones(shape)}, adapters).fresh) == ["bias.table"]
 
     def test_first_layers(self):
         value = torch.arange(2 * 2 * 4 * 4.0).view(2, 2, 4, 4)
@@ -204,6 +287,13 @@ class TestImageNet:
                     stage[index].convnext.conv_dw.weight, kernel[:, :, None].expand(-1, -1, 3, -1, -1) / 3
                 )
 
+    @pytest.mark.parametrize("prefix", ["module.", "backbone.", "model.encoder."])
+    def test_prefixes(self, prefix, files, tmp_path):
+        network = create_network("unet2022_tiny", 1, 2, (32, 32, 32))
+        torch.save({f"{prefix}{n}": v for n, v in files[1]["convnext_femto"].items()}, tmp_path / "file.pth")
+        report = load_imagenet(network, tmp_path / "file.pth")
+        assert report.loaded == load_imagenet(network, files[0] / "convnext_femto.pth").loaded
+
     def test_files_are_read_once(self, files, monkeypatch):
         reads = []
         load = torch.load
@@ -227,6 +317,19 @@ def test_primus_of_a_turned_patch():
     assert report.adapted == {"eva.pos_embed": "grid 2x1x3 to 3x1x2"}
     expected = torch.tensor([0.25, 1.75, 1.75, 3.25, 3.25, 4.75])
     torch.testing.assert_close(network.eva.pos_embed[0, :, 7].detach(), expected)
+
+
+def test_primus_of_another_number_of_heads():
+    with torch.device("meta"):
+        source = create_primus("primus_v2_s", 1, (16, 16, 16))
+        networks = (
+            create_network("primus_v2_s", 1, 2, (16, 16, 16), num_heads=11),
+            PrimusV2(1, 396, (8, 8, 8), 2, eva_depth=12, eva_numheads=11, input_shape=(16, 16, 16)),
+        )
+    checkpoint = PrimusCheckpoint(dict(source.state_dict()), "primus_v2_s", (16, 16, 16), 1)
+    for network in networks:
+        with pytest.raises(ValueError, match=r"have 6 attention heads in .*blocks\.0\.attn, this network has 11"):
+            checkpoint.load_into(network, (16, 16, 16))
 
 
 def test_primus_that_sees_the_image_in_two_layers():

@@ -83,7 +83,8 @@ class WindowPartition(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WindowPartition:
         super()._apply(fn, recurse)
         self.to_windows, self.to_tokens = fn(self.to_windows), fn(self.to_tokens)
-        self.mask = None if self.mask is None else fn(self.mask)
+        # by three of its axes: a memory format of volumes takes no four
+        self.mask = None if self.mask is None else fn(self.mask.squeeze(1)).unsqueeze(1)
         return self
 
     def partition(self, tokens: Tensor) -> Tensor:
