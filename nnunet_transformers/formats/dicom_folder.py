@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,9 +11,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..plans.planned import channel_names
-from .dicom_segmentation import check_installed, write_dicom_segmentation
+from .dicom_segmentation import check_installed, check_source, write_dicom_segmentation
 from .dicom_series import alone, find_series, is_dicom, read_series
+from .readable import encodable
 from .source import write_image
+from .walk import walk
 
 # of a folder with a series of one channel of a case, as nnU-Net's files have it
 CHANNEL = re.compile(r"(.+)_(\d{4})")
@@ -61,6 +62,10 @@ class DicomFolder:
         """Return how many files are skipped for which reason; empty if none is."""
         return "; ".join(f"{count} skipped: {reason}" for reason, count in Counter(self.skipped.values()).items())
 
+    def check(self, name: str) -> None:
+        """Check that the first channel can be the source of a DICOM-SEG."""
+        check_source(self._channels[name][0], self._labels, self._codes)
+
     @contextmanager
     def files(self, name: str) -> Iterator[list[Path]]:
         """Give the case's channels as files of the dataset's format."""
@@ -92,12 +97,8 @@ def _checked(codes: Any, labels: Mapping[str, Any]) -> Mapping[str, Sequence[str
 
 
 def dicom_files(folder: Path) -> Iterator[Path]:
-    """Yield the DICOM files of a folder and its subfolders, in order."""
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        yield from (
-            path for path in (Path(parent, name) for name in sorted(files)) if path.is_file() and is_dicom(path)
-        )
+    """Yield the DICOM files of a folder and its subfolders, in order, as ``walk`` finds them."""
+    yield from (path for path in (folder / name for name, reason in walk(folder) if not reason) if is_dicom(path))
 
 
 def _named(
@@ -122,8 +123,9 @@ def _named(
                 own = alone(key)
             else:
                 own = "__".join((*parts, key.replace("/", "__")))
+            own = encodable(own)
             if own in named:  # by a folder or a file that differs in its ending
-                own = "__".join(Path(files[0]).relative_to(folder).parts)
+                own = encodable("__".join(Path(files[0]).relative_to(folder).parts))
             while own in named:
                 own += "_"
             named[own] = files

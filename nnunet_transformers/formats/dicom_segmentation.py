@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from colorsys import hsv_to_rgb
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -17,13 +17,12 @@ from skimage.color import rgb2lab
 from .. import __version__
 from .._atomic import replacing
 
-if TYPE_CHECKING:
-    pass
-
 NEEDED = ("pydicom", "highdicom")
 MAKER = "nnunet-transformers"
 # of characters, that DICOM allows in a label
 LONGEST = 64
+# the character set that has all of them, and DICOM's name of it
+UTF_8 = "ISO_IR 192"
 
 
 def check_installed() -> None:
@@ -61,27 +60,63 @@ def write_dicom_segmentation(
         ValueError: if the label map is not on the grid of the series, or the series lacks what DICOM-SEG needs.
     """
     check_installed()
-    import highdicom
     from pydicom import dcmread
 
     voxels = sitk.GetArrayFromImage(sitk.ReadImage(str(segmentation)))
     voxels = voxels[None] if voxels.ndim == 2 else voxels
     sources = [dcmread(file, stop_before_pixels=True) for file in series]
-    frames = len(sources) if len(sources) > 1 else int(sources[0].get("NumberOfFrames", 1))
-    size = (frames, int(sources[0].Rows), int(sources[0].Columns))
-    if voxels.shape != size:
+    if voxels.shape != (size := _size(sources)):
         raise ValueError(f"the segmentation has {voxels.shape} voxels, the series {size}")
+    result = _segmentation(voxels, sources, labels, codes or {})
+    with warnings.catch_warnings(), replacing(path) as partial:
+        warnings.simplefilter("ignore")  # what vendors write into their files
+        result.save_as(partial)
+
+
+def check_source(series: Sequence[str], labels: Mapping[str, Any], codes: Mapping[str, Sequence[str]]) -> None:
+    """Check that a series has what DICOM-SEG needs: an empty one of its first slice can be made.
+
+    Args:
+        series, labels, codes: as for ``write_dicom_segmentation``.
+
+    Raises:
+        ValueError: if it lacks something.
+    """
+    from pydicom import dcmread
+
+    sources = [dcmread(series[0], stop_before_pixels=True)]
+    _segmentation(np.zeros(_size(sources), np.uint8), sources, labels, codes)
+
+
+def _size(sources: Sequence[Any]) -> tuple[int, int, int]:
+    """Return frames, rows and columns of a series."""
+    frames = len(sources) if len(sources) > 1 else int(sources[0].get("NumberOfFrames", 1))
+    return frames, int(sources[0].Rows), int(sources[0].Columns)
+
+
+def _segmentation(
+    voxels: NDArray[Any], sources: Sequence[Any], labels: Mapping[str, Any], codes: Mapping[str, Sequence[str]]
+) -> Any:
+    """Return a label map, (frames, rows, columns), as the dataset that is to be written."""
+    import highdicom
+
     names = [name for name in labels if labels[name] not in (0, [0]) and name != "ignore"]
     if not any(isinstance(labels[name], list) for name in names):
         names.sort(key=labels.__getitem__)
+    characters = sources[0].get("SpecificCharacterSet")
+    is_ascii = all(text.isascii() for name in names for text in (name, *codes.get(name, ())))
+    if not is_ascii or not isinstance(characters, str | None):  # of several sets, highdicom takes none
+        characters = UTF_8
+        for source in sources:  # whose texts are copied
+            source.decode()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an empty segmentation, and what vendors write into their files
         try:
-            result = highdicom.seg.Segmentation(
+            return highdicom.seg.Segmentation(
                 sources,
                 _planes(voxels, [labels[name] for name in names]),
                 highdicom.seg.SegmentationTypeValues.BINARY,
-                [_describe(number, name, (codes or {}).get(name)) for number, name in enumerate(names, 1)],
+                [_describe(number, name, codes.get(name)) for number, name in enumerate(names, 1)],
                 series_instance_uid=highdicom.UID(),
                 series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
                 sop_instance_uid=highdicom.UID(),
@@ -93,11 +128,10 @@ def write_dicom_segmentation(
                 content_label="SEGMENTATION",
                 content_description="Segmentation by a network",
                 series_description="Segmentation",
+                specific_character_set=characters,
             )
-        except (AttributeError, KeyError) as error:
+        except (AttributeError, KeyError, ValueError) as error:
             raise ValueError(f"the series cannot be the source of a DICOM-SEG: {error}") from error
-        with replacing(path) as partial:
-            result.save_as(partial)
 
 
 def _planes(voxels: NDArray[Any], values: Sequence[Any]) -> NDArray[np.uint8 | np.uint16]:
@@ -110,15 +144,20 @@ def _planes(voxels: NDArray[Any], values: Sequence[Any]) -> NDArray[np.uint8 | n
     return numbers[voxels]
 
 
+def _text(name: str) -> str:
+    """Return a text as one value of DICOM, whose values a backslash separates."""
+    return name.replace("\\", "/")[:LONGEST]
+
+
 def _describe(number: int, name: str, code: Sequence[str] | None) -> Any:
     import highdicom
     from highdicom.sr import CodedConcept
     from pydicom.sr.codedict import codes
 
-    kind = CodedConcept(*code) if code else CodedConcept(f"LABEL{number}", "99NNUNET", name[:LONGEST])
+    kind = CodedConcept(*map(_text, code)) if code else CodedConcept(f"LABEL{number}", "99NNUNET", _text(name))
     segment = highdicom.seg.SegmentDescription(
         segment_number=number,
-        segment_label=name[:LONGEST],
+        segment_label=_text(name),
         segmented_property_category=codes.SCT.Tissue,
         segmented_property_type=kind,
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,

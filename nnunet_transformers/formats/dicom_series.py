@@ -11,8 +11,12 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from .readable import readable
+
 SERIES, MODALITY, ROWS, COLUMNS = "0020|000e", "0008|0060", "0028|0010", "0028|0011"
-POSITION, DIRECTIONS, FRAMES = "0020|0032", "0020|0037", "0028|0008"
+POSITION, DIRECTIONS, FRAMES, SPACING = "0020|0032", "0020|0037", "0028|0008", "0028|0030"
+# what the values of the voxels depend on: allocated and stored bits, sign, rescale intercept and slope
+VALUES = ("0028|0100", "0028|0101", "0028|0103", "0028|1052", "0028|1053")
 ENDINGS = (".dcm", ".dicom", ".ima")
 # of modalities whose files are no images to learn from
 NOT_IMAGES = {"SEG": "a segmentation", "RTDOSE": "a dose"}
@@ -27,7 +31,15 @@ class _Slice:
     series: str
     shape: tuple[str, str]
     directions: tuple[float, ...]
-    place: float  # mm along the normal of the slice
+    normal: NDArray
+    position: NDArray  # mm
+    pixel: float  # mm
+    values: tuple[str, ...]  # of ``VALUES``
+
+    @property
+    def place(self) -> float:
+        """Mm along the normal."""
+        return float(self.normal @ self.position)
 
 
 def is_dicom(path: Path) -> bool:
@@ -86,15 +98,20 @@ def read_series(files: Sequence[str]) -> sitk.Image:
         files: one file, or those of a series in the order of the slices.
 
     Raises:
-        ValueError: if slices are missing or twice.
+        ValueError: if slices are missing, twice, or shifted against each other, as with a tilted gantry.
         RuntimeError: SimpleITK's errors.
     """
-    if len(files) == 1:
-        return sitk.ReadImage(files[0])
-    _check_places(files)
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files)
-    return reader.Execute()
+    with readable(files) as names:
+        if len(names) == 1:
+            return sitk.ReadImage(names[0])
+        slices = [part for name in names if (part := _slice(name, _tags(Path(name))))]
+        _check_places(slices)
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(names)
+        if len({part.values for part in slices}) > 1:
+            # ITK would store all slices in the type of the first
+            reader.SetOutputPixelType(sitk.sitkFloat32)
+        return reader.Execute()
 
 
 def read_dicom(files: Sequence[str], orientation: str | None = None) -> tuple[NDArray, tuple[float, ...], str]:
@@ -137,8 +154,9 @@ def alone(path: str) -> str:
 def _tags(path: Path) -> Mapping[str, str]:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
+    with readable([str(path)]) as (name,):
+        reader.SetFileName(name)
+        reader.ReadImageInformation()
     return {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
 
 
@@ -150,9 +168,16 @@ def _slice(path: str, tags: Mapping[str, str]) -> _Slice | None:
     position, directions = (_numbers(tags[tag]) for tag in (POSITION, DIRECTIONS))
     if len(position) != 3 or len(directions) != 6:
         return None
-    place = float(np.cross(directions[:3], directions[3:]) @ position)
-    shape = (tags.get(ROWS, "").strip(), tags.get(COLUMNS, "").strip())
-    return _Slice(path, tags.get(SERIES, "").strip(), shape, tuple(directions.round(3)), place)
+    return _Slice(
+        path,
+        tags.get(SERIES, "").strip(),
+        (tags.get(ROWS, "").strip(), tags.get(COLUMNS, "").strip()),
+        tuple(directions.round(3)),
+        np.cross(directions[:3], directions[3:]),
+        position,
+        min(_numbers(tags.get(SPACING, "")), default=1.0),
+        tuple(tags.get(tag, "").strip() for tag in VALUES),
+    )
 
 
 def _numbers(text: str) -> NDArray:
@@ -163,13 +188,21 @@ def _numbers(text: str) -> NDArray:
         return np.array([])
 
 
-def _check_places(files: Sequence[str]) -> None:
-    """Raise ValueError unless the slices of a volume are at even distances."""
-    places = [part.place for file in files if (part := _slice(file, _tags(Path(file))))]
+def _check_places(slices: Sequence[_Slice]) -> None:
+    """Raise ValueError unless the slices of a volume are at even distances, each above the one before."""
+    places = [part.place for part in slices]
     distances = np.diff(places)
     if (distances < SAME).any():
         raise ValueError(f"{int((distances < SAME).sum())} slices of the series are at the place of another")
     if distances.max() > GAP * np.median(distances):
         raise ValueError(
             f"slices of the series are missing: they are {np.median(distances):g} mm apart, once {distances.max():g} mm"
+        )
+    first = slices[0]
+    shifts = [float(np.linalg.norm(np.cross(first.normal, part.position - first.position))) for part in slices]
+    if (shift := max(shifts)) > first.pixel:
+        angle = np.degrees(np.arctan2(shift, places[shifts.index(shift)] - first.place))
+        raise ValueError(
+            f"the series is sheared by {angle:.3g} degrees, as with a tilted gantry: slices lie up to {shift:.3g} mm "
+            "beside the first; resample it to a grid of right angles first"
         )

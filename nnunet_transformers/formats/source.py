@@ -9,6 +9,8 @@ from typing import Protocol
 
 import SimpleITK as sitk
 
+from .readable import encodable
+
 # endings of nnU-Net's datasets that hold geometry; .tif keeps it in another file
 CONVERTIBLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".png", ".bmp")
 
@@ -26,6 +28,14 @@ class Source(Protocol):
 
     @property
     def problems(self) -> Mapping[str, str]: ...
+
+    def check(self, name: str) -> None:
+        """Check, before a case is predicted, that its segmentation could be written.
+
+        Raises:
+            ValueError: if the case lacks what the source's format needs.
+        """
+        ...
 
     def files(self, name: str) -> AbstractContextManager[list[Path]]:
         """Give the files of a case, one per channel, in the format of the model's dataset, as long as it is open.
@@ -58,8 +68,8 @@ def write_image(image: sitk.Image, path: Path, origin: str | Path, channel: str)
     """
     if (count := image.GetNumberOfComponentsPerPixel()) > 1:
         raise ValueError(
-            f"{origin} has {count} values per voxel, as colour images have; the model takes one (channel {channel}). "
-            "Convert the image to greyscale"
+            f"{encodable(str(origin))} has {count} values per voxel, as colour images have; the model takes one "
+            f"(channel {channel}). Convert the image to greyscale"
         )
     if not path.name.endswith(CONVERTIBLE):
         raise ValueError(

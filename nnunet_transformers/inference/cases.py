@@ -16,6 +16,7 @@ from tqdm import tqdm
 from .._processes import available_cores
 from .._reading import reading
 from .._voxels import check_complete
+from ..formats.readable import encodable
 from ..plans.planned import channel_names
 
 IMAGE_ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings}, key=len)
@@ -54,6 +55,9 @@ def find_cases(folder: Path, file_ending: str) -> FoundCases:
         if not path.name.endswith(file_ending):
             if any(path.name.lower().endswith(ending) for ending in IMAGE_ENDINGS):
                 problems[path.name] = f"the model reads {file_ending} files; convert the image"
+            continue
+        if (name := encodable(path.name)) != path.name:  # on which SimpleITK ends the process
+            problems[name] = "its name is not UTF-8; rename it"
             continue
         stem = path.name.removesuffix(file_ending)
         match = re.fullmatch(r"(.+)_(\d{4})", stem)
@@ -103,7 +107,8 @@ def list_cases(folder: Path, dataset_json: Mapping[str, Any]) -> list[list[str]]
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if there is no image, one without its channel's number, or a case without its first channels.
+        ValueError: if there is no image, one without its channel's number, or a case without its first channels or with
+            more files than the model has channels.
     """
     ending = dataset_json["file_ending"]
     found = find_cases(folder, ending)
@@ -115,6 +120,10 @@ def list_cases(folder: Path, dataset_json: Mapping[str, Any]) -> list[list[str]]
     for name, files in found.cases.items():
         try:
             check_numbers(files, channels, ending)
+            if len(files) > len(channels):  # one file may have several
+                raise ValueError(
+                    f"{len(files)} files, the model takes {len(channels)} channels ({', '.join(channels)})"
+                )
         except ValueError as error:
             raise ValueError(f"{folder / name}: {error}") from error
     return [[str(path) for path in files] for files in found.cases.values()]

@@ -7,6 +7,7 @@ resamples a segmentation that has nothing but this mask.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from numpy.typing import NDArray
 
+from .._reading import read_json
 from ..cpu import release_freed_memory
+from ..plans.planned import channel_names
 from .image_resampling import in_bounded_memory
 
 # nnU-Net's normalisations, which use the mask only where the plan says so
@@ -43,13 +46,18 @@ class PredictionPreprocessor(DefaultPreprocessor):
         configuration_manager: ConfigurationManager,
         dataset_json: dict[str, Any] | str,
     ) -> tuple[NDArray[Any], NDArray[Any] | None, dict[str, Any]]:
-        """Read and preprocess an image."""
+        """Read and preprocess an image.
+
+        Raises:
+            ValueError: if the image has other channels than the model; the message names its first file.
+        """
+        content = read_json(dataset_json) if isinstance(dataset_json, str) else dataset_json
+        reader = plans_manager.image_reader_writer_class()
+        data, properties = reader.read_images(image_files)
+        _check_channels(len(data), image_files[0], content)
         if seg_file is not None:
-            found: tuple[NDArray[Any], NDArray[Any], dict[str, Any]] = super().run_case(
-                image_files, seg_file, plans_manager, configuration_manager, dataset_json
-            )
-            return found
-        data, properties = plans_manager.image_reader_writer_class().read_images(image_files)
+            seg, _ = reader.read_seg(seg_file)
+            return self.run_case_npy(data, seg, properties, plans_manager, configuration_manager, content)
         data = np.require(data, np.float32, "W")  # those of nnU-Net's readers are as they are
         release_freed_memory()  # of the file's content
         return self._image(data, properties, plans_manager, configuration_manager), None, properties
@@ -101,6 +109,17 @@ class PredictionPreprocessor(DefaultPreprocessor):
         if self.verbose:
             print(f"old shape: {data.shape[1:]}, new shape: {new_shape}, old spacing: {spacing}, new spacing: {target}")
         return resampled
+
+
+def _check_channels(count: int, file: str, dataset_json: dict[str, Any]) -> None:
+    """Raise ValueError unless an image has as many channels as dataset.json says, if it does."""
+    if not {"channel_names", "modality"} & set(dataset_json):
+        return
+    names = channel_names(dataset_json)
+    if count != len(names):
+        raise ValueError(
+            f"{Path(file).name}: the image has {count} channels, the model takes {len(names)} ({', '.join(names)})"
+        )
 
 
 def _nonzero_box(data: NDArray[np.float32]) -> list[list[int]]:

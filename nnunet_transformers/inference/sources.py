@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,9 @@ class Files:
     def problems(self) -> Mapping[str, str]:
         """Files that belong to no case, with the reason."""
         return self._found.problems
+
+    def check(self, name: str) -> None:
+        """Do nothing: every segmentation can be written."""
 
     @contextmanager
     def files(self, name: str) -> Iterator[list[Path]]:
@@ -102,7 +105,7 @@ def predict_source(
     previous: str | None = None,
     save_probabilities: bool = False,
 ) -> None:
-    """Predict the cases of a source one after another.
+    """Predict the cases of a source one after another; one that cannot be predicted stops no other.
 
     Args:
         predictor: predictor with a model.
@@ -114,32 +117,29 @@ def predict_source(
 
     Raises:
         FileNotFoundError: if the previous stage has no segmentation of a case in the format of the dataset.
-        ValueError: at the end, if cases could not be converted; it names the first, and a line was printed for each.
-            At once, if one cannot be predicted.
+        ValueError: at the end, if cases were not predicted; it names the first, and a line was printed for each.
     """
     ending = predictor.dataset_json["file_ending"]
     names = [name for name in source.names if overwrite or not source.target(name, output).is_file()]
     if previous is not None:
         _check_stage(Path(previous), names, ending)
-    failed: dict[str, Exception] = {}
+    failed: dict[str, str] = {}
     for name in names:
-        with ExitStack() as stack:
-            try:
-                files = stack.enter_context(source.files(name))
-            except (ValueError, RuntimeError) as error:
-                print(f"{name}: not predicted: {error}")
-                failed[name] = error
-                continue
-            folder = stack.enter_context(TemporaryDirectory())
-            predictor.predict_from_files_sequential(
-                [[str(path) for path in files]],
-                [str(Path(folder, name))],
-                save_probabilities=save_probabilities,
-                folder_with_segs_from_prev_stage=previous,
-            )
-            # the segmentation last, by which a later run knows that the case is done
-            _copy_others(Path(folder), output, {f"{name}{ending}", ARGUMENTS})
-            source.write(name, Path(folder, f"{name}{ending}"), source.target(name, output))
+        try:
+            source.check(name)
+            with source.files(name) as files, TemporaryDirectory() as folder:
+                predictor.predict_from_files_sequential(
+                    [[str(path) for path in files]],
+                    [str(Path(folder, name))],
+                    save_probabilities=save_probabilities,
+                    folder_with_segs_from_prev_stage=previous,
+                )
+                # the segmentation last, by which a later run knows that the case is done
+                _copy_others(Path(folder), output, {f"{name}{ending}", ARGUMENTS})
+                source.write(name, Path(folder, f"{name}{ending}"), source.target(name, output))
+        except Exception as error:  # whatever nnU-Net raises, the other cases are predicted
+            failed[name] = " ".join(str(error).split()) or type(error).__name__
+            print(f"{name}: not predicted: {failed[name]}")
     if failed:
         name, first = next(iter(failed.items()))
         raise ValueError(f"{len(failed)} of {len(names)} cases were not predicted, the first {name}: {first}")

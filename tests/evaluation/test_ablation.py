@@ -56,7 +56,7 @@ def test_command(fold):
 def test_another_checkpoint(fold):
     """It is compared with itself: the fold's own validation is that of checkpoint_final."""
     content = torch.load(fold / "checkpoint_final.pth", weights_only=False)
-    for name, weight in content["network_weights"].items():
+    for weight in content["network_weights"].values():
         if weight.shape == (3,):  # the heads' biases: the background everywhere
             weight += torch.tensor([99.0, 0.0, 0.0])
     torch.save(content, fold / "checkpoint_best.pth")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import SimpleITK as sitk
 from nnunet_transformers.formats import dicom_segmentation
 from nnunet_transformers.formats.dicom_folder import DicomFolder
 from nnunet_transformers.formats.dicom_segmentation import write_dicom_segmentation
-from nnunet_transformers.inference.sources import holds_dicom, open_source
+from nnunet_transformers.inference.sources import holds_dicom, open_source, predict_source
 from tests import dicom
 
 from .series import oblique, read_segmentation, write_series
@@ -30,6 +32,21 @@ def labels(image, high=3):
     found = sitk.GetImageFromArray(np.random.default_rng(1).integers(0, high, SIZE).astype(np.uint8))
     found.CopyInformation(image)
     return found
+
+
+class FakePredictor:
+    """Writes the same label map for every case but one, on which it fails."""
+
+    dataset_json = DATASET
+
+    def __init__(self, found, fails):
+        self.found, self.fails, self.predicted = found, fails, []
+
+    def predict_from_files_sequential(self, cases, outputs, **_):
+        self.predicted.append(os.path.basename(outputs[0]))
+        if self.predicted[-1] == self.fails:
+            raise IndexError
+        sitk.WriteImage(self.found, f"{outputs[0]}.nii.gz")
 
 
 class TestFolder:
@@ -107,12 +124,53 @@ class TestFolder:
         assert names == ["liver", "kidney"]
         np.testing.assert_array_equal(found * 20, array)
 
+    @pytest.mark.parametrize(
+        "characters,patient,name",
+        [
+            ("ISO_IR 100", "Müller^Jörg", "肝脏"),
+            ("ISO_IR 100", "Müller^Jörg", "liver"),
+            (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎", "liver"),
+        ],
+    )
+    def test_characters(self, image, tmp_path, characters, patient, name):
+        """The series' may lack those of a name, or be several sets; a backslash would make two names of one."""
+        given = {"SpecificCharacterSet": characters, "PatientName": patient}
+        series = [str(path) for path in write_series(tmp_path / "in", image, **given)]
+        sitk.WriteImage(labels(image), str(tmp_path / "labels.nii.gz"))
+        names = {"background": 0, name: 1, "cyst\\tumour": 2}
+        write_dicom_segmentation(tmp_path / "labels.nii.gz", series, names, tmp_path / "a.dcm")
+
+        from pydicom import dcmread
+
+        written = dcmread(tmp_path / "a.dcm")
+        types = [segment.SegmentedPropertyTypeCodeSequence[0].CodeMeaning for segment in written.SegmentSequence]
+        assert [segment.SegmentLabel for segment in written.SegmentSequence] == types == [name, "cyst/tumour"]
+        assert str(written.PatientName) == patient
+
     def test_what_the_series_lacks(self, image, tmp_path):
         dicom.write_series(tmp_path / "in", np.zeros(SIZE))
         source = DicomFolder(tmp_path / "in", DATASET)
         sitk.WriteImage(labels(image), str(tmp_path / "labels.nii.gz"))
         with pytest.raises(ValueError, match=r"the series cannot be the source of a DICOM-SEG: .*\w"):
             source.write(source.names[0], tmp_path / "labels.nii.gz", tmp_path / "a.dcm")
+
+    @pytest.mark.parametrize("lacks", ["FrameOfReferenceUID", "PatientID", "StudyInstanceUID"])
+    def test_a_case_that_cannot_be_written(self, image, tmp_path, lacks, capsys):
+        """It is named, nothing is computed for it, and the others are predicted; so are those after a failure."""
+        from pydicom import dcmread
+
+        for name in "abc":
+            files = write_series(tmp_path / "in" / name, image)
+            for path in files if name == "a" else ():
+                content = dcmread(path)
+                del content[lacks]
+                content.save_as(path)
+        predictor = FakePredictor(labels(image), "b")
+        with pytest.raises(ValueError, match="2 of 3 cases were not predicted, the first a: the series cannot be the"):
+            predict_source(predictor, DicomFolder(tmp_path / "in", DATASET), tmp_path)
+        assert predictor.predicted == ["b", "c"]
+        assert [path.name for path in tmp_path.glob("*.dcm")] == ["c.dcm"]
+        assert "b: not predicted: IndexError" in capsys.readouterr().out
 
     def test_grid_is_another(self, image, tmp_path):
         series = [str(path) for path in write_series(tmp_path / "in", image)]
@@ -200,6 +258,30 @@ class TestFolder:
             source.files("photo"),
         ):
             pass
+
+    def test_links_to_folders(self, image, tmp_path):
+        """They are followed, but not in a circle."""
+        write_series(tmp_path / "archive" / "knee", image)
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "patient").symlink_to(tmp_path / "archive")
+        (tmp_path / "archive" / "up").symlink_to(tmp_path / "in")
+        assert holds_dicom(tmp_path / "in", ".nii.gz")
+        assert DicomFolder(tmp_path / "in", DATASET).names == ["patient__knee"]
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="other systems have names in Unicode alone")
+    def test_names_that_are_not_utf8(self, image, tmp_path):
+        """As old systems wrote them; SimpleITK would end the process."""
+        files = write_series(tmp_path / "in", image)
+        folder = os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller")
+        os.rename(tmp_path / "in", folder)
+        for path in files:
+            os.rename(f"{folder}/{path.name}", os.fsdecode(os.fsencode(folder) + b"/\xe9" + os.fsencode(path.name)))
+        source = DicomFolder(tmp_path, DATASET)
+        assert source.names == ["Müller"]
+        with source.files("Müller") as (path,):
+            np.testing.assert_array_equal(
+                sitk.GetArrayFromImage(sitk.ReadImage(str(path))), sitk.GetArrayFromImage(image)
+            )
 
     def test_missing_slice(self, image, tmp_path):
         write_series(tmp_path / "in", image)[2].unlink()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import sys
 import tracemalloc
 from functools import partial
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_transformers.inference import BatchedPredictor, image_resampling
+from nnunet_transformers.inference.cases import list_cases
 from nnunet_transformers.inference.image_resampling import coefficient_bytes, in_bounded_memory
 from nnunet_transformers.inference.preprocessing import PredictionPreprocessor, for_prediction
 from tests.trainers.conftest import CPU
@@ -161,6 +164,36 @@ def test_segmentation_of_the_previous_stage():
         )
         assert np.array_equal(ours, theirs)
         assert np.array_equal(labels, their_labels)
+
+
+@pytest.mark.parametrize("stage", [None, "b"])
+def test_channels_that_the_model_lacks(stage):
+    """They are named before anything is computed with them."""
+    names = {"channel_names": {"0": "T1", "1": "T2", "2": "FLAIR"}}
+    preprocessor, config = PredictionPreprocessor(verbose=False), configuration("ZScoreNormalization", False)
+    message = r"case_0000\.nii\.gz: the image has 2 channels, the model takes 3 \(T1, T2, FLAIR\)"
+    with pytest.raises(ValueError, match=message):
+        preprocessor.run_case(["in/case_0000.nii.gz"], stage, plans(image(2, 9, 12, 10)), config, names)
+
+
+def test_files_that_the_model_lacks(tmp_path):
+    """More files than channels; fewer may hold several each."""
+    for number in range(3):
+        (tmp_path / f"case_{number:04d}.png").touch()
+    content = {"channel_names": {"0": "T1", "1": "T2"}, "file_ending": ".png"}
+    with pytest.raises(ValueError, match=r"case: 3 files, the model takes 2 channels \(T1, T2\)"):
+        list_cases(tmp_path, content)
+    (tmp_path / "case_0002.png").unlink()
+    assert len(list_cases(tmp_path, content)[0]) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have names in Unicode alone")
+def test_names_that_are_not_utf8(tmp_path):
+    """SimpleITK would end the process."""
+    with open(os.fsencode(tmp_path) + b"/M\xfcller_0000.png", "wb"):
+        pass
+    with pytest.raises(ValueError, match=r"Müller_0000\.png: its name is not UTF-8; rename it"):
+        list_cases(tmp_path, {"channel_names": {"0": "T1"}, "file_ending": ".png"})
 
 
 def test_no_copy_of_an_image_that_was_read():

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import struct
+import os
+import sys
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
 from nibabel.nifti1 import Nifti1Image
-from PIL import Image, ImageOps
+from PIL import Image
 from typer.testing import CliRunner
 
 from nnunet_transformers import cli
 from nnunet_transformers.formats.dicom_series import NO_PIXELS
 from nnunet_transformers.pretraining.data import PreparedImages, read_index
-from nnunet_transformers.pretraining.data.cases import ImageCase, find_cases
+from nnunet_transformers.pretraining.data.cases import find_cases
 from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.data.reading import read_image
 from tests.dicom import write_dicom, write_series
@@ -294,6 +295,45 @@ class TestDicom:
         assert reasons["1.2"].endswith("slices of the series are missing: they are 1 mm apart, once 5 mm")
         assert reasons["1.3"].endswith("1 slices of the series are at the place of another")
 
+    @pytest.mark.parametrize(
+        "slopes,intercepts",
+        [("1 0.37 0.37 0.37", "0 0 0 0"), ("1 1 1 0.37", "0 0 0 0"), ("1 1 1 1", "0 -1024 -1024 30000")],
+    )
+    def test_slices_of_different_rescaling(self, tmp_path, slopes, intercepts):
+        """As PET has it; the first slice's type cuts off or wraps the values of others."""
+        stored = np.random.default_rng(0).integers(0, 60_000, (4, 8, 8))
+        slopes, intercepts = slopes.split(), intercepts.split()
+        for number, plane in enumerate(stored):
+            tags = {"slope": slopes[number], "intercept": intercepts[number], "position": f"0\\0\\{5 * number}"}
+            write_dicom(tmp_path / f"{number}.dcm", plane, directions="1\\0\\0\\0\\1\\0", **tags)
+        (found,) = find_cases(tmp_path).cases
+        wanted = [s * float(a) + float(b) for s, a, b in zip(stored, slopes, intercepts, strict=True)]
+        np.testing.assert_allclose(read_image(found).voxels[0], wanted, atol=0.01)
+
+    def test_tilted_gantry(self, tmp_path):
+        """Its slices are no grid of right angles; shifts below a pixel are roundings."""
+        for degrees in (0.3, 20):
+            across = f"0\\{np.cos(np.radians(degrees)):.6f}\\{-np.sin(np.radians(degrees)):.6f}"
+            for number, plane in enumerate(volume()):
+                tags = {
+                    "position": f"0\\0\\{2.5 * number}",
+                    "directions": f"1\\0\\0\\{across}",
+                    "series": f"1.{degrees}",
+                }
+                write_dicom(tmp_path / f"{degrees}_{number}.dcm", plane, **tags)
+        straight, tilted = sorted(find_cases(tmp_path).cases, key=lambda found: found.name)
+        assert read_image(straight).voxels.shape == (1, *SIZE)
+        with pytest.raises(ValueError, match=r"sheared by 20 degrees.* up to 7\.7 mm beside the first; resample it"):
+            read_image(tilted)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="other systems have names in Unicode alone")
+    def test_names_that_are_not_utf8(self, tmp_path):
+        """SimpleITK would end the process."""
+        write_dicom(tmp_path / "raw" / "a.dcm", picture(), "DX")
+        os.rename(tmp_path / "raw" / "a.dcm", os.fsencode(tmp_path / "raw") + b"/M\xfcller.dcm")
+        (stored,), skipped = prepare(tmp_path / "raw", tmp_path / "prepared")
+        assert stored.name.startswith("M_ller-") and not skipped
+
     def test_radiographs(self, tmp_path):
         raw, pixels = tmp_path / "raw", picture(high=4096, kind=np.uint16)
         write_dicom(raw / "one.dcm", pixels, "DX", series="1.5")
@@ -314,97 +354,3 @@ class TestDicom:
         found = find_cases(tmp_path / "raw")
         assert [case.name for case in found.cases] == ["good"]
         assert list(found.ignored) == ["bad.dcm"]
-
-
-class TestPictures:
-    def test_tiff_of_few_slices(self, tmp_path):
-        """Three or four pages are slices, no colours."""
-        for slices in (3, 4, 5):
-            voxels = np.random.default_rng(0).integers(0, 999, (slices, 20, 30), dtype=np.uint16)
-            tifffile.imwrite(tmp_path / f"{slices}.tif", voxels, photometric="minisblack")
-            found = read_image(case(tmp_path / f"{slices}.tif"))
-            np.testing.assert_array_equal(found.voxels[0], voxels)
-
-    def test_tiff_with_a_thumbnail(self, tmp_path):
-        """Pages of another size are no slices."""
-        for shape in ((64, 80, 3), (64, 80)):
-            pixels = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
-            with tifffile.TiffWriter(tmp_path / "a.tif") as file:
-                file.write(pixels)
-                file.write(pixels[::4, ::4])
-            expected = np.moveaxis(pixels, -1, 0)[:, None] if len(shape) == 3 else pixels[None, None]
-            np.testing.assert_array_equal(read_image(case(tmp_path / "a.tif")).voxels, expected)
-
-    def test_tiff_of_slices_that_were_written_one_by_one(self, tmp_path):
-        """Its reader takes the first of them, so that it is refused."""
-        with tifffile.TiffWriter(tmp_path / "a.tif") as file:
-            for _ in range(5):
-                file.write(np.random.default_rng(0).integers(0, 255, (20, 30), dtype=np.uint8))
-        with pytest.raises(Exception, match="Only 3D images are supported"):
-            read_image(case(tmp_path / "a.tif"))
-
-    def test_tags_of_a_tiff_are_left_to_its_reader(self, tmp_path):
-        """Pillow would read one page of it, and sixteen bits of a colour as eight."""
-        rng = np.random.default_rng(0)
-        turned = {"extratags": [(274, 3, 1, 6, True)]}
-        voxels, colours = rng.integers(0, 999, (10, 32, 40)), rng.integers(0, 60_000, (32, 40, 3))
-        tifffile.imwrite(tmp_path / "v.tif", voxels.astype(np.uint16), photometric="minisblack", **turned)
-        np.testing.assert_array_equal(read_image(case(tmp_path / "v.tif")).voxels[0], voxels)
-        tifffile.imwrite(tmp_path / "c.tif", colours.astype(np.uint16), **turned)
-        np.testing.assert_array_equal(read_image(case(tmp_path / "c.tif")).voxels[:, 0], np.moveaxis(colours, -1, 0))
-
-    def test_grey_with_transparency(self, tmp_path):
-        grey = np.random.default_rng(0).integers(0, 255, (20, 30), dtype=np.uint8)
-        Image.fromarray(np.stack([grey, np.full_like(grey, 9)], -1), "LA").save(tmp_path / "a.png")
-        np.testing.assert_array_equal(read_image(case(tmp_path / "a.png")).voxels, grey[None, None])
-
-    @pytest.mark.parametrize("longest", [None, 40])
-    def test_turned_by_its_tag(self, tmp_path, longest):
-        """As cameras write it: the pixels lie on their side, and viewers turn them."""
-        pixels = np.kron(np.arange(6).reshape(2, 3) * 40, np.ones((8, 8))).astype(np.uint8)
-        tag = Image.Exif()
-        tag[0x0112] = 6
-        Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=100, exif=tag)
-        found = read_image(case(tmp_path / "a.jpg"), longest=longest).voxels
-        assert found.shape == (1, 1, 24, 16)
-        assert np.abs(found[0, 0] - np.rot90(pixels, -1)).max() < 4
-
-    @pytest.mark.parametrize("longest", [None, 12])
-    @pytest.mark.parametrize("tags", [b"Exif\0\0garbage!", b"Exif\0\0II"])
-    def test_damaged_tags(self, tmp_path, longest, tags):
-        pixels = np.kron(np.arange(6).reshape(2, 3) * 40, np.ones((8, 8))).astype(np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=100, exif=tags)
-        shape = read_image(case(tmp_path / "a.jpg"), longest=longest).voxels.shape
-        assert shape == ((1, 1, 16, 24) if longest is None else (1, 1, 8, 12))
-
-    def test_damage_beside_a_turn(self, tmp_path):
-        """What of the tags can be read counts: here the width is a number that no file may have."""
-        pixels = np.kron(np.arange(6).reshape(2, 3) * 40, np.ones((8, 8))).astype(np.uint8)
-        entry = struct.Struct("<HHIi").pack
-        tags = b"II*\0\x08\0\0\0" + struct.pack("<H", 2) + entry(0x0100, 9, 1, -1) + entry(0x0112, 3, 1, 6) + bytes(4)
-        Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=100, exif=b"Exif\0\0" + tags)
-        found = read_image(case(tmp_path / "a.jpg")).voxels
-        assert np.abs(found[0, 0] - np.rot90(pixels, -1)).max() < 4
-
-    @pytest.mark.parametrize("orientation", range(9))
-    def test_all_turns(self, tmp_path, orientation):
-        tag = Image.Exif()
-        tag[0x0112] = orientation
-        picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30), dtype=np.uint8))
-        picture.save(tmp_path / "a.png", exif=tag)
-        with Image.open(tmp_path / "a.png") as written:
-            expected = np.asarray(ImageOps.exif_transpose(written))
-        np.testing.assert_array_equal(read_image(case(tmp_path / "a.png")).voxels[0, 0], expected)
-
-    def test_turned_with_transparency_as_a_channel(self, tmp_path):
-        tag = Image.Exif()
-        tag[0x0112] = 6
-        pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 4), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "a.png", exif=tag)
-        for channels in (3, 4):
-            found = read_image(case(tmp_path / "a.png"), channels=channels).voxels[:, 0]
-            np.testing.assert_array_equal(found, np.moveaxis(np.rot90(pixels, -1), -1, 0)[:channels])
-
-
-def case(path):
-    return ImageCase(path.stem, (str(path),), path.name)

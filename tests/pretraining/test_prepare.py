@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +17,9 @@ import torch
 from nnunet_transformers._workers import WorkerDied
 from nnunet_transformers.pretraining.data import MaskedViews, PreparedCase, PreparedImages, Skipped, read_index
 from nnunet_transformers.pretraining.data.cached_matcher import CachedMatcher
+from nnunet_transformers.pretraining.data.cases import find_cases
 from nnunet_transformers.pretraining.data.folder_state import FolderState
+from nnunet_transformers.pretraining.data.manifest import MANIFEST, Manifest, read_lines
 from nnunet_transformers.pretraining.data.prepare import prepare
 from tests.conftest import worker_processes, write_dataset
 from tests.images import claim
@@ -206,6 +211,73 @@ def test_mistakes(source, tmp_path):
         prepare(source, tmp_path / "other")
     with pytest.raises(FileNotFoundError, match="pretrain prepare"):
         read_index(tmp_path)
+
+
+def write_pictures(folder, channels):
+    """A dataset of pictures that are stored in colour and grey."""
+    (folder / "imagesTr").mkdir(parents=True, exist_ok=True)
+    for number in range(3):
+        grey = np.random.default_rng(number).integers(0, 255, (30, 40, 1), dtype=np.uint8)
+        picture = sitk.GetImageFromArray(np.repeat(grey, 3, -1), isVector=True)
+        sitk.WriteImage(picture, str(folder / "imagesTr" / f"case_{number}_0000.png"))
+    names = {str(number): f"colour {number}" for number in range(channels)}
+    content = {"channel_names": names, "labels": {"background": 0}, "numTraining": 3, "file_ending": ".png"}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_channels_are_those_of_the_dataset(tmp_path):
+    """Also of pictures that are grey; a mistake in dataset.json is named, and can be corrected."""
+    folder = write_pictures(tmp_path / "raw", 2)
+    message = r"raw have 3 channels, its dataset\.json names 2 \(colour 0, colour 1\): correct dataset\.json"
+    with pytest.raises(ValueError, match=message):
+        prepare(folder, tmp_path / "prepared", patch_size=(16, 16))
+    for channels in (3, 1):
+        write_pictures(folder, channels)
+        output = tmp_path / ("prepared" if channels == 1 else "colours")
+        stored, skipped = prepare(folder, output, patch_size=(16, 16))
+        assert [case.shape for case in stored] == [(channels, 1, 30, 40)] * 3 and not skipped
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    """What a commit has written of its lines is not followed by others."""
+    manifest = Manifest(tmp_path)
+    manifest.add({"stored": "a"})
+    manifest.commit()
+    for name in "bcd":
+        manifest.add({"stored": name})
+
+    def fail(_):
+        with open(tmp_path / MANIFEST, "rb+") as file:
+            file.truncate(file.seek(0, os.SEEK_END) - 5)
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr(os, "fsync", fail)
+        manifest.commit()
+    manifest.add({"stored": "e"})
+    manifest.commit()
+    found = [line["stored"] for line in read_lines(tmp_path)]
+    assert list(dict.fromkeys(found)) == list("abcde")
+
+
+def test_a_mounted_folder(source, tmp_path, monkeypatch):
+    """Nothing can be written beside it, so that the lease is in it, and not taken for other content."""
+    output, access = tmp_path / "mounts" / "prepared", os.access
+    output.mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != output.parent and access(path, mode))
+    seen = []
+    found = sys.modules[prepare.__module__]
+    monkeypatch.setattr(found, "find_cases", lambda *_: seen.extend(output.parent.rglob("*.lease")) or find_cases(*_))
+    (output / "prepare.lease").write_text("left by a kill")
+    assert len(prepare(source, output)[0]) == 3
+    assert seen == [output / "prepare.lease"] and not [*output.parent.rglob("*.lease")]
+
+
+def test_an_unknown_name(source, tmp_path):
+    prepare(source, tmp_path / "prepared")
+    with pytest.raises(ValueError, match=r"there is no image ball_7 in .*prepared"):
+        PreparedImages(tmp_path / "prepared").read("ball_7", (0, 0, 0), (4, 4, 4))
 
 
 @pytest.mark.parametrize("retry", [False, True])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...formats.dicom_series import find_series, is_dicom
+from ...formats.walk import walk
 from .dataset_json import DESCRIPTION, DatasetDescription, read_description
 from .formats import FILE_ENDINGS, ending_of, strip_ending
 from .manifest import MANIFEST
@@ -75,7 +76,7 @@ def find_cases(folder: Path, include_test: bool = False, known: Mapping[str, str
         FileNotFoundError: if there is no such folder.
     """
     check_source(folder)
-    files = dict(_walk(folder))
+    files = dict(walk(folder, _left_out))
     ignored = {path: reason for path, reason in files.items() if reason}
     paths = [path for path, reason in files.items() if not reason]
     dicom: set[str] = set()
@@ -118,41 +119,8 @@ def check_source(folder: Path) -> None:
         )
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield each file below a folder, relative to it, with the reason to ignore it; empty for files to look at.
-
-    Links to folders are followed, but not into a folder that contains them.
-    """
-    seen = {os.path.realpath(folder)}
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        inner = []
-        for name in sorted(folders):
-            path = os.path.join(parent, name)
-            real = os.path.realpath(path)
-            if real in seen:
-                yield os.path.relpath(path, folder), "a link to a folder that is read already"
-            elif os.path.isfile(os.path.join(path, MANIFEST)):
-                yield os.path.relpath(path, folder), "a prepared folder"
-            elif not os.access(path, os.R_OK | os.X_OK):
-                yield os.path.relpath(path, folder), "a folder without permission to read"
-            else:
-                seen.add(real)
-                inner.append(name)
-        folders[:] = inner
-        for name in sorted(names):
-            path = os.path.join(parent, name)
-            relative = os.path.relpath(path, folder).replace(os.sep, "/")
-            is_hidden = any(part.startswith(".") for part in relative.split("/"))
-            yield relative, "hidden" if is_hidden else _reason(Path(path))
-
-
-def _reason(path: Path) -> str:
-    """Why a file is not looked at; empty if it is."""
-    if not path.exists():
-        return "a link to nothing"
-    if not path.is_file():
-        return "no regular file"
-    return ""
+def _left_out(path: str) -> str:
+    return "a prepared folder" if os.path.isfile(os.path.join(path, MANIFEST)) else ""
 
 
 Wanted = dict[str, tuple[str, tuple[str, ...]]]

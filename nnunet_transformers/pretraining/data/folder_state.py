@@ -18,6 +18,8 @@ from .inspection import Facts
 from .manifest import MANIFEST, Manifest, read_lines
 from .storing import Preparation, Stored, with_place
 
+# file in the folder by which a process holds it, where none can be made beside it
+LEASE = "prepare.lease"
 # seconds after which what was done is written to the disk
 COMMIT_EVERY = 2.0
 
@@ -43,7 +45,8 @@ class FolderState:
 
     def __init__(self, output: Path) -> None:
         self.output = output
-        if output.exists() and not (output / MANIFEST).is_file() and any(output.iterdir()):
+        held = {path.name for path in output.iterdir()} - {LEASE} if output.exists() else set()
+        if held and MANIFEST not in held:
             if (output / INDEX).is_file():
                 raise FileExistsError(
                     f"{output} was prepared by an earlier version: it can be read, but not added to; choose another "

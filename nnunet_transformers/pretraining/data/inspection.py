@@ -24,13 +24,14 @@ class Inspection:
         reader: name of nnU-Net's reader to try first.
         reorient: bring volumes to one orientation.
         window: lowest and highest intensity; others are clipped.
-        longest: as ``read_image`` takes it.
+        longest, channels: as ``read_image`` takes them.
     """
 
     reader: str | None = None
     reorient: bool = False
     window: tuple[float, float] | None = None
     longest: int | None = None
+    channels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Facts:
 def inspect_case(settings: Inspection, case: ImageCase) -> Facts | Skipped:
     """Read an image and gather its facts; or return why it cannot be used."""
     try:
-        image = read_image(case, settings.reader, settings.reorient, longest=settings.longest)
+        image = read_image(case, settings.reader, settings.reorient, settings.channels, settings.longest)
         return Facts(
             tuple(float(s) for s in image.properties["spacing"]),
             image.is_flat,

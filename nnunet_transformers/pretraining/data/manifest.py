@@ -59,24 +59,29 @@ class Manifest:
         self._waiting.append(line)
 
     def commit(self) -> None:
-        """Write the added lines to the disk."""
+        """Write the added lines to the disk; after an error, such as a full disk, the next call writes them again.
+
+        Raises:
+            OSError: if they cannot be written.
+        """
         if not self._waiting:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / MANIFEST
         if not self._is_whole:
             _remove_torn_line(path)
-            self._is_whole = True
+        self._is_whole = False  # until all is written
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in self._waiting)
         with open(path, "ab") as file:
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
+        self._is_whole = True
         self._waiting.clear()
 
 
 def _remove_torn_line(path: Path) -> None:
-    """Remove what a killed process has written of a line."""
+    """Remove what a killed process, or one whose disk was full, has written of a line."""
     if not path.is_file() or not (size := path.stat().st_size):
         return
     with open(path, "rb+") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -20,7 +21,7 @@ from ..._lease import lease
 from ..._workers import Engine, LocalProcesses, WorkerDied
 from ...plans.gate import check_preparation
 from .cases import ImageCase, Source, check_source, find_cases
-from .folder_state import FolderState
+from .folder_state import LEASE, FolderState
 from .index import PARTS, PreparedCase, Skipped
 from .inspection import Facts, Inspection, inspect_case
 from .intensities import pooled
@@ -106,8 +107,7 @@ def prepare_folder(
     if planned is not None and not trust:
         check_preparation(planned[0], f"the plan {planned[0].get('plans_name')}")
     check_source(source)
-    place = output.absolute()
-    with lease(place, place.with_name(f"{place.name}.lease")):
+    with lease(output, _lease_file(output.absolute())):
         state = FolderState(output)
         for preparation in state.preparations if not trust else ():
             check_preparation(preparation.plans, f"the plan of {output}")
@@ -139,7 +139,8 @@ def prepare_folder(
                 # whose statistics are of each image, so that none has to be read twice
                 state.add_preparations([_own_preparation([normalization], [{}], patch_size, longest)])
             if not state.preparations:
-                inspection = Inspection(reader, reorient, intensity_range, longest)
+                count = None if found.channels is None else len(found.channels)
+                inspection = Inspection(reader, reorient, intensity_range, longest, count)
                 remaining = _inspect(state, remaining, inspection, engine)
                 facts = {case: state.facts[case.key] for case in remaining}
                 if not facts:
@@ -156,6 +157,12 @@ def prepare_folder(
                 raise _unusable(state, source)
             state.finish(found.ignored)
         return Summary.of(state, cases, found, len(state.stored) - before)
+
+
+def _lease_file(output: Path) -> Path:
+    """Return the lease's file: beside the folder, or in it where nothing can be written beside it, such as a mount."""
+    beside = output.with_name(f"{output.name}.lease")
+    return output / LEASE if output.is_dir() and not os.access(output.parent, os.W_OK) else beside
 
 
 def _check_options(
@@ -205,13 +212,18 @@ def _unusable(state: FolderState, source: Path) -> ValueError:
 
 def _inspect(state: FolderState, cases: list[ImageCase], settings: Inspection, engine: Engine) -> list[ImageCase]:
     """Inspect the images that were not yet; return the usable ones."""
-    left = [case for case in cases if case.key not in state.facts]
+    left = [case for case in cases if not _is_inspected(state.facts.get(case.key), settings)]
     for case, result in _progress(engine.run(partial(inspect_case, settings), left), "inspecting", len(left)):
         if isinstance(result, Facts):
             state.add_facts(case, result)
         else:
             state.add_skipped(case, Skipped(case.name, DIED) if isinstance(result, WorkerDied) else result)
     return [case for case in cases if case.key in state.facts and case.key not in state.skipped]
+
+
+def _is_inspected(facts: Facts | None, settings: Inspection) -> bool:
+    """Whether an image is known, with the channels that dataset.json, which may have been corrected since, names."""
+    return facts is not None and settings.channels in (None, len(facts.intensities))
 
 
 def _store(state: FolderState, cases: list[ImageCase], settings: Storing, engine: Engine) -> None:
@@ -261,6 +273,11 @@ def _own_preparations(
         )
         part = kind if len(kinds) > 1 else ""
         preparations.append(Preparation(plans, CONFIGURATION, tuple(channels), (kind,), part))
+    if not preparations:
+        raise ValueError(
+            f"the images of {source} have {usual} channels, its dataset.json names {len(channels)} "
+            f"({', '.join(channels)}): correct dataset.json, or give the folder of the images"
+        )
     return preparations
 
 

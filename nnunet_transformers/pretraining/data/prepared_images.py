@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..._reading import reading
 from .image_store import decode, open_image, path_of
-from .index import PreparedCase, read_index
+from .index import read_index
 
 
 def tile_starts(shape: Sequence[int], size: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -71,10 +71,13 @@ class PreparedImages:
             (channels, *size), float32.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is truncated. It has no checksum, so that other damage shows in the values alone.
+            FileNotFoundError: if its file is missing.
+            ValueError: if there is no such image, or its file is truncated. It has no checksum, so that other damage
+                shows in the values alone.
         """
-        case = self.cases.get(name) or PreparedCase(name)
+        if name not in self.cases:
+            raise ValueError(f"there is no image {name} in {self.folder}; its manifest lists the images")
+        case = self.cases[name]
         path = path_of(self.folder, case)
         wanted = (1, *size) if len(size) == 2 else tuple(size)
         block = (slice(None), *(slice(a, a + s) for a, s in zip(start, wanted, strict=True)))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,15 +14,16 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, recursive_find_reader_writer_by_name
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIOWithReorient
 from numpy.typing import NDArray
-from tifffile import TiffFile
 
 from ..._image_size import check_size
 from ..._orientation import orientation
 from ..._voxels import check_complete, count_non_finite
 from ...formats.dicom_series import read_dicom
+from ...formats.readable import readable
 from .cases import ImageCase
 from .formats import PICTURES, ending_of
 from .reduced import DECODED, by_pillow, read_picture, reduce
+from .tiff import read_tiff
 
 # axes that --reorient brings all volumes to; those of nnU-Net's readers
 REORIENTED = "RAS"
@@ -84,7 +82,7 @@ def read_image(
             is given.
         Exception: whatever the readers raise on broken files.
     """
-    with _readable(case.files) as files:
+    with readable(case.files) as files:
         if case.dicom:
             voxels, spacing, code = read_dicom(files, REORIENTED if reorient else None)
             image = ReadImage(voxels, {"spacing": spacing}, "" if voxels.shape[1] == 1 else code, "")
@@ -98,7 +96,7 @@ def read_image(
             if longest is not None and len(files) == 1 and ending_of(files[0]) in DECODED:
                 image = ReadImage(read_picture(files[0], longest), {}, "", NaturalImage2DIO.__name__)
             else:
-                image = _read(files, preferred, reorient)
+                image = _read(files, preferred, reorient, channels)
     if longest is not None:
         if not image.is_flat:
             raise UnusableError(f"has {image.voxels.shape[1]} slices, only 2D images are shrunk to a longest side")
@@ -110,9 +108,9 @@ def read_image(
     return image
 
 
-def _read(files: Sequence[str], preferred: str | None, reorient: bool) -> ReadImage:
+def _read(files: Sequence[str], preferred: str | None, reorient: bool, channels: int | None) -> ReadImage:
     first: Exception | None = None
-    if len(files) == 1 and ending_of(files[0]) in DECODED and (voxels := by_pillow(files[0])) is not None:
+    if (voxels := _read_picture(files, channels)) is not None:
         return ReadImage(voxels, {"spacing": PICTURE_SPACING}, "", NaturalImage2DIO.__name__)
     for reader in _readers(files[0], preferred, reorient):
         try:
@@ -127,6 +125,15 @@ def _read(files: Sequence[str], preferred: str | None, reorient: bool) -> ReadIm
     raise first or UnusableError("no reader of nnU-Net's takes files of this ending")
 
 
+def _read_picture(files: Sequence[str], channels: int | None) -> NDArray | None:
+    """Read a picture that nnU-Net's reader would refuse or misread; None for others."""
+    if ending_of(files[0]) in TIFF:
+        wanted = channels if len(files) == 1 else None
+        pictures = [pixels for file in files if (pixels := read_tiff(file, wanted)) is not None]
+        return np.concatenate(pictures) if len(pictures) == len(files) else None
+    return by_pillow(files[0]) if len(files) == 1 and ending_of(files[0]) in DECODED else None
+
+
 def _readers(file: str, preferred: str | None, reorient: bool) -> Iterator[type[BaseReaderWriter]]:
     """Yield the readers for a file: the preferred one, then nnU-Net's in its order."""
     ending = ending_of(file)
@@ -134,39 +141,13 @@ def _readers(file: str, preferred: str | None, reorient: bool) -> Iterator[type[
         wanted = recursive_find_reader_writer_by_name(preferred)
         if ending in wanted.supported_file_endings:
             yield wanted
-    is_volume = _has_pages(file)
-    if ending in PICTURES and not is_volume:  # nnU-Net has .tiff of volumes only, and no JPEG
+    is_volume = ending in TIFF  # whose three or four slices would pass for colours; its pictures are read above
+    if ending in PICTURES and not is_volume:  # nnU-Net has no JPEG
         yield NaturalImage2DIO
     known = [SimpleITKIOWithReorient, NibabelIOWithReorient] if reorient else []
     for reader in [*known, *LIST_OF_IO_CLASSES]:
         if ending in reader.supported_file_endings and not (is_volume and reader is NaturalImage2DIO):
             yield reader
-
-
-def _has_pages(file: str) -> bool:
-    """Whether a TIFF is a volume: three or four of its pages would pass for colours.
-
-    Pages of another size than the first are thumbnails.
-    """
-    if ending_of(file) not in TIFF:
-        return False
-    with TiffFile(file) as content:
-        image, (first, *others) = content.series[0], content.pages
-        has_depth = any(n > 1 for n, axis in zip(image.shape, image.axes, strict=True) if axis not in "YXS")
-        return has_depth or any((page.shape, page.dtype) == (first.shape, first.dtype) for page in others)
-
-
-@contextmanager
-def _readable(files: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Yield names that every reader takes: SimpleITK has none for names that are not UTF-8."""
-    if all(file.isprintable() for file in files):
-        yield files
-        return
-    with TemporaryDirectory() as folder:
-        links = [str(Path(folder, f"{number:04d}{ending_of(file)}")) for number, file in enumerate(files)]
-        for file, link in zip(files, links, strict=True):
-            os.symlink(os.path.abspath(file), link)
-        yield links
 
 
 def _colours(voxels: NDArray, wanted: int | None) -> NDArray:

@@ -59,19 +59,19 @@ def read_picture(file: str, longest: int) -> NDArray:
 
 
 def by_pillow(file: str) -> NDArray | None:
-    """Read a picture that nnU-Net's reader refuses or does not turn: grey with transparency, or turned by its EXIF tag.
+    """Read a picture that nnU-Net's reader refuses, misreads or does not turn.
 
     Args:
         file: one of ``DECODED``. A TIFF would be cut to its first page and to 8 bits per colour.
 
     Returns:
-        (channels, 1, height, width), float32; None for other pictures, and what Pillow does not read.
+        (channels, 1, height, width), float32, of a picture that is grey with transparency, CMYK, or turned by its EXIF
+        tag; None for other pictures, and what Pillow does not read.
     """
     try:
         with Image.open(file) as picture:
-            is_grey = picture.mode in ("LA", "La")
             turned = _turned(picture)
-            if turned is picture and not is_grey:
+            if turned is picture and picture.mode not in ("LA", "La", "CMYK"):
                 return None
             mode = turned.mode if turned.mode == "RGBA" else CONVERTED.get(turned.mode, turned.mode)
             pixels = np.asarray(turned.convert(mode), dtype=np.float32)
