@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 from ._memory import available_bytes
 from ._voxels import NIFTI
+from .formats.readable import readable
 
 # bytes of a voxel once nnU-Net has read it, besides those that it has in the file
 AS_READ = 4
@@ -51,9 +52,10 @@ def check_size(files: Iterable[str | PathLike[str]]) -> None:
 def _header(path: Path) -> tuple[tuple[int, ...], int]:
     """Return the voxels per axis and the bytes of each; no voxels if the file has no header that can be read."""
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
+        with readable([str(path)]) as (name,):
+            reader.SetFileName(name)
+            reader.ReadImageInformation()
         voxel = sitk.Image([1, 1], reader.GetPixelID(), reader.GetNumberOfComponents())
     except RuntimeError:
         return (0,), 0

@@ -91,14 +91,15 @@ def find_series(folder: Path, paths: Iterable[str]) -> tuple[dict[str, tuple[str
     return wanted, unusable
 
 
-def read_series(files: Sequence[str]) -> sitk.Image:
+def read_series(files: Sequence[str], may_be_sheared: bool = False) -> sitk.Image:
     """Read an image with rescale slope and intercept; ITK inverts MONOCHROME1, so that bone is bright.
 
     Args:
         files: one file, or those of a series in the order of the slices.
+        may_be_sheared: take slices that are shifted against each other, as with a tilted gantry, for a straight stack.
 
     Raises:
-        ValueError: if slices are missing, twice, or shifted against each other, as with a tilted gantry.
+        ValueError: if slices are missing, twice, or shifted.
         RuntimeError: SimpleITK's errors.
     """
     with readable(files) as names:
@@ -106,6 +107,8 @@ def read_series(files: Sequence[str]) -> sitk.Image:
             return sitk.ReadImage(names[0])
         slices = [part for name in names if (part := _slice(name, _tags(Path(name))))]
         _check_places(slices)
+        if not may_be_sheared:
+            _check_straight(slices)
         reader = sitk.ImageSeriesReader()
         reader.SetFileNames(names)
         if len({part.values for part in slices}) > 1:
@@ -115,7 +118,7 @@ def read_series(files: Sequence[str]) -> sitk.Image:
 
 
 def read_dicom(files: Sequence[str], orientation: str | None = None) -> tuple[NDArray, tuple[float, ...], str]:
-    """Read an image as ``read_series`` does, as an array.
+    """Read an image to learn from as ``read_series`` does, as an array; a tilted gantry does no harm there.
 
     Args:
         files: one file, or those of a series in the order of the slices.
@@ -127,7 +130,7 @@ def read_dicom(files: Sequence[str], orientation: str | None = None) -> tuple[ND
     Raises:
         ValueError, RuntimeError: as ``read_series``.
     """
-    image = read_series(files)
+    image = read_series(files, may_be_sheared=True)
     if orientation is not None and image.GetDimension() == 3 and image.GetDepth() > 1:
         image = sitk.DICOMOrient(image, orientation)
     voxels = sitk.GetArrayFromImage(image).astype(np.float32)
@@ -189,7 +192,7 @@ def _numbers(text: str) -> NDArray:
 
 
 def _check_places(slices: Sequence[_Slice]) -> None:
-    """Raise ValueError unless the slices of a volume are at even distances, each above the one before."""
+    """Raise ValueError unless the slices of a volume are at even distances."""
     places = [part.place for part in slices]
     distances = np.diff(places)
     if (distances < SAME).any():
@@ -198,10 +201,14 @@ def _check_places(slices: Sequence[_Slice]) -> None:
         raise ValueError(
             f"slices of the series are missing: they are {np.median(distances):g} mm apart, once {distances.max():g} mm"
         )
+
+
+def _check_straight(slices: Sequence[_Slice]) -> None:
+    """Raise ValueError unless each slice lies above the first, to within a pixel."""
     first = slices[0]
     shifts = [float(np.linalg.norm(np.cross(first.normal, part.position - first.position))) for part in slices]
     if (shift := max(shifts)) > first.pixel:
-        angle = np.degrees(np.arctan2(shift, places[shifts.index(shift)] - first.place))
+        angle = np.degrees(np.arctan2(shift, slices[shifts.index(shift)].place - first.place))
         raise ValueError(
             f"the series is sheared by {angle:.3g} degrees, as with a tilted gantry: slices lie up to {shift:.3g} mm "
             "beside the first; resample it to a grid of right angles first"
