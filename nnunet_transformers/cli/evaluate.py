@@ -79,11 +79,12 @@ def evaluate(
         lesion_connectivity=lesion_connectivity,
         lesion_iou=lesion_iou,
     )
-    output = output or predictions / "evaluation.json"
-    check_place(output)
+    if output is not None:
+        check_place(output)
     if table is not None:
         check_table(table)
     evaluation = evaluate_folder(predictions, labels, conventions, dataset_json, targets, processes)
+    output = output or predictions / "evaluation.json"
     evaluation.save(output)
     _print(evaluation)
     if table is not None:
