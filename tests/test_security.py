@@ -31,7 +31,7 @@ from nnunet_transformers.classification.checkpoint import ClassifierCheckpoint
 from nnunet_transformers.plans.gate import check_plan
 from nnunet_transformers.pretraining.data import CachedMatcher, PreparedImages
 from nnunet_transformers.pretraining.data.cases import find_cases
-from nnunet_transformers.pretraining.data.index import read_index
+from nnunet_transformers.pretraining.data.index import PreparedCase, read_index
 from nnunet_transformers.pretraining.data.radiographs import RadiographFiles
 from nnunet_transformers.pretraining.data.report_table import read_reports
 from nnunet_transformers.runs.recipe import read_recipe
@@ -254,6 +254,9 @@ class TestNames:
 
     def test_readers_of_prepared_images(self, tmp_path):
         images = PreparedImages(Path(shutil.copytree(STORED / "prepared", tmp_path / "prepared")))
+        with pytest.raises(ValueError, match="there is no image ../ball_0"):
+            images.read("../ball_0", (0, 0, 0), (1, 1, 1))
+        images.cases["../ball_0"] = PreparedCase("../ball_0")  # as a forged manifest could name it
         with pytest.raises(ValueError, match="leads out"):
             images.read("../ball_0", (0, 0, 0), (1, 1, 1))
         with pytest.raises(ValueError, match="leads out"):
