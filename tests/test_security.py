@@ -254,7 +254,7 @@ class TestNames:
 
     def test_readers_of_prepared_images(self, tmp_path):
         images = PreparedImages(Path(shutil.copytree(STORED / "prepared", tmp_path / "prepared")))
-        with pytest.raises(ValueError, match="there is no image ../ball_0"):
+        with pytest.raises(ValueError, match="there is no image"):
             images.read("../ball_0", (0, 0, 0), (1, 1, 1))
         images.cases["../ball_0"] = PreparedCase("../ball_0")  # as a forged manifest could name it
         with pytest.raises(ValueError, match="leads out"):
