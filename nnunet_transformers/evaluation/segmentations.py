@@ -54,7 +54,9 @@ def validation_folders(model: Path) -> list[Path]:
     Raises:
         FileNotFoundError: if there is only fold_all, which was trained on its validation cases.
     """
-    folders = sorted(path for path in model.glob("fold_*/validation") if path.parent.name[5:].isdigit())
+    folders = sorted(
+        path for path in model.glob("fold_*/validation") if path.parent.name.removeprefix("fold_").isdigit()
+    )
     if not folders and (model / "fold_all" / "validation").is_dir():
         raise FileNotFoundError(f"{model} has fold_all only, which was trained on its validation cases; train folds")
     return folders
