@@ -218,6 +218,27 @@ class TestRunningTraining:
         curves = {name: values for name, (_, values) in drawn["Dice on validation patches"].items()}
         assert curves == {"first": (0.5,), "second": (0.25,)}
 
+    def test_ignored_voxels_are_no_errors(self, fold, tmp_path, monkeypatch):
+        described = json.loads((fold.parent / "dataset.json").read_text())
+        described["labels"] |= {"ignore": 1 + max(described["labels"].values())}
+        (fold.parent / "dataset.json").write_text(json.dumps(described))
+        truth = np.full((4, 12, 10), described["labels"]["ignore"], np.uint8)
+        truth[1] = 0
+        folders = {"images": "a_0000", "labels": "a", "predictions": "a"}
+        for name, voxels in zip(folders, (truth, truth, np.ones_like(truth)), strict=True):
+            (tmp_path / name).mkdir()
+            sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / name / f"{folders[name]}.nii.gz"))
+        case = {"prediction_file": "a.nii.gz", "metrics": {"1": {"Dice": 0.0}}}
+        summary = {"metric_per_case": [case], "mean": {"1": {"Dice": 0.0}}, "foreground_mean": {"Dice": 0.0}}
+        (tmp_path / "predictions" / "summary.json").write_text(json.dumps(summary))
+        drawn = []
+        monkeypatch.setattr(page, "section", lambda *arguments: drawn.append(arguments[2]) or "")
+        options = [option for name in folders for option in (f"--{name}", tmp_path / name)]
+        result = run("report", fold, *options)
+        assert result.exit_code == 0, result.output
+        (prediction,) = drawn[0].predictions
+        assert np.count_nonzero(prediction == 0) == truth[1].size == np.count_nonzero(prediction != -1)
+
     def test_a_renamed_model(self, fold):
         """Its plan is not known, and left out."""
         renamed = fold.parent.rename(fold.parents[1] / "my_model") / "fold_0"

@@ -17,7 +17,7 @@ from ..segmentations import (
 )
 from ..targets import Targets
 from .cards import DrawnCase
-from .figures import index_of_part
+from .figures import index_of_part, mask_ignored
 from .files import images_in, segmentation_in
 from .orientation import View
 
@@ -66,8 +66,7 @@ def read_case(case: str, models: Sequence[str], sources: Sources, parts: Sequenc
     for path, prediction in zip(found, predictions, strict=True):
         if prediction.shape != truth.shape:
             raise ValueError(f"{path} has {prediction.shape} voxels, its reference {reference} {truth.shape}")
-        if ignore is not None:
-            prediction[truth == ignore] = 0
+        mask_ignored(prediction, truth, ignore)
     image = None
     if sources.images is not None:
         files = images_in(sources.images, case, ending)

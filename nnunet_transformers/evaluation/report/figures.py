@@ -97,6 +97,12 @@ def index_of_part(segmentation: np.ndarray, parts: Sequence[Sequence[int]]) -> n
     return index
 
 
+def mask_ignored(prediction: np.ndarray, truth: np.ndarray, ignore: int | None) -> None:
+    """Make the prediction background, in place, where the reference has the ignore label: that is no error."""
+    if ignore is not None:
+        prediction[truth == ignore] = 0
+
+
 def most_labelled_slice(label: np.ndarray) -> int:
     """Return the index of the slice with most foreground along the first axis; the middle slice if there is none."""
     foreground = (label > 0).sum(axis=(1, 2))

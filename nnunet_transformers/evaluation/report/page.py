@@ -22,7 +22,7 @@ from .cards import STYLE as CARDS
 from .cards import DrawnCase, keys, section
 from .document import document, escape, scrolling
 from .facts import facts_of, progress_of, table_of_facts, written_with
-from .figures import draw_series, index_of_part, most_labelled_slice
+from .figures import draw_series, index_of_part, mask_ignored, most_labelled_slice
 from .files import images_in
 from .orientation import View
 from .palette import distinct_colours
@@ -171,8 +171,7 @@ def _scores(
         view = View.of(properties, image[0].shape)
         files = [str(_label_file(case, plans.dataset_name, labels)), str(evaluated / case.file)]
         truth, predicted = (reader.read_seg(file)[0][0] for file in files)
-        if ignore is not None:
-            predicted[truth == ignore] = 0
+        mask_ignored(predicted, truth, ignore)
         label, prediction = (view.apply(index_of_part(voxels, parts)) for voxels in (truth, predicted))
         drawn = DrawnCase(label, [prediction], view.apply(image[0]), view)
         dice = ", ".join(f"{name} {d:.3f}" for name, d in zip(names, case.dice, strict=True))
