@@ -95,6 +95,7 @@ def _predict_case(
     start = time.perf_counter()
     remarks: tuple[str, ...] = ()
     try:
+        source.check(name)
         with source.files(name) as files, TemporaryDirectory() as folder:
             checked = check_case(files, models[0])
             remarks = checked.remarks

@@ -189,6 +189,8 @@ class Segmenter:
             expected = ending if source is None else source.target("", output).name
             if not output.name.endswith(expected):
                 raise ValueError(f"{output} does not end with {expected}, as the segmentation of such an image does")
+            if source is not None:
+                source.check(source.names[0])
             segmentation = Path(folder, f"labels{ending}")
             array, properties, _ = self._read(files, None)
             reader.write_seg(self._predict(array, properties, False)[0], str(segmentation), properties)

@@ -11,6 +11,7 @@ import SimpleITK as sitk
 
 from nnunet_transformers.cli._mistakes import Interrupted
 from nnunet_transformers.formats.dicom_folder import DicomFolder
+from nnunet_transformers.inference.predictor import BatchedPredictor
 from nnunet_transformers.sharing import load_model
 from tests.formats.series import oblique, read_segmentation, write_series
 
@@ -74,6 +75,24 @@ def test_mistakes(cases, package, tmp_path):
         segmenter.predict(tmp_path / "two")
     with pytest.raises(ValueError, match=r"does not end with \.dcm"):
         segmenter.predict_file(cases / "dicom", tmp_path / "labels.nii.gz")
+
+
+def test_a_series_that_cannot_be_the_source(cases, package, tmp_path, monkeypatch):
+    """It is refused before anything is computed for it."""
+    from pydicom import dcmread
+
+    shutil.copytree(cases / "dicom", tmp_path / "in")
+    for path in (tmp_path / "in" / "ball_0").iterdir():
+        content = dcmread(path)
+        del content.StudyInstanceUID
+        content.save_as(path)
+    predict = Mock(side_effect=AssertionError("it was predicted"))
+    monkeypatch.setattr(BatchedPredictor, "predict_slabs", predict)
+    result = invoke("package", "predict", package, tmp_path / "in", tmp_path / "out", "-f", 0, "-device", "cpu")
+    assert result.exit_code == 1
+    assert "ball_0: the series cannot be the source of a DICOM-SEG" in result.output
+    with pytest.raises(ValueError, match="the series cannot be the source of a DICOM-SEG"):
+        load_model(package, "cpu", [0]).predict_file(tmp_path / "in", tmp_path / "file.dcm")
 
 
 def test_file(trained, package, tmp_path):
