@@ -23,6 +23,7 @@ from .._meta import without_data
 from ..architectures.unet2022 import UNet2022
 from .adapters import bias_tables, depthwise_kernels, pointwise_convolutions
 from .file import load_state_dict
+from .heads import check_heads_of_tables
 from .layout import strip_prefix
 from .load_report import LoadReport
 from .timm_encoder import tagged, timm_pretrained
@@ -133,12 +134,16 @@ def load_blocks(
         network: 2D or 3D network.
         found: families, weights by timm's names, and their origin in words.
         spread: as ``ImageNetWeights`` takes it.
+
+    Raises:
+        ValueError: if the network has another number of attention heads.
     """
     weights: dict[str, Tensor] = {}
     for family, own, _ in found:
         if family is SWIN and network.block == "swin":
             family = SWIN_ALONE
         weights |= _renamed(own, network, family, spread)
+    check_heads_of_tables(weights, network)
 
     def table_shape(_: str, value: Tensor) -> tuple[int, int]:
         return (isqrt(len(value)),) * 2  # Swin's windows are square

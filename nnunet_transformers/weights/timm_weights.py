@@ -24,6 +24,7 @@ from ..architectures.qt_unet import QTUNet
 from ..architectures.unet2022 import UNet2022
 from .adapters import bias_tables, first_layers, inflated_kernels
 from .encoder import EncoderCheckpoint, load_encoder_weights
+from .heads import check_heads_of_tables
 from .imagenet import CONVNEXT, SWIN, load_blocks
 from .layout import beside, find_state_dicts, others, place, split_prefix, strip_prefix
 from .load_report import LoadReport
@@ -73,8 +74,8 @@ class TimmWeights:
         """Load the weights into a network, in place.
 
         Raises:
-            ValueError: if the network has no blocks and no encoder of this kind, or the weights are of other tokens or
-                of a grid that neither they nor the network show.
+            ValueError: if the network has no blocks and no encoder of this kind, or the weights are of other tokens, of
+                another number of attention heads, or of a grid that neither they nor the network show.
         """
         report = self._load_into(network)
         report.others = dict(self.others)
@@ -147,6 +148,7 @@ def _load_swin(network: QTUNet, weights: Mapping[str, Tensor], origin: str) -> L
     def table_shape(_: str, value: Tensor) -> tuple[int, int]:
         return (isqrt(len(value)),) * 2
 
+    check_heads_of_tables(renamed, network)
     first = first_layers(["stem.proj.weight"])
     adapters = (bias_tables(network, table_shape), inflated_kernels("stem.proj.weight", first), _inflated_merging)
     return transfer(dict(network.named_parameters()), renamed, adapters, origin)

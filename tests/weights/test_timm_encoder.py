@@ -270,6 +270,20 @@ def test_vits_with_another_number_of_heads(tmp_path):
         find_weights(tmp_path / "vit.pth").weights.load_into(network)
 
 
+@pytest.mark.parametrize(
+    "name,arguments",
+    [("qt_unet_base", {}), ("unet2022_base", {}), ("unet2022_base", {"block": "swin"})],
+)
+def test_swin_with_another_number_of_heads(name, arguments, tmp_path):
+    """Only the tables have other shapes; all else would be loaded."""
+    network = create_network(name, 3, 2, (64, 64), num_heads=6, **{"embed_dim": 96, **arguments})
+    with torch.device("meta"):
+        shapes = {key: v.shape for key, v in timm.create_model("swin_tiny_patch4_window7_224").state_dict().items()}
+    torch.save({key: torch.zeros(shape) for key, shape in shapes.items()}, tmp_path / "swin.pth")
+    with pytest.raises(ValueError, match=r"have 3 attention heads in encoder.*has 6.*; set num_heads"):
+        find_weights(tmp_path / "swin.pth").weights.load_into(network)
+
+
 @pytest.mark.parametrize("prefix", ["encoder.", "model.encoder."])
 def test_swin_under_the_names_of_qt_unets_pretraining(prefix, tmp_path):
     """As SimMIM's files have it, which are of none of the released QT-UNets."""
