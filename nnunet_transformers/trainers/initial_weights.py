@@ -46,20 +46,28 @@ class StartsFromPlan(nnUNetTrainer):
     def _planned(self) -> PlannedConfiguration:
         return PlannedConfiguration(self.plans_manager.plans, self.dataset_json, self.configuration_name)
 
+    def initialize(self) -> None:
+        super().initialize()
+        self._changes_at_start = self._count_changes()
+
+    def _count_changes(self) -> int:
+        """Sum of PyTorch's counts of the changes that each parameter has had in place, as by loading."""
+        return sum(parameter._version for parameter in self.network.parameters())
+
     def on_train_start(self) -> None:
         """Load the plan's initial weights, and log the load report and the references to cite.
 
         Raises:
             FileNotFoundError, ValueError: if the weights are not there, are others than the plan's, or do not fit.
         """
-        # initialised before means that nnU-Net has loaded a checkpoint or -pretrained_weights
-        is_fresh = not self.was_initialized
+        # a checkpoint and -pretrained_weights are loaded before; a network may also be initialised without them
+        is_fresh = not self.was_initialized or self._changes_at_start == self._count_changes()
         super().on_train_start()
         if self._initialisation is None:
             return
         if not is_fresh:
             if self.current_epoch == 0:
-                self.print_to_log_file("The plan's initial weights stay out: the network was initialised before.")
+                self.print_to_log_file("The plan's initial weights stay out: others were loaded before.")
             return
         planned = self._planned()
         try:

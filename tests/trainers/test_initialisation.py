@@ -79,19 +79,30 @@ def test_training_starts_from_a_pretrained_encoder(prepared, tmp_path):
     assert list(reports) == ["3d_fullres"]
     assert "3D network" in left["2d"]
     assert "initialisation" not in json.loads(path.read_text())["configurations"]["2d"]
-    trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerQTUNet", path.stem, device=CPU)
-    trainer.on_train_start()
     key = "encoder.stages.0.blocks.0.attn.qkv.weight"
     assert key in reports["3d_fullres"].loaded
-    assert torch.equal(trainer.network.state_dict()[key], checkpoint.weights[key])
-    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
-    assert "QTSSL of qt_unet_tiny" in log
+    for is_initialised_before in (False, True):
+        trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerQTUNet", path.stem, device=CPU)
+        if is_initialised_before:
+            trainer.initialize()
+        trainer.on_train_start()
+        assert torch.equal(trainer.network.state_dict()[key], checkpoint.weights[key])
+        assert "QTSSL of qt_unet_tiny" in Path(trainer.log_file).read_text()
 
     export_full(weights, "900", PLANS, "3d_fullres", tmp_path / "full.pth")
     trainer = get_trainer_from_args("900", "3d_fullres", 1, "nnUNetTrainerQTUNet", PLANS, device=CPU)
     trainer.initialize()
     load_pretrained_weights(trainer.network, str(tmp_path / "full.pth"))
     assert torch.equal(trainer.network.state_dict()[key], checkpoint.weights[key])
+    # which take precedence over those of a plan
+    others = {name: value + 1 for name, value in trainer.network.state_dict().items()}
+    torch.save({"network_weights": others}, tmp_path / "others.pth")
+    trainer = get_trainer_from_args("900", "3d_fullres", 2, "nnUNetTrainerQTUNet", path.stem, device=CPU)
+    trainer.initialize()
+    load_pretrained_weights(trainer.network, str(tmp_path / "others.pth"))
+    trainer.on_train_start()
+    assert torch.equal(trainer.network.state_dict()[key], others[key])
+    assert "initial weights stay out: others were loaded" in Path(trainer.log_file).read_text()
     with pytest.raises(FileExistsError, match="exists"):
         export_full(weights, "900", PLANS, "3d_fullres", tmp_path / "full.pth")
 
