@@ -35,8 +35,8 @@ class Classification(EncoderTraining):
         warmup_steps: steps of linear warm-up.
         final_lr_share: share of the learning rate that remains at the end of the cosine decay; 1 disables the decay.
         class_weights: weight classes in the loss inversely to their frequency.
-        select_by: validation score that selects the best weights: ``auc``, which falls back to the loss if a class is
-            missing in validation, or ``loss``.
+        select_by: validation score that selects the best weights: ``auc``, of equal ones that of the lower loss, which
+            also decides if validation has no class to compute an AUC of; or ``loss``.
 
     Attributes:
         multi_label: whether an image can have several labels at once; known once a trainer is attached.
@@ -141,8 +141,9 @@ class Classification(EncoderTraining):
         scores = {"val_auc": area, "val_accuracy": accuracy(probabilities.numpy(), targets, self.multi_label)}
         self.scores = {name: float(s) for name, s in {**scores, "val_loss": loss}.items() if not math.isnan(s)}
         self.log_dict(self.scores, prog_bar=True)
-        # equal AUC, such as 1: the lower loss decides
         area = area if self.hparams["select_by"] == "auc" and not math.isnan(area) else -math.inf
+        # equal AUC: the lower loss decides. Rounded as `best` is, to which no AUC of more digits would be equal
+        area, loss = torch.tensor([area, loss]).tolist()
         self.is_best = (-area, loss) < (-float(self.best[0]), float(self.best[1]))
         if self.is_best:
             self.best.copy_(torch.tensor([area, loss]))

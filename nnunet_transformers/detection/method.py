@@ -111,9 +111,10 @@ class Detection(EncoderTraining):
             return
         self.scores = {"val_loss": total / number}
         self.log_dict(self.scores, prog_bar=True)
-        self.is_best = self.scores["val_loss"] < float(self.best)
+        loss = torch.tensor(self.scores["val_loss"])  # rounded as `best` is, which an equal loss would else be below
+        self.is_best = bool(loss < self.best)
         if self.is_best:
-            self.best.fill_(self.scores["val_loss"])
+            self.best.copy_(loss)
 
     def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> dict[str, DetectorCheckpoint]:
         """Return the detector by file name, if its validation loss is the lowest so far."""

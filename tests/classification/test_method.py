@@ -72,6 +72,22 @@ class TestBest:
         assert module.scores["val_auc"] == 1
         assert module.scores["val_accuracy"] == 1
 
+    @pytest.mark.parametrize("ordered", [5, 6, 7, 8, 9])
+    def test_equal_auc_that_single_precision_rounds(self, ordered, monkeypatch):
+        """AUC of 0.5 to 0.9, with the same order of the images and another loss."""
+        scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0, 0])
+        scores[5:] = np.interp([min(ordered, 5), max(0, ordered - 5)], range(6), [1, 0.85, 0.75, 0.65, 0.55, 0.1])
+        runs = [scores.tolist(), (scores / 2).tolist(), (0.05 + 0.9 * scores).tolist()]
+        targets = [[0, 1]] * 5 + [[1, 0]] * 2
+        losses = []
+        for run in runs:
+            _, module = self.kept([run], targets, monkeypatch)
+            assert module.scores["val_auc"] == pytest.approx(ordered / 10)
+            losses.append(module.scores["val_loss"])
+        kept, _ = self.kept(runs, targets, monkeypatch)
+        assert kept == [losses[i] < min(losses[:i], default=math.inf) for i in range(3)]
+        assert len(set(losses)) == 3
+
     def test_by_loss(self, monkeypatch):
         runs = [[0.4, 0.4, 0.5], [0.1, 0.2, 0.3]]
         kept, _ = self.kept(runs, [[1, 0], [1, 0], [0, 1]], monkeypatch, select_by="loss")
