@@ -133,9 +133,11 @@ class Classification(EncoderTraining):
 
     def on_validation_epoch_end(self) -> None:
         collected = self.trainer.strategy.reduce(self.collected, reduce_op="sum").cpu()
-        probabilities, targets = collected[:, :-1] / collected[:, -1:], self.data.val_targets
         if self.trainer.sanity_checking:
             return
+        # all images, or those of --trainer.limit_val_batches and fast_dev_run
+        seen = collected[:, -1] > 0
+        probabilities, targets = collected[seen, :-1] / collected[seen, -1:], self.data.val_targets[seen.numpy()]
         area = auc(probabilities.numpy(), targets)
         loss = self._loss_of_probabilities(probabilities, torch.from_numpy(targets))
         scores = {"val_auc": area, "val_accuracy": accuracy(probabilities.numpy(), targets, self.multi_label)}

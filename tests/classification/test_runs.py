@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import sys
 
@@ -224,6 +225,13 @@ class TestFit:
             assert "Traceback" not in captured.err
             assert "Union" not in captured.err
             assert re.search(message, captured.err), captured.err
+
+    @pytest.mark.parametrize("limit", ["limit_val_batches=3", "fast_dev_run=true"])
+    def test_some_validation_images_only(self, limit, data, tmp_path):
+        """Scores are of those that were validated."""
+        more = {"trainer.max_epochs": 1, "data.init_args.batch_size": 4}
+        fit("default", *data, arguments=[*arguments(tmp_path, **more), *random_weights(), f"--trainer.{limit}"])
+        assert math.isfinite(ClassifierCheckpoint.load(tmp_path / "classifier.pth").scores["val_loss"])
 
     def test_folder_with_a_run_is_not_overwritten(self, data, encoder, tmp_path):
         (tmp_path / "last.ckpt").touch()
