@@ -31,8 +31,11 @@ class EncoderTraining(LightningModule):
         source: description of the initial weights.
         normalization: normalisation of the encoder's training images; empty for random weights.
         is_best: whether the last validation was the best so far.
+        is_written_when_validated: that ``CheckpointWriter`` writes after validations, not after epochs.
         scores: its scores.
     """
+
+    is_written_when_validated = True
 
     description: BackboneDescription
     source = "random weights"
@@ -93,9 +96,6 @@ class EncoderTraining(LightningModule):
                 f"the run ends after {total_steps(self.trainer)} steps, before the first validation after {needed}: "
                 "make it longer (--trainer.max_steps, --trainer.max_epochs), or lower --trainer.check_val_every_n_epoch"
             )
-
-    def on_train_epoch_start(self) -> None:
-        self.is_best = False
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         settings: Any = self.hparams

@@ -81,6 +81,9 @@ class CollapseMonitor(Callback):
 class CheckpointWriter(Callback):
     """Write the files of the module's ``checkpoints(index, recipe)`` after every training epoch.
 
+    Those of a module that states ``is_written_when_validated`` are written after every validation, of which an epoch
+    may have several: the next step changes the weights that it was of.
+
     Args:
         folder: folder to write to; by default the trainer's ``default_root_dir``.
 
@@ -94,7 +97,15 @@ class CheckpointWriter(Callback):
         self.written: set[Path] = set()
         self.left_out = ""
 
+    def on_validation_end(self, trainer: Any, module: Any) -> None:
+        if getattr(module, "is_written_when_validated", False) and not trainer.sanity_checking:
+            self._write(trainer, module)
+
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        if not getattr(module, "is_written_when_validated", False):
+            self._write(trainer, module)
+
+    def _write(self, trainer: Any, module: Any) -> None:
         below = max((c.below for c in trainer.callbacks if isinstance(c, CollapseMonitor)), default=0)
         self.left_out = f"the features of different images were nearly equal in its last {below} batches" * bool(below)
         if below or not trainer.is_global_zero:

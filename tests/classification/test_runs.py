@@ -226,6 +226,19 @@ class TestFit:
             assert "Union" not in captured.err
             assert re.search(message, captured.err), captured.err
 
+    def test_several_validations_in_an_epoch(self, data, tmp_path):
+        """The best is kept, with the weights that it was of."""
+        more = [*arguments(tmp_path, **{"trainer.max_epochs": 1, "model.init_args.warmup_steps": 0}), *random_weights()]
+        more += [
+            "--trainer.val_check_interval=0.5",
+            "--trainer.callbacks+=tests.classification.test_runs.BestInTheMiddle",
+        ]
+        fit("default", *data, arguments=more)
+        checkpoint = ClassifierCheckpoint.load(tmp_path / "classifier.pth")
+        assert (checkpoint.scores["val_auc"], checkpoint.recipe["steps"]) == (1, 1)
+        wanted = torch.load(tmp_path / "first.pt", weights_only=True)
+        assert all(torch.equal(checkpoint.weights[name], value) for name, value in wanted.items())
+
     @pytest.mark.parametrize("limit", ["limit_val_batches=3", "fast_dev_run=true"])
     def test_some_validation_images_only(self, limit, data, tmp_path):
         """Scores are of those that were validated."""
@@ -237,6 +250,16 @@ class TestFit:
         (tmp_path / "last.ckpt").touch()
         with pytest.raises(FileExistsError, match="already holds a run"):
             fit("default", *data, encoder, arguments=arguments(tmp_path))
+
+
+class BestInTheMiddle(Callback):
+    """The first validation of an epoch is perfect, the second one hopeless."""
+
+    def on_validation_epoch_end(self, trainer, module):
+        right = torch.from_numpy(module.data.val_targets)
+        module.collected[:, :-1] = right if trainer.global_step == 1 else 1 - right
+        if trainer.global_step == 1:
+            torch.save(module.network.state_dict(), f"{trainer.default_root_dir}/first.pt")
 
 
 class StopAfterTwo(Callback):
