@@ -89,16 +89,15 @@ class ImageCrops:
     def evaluation_crops(self, images: PreparedImages, name: str) -> Iterator[Tensor]:
         """Yield the tiles of an image, or its centre crop, each (input_channels, *patch_size); in 2D of all slices."""
         shape = images.shapes[name][1:]
-        wanted = (1,) * (3 - len(self.patch_size)) + self.patch_size
         canvas = self.evaluation_canvas or self.canvas
         if canvas is not None:
             for number in range(shape[0]) if len(self.patch_size) == 2 else (0,):
                 whole = self._on_canvas(images, name, number, canvas)
                 size = (1,) * (3 - len(canvas)) + canvas
-                for start in tile_starts(size, self.patch_size) if self.tiles else [_centre(size, wanted)]:
+                for start in tile_starts(size, self.patch_size) if self.tiles else self._centres(size):
                     yield self._values(self._crop(whole, start[-len(self.patch_size) :]))
             return
-        for start in tile_starts(shape, self.patch_size) if self.tiles else [_centre(shape, wanted)]:
+        for start in tile_starts(shape, self.patch_size) if self.tiles else self._centres(shape):
             yield self._values(images.read(name, start, self.patch_size))
 
     def _on_canvas(self, images: PreparedImages, name: str, number: int, canvas: tuple[int, ...]) -> Tensor:
@@ -120,6 +119,8 @@ class ImageCrops:
             crop = (crop.clamp(low, high) - mean) / std
         return crop.expand(self.input_channels, *crop.shape[1:]).contiguous()
 
-
-def _centre(shape: Sequence[int], size: Sequence[int]) -> tuple[int, ...]:
-    return tuple(max(0, n - s) // 2 for n, s in zip(shape, size, strict=True))
+    def _centres(self, shape: Sequence[int]) -> Iterator[tuple[int, ...]]:
+        """Yield the first voxel of the centre crop on each of three axes; in 2D of each slice."""
+        wanted = (1,) * (3 - len(self.patch_size)) + self.patch_size
+        first = tuple(max(0, n - s) // 2 for n, s in zip(shape, wanted, strict=True))
+        yield from ((n, *first[1:]) for n in (range(shape[0]) if len(self.patch_size) == 2 else first[:1]))
