@@ -44,7 +44,13 @@ class Augmentation:
             raise ValueError(f"zoom must be two numbers above 0, the smaller first, got {self.zoom}")
 
     def transform(self, patch_size: Sequence[int]) -> BasicTransform:
-        """Build rotation, zoom and intensity changes with batchgeneratorsv2."""
+        """Build rotation, zoom and intensity changes with batchgeneratorsv2.
+
+        Raises:
+            ValueError: if ``flips`` names an axis that the patch does not have.
+        """
+        if any(axis not in range(len(patch_size)) for axis in self.flips):
+            raise ValueError(f"flips {self.flips} must name axes of the patch, 0 to {len(patch_size) - 1}")
         angle = np.deg2rad(self.rotation)
         spatial = SpatialTransform(
             tuple(patch_size),
@@ -77,10 +83,5 @@ class Augmentation:
 
         Returns:
             (channels, *patch_size).
-
-        Raises:
-            ValueError: if ``flips`` names an axis that the crop does not have.
         """
-        if any(axis >= crop.dim() - 1 for axis in self.flips):
-            raise ValueError(f"flips {self.flips} must name axes of the patch, 0 to {crop.dim() - 2}")
         return transform(image=flip(crop, 0.5, [axis + 1 for axis in self.flips]))["image"]

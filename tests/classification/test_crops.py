@@ -39,6 +39,10 @@ class TestTiles:
     def test_centre(self, images):
         (part,) = ImageCrops((16, 16, 8), tiles=False).evaluation_crops(images, "case_0")
         assert torch.equal(part, images.read("case_0", (2, 4, 2), (16, 16, 8)))
+        # in 2D of each slice, as tiles and canvas have it
+        for number, part in enumerate(ImageCrops((16, 8), tiles=False).evaluation_crops(images, "case_0")):
+            assert torch.equal(part, images.read("case_0", (number, 4, 2), (16, 8)))
+        assert number == 19
 
 
 class TestCanvas:
@@ -152,6 +156,7 @@ class TestAugmentation:
     def test_mistakes(self):
         with pytest.raises(ValueError, match="zoom must be two numbers above 0"):
             Augmentation(zoom=(2.0, 1.0))
-        wrong = Augmentation(flips=(2,))
-        with pytest.raises(ValueError, match="must name axes of the patch, 0 to 1"):
-            wrong.apply(torch.zeros(1, 8, 8), wrong.transform((8, 8)))
+        # -1 would be the axis of the channels
+        for axis in (2, -1):
+            with pytest.raises(ValueError, match="must name axes of the patch, 0 to 1"):
+                Augmentation(flips=(axis,)).transform((8, 8))
