@@ -12,6 +12,7 @@ import numpy as np
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 
 from ..pretraining.data.index import PreparedIndex
+from ..pretraining.data.own_plan import longest_side
 from ..weights.described import build_filled
 from ..weights.sealed import SealedCheckpoint, load, package_versions
 from .classifier import BackboneDescription, ImageClassifier
@@ -46,13 +47,19 @@ class StatesImages:
             folder: their folder, for the message.
 
         Raises:
-            ValueError: if channels, normalisation, spacing or CT intensities differ.
+            ValueError: if channels or their order, normalisation, spacing, ``--longest`` or CT intensities differ.
         """
         remedy = f"prepare them with `pretrain prepare --like {self.noun.upper()}`"
         if len(index.channels) != len(self.channels):
             raise ValueError(
                 f"the images in {folder} have {len(index.channels)} channels, the {self.noun} was trained on "
                 f"{len(self.channels)} ({', '.join(self.channels)})"
+            )
+        if index.channels != self.channels and sorted(index.channels) == sorted(self.channels):
+            raise ValueError(
+                f"the channels of the images in {folder} are {', '.join(index.channels)}, in another order than "
+                f"{', '.join(self.channels)}, which the {self.noun} was trained on; number the files, and name them in "
+                "dataset.json, in the order of the training, and prepare them again"
             )
         if index.normalization != self.normalization:
             raise ValueError(
@@ -68,6 +75,11 @@ class StatesImages:
             raise ValueError(
                 f"{folder} has spacing {texts[0]} mm, the {self.noun} was trained on {texts[1]} mm; {remedy}"
             )
+        sides = longest_side(index.plans), longest_side(self.plans)
+        # without it images are cropped; a canvas makes their sizes the same
+        if self.plans is not None and sides[0] != sides[1] and (self.views.canvas is None or None in sides):
+            texts = ["without --longest" if side is None else f"with --longest {side}" for side in sides]
+            raise ValueError(f"{folder} was prepared {texts[0]}, the {self.noun}'s images {texts[1]}; {remedy}")
         if CTNormalization.__name__ in self.normalization and self.plans is not None:
             key = "foreground_intensity_properties_per_channel"
             if (index.plans or {}).get(key) != self.plans[key]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from nnunet_transformers.classification.classifier import (
 )
 from nnunet_transformers.classification.crops import ImageCrops
 from nnunet_transformers.pretraining.data import PreparedIndex
+from nnunet_transformers.pretraining.data.own_plan import own_plan
 from nnunet_transformers.testing.network import shallow
 from nnunet_transformers.weights import (
     EncoderCheckpoint,
@@ -202,6 +204,37 @@ class TestFile:
             ).check_images(dataclasses.replace(index, spacing=(2.0, 1.0, 1.0)), tmp_path)
         canvas = dataclasses.replace(checkpoint, views=dataclasses.replace(checkpoint.views, canvas=(32, 32)))
         canvas.check_images(dataclasses.replace(index, spacing=(3.0, 2.0, 1.0)), tmp_path)
+
+    def test_channels_in_another_order(self, checkpoint, tmp_path):
+        trained = dataclasses.replace(checkpoint, channels=("T1", "FLAIR"))
+        index = PreparedIndex((), (), ("T1", "FLAIR"), (1.0, 1.0), trained.normalization, trained.plans, "2d")
+        trained.check_images(index, tmp_path)
+        # other names may be of the same
+        trained.check_images(dataclasses.replace(index, channels=("t1w", "flair")), tmp_path)
+        with pytest.raises(ValueError, match="are FLAIR, T1, in another order than T1, FLAIR, which the classifier"):
+            trained.check_images(dataclasses.replace(index, channels=("FLAIR", "T1")), tmp_path)
+
+    def test_other_longest_sides(self, checkpoint, tmp_path):
+        """PNG files have a spacing of 1 mm, however much they were shrunk."""
+        settings = ["rescale_to_0_1"], (1.0, 1.0), [{}], (32, 32), "NaturalImage2DIO", 1.0
+        plans = {side: own_plan(*settings, longest=side) for side in (None, 256, 512)}
+        folders = {
+            side: PreparedIndex((), (), ("image",), (1.0, 1.0), ("RescaleTo01Normalization",), plan, "pretraining")
+            for side, plan in plans.items()
+        }
+        normalization = folders[None].normalization
+        canvas = dataclasses.replace(checkpoint.views, canvas=(32, 32))
+        for trained, found, views, message in (
+            (256, 256, checkpoint.views, None),
+            (256, 512, checkpoint.views, "prepared with --longest 512, the classifier's images with --longest 256"),
+            (256, None, checkpoint.views, "was prepared without --longest, the classifier's images with --longest 256"),
+            (None, 256, checkpoint.views, "was prepared with --longest 256, the classifier's images without --longest"),
+            (256, 512, canvas, None),
+            (256, None, canvas, "was prepared without --longest"),  # which crops
+        ):
+            more = {"plans": plans[trained], "normalization": normalization, "views": views}
+            with pytest.raises(ValueError, match=message) if message else nullcontext():
+                dataclasses.replace(checkpoint, **more).check_images(folders[found], tmp_path)
 
     def test_preparation(self, checkpoint, tmp_path):
         checkpoint.save(tmp_path / "classifier.pth")

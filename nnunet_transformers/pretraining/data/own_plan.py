@@ -19,10 +19,15 @@ MASKED_BELOW = 3 / 4
 LONGEST = "longest_side"
 
 
+def longest_side(plans: Mapping[str, Any] | None) -> int | None:
+    """Return the pixels that a plan of ``own_plan`` shrinks the longest side of 2D images to; None if it does not."""
+    configurations = (plans or {}).get("configurations", {}).values()
+    return next((configuration[LONGEST] for configuration in configurations if LONGEST in configuration), None)
+
+
 def is_shrunk(plans: Mapping[str, Any] | None) -> bool:
     """Whether a plan of ``own_plan`` shrinks 2D images whole, without cropping them."""
-    configurations = (plans or {}).get("configurations", {})
-    return any(LONGEST in configuration for configuration in configurations.values())
+    return longest_side(plans) is not None
 
 
 def own_plan(
