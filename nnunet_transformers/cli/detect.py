@@ -69,6 +69,7 @@ def predict_boxes(
 ) -> None:
     """Write each image's boxes, in pixels; with a table print the mean average precision.
 
+    The pixels are those of the prepared image, of an image of the table those of the original; the file has its size.
     Images that the detector was trained on are left out of the scores.
     """
     from rich.progress import track
@@ -103,6 +104,7 @@ def predict_boxes(
     write_text(_as_csv(found, sizes, checkpoint.classes), output)
     echo(f"written: {output}, {sum(len(b.scores) for b in found.values())} boxes on {len(found)} images")
     if table is None:
+        echo("note: these are pixels of the prepared images, whose size is in image_width and image_height")
         return
     for note in notes:
         echo(f"note: {note}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ..classification.checkpoint import StatesImages, restore_settings
 from ..classification.classifier import BackboneDescription
 from ..classification.crops import ImageCrops
+from ..pretraining.data.index import PreparedIndex
 from ..weights.described import build_filled
 from ..weights.sealed import SealedCheckpoint, package_versions
 from .detector import Detector
@@ -70,6 +72,22 @@ class DetectorCheckpoint(StatesImages, SealedCheckpoint):
     @classmethod
     def _restore(cls, description: dict[str, Any]) -> dict[str, Any]:
         return restore_settings(description)
+
+    def check_images(self, index: PreparedIndex, folder: Path) -> None:
+        """Check that images were prepared like the training images.
+
+        Args:
+            index: index of the prepared images.
+            folder: their folder, for the message.
+
+        Raises:
+            ValueError: as ``StatesImages``, and if an image is a volume.
+        """
+        super().check_images(index, folder)
+        if volume := next((case for case in index.cases if case.shape[1] != 1), None):
+            raise ValueError(
+                f"{volume.name} in {folder} is a volume of {volume.shape[1]} slices; boxes are of 2D images"
+            )
 
     def build_network(self) -> Detector:
         """Build the network and load its weights.

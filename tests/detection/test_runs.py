@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 import sys
@@ -15,7 +16,9 @@ from nnunet_transformers.architectures import create_network
 from nnunet_transformers.detection.boxes import read_boxes
 from nnunet_transformers.detection.checkpoint import DetectorCheckpoint
 from nnunet_transformers.detection.fit import fit, list_recipes
+from nnunet_transformers.pretraining.data import PreparedImages
 from nnunet_transformers.weights import EncoderCheckpoint, TimmCheckpoint, create_timm, encoder_weights
+from tests.classification.shapes import write_shapes
 from tests.detection.drawn import write_nodules
 
 
@@ -81,6 +84,7 @@ def test_learns_and_predicts(data, encoder, tmp_path, monkeypatch, capsys):
     words = ["predict", file, folder, "-o", found, "--confidence", 0.3]
     code, captured = command(monkeypatch, capsys, *words)
     assert code == 0, captured.err
+    assert "note: these are pixels of the prepared images" in captured.out
     with open(found) as text:
         rows = list(csv.DictReader(text))
     assert {row["image"] for row in rows} == {f"case_{n}" for n in range(32)}
@@ -108,6 +112,17 @@ def test_scores(data, encoder, tmp_path, monkeypatch, capsys):
     assert found["images"] == 8
     assert set(found["scores"]) == {"mAP", "AP at IoU 0.5"}
     assert 0 <= found["scores"]["mAP"] <= 1
+
+
+def test_volumes_are_refused(data, encoder, tmp_path, monkeypatch, capsys):
+    fit("mgca", *data, encoder, arguments(tmp_path / "run"))
+    volumes, _ = write_shapes(tmp_path / "volumes", 2, normalization="rescale_to_0_1")
+    words = ["predict", tmp_path / "run" / "detector.pth", volumes, "-o", tmp_path / "b.csv"]
+    detector = DetectorCheckpoint.load(words[1])
+    dataclasses.replace(detector, plans=PreparedImages(volumes).index.plans).save(words[1])
+    code, captured = command(monkeypatch, capsys, *words)
+    assert code == 1
+    assert re.search("case_0 in .*prepared is a volume of 16 slices; boxes are of 2D images", captured.err)
 
 
 def test_registered_network_and_like(data, tmp_path, monkeypatch):
