@@ -74,7 +74,7 @@ class LabelledImages:
         """
         if self.multi_label:
             return np.array([[PRESENCE[v] for v in value] for value in self.values], dtype=np.float32)
-        wanted = [_plain(c) for c in classes]  # earlier classifiers have classes such as 1.0
+        wanted = [plain(c) for c in classes]  # earlier classifiers have classes such as 1.0
         strange = sorted(set(self.labels) - set(wanted))
         if strange:
             raise ValueError(f"label {strange[0]!r} is none of the classes {', '.join(classes)}")
@@ -189,7 +189,7 @@ def read_uncertain(choice: str | None, columns: Sequence[str]) -> dict[str, str]
         raise FileNotFoundError(f"--uncertain must be {', '.join(CHOICES)} or a JSON file, there is no {choice}")
     content = read_json(choice, "a JSON file of columns and " + ", ".join(CHOICES))
     for column in columns:
-        if content.get(column) not in CHOICES:
+        if content.get(column) not in [*CHOICES]:  # whatever JSON holds, also what has no hash
             raise ValueError(f"{choice} must state {', '.join(CHOICES)} for column {column}, not {content.get(column)}")
     return {column: content[column] for column in columns}
 
@@ -224,11 +224,11 @@ def _checked_rows(
 
 
 def _label(text: str, uncertain: str | None) -> str:
-    text = _plain(text)
+    text = plain(text)
     return CHOICES[uncertain] if text == UNCERTAIN and uncertain is not None else text
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Return 1 for 1.0; other labels as they are."""
     whole = WHOLE.fullmatch(text)
     return whole[1] if whole else text

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._reading import RefusedError, read_json, reading
-from ..classification.labels import SPLITS, LabelledImages, read_rows
+from ..classification.labels import SPLITS, LabelledImages, plain, read_rows
 from ..pretraining.data.names import known_name, split_named
 
 BOX = ("x", "y", "width", "height")
@@ -55,10 +55,11 @@ class BoxedImages:
         Raises:
             ValueError: if a class is not among ``classes``.
         """
-        if strange := sorted(set(self.classes()) - set(classes)):
+        wanted = [plain(c) for c in classes]  # earlier detectors have classes such as 1.0
+        if strange := sorted(set(self.classes()) - set(wanted)):
             raise ValueError(f"label {strange[0]!r} is none of the classes {', '.join(classes)}")
         return [
-            np.column_stack([np.array([classes.index(label) for label in labels]), boxes]).astype(np.float32)
+            np.column_stack([np.array([wanted.index(label) for label in labels]), boxes]).astype(np.float32)
             for labels, boxes in zip(self.labels, self.boxes, strict=True)
         ]
 
@@ -96,7 +97,7 @@ def read_boxes(table: Path, known: Collection[str], files: Mapping[str, str | No
     A CSV file has a row for each box, with the columns ``image``, ``x`` and ``y`` of the top left corner, ``width``,
     ``height``, ``image_width`` and ``image_height``, all in pixels of the original image, and optionally ``label`` and
     ``split``. An image without a box has one row with an empty ``x``. COCO's images may have an entry ``split``. Boxes
-    are clipped to the image.
+    are clipped to the image. Labels such as 1.0 are read as 1.
 
     Args:
         table: the file. It names an image as the prepared folder does, or by its file.
@@ -109,6 +110,11 @@ def read_boxes(table: Path, known: Collection[str], files: Mapping[str, str | No
             prepared.
     """
     rows = list(_coco_rows(table) if table.suffix.lower() == ".json" else _csv_rows(table))
+    labelled = {bool(row.get("label")): where for where, row in reversed(rows) if row["x"] != ""}
+    if len(labelled) > 1:
+        raise ValueError(
+            f"{table}, {labelled[False]} has a box without a label, others have one; complete the labels, or remove all"
+        )
     images: dict[str, _Image] = {}
     for where, row in rows:
         _add(images, row, f"{table}, {where}")
@@ -165,7 +171,7 @@ def _coco_rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 {
                     "image": str(image["file_name"]),
                     **dict(zip(SIZE, (image["width"], image["height"]), strict=True)),
-                    "split": str(image.get("split", "")),
+                    "split": str(image.get("split") or ""),
                 },
             )
             for image in content["images"]
@@ -176,6 +182,12 @@ def _coco_rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         by_id = {image["id"]: row for image, (_, row) in zip(content["images"], rows, strict=True)}
         boxes: dict[Any, list[dict[str, Any]]] = {}
         for number, annotation in enumerate(content["annotations"]):
+            if len(annotation["bbox"]) != len(BOX):
+                raise RefusedError(f"{table}: annotation {number} has the bbox {annotation['bbox']}, not x, y, w, h")
+            if annotation["category_id"] not in names:
+                raise RefusedError(
+                    f"{table}: annotations are of category {annotation['category_id']}, which is not in categories"
+                )
             box = dict(zip(BOX, annotation["bbox"], strict=True))
             label = names[annotation["category_id"]]
             boxes.setdefault(annotation["image_id"], []).append({**box, "label": label, "number": number})
@@ -205,7 +217,7 @@ def _add(images: dict[str, _Image], row: Mapping[str, Any], where: str) -> None:
     if (image.size, image.split) != (size, split):
         raise ValueError(f"{where} has another size or split of {row['image']} than an earlier row")
     image.rows += 1
-    is_empty = row["x"] in ("", None)
+    is_empty = row["x"] == ""
     if image.rows > 1 and (is_empty or not image.boxes):
         raise ValueError(f"{where} says that {row['image']} has no box, and another row that it has one, or the same")
     if is_empty:
@@ -215,7 +227,7 @@ def _add(images: dict[str, _Image], row: Mapping[str, Any], where: str) -> None:
     if not (corners[2] > corners[0] and corners[3] > corners[1]):
         raise ValueError(f"{where} has a box without an area inside of the image: {x:g}, {y:g}, {w:g}, {h:g}")
     image.boxes.append(corners.tolist())
-    image.labels.append(str(row.get("label") or ONLY))
+    image.labels.append(plain(str(row.get("label") or ONLY)))
 
 
 def _number(value: Any, column: str, where: str) -> float:

@@ -128,6 +128,9 @@ def test_uncertain_for_each_column(tmp_path):
     assert (alone.names, alone.classes()) == (["b"], ["1"])
     with pytest.raises(ValueError, match=r"uncertain.json must state zeros, ones, ignore for column mass, not None"):
         read_uncertain(str(choices), ["mass"])
+    choices.write_text('{"mass": ["ones"]}')
+    with pytest.raises(ValueError, match="must state zeros, ones, ignore for column mass, not"):
+        read_uncertain(str(choices), ["mass"])
     with pytest.raises(FileNotFoundError, match="--uncertain must be zeros, ones, ignore or a JSON file"):
         read_uncertain("twos", ["mass"])
 

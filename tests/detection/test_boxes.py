@@ -78,6 +78,7 @@ def test_coco_says_the_same(tmp_path):
         ("a.png,,,,,10,10,,\na.png,1,1,5,5,10,10,,\n", "another row that it has one"),
         ("a.png,1,1,5,5,10,10,,train\nb.png,,,,,10,10,,\n", "the split of some images only"),
         (",1,1,5,5,10,10,,\n", "line 2 has no image"),
+        ("a.png,1,1,5,5,10,10,mass,\nb.png,1,1,5,5,10,10,,\n", "line 3 has a box without a label, others have one"),
         ("z.png,1,1,5,5,10,10,,\n", "none of the 1 images in .*: the table's first is z.png, the folder's a"),
         ("a.png,1,1,5,5,10,10,,\nx/a.png,1,1,5,5,10,10,,\n", "names a by several names"),
     ],
@@ -85,6 +86,38 @@ def test_coco_says_the_same(tmp_path):
 def test_mistakes(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
         read_boxes(table(tmp_path, rows), KNOWN)
+
+
+def test_numbers_as_labels(tmp_path):
+    """Which a table of floats has, as soon as an image is without."""
+    found = read_boxes(table(tmp_path, "a.png,1,1,5,5,10,10,1.0,\nb.png,,,,,10,10,,\n"), KNOWN)
+    assert found.classes() == ["1"]
+    # also of detectors that were trained before
+    assert [found.targets(classes)[0][:, 0].tolist() for classes in (["1"], ["0.0", "1.0"])] == [[0], [1]]
+
+
+COCO = {
+    "images": [{"id": 1, "file_name": "a.png", "width": 9, "height": 9, "split": None}],
+    "categories": [{"id": 1, "name": "x"}],
+    "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2]}],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bbox": [None, 1, 2, 2]}, "column x must hold numbers, got None in .*annotation 0 of a.png"),
+        ({"bbox": []}, r"annotation 0 has the bbox \[\], not x, y, w, h"),
+        ({"category_id": 9}, "annotations are of category 9, which is not in categories"),
+    ],
+)
+def test_coco_mistakes(change, message, tmp_path):
+    file = tmp_path / "boxes.json"
+    file.write_text(json.dumps(COCO))
+    assert read_boxes(file, KNOWN).images.split is None
+    file.write_text(json.dumps({**COCO, "annotations": [{**COCO["annotations"][0], **change}]}))
+    with pytest.raises(ValueError, match=message):
+        read_boxes(file, KNOWN)
 
 
 def test_missing_column(tmp_path):
