@@ -63,8 +63,8 @@ def images_to_score(checkpoint: ClassifierCheckpoint, labelled: LabelledImages) 
 def unseen(checkpoint: StatesImages, labelled: LabelledImages) -> tuple[NDArray, list[str]]:
     """Select the table's test split, or all images without a split, but for those that the checkpoint has seen.
 
-    Images that it was trained on, or its best epoch was chosen by, are left out. If it has seen all, those of the
-    choice are taken.
+    Images that it was trained on, or its best epoch was chosen by, are left out; it knows them by their names. If it
+    has seen all, those of the choice are taken.
 
     Args:
         checkpoint: of a classifier or detector.
@@ -90,11 +90,17 @@ def unseen(checkpoint: StatesImages, labelled: LabelledImages) -> tuple[NDArray,
     new = chosen & ~trained & ~validated
     if new.any():
         if left_out := int(chosen.sum() - new.sum()):
-            notes.append(f"{left_out} images that the {noun} was trained on or chosen by are left out")
+            notes.append(
+                f"{left_out} images that the {noun} was trained on or chosen by are left out, by their names: rename "
+                "images that are others of the same name"
+            )
     elif (new := chosen & validated).any():
         notes.append(
             f"NO IMAGE IS NEW to the {noun}: scores of the images that its best epoch was chosen by are too good"
         )
     else:
-        raise ValueError(f"the {noun} was trained on all {int(chosen.sum())} images: their scores mean nothing")
+        raise ValueError(
+            f"the {noun} was trained on images of all {int(chosen.sum())} names, so that scores would mean nothing; if "
+            "these are others of the same names, rename them and prepare them again"
+        )
     return new, notes

@@ -105,7 +105,11 @@ class TestFit:
             given = list(csv.DictReader(text))
         seen = {split: [row for row in given if row["split"] == split] for split in ("train", "val", "test")}
         for splits, number, note in (
-            (("train", "val", "test"), 8, "24 images that the classifier was trained on or chosen by are left out"),
+            (
+                ("train", "val", "test"),
+                8,
+                "24 images that the classifier was trained on or chosen by are left out, by their names",
+            ),
             (("train", "val"), 8, "NO IMAGE IS NEW to the classifier"),
         ):
             rows = [f"{row['image']},{row['label']}" for split in splits for row in seen[split]]
@@ -120,7 +124,10 @@ class TestFit:
 
         (tmp_path / "trained.csv").write_text(f"image,label\n{seen['train'][0]['image']},{seen['train'][0]['label']}\n")
         for content, message in (
-            ((tmp_path / "trained.csv").read_text(), "was trained on all 1 images: their scores mean nothing"),
+            (
+                (tmp_path / "trained.csv").read_text(),
+                "was trained on images of all 1 names, so that scores would mean nothing; if these are others",
+            ),
             ("image,label\ncase_0,cone\n", "label 'cone' is none of the classes ball, cube"),
             ("image,label,split\ncase_0,cube,train\n", "has test for no prepared image"),
         ):
