@@ -109,8 +109,11 @@ def predict_boxes(
     for note in notes:
         echo(f"note: {note}")
     scored = [name for name, c in zip(table.images.names, chosen, strict=True) if c]
-    wanted = [target for target, c in zip(targets, chosen, strict=True) if c]
-    values = mean_average_precision([found[name] for name in scored], wanted, checkpoint.classes)
+    wanted, crowds = (
+        [target for target, c in zip(boxes_of, chosen, strict=True) if c]
+        for boxes_of in (targets, table.targets(checkpoint.classes, crowds=True))
+    )
+    values = mean_average_precision([found[name] for name in scored], wanted, checkpoint.classes, crowds=crowds)
     text = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
     echo(printable(f"{len(scored)} images of {boxes}: {text}"))
     if scores is not None:

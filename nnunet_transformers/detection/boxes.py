@@ -27,15 +27,17 @@ class BoxedImages:
     """Boxes of prepared images.
 
     Attributes:
-        images: names and splits; the label of an image says whether it has a box, 1 or 0.
+        images: names and splits; the label of an image says whether it has a box that is no crowd, 1 or 0.
         boxes: of each image, (boxes, 4): left, top, right, bottom, as fractions of the image's width and height.
         labels: class of each of these boxes.
+        crowds: whether each of these boxes is around a group of objects, COCO's ``iscrowd``.
         sizes: width and height of each image in pixels, as the table states them.
     """
 
     images: LabelledImages
     boxes: list[NDArray]
     labels: list[list[str]]
+    crowds: list[NDArray]
     sizes: list[tuple[int, int]]
 
     def classes(self) -> list[str]:
@@ -46,8 +48,12 @@ class BoxedImages:
         """Whether each image has no box and whether it has one, (images, 2), 0 or 1."""
         return self.images.targets(("0", "1"))
 
-    def targets(self, classes: Sequence[str]) -> list[NDArray]:
+    def targets(self, classes: Sequence[str], crowds: bool = False) -> list[NDArray]:
         """Encode the boxes as targets.
+
+        Args:
+            classes: names of the classes.
+            crowds: those of groups of objects, instead of those of single objects.
 
         Returns:
             of each image (boxes, 5), float32: number of the class, then the box.
@@ -59,8 +65,10 @@ class BoxedImages:
         if strange := sorted(set(self.classes()) - set(wanted)):
             raise ValueError(f"label {strange[0]!r} is none of the classes {', '.join(classes)}")
         return [
-            np.column_stack([np.array([wanted.index(label) for label in labels]), boxes]).astype(np.float32)
-            for labels, boxes in zip(self.labels, self.boxes, strict=True)
+            np.column_stack([np.array([wanted.index(label) for label in labels]), boxes]).astype(np.float32)[
+                crowd == crowds
+            ]
+            for labels, boxes, crowd in zip(self.labels, self.boxes, self.crowds, strict=True)
         ]
 
     def check_shapes(self, shapes: Mapping[str, Sequence[int]], is_shrunk: bool) -> None:
@@ -96,8 +104,8 @@ def read_boxes(table: Path, known: Collection[str], files: Mapping[str, str | No
 
     A CSV file has a row for each box, with the columns ``image``, ``x`` and ``y`` of the top left corner, ``width``,
     ``height``, ``image_width`` and ``image_height``, all in pixels of the original image, and optionally ``label`` and
-    ``split``. An image without a box has one row with an empty ``x``. COCO's images may have an entry ``split``. Boxes
-    are clipped to the image. Labels such as 1.0 are read as 1.
+    ``split``. An image without a box has one row with an empty ``x``. COCO's images may have an entry ``split``, its
+    boxes ``iscrowd``. Boxes are clipped to the image. Labels such as 1.0 are read as 1.
 
     Args:
         table: the file. It names an image as the prepared folder does, or by its file.
@@ -135,11 +143,17 @@ def read_boxes(table: Path, known: Collection[str], files: Mapping[str, str | No
     split = np.array([image.split for image in found.values()]) if any(i.split for i in images.values()) else None
     if split is not None and (split == "").any():
         raise ValueError(f"{table} states the split of some images only; complete or remove it")
-    presence: list[tuple[str, ...]] = [("1" if image.boxes else "0",) for image in found.values()]
+    if all(all(image.crowds) for image in images.values()) and any(image.boxes for image in images.values()):
+        raise ValueError(
+            f"all boxes of {table} have iscrowd, COCO's mark of groups of objects, which are neither trained on nor "
+            "counted: set it to 0 where it is one object"
+        )
+    presence: list[tuple[str, ...]] = [("0" if all(image.crowds) else "1",) for image in found.values()]
     return BoxedImages(
         LabelledImages(list(found), presence, ("box",), split, unknown),
         [np.array(image.boxes, float).reshape(-1, 4) for image in found.values()],
         [image.labels for image in found.values()],
+        [np.array(image.crowds, bool) for image in found.values()],
         [image.size for image in found.values()],
     )
 
@@ -150,6 +164,7 @@ class _Image:
     split: str
     boxes: list[list[float]]
     labels: list[str]
+    crowds: list[bool]
     rows: int = 0
 
 
@@ -190,7 +205,8 @@ def _coco_rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 )
             box = dict(zip(BOX, annotation["bbox"], strict=True))
             label = names[annotation["category_id"]]
-            boxes.setdefault(annotation["image_id"], []).append({**box, "label": label, "number": number})
+            box |= {"label": label, "number": number, "crowd": bool(annotation.get("iscrowd"))}
+            boxes.setdefault(annotation["image_id"], []).append(box)
         if strange := boxes.keys() - by_id.keys():
             raise ValueError(f"annotations are of image {sorted(map(str, strange))[0]}, which is not in images")
     for key, row in by_id.items():
@@ -213,7 +229,7 @@ def _add(images: dict[str, _Image], row: Mapping[str, Any], where: str) -> None:
     if split and split not in SPLITS:
         raise ValueError(f"split must be {', '.join(SPLITS)}, got {split!r} in {where}")
     size = int(width), int(height)
-    image = images.setdefault(row["image"], _Image(size, split, [], []))
+    image = images.setdefault(row["image"], _Image(size, split, [], [], []))
     if (image.size, image.split) != (size, split):
         raise ValueError(f"{where} has another size or split of {row['image']} than an earlier row")
     image.rows += 1
@@ -227,6 +243,7 @@ def _add(images: dict[str, _Image], row: Mapping[str, Any], where: str) -> None:
     if not (corners[2] > corners[0] and corners[3] > corners[1]):
         raise ValueError(f"{where} has a box without an area inside of the image: {x:g}, {y:g}, {w:g}, {h:g}")
     image.boxes.append(corners.tolist())
+    image.crowds.append(row.get("crowd") is True)
     image.labels.append(plain(str(row.get("label") or ONLY)))
 
 

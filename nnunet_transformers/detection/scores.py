@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -20,6 +21,7 @@ def mean_average_precision(
     targets: Sequence[NDArray],
     classes: Sequence[str],
     iou_thresholds: Sequence[float] = IOU_THRESHOLDS,
+    crowds: Sequence[NDArray] | None = None,
 ) -> dict[str, float]:
     """Compute COCO's mean average precision over IoU thresholds; an image without objects counts as well.
 
@@ -28,6 +30,7 @@ def mean_average_precision(
         targets: of each image (boxes, 5): number of the class, then the box.
         classes: names of the classes.
         iou_thresholds: a box is right if its IoU with an object is at least that.
+        crowds: as ``targets``, boxes around groups of objects, which need not be found, and in which nothing is wrong.
 
     Returns:
         ``mAP``, the mean over thresholds and classes; ``AP at IoU 0.5``, where that is a threshold; with several
@@ -44,10 +47,15 @@ def mean_average_precision(
         raise ModuleNotFoundError(
             "mAP needs torchmetrics and pycocotools: pip install 'nnunet-transformers[detection]'"
         ) from error
-    wanted = [torch.from_numpy(target) for target in targets]
+    groups = [target[:0] for target in targets] if crowds is None else crowds
+    wanted = [torch.from_numpy(np.concatenate(pair)) for pair in zip(targets, groups, strict=True)]
+    is_crowd = [torch.arange(len(w)) >= len(target) for w, target in zip(wanted, targets, strict=True)]
     metric.update(
         [{"boxes": b.boxes * PIXELS, "scores": b.scores, "labels": b.labels} for b in found],
-        [{"boxes": t[:, 1:] * PIXELS, "labels": t[:, 0].long()} for t in wanted],
+        [
+            {"boxes": t[:, 1:] * PIXELS, "labels": t[:, 0].long(), "iscrowd": crowd.long()}
+            for t, crowd in zip(wanted, is_crowd, strict=True)
+        ],
     )
     results = metric.compute()
     scores = {"mAP": float(results["map"])}

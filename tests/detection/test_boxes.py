@@ -6,8 +6,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from nnunet_transformers.detection.boxes import read_boxes
+from nnunet_transformers.detection.scores import mean_average_precision
+from nnunet_transformers.detection.yolo import Boxes
 
 HEADER = "image,x,y,width,height,image_width,image_height,label,split\n"
 KNOWN = {"a", "b", "c"}
@@ -117,6 +120,25 @@ def test_coco_mistakes(change, message, tmp_path):
     assert read_boxes(file, KNOWN).images.split is None
     file.write_text(json.dumps({**COCO, "annotations": [{**COCO["annotations"][0], **change}]}))
     with pytest.raises(ValueError, match=message):
+        read_boxes(file, KNOWN)
+
+
+def test_crowds(tmp_path):
+    """Groups of objects are no objects, and what is found in them is neither right nor wrong."""
+    pytest.importorskip("pycocotools")
+    file, crowd = tmp_path / "boxes.json", {"image_id": 1, "category_id": 1, "bbox": [3, 3, 6, 6], "iscrowd": 1}
+    file.write_text(json.dumps({**COCO, "annotations": [crowd, *COCO["annotations"]]}))
+    found = read_boxes(file, KNOWN)
+    assert found.presence().tolist() == [[0, 1]]
+    objects, crowds = found.targets(["x"]), found.targets(["x"], crowds=True)
+    np.testing.assert_allclose([objects[0][0, 1:], crowds[0][0, 1:]], np.array([[1, 1, 3, 3], [3, 3, 9, 9]]) / 9)
+    # the surest box is in the group
+    boxes = torch.tensor([[4 / 9, 4 / 9, 6 / 9, 6 / 9], *objects[0][:, 1:].tolist()])
+    predicted = [Boxes(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 0]))]
+    assert mean_average_precision(predicted, objects, ["x"], crowds=crowds)["mAP"] == pytest.approx(1)
+    assert mean_average_precision(predicted, objects, ["x"])["mAP"] == pytest.approx(0.5)
+    file.write_text(json.dumps({**COCO, "annotations": [crowd]}))
+    with pytest.raises(ValueError, match=r"all boxes of .* have iscrowd, COCO's mark of groups .* set it to 0"):
         read_boxes(file, KNOWN)
 
 
