@@ -79,6 +79,23 @@ class EncoderTraining(LightningModule):
         )
         return self.description.build()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["classes"] = list(self.trainer.datamodule.classes)  # type: ignore[attr-defined]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that a resumed run has the classes of before, in their order: outputs are known by their number.
+
+        Raises:
+            ValueError: if it has others.
+        """
+        found: list[str] = list(self.trainer.datamodule.classes)  # type: ignore[attr-defined]
+        before = checkpoint.get("classes", found)  # states of earlier versions do not name them
+        if found != before:
+            raise ValueError(
+                f"the run was started with the classes {', '.join(before)}, the table has {', '.join(found)} now: "
+                "resume it with the classes of before, or start a run with another --output"
+            )
+
     def check_finite(self, loss: Tensor) -> None:
         """Raise RuntimeError if a training loss is not finite."""
         if not loss.isfinite():

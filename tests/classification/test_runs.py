@@ -174,6 +174,15 @@ class TestFit:
         assert whole.scores == resumed.scores
         assert all(torch.equal(whole.weights[name], value) for name, value in resumed.weights.items())
 
+    def test_resumed_with_other_classes(self, data, tmp_path):
+        folder, table = data
+        more = [*arguments(tmp_path / "run", **{"trainer.max_epochs": 1}), *random_weights()]
+        fit("default", folder, table, arguments=more)
+        for labels, found in ((("ball", "round"), "cube, round"), (("cube", "tube"), "ball, tube")):
+            (tmp_path / "other.csv").write_text(table.read_text().replace(*labels))
+            with pytest.raises(ValueError, match=f"with the classes ball, cube, the table has {found} now"):
+                fit("default", folder, tmp_path / "other.csv", arguments=[*more, "--ckpt_path=last"])
+
     def test_frozen(self, data, encoder, tmp_path):
         folder, table = data
         more = arguments(tmp_path, **{"model.init_args.frozen": "true", "trainer.max_epochs": 2})
