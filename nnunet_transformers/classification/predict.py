@@ -71,7 +71,7 @@ def unseen(checkpoint: StatesImages, labelled: LabelledImages) -> tuple[NDArray,
         labelled: the table.
 
     Returns:
-        whether each image is selected, and notes on what was left out.
+        whether each image is selected, and notes on what was left out, images that are not in the folder among them.
 
     Raises:
         ValueError: if the test split is empty, or the checkpoint was trained on all images.
@@ -81,6 +81,8 @@ def unseen(checkpoint: StatesImages, labelled: LabelledImages) -> tuple[NDArray,
     if not chosen.any():
         raise ValueError("column split has test for no prepared image; remove the column to evaluate on all images")
     notes = []
+    if labelled.unknown:
+        notes.append(f"{len(labelled.unknown)} images of the table are not in the folder, first {labelled.unknown[0]}")
     if not checkpoint.trained_on:
         notes.append(f"the {noun} does not state its training images: leave them out of the table yourself")
     trained, validated = (

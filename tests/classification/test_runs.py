@@ -113,11 +113,12 @@ class TestFit:
             (("train", "val"), 8, "NO IMAGE IS NEW to the classifier"),
         ):
             rows = [f"{row['image']},{row['label']}" for split in splits for row in seen[split]]
-            (tmp_path / "all.csv").write_text("\n".join(["image,label", *rows]))
+            (tmp_path / "all.csv").write_text("\n".join(["image,label", *rows, "nobody.nii.gz,cube"]))
             words = ["predict", file, folder, "-o", predictions, "--labels", tmp_path / "all.csv", "--scores", scores]
             code, captured = command(monkeypatch, capsys, *words)
             assert code == 0, captured.err
             assert note in captured.out
+            assert "1 images of the table are not in the folder, first nobody.nii.gz" in captured.out
             assert json.loads(scores.read_text())["images"] == number
         unseen = {row["image"] for split in ("train", "val") for row in seen[split]}
         assert not any(name in file.read_bytes().decode("latin-1") for name in unseen)
