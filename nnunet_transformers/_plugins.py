@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -175,4 +176,8 @@ def stock_names() -> set[str]:
 
 def class_names(files: Iterable[Path]) -> set[str]:
     """Names of the classes in Python files, which are not imported for it."""
-    return {name for file in files for name in CLASS.findall(file.read_text(encoding="utf-8", errors="replace"))}
+    names: set[str] = set()
+    for file in files:
+        with suppress(OSError):  # of an editor's links to nowhere, which lock a file, Python imports nothing either
+            names.update(CLASS.findall(file.read_text(encoding="utf-8", errors="replace")))
+    return names

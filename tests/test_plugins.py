@@ -284,6 +284,20 @@ def test_classes_of_the_users_that_are_hidden(monkeypatch, tmp_path):
     package = Path(discovery.__file__).parent
     (tmp_path / "linked").symlink_to(package)
     (tmp_path / "mine.py").write_text("class Mine: pass")
+    # an editor's lock on a file is a link to nowhere
+    (tmp_path / ".#mine.py").symlink_to("me@here.1")
     for place in (package.parent, package / "trainers", tmp_path / "linked", tmp_path):
         monkeypatch.setenv("nnUNet_extTrainer", str(place))
         assert [*check_hidden_classes()] == []
+
+
+def test_classes_of_the_users_that_a_package_hides(site, monkeypatch, tmp_path):
+    install(site, "mine", TestPlannersAndTrainers.ENTRIES, mine=CLASSES)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "other.py").write_text("class nnUNetTrainerMine: pass\n")
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "own"))
+    assert recursive_find_trainer_class_by_name("nnUNetTrainerMine").__module__ == "mine"
+    (finding,) = check_hidden_classes()
+    assert "has nnUNetTrainerMine, and -tr finds the installed package mine's of that name" in finding.text
+    monkeypatch.setenv("nnUNet_extTrainer", str(site))  # the package itself
+    assert [*check_hidden_classes()] == []

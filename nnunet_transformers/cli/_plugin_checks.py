@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import distribution
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -21,6 +23,7 @@ CLASS_KINDS = {
     "planners": ("nnunetv2.experiment_planning.experiment_planners.default_experiment_planner", "ExperimentPlanner"),
     "trainers": ("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "nnUNetTrainer"),
 }
+THIS = "nnunet-transformers"
 RECIPE_COMMANDS = ("pretraining", "classification", "detection")
 
 
@@ -48,21 +51,40 @@ def _remedy(package: str) -> str:
 
 
 def check_hidden_classes() -> Iterator[Finding]:
-    """Name the planners and trainers of the user's that have a name of this package's, which is found before them."""
+    """Name the planners and trainers of the user's that have a name of this package's or of an installed package's.
+
+    nnU-Net finds that package's instead: this package's before all others, an installed package's before those of
+    ``nnUNet_extTrainer``.
+    """
     if discovery.is_switched_off():
         return
-    places = {"nnU-Net's folder": (_plugins.stock_names(), "-tr and -pl find")}
+    declared = _plugins.declared("trainers")
+    owners = {name: declaration.package for name, declaration in declared.items()}
+    owners.update(dict.fromkeys(discovery.CLASSES, THIS))
+    places = {"nnU-Net's folder": (_plugins.stock_names() & set(discovery.CLASSES), "-tr and -pl find")}
+    # checkouts of this package and of those that are installed may be among the folders
+    own = [Path(discovery.__file__).resolve().parent, *(place for d in declared.values() for place in _places(d))]
     for entry in filter(None, os.environ.get("nnUNet_extTrainer", "").split(os.pathsep)):
-        own = Path(discovery.__file__).resolve().parent  # a checkout of this package may be among them
-        files = (path for path in Path(entry).rglob("*.py") if not path.resolve().is_relative_to(own))
-        places[entry] = _plugins.class_names(files), "-tr finds"
+        files = [(path, path.resolve()) for path in Path(entry).rglob("*.py")]
+        others = (path for path, real in files if not any(real.is_relative_to(folder) for folder in own))
+        places[entry] = _plugins.class_names(others) & set(owners), "-tr finds"
     for place, (names, finds) in places.items():
-        if hidden := sorted(names & set(discovery.CLASSES)):
+        for owner in sorted({owners[name] for name in names}):
+            hidden = ", ".join(sorted(name for name in names if owners[name] == owner))
+            of_owner = "this package's" if owner == THIS else f"the installed package {owner}'s"
             yield Finding(
                 WARNING,
-                f"{place} has {', '.join(hidden)}, and {finds} this package's of that name",
+                f"{place} has {hidden}, and {finds} {of_owner} of that name",
                 f"rename yours, or set {discovery.SWITCH}=0 to use it",
             )
+
+
+def _places(declaration: Declaration) -> list[Path]:
+    """Folders, or file, of the package that a declaration leads into; none if it cannot be found."""
+    with suppress(*_plugins.LOAD_ERRORS):
+        if spec := find_spec(declaration.path.partition(".")[0]):
+            return [Path(place).resolve() for place in spec.submodule_search_locations or [spec.origin or ""] if place]
+    return []
 
 
 def _problem_of(declaration: Declaration) -> str | None:
@@ -103,13 +125,13 @@ def _owner(declaration: Declaration) -> str | None:
         return None
     if declaration.kind in CLASS_KINDS:
         if declaration.name in discovery.CLASSES:
-            return "nnunet-transformers"
+            return THIS
         if declaration.name in _plugins.stock_names():
             return "nnU-Net"
     if declaration.kind == "networks":
         from ..architectures import get_network
 
         if get_network(declaration.name).network_class.__module__.startswith("nnunet_transformers."):
-            return "nnunet-transformers"
+            return THIS
     first = _plugins.declared(declaration.kind)[declaration.name]
     return None if first == declaration else first.package
