@@ -121,7 +121,8 @@ def check_folders() -> Iterator[Finding]:
             yield Finding(PROBLEM, f"{variable} is not set", f"export {variable}=/path/to/folder")
         elif not Path(value).is_dir():
             # a folder at the root is a variable that was put together from an empty one
-            is_plausible = Path(value).absolute().parent.is_dir() and len(Path(value).absolute().parts) > 2
+            place = Path(value).absolute()
+            is_plausible = place.parent.is_dir() and len(place.parts) > 2 and not os.path.lexists(place)
             remedy = f"mkdir {quote(value)}" if is_plausible else f"export {variable}=/path/to/folder, one that exists"
             yield Finding(PROBLEM, f"{variable} is {value}, which is not a folder", remedy)
         elif variable != "nnUNet_raw" and not os.access(value, os.W_OK):

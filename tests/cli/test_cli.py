@@ -173,6 +173,14 @@ class TestDoctor:
         assert f"mkdir {nnunet_folders / 'nowhere'}" in result.output
         assert "switched off by NNUNET_TRANSFORMERS_HOOK=off" in result.output
 
+    def test_file_in_place_of_a_folder(self, nnunet_folders, monkeypatch):
+        (nnunet_folders / "file").touch()
+        (nnunet_folders / "link").symlink_to("nowhere")
+        for name in ("file", "link"):
+            monkeypatch.setenv("nnUNet_results", str(nnunet_folders / name))
+            (finding,) = (f for f in doctor.check_folders() if f.state == doctor.PROBLEM)
+            assert "mkdir" not in finding.remedy
+
     def test_folder_at_the_root(self, nnunet_folders, monkeypatch):
         """As of "$BASE/results" without BASE; nobody should make it there."""
         monkeypatch.setenv("nnUNet_results", "/results-of-nobody")
