@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -36,6 +37,19 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise Interrupted(str(error)) from error
+        except UsageError as error:
+            if error.ctx is None:  # of an option without its value
+                error.ctx = _context(ctx, sys.argv[1:])
+            raise
+
+
+def _context(context: Any, words: Sequence[str]) -> Any:
+    """The context of the command that these words name."""
+    for word in words:
+        if (command := getattr(context.command, "commands", {}).get(word)) is None:
+            break
+        context = type(context)(command, parent=context, info_name=word)
+    return context
 
 
 def usage_line(error: Any) -> str:
