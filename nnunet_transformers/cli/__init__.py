@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 import warnings
+from io import TextIOWrapper
 from typing import Annotated, NoReturn
 
 import typer
@@ -97,6 +98,8 @@ def main() -> None:
     code 130. Any other error is a bug of this package: it shows its traceback and where to report it, with exit code
     70.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # of an encoding that may lack a character of a name; as stderr does
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not sys.warnoptions:
         # what other libraries say of their own future is not about the user's data
         for category in ON_THEIR_FUTURE:

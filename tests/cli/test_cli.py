@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -243,6 +244,16 @@ class TestErrors:
     def test_mistakes_are_one_line(self, monkeypatch, capsys):
         for error in (ValueError("wrong"), FileNotFoundError("wrong"), RuntimeError("wrong")):
             assert self.run(monkeypatch, capsys, error) == (1, "error: wrong\n")
+
+    def test_names_that_the_terminal_cannot_show(self, monkeypatch):
+        """They are escaped; the command goes on."""
+        shown = BytesIO()
+        monkeypatch.setattr(sys, "stdout", TextIOWrapper(shown, encoding="ascii"))
+        monkeypatch.setattr(cli, "app", lambda **_: print("wei\xdf \udcff"))
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        sys.stdout.flush()
+        assert (stop.value.code, shown.getvalue()) == (0, b"wei\\xdf \\udcff\n")
 
     def test_bugs_ask_for_a_report(self, monkeypatch, capsys):
         code, text = self.run(monkeypatch, capsys, TypeError("not your mistake"))
