@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import keyword
 import re
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,6 +57,9 @@ def check_name(name: str) -> None:
         raise ValueError(f"{name} would have the class {class_name(name)}, which its files use; choose another name")
     if find_spec(name) is not None:
         raise ValueError(f"there is a Python module {name}, which the package would hide; choose another name")
+    with suppress(PackageNotFoundError):
+        taken = distribution(name).metadata["Name"]
+        raise ValueError(f"there is an installed package {taken}, which pip would replace; choose another name")
     from ..architectures import list_networks  # PyTorch takes seconds
 
     if name in list_networks():

@@ -85,6 +85,7 @@ def test_planner_of_3d(installed):
         ("lambda", "cannot be a network's name"),
         ("../net", "cannot be a network's name"),
         ("torch", "there is a Python module torch"),
+        ("pillow", "there is an installed package pillow, which pip would replace"),
         ("setr_pup", "would have the planner nnUNetPlannerSETRPUP"),
         ("adam", "would have the trainer nnUNetTrainerAdam"),
         ("qt_unet_tiny", "there is a network qt_unet_tiny"),
