@@ -81,6 +81,11 @@ def hub_errors(address: Address) -> Iterator[None]:
         if error.errno is not None and not isinstance(error, (ConnectionError, TimeoutError)):
             raise OSError(f"could not write to the cache {constants.HF_HUB_CACHE}: {first_line(error)}") from error
         raise UnreachableError(f"{client().endpoint} cannot be reached ({first_line(error)})") from error
+    except UnicodeEncodeError as error:
+        # of the header that holds the token: all else is quoted
+        raise PermissionError(
+            f"the token for {place} holds {error.object[error.start]!r}, which none has: {TOKEN}"
+        ) from error
     except ValueError as error:
         raise ValueError(" ".join(str(error).split())) from error
     except Exception as error:

@@ -158,6 +158,13 @@ class TestRefusals:
         message = self.message(PermissionError, "hf://o/n")
         assert message.startswith(f"o/n is gated: ask for access on {hub.endpoint}/o/n, then log in")
 
+    def test_token_with_a_character_that_none_has(self, hub, monkeypatch):
+        """Such as the dash that a text editor has made of a hyphen."""
+        hub.add("o/n", FILES)
+        monkeypatch.setenv("HF_TOKEN", "hf_a\N{EN DASH}b")
+        message = self.message(PermissionError, "hf://o/n")
+        assert message.startswith(f"the token for o/n on {hub.endpoint} holds '\N{EN DASH}', which none has: log in")
+
     @pytest.mark.parametrize("status", [401, 403])
     def test_status(self, hub, status):
         hub.status = status
