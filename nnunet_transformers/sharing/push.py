@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -99,8 +99,10 @@ def _commit(
     present = {sibling.rfilename for sibling in info.siblings or ()}
     if not (keep_card and CARD in present):
         additions.append(CommitOperationAdd(CARD, card.encode()))
-    # of an earlier package in this place
-    stale = [name for name in present if name.startswith(f"{address.path}/") and name not in files]
+    # of an earlier package in this place, or the .pth of an earlier checkpoint, which would be taken before this one
+    earlier = str(PurePosixPath(address.path).with_suffix(".pth")) if address.path in files else ""
+    is_earlier = [name for name in present if name.startswith(f"{address.path}/") or name == earlier]
+    stale = [name for name in is_earlier if name not in files]
     with hub_errors(address):
         commit = api.create_commit(
             repository,

@@ -92,6 +92,15 @@ class TestEncoder:
         # nothing has changed: no commit
         assert push(ENCODER, "o/n").address == first.address
 
+    def test_an_earlier_checkpoint_is_not_taken(self, hub, tmp_path, another):
+        """A file of .pth would be taken before the new one of .safetensors."""
+        push(ENCODER, "o/n")
+        newer = tmp_path / ENCODER.with_suffix(".safetensors").name
+        load(another).save(newer)
+        pushed = push(newer, "o/n")
+        assert pull("hf://o/n", tmp_path / "out").sha256 == pushed.sha256 == load(newer).sha256
+        assert set(hub.repositories["o/n"].files) == {".gitattributes", "README.md", newer.name}
+
     def test_edited_card(self, hub, another):
         push(ENCODER, "o/n")
         hub.add("o/n", {**hub.repositories["o/n"].files, "README.md": b"edited"})
