@@ -133,7 +133,7 @@ def find_models(dataset: str, names: Sequence[str], folds: Sequence[int]) -> tup
     Raises:
         ValueError: if nnUNet_results is not set, there is no such model, or one that was named lacks folds.
     """
-    if not nnUNet_results.is_set():
+    if not nnUNet_results.get():
         raise ValueError("nnUNet_results is not set; export it, and see `nnunet-transformers doctor`")
     root = Path(nnUNet_results) / dataset
     folders = [file.parent for file in sorted(root.glob("*__*__*/plans.json"))]

@@ -183,7 +183,7 @@ def _predict(
 
 
 def _model_folder(options: argparse.Namespace) -> str:
-    if not nnUNet_results.is_set():
+    if not nnUNet_results.get():
         raise ValueError("nnUNet_results is not set; export it, or give the model's folder with -m")
     folder: str = get_output_folder(dataset_name(options.d), options.tr, options.p, options.c)
     return folder

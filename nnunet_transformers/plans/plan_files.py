@@ -25,7 +25,7 @@ def dataset_folder(dataset: str) -> Path:
     Raises:
         ValueError: if there is no such dataset, or nnUNet_preprocessed is not set.
     """
-    if not nnUNet_preprocessed.is_set():
+    if not nnUNet_preprocessed.get():  # an empty one would be the working folder
         raise ValueError("nnUNet_preprocessed is not set; export it, and see `nnunet-transformers doctor`")
     return Path(nnUNet_preprocessed) / dataset_name(dataset)
 
@@ -54,7 +54,7 @@ def dataset_name(dataset: str) -> str:
 def _datasets() -> list[str]:
     """Names of the datasets in nnU-Net's folders."""
     variables = (nnUNet_raw, nnUNet_preprocessed, nnUNet_results)
-    places = [Path(variable) for variable in variables if variable.is_set()]
+    places = [Path(variable) for variable in variables if variable.get()]
     return sorted({folder.name for place in places for folder in place.glob("Dataset[0-9][0-9][0-9]_*")})
 
 
@@ -137,9 +137,13 @@ def check_new_plans(folder: Path, name: str, original: str, marker: str, force: 
     """
     if name == original:
         raise ValueError(f"-o {name} is the plan that it starts from, which stays as it is; choose another name")
-    # nnU-Net splits TRAINER__PLANS__CONFIGURATION at the double underscores
-    if "__" in name or Path(name).name != name or name.endswith(".json"):
-        raise ValueError(f"-o {name!r} cannot be a plan's name: no folder, no .json, no double underscore")
+    # nnU-Net splits TRAINER__PLANS__CONFIGURATION at the first double underscores
+    is_file = Path(name).name == name and name.isprintable() and not name.startswith(".")
+    if not name or not is_file or name.endswith((".json", "_")) or "__" in name:
+        raise ValueError(
+            f"-o {name!r} cannot be a plan's name: no folder, no .json, no double underscore, no "
+            "underscore at its end, no dot at its beginning"
+        )
     path = folder / f"{name}.json"
     if path.exists():
         if not force:

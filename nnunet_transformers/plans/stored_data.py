@@ -297,7 +297,7 @@ class StoredData:
 
     def _dataset_cases(self) -> set[str] | None:
         """Names of the dataset's cases, None where nnUNet_raw does not have them."""
-        folder = Path(nnUNet_raw) / self.folder.name if nnUNet_raw.is_set() else None
+        folder = Path(nnUNet_raw) / self.folder.name if nnUNet_raw.get() else None
         if folder is None or not (folder / "dataset.json").is_file():
             return None
         dataset_json = json.loads((folder / "dataset.json").read_text())

@@ -349,7 +349,7 @@ class TestMistakes:
         with pytest.raises(ValueError, match=f"no dataset '{dataset}'"):
             apply_preset(get_preset("btcv-tiny"), dataset)
 
-    @pytest.mark.parametrize("name", ["a__b", "../a", "a/b", "a.json", "nnUNetQTUNetTPlans"])
+    @pytest.mark.parametrize("name", ["a__b", "a_", "../a", "a/b", "..", "a\n", "a.json", "nnUNetQTUNetTPlans"])
     def test_name_that_no_plan_can_have(self, planned, name):
         before = sorted(planned.iterdir())
         with pytest.raises(ValueError, match=r"choose another name|cannot be a plan's name"):
@@ -358,6 +358,11 @@ class TestMistakes:
 
     def test_folders_not_set(self, planned, monkeypatch):
         monkeypatch.delenv("nnUNet_preprocessed")
+        with pytest.raises(ValueError, match="nnUNet_preprocessed is not set"):
+            apply_preset(get_preset("btcv-tiny"), "903")
+        # as of an `export nnUNet_preprocessed=$FOLDER` without FOLDER; the working folder has the dataset
+        monkeypatch.setenv("nnUNet_preprocessed", "")
+        monkeypatch.chdir(planned.parent)
         with pytest.raises(ValueError, match="nnUNet_preprocessed is not set"):
             apply_preset(get_preset("btcv-tiny"), "903")
 

@@ -222,7 +222,7 @@ def _values(label: int | list[int] | None) -> list[int]:
 def _image_files(case: str, dataset_json: dict, dataset_name: str, images: Path | None) -> list[str]:
     if images is not None:
         files = images_in(Path(images), case, dataset_json["file_ending"])
-    elif nnUNet_raw.is_set():
+    elif nnUNet_raw.get():
         raw = inside(Path(str(nnUNet_raw)), dataset_name)
         files = get_filenames_of_train_images_and_targets(str(raw), dataset_json).get(case, {}).get("images", [])
     else:
@@ -236,9 +236,9 @@ def _image_files(case: str, dataset_json: dict, dataset_name: str, images: Path 
 def _label_file(case: CaseScores, dataset_name: str, labels: Path | None) -> Path:
     """Find the reference segmentation of a case."""
     folders = [] if labels is None else [Path(labels)]
-    if labels is None and nnUNet_preprocessed.is_set():
+    if labels is None and nnUNet_preprocessed.get():
         folders.append(inside(Path(str(nnUNet_preprocessed)), dataset_name) / "gt_segmentations")
-    if labels is None and nnUNet_raw.is_set():
+    if labels is None and nnUNet_raw.get():
         folders += [inside(Path(str(nnUNet_raw)), dataset_name) / name for name in ("labelsTr", "labelsTs")]
     found = next((path for folder in folders if (path := folder / case.file).is_file()), None)
     if found is None:

@@ -40,7 +40,7 @@ def validation_cases(source: Path, fold: int) -> list[str]:
 
 def _own_folds(source: Path) -> Sequence[dict[str, list[str]]]:
     """Return the folds of ``splits_final.json``; none without that file."""
-    if not nnUNet_preprocessed.is_set():
+    if not nnUNet_preprocessed.get():
         return ()
     path = Path(nnUNet_preprocessed) / source.resolve().name / "splits_final.json"
     if not path.is_file():
