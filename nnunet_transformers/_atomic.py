@@ -44,7 +44,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Each writer has a file of its own, so of several at the same time the last one wins with a whole file. An error
     removes the new file and leaves ``path`` unchanged. What killed processes left in the folder is removed by the next
-    process that writes there.
+    process that writes there. A device or a pipe, such as /dev/null, is written to itself, as
+    replacing would remove it.
 
     Args:
         path: file to write.
@@ -53,6 +54,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: as ``check_place``, or if the disk is full.
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
     check_place(path)
     _remove_orphans(path.parent.absolute())
     partial, descriptor = _new_partial(path)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nnunet_transformers import _atomic
-from nnunet_transformers._atomic import new_folder, replacing
+from nnunet_transformers._atomic import new_folder, replacing, write_text
 from nnunet_transformers._lease import FolderInUse, lease
 
 WRITER = """
@@ -107,6 +107,15 @@ class TestReplacing:
                 torch.save({"weight": torch.ones(3)}, partial)
             written.append((tmp_path / "weights.pth").read_bytes())
         assert written[0] == written[1]
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+    def test_a_pipe_stays(self, tmp_path):
+        """And devices: who may write to /dev would lose /dev/null."""
+        os.mkfifo(tmp_path / "pipe")
+        reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        write_text("text", tmp_path / "pipe")
+        assert (os.read(reader, 10), (tmp_path / "pipe").is_fifo()) == (b"text", True)
+        os.close(reader)
 
     def test_permissions_are_those_of_any_new_file(self, tmp_path):
         (tmp_path / "usual").touch()
