@@ -243,6 +243,12 @@ class TestRecipes:
         own.write_text("base: vicreg\nmodel:\n  class_path: vicreg\n")
         assert read_recipe(str(own), PRETRAINING).content["model"]["class_path"] == "vicreg.VICReg"
         assert findings(PROBLEM) == []
+        install(site, "another", "[recipes]\npretraining = mine_recipes")
+        assert [text.rpartition(" has the ")[2] for text in findings(WARNING)] == [
+            "recipe qt_ssl_ct, a name of nnunet-transformers, which is taken",
+            "recipe qt_ssl_ct, a name of nnunet-transformers, which is taken",
+            "recipe vicreg, a name of another, which is taken",
+        ]
 
     def test_broken(self, site):
         install(site, "broken", "[recipes]\npretraining = nowhere.recipes\ntraining = mine", mine="")

@@ -9,6 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import distribution
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -34,6 +35,10 @@ def check_plugins() -> Iterator[Finding]:
             yield Finding(PROBLEM, f"{declaration} {problem}", _remedy(declaration.package))
         elif owner := _owner(declaration):
             yield Finding(WARNING, f"{declaration} has a name of {owner}, which is taken", "uninstall or rename one")
+        if declaration.kind == "recipes":
+            for name, owner in _hidden_recipes(declaration):
+                text = f"{declaration} has the recipe {name}, a name of {owner}, which is taken"
+                yield Finding(WARNING, text, "uninstall or rename one")
     packages = sorted({f"{d.package} {d.version}" for d in _plugins.declarations()})
     if packages:
         names = ", ".join(d.name for d in _plugins.declarations() if d.kind in ("networks", "planners", "trainers"))
@@ -117,6 +122,21 @@ def _problem_of(declaration: Declaration) -> str | None:
     except _plugins.LOAD_ERRORS as error:
         return f"does not load: {missing_extra(error) or _plugins.reason(error)}"
     return None
+
+
+def _hidden_recipes(declaration: Declaration) -> Iterator[tuple[str, str]]:
+    """Yield the recipes of a declaration whose names precede it, in this package or one sorted before, and in which."""
+    from ..runs.recipe import recipes_in
+
+    with suppress(*_plugins.LOAD_ERRORS):  # told as its problem
+        names = set(recipes_in(declaration.value))
+        places = {THIS: f"nnunet_transformers.{declaration.name}.recipes"}
+        earlier = takewhile(lambda other: other != declaration, _plugins.declarations())
+        places.update((d.package, d.value) for d in earlier if (d.kind, d.name) == ("recipes", declaration.name))
+        for owner, place in places.items():
+            hidden = names & set(recipes_in(place))
+            yield from ((name, owner) for name in sorted(hidden))
+            names -= hidden
 
 
 def _owner(declaration: Declaration) -> str | None:
