@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -28,12 +29,20 @@ NETWORKS = ("QTUNet", "QTUNetT", "UNet2022", "UNet2022T", "MiT", "MiT7")
 def _run(command: str, environment: dict[str, str]) -> None:
     """Run an nnU-Net command of this Python environment, whose output is shown as it is written.
 
+    It lies beside Python, or where PATH leads after ``pip install --user``.
+
     Raises:
-        RuntimeError: if it fails.
+        RuntimeError: if it fails or is not found.
     """
     typer.secho(f"\n$ {command}", bold=True)
     program, *arguments = shlex.split(command)
-    result = subprocess.run([str(Path(sys.executable).parent / program), *arguments], env=environment, check=False)
+    places = os.pathsep.join((str(Path(sys.executable).parent), environment.get("PATH", os.defpath)))
+    found = shutil.which(program, path=places)
+    if found is None:
+        raise RuntimeError(
+            f"there is no {program} beside Python or on PATH; add the folder of nnU-Net's commands to PATH"
+        )
+    result = subprocess.run([found, *arguments], env=environment, check=False)
     if result.returncode:
         raise RuntimeError(f"`{command}` failed with exit code {result.returncode}; its own message is above")
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from nnunet_transformers import __version__, cli
 from nnunet_transformers.cli import doctor
+from nnunet_transformers.demo import pipeline
 from nnunet_transformers.demo.dataset import LABELS, TEST_CASES, TRAIN_CASES, make_dataset
 from nnunet_transformers.discovery import PLANNERS
 
@@ -209,6 +210,18 @@ class TestDoctor:
 
 def test_version():
     assert invoke("--version").output == f"{__version__}\n"
+
+
+def test_the_demo_finds_commands_on_the_path(tmp_path, monkeypatch, capfd):
+    """As after `pip install --user`, which puts them elsewhere than Python."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(RuntimeError, match="there is no nnUNetv2_train beside Python or on PATH"):
+        pipeline._run("nnUNetv2_train 4", {"PATH": str(tmp_path)})
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nnUNetv2_train").write_text("#!/bin/sh\necho trains $1\n")
+    (tmp_path / "bin" / "nnUNetv2_train").chmod(0o755)
+    pipeline._run("nnUNetv2_train 4", {"PATH": str(tmp_path / "bin")})
+    assert "trains 4\n" in capfd.readouterr().out
 
 
 def test_demo_dataset_is_real_and_reproducible(tmp_path):
