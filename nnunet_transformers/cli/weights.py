@@ -127,6 +127,8 @@ def export_safetensors(
     from ..weights import PretrainedWeights, load
 
     output = output or encoder.with_suffix(".safetensors")
+    if output == encoder:
+        raise ValueError(f"{encoder} is a safetensors file already; name another with -o to copy it")
     if output.suffix != ".safetensors":
         raise ValueError(f"{output} must end in .safetensors")
     if output.exists():

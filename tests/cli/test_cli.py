@@ -89,6 +89,7 @@ def test_models():
         (["convert", "qt_unet", "/nowhere.pth", "-o", "/tmp/x.pth"], "no such checkpoint"),
         (["push", "/nowhere.pth", "owner/name"], "no such checkpoint"),
         (["pull", "hf://owner", "-o", "out"], "'hf://owner' is no address on the hub"),
+        (["export-safetensors", "encoder.safetensors"], "encoder.safetensors is a safetensors file already"),
         (["pull", "hf://owner/name", "-o"], "requires an argument; see `nnunet-transformers pull --help`"),
         (["package", "verify", "--sha256"], "see `nnunet-transformers package verify --help`"),
     ],
