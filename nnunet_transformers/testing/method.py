@@ -12,10 +12,11 @@ from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..architectures import SegmentationNetwork, create_network
+from ..architectures import create_network
 from ..pretraining.data.index import PreparedCase, PreparedIndex
 from ..pretraining.encoder_pretraining import EncoderPretraining
 from ..weights import EncoderCheckpoint, load_encoder_weights
+from .network import _require
 
 
 class Batches(LightningDataModule):
@@ -104,10 +105,10 @@ def check_method(
     _check_gradients(build(), batches)
     method, target_check = train()
     if method.target is not None:
-        assert target_check.moves, "the target network never moved: call super().optimizer_step()"
+        _require(bool(target_check.moves), "the target network never moved: call super().optimizer_step()")
     again, _ = train()
     for name, value in again.state_dict().items():
-        assert torch.equal(value, method.state_dict()[name]), f"the same seed gave other weights: {name}"
+        _require(torch.equal(value, method.state_dict()[name]), f"the same seed gave other weights: {name}")
     with TemporaryDirectory() as folder:
         _check_checkpoints(method, index or synthetic_index(), Path(folder))
 
@@ -129,17 +130,18 @@ def _check_gradients(method: EncoderPretraining, batches: Sequence[Any]) -> None
     method.train()
     for batch in batches:
         loss = method.training_step(batch, 0)
-        assert loss.dim() == 0 and loss.isfinite(), f"the loss must be a finite scalar, got {loss}"
+        _require(loss.dim() == 0 and bool(loss.isfinite()), f"the loss must be a finite scalar, got {loss}")
         loss.backward()
     for name, parameter in method.named_parameters():
         if not parameter.requires_grad:
-            assert parameter.grad is None, f"frozen, but got a gradient: {name}"
+            _require(parameter.grad is None, f"frozen, but got a gradient: {name}")
             continue
-        assert parameter.grad is not None, f"trainable, but got no gradient; freeze it or use it in the loss: {name}"
-        assert parameter.grad.isfinite().all(), f"got a gradient that is not finite: {name}"
+        if parameter.grad is None:
+            raise AssertionError(f"trainable, but got no gradient; freeze it or use it in the loss: {name}")
+        _require(bool(parameter.grad.isfinite().all()), f"got a gradient that is not finite: {name}")
     if method.target is not None:
         trainable = [name for name, parameter in method.target.named_parameters() if parameter.requires_grad]
-        assert not trainable, f"the target network must not be trained by gradients: {trainable}"
+        _require(not trainable, f"the target network must not be trained by gradients: {trainable}")
 
 
 class _TargetCheck(Callback):
@@ -166,13 +168,15 @@ class _TargetCheck(Callback):
             return
         share = sum(float((steps[name] * ways[name]).sum()) for name in steps) / length
         if abs(share) < 1e-9:
-            assert not any(step.any() for step in steps.values()), "the target network moves away from the online one"
+            _require(
+                not any(step.any() for step in steps.values()), "the target network moves away from the online one"
+            )
             return
-        assert 0 < share < 1 + 1e-6, f"the target network moved by {share} of the way to the online network"
+        _require(0 < share < 1 + 1e-6, f"the target network moved by {share} of the way to the online network")
         for name, step in steps.items():
             # weights are stored in single precision
             close = torch.allclose(step, share * ways[name], rtol=1e-2, atol=1e-6 * float(1 + after[name].abs().max()))
-            assert close, f"the target network does not follow the online network by EMA: {name}"
+            _require(close, f"the target network does not follow the online network by EMA: {name}")
         self.moves.append(share)
 
     @staticmethod
@@ -183,19 +187,18 @@ class _TargetCheck(Callback):
 
 def _check_checkpoints(method: EncoderPretraining, index: PreparedIndex, folder: Path) -> None:
     checkpoints = method.checkpoints(index, {"epochs": 1})
-    assert checkpoints, "checkpoints() must give a file after training without validation"
+    _require(bool(checkpoints), "checkpoints() must give a file after training without validation")
     for name, checkpoint in checkpoints.items():
         checkpoint.save(folder / name)
         loaded = type(checkpoint).load(folder / name)
-        assert set(loaded.weights) == set(checkpoint.weights), f"{name} lost weights"
+        _require(set(loaded.weights) == set(checkpoint.weights), f"{name} lost weights")
         for weight, value in checkpoint.weights.items():
-            assert torch.equal(loaded.weights[weight], value), f"{name} changed {weight}"
+            _require(torch.equal(loaded.weights[weight], value), f"{name} changed {weight}")
         if isinstance(loaded, EncoderCheckpoint):
-            assert loaded.method == type(method).__name__, f"{name} states the method {loaded.method!r}"
+            _require(loaded.method == type(method).__name__, f"{name} states the method {loaded.method!r}")
             network = create_network(loaded.name, loaded.input_channels, 2, loaded.patch_size, **loaded.overrides)
-            assert isinstance(network, SegmentationNetwork)
             report = load_encoder_weights(network, loaded)
             for part in (f"{network.key_to_stem}.", f"{network.key_to_encoder}."):
                 covered = report.coverage(dict(network.named_parameters()), part)
-                assert covered == 1, f"{name} fills only {covered:.0%} of the parameters of {part}*"
-            assert not report.adapted, f"{name} does not fit its own network: {report.adapted}"
+                _require(covered == 1, f"{name} fills only {covered:.0%} of the parameters of {part}*")
+            _require(not report.adapted, f"{name} does not fit its own network: {report.adapted}")

@@ -15,6 +15,7 @@ from ..pretraining.encoder_pretraining import EncoderPretraining
 from ..pretraining.fit import fit
 from ..weights import SealedCheckpoint, load
 from .method import check_method
+from .network import _require
 
 # a network and a patch for which a step takes a second
 SMALL = (
@@ -65,11 +66,13 @@ def check_pretraining_method(recipe: str, options: Sequence[str] = SMALL, edge: 
         # the author's own recipe
         trainer = fit(recipe, [*ONE_STEP, *options, *folders], trust=True)
         loss = trainer.callback_metrics["loss"]
-        assert loss.isfinite(), f"the loss of {recipe} is {loss}"
+        _require(bool(loss.isfinite()), f"the loss of {recipe} is {loss}")
         method, data = cast(EncoderPretraining, trainer.lightning_module), cast(Any, trainer).datamodule
         files = method.checkpoints(data.index, {"epochs": 1})
         for written in files:
-            assert isinstance(load(folder / "run" / written), SealedCheckpoint)
+            _require(
+                isinstance(load(folder / "run" / written), SealedCheckpoint), f"{written} is no checkpoint with a hash"
+            )
         batches = list(data.train_dataloader())
         # Lightning's command line adds entries of its own
         arguments = {key: value for key, value in method.hparams.items() if not key.startswith("_")}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from nnunet_transformers import testing
 from nnunet_transformers.pretraining.encoders.masked import random_mask
 from nnunet_transformers.pretraining.encoders.text import load_tokenizer, tokenize
 from nnunet_transformers.pretraining.methods.alice import Alice
@@ -181,3 +184,12 @@ class TestBrokenMethods:
                 return {name: checkpoint}
 
         self.check(Another, "fills .* of encoder", heads=["rotation"])
+
+
+def test_checks_hold_without_assert_statements():
+    """Which `python -O` and PYTHONOPTIMIZE remove."""
+    files = [*Path(testing.__file__).parent.glob("*.py")]
+    asserts = [
+        file.name for file in files for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Assert)
+    ]
+    assert files and not asserts
