@@ -42,7 +42,7 @@ def check_name(name: str) -> None:
     Raises:
         ValueError: if it is no name of a Python module in small letters, or one of these names is taken.
     """
-    if NAME.fullmatch(name) is None or keyword.iskeyword(name):
+    if NAME.fullmatch(name) is None or keyword.iskeyword(name) or keyword.iskeyword(class_name(name)):
         raise ValueError(
             f"{name!r} cannot be a network's name: small letters, digits and single underscores, a letter first, no "
             "keyword of Python's, such as my_net"

@@ -83,6 +83,7 @@ def test_planner_of_3d(installed):
         ("small__net", "cannot be a network's name"),
         ("2net", "cannot be a network's name"),
         ("lambda", "cannot be a network's name"),
+        ("none", "cannot be a network's name"),  # its class would be None
         ("../net", "cannot be a network's name"),
         ("torch", "there is a Python module torch"),
         ("pillow", "there is an installed package pillow, which pip would replace"),
