@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from .._paths import inside
 
@@ -42,6 +43,8 @@ class Address:
         place, at, revision = text.removeprefix(PREFIX).rpartition("@")
         if not at:
             place, revision = revision, DEFAULT_REVISION
+        if not revision:
+            raise ValueError(f"{text!r} has no revision after its @; an address has the form {FORM}")
         owner, _, rest = place.partition("/")
         name, _, path = rest.partition("/")
         if owner in OTHER_KINDS:
@@ -62,10 +65,13 @@ class Address:
 
     def url(self, endpoint: str) -> str:
         """Return where a browser finds it: the file, or the list of the files."""
+        revision = quote(self.revision, safe="")  # which may hold slashes
         if self.path:
-            return f"{endpoint}/{self.repository}/resolve/{self.revision}/{self.path}"
-        return f"{endpoint}/{self.repository}/tree/{self.revision}"
+            return f"{endpoint}/{self.repository}/resolve/{revision}/{quote(self.path)}"
+        return f"{endpoint}/{self.repository}/tree/{revision}"
 
     def __str__(self) -> str:
         path = f"/{self.path}" if self.path else ""
-        return f"{PREFIX}{self.repository}{path}{'' if self.revision == DEFAULT_REVISION else f'@{self.revision}'}"
+        # what follows the last @ is read as the revision
+        is_stated = self.revision != DEFAULT_REVISION or "@" in self.path
+        return f"{PREFIX}{self.repository}{path}{f'@{self.revision}' if is_stated else ''}"

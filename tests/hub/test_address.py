@@ -18,6 +18,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         ("hf://owner/name@refs/pr/1", Address("owner/name", "", "refs/pr/1")),
         (f"hf://o-1/n.2_x@{COMMIT}", Address("o-1/n.2_x", "", COMMIT)),
         ("hf://owner/name/", Address("owner/name")),
+        ("hf://owner/name/a@2x.pth@main", Address("owner/name", "a@2x.pth")),
     ],
 )
 def test_parse(text, expected):
@@ -58,3 +59,13 @@ def test_others(text):
 def test_urls():
     assert Address.parse("hf://o/n/a/b.pth@v1").url("https://hub") == "https://hub/o/n/resolve/v1/a/b.pth"
     assert Address.parse("hf://o/n").url("https://hub") == "https://hub/o/n/tree/main"
+    # in which a # begins something else
+    assert (
+        Address("o/n", "a b#1.pth", "refs/pr/1").url("https://hub")
+        == "https://hub/o/n/resolve/refs%2Fpr%2F1/a%20b%231.pth"
+    )
+
+
+def test_a_revision_that_is_left_out():
+    with pytest.raises(ValueError, match="'hf://o/n@' has no revision after its @"):
+        Address.parse("hf://o/n@")
