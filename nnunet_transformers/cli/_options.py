@@ -113,24 +113,30 @@ def parse_patch_size(text: str) -> tuple[int, ...]:
     """Parse a patch size such as "96,96,96" or "96x96x96".
 
     Raises:
-        ValueError: if it is not a list of integers.
+        ValueError: if it is not a list of two or three positive integers.
     """
     try:
-        return tuple(int(part) for part in text.replace("x", ",").split(","))
+        size = tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError as error:
         raise ValueError(f"--patch-size {text!r} is not a list of integers such as 96,96,96") from error
+    if len(size) not in (2, 3) or min(size) < 1:
+        raise ValueError(f"--patch-size {text!r} is not two or three positive integers such as 96,96,96")
+    return size
 
 
 def parse_spacing(text: str) -> list[float]:
     """Parse a spacing such as "1,1,1".
 
     Raises:
-        ValueError: if it is not a list of numbers.
+        ValueError: if it is not a list of positive numbers.
     """
     try:
-        return [float(part) for part in text.split(",")]
+        spacing = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise ValueError(f"--spacing {text!r} is not a list of numbers such as 1,1,1") from error
+    if not all(0 < size < float("inf") for size in spacing):
+        raise ValueError(f"--spacing {text!r} is not a list of positive numbers such as 1,1,1")
+    return spacing
 
 
 def parse_range(text: str) -> tuple[float, float]:

@@ -43,7 +43,7 @@ def models(
     from ..benchmarking.measure import count_multiply_adds
     from ..plans.memory import training_step_bytes
 
-    size = _patch_size(patch_size)
+    size = parse_patch_size(patch_size)
     matching = [network for network in list_networks() if name in network]
     if not matching:
         raise ValueError(f"no network's name contains {name!r}; known: {', '.join(list_networks())}")
@@ -191,11 +191,4 @@ def _usable_precision(name: str, device: str) -> str:
 
 
 def _usual_patch_size(text: str, device: str) -> tuple[int, ...]:
-    return PATCH_SIZES[device].get(text) or _patch_size(text)
-
-
-def _patch_size(text: str) -> tuple[int, ...]:
-    size = parse_patch_size(text)
-    if len(size) not in (2, 3) or min(size) < 1:
-        raise ValueError(f"--patch-size {text!r} is not two or three positive integers such as 96,96,96")
-    return size
+    return PATCH_SIZES[device].get(text) or parse_patch_size(text)

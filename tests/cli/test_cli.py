@@ -72,6 +72,10 @@ def test_models():
     "arguments,message",
     [
         (["models", "--patch-size", "ninety"], "is not a list of integers"),
+        (["models", "--patch-size", "0,64"], "is not two or three positive integers"),
+        (["pretrain", "prepare", ".", "out", "--patch-size", "96"], "is not two or three positive integers"),
+        (["pretrain", "prepare", ".", "out", "--spacing", "1,nan,1"], "is not a list of positive numbers"),
+        (["pretrain", "prepare", ".", "out", "--spacing", "0,1,1"], "is not a list of positive numbers"),
         (["models", "--patch-size", "50,64", "--name", "tiny"], "nearest valid sizes: 32 or 64"),
         # its last level has one voxel
         (
