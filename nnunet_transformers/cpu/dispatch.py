@@ -10,10 +10,11 @@ def may_choose_kernel(x: Tensor, weight: Tensor) -> bool:
     """Whether an operation runs eagerly on CPU in the precision of its tensors.
 
     A compiler or exporter chooses its own kernels, autocast chooses the precision, and fake tensors stand for another
-    device.
+    device. Kernels do not take an input without elements.
     """
     return (
         type(x) is Tensor
+        and x.numel() > 0
         and x.device.type == "cpu"
         and x.dtype == weight.dtype
         and not torch.compiler.is_compiling()

@@ -113,6 +113,14 @@ def test_no_kernel_is_chosen_where_another_decides():
         assert not cpu_linear.is_applicable(torch.empty(2, 4), torch.empty(3, 4))
 
 
+@pytest.mark.parametrize("layer", [torch.nn.Linear(4, 3), convolution(4, 4, (3, 5), groups=4)], ids=["linear", "conv"])
+def test_an_input_without_elements(layer):
+    """As of a network that classifies the boxes that it has found."""
+    fast, x = use_kernels(deepcopy(layer)), torch.randn(0, 9, 9, 4)
+    for ours, theirs in zip(layer_gradients(fast, x), layer_gradients(layer, x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @needs_kernel
 def test_products_of_the_kernel_are_counted():
     layer, x = CPULinear(48, 192), torch.randn(10, 48)
