@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 
 from nnunet_transformers.sharing import export_onnx, load_package, onnx_export
+from nnunet_transformers.sharing.contents import TEMPLATES
 from nnunet_transformers.sharing.segmenter import Segmenter, Stage
 
 from .conftest import invoke
@@ -45,6 +48,20 @@ def test_runner(package, tmp_path, half):
     assert description["precision"] == ("float16" if half else "float32")
     kinds = {tensor.data_type for tensor in pytest.importorskip("onnx").load(networks[0]).graph.initializer}
     assert kinds == {10 if half else 1}  # ONNX's numbers of FLOAT16 and FLOAT
+
+
+def test_mistakes_of_the_runners_user(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    runner = shutil.copyfile(TEMPLATES / "run_onnx.py", tmp_path / "run.py")
+    (tmp_path / "model.json").write_text(json.dumps({"channels": ["T1", "T2"]}))
+    np.save(tmp_path / "image.npy", np.zeros((4, 5, 6)))
+    for words, message in (
+        ((), "python run.py IMAGE.npy LABELS.npy"),
+        (("image.npy", "labels.npy"), "with 2 channels: T1"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["run.py", *(str(tmp_path / word) for word in words)])
+        with pytest.raises(SystemExit, match=message):
+            runpy.run_path(str(runner), run_name="__main__")
 
 
 def test_what_cannot_be_exported(package, tmp_path, monkeypatch):

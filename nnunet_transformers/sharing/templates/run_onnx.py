@@ -84,7 +84,15 @@ def segment(image, model, networks, window):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     model = json.loads((FOLDER / "model.json").read_text())
+    image, channels = np.load(sys.argv[1]), model["channels"]
+    if image.ndim != 4 or len(image) != len(channels):
+        sys.exit(
+            f"{sys.argv[1]} has shape {image.shape}, the model takes (channels, z, y, x) with {len(channels)} "
+            f"channels: {', '.join(channels)}. A single image needs a first axis of length 1: image[None]"
+        )
     networks = [onnxruntime.InferenceSession(str(FOLDER / name)) for name in model["networks"]]
-    labels = segment(np.load(sys.argv[1]), model, networks, np.load(FOLDER / model["window"]))
+    labels = segment(image, model, networks, np.load(FOLDER / model["window"]))
     np.save(sys.argv[2], labels)
