@@ -223,12 +223,13 @@ class TransformerTrainer(
     # ---- recipe ----
 
     def _build_loss(self) -> nn.Module:
-        loss = super()._build_loss()
+        with np.errstate(invalid="ignore"):  # nnU-Net divides 0 by 0 for a single output
+            loss = super()._build_loss()
         parts = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
         parts.weight_dice, parts.weight_ce = self.dice_weight, self.ce_weight
         if self.focal_weight is not None:
             parts.ce, parts.weight_ce = focal_in_place_of(parts.ce), self.focal_weight
-        if self.use_all_outputs and isinstance(loss, DeepSupervisionWrapper):
+        if isinstance(loss, DeepSupervisionWrapper) and (self.use_all_outputs or len(loss.weight_factors) == 1):
             weights = 0.5 ** np.arange(len(loss.weight_factors))
             loss.weight_factors = tuple(weights / weights.sum())
         return loss

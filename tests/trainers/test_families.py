@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
 
 import numpy as np
@@ -13,7 +14,7 @@ from nnunet_transformers.architectures import get_network
 from nnunet_transformers.discovery import PLANNERS, TRAINERS
 from tests.conftest import write_dataset
 
-from .conftest import CPU, predict, train
+from .conftest import CPU, PLANS, predict, train
 
 
 def families_to_train():
@@ -75,3 +76,24 @@ def test_recipes_of_the_papers(plan_with):
     assert trainer.loss.weight_factors == pytest.approx([w / sum(weights) for w in weights] + [0])
     trainer.lr_scheduler.step(50)
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4 * 0.5**0.9)
+
+
+def test_a_network_of_one_output(prepared):
+    """Of two resolutions, as a plan may be changed to for small images: nnU-Net's weight of it is no number."""
+    folder = prepared / "preprocessed" / "Dataset900_Balls"
+    plans = json.loads((folder / f"{PLANS}.json").read_text())
+    configuration, plans["plans_name"] = plans["configurations"]["3d_fullres"], "nnUNetTwoStagesPlans"
+    configuration["patch_size"] = [8, 8, 8]
+    configuration["architecture"]["arch_kwargs"] |= {
+        "patch_size": [8, 8, 8],
+        "num_stages": 2,
+        "patch_embed_stride": 1,
+        "merge_strides": [[2, 2, 2]],
+        "depths": [1, 1],
+        "window_sizes": [4, 4],
+        "strides": [[1, 1, 1], [2, 2, 2]],
+    }
+    (folder / "nnUNetTwoStagesPlans.json").write_text(json.dumps(plans))
+    trainer = get_trainer_from_args("900", "3d_fullres", 0, "nnUNetTrainerQTUNet", plans["plans_name"], device=CPU)
+    trainer.initialize()
+    assert trainer.loss.weight_factors == (1.0,)
