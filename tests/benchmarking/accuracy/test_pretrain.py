@@ -22,6 +22,7 @@ from benchmarks.accuracy.prepare import prepare
 from benchmarks.accuracy.runs import pretraining_file, read_lines, work_folder
 from benchmarks.accuracy.tables import DATA, ROWS
 from benchmarks.accuracy.timed import store_times
+from benchmarks.accuracy.trainer import make_trainer
 from nnunet_transformers._reading import read_json
 from nnunet_transformers.cli import app
 from nnunet_transformers.plans.plan_files import load_plans
@@ -40,6 +41,7 @@ class TestPretrain:
         monkeypatch.setitem(tables.PRETRAININGS, "mit_mae", given)
         prepare(BALLS, [ROWS["mit"]])
         train, steps, commands, to_fail = MAE.training_step, [], [], {"fit", "attach"}
+        by_a_process = subprocess.run
 
         def kill(module, *arguments):
             steps.append(module.global_step)
@@ -77,6 +79,13 @@ class TestPretrain:
         (record,) = read_lines(pretraining_file())
         assert (record["seconds"], record["processor_seconds"], record["units"]) == (2, 2, 1)
         assert load_plans(fresh / "preprocessed" / BALLS.dataset, ROWS["mit_mae"].plans)
+        # what `run` trains starts from it, though it initialises the network before, to compare it with its cost
+        monkeypatch.setattr(subprocess, "run", by_a_process)
+        monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+        trainer = make_trainer(ROWS["mit_mae"], BALLS, 0, 0, 2)
+        trainer.initialize()
+        trainer.on_train_start()
+        assert "MAE of mit" in Path(trainer.log_file).read_text()
         # settings that have changed since
         monkeypatch.setitem(tables.PRETRAININGS, "mit_mae", replace(given, settings={}))
         with pytest.raises(SystemExit, match=r"mit_mae holds a run with other settings, see used.json there; move it"):
