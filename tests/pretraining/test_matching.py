@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.matching import (
     MATCHERS,
+    AffineMatcher,
     EmbeddingMatcher,
     IdentityMatcher,
     MatcherCheckpoint,
@@ -105,6 +107,29 @@ class TestPhantoms:
             query, key = make_volume("a", np.eye(4), 1), make_volume(kind, known, 2)
             found, _ = errors(matchers[name], query, key, np.eye(4), known)
             assert np.median(found) < max(SPACING) / 2
+
+    @pytest.mark.parametrize(("thickness", "is_found"), [(4, True), (12, False)])
+    def test_thick_slices(self, thickness, is_found):
+        """All slices are registered: a registration needs four, and points of one that failed are invalid."""
+        shift = np.eye(4)
+        shift[:3, 3] = 9, -6, 6
+        maps = np.eye(4), shift
+        query, key = (
+            replace(volume, image=volume.image[:, ::thickness], spacing=(thickness * SPACING[0], *SPACING[1:]))
+            for volume in (make_volume("a", maps[0], 1), make_volume("b", maps[1], 2))
+        )
+        found, valid = errors(AffineMatcher(longest=12), query, key, *maps)
+        assert valid.any() == is_found
+        assert not is_found or np.median(found) < 8  # 12 without a registration
+
+    def test_a_registration_is_repeatable(self):
+        """To the last bit: the samples of a run follow from its seed."""
+        matcher = AffineMatcher(longest=16)
+        query, key = (
+            matcher.prepare(make_volume(n, random_map(np.random.default_rng(i), 8))) for i, n in enumerate("ab")
+        )
+        (first, score), *others = (matcher.affine_map(query, key) for _ in range(4))
+        assert all((matrix == first).all() and again == score for matrix, again in others)
 
     def test_hybrid_is_best_where_fields_of_view_differ(self, matchers):
         medians = {name: [] for name in ("identity", "embedding", "hybrid")}

@@ -74,7 +74,7 @@ class CachedMatcher:
         self.spacing = images.index.spacing_of(3)
         place = images.folder.absolute()
         root = cache or place.with_name(f"{place.name}.matching")
-        self.folder = root / f"{matcher}_{_fingerprint(arguments)}"
+        self.folder = root / f"{matcher}_{_fingerprint(arguments, self.matcher.version)}"
         self._maps: dict[tuple[str, str], tuple[NDArray, float]] = {}
         self._hashes: dict[str, str] = {}
 
@@ -138,8 +138,8 @@ class CachedMatcher:
         return self._maps[query, key]
 
 
-def _fingerprint(arguments: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256()
+def _fingerprint(arguments: Mapping[str, Any], version: int) -> str:
+    digest = hashlib.sha256(b"" if version == 1 else str(version).encode())
     for name, value in sorted(arguments.items()):
         is_file = isinstance(value, str) and Path(value).is_file()
         digest.update(name.encode() + (Path(value).read_bytes() if is_file else json.dumps(value).encode()))

@@ -9,10 +9,12 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy.ndimage import zoom
 
-from .matcher import AffineMapMatcher, Volume
+from .matcher import FAILED, AffineMapMatcher, Volume
 
 # voxels along the longest axis at the finest resolution
 LONGEST = 64
+# of the points at which volumes are compared; SimpleITK takes 0 for the time of day
+SAMPLING_SEED = 1
 
 
 class AffineMatcher(AffineMapMatcher):
@@ -34,7 +36,9 @@ class AffineMatcher(AffineMapMatcher):
 
 
 def small_image(volume: Volume, longest: int) -> dict[str, Any]:
-    """Downsample a volume for a registration of about a second.
+    """Downsample a volume for a registration of about a second, on each axis as far as its voxels are finer.
+
+    Thick slices are all kept: the registration needs four of them, and fails with fewer.
 
     Args:
         volume: prepared image.
@@ -45,8 +49,9 @@ def small_image(volume: Volume, longest: int) -> dict[str, Any]:
     """
     grey = volume.grey
     extent = volume.extent
-    factor = min(1.0, longest * max(volume.spacing) / max(np.max(extent), 1e-6), longest / max(grey.shape))
-    small = zoom(grey, factor, order=1) if factor < 1 else grey
+    step = max(np.max(extent), 1e-6) / max(longest - 1, 1)
+    factors = np.minimum(1.0, (np.round(extent / step) + 1) / grey.shape)
+    small = zoom(grey, factors, order=1) if factors.min() < 1 else grey
     steps = np.maximum(np.array(small.shape) - 1, 1)
     return {"name": volume.name, "image": small.astype(np.float32), "spacing": extent / steps, "extent": extent}
 
@@ -63,8 +68,8 @@ def register(
         centre: start from aligned centres of the volumes instead.
 
     Returns:
-        the 4x4 matrix in mm, with axes in the order of the volumes, and the mutual information; ``start`` and 0 if the
-        registration fails.
+        the 4x4 matrix in mm, with axes in the order of the volumes, and the mutual information; ``start`` and
+        ``FAILED`` if the registration fails.
     """
     fixed, moving = (_itk(side) for side in (query, key))
     transform = sitk.AffineTransform(3)
@@ -83,8 +88,7 @@ def register(
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentage(0.25, 0)
-    method.SetNumberOfThreads(1)  # deterministic sums make a run reproducible
+    method.SetMetricSamplingPercentage(0.25, SAMPLING_SEED)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, iterations, relaxationFactor=0.6)
     method.SetOptimizerScalesFromPhysicalShift()
@@ -92,10 +96,15 @@ def register(
     method.SetShrinkFactorsPerLevel(levels)
     method.SetSmoothingSigmasPerLevel([float(f - 1) for f in levels])
     method.SetInitialTransform(transform, inPlace=True)
+    # sums of one thread are the same in every run; the metric takes the number for all filters, not the method's
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
         method.Execute(fixed, moving)
-    except RuntimeError:  # no overlap left
-        return start, 0.0
+    except RuntimeError:  # no overlap left, or fewer than four slices
+        return start, FAILED
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     a = np.array(transform.GetMatrix()).reshape(3, 3)
     middle, translation = np.array(transform.GetCenter()), np.array(transform.GetTranslation())
     matrix = np.eye(4)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .affine import LONGEST, register, small_image
 from .embedding import EmbeddingMatcher
-from .matcher import AffineMapMatcher, Volume, apply_affine, fit_affine, random_points
+from .matcher import FAILED, AffineMapMatcher, Volume, apply_affine, fit_affine, random_points
 
 # points to match, smallest number of inliers, rounds of the robust fit
 POINTS, FEWEST, ROUNDS = 200, 12, 10
@@ -50,6 +50,8 @@ class HybridMatcher(AffineMapMatcher):
 
     def _refine(self, query: dict[str, Any], key: dict[str, Any], affine: NDArray) -> tuple[NDArray, float]:
         refined, similarity = register(query, key, affine, self.iterations)
+        if similarity == FAILED:
+            return affine, 0.0
         # reject a registration that moves far from the embedding's matches
         corners = np.stack(np.meshgrid(*([0, e] for e in query["extent"]), indexing="ij"), -1).reshape(-1, 3)
         moved = np.linalg.norm(apply_affine(refined, corners) - apply_affine(affine, corners), axis=1)

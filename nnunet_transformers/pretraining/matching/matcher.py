@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from ..._atomic import replacing
 
 # mm per voxel: those at which SAM embeds volumes, and fine enough for a registration
 SPACING = (2.0, 2.0, 2.0)
+# score of a map that no registration has found, whose points are invalid
+FAILED = float("-inf")
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,11 @@ class AnatomicalMatcher(ABC):
 
     Attributes:
         spacing: mm per voxel and axis of the volumes that it is given where they are finer.
+        version: of the features and maps, to be raised when those in a cache are no longer what it computes.
     """
 
     spacing: tuple[float, ...] = SPACING
+    version: ClassVar[int] = 1
 
     @abstractmethod
     def prepare(self, volume: Volume) -> dict[str, Any]:
@@ -92,10 +96,11 @@ class AffineMapMatcher(AnatomicalMatcher):
     """
 
     cycle_error: float | None = None
+    version: ClassVar[int] = 2
 
     @abstractmethod
     def affine_map(self, query: dict[str, Any], key: dict[str, Any]) -> tuple[NDArray, float]:
-        """Return the 4x4 matrix in mm from the query into the key volume, and a score of its fit."""
+        """Return the 4x4 matrix in mm from the query into the key volume, and a score of its fit or ``FAILED``."""
 
     def match(self, query: dict[str, Any], key: dict[str, Any], points: NDArray) -> Match:
         back = None if self.cycle_error is None else self.affine_map(key, query)[0]
@@ -106,10 +111,11 @@ class AffineMapMatcher(AnatomicalMatcher):
     ) -> Match:
         """Map points, (points, 3) in mm, into a key volume of ``extent``.
 
-        Those inside of it are valid, if the matrix ``back`` takes them to within ``cycle_error`` of where they were.
+        Those inside of it are valid, if the map was found and the matrix ``back`` takes them to within ``cycle_error``
+        of where they were.
         """
         found = apply_affine(matrix, points)
-        valid = inside(found, extent)
+        valid = inside(found, extent) & (score > FAILED)
         if back is not None:
             valid &= np.linalg.norm(apply_affine(back, found) - points, axis=1) <= self.cycle_error
         return Match(found, np.full(len(points), score), valid)
