@@ -209,6 +209,16 @@ class TestPrecomputed:
         other = matcher.match(matcher.prepare(query), matcher.prepare(make_volume("c", np.eye(4))), places)
         assert not other.valid.any()
 
+    def test_landmarks_of_one_plane(self, tmp_path):
+        """They say nothing of what is off the plane, which moves along unchanged."""
+        places = np.c_[np.full(5, 50.0), np.random.default_rng(0).uniform(20, 70, (5, 2))]
+        table = {name: dict(enumerate((places + shift).tolist())) for name, shift in {"a": 0, "b": (20, 3, 0)}.items()}
+        (tmp_path / "landmarks.json").write_text(json.dumps(table))
+        matcher = PrecomputedMatcher(str(tmp_path / "landmarks.json"))
+        query, key = (matcher.prepare(make_volume(name, np.eye(4))) for name in table)
+        found = matcher.match(query, key, np.array([[50.0, 40, 40], [20.0, 40, 40]]))
+        np.testing.assert_allclose(found.points, [[70, 43, 40], [40, 43, 40]], atol=1e-6)
+
     def test_mistakes(self, tmp_path):
         for content in ("[]", '{"a": {"x": [1, 2]}}', "no json"):
             (tmp_path / "landmarks.json").write_text(content)

@@ -141,10 +141,17 @@ def apply_affine(matrix: NDArray, points: NDArray) -> NDArray:
 
 
 def fit_affine(source: NDArray, target: NDArray) -> NDArray:
-    """Fit the 4x4 matrix that maps ``source`` to ``target``, both (points, 3), by least squares."""
-    homogeneous = np.c_[source, np.ones(len(source))]
-    solution, *_ = np.linalg.lstsq(homogeneous, target, rcond=None)
-    return np.vstack([solution.T, [0, 0, 0, 1]])
+    """Fit the 4x4 matrix that maps ``source`` to ``target``, both (points, 3), by least squares.
+
+    Points in a plane say nothing of the direction across it; there the map neither stretches nor shears.
+    """
+    middle = source.mean(axis=0)
+    # of the solutions lstsq returns the smallest, here of the displacements
+    solution, *_ = np.linalg.lstsq(np.c_[source - middle, np.ones(len(source))], target - source, rcond=None)
+    matrix = np.eye(4)
+    matrix[:3, :3] += solution[:3].T
+    matrix[:3, 3] = solution[3] - solution[:3].T @ middle
+    return matrix
 
 
 def random_points(extent: Sequence[float], number: int, rng: np.random.Generator, margin: float = 0.1) -> NDArray:
