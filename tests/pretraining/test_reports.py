@@ -46,6 +46,8 @@ def write_images(folder, names, size=(6, 8)):
         ("Seen in 2019.No change", "Seen in 2019 No change"),
         ("___F with\nascites_eval", "F with ascites eval"),
         ("Höhle im Oberlappen", "Höhle im Oberlappen"),
+        # accents of their own characters, as in files of Macs
+        ("Ho\u0308hle, le\u0301sion", "Höhle lésion"),
     ],
 )
 def test_cleaning(text, words):

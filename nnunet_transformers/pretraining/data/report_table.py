@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -77,7 +78,8 @@ def clean_report(text: str) -> str:
         >>> clean_report("Nodule (2.5 cm), RIGHT lower-lobe.")
         'Nodule 2.5 cm RIGHT lower lobe'
     """
-    return " ".join(WORD.findall(text))
+    # letters with their accents in one, as Macs write them apart, which would end a word
+    return " ".join(WORD.findall(unicodedata.normalize("NFC", text)))
 
 
 def split_of(identity: str, val_share: float) -> str:
