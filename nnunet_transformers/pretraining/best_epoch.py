@@ -17,13 +17,15 @@ from .encoder_pretraining import EncoderPretraining
 class BestEpochPretraining(EncoderPretraining):
     """Base of the methods whose files are written only when the validation loss is the lowest so far.
 
+    They hold the weights that were validated, after an epoch or within it (``val_check_interval``).
+
     A validation loss that is not finite ends the run.
 
     An epoch that ``max_steps`` cuts short is not validated; its files are written only if no epoch was validated.
 
     Attributes:
         lowest_val_loss: lowest validation loss so far, infinite before the first; a buffer, for resumed runs.
-        is_best: whether the current weights are to be written.
+        is_best: whether the last validation was the best so far; True before the first.
     """
 
     lowest_val_loss: Tensor
@@ -33,14 +35,12 @@ class BestEpochPretraining(EncoderPretraining):
         self.register_buffer("lowest_val_loss", torch.tensor(torch.inf))
         self.is_best = True
 
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        self.on_train_epoch_start()  # which a run that is resumed within an epoch does not reach
+    @property
+    def is_written_when_validated(self) -> bool:
+        """Whether files are written after validations; until the first one, and without any, after epochs."""
+        return bool(self.trainer.enable_validation) and not self.lowest_val_loss.isinf()
 
-    def on_train_epoch_start(self) -> None:
-        self.is_best = not self.trainer.enable_validation or bool(self.lowest_val_loss.isinf())
-
-    def on_validation_end(self) -> None:
+    def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
             return
         loss, lowest = float(self.trainer.callback_metrics["val_loss"]), float(self.lowest_val_loss)
@@ -53,5 +53,5 @@ class BestEpochPretraining(EncoderPretraining):
         self.lowest_val_loss.fill_(min(loss, lowest))
 
     def checkpoints(self, index: PreparedIndex, recipe: dict[str, Any]) -> Mapping[str, SealedCheckpoint]:
-        """Build the files to write after an epoch; none if an earlier epoch was better."""
+        """Build the files to write; none if an earlier validation loss was lower."""
         return super().checkpoints(index, recipe) if self.is_best else {}

@@ -428,7 +428,7 @@ class TestRuns:
         written = []
         for loss in (3.0, 2.0, 2.5, 1.0):
             module.trainer = SimpleNamespace(sanity_checking=False, callback_metrics={"val_loss": loss})
-            module.on_validation_end()
+            module.on_validation_epoch_end()
             written.append(bool(checkpoints(module)))
         assert written == [True, True, False, True]
         assert module.lowest_val_loss == 1.0
@@ -437,5 +437,5 @@ class TestRuns:
                 sanity_checking=False, callback_metrics={"val_loss": loss}, current_epoch=5
             )
             with pytest.raises(RuntimeError, match=rf"diverged: the validation loss is {loss} \(epoch 5\)"):
-                module.on_validation_end()
+                module.on_validation_epoch_end()
         assert module.lowest_val_loss == 1.0
