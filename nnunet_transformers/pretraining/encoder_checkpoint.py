@@ -78,8 +78,8 @@ def pair_checkpoints(
         form: Any = pair.form(ndim)
         images = index.images if ndim == 2 and index.images is not None else index
         description = _describe_images(images, ndim)
-        # the 2D form repeats a grey image
-        description["normalization"] = description["normalization"][:1] * form.input_channels
+        if len(description["normalization"]) == 1:  # the 2D form repeats a grey image
+            description["normalization"] *= form.input_channels
         checkpoints[f"encoder_{ndim}d.pth"] = EncoderCheckpoint(
             _to_cpu({**pair.form_weights(ndim), **pair.token_weights(ndim)}),
             name=settings["network"],

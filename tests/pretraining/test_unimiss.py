@@ -17,6 +17,7 @@ from nnunet_transformers.pretraining.data import PreparedIndex, TwoViewData, Two
 from nnunet_transformers.pretraining.data.index import read_index
 from nnunet_transformers.pretraining.data.prepare import prepare
 from nnunet_transformers.pretraining.data.two_views import count_tiles
+from nnunet_transformers.pretraining.encoder_checkpoint import pair_checkpoints
 from nnunet_transformers.pretraining.encoders.slices import slice_logits
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.losses import CrossDimensionLoss
@@ -367,6 +368,21 @@ class TestData:
             ValueError, match=r"4 channels, the network takes 3 or repeats a grey one: set .*input_channels_2d 4"
         ):
             TwoViewData(str(prepared), **SIZES, folder_2d="pictures")
+
+    def test_checkpoints_state_the_normalisation_of_each_channel(self, prepared):
+        """That of a grey image is repeated as the image is; images of several channels have their own."""
+        volumes = read_index(prepared)
+        colours = replace(volumes, normalization=("ZScoreNormalization", "NoNormalization", "NoNormalization"))
+        pair = SimpleNamespace(
+            form=lambda ndim: SimpleNamespace(input_channels={2: 3, 3: 1}[ndim]),
+            form_weights=lambda ndim: {},
+            token_weights=lambda ndim: {},
+        )
+        settings = {"network": "mit_7", "network_overrides": None, **SIZES}
+        for images, expected in ((None, ("ZScoreNormalization",) * 3), (colours, colours.normalization)):
+            files = pair_checkpoints(pair, "UniMiSS", settings, replace(volumes, images=images), {})
+            assert files["encoder_2d.pth"].normalization == expected
+            assert files["encoder_3d.pth"].normalization == volumes.normalization
 
     def of_depth(self, depth):
         return SimpleNamespace(cases=[SimpleNamespace(shape=(1, depth, 64, 64))])
