@@ -101,7 +101,12 @@ class EncoderPretraining(LightningModule, ABC):
             tau: momentum at the start.
             networks: target networks, whose weights are overwritten, by the attribute name of their online network;
                 ``create_target(0.99, encoder=deepcopy(self.encoder))`` creates ``self.target["encoder"]``.
+
+        Raises:
+            ValueError: if ``tau`` does not lie between 0 and 1.
         """
+        if not 0 <= tau <= 1:
+            raise ValueError(f"tau must lie between 0 and 1, got {tau}")
         for name, network in networks.items():
             network.load_state_dict(self.get_submodule(name).state_dict())
         self.target, self._tau = nn.ModuleDict(networks), tau
@@ -157,6 +162,8 @@ class EncoderPretraining(LightningModule, ABC):
                 update_momentum(self.get_submodule(name), network, tau)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        if self.hparams.get("lr", 1.0) <= 0:
+            raise ValueError(f"lr must be above 0, got {self.hparams.lr}")
         optimizer = self.create_optimizer()
         return {
             "optimizer": optimizer,

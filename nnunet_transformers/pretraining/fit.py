@@ -60,6 +60,12 @@ class PretrainingCLI(RecipeCLI):
                 f"the prepared images have {len(index.channels)} channels, the network takes {wanted or 1}; "
                 + (remedy if wanted else f"{name} has no other: prepare images of one channel")
             )
+        patch_size = model.hparams.get("patch_size_3d") or model.hparams.get("patch_size") or ()
+        if len(patch_size) == 3 and index.is_flat:
+            raise ValueError(
+                f"the prepared images are 2D, the patch {[*patch_size]} has three axes: take the network from a 2D "
+                "plan (-d, -p, -c 2d), or set --model.init_args.patch_size to height and width"
+            )
         if self.trainer.gradient_clip_val and "clip_grad_norm" in model.hparams:
             raise ValueError(
                 f"{name} clips each gradient by itself: set --model.init_args.clip_grad_norm instead of "

@@ -56,7 +56,7 @@ def cosine_with_warmup(
         end_value: learning rate at the end as a fraction of the peak.
 
     Raises:
-        ValueError: as ``total_steps``.
+        ValueError: if ``warmup_epochs`` is negative; as ``total_steps``.
     """
     warmup, steps = _warmup_and_total(trainer, warmup_epochs)
     return CosineWarmup(optimizer, warmup, steps, end_value=end_value)
@@ -78,6 +78,8 @@ def polynomial_with_warmup(
 
 def _warmup_and_total(trainer: Trainer, warmup_epochs: float) -> tuple[int, int]:
     """Count the optimiser steps of the warm-up and of the whole run."""
+    if warmup_epochs < 0:
+        raise ValueError(f"warmup_epochs must not be negative, got {warmup_epochs}")
     steps = total_steps(trainer)
     if count := _step_counter(trainer):
         return min(steps, count(warmup_epochs)), steps

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from nnunet_transformers.pretraining.data import (
@@ -23,10 +24,13 @@ from nnunet_transformers.pretraining.data import (
 from nnunet_transformers.pretraining.data.epoch import hold_out
 from nnunet_transformers.pretraining.data.loader_memory import LoaderMemory
 from nnunet_transformers.pretraining.data.prepare import prepare
-from nnunet_transformers.pretraining.fit import mask_grid
+from nnunet_transformers.pretraining.fit import fit, mask_grid
 from nnunet_transformers.pretraining.methods.alice import Alice
 from nnunet_transformers.pretraining.methods.qt_ssl import QTSSL
 from tests.conftest import write_dataset
+
+from .recipes import SMALL_QT_UNET, short_run
+from .steps import train
 
 SIZE = (16, 16, 16)
 SMALL = {"patch_embed_stride": 2, "num_stages": 2, "window_sizes": 4}
@@ -133,7 +137,15 @@ class TestHeldOut:
         assert sorted([*training, *held_out]) == sorted(names)
         assert held_out == hold_out(names, 2, seed=3)[1] != hold_out(names, 2, seed=4)[1]
         assert hold_out(names, 0.01, seed=3) == hold_out(names, 0.05, 3, fewest=2) == (names, [])
-        assert hold_out(names, 19, 0, fewest=2) == (names, [])
+        assert hold_out(names, 0.95, 0, fewest=2) == (names, [])
+
+    @pytest.mark.parametrize(
+        ("number", "message"),
+        [(20, "val_images 20 of 20 images leaves too few"), (-1, "val_images must be 0 or more, got -1")],
+    )
+    def test_a_number_that_cannot_be_held_out(self, number, message):
+        with pytest.raises(ValueError, match=message):
+            hold_out([f"case_{i}" for i in range(20)], number, seed=0)
 
     def test_one_image_is_a_batch_of_validation(self, prepared):
         module = QTSSL(patch_size=SIZE, network_overrides=SMALL)
@@ -145,6 +157,61 @@ class TestHeldOut:
         assert set(module.logged) == {"val_loss", "val_reconstruction", "val_rotation", "val_byol"}
         with pytest.raises(ValueError, match="batch_size must be at least 2"):
             module.train().training_step(batch, 0)
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    """A prepared folder of 2D images."""
+    folder = tmp_path_factory.mktemp("flat")
+    image = sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 255, (20, 24), dtype=np.uint8))
+    for name in ("a.png", "b.png"):
+        sitk.WriteImage(image, str(folder / name))
+    prepare(folder, folder / "prepared", patch_size=(16, 16))
+    return folder / "prepared"
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("data", "arguments", "message"),
+        [
+            (MaskedViewData, {"batch_size": 0}, "batch_size must be at least 1, got 0"),
+            (MaskedCropData, {"grid": (2, 2, 2), "samples_per_epoch": -4}, "samples_per_epoch must be at least 1"),
+            (MatchedViewData, {"grid": (2, 2, 2), "matcher": "identity", "tries": 0}, "tries must be at least 1"),
+            (MatchedViewData, {"grid": (2, 2, 2), "matcher": "identity", "partners": 0}, "partners must be at least 1"),
+            (FusedCropData, {"num_classes": 1}, "num_classes must be at least 2"),
+            (FusedCropData, {"boxes": (39, 10)}, "boxes must be two numbers, the lower one first"),
+            (FusedCropData, {"edge": (8, 1.5)}, "edge must be a number of voxels and a share of at most 1"),
+            (TwoViewData, {"patch_size_3d": SIZE, "period": 0}, "period must be at least 1"),
+            (TwoViewData, {"patch_size_3d": SIZE, "margin": 0.5}, "margin must be 0 or more and below 0.5"),
+        ],
+    )
+    def test_numbers_out_of_range(self, prepared, data, arguments, message):
+        """Each is named before the first sample, which would fail, or draw nothing."""
+        with pytest.raises(ValueError, match=message):
+            data(prepared, SIZE[-2:] if data is TwoViewData else SIZE, **arguments)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"lr": 0}, "lr must be above 0, got 0"),
+            ({"warmup_epochs": -1}, "warmup_epochs must not be negative, got -1"),
+            ({"tau": 1.5}, "tau must lie between 0 and 1, got 1.5"),
+        ],
+    )
+    def test_settings_of_a_method(self, settings, message):
+        with pytest.raises(ValueError, match=message):
+            train(QTSSL(patch_size=SIZE, network_overrides=SMALL, **settings), [None])
+
+    @pytest.mark.parametrize("data", [MatchedViewData, OverlappingViewData])
+    def test_views_of_volumes_from_2d_images(self, flat, data):
+        arguments = {"grid": (2, 2, 2), "matcher": "identity"} if data is MatchedViewData else {}
+        with pytest.raises(ValueError, match="these views are of volumes, and the prepared images are 2D"):
+            data(str(flat), SIZE, **arguments)
+
+    def test_a_patch_of_volumes_for_2d_images(self, flat, tmp_path):
+        """It would be a slice among slices of padding."""
+        with pytest.raises(ValueError, match=r"images are 2D, the patch \[16, 16, 16\] has three axes: take"):
+            fit("qt_ssl_in_task", short_run(flat, tmp_path / "run", SMALL_QT_UNET))
 
 
 class TestFewImages:

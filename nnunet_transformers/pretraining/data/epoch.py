@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ...runs.distributed import samples_per_step
 from ...runs.state import ResumableLoader
-from .epoch_samples import Epoch, ShuffledEpoch
+from .epoch_samples import Epoch, ShuffledEpoch, check_counts
 from .index import PreparedIndex
 from .loader_memory import LoaderMemory, loader_memory
 
@@ -44,7 +44,11 @@ class EpochData(LightningDataModule, ABC):
         Args:
             samples_per_epoch: wanted number; None leaves it open.
             images: number of images, by default all.
+
+        Raises:
+            ValueError: if the wanted number, or ``batch_size``, which is set before, is less than one.
         """
+        check_counts(batch_size=self.batch_size, samples_per_epoch=samples_per_epoch)
         self._is_length_free = samples_per_epoch is None
         images = len(self.index.cases) if images is None else images
         return images if samples_per_epoch is None else samples_per_epoch
@@ -155,11 +159,18 @@ def hold_out(names: Sequence[str], number: float, seed: int, fewest: int = 1) ->
         seed: seed of the choice.
         fewest: number on either side below which none is held out.
 
+    Raises:
+        ValueError: if the number is negative, or leaves fewer than ``fewest``; a share holds out none then.
+
     Examples:
         >>> hold_out(["a", "b", "c", "d"], 0.25, seed=0)
         (['a', 'b', 'd'], ['c'])
     """
     wanted = round(number * len(names)) if number < 1 else round(number)
+    if number < 0:
+        raise ValueError(f"val_images must be 0 or more, got {number:g}")
+    if number >= 1 and len(names) - wanted < fewest:
+        raise ValueError(f"val_images {number:g} of {len(names)} images leaves too few to train on; lower it")
     if min(wanted, len(names) - wanted) < fewest:
         return list(names), []
     chosen = set(np.random.default_rng(seed).permutation(len(names))[:wanted].tolist())

@@ -10,13 +10,32 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from .index import PreparedIndex
 
-def check_is_3d(patch_size: Sequence[int]) -> None:
-    """Raise ValueError unless a patch has three axes."""
+
+def check_is_3d(patch_size: Sequence[int], index: PreparedIndex) -> None:
+    """Raise ValueError unless a patch has three axes, and the images are volumes."""
+    if index.is_flat:
+        raise ValueError("these views are of volumes, and the prepared images are 2D")
     if len(patch_size) != 3:
         raise ValueError(
             f"these views are of volumes: --model.init_args.patch_size has three axes, not {[*patch_size]}"
         )
+
+
+def check_counts(least: int = 1, **counts: int | None) -> None:
+    """Check whole numbers among a data module's arguments.
+
+    Args:
+        least: smallest number.
+        counts: values by the names of their arguments; None is not given.
+
+    Raises:
+        ValueError: if one is lower.
+    """
+    for name, count in counts.items():
+        if count is not None and count < least:
+            raise ValueError(f"{name} must be at least {least}, got {count}")
 
 
 class Epoch(Dataset, ABC):

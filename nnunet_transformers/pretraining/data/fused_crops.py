@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .epoch import EpochData
-from .epoch_samples import Epoch
+from .epoch_samples import Epoch, check_counts
 from .index import read_index
 from .prepared_images import PreparedImages
 from .transforms import flip, intensity_transforms
@@ -85,7 +85,8 @@ class FusedCropData(EpochData):
         seed: seed of the samples.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_index``.
+        FileNotFoundError: as ``read_index``.
+        ValueError: as ``read_index``, or if ``num_classes``, ``boxes`` or ``edge`` is out of its range.
     """
 
     def __init__(
@@ -101,6 +102,11 @@ class FusedCropData(EpochData):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_counts(least=2, num_classes=num_classes)
+        if not 0 <= boxes[0] <= boxes[1]:
+            raise ValueError(f"boxes must be two numbers, the lower one first, got {list(boxes)}")
+        if edge[0] < 1 or not 0 < edge[1] <= 1:
+            raise ValueError(f"edge must be a number of voxels and a share of at most 1, got {list(edge)}")
         self.batch_size, self.num_workers = batch_size, num_workers
         self.index = read_index(Path(folder))
         samples = self.epoch_length(samples_per_epoch)

@@ -101,6 +101,11 @@ class PreparedIndex:
     configuration: str | None = None
     images: PreparedIndex | None = None
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether all images are 2D; those that are read from their source are not known."""
+        return bool(self.cases) and all(case.shape[1:2] == (1,) for case in self.cases)
+
     def spacing_of(self, axes: int) -> tuple[float, ...]:
         """Return the spacing of the last ``axes`` axes in mm.
 

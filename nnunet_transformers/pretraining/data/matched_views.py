@@ -14,7 +14,7 @@ from torch import Tensor
 from ..encoders.masked import check_mask_ratio, random_mask
 from .cached_matcher import CachedMatcher
 from .epoch import EpochData, hold_out
-from .epoch_samples import Epoch, check_is_3d
+from .epoch_samples import Epoch, check_counts, check_is_3d
 from .index import read_index
 from .prepared_images import PreparedImages
 from .transforms import flip, intensity_transforms, random_resized_crop, rotate, rotations_of, uniform
@@ -52,8 +52,8 @@ class MatchedViews(Epoch):
         max_shift: largest shift of the key's crop into its image, in edges of the crop.
 
     Raises:
-        ValueError: if there are fewer than two images, there is no such matcher, the patch is 2D, or all cells would be
-            masked, or none.
+        ValueError: if there are fewer than two images, there is no such matcher, patch or images are 2D, all cells
+            would be masked, or none, or ``partners`` or ``tries`` is less than one.
     """
 
     def __init__(
@@ -75,12 +75,13 @@ class MatchedViews(Epoch):
         max_shift: float = 0.125,
     ) -> None:
         super().__init__(samples, seed)
-        check_is_3d(patch_size)
+        self.images = PreparedImages(folder, names)
+        check_is_3d(patch_size, self.images.index)
+        check_counts(partners=partners, tries=tries)
         remedy = "enlarge --model.init_args.patch_size for more cells"
         check_mask_ratio(tuple(grid), mask_ratio, "mask_ratio", remedy)
         if target_mask_ratio:
             check_mask_ratio(tuple(grid), target_mask_ratio, "target_mask_ratio", remedy)
-        self.images = PreparedImages(folder, names)
         if len(self.images.names) < 2:
             raise ValueError(f"{folder} has {len(self.images.names)} images; matching needs two")
         self.patch_size, self.grid, self.mask_ratio = tuple(patch_size), tuple(grid), mask_ratio

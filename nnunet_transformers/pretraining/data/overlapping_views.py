@@ -33,7 +33,7 @@ class OverlappingViews(Epoch):
         spacing: mm per voxel of a view of scale 1, on axes where the volumes are finer; None keeps theirs.
 
     Raises:
-        ValueError: if the patch is 2D.
+        ValueError: if patch or images are 2D.
 
     Attributes:
         step: voxels of the volumes per voxel of a view of scale 1, three axes.
@@ -43,8 +43,8 @@ class OverlappingViews(Epoch):
         self, folder: Path, patch_size: Sequence[int], samples: int, seed: int = 0, spacing: float | None = None
     ) -> None:
         super().__init__(samples, seed)
-        check_is_3d(patch_size)
         self.images, self.patch_size = PreparedImages(folder), tuple(patch_size)
+        check_is_3d(patch_size, self.images.index)
         own = None if spacing is None else np.array(self.images.index.spacing_of(3))
         self.step = np.ones(3) if own is None else np.maximum(1.0, spacing / own)
         self.intensity = intensity_transforms()

@@ -17,7 +17,7 @@ from ..._atomic import write_json
 from ..._text import printable
 from ..encoders.text import load_tokenizer, tokenize
 from .epoch import EpochData
-from .epoch_samples import ShuffledEpoch
+from .epoch_samples import ShuffledEpoch, check_counts
 from .index import PreparedCase, PreparedIndex
 from .radiographs import Radiographs, open_radiographs
 from .report_table import ReportPair, read_reports
@@ -171,6 +171,7 @@ class ReportPairData(EpochData):
             raise ValueError(
                 f"radiology reports describe 2D images: patch_size must have two numbers, got {tuple(patch_size)}"
             )
+        check_counts(batch_size=batch_size)
         self.batch_size, self.num_workers, self.max_length = batch_size, num_workers, max_length
         folder = Path(image_folder) if image_folder else Path(table).parent
         radiographs = open_radiographs(folder, max(canvas_of(patch_size)))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...runs.distributed import samples_per_step
 from .epoch import EpochData
-from .epoch_samples import Epoch
+from .epoch_samples import Epoch, check_counts
 from .index import PreparedIndex, read_index
 from .prepared_images import PreparedImages
 from .transforms import flip, random_resized_crop, unimiss_image_transforms, unimiss_intensity_transforms
@@ -117,7 +117,8 @@ class TwoViewData(EpochData):
         seed: seed of the samples.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_index``.
+        FileNotFoundError: as ``read_index``.
+        ValueError: as ``read_index``, or if a number is out of its range.
     """
 
     def __init__(
@@ -137,6 +138,15 @@ class TwoViewData(EpochData):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_counts(
+            batch_size=batch_size,
+            batch_size_2d=batch_size_2d,
+            samples_per_epoch=samples_per_epoch,
+            samples_per_epoch_2d=samples_per_epoch_2d,
+            period=period,
+        )
+        if not 0 <= margin < 0.5:
+            raise ValueError(f"margin must be 0 or more and below 0.5, got {margin}")
         self.batch_size, self.num_workers, self.period = batch_size, num_workers, period
         self.batch_size_2d = batch_size_2d or batch_size
         images = None if folder_2d is None else read_index(Path(folder_2d))

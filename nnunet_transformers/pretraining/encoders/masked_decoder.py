@@ -31,7 +31,7 @@ class MaskedDecoder(nn.Module):
         self, grid: Sequence[int], dim: int, depth: int, num_heads: int, patch_size: Sequence[int], channels: int
     ) -> None:
         super().__init__()
-        if dim % num_heads:
+        if num_heads < 1 or dim % num_heads:
             raise ValueError(f"decoder_heads must divide the tokens' {dim} channels, got {num_heads}")
         self.grid, self.patch_size = tuple(grid), tuple(patch_size)
         self.position = nn.Parameter(trunc_normal_(torch.zeros(1, prod(grid), dim), std=0.02))
