@@ -46,7 +46,7 @@ def check_heads_of_tables(weights: Mapping[str, Tensor], network: nn.Module) -> 
                 raise _other_heads(name.rpartition(".")[0], before, after)
 
 
-def _other_heads(name: str, before: int, after: int) -> ValueError:
+def _other_heads(name: str, before: object, after: object) -> ValueError:
     return ValueError(
         f"the weights have {before} attention heads in {name}, this network has {after}: their features would be "
         "others; set num_heads to that of the weights"
