@@ -1,6 +1,6 @@
 """Matchers on phantoms with a known map, easy and with a large shift of the field of view.
 
-    PYTHONPATH=. python benchmarks/matching.py --steps 150
+    PYTHONPATH=. python benchmarks/matching.py --steps 150 --seed 0
 
 Trains the embedding on sixteen phantoms, then prints, for points of six pairs that the other volume shows, the median
 error in mm, the share within 9 mm (three voxels), the share that the matcher calls valid, and seconds for a pair.
@@ -25,7 +25,7 @@ SUBJECTS, PAIRS, POINTS, NEAR = 16, 6, 100, 9.0
 SHIFTS = {"easy": 6, "hard": 25}
 
 
-def train(folder: Path, steps: int) -> str:
+def train(folder: Path, steps: int, seed: int) -> str:
     """Train the embedding; returns its file."""
     prepare(write_volumes(folder / "raw", SUBJECTS, shift=10), folder / "prepared", patch_size=(24, 24, 24))
     settings = {
@@ -36,6 +36,8 @@ def train(folder: Path, steps: int) -> str:
         "model.init_args.channels": "[16,32,64]",
         "model.init_args.dim": 32,
         "model.init_args.lr": 0.05,
+        "data.init_args.seed": seed,
+        "seed_everything": seed,
         "trainer.max_steps": steps,
         "trainer.accelerator": "cpu",
         "trainer.default_root_dir": folder,
@@ -50,11 +52,12 @@ def train(folder: Path, steps: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150)
-    steps = parser.parse_args().steps
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        weights = train(Path(folder), steps)
-        print(f"trained {steps} steps in {time.perf_counter() - start:.0f} s")
+        weights = train(Path(folder), options.steps, options.seed)
+        print(f"trained {options.steps} steps in {time.perf_counter() - start:.0f} s")
         matchers = {
             "identity": IdentityMatcher(),
             "affine": AffineMatcher(),
