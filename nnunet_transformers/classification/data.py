@@ -18,7 +18,7 @@ from .._text import printable
 from ..pretraining.data import EpochData, PreparedImages, ShuffledEpoch
 from .augmentation import Augmentation
 from .crops import ImageCrops
-from .labels import LabelledImages, read_labels, read_uncertain
+from .labels import LabelledImages, read_labels, read_uncertain, unknown_note
 
 
 class LabelledCrops(ShuffledEpoch):
@@ -192,9 +192,7 @@ class ClassificationData(EpochData):
             for name, t, v in zip(self.classes, self.train_targets.T, self.val_targets.T, strict=True)
         )
         text = f"{len(self.train_numbers)} images to train on, {len(self.val_numbers)} to validate on ({counts})"
-        if not self.unknown:
-            return text
-        return f"{text}; {len(self.unknown)} images of the table are not in the folder, first {self.unknown[0]}"
+        return "; ".join(filter(None, (text, unknown_note(self.unknown))))
 
     def epoch(self) -> LabelledCrops:
         return self.training

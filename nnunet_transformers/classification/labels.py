@@ -228,6 +228,11 @@ def _label(text: str, uncertain: str | None) -> str:
     return CHOICES[uncertain] if text == UNCERTAIN and uncertain is not None else text
 
 
+def unknown_note(unknown: Sequence[str]) -> str:
+    """Say how many images of a table have no prepared image; empty if all have."""
+    return f"{len(unknown)} images of the table are not in the folder, first {unknown[0]}" if unknown else ""
+
+
 def plain(text: str) -> str:
     """Return 1 for 1.0; other labels as they are."""
     whole = WHOLE.fullmatch(text)

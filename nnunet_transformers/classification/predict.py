@@ -10,7 +10,7 @@ from ..cpu import optimize
 from ..pretraining.data import PreparedImages
 from .checkpoint import ClassifierCheckpoint, StatesImages, identity
 from .classifier import mean_probabilities
-from .labels import LabelledImages
+from .labels import LabelledImages, unknown_note
 
 # crops per batch
 CROPS = 8
@@ -80,9 +80,7 @@ def unseen(checkpoint: StatesImages, labelled: LabelledImages) -> tuple[NDArray,
     chosen = np.ones(len(labelled.names), bool) if labelled.is_test is None else labelled.is_test
     if not chosen.any():
         raise ValueError("column split has test for no prepared image; remove the column to evaluate on all images")
-    notes = []
-    if labelled.unknown:
-        notes.append(f"{len(labelled.unknown)} images of the table are not in the folder, first {labelled.unknown[0]}")
+    notes = [note] if (note := unknown_note(labelled.unknown)) else []
     if not checkpoint.trained_on:
         notes.append(f"the {noun} does not state its training images: leave them out of the table yourself")
     trained, validated = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +162,9 @@ def read_boxes(table: Path, known: Collection[str], files: Mapping[str, str | No
 class _Image:
     size: tuple[int, int]
     split: str
-    boxes: list[list[float]]
-    labels: list[str]
-    crowds: list[bool]
+    boxes: list[list[float]] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    crowds: list[bool] = field(default_factory=list)
     rows: int = 0
 
 
@@ -229,7 +229,7 @@ def _add(images: dict[str, _Image], row: Mapping[str, Any], where: str) -> None:
     if split and split not in SPLITS:
         raise ValueError(f"split must be {', '.join(SPLITS)}, got {split!r} in {where}")
     size = int(width), int(height)
-    image = images.setdefault(row["image"], _Image(size, split, [], [], []))
+    image = images.setdefault(row["image"], _Image(size, split))
     if (image.size, image.split) != (size, split):
         raise ValueError(f"{where} has another size or split of {row['image']} than an earlier row")
     image.rows += 1

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from .._text import printable
 from ..classification.crops import ImageCrops
 from ..classification.data import draw_share, split_numbers
+from ..classification.labels import unknown_note
 from ..pretraining.data import EpochData, PreparedImages, ShuffledEpoch
 from ..pretraining.data.own_plan import is_shrunk
 from .boxes import read_boxes
@@ -146,9 +147,7 @@ class DetectionData(EpochData):
             f"{len(n)} images to {verb} ({int((self.boxes[n][..., 0] >= 0).sum())} boxes on {self.has_box[n].sum()})"
             for n, verb in ((self.train_numbers, "train on"), (self.val_numbers, "validate on"))
         ]
-        if self.unknown:
-            counts.append(f"{len(self.unknown)} of the table are not in the folder, first {self.unknown[0]}")
-        return ", ".join(counts)
+        return ", ".join(filter(None, (*counts, unknown_note(self.unknown))))
 
     def epoch(self) -> TrainingImages:
         return self.training

@@ -16,7 +16,7 @@ from ..architectures import create_network
 from ..pretraining.data.index import PreparedCase, PreparedIndex
 from ..pretraining.encoder_pretraining import EncoderPretraining
 from ..weights import EncoderCheckpoint, load_encoder_weights
-from .network import _require
+from ._require import require
 
 
 class Batches(LightningDataModule):
@@ -105,10 +105,10 @@ def check_method(
     _check_gradients(build(), batches)
     method, target_check = train()
     if method.target is not None:
-        _require(bool(target_check.moves), "the target network never moved: call super().optimizer_step()")
+        require(bool(target_check.moves), "the target network never moved: call super().optimizer_step()")
     again, _ = train()
     for name, value in again.state_dict().items():
-        _require(torch.equal(value, method.state_dict()[name]), f"the same seed gave other weights: {name}")
+        require(torch.equal(value, method.state_dict()[name]), f"the same seed gave other weights: {name}")
     with TemporaryDirectory() as folder:
         _check_checkpoints(method, index or synthetic_index(), Path(folder))
 
@@ -130,18 +130,18 @@ def _check_gradients(method: EncoderPretraining, batches: Sequence[Any]) -> None
     method.train()
     for batch in batches:
         loss = method.training_step(batch, 0)
-        _require(loss.dim() == 0 and bool(loss.isfinite()), f"the loss must be a finite scalar, got {loss}")
+        require(loss.dim() == 0 and bool(loss.isfinite()), f"the loss must be a finite scalar, got {loss}")
         loss.backward()
     for name, parameter in method.named_parameters():
         if not parameter.requires_grad:
-            _require(parameter.grad is None, f"frozen, but got a gradient: {name}")
+            require(parameter.grad is None, f"frozen, but got a gradient: {name}")
             continue
         if parameter.grad is None:
             raise AssertionError(f"trainable, but got no gradient; freeze it or use it in the loss: {name}")
-        _require(bool(parameter.grad.isfinite().all()), f"got a gradient that is not finite: {name}")
+        require(bool(parameter.grad.isfinite().all()), f"got a gradient that is not finite: {name}")
     if method.target is not None:
         trainable = [name for name, parameter in method.target.named_parameters() if parameter.requires_grad]
-        _require(not trainable, f"the target network must not be trained by gradients: {trainable}")
+        require(not trainable, f"the target network must not be trained by gradients: {trainable}")
 
 
 class _TargetCheck(Callback):
@@ -168,15 +168,13 @@ class _TargetCheck(Callback):
             return
         share = sum(float((steps[name] * ways[name]).sum()) for name in steps) / length
         if abs(share) < 1e-9:
-            _require(
-                not any(step.any() for step in steps.values()), "the target network moves away from the online one"
-            )
+            require(not any(step.any() for step in steps.values()), "the target network moves away from the online one")
             return
-        _require(0 < share < 1 + 1e-6, f"the target network moved by {share} of the way to the online network")
+        require(0 < share < 1 + 1e-6, f"the target network moved by {share} of the way to the online network")
         for name, step in steps.items():
             # weights are stored in single precision
             close = torch.allclose(step, share * ways[name], rtol=1e-2, atol=1e-6 * float(1 + after[name].abs().max()))
-            _require(close, f"the target network does not follow the online network by EMA: {name}")
+            require(close, f"the target network does not follow the online network by EMA: {name}")
         self.moves.append(share)
 
     @staticmethod
@@ -187,18 +185,18 @@ class _TargetCheck(Callback):
 
 def _check_checkpoints(method: EncoderPretraining, index: PreparedIndex, folder: Path) -> None:
     checkpoints = method.checkpoints(index, {"epochs": 1})
-    _require(bool(checkpoints), "checkpoints() must give a file after training without validation")
+    require(bool(checkpoints), "checkpoints() must give a file after training without validation")
     for name, checkpoint in checkpoints.items():
         checkpoint.save(folder / name)
         loaded = type(checkpoint).load(folder / name)
-        _require(set(loaded.weights) == set(checkpoint.weights), f"{name} lost weights")
+        require(set(loaded.weights) == set(checkpoint.weights), f"{name} lost weights")
         for weight, value in checkpoint.weights.items():
-            _require(torch.equal(loaded.weights[weight], value), f"{name} changed {weight}")
+            require(torch.equal(loaded.weights[weight], value), f"{name} changed {weight}")
         if isinstance(loaded, EncoderCheckpoint):
-            _require(loaded.method == type(method).__name__, f"{name} states the method {loaded.method!r}")
+            require(loaded.method == type(method).__name__, f"{name} states the method {loaded.method!r}")
             network = create_network(loaded.name, loaded.input_channels, 2, loaded.patch_size, **loaded.overrides)
             report = load_encoder_weights(network, loaded)
             for part in (f"{network.key_to_stem}.", f"{network.key_to_encoder}."):
                 covered = report.coverage(dict(network.named_parameters()), part)
-                _require(covered == 1, f"{name} fills only {covered:.0%} of the parameters of {part}*")
-            _require(not report.adapted, f"{name} does not fit its own network: {report.adapted}")
+                require(covered == 1, f"{name} fills only {covered:.0%} of the parameters of {part}*")
+            require(not report.adapted, f"{name} does not fit its own network: {report.adapted}")

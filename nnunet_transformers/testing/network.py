@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .._meta import without_data
 from ..architectures import SegmentationNetwork, create_network, get_network
+from ._require import require
 
 # small patches that the total strides of all published networks divide, with an odd number of tokens on an axis
 PATCHES = {2: (64, 96), 3: (32, 96, 32)}
@@ -61,17 +62,17 @@ def check_network(name: str, ndim: int | None = None, patch_size: Sequence[int] 
 def check_arguments(name: str, patch_size: Sequence[int]) -> None:
     """The class can be imported by its path and takes the arguments of nnU-Net's plans."""
     entry = get_network(name)
-    _require(
+    require(
         issubclass(entry.network_class, SegmentationNetwork),
         f"{entry.network_class} is no subclass of SegmentationNetwork",
     )
     found = pydoc.locate(entry.class_path)
-    _require(found is entry.network_class, f"plans specify {entry.class_path}, which imports {found}")
+    require(found is entry.network_class, f"plans specify {entry.class_path}, which imports {found}")
     parameters = inspect.signature(entry.network_class).parameters
     missing = sorted(ARGUMENTS - parameters.keys())
-    _require(not missing, f"the constructor does not take {', '.join(missing)}")
+    require(not missing, f"the constructor does not take {', '.join(missing)}")
     required = [n for n in entry.override_names if entry.all_arguments(2)[n] is inspect.Parameter.empty]
-    _require(not required, f"the constructor's {', '.join(required)} need a default")
+    require(not required, f"the constructor's {', '.join(required)} need a default")
 
 
 def check_forward_and_backward(name: str, patch_size: Sequence[int]) -> None:
@@ -88,12 +89,12 @@ def check_deep_supervision(name: str, patch_size: Sequence[int]) -> None:
     network = _create_shallow(name, 1, 3, patch_size, deep_supervision=True)
     outputs = network(torch.randn(2, 1, *patch_size))
     if not network.deeply_supervised:
-        _require(isinstance(outputs, Tensor), f"deeply_supervised is False, but {len(outputs)} outputs are returned")
+        require(isinstance(outputs, Tensor), f"deeply_supervised is False, but {len(outputs)} outputs are returned")
         _require_shape(outputs, (2, 3, *patch_size), "the output")
         return
-    _require(isinstance(outputs, (list, tuple)), f"deep supervision returns a {type(outputs).__name__}, not a list")
-    _require(len(outputs) >= 2, "deep supervision has one output, whose weight in nnU-Net's loss is NaN")
-    _require(
+    require(isinstance(outputs, (list, tuple)), f"deep supervision returns a {type(outputs).__name__}, not a list")
+    require(len(outputs) >= 2, "deep supervision has one output, whose weight in nnU-Net's loss is NaN")
+    require(
         len(outputs) == len(network.strides) - 1,
         f"deep supervision has {len(outputs)} outputs, nnU-Net wants one less than the {len(network.strides)} strides",
     )
@@ -115,7 +116,7 @@ def check_deep_supervision_switch(name: str, patch_size: Sequence[int]) -> None:
         full = _full_resolution(network(image))
         vars(network.decoder)["deep_supervision"] = False
         output = network(image)
-    _require(isinstance(output, Tensor), "with decoder.deep_supervision = False the output is no tensor")
+    require(isinstance(output, Tensor), "with decoder.deep_supervision = False the output is no tensor")
     _require_close(output, full, "the output differs with decoder.deep_supervision = False")
 
 
@@ -158,7 +159,7 @@ def check_encode(name: str, patch_size: Sequence[int]) -> None:
     network = create_network(name, 1, 2, patch_size)
     features = network.encode(torch.randn(2, 1, *patch_size))
     stated = len(network.feature_strides), len(network.feature_channels)
-    _require(
+    require(
         stated == (len(features),) * 2,
         f"encode returns {len(features)} maps, grid_sizes and feature_channels have {stated[0]} and {stated[1]}",
     )
@@ -168,14 +169,14 @@ def check_encode(name: str, patch_size: Sequence[int]) -> None:
         _require_shape(feature, (2, channels, *grid), f"map {index} of encode")
     for grid, stride in zip(network.grid_sizes, network.feature_strides, strict=True):
         covered = tuple(g * s for g, s in zip(grid, stride, strict=True))
-        _require(covered == tuple(patch_size), f"the grid {tuple(grid)} does not divide the patch {tuple(patch_size)}")
+        require(covered == tuple(patch_size), f"the grid {tuple(grid)} does not divide the patch {tuple(patch_size)}")
     torch.stack([f.square().mean() for f in features]).sum().backward()
     parts = _encoder_prefixes(network)
     for parameter_name, parameter in network.named_parameters():
         if parameter_name.startswith(parts):
-            _require(parameter.grad is not None, f"no map of encode depends on {parameter_name}")
+            require(parameter.grad is not None, f"no map of encode depends on {parameter_name}")
         else:
-            _require(parameter.grad is None, f"encode depends on {parameter_name}, outside of stem and encoder")
+            require(parameter.grad is None, f"encode depends on {parameter_name}, outside of stem and encoder")
 
 
 def check_parts(name: str, patch_size: Sequence[int]) -> None:
@@ -185,13 +186,13 @@ def check_parts(name: str, patch_size: Sequence[int]) -> None:
     keys = list(network.state_dict())
     prefixes = (*_encoder_prefixes(network), "decoder.")
     stray = [key for key in keys if sum(key.startswith(prefix) for prefix in prefixes) != 1]
-    _require(not stray, f"{', '.join(stray[:4])} belong to none or to several of {', '.join(prefixes)}")
-    _require(any(key.startswith("decoder.seg_layers.") for key in keys), "decoder.seg_layers has no parameters")
+    require(not stray, f"{', '.join(stray[:4])} belong to none or to several of {', '.join(prefixes)}")
+    require(any(key.startswith("decoder.seg_layers.") for key in keys), "decoder.seg_layers has no parameters")
     # buffers would have to match in nnU-Net's -pretrained_weights; a parameter may have two names
     parameters = {n for n, _ in network.named_parameters(remove_duplicate=False)}
     buffers = [key for key in keys if key not in parameters and not key.endswith(STATISTICS)]
-    _require(not buffers, f"the state dict has the buffers {', '.join(buffers)}; register them with persistent=False")
-    _require(not hasattr(network, "initialize"), "nnU-Net would call the method initialize after construction")
+    require(not buffers, f"the state dict has the buffers {', '.join(buffers)}; register them with persistent=False")
+    require(not hasattr(network, "initialize"), "nnU-Net would call the method initialize after construction")
 
 
 def check_buffers(name: str, patch_size: Sequence[int]) -> None:
@@ -199,7 +200,7 @@ def check_buffers(name: str, patch_size: Sequence[int]) -> None:
     with without_data():
         network = create_network(name, 1, 2, patch_size)
     others = [key for key, _ in network.named_buffers() if not key.endswith(STATISTICS)]
-    _require(not others, f"{', '.join(others)} are no statistics; keep constants as attributes, see WindowPartition")
+    require(not others, f"{', '.join(others)} are no statistics; keep constants as attributes, see WindowPartition")
 
 
 def check_device(name: str, patch_size: Sequence[int]) -> None:
@@ -223,7 +224,7 @@ def check_logits(name: str, patch_size: Sequence[int]) -> None:
     with torch.no_grad():
         output = network(10 * torch.randn(1, 1, *patch_size))
     is_probability = bool(output.min() >= 0 and ((output.sum(1) - 1).abs() < 1e-3).all())
-    _require(not is_probability, "the outputs of all classes sum up to 1: return logits, without softmax")
+    require(not is_probability, "the outputs of all classes sum up to 1: return logits, without softmax")
 
 
 def check_seed(name: str, patch_size: Sequence[int]) -> None:
@@ -234,7 +235,7 @@ def check_seed(name: str, patch_size: Sequence[int]) -> None:
             torch.manual_seed(7)
             states.append(create_network(name, 1, 2, patch_size).state_dict())
     differing = [key for key in states[0] if not torch.equal(states[0][key], states[1][key])]
-    _require(not differing, f"{', '.join(differing[:4])} differ under the same seed")
+    require(not differing, f"{', '.join(differing[:4])} differ under the same seed")
 
 
 def check_patch_size_error(name: str, patch_size: Sequence[int]) -> None:
@@ -244,7 +245,7 @@ def check_patch_size_error(name: str, patch_size: Sequence[int]) -> None:
         return
     message = _error(lambda: create_network(name, 1, 2, (*patch_size[:-1], size)), f"width {size} of stride {step}")
     near = rf"axis \d \(width\) has size {size}.*nearest valid sizes: {size - 1} or {size - 1 + step}"
-    _require(
+    require(
         re.search(near, message) is not None,
         f"the error for a width of {size} does not name the axis and the nearest sizes {size - 1} and "
         f"{size - 1 + step}, as token_grids does: {message}",
@@ -256,7 +257,7 @@ def check_image_size_error(name: str, patch_size: Sequence[int]) -> None:
     network = create_network(name, 1, 2, patch_size)
     image = torch.zeros(1, 1, patch_size[0], 7, *patch_size[2:])
     message = _error(lambda: network(image), f"an image of {tuple(image.shape[2:])}")
-    _require(
+    require(
         re.search(r"axis 1 .* built for patch_size", message) is not None,
         f"the error for an image of another size does not name the axis; call check_input: {message}",
     )
@@ -268,7 +269,7 @@ def check_plan_arguments(name: str, patch_size: Sequence[int]) -> None:
     entry = get_network(name)
     arguments = json.loads(json.dumps(entry.plan_arguments(network, auxiliary_heads=True)))
     missing = sorted(set(entry.override_names) - set(arguments))
-    _require(not missing, f"{', '.join(missing)} are None by default; state the values in use in resolved_arguments")
+    require(not missing, f"{', '.join(missing)} are None by default; state the values in use in resolved_arguments")
     twin = entry.build(2, 3, **arguments)
     twin.load_state_dict(network.state_dict(), strict=True)
 
@@ -279,9 +280,9 @@ def check_no_weight_decay(name: str, patch_size: Sequence[int]) -> None:
         network = create_network(name, 1, 2, patch_size)
     stated, parameters = network.no_weight_decay(), {n for n, _ in network.named_parameters()}
     unknown = sorted(stated - parameters)
-    _require(not unknown, f"no_weight_decay names {', '.join(unknown)}, which are no parameters")
+    require(not unknown, f"no_weight_decay names {', '.join(unknown)}, which are no parameters")
     decayed = sorted(n for n in parameters - stated if TABLES.search(n))
-    _require(
+    require(
         not decayed,
         f"{', '.join(decayed)} get weight decay; return them from no_weight_decay of their layer or the network",
     )
@@ -297,9 +298,9 @@ def check_group_matcher(name: str, patch_size: Sequence[int]) -> None:
         {layers[n] for n, _ in network.named_parameters() if n.startswith(prefix)}
         for prefix in (stem, encoder, "decoder.")
     )
-    _require(of_stem == {0}, f"group_matcher puts the stem in layers {sorted(of_stem)}, not in the first")
-    _require(len(of_decoder) == 1, f"group_matcher distributes the decoder over {len(of_decoder)} layers")
-    _require(
+    require(of_stem == {0}, f"group_matcher puts the stem in layers {sorted(of_stem)}, not in the first")
+    require(len(of_decoder) == 1, f"group_matcher distributes the decoder over {len(of_decoder)} layers")
+    require(
         max(of_stem | of_encoder) < min(of_decoder),
         "group_matcher puts parameters of the encoder in the decoder's layer, so that they cannot be frozen without it",
     )
@@ -321,7 +322,7 @@ def check_autocast(name: str, patch_size: Sequence[int]) -> None:
             # oneDNN's weight gradient of a bfloat16 convolution over few voxels reads memory that is not set
             with torch.backends.mkldnn.flags(enabled=False):
                 network, output = step(dtype)
-        _require(bool(output.isfinite().all()), f"the output in {dtype} is not finite")
+        require(bool(output.isfinite().all()), f"the output in {dtype} is not finite")
         _require_gradients(network, f" in {dtype}")
 
 
@@ -427,14 +428,8 @@ def _encoder_prefixes(network: SegmentationNetwork) -> tuple[str, str]:
     return f"{network.key_to_stem}.", f"{network.key_to_encoder}."
 
 
-def _require(condition: bool, message: str) -> None:
-    # python -O removes assert statements
-    if not condition:
-        raise AssertionError(message)
-
-
 def _require_shape(tensor: Tensor, shape: Sequence[int], what: str) -> None:
-    _require(tuple(tensor.shape) == tuple(shape), f"{what} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+    require(tuple(tensor.shape) == tuple(shape), f"{what} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
 
 
 def _require_close(
@@ -445,9 +440,9 @@ def _require_close(
 
 def _require_gradients(network: nn.Module, when: str = "") -> None:
     without = [n for n, p in network.named_parameters() if p.grad is None]
-    _require(not without, f"{', '.join(without[:4])} get no gradient{when}, which DistributedDataParallel requires")
+    require(not without, f"{', '.join(without[:4])} get no gradient{when}, which DistributedDataParallel requires")
     infinite = [n for n, p in network.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-    _require(not infinite, f"gradients of {', '.join(infinite[:4])} are not finite{when}")
+    require(not infinite, f"gradients of {', '.join(infinite[:4])} are not finite{when}")
 
 
 def _error(call: Callable[[], object], what: str) -> str:

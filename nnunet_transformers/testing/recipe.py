@@ -14,8 +14,8 @@ from ..pretraining.data.prepare import prepare
 from ..pretraining.encoder_pretraining import EncoderPretraining
 from ..pretraining.fit import fit
 from ..weights import SealedCheckpoint, load
+from ._require import require
 from .method import check_method
-from .network import _require
 
 # a network and a patch for which a step takes a second
 SMALL = (
@@ -66,11 +66,11 @@ def check_pretraining_method(recipe: str, options: Sequence[str] = SMALL, edge: 
         # the author's own recipe
         trainer = fit(recipe, [*ONE_STEP, *options, *folders], trust=True)
         loss = trainer.callback_metrics["loss"]
-        _require(bool(loss.isfinite()), f"the loss of {recipe} is {loss}")
+        require(bool(loss.isfinite()), f"the loss of {recipe} is {loss}")
         method, data = cast(EncoderPretraining, trainer.lightning_module), cast(Any, trainer).datamodule
         files = method.checkpoints(data.index, {"epochs": 1})
         for written in files:
-            _require(
+            require(
                 isinstance(load(folder / "run" / written), SealedCheckpoint), f"{written} is no checkpoint with a hash"
             )
         batches = list(data.train_dataloader())
