@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from nnunet_transformers.pretraining.encoders.masked import (
 )
 from nnunet_transformers.pretraining.fit import fit
 from nnunet_transformers.pretraining.losses import SIMILARITIES, masked_reconstruction_loss
-from nnunet_transformers.pretraining.matching import Volume
+from nnunet_transformers.pretraining.matching import AffineMatcher, Volume
 from nnunet_transformers.pretraining.methods.alice import LOSSES, Alice
 from nnunet_transformers.pretraining.patchify import patchify, unpatchify
 from nnunet_transformers.testing.network import shallow
@@ -465,6 +466,15 @@ class TestData:
         assert CachedMatcher(PreparedImages(prepared), "affine").folder.parent == prepared.with_name(
             f"{prepared.name}.matching"
         )
+
+    def test_a_matcher_that_computes_others_has_a_cache_of_its_own(self, prepared, monkeypatch):
+        """Those of the first version keep theirs."""
+        folders = []
+        for version in (1, 2, 3):
+            monkeypatch.setattr(AffineMatcher, "version", version)
+            folders.append(CachedMatcher(PreparedImages(prepared), "affine").folder)
+        assert len(set(folders)) == 3
+        assert folders[0].name == f"affine_{hashlib.sha256().hexdigest()[:12]}"
 
     def test_large_features_are_mapped(self, prepared, tmp_path, monkeypatch):
         matcher = CachedMatcher(PreparedImages(prepared), "identity", cache=tmp_path)
