@@ -91,8 +91,8 @@ def unseen(checkpoint: StatesImages, labelled: LabelledImages) -> tuple[NDArray,
     if new.any():
         if left_out := int(chosen.sum() - new.sum()):
             notes.append(
-                f"{left_out} images that the {noun} was trained on or chosen by are left out, by their names: rename "
-                "images that are others of the same name"
+                f"{left_out} images that the {noun} was trained on or chosen by are left out; it knows them by name, "
+                "so rename other images of these names"
             )
     elif (new := chosen & validated).any():
         notes.append(
@@ -100,7 +100,7 @@ def unseen(checkpoint: StatesImages, labelled: LabelledImages) -> tuple[NDArray,
         )
     else:
         raise ValueError(
-            f"the {noun} was trained on images of all {int(chosen.sum())} names, so that scores would mean nothing; if "
-            "these are others of the same names, rename them and prepare them again"
+            f"the {noun} was trained on images of all these {int(chosen.sum())} names, so scores would mean nothing; "
+            "if they are other images of the same names, rename them and prepare them again"
         )
     return new, notes

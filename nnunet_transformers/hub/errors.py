@@ -84,7 +84,7 @@ def hub_errors(address: Address) -> Iterator[None]:
     except UnicodeEncodeError as error:
         # of the header that holds the token: all else is quoted
         raise PermissionError(
-            f"the token for {place} holds {error.object[error.start]!r}, which none has: {TOKEN}"
+            f"the token for {place} holds {error.object[error.start]!r}, a character that no token has: {TOKEN}"
         ) from error
     except ValueError as error:
         raise ValueError(" ".join(str(error).split())) from error

@@ -108,7 +108,7 @@ class TestFit:
             (
                 ("train", "val", "test"),
                 8,
-                "24 images that the classifier was trained on or chosen by are left out, by their names",
+                "24 images that the classifier was trained on or chosen by are left out; it knows them by name",
             ),
             (("train", "val"), 8, "NO IMAGE IS NEW to the classifier"),
         ):
@@ -127,7 +127,7 @@ class TestFit:
         for content, message in (
             (
                 (tmp_path / "trained.csv").read_text(),
-                "was trained on images of all 1 names, so that scores would mean nothing; if these are others",
+                "was trained on images of all these 1 names, so scores would mean nothing; if they are other images",
             ),
             ("image,label\ncase_0,cone\n", "label 'cone' is none of the classes ball, cube"),
             ("image,label,split\ncase_0,cube,train\n", "has test for no prepared image"),

@@ -163,7 +163,9 @@ class TestRefusals:
         hub.add("o/n", FILES)
         monkeypatch.setenv("HF_TOKEN", "hf_a\N{EN DASH}b")
         message = self.message(PermissionError, "hf://o/n")
-        assert message.startswith(f"the token for o/n on {hub.endpoint} holds '\N{EN DASH}', which none has: log in")
+        assert message.startswith(
+            f"the token for o/n on {hub.endpoint} holds '\N{EN DASH}', a character that no token has: log in"
+        )
 
     @pytest.mark.parametrize("status", [401, 403])
     def test_status(self, hub, status):
