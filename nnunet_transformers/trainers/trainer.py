@@ -40,6 +40,7 @@ from .precision import default_autocast_dtype, in_float32, planned_autocast_dtyp
 from .progress import ShowsProgress
 from .settings import FollowsSettings
 from .surface_metrics import EvaluatesSurfaces
+from .thin_patches import AugmentsThinPatches
 from .validation import bounded_export
 
 # non-finite losses in a row that end a training whose ``GradScaler`` skips such steps; halved each time, its scale of
@@ -48,7 +49,13 @@ MAX_OVERFLOWS = 40
 
 
 class TransformerTrainer(
-    FollowsSettings, EvaluatesSurfaces, AveragesWeights, AugmentsOnDevice, ShowsProgress, StartsFromPlan
+    FollowsSettings,
+    EvaluatesSurfaces,
+    AveragesWeights,
+    AugmentsOnDevice,
+    AugmentsThinPatches,
+    ShowsProgress,
+    StartsFromPlan,
 ):
     """nnU-Net's training with a recipe for transformers.
 

@@ -26,6 +26,8 @@ from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_p
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from ..._blur import fitting_sigma
+
 
 def rotations_of(patch_size: Sequence[int]) -> list[int]:
     """Return the in-plane quarter turns that keep a crop's shape: all four if it is square in-plane.
@@ -184,7 +186,7 @@ def intensity_transforms() -> BasicTransform:
     return ComposeTransforms(
         [
             RandomTransform(GaussianNoiseTransform((0, 0.1), p_per_channel=1, synchronize_channels=True), 0.2),
-            RandomTransform(GaussianBlurTransform((0.5, 1.0), p_per_channel=1, synchronize_channels=True), 0.2),
+            RandomTransform(GaussianBlurTransform(fitting_sigma(0.5, 1.0), synchronize_channels=True), 0.2),
             RandomTransform(MultiplicativeBrightnessTransform(contrast(), True, p_per_channel=1), 0.3),
             RandomTransform(ContrastTransform(contrast(), True, True, p_per_channel=1), 0.3),
             RandomTransform(GammaTransform(BGContrast((0.7, 1.5)), 0, True, p_per_channel=1, p_retain_stats=1), 0.3),
@@ -192,14 +194,13 @@ def intensity_transforms() -> BasicTransform:
     )
 
 
-def unimiss_intensity_transforms(patch_size: Sequence[int], second: bool) -> BasicTransform:
+def unimiss_intensity_transforms(second: bool) -> BasicTransform:
     """Build noise, blur, brightness, contrast and gamma of UniMiSS's volumes (release), which differ between two views.
 
     Its shifts of brightness have a standard deviation of 0.4 of the unit of the image, as in the release, whose unit is
     1024 HU.
 
     Args:
-        patch_size: voxels per axis of the views; few voxels limit the blur, whose kernel has to fit.
         second: build those of the second view.
     """
 
@@ -207,7 +208,7 @@ def unimiss_intensity_transforms(patch_size: Sequence[int], second: bool) -> Bas
         return BGContrast((0.75, 1.25))
 
     p_blurred, p_multiplied, p_added, p_gamma = (0.5, 1.0, 0.5, 1.0) if second else (0.8, 0.8, 0.8, 0.8)
-    sigma = (0.1, min(2.0, (min(patch_size) - 1.75) / 3))
+    sigma = fitting_sigma(0.1, 2.0)
     return ComposeTransforms(
         [
             GaussianNoiseTransform((0, 0.1)),

@@ -46,8 +46,10 @@ class TwoViews(Epoch):
         super().__init__(samples, seed)
         self.images, self.patch_size, self.channels = PreparedImages(folder), tuple(patch_size), channels
         self.margin = margin
-        build = unimiss_image_transforms if len(self.patch_size) == 2 else unimiss_intensity_transforms
-        self.transforms = [build(self.patch_size, second) for second in (False, True)]
+        if len(self.patch_size) == 2:
+            self.transforms = [unimiss_image_transforms(self.patch_size, second) for second in (False, True)]
+        else:
+            self.transforms = [unimiss_intensity_transforms(second) for second in (False, True)]
 
     def sample(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         name = self.images.names[rng.integers(len(self.images.names))]
