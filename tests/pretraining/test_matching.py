@@ -278,7 +278,7 @@ class TestParts:
         prepare(write_volumes(tmp_path / "raw", 2, 3), tmp_path / "prepared", patch_size=(16, 16, 16))
         data = OverlappingViewData(str(tmp_path / "prepared"), (8, 8, 8), spacing=6.0)
         assert data.spacing == (6, 6, 6)
-        for view, frame in data.epoch()[0]:
+        for view, frame, _ in data.epoch()[0]:
             assert view.shape == (1, 8, 8, 8)
             assert ((frame[1] > 0.7) & (frame[1] < 1.3)).all()
             assert (frame[0] + 7 * frame[1] <= 16).all()
@@ -291,7 +291,7 @@ class TestParts:
         images = views.images
         monkeypatch.setattr(images, "shapes", {name: (1, 100, 16, 16) for name in images.names})
         monkeypatch.setattr(images, "read", lambda name, start, size: torch.zeros(1, *size))
-        frames = torch.stack([frame for sample in (views[i] for i in range(300)) for _, frame in sample])[:, :, 0]
+        frames = torch.stack([frame for sample in (views[i] for i in range(300)) for _, frame, _ in sample])[:, :, 0]
         assert frames[:, 0].min() <= 2
         assert (frames[:, 0] + 7 * frames[:, 1]).max() >= 97
         pairs = frames.view(300, 2, 2)
@@ -324,15 +324,16 @@ class TestAnatomicalEmbedding:
 
     SIZE = (16, 24, 16)
 
-    def batch(self, number=3):
-        """Make pairs of crops and their frames: first voxel and step in voxels of the volume."""
+    def batch(self, volumes=(0, 1, 2)):
+        """Make pairs of crops, their frames, first voxel and step in voxels of the volume, and their volumes."""
+        number = len(volumes)
         start = torch.tensor([[4.0, 5, 6], [0, 8, 2], [3, 3, 9]])[:number]
         key = (
             start + torch.tensor([[3.0, -2, 4], [1, 4, -3], [100, 100, 100]])[:number]
         )  # the last pair does not overlap
         steps = (torch.tensor([1.0, 1.1, 0.9]), torch.tensor([0.9, 1.0, 1.2]))
         frames = [torch.stack([s, step.expand_as(s)], dim=1) for s, step in zip((start, key), steps, strict=True)]
-        return [(torch.randn(number, 1, *self.SIZE), frame) for frame in frames]
+        return [(torch.randn(number, 1, *self.SIZE), frame, torch.tensor(volumes)) for frame in frames]
 
     def at(self, grid, point, stride):
         """Interpolate linearly between eight cells, clamped at the border, and normalise."""
@@ -345,14 +346,16 @@ class TestAnatomicalEmbedding:
             value = value + float(weight) * grid[(slice(None), *cell)]
         return value / value.square().sum().sqrt()
 
-    def test_training_step(self):
+    @pytest.mark.parametrize("volumes", [(0, 1, 2), (5, 5, 2), (1, 1, 1)])
+    def test_training_step(self, volumes):
+        """A volume that a batch holds twice is no negative of itself."""
         torch.manual_seed(0)
         module = AnatomyMatching(**EMBEDDING, temperature=0.3).double()
         module.log_dict = lambda values, **kwargs: setattr(module, "logged", values)
-        batch = [(image.double(), frame.double()) for image, frame in self.batch()]
+        batch = [(image.double(), frame.double(), volume) for image, frame, volume in self.batch(volumes)]
         torch.manual_seed(1)
         loss = module.training_step(batch, 0)
-        images, frames = zip(*batch, strict=True)
+        images, frames, _ = zip(*batch, strict=True)
         embeddings = module.embedding(torch.cat(images))
         # of the fine embeddings of all points of the first views
         features = torch.cat([grid.flatten(1).T for grid in embeddings[0][: len(images[0])]])
@@ -377,7 +380,7 @@ class TestAnatomicalEmbedding:
                             if (where - place).square().sum().sqrt() >= 5.0:
                                 negatives.append(wanted @ other[(slice(None), *cell)])
                         if level == "coarse":
-                            others = [j for j in range(2 * number) if j % number != i]
+                            others = [j for j in range(2 * number) if volumes[j % number] != volumes[i]]
                             negatives += [wanted @ v for j in others for v in grids[j].flatten(1).T]
                         hardest = sorted(negatives, key=torch.Tensor.item)[-40:]
                         rows[level].append(torch.stack([wanted @ self.at(other, found, stride), *hardest]) / 0.3)
@@ -409,15 +412,15 @@ class TestAnatomicalEmbedding:
         """Hardly any point of a large crop lies in a tiny one within it, but all of the tiny one's in the large one."""
         module, calls = AnatomyMatching(**EMBEDDING), []
         module._contrast = lambda *_: calls.append(1) or [torch.tensor(3.0), torch.tensor(5.0)]
-        image = torch.randn(1, 1, *self.SIZE)
+        image, volume = torch.randn(1, 1, *self.SIZE), torch.tensor([0])
         large, tiny = (torch.tensor([[[8.0, 8, 8], [step] * 3]]) for step in (1.0, 1e-3))
-        losses, _ = module.losses([(image, large), (image, tiny)])
+        losses, _ = module.losses([(image, large, volume), (image, tiny, volume)])
         assert len(calls) == 1
         assert losses == {"fine": 3.0, "coarse": 5.0}
 
     def test_crops_without_overlap_still_have_gradients(self):
         module = AnatomyMatching(**EMBEDDING)
         module.log_dict = lambda *args, **kwargs: None
-        (image, frame), (other, _) = self.batch(2)
-        module.training_step([(image, frame), (other, frame + 1000)], 0).backward()
+        (image, frame, volumes), (other, *_) = self.batch((0, 1))
+        module.training_step([(image, frame, volumes), (other, frame + 1000, volumes)], 0).backward()
         assert [n for n, p in module.named_parameters() if p.grad is None] == []

@@ -23,8 +23,9 @@ SCALE = (0.8, 1.2)
 class OverlappingViews(Epoch):
     """Two overlapping views of a random volume, each scaled and changed in intensity by itself (SAM, section 3.1).
 
-    A sample has two entries (view, frame). A view is (1, *patch_size), the mean over the channels. A frame is (2, 3):
-    first voxel of the view, and step from one voxel to the next, in voxels of the volume at ``spacing``.
+    A sample has two entries (view, frame, volume). A view is (1, *patch_size), the mean over the channels. A frame is
+    (2, 3): first voxel of the view, and step from one voxel to the next, in voxels of the volume at ``spacing``. The
+    volume is its number among the images, by which a batch knows two samples of one.
 
     Args:
         folder: folder of prepared images.
@@ -49,11 +50,12 @@ class OverlappingViews(Epoch):
         self.step = np.ones(3) if own is None else np.maximum(1.0, spacing / own)
         self.intensity = intensity_transforms()
 
-    def sample(self, rng: np.random.Generator) -> tuple[tuple[Tensor, Tensor], ...]:
-        name = self.images.names[rng.integers(len(self.images.names))]
+    def sample(self, rng: np.random.Generator) -> tuple[tuple[Tensor, Tensor, int], ...]:
+        number = int(rng.integers(len(self.images.names)))
+        name = self.images.names[number]
         size = np.array(self.images.shapes[name][1:])
         centre = rng.uniform(0.0, 1.0, 3) * size
-        return tuple(self._view(name, size, centre, rng) for _ in range(2))
+        return tuple((*self._view(name, size, centre, rng), number) for _ in range(2))
 
     def _view(self, name: str, size: NDArray, centre: NDArray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Cut a view whose centre is at most a quarter of its size from ``centre``, inside the volume if possible."""

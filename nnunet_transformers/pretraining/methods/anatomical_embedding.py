@@ -59,14 +59,14 @@ class AnatomyMatching(EncoderPretraining):
         self.save_hyperparameters()
         self.embedding = AnatomyEmbedding(channels, dim)
 
-    def losses(self, batch: Sequence[tuple[Tensor, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
+    def losses(self, batch: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
         """Compute the fine and coarse loss of a batch of ``OverlappingViews``.
 
         Args:
-            batch: two views; each has crops (batch, 1, *size) and frames (batch, 2, 3), a crop's first voxel and step
-                in voxels of the volume.
+            batch: two views; each has crops (batch, 1, *size), frames (batch, 2, 3), a crop's first voxel and step in
+                voxels of the volume, and the numbers of the volumes (batch).
         """
-        images, frames = zip(*batch, strict=True)
+        images, frames, (volumes, _) = zip(*batch, strict=True)
         number = len(images[0])
         grids = [level.unflatten(0, (2, number)) for level in self.embedding(torch.cat(images))]
         size = torch.tensor(images[0].shape[2:], device=images[0].device)
@@ -74,7 +74,7 @@ class AnatomyMatching(EncoderPretraining):
         for i in range(number):
             crops = [PlacedCrop([level[view, i] for level in grids], *frames[view][i]) for view in range(2)]
             # coarse cells of other volumes are negatives too, as in the paper: they separate the organs
-            others = [grids[1][view, j].flatten(1).T for view in range(2) for j in range(number) if j != i]
+            others = grids[1][:, volumes != volumes[i]].flatten(3).movedim(2, 3).flatten(0, 2)
             for query, key in (crops, crops[::-1]):
                 points, matches = shared_points(query, key, size, self.hparams.points)
                 if len(points):
@@ -85,7 +85,7 @@ class AnatomyMatching(EncoderPretraining):
         return {name: term / max(1, len(losses)) for name, term in zip(LEVELS, terms, strict=True)}, features
 
     def _contrast(
-        self, query: PlacedCrop, key: PlacedCrop, points: Tensor, matches: Tensor, others: Sequence[Tensor]
+        self, query: PlacedCrop, key: PlacedCrop, points: Tensor, matches: Tensor, others: Tensor
     ) -> list[Tensor]:
         """Return the fine and the coarse loss of points of the query and their matches in the key."""
         settings, losses = self.hparams, []
@@ -100,7 +100,7 @@ class AnatomyMatching(EncoderPretraining):
                     settings.negative_radius,
                     settings.negatives,
                     settings.temperature,
-                    torch.cat(list(others)) if level and others else None,
+                    others if level else None,
                 )
             )
         return losses
