@@ -91,7 +91,8 @@ class TestPinned:
         assert 0 < changed(box_edge=(1, 1)) < 0.01
 
     def test_overlapping(self, prepared):
-        (view, frame), (other, other_frame) = draw(OverlappingViewData(prepared, SIZE, seed=3).epoch())
+        (view, frame, volume), (other, other_frame, same) = draw(OverlappingViewData(prepared, SIZE, seed=3).epoch())
+        assert volume == same == 2
         assert sums(view) == pytest.approx((1408.0313, 1202.3436), rel=1e-5)
         assert sums(other) == pytest.approx((1019.6856, 983.3647), rel=1e-5)
         assert (*sums(frame), *sums(other_frame)) == pytest.approx((6.0, 3.56, 4.2, 3.0), rel=1e-5)
