@@ -113,14 +113,16 @@ def test_every_network_runs(name, patch_size):
         assert network(image).shape == (1, 2, *patch_size)
 
 
-def traced_forms():
-    """One form of each network: 3D of two, and 2D of the others, which is quicker to trace."""
-    return [forms([name], 3 if name in ("qt_unet_tiny", "mit_7") else 2, patches=COMPILED)[0] for name in SMALLEST]
+def one_form(names, patches=PATCHES):
+    """One form of each network, for what 2D and 3D share: 3D of two, and 2D of the others, which is quicker."""
+    in_3d = ("qt_unet_tiny", "mit_7")
+    return [
+        forms([name], 3 if name in in_3d else min(get_network(name).dimensions), patches=patches)[0] for name in names
+    ]
 
 
 # of blocks, which are the same in 2D and 3D
 SLOW_CHECKS = (check_autocast, check_activation_checkpointing)
-
 
 COMPARED_FORMS = [
     form for name in EACH_CLASS if is_compared(name) for form in forms([name], patches=small_patches(name))
@@ -142,7 +144,7 @@ def test_contract(check, name, patch_size):
     check(name, patch_size)
 
 
-@pytest.mark.parametrize("name,patch_size", [*traced_forms(), *COMPARED_FORMS])
+@pytest.mark.parametrize("name,patch_size", one_form(EACH_CLASS, patches=COMPILED))
 @pytest.mark.parametrize("check", SLOW_CHECKS, ids=check_name)
 @pytest.mark.usefixtures("registered_small")
 def test_slow_parts_of_the_contract(check, name, patch_size):
@@ -150,7 +152,7 @@ def test_slow_parts_of_the_contract(check, name, patch_size):
 
 
 @pytest.mark.parametrize(
-    "name,patch_size", forms([n for n in SMALLEST if "full_resolution_channels" in get_network(n).override_names])
+    "name,patch_size", one_form(n for n in SMALLEST if "full_resolution_channels" in get_network(n).override_names)
 )
 @pytest.mark.parametrize("check", [c for c in NETWORK_CHECKS if c not in SLOW_CHECKS], ids=check_name)
 def test_contract_with_a_branch_at_full_resolution(check, name, patch_size, monkeypatch):
@@ -194,7 +196,7 @@ def with_drop_path(name, ndim):
     return {**smallest_overrides(name, ndim), **rate}
 
 
-@pytest.mark.parametrize("name,patch_size", traced_forms())
+@pytest.mark.parametrize("name,patch_size", one_form(SMALLEST, patches=COMPILED))
 def test_compiles_without_graph_breaks(name, patch_size):
     """In training, stochastic depth and backward included; inference does less."""
     overrides = with_drop_path(name, len(patch_size))
@@ -268,7 +270,7 @@ def test_training_step_leaves_the_device_alone(name, patch_size):
         assert "aten.add.Tensor" in synchronisations.found
 
 
-@pytest.mark.parametrize("name,patch_size", traced_forms())
+@pytest.mark.parametrize("name,patch_size", one_form(SMALLEST, patches=COMPILED))
 def test_onnx(name, patch_size, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

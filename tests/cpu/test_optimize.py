@@ -21,8 +21,8 @@ from tests.architectures.test_networks import (
     COMPILED,
     SMALLEST,
     forms,
+    one_form,
     smallest_overrides,
-    traced_forms,
     with_drop_path,
 )
 
@@ -99,7 +99,7 @@ def test_a_step_of_every_network_in_float64(name, patch_size, applied):
     assert set(applied) == {FUNCTION_OF[kernel] for kernel in kernels_of(network)}
 
 
-@pytest.mark.parametrize("name,patch_size", forms(SMALLEST))
+@pytest.mark.parametrize("name,patch_size", one_form(SMALLEST))
 def test_a_step_in_float32(name, patch_size, applied):
     exact = build(name, patch_size, torch.float64, **smallest_overrides(name, len(patch_size)))
     network = optimize(deepcopy(exact).float())
@@ -116,7 +116,7 @@ def test_a_step_in_float32(name, patch_size, applied):
         assert error <= 10 * usual + 1e-5 * torch.linalg.vector_norm(exactly) + 1e-7
 
 
-@pytest.mark.parametrize("name,patch_size", forms(SMALLEST, patches=COMPILED))
+@pytest.mark.parametrize("name,patch_size", one_form(SMALLEST, patches=COMPILED))
 class TestOptimised:
     def test_twice_is_once(self, name, patch_size):
         network = create_network(name, 1, 2, patch_size)
@@ -169,7 +169,7 @@ class TestOptimised:
         assert set(applied) <= {"WindowAttentionFunction"}
 
 
-@pytest.mark.parametrize("name,patch_size", traced_forms())
+@pytest.mark.parametrize("name,patch_size", one_form(SMALLEST, patches=COMPILED))
 def test_exported_with_the_plain_operations(name, patch_size, applied):
     plain = create_network(name, 1, 2, patch_size, **smallest_overrides(name, len(patch_size))).eval()
     network, image = optimize(deepcopy(plain)), (torch.randn(1, 1, *patch_size),)

@@ -20,6 +20,7 @@ from nnunet_transformers.plans.memory import (
     training_step_bytes,
 )
 from nnunet_transformers.plans.output_shapes import OutputShapes
+from nnunet_transformers.testing.network import shallow
 from tests.architectures.test_networks import CHECKPOINTED, SMALLEST, smallest_overrides
 
 PATCH = (32, 32, 32)
@@ -96,9 +97,10 @@ CASES += [(name, {"activation_checkpointing": True}) for name in CHECKPOINTED]
 @pytest.mark.parametrize("name,options", CASES)
 def test_line_over_the_batch_holds_further_on(name, options):
     patch = PATCH if 3 in get_network(name).dimensions else (64, 64)
+    overrides = {**shallow(name, len(patch)), **options}
 
     def build():
-        return create_network(name, 1, 3, patch, deep_supervision=True, **options)
+        return create_network(name, 1, 3, patch, deep_supervision=True, **overrides)
 
     fixed, sample = training_step_bytes(build, 1, patch)
     own, peak = training_peak_bytes(build, 1, patch, batch_size=8)

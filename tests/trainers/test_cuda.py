@@ -25,6 +25,8 @@ pytestmark = [
 ]
 
 QT_UNET = pytest.param(PLANNER, "nnUNetTrainerQTUNet", "3d_fullres", id="QTUNet-3d_fullres")
+# one configuration of each trainer, in 3D if it has that: both read the same on the host
+ONE_OF_EACH = {param.values[1]: param for param in [QT_UNET, *families_to_train()]}.values()
 
 
 @contextmanager
@@ -58,7 +60,7 @@ def batch_of(trainer):
     return {"data": data, "target": target, "keys": ["case"] * batch_size}
 
 
-@pytest.mark.parametrize("planner,name,configuration", [QT_UNET, *families_to_train()])
+@pytest.mark.parametrize("planner,name,configuration", ONE_OF_EACH)
 def test_training_and_prediction(plan_with, monkeypatch, planner, name, configuration):
     plans = plan_with(planner)
     with fake_cuda() as device, on_the_host():

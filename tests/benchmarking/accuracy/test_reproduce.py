@@ -56,7 +56,7 @@ class TestReproduce:
         queue = write_queue(fresh / "queue.jsonl", STOCK)
         append_line(results_file(), vars(STOCK))
         words = ["run", "--queue", str(queue)]
-        run_in_processes(main, words, 2)
+        run_in_processes(main, words, 1)
         assert "Error" not in capfd.readouterr().err
         queue.write_text('{"dataset": "hippocampus", "row": "resnet", "budget": "whole", "fold": 0, "seed": 0}')
         run_in_processes(main, words, 1)
@@ -91,17 +91,17 @@ class TestReproduce:
         assert prepared == [(DATA["em"], ROWS["mit"])] and not measured
 
     @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals of POSIX")
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_signals_go_on_to_the_workers(self, tmp_path, number):
+    @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGINT, 1)])
+    def test_signals_go_on_to_the_workers(self, tmp_path, number, workers):
         """Each gets one, and the handlers of before are back."""
         before = signal.getsignal(number)
 
         def send():
-            while len(list(tmp_path.iterdir())) < 2:
+            while len(list(tmp_path.iterdir())) < workers:
                 time.sleep(0.05)
             os.kill(os.getpid(), number)
 
         Thread(target=send, daemon=True).start()
-        run_in_processes(wait_for_a_signal, [str(tmp_path)], 2)
-        assert [file.read_text() for file in tmp_path.iterdir()] == ["ended"] * 2
+        run_in_processes(wait_for_a_signal, [str(tmp_path)], workers)
+        assert [file.read_text() for file in tmp_path.iterdir()] == ["ended"] * workers
         assert signal.getsignal(number) is before
