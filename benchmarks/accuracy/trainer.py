@@ -48,6 +48,7 @@ class Measured(nnUNetTrainer):
         group: regular expression of what the cases of one patient have in common.
         is_captured: run the network's passes of a training step as CUDA graphs.
         augments: train on augmented images.
+        mirrors: augmentation mirrors, and prediction averages over mirrored images.
     """
 
     seed = 0
@@ -57,6 +58,7 @@ class Measured(nnUNetTrainer):
     group = r".*"
     is_captured = False
     augments = True
+    mirrors = True
 
     def initialize(self) -> None:
         seed_all(self.seed, 0)
@@ -98,12 +100,13 @@ class Measured(nnUNetTrainer):
         return self.get_validation_transforms(deep_supervision_scales, **named)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
-        configured = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        if self.augments:
-            return configured
-        # patches need no margin for rotation; without mirrored images in training nothing is mirrored in prediction
-        self.inference_allowed_mirroring_axes = None
-        return configured[0], configured[1], self.configuration_manager.patch_size, None
+        rotation, in_plane, initial_patch, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if not (self.augments and self.mirrors):
+            # without mirrored images in training nothing is mirrored in prediction
+            self.inference_allowed_mirroring_axes = axes = None
+        if not self.augments:  # patches need no margin for rotation
+            initial_patch = self.configuration_manager.patch_size
+        return rotation, in_plane, initial_patch, axes
 
     def _do_i_compile(self) -> bool:
         """No: compiling takes longer than a short training, and other time for each network."""

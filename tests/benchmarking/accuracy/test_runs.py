@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from benchmarks.accuracy import command, costs, execute, trainer
@@ -142,7 +143,7 @@ class TestQueue:
         maybe_load_checkpoint(continued, continue_training=True, validation_only=False)
         assert (continued.current_epoch, continued.training_stage) == (1, "train")
 
-    @pytest.mark.parametrize("row", ["stock", "stock_no_augmentation"])
+    @pytest.mark.parametrize("row", ["stock", "stock_no_augmentation", "stock_unmirrored"])
     def test_augmentation(self, fresh, monkeypatch, row):
         """Without it a patch is a piece of its image."""
         monkeypatch.setenv("nnUNet_n_proc_DA", "0")
@@ -155,7 +156,9 @@ class TestQueue:
             for data, case in zip(batch["data"], batch["keys"], strict=True)
         ]
         assert all(pieces) == (row == "stock_no_augmentation")
-        assert (made.inference_allowed_mirroring_axes is None) == (row == "stock_no_augmentation")
+        transforms = made.dataloader_train.data_loader.transforms.transforms
+        mirrors = any(isinstance(transform, MirrorTransform) for transform in transforms)
+        assert (made.inference_allowed_mirroring_axes is not None) == mirrors == (row == "stock")
 
     def test_unknown_attribute(self, fresh):
         row = replace(ROWS["stock"], attributes={"initial_rate": 1.0})
