@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 import torch
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform, blur_dimension
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_transformers._blur import fitting_sigma
 from nnunet_transformers.pretraining.data.transforms import intensity_transforms, unimiss_intensity_transforms
-from nnunet_transformers.trainers.trainer import TransformerTrainer
 
 SYNCHRONISED = [{"synchronize_channels": c, "synchronize_axes": a} for c in (False, True) for a in (False, True)]
 
@@ -57,27 +55,3 @@ THIN = [(1, 16, 16), (2, 16, 16), (3, 16, 16), (16, 3, 2)]
 def test_pretraining_of_thin_patches(build, size):
     image = torch.rand(2, *size)
     assert all(apply(build(), image, seed).isfinite().all() for seed in range(40))
-
-
-def augment(trainer_class, size):
-    torch.manual_seed(0)
-    image = torch.rand(1, *size)
-    transforms = trainer_class.get_training_transforms(size, (-0.5, 0.5), None, (0, 1, 2), size[0] < 4)
-    return [apply(transforms, image, seed) for seed in range(40)]
-
-
-def test_nnunets_training_of_thin_patches():
-    """It ends with an error; once it does not, ``AugmentsThinPatches`` can go."""
-    with pytest.raises(RuntimeError, match="Padding size should be less"):
-        augment(nnUNetTrainer, (2, 16, 16))
-
-
-@pytest.mark.parametrize("size", THIN)
-def test_training_of_thin_patches(size):
-    assert all(view.shape == (1, *size) and view.isfinite().all() for view in augment(TransformerTrainer, size))
-
-
-def test_training_of_other_patches_is_nnunets():
-    ours, stock = (augment(trainer_class, (4, 16, 16)) for trainer_class in (TransformerTrainer, nnUNetTrainer))
-    for view, expected in zip(ours, stock, strict=True):
-        torch.testing.assert_close(view, expected, rtol=0, atol=1e-6)

@@ -31,6 +31,7 @@ from ..plans.planned import check_labels
 from ..plans.stored_data import StoredData
 from ..plans.training import TrainingSettings
 from ..weights.file import check_file
+from .augmentation import Augments
 from .averaging import AveragesWeights
 from .device_augmentation import AugmentsOnDevice
 from .focal import focal_in_place_of
@@ -40,7 +41,6 @@ from .precision import default_autocast_dtype, in_float32, planned_autocast_dtyp
 from .progress import ShowsProgress
 from .settings import FollowsSettings
 from .surface_metrics import EvaluatesSurfaces
-from .thin_patches import AugmentsThinPatches
 from .validation import bounded_export
 
 # non-finite losses in a row that end a training whose ``GradScaler`` skips such steps; halved each time, its scale of
@@ -53,7 +53,7 @@ class TransformerTrainer(
     EvaluatesSurfaces,
     AveragesWeights,
     AugmentsOnDevice,
-    AugmentsThinPatches,
+    Augments,
     ShowsProgress,
     StartsFromPlan,
 ):

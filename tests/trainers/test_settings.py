@@ -33,6 +33,7 @@ SETTINGS = {
     "deep_supervision": False,
     "oversample_foreground": 0.8,
     "oversampling": "probability",
+    "augmentation": "none",
     "mirroring": False,
     "augment_on_device": True,
     "ema_decay": 0.9,
@@ -100,7 +101,8 @@ class TestSettings:
         assert type(trainer.loss.ce) is FocalLoss
         assert (trainer.clip_grad_norm, trainer.layer_decay, trainer.frozen_fraction) == (3.0, 0.5, 0.1)
         assert (trainer.oversample_foreground_percent, trainer.probabilistic_oversampling) == (0.8, True)
-        assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[3] == (0, 1, 2)  # augmentation's
+        patch_size = trainer.configuration_manager.patch_size
+        assert trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()[2:] == (patch_size, None)
         assert trainer.inference_allowed_mirroring_axes is None
         assert trainer.patience == 5 and trainer.surface_metrics and trainer.augment_on_device
 
@@ -121,6 +123,7 @@ class TestSettings:
         assert (trainer.oversample_foreground_percent, trainer.probabilistic_oversampling) == (0.33, False)
         trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         assert trainer.inference_allowed_mirroring_axes == (0, 1, 2)
+        assert trainer.augmentation == "nnunet"
         assert trainer.patience is None and not trainer.surface_metrics and not trainer.augment_on_device
 
     @pytest.mark.parametrize(("schedule", "middle"), [("polynomial", 0.5**0.9), ("constant", 1.0)])
