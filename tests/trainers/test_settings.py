@@ -112,6 +112,7 @@ class TestSettings:
     def test_length_that_the_name_states(self, planned, name, length):
         trainer = get_trainer_from_args("900", "3d_fullres", 0, name, planned(epochs=7, iterations_per_epoch=12), CPU)
         assert (trainer.num_epochs, trainer.num_iterations_per_epoch) == length
+        assert trainer.augmentation == ("none" if name.endswith("Demo") else "nnunet")
 
     def test_none_of_them(self, planned):
         trainer = make(planned())
