@@ -8,6 +8,7 @@ from math import prod
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from ..architectures.layers import (
     PositionEmbedding,
@@ -109,26 +110,38 @@ def pointwise_convolutions(name: str, value: Tensor, tensor: Tensor) -> tuple[Te
     return value.reshape(tensor.shape), ""
 
 
-def convolution_kernels(name: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
-    """Adapt a kernel to a plan that convolves along other axes: lengths of 1 where there was 3, or 3 where there was 1.
+def convolution_kernels(network: nn.Module) -> Adapter:
+    """Create an adapter for kernels of a plan that convolves or down-samples along other axes: 3 and 1, or 2 and 1.
 
     The response to an image that is constant along these axes stays the same: their kernel is summed, or becomes the
-    centre of the longer one.
+    centre of the longer one. Kernels of transposed convolutions do not overlap, each voxel is of one of their elements:
+    these are averaged, or repeated.
+
+    Args:
+        network: network to load into.
     """
-    if value.shape == tensor.shape or value.dim() != tensor.dim() or value.dim() < 4:
-        return None
-    if value.shape[:2] != tensor.shape[:2]:
-        return None
-    adapted = value
-    for axis, (before, after) in enumerate(zip(value.shape[2:], tensor.shape[2:], strict=True), start=2):
-        if after == 1:
-            adapted = adapted.sum(axis, keepdim=True)
-        elif before == 1:
-            zeros = adapted.new_zeros([*adapted.shape[:axis], after // 2, *adapted.shape[axis + 1 :]])
-            adapted = torch.cat([zeros, adapted, zeros], axis)
-    if adapted.shape != tensor.shape:
-        return None
-    return adapted, sizes_changed("kernel", value.shape[2:], tensor.shape[2:])
+
+    def adapt(name: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:
+        if value.shape == tensor.shape or value.dim() != tensor.dim() or value.dim() < 4:
+            return None
+        if value.shape[:2] != tensor.shape[:2]:
+            return None
+        is_transposed = isinstance(_owner(network, name), _ConvTransposeNd)
+        adapted = value
+        for axis, (before, after) in enumerate(zip(value.shape[2:], tensor.shape[2:], strict=True), start=2):
+            if after == 1:
+                summed = adapted.sum(axis, keepdim=True)
+                adapted = summed / before if is_transposed else summed
+            elif before == 1 and is_transposed:
+                adapted = adapted.repeat_interleave(after, axis)
+            elif before == 1:
+                zeros = adapted.new_zeros([*adapted.shape[:axis], after // 2, *adapted.shape[axis + 1 :]])
+                adapted = torch.cat([zeros, adapted, zeros], axis)
+        if adapted.shape != tensor.shape:
+            return None
+        return adapted, sizes_changed("kernel", value.shape[2:], tensor.shape[2:])
+
+    return adapt
 
 
 def enlarged_kernels(name: str, value: Tensor, tensor: Tensor) -> tuple[Tensor, str] | None:

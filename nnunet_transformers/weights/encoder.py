@@ -153,7 +153,7 @@ def encoder_adapters(network: nn.Module, origin: SegmentationNetwork) -> Sequenc
     first = [f"{key}.weight" for key in (*origin.keys_to_in_proj, BRANCH_IN_PROJ)]
     kernels: list[Adapter] = [enlarged_kernels] if isinstance(network, MedNeXt) else []
     if isinstance(origin, StockUNet):
-        kernels.append(convolution_kernels)
+        kernels.append(convolution_kernels(network))
     return bias_tables(network, table_shape), position_embeddings(network), first_layers(first), *kernels
 
 

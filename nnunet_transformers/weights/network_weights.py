@@ -138,7 +138,7 @@ class NetworkWeights:
                 # two layers of the stems of V2 and V3 see the image
                 stem = [n for n, _ in network.named_parameters() if n.startswith(f"{network.key_to_stem}.")]
                 return flat_position_embeddings(network.key_to_lpe, before, after), first_layers(stem)
-        return first, convolution_kernels
+        return first, convolution_kernels(network)
 
     def _primus_grid(self, position: Tensor | None) -> Sequence[int] | None:
         """Tokens per axis of the position embeddings, whose shape does not show it."""

@@ -25,6 +25,7 @@ from nnunet_transformers.weights import (
 )
 from nnunet_transformers.weights.adapters import (
     bias_tables,
+    convolution_kernels,
     depthwise_kernels,
     first_layers,
     pointwise_convolutions,
@@ -198,6 +199,17 @@ class TestAdapters:
         assert torch.equal(target["conv_dw.weight"], expected)
         change = f"kernel 7x7 to {'x'.join(map(str, kernel))}"
         assert report.adapted == ({} if kernel == (1, 7, 7) else {"conv_dw.weight": change})
+
+    @pytest.mark.parametrize("before", [1, 2])
+    def test_transposed_kernels_keep_the_response_to_a_constant_image(self, before):
+        """That of the source, on average over the voxels that it makes of one along the depth."""
+        source, network = (
+            nn.Sequential(nn.ConvTranspose3d(3, 4, (n, 2, 2), (n, 2, 2), bias=False)) for n in (before, 3 - before)
+        )
+        report = transfer(network.state_dict(), source.state_dict(), [convolution_kernels(network)])
+        assert report.adapted == {"0.weight": f"kernel {before}x2x2 to {3 - before}x2x2"}
+        image = torch.rand(1, 3, 1, 5, 6).expand(-1, -1, 4, -1, -1)
+        torch.testing.assert_close(network(image).mean(2), source(image).mean(2))
 
     def test_kernels_that_do_not_fit(self):
         adapters = [pointwise_convolutions, depthwise_kernels("conv_dw.weight")]
