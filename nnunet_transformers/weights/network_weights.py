@@ -27,7 +27,8 @@ from .load_report import LoadReport
 from .primus import flat_position_embeddings
 from .transfer import Adapter, by_first_names, tensors_of, transfer
 
-HEADS = "decoder.seg_layers."
+# of networks here and nnU-Net's CNNs, and of nnU-Net's Primus
+HEADS = ("decoder.seg_layers.", "up_projection.decode.2.")
 # of nnU-Net's Primus
 STOCK_POSITION = "eva.pos_embed"
 

@@ -18,6 +18,7 @@ from nnunet_transformers.architectures import create_network
 from nnunet_transformers.weights import InitialWeights, find_weights
 from nnunet_transformers.weights.adapters import first_layers
 from nnunet_transformers.weights.kinds import label_names
+from nnunet_transformers.weights.network_weights import NetworkWeights
 from tests.released import released_keys, weights_from_names
 
 PATCH = (32, 64, 64)
@@ -150,6 +151,14 @@ class TestNnssl:
         report = find_weights(tmp_path / "primus.pth").weights.load_into(network, patch_size=(32, 32, 32))
         assert report.adapted["eva.pos_embed"] == "grid 2x3x4 to 4x4x4"
         assert coverage(report, network) == 1
+
+    def test_heads_of_primus(self):
+        """Those of nnU-Net's are the last layer of its decoder."""
+        network, source = (Primus(1, 96, (8, 8, 8), 3, eva_depth=1, input_shape=(16, 16, 16)) for _ in range(2))
+        weights = NetworkWeights(source.state_dict(), "a fold", labels=["background", "tumour", "cyst"])
+        assert not weights.load_into(network, (16, 16, 16), weights.labels).fresh
+        report = weights.load_into(network, (16, 16, 16), ["background", "left", "right"])
+        assert report.fresh == {f"up_projection.decode.2.{n}": "heads of other labels" for n in ("weight", "bias")}
 
 
 TIMM = [
