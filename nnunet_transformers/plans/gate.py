@@ -98,11 +98,16 @@ def check_network(configuration: Mapping[str, Any], source: str, remedy: str = T
         for key in architecture["_kw_requires_import"]:
             if (layer := architecture["arch_kwargs"].get(key)) is not None:
                 _check_name(key, layer, LAYERS, source, remedy)
+        stages = architecture["arch_kwargs"].get("n_stages", 1)
         for key in DEPTHS:
             blocks = architecture["arch_kwargs"].get(key, 0)
-            number = sum(blocks) if isinstance(blocks, (list, tuple)) else blocks
-            if number > MAX_BLOCKS:
-                raise RefusedError(f"{source} describes a network with {key} of {number} in all; at most {MAX_BLOCKS}")
+            is_of_each = "per_stage" in key and not isinstance(blocks, (list, tuple))
+            depths = [blocks] * stages if is_of_each else blocks if isinstance(blocks, (list, tuple)) else [blocks]
+            if min(depths, default=0) < 0 or sum(depths) > MAX_BLOCKS:
+                raise RefusedError(
+                    f"{source} describes a network with {key} of {sum(depths)} in all; at most {MAX_BLOCKS}, none "
+                    "negative"
+                )
     except RefusedError:
         raise
     except (KeyError, TypeError, AttributeError) as error:

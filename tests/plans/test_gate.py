@@ -81,7 +81,16 @@ def test_networks(name, hostile):
         check_plan(hostile_plan, "the plan")
 
 
-@pytest.mark.parametrize("depths", [{"n_blocks_per_stage": [1, 10**5]}, {"n_stages": 10**5}, {"eva_depth": 257}])
+@pytest.mark.parametrize(
+    "depths",
+    [
+        {"n_blocks_per_stage": [1, 10**5]},
+        {"n_blocks_per_stage": [10**5, -(10**5)]},
+        {"n_stages": 20, "n_conv_per_stage": 13},
+        {"n_stages": 10**5},
+        {"eva_depth": 257},
+    ],
+)
 def test_networks_that_never_end(depths):
     architecture = deepcopy(STOCK)
     architecture["arch_kwargs"] |= depths
