@@ -80,10 +80,9 @@ def _missing(error: BaseException, text: str, trace: TracebackType | None) -> st
     try:
         if found := re.match(r"Could not find a dataset with the ID (\d+)", text):
             dataset_name(found[1])
-        elif isinstance(error, FileNotFoundError) and str(error.filename).endswith("Plans.json"):
-            path = Path(str(error.filename))
-            load_plans(path.parent, path.stem)
-        elif isinstance(error, json.JSONDecodeError) and (file := _local(trace, "plans_file")):
+        elif (file := _local(trace, "plans_file")) and (
+            isinstance(error, json.JSONDecodeError) or getattr(error, "filename", None) == file
+        ):
             load_plans(Path(file).parent, Path(file).stem)
     except (ValueError, OSError) as known:
         return str(known)

@@ -104,3 +104,17 @@ def test_damaged_plan(tmp_path, monkeypatch):
     assert line.endswith(
         "Correct or remove the file. Run `nnUNetv2_plan_and_preprocess --no_pp -d 4 -pl nnUNetPlannerQTUNetT`"
     )
+
+
+@pytest.mark.parametrize("name", ["nnUNetQTUNetTPlans", "nnUNetQTUNetTPlans_ssl", "Mine"])
+def test_missing_plan(name, tmp_path):
+    """Of any name: those that ``attach`` and ``preset`` write end otherwise than planners' own."""
+    (tmp_path / "nnUNetPlans.json").write_text('{"configurations": {}}')
+
+    def get_trainer_from_args():
+        plans_file = str(tmp_path / f"{name}.json")
+        return load_json(plans_file)
+
+    line = told(get_trainer_from_args)
+    assert line.startswith(f"the plan {tmp_path}/{name}.json is missing. ")
+    assert "nnUNetPlannerQTUNetT" in line if name == "nnUNetQTUNetTPlans" else "nnUNetPlans" in line
