@@ -85,8 +85,12 @@ def attach(
 
 
 def _fresh_in_encoder(report: LoadReport, network: nn.Module) -> list[str]:
-    """Names of the parameters of stem and encoder that keep their initialisation: training does not freeze them."""
-    parts, filled = (f"{network.key_to_stem}.", f"{network.key_to_encoder}."), {*report.loaded, *report.adapted}
+    """Names of the parameters of stem and encoder that keep their initialisation: training does not freeze them.
+
+    None of a network that does not say where these are, such as nnU-Net's ``ResidualUNet``.
+    """
+    keys, filled = ("key_to_stem", "key_to_encoder"), {*report.loaded, *report.adapted}
+    parts = tuple(f"{getattr(network, key)}." for key in keys if hasattr(network, key))
     return [n for n, _ in network.named_parameters() if n.startswith(parts) and n not in filled]
 
 
