@@ -64,13 +64,14 @@ def write_safetensors(content: Mapping[str, Any], path: Path, weights: str) -> N
     description = _described(json.dumps({name: value for name, value in content.items() if name != weights}))
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in content[weights].items()}
     with replacing(path) as partial:
+        mode = partial.stat().st_mode
         try:
             # one entry: safetensors writes several in any order, and equal checkpoints should be equal files
             save_file(tensors, partial, {METADATA: description})
         except SafetensorError as error:
             raise OSError(str(error)) from error
-        # safetensors makes the file readable for its owner only
-        partial.chmod(0o644)
+        # safetensors makes the file readable for its owner only, whatever the user's umask
+        partial.chmod(mode)
 
 
 def _described(text: str) -> str:

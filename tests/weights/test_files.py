@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 import torch
@@ -52,6 +53,18 @@ def test_missing_and_empty(tmp_path):
     save_checkpoint({"epoch": 1}, tmp_path / "file.pth")
     with pytest.raises(ValueError, match="holds no state dict; it has epoch"):
         load_state_dict(tmp_path / "file.pth")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no umask")
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077], ids=oct)
+def test_who_may_read_a_file_is_the_users_choice(tmp_path, umask, ending):
+    before = os.umask(umask)
+    try:
+        save_checkpoint({"network_weights": {"a": torch.ones(1)}}, tmp_path / f"file{ending}")
+    finally:
+        os.umask(before)
+    assert (tmp_path / f"file{ending}").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_nothing_half_written(tmp_path):
