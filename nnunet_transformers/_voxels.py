@@ -13,6 +13,8 @@ import numpy as np
 from nibabel.dataobj_images import DataobjImage
 from nibabel.filebasedimages import ImageFileError
 
+from ._reading import RefusedError
+
 NIFTI = (".nii", ".nii.gz")
 
 
@@ -51,11 +53,17 @@ def count_non_finite(path: Path) -> int:
     """Count the voxels of a NIfTI file that are NaN or infinite, which ITK reads as 0; 0 for files of other kinds.
 
     Raises:
+        RefusedError: if its voxels are colours, each of several values.
         Exception: nibabel's errors if the file is truncated.
     """
     if not path.name.lower().endswith(NIFTI):
         return 0
     image = _nifti(path)
+    if image.get_data_dtype().names is not None:
+        raise RefusedError(
+            f"{path.name} has several values per voxel (colours), which nnU-Net does not read; save each as an image "
+            "of its own"
+        )
     slope, intercept = image.dataobj.slope, image.dataobj.inter  # type: ignore[attr-defined]
     if image.get_data_dtype().kind in "iu" and np.isfinite([slope, intercept]).all():  # type: ignore[attr-defined]
         return 0

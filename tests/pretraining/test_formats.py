@@ -176,6 +176,13 @@ class TestNifti:
         _, skipped = prepare(tmp_path / "raw", tmp_path / "prepared")
         assert skipped[0].reason == "has several values per voxel, which nnU-Net does not read"
 
+    def test_colours(self, tmp_path):
+        """NIfTI's own type of voxel."""
+        self.write(tmp_path / "raw" / "good.nii.gz", volume())
+        self.write(tmp_path / "raw" / "colours.nii.gz", np.zeros(SIZE, [(colour, np.uint8) for colour in "RGB"]))
+        _, skipped = prepare(tmp_path / "raw", tmp_path / "prepared")
+        assert "colours.nii.gz has several values per voxel (colours), which nnU-Net does not read" in skipped[0].reason
+
     def test_orientations(self, tmp_path):
         (tmp_path / "raw").mkdir()
         image = sitk.GetImageFromArray(volume())
