@@ -70,6 +70,8 @@ def told(error: BaseException, trace: TracebackType | None) -> str | None:
         return "-tr takes a trainer, and this is a planner: its name begins with nnUNetTrainer"
     if "unexpected keyword argument 'preprocessor_name'" in text:
         return "-pl takes a planner, and this is a trainer: its name begins with nnUNetPlanner"
+    if isinstance(error, TypeError) and _passes(trace, "get_network_from_plans"):
+        return f"the plan's arch_kwargs describe no network that can be built: {text}; correct them, or plan again"
     return _missing(error, text, trace)
 
 
@@ -96,6 +98,13 @@ def _local(trace: TracebackType | None, name: str) -> str | None:
         found = trace.tb_frame.f_locals.get(name, found)
         trace = trace.tb_next
     return found if isinstance(found, str) else None
+
+
+def _passes(trace: TracebackType | None, function: str) -> bool:
+    """Whether a function is on the way to the error."""
+    while trace is not None and trace.tb_frame.f_code.co_name != function:
+        trace = trace.tb_next
+    return trace is not None
 
 
 def _is_raised_here(trace: TracebackType | None) -> bool:

@@ -6,10 +6,11 @@ import sys
 
 import pytest
 from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunet_transformers import _one_line
 from nnunet_transformers._text import code
-from nnunet_transformers.architectures import create_network
+from nnunet_transformers.architectures import create_network, get_network
 from nnunet_transformers.cli._options import parse_spacing
 from nnunet_transformers.plans import plan_files
 
@@ -118,3 +119,12 @@ def test_missing_plan(name, tmp_path):
     line = told(get_trainer_from_args)
     assert line.startswith(f"the plan {tmp_path}/{name}.json is missing. ")
     assert "nnUNetPlannerQTUNetT" in line if name == "nnUNetQTUNetTPlans" else "nnUNetPlans" in line
+
+
+@pytest.mark.parametrize("arguments", [{"norm_placment": "pre"}, {"num_stages": "3"}])
+def test_arguments_of_a_plan_that_make_no_network(arguments):
+    """As where they were edited; nnU-Net builds the network."""
+    path = get_network("qt_unet_tiny").class_path
+    line = told(get_network_from_plans, path, {"patch_size": [32, 32], **arguments}, (), 1, 2)
+    assert line.startswith("the plan's arch_kwargs describe no network that can be built: ")
+    assert line.endswith("; correct them, or plan again")

@@ -12,7 +12,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager, deter
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from .._reading import read_json
+from .._reading import first_line, read_json
 from .builder import find_builder
 from .changed_patch import architecture_for_patch
 from .gate import check_network
@@ -99,13 +99,14 @@ class PlannedConfiguration:
         """The configuration as nnU-Net reads it, including inherited entries, with the network for its patch.
 
         Raises:
-            ValueError: if ``patch_size`` was changed to one that the network's strides do not divide.
+            ValueError: if ``patch_size`` was changed to one that the network's strides do not divide, or the
+                configuration inherits from none or has no network.
         """
-        configuration: ConfigurationManager = self.manager.get_configuration(self.name)
-        entries = configuration.configuration
         try:
+            configuration: ConfigurationManager = self.manager.get_configuration(self.name)
+            entries = configuration.configuration
             entries["architecture"] = architecture_for_patch(entries, self.planner)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # the latter where configurations inherit from each other
             raise ValueError(f"{self.plans['plans_name']}, {self.name}: {error}") from error
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
@@ -149,7 +150,7 @@ class PlannedConfiguration:
 
         Raises:
             ValueError: if the plan names other code than networks, nnU-Net does not find the trainer, or the network
-                cannot take the plan's patch.
+                cannot take the plan's patch or arguments.
         """
         if not trust:
             check_network(self.configuration.configuration, f"{self.name} of the plan {self.manager.plans_name}")
@@ -158,9 +159,11 @@ class PlannedConfiguration:
             network: nn.Module = build(
                 self.manager, self.configuration, self.input_channels, self.num_classes, deep_supervision
             )
-        except AssertionError as error:  # nnU-Net's trainers for Primus, whose tokens have to divide the patch
+        except (AssertionError, TypeError, KeyError, IndexError, AttributeError) as error:
+            # what is asserted without a message is that the tokens of nnU-Net's Primus divide the patch
+            reason = first_line(error) if str(error) else "Primus needs multiples of 8"
             raise ValueError(
-                f"{trainer} cannot build its network for the patch of {self.manager.plans_name}, "
-                f"{list(self.patch_size)}; Primus needs multiples of 8"
+                f"{trainer} cannot build the network of {self.manager.plans_name}, {self.name}, for the patch "
+                f"{list(self.patch_size)}: {reason}; correct the plan"
             ) from error
         return network

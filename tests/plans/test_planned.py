@@ -74,6 +74,40 @@ def test_plan_without_a_network(architecture):
         _ = planned.configuration
 
 
+@pytest.mark.parametrize(
+    "entries",
+    [{"inherits_from": "3d"}, {"inherits_from": "2d"}, {"patch_size": [32, 32]}, None],
+    ids=["of_none", "of_itself", "of_nothing", "none"],
+)
+def test_configuration_that_inherits_no_network(entries):
+    planned = PlannedConfiguration({"plans_name": "P", "configurations": {"2d": entries}}, {}, "2d")
+    with pytest.raises(ValueError, match=r"^P, 2d: "):
+        _ = planned.configuration
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"n_conv_per_stage": [1, 1, 1]}, "n_conv_per_stage must have as many entries"),
+        ({"convbias": True}, "unexpected keyword argument 'convbias'"),
+        ({"strides": [1, "2"]}, "str"),
+    ],
+)
+def test_arguments_that_make_no_network(changes, reason):
+    """Of nnU-Net's CNN, as where they were edited by hand."""
+    arguments = {
+        **{"n_stages": 2, "features_per_stage": [4, 8], "kernel_sizes": 3, "strides": [1, 2], "n_conv_per_stage": 1},
+        **{"n_conv_per_stage_decoder": 1, "conv_op": "torch.nn.Conv2d", **changes},
+    }
+    name = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+    architecture = {"network_class_name": name, "arch_kwargs": arguments, "_kw_requires_import": ["conv_op"]}
+    configuration = {"patch_size": [32, 32], "normalization_schemes": [""], "architecture": architecture}
+    dataset_json = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}}
+    plans = {"plans_name": "P", "dataset_name": "D", "configurations": {"2d": configuration}}
+    with pytest.raises(ValueError, match=rf"network of P, 2d, for the patch \[32, 32\]: .*{reason}.*correct the plan"):
+        PlannedConfiguration(plans, dataset_json, "2d").build_network()
+
+
 def test_configuration_stays_the_one_that_was_read():
     """What is derived from its name is kept."""
     planned = PlannedConfiguration({"plans_name": "P", "configurations": {"2d": {}}}, {}, "2d")
