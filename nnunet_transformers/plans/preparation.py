@@ -42,12 +42,13 @@ def differences(
     configuration = plan.configuration
     schemes = configuration.normalization_schemes
     compared: tuple[tuple[str, Sequence[Any] | None, Sequence[Any] | None], ...] = (
-        ("spacing", spacing, configuration.spacing),
+        # of a 2D plan that in the plane
+        ("spacing", spacing if spacing is None else spacing[-len(configuration.spacing) :], configuration.spacing),
         ("normalization", normalization or None, schemes),
         ("range of CT", ranges, ct_ranges(plan.plans, schemes)),
     )
     return [
         f"the images were prepared with {name} {list(prepared)}, the plan has {list(planned)}"
         for name, prepared, planned in compared
-        if prepared is not None and planned is not None and list(prepared)[-len(planned) :] != list(planned)
+        if prepared is not None and planned is not None and list(prepared) != list(planned)
     ]

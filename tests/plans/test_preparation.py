@@ -30,6 +30,8 @@ def test_ranges():
     [
         (([2.0, 1.0, 1.0], ("CTNormalization", "ZScoreNormalization"), [[-175, 250]]), []),
         ((None, (), None), []),
+        ((None, ("NoNormalization", "CTNormalization", "ZScoreNormalization"), None), ["normalization"]),
+        ((None, (), [[-1024, 325], [-175, 250]]), ["range of CT"]),
         (([1.0, 1.0, 1.0], (), None), [r"spacing [1.0, 1.0, 1.0], the plan has [2.0, 1.0, 1.0]"]),
         (
             (None, ("CTNormalization",) * 2, [[-1024, 325], [-1024, 325]]),
@@ -41,6 +43,13 @@ def test_differences(images, expected):
     found = differences(plan(), *images)
     assert len(found) == len(expected)
     assert all(words in line for words, line in zip(expected, found, strict=True))
+
+
+def test_spacing_in_the_plane_of_a_2d_plan():
+    flat = plan()
+    flat.configuration.spacing = [1.0, 1.0]
+    assert not differences(flat, (2.0, 1.0, 1.0), (), None)
+    assert differences(flat, (1.0, 1.0, 2.0), (), None)
 
 
 def test_range_is_stored_with_the_weights(tmp_path):
