@@ -155,10 +155,9 @@ class PlannedConfiguration:
         if not trust:
             check_network(self.configuration.configuration, f"{self.name} of the plan {self.manager.plans_name}")
         build = find_builder(trainer).build_network_architecture
+        channels, classes = self.input_channels, self.num_classes
         try:
-            network: nn.Module = build(
-                self.manager, self.configuration, self.input_channels, self.num_classes, deep_supervision
-            )
+            network: nn.Module = build(self.manager, self.configuration, channels, classes, deep_supervision)
         except (AssertionError, TypeError, KeyError, IndexError, AttributeError) as error:
             # what is asserted without a message is that the tokens of nnU-Net's Primus divide the patch
             reason = first_line(error) if str(error) else "Primus needs multiples of 8"
