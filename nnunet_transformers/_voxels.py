@@ -6,7 +6,7 @@ import gzip
 import math
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import nibabel
 import numpy as np
@@ -59,13 +59,14 @@ def count_non_finite(path: Path) -> int:
     if not path.name.lower().endswith(NIFTI):
         return 0
     image = _nifti(path)
-    if image.get_data_dtype().names is not None:
+    stored: np.dtype[Any] = image.get_data_dtype()  # type: ignore[attr-defined]
+    if stored.names is not None:
         raise RefusedError(
             f"{path.name} has several values per voxel (colours), which nnU-Net does not read; save each as an image "
             "of its own"
         )
     slope, intercept = image.dataobj.slope, image.dataobj.inter  # type: ignore[attr-defined]
-    if image.get_data_dtype().kind in "iu" and np.isfinite([slope, intercept]).all():  # type: ignore[attr-defined]
+    if stored.kind in "iu" and np.isfinite([slope, intercept]).all():
         return 0
     voxels = np.asanyarray(image.dataobj)
     return int(voxels.size - np.isfinite(voxels).sum())
