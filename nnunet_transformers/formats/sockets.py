@@ -64,10 +64,13 @@ def read_interfaces(path: Path, channels: Sequence[str]) -> list[Interface]:
     with reading(path, "a JSON of interfaces", f"write {EXAMPLE}, or a list of these"):
         content = json.loads(path.read_text(encoding="utf-8"))
         listed = content if isinstance(content, list) else [content]
-        found = [Interface(dict(one["inputs"]), str(one["output"])) for one in listed]
+        found = [
+            Interface({slug: str(channel) for slug, channel in one["inputs"].items()}, str(one["output"]))
+            for one in listed
+        ]
     for one in found:
         inside(Path("/output"), one.target)
-        if sorted(map(str, one.inputs.values())) != sorted(channels):
+        if sorted(one.inputs.values()) != sorted(channels):
             stated = ", ".join(f"{slug}: {channel}" for slug, channel in one.inputs.items())
             raise ValueError(
                 f"{path}: the inputs of {one.output} ({stated}) are not the channels {', '.join(channels)}"
@@ -115,7 +118,8 @@ class Sockets:
     @property
     def names(self) -> Sequence[str]:
         """Name of the first channel's file, which the platform makes unique."""
-        return [self._images[0].name.split(".")[0]]
+        name = self._images[0].name
+        return [name[: -max(len(ending) for ending in ENDINGS if name.lower().endswith(ending))]]
 
     def check(self, name: str) -> None:
         """Do nothing: every segmentation can be written."""
@@ -135,8 +139,10 @@ class Sockets:
 
     def write(self, name: str, segmentation: Path, target: Path) -> None:
         """Write a segmentation with the geometry of the first channel to the last digit."""
-        labels = sitk.GetImageFromArray(sitk.GetArrayFromImage(sitk.ReadImage(str(segmentation))))
-        labels.CopyInformation(sitk.ReadImage(str(self._images[0])))
+        image, voxels = sitk.ReadImage(str(self._images[0])), sitk.GetArrayFromImage(sitk.ReadImage(str(segmentation)))
+        # a picture has no third axis, which the image of one slice may have
+        labels = sitk.GetImageFromArray(voxels.reshape(image.GetSize()[::-1]))
+        labels.CopyInformation(image)
         target.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory() as folder, replacing(target) as partial:
             sitk.WriteImage(labels, str(Path(folder, target.name)), useCompression=True)

@@ -54,6 +54,23 @@ def test_channels_and_output(run, tmp_path):
         assert getattr(written, name)() == getattr(image, name)()
 
 
+def test_a_slice_for_pictures(run, tmp_path):
+    """They have two axes, the image that the segmentation belongs to three; a UID as a name has dots."""
+    path, name = run / "images/first/1.2.840.5.mha", "1.2.840.5"
+    (run / "images/first/uuid0.mha").unlink()
+    voxels = np.random.default_rng(0).integers(0, 200, (1, 5, 6)).astype(np.uint8)
+    sitk.WriteImage(oblique(sitk.GetImageFromArray(voxels)), str(path))
+    dataset = {**DATASET, "channel_names": {"0": "0"}, "file_ending": ".png"}
+    # a channel's name may be a number, which JSON has two forms of
+    source = Sockets(run, interfaces(tmp_path, {"inputs": {"mri-t1": 0}, "output": "a"}, channels=("0",)), dataset)
+    assert source.names == [name]
+    with source.files(name) as (picture,):
+        source.write(name, picture, source.target(name, tmp_path))
+    found = sitk.ReadImage(str(tmp_path / f"images/a/{name}.mha"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), voxels)
+    assert found.GetDirection() == sitk.ReadImage(str(path)).GetDirection()
+
+
 def test_colours(run, tmp_path):
     path = run / "images/second/uuid1.mha"
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), np.uint8), isVector=True), str(path))
