@@ -133,8 +133,8 @@ def _predict(
     calibrated: bool,
 ) -> None:
     parts, part = getattr(options, "num_parts", 1), getattr(options, "part_id", 0)
-    if part >= parts:
-        raise ValueError(f"-part_id {part} must be below -num_parts {parts}; see `{PROGRAM} --help`")
+    if not 0 <= part < parts:
+        raise ValueError(f"-part_id {part} must be from 0 to below -num_parts {parts}; see `{PROGRAM} --help`")
     if not 0 < options.step_size <= 1:
         raise ValueError(f"-step_size {options.step_size:g} must be above 0 and at most 1; see `{PROGRAM} --help`")
     if options.device not in DEVICES:

@@ -215,9 +215,11 @@ class TestMistakes:
         )
         assert "unrecognized arguments: -no_such 1" in said(no_such=1)
         assert "-device must be either cpu, mps or cuda" in said(device="tpu")
-        assert "-part_id 1 must be below -num_parts 1; see `nnunet-transformers predict --help`" in said(
-            part_id=1, num_parts=1
-        )
+        for part in (1, -1):  # Python counts negative indices from the end
+            assert (
+                f"-part_id {part} must be from 0 to below -num_parts 1; see `nnunet-transformers predict --help`"
+                in said(part_id=part, num_parts=1)
+            )
         assert "-f 'zero' is neither a number nor 'all'" in said(f="zero")
         assert "-npp 0 -nps 1: both are 0, without -num_parts, or neither" in said(nps=1)
         if not torch.cuda.is_available():
