@@ -50,7 +50,7 @@ def find_cases(folder: Path, file_ending: str) -> FoundCases:
     cases: dict[str, list[Path]] = {}
     problems = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file():
+        if path.name.startswith(".") or path.is_dir():
             continue
         if not path.name.endswith(file_ending):
             if any(path.name.lower().endswith(ending) for ending in IMAGE_ENDINGS):
@@ -63,6 +63,10 @@ def find_cases(folder: Path, file_ending: str) -> FoundCases:
         match = re.fullmatch(r"(.+)_(\d{4})", stem)
         if match is None:
             problems[path.name] = f"no channel number in its name; rename it to {stem}_0000{file_ending}"
+            continue
+        if not path.is_file():
+            # as data sets under version control have, whose content is elsewhere
+            problems[path.name] = "a link to nothing, or no regular file; get the file that it stands for"
             continue
         cases.setdefault(match[1], []).append(path)
     if not cases and not problems:

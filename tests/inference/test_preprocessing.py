@@ -196,6 +196,14 @@ def test_names_that_are_not_utf8(tmp_path):
         list_cases(tmp_path, {"channel_names": {"0": "T1"}, "file_ending": ".png"})
 
 
+def test_links_to_nothing(tmp_path):
+    """As of images under version control whose content was not fetched: the case is not left out in silence."""
+    (tmp_path / "a_0000.png").touch()
+    (tmp_path / "b_0000.png").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"b_0000\.png: a link to nothing, or no regular file; get the file"):
+        list_cases(tmp_path, {"channel_names": {"0": "T1"}, "file_ending": ".png"})
+
+
 def test_no_copy_of_an_image_that_was_read():
     """Cropped, normalised and, where nothing is resampled, handed on in the reader's memory."""
     data = image(2, 40, 50, 60)
