@@ -73,7 +73,10 @@ class Description:
                 "nnunet-transformers"
             )
         try:
-            return cls(tuple(map(_model, content["models"])), dict(content["versions"]))
+            models = tuple(map(_model, content["models"]))
+            if not models:
+                raise ValueError("there is none")
+            return cls(models, dict(content["versions"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{NAME} in {folder} describes no models ({error!r}); get the package again") from error
 
@@ -87,6 +90,8 @@ def _model(content: Mapping[str, Any]) -> Model:
         re.fullmatch(r"\w+", f) for f in values["folds"]
     ):
         raise ValueError(f"{values['folder']!r} is not the folder of a model")
+    if not values["folds"]:
+        raise ValueError(f"{values['folder']} has no fold")
     return Model(
         **values,
         mirroring_axes=None if axes is None else tuple(map(int, axes)),

@@ -228,8 +228,17 @@ class TestHostileContent:
         with pytest.raises(ValueError, match=f"names 'os' as {entry}"):
             load_package(copied, CPU)
 
-    def test_folders_outside(self, copied):
-        rewrite(copied, "models.json", lambda content: content["models"][0].update(folder="../elsewhere"))
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda content: content["models"][0].update(folder="../elsewhere"),
+            lambda content: content["models"][0].update(folds=[]),
+            lambda content: content.update(models=[]),
+        ],
+        ids=["folder outside", "no fold", "no model"],
+    )
+    def test_descriptions(self, copied, change):
+        rewrite(copied, "models.json", change)
         with pytest.raises(ValueError, match="describes no models"):
             load_package(copied, CPU)
 
