@@ -73,9 +73,11 @@ def write_card(
     ]
     if len(description.models) > 1:
         parts.append(f"The probabilities of {len(description.models)} models are averaged.\n")
+    described = set()
     for model in description.models:
         stage: Model | None = model
-        while stage is not None:
+        while stage is not None and stage.folder not in described:
+            described.add(stage.folder)
             parts.append(_model(folder, stage, folds[stage.folder], scores[stage.folder]))
             stage = stage.previous
     if checkpoint != FINAL:

@@ -94,6 +94,10 @@ def make_package(sources: Sequence[Path], output: Path, options: Options) -> Mad
     """
     if output.exists():
         raise FileExistsError(f"{output} exists; remove it or choose another name")
+    resolved = [source.resolve() for source in sources]
+    for source in resolved:
+        if resolved.count(source) > 1:
+            raise ValueError(f"{source} is given {resolved.count(source)} times; a model is in an ensemble once")
     with new_folder(output) as partial:
         maker = _Maker(partial, options)
         models = [maker.add(source, options.previous_stage) for source in sources]
@@ -129,6 +133,7 @@ class _Maker:
 
     def __init__(self, folder: Path, options: Options) -> None:
         self.folder, self.options = folder, options
+        self.models: dict[str, Model] = {}
         self.folds: dict[str, list[TrainedFold]] = {}
         self.sources: dict[str, Path] = {}
         self.unpickled: list[str] = []
@@ -139,8 +144,10 @@ class _Maker:
         source = source.resolve()
         names = find_folds(source, self.options.folds, self.options.checkpoint)
         folder = f"models/{source.name}"
-        if folder in self.folds:
-            raise ValueError(f"two models are called {source.name}; each can be in a package once")
+        if folder in self.models:
+            if self.sources[folder] != source:
+                raise ValueError(f"two models are called {source.name}; each can be in a package once")
+            return self.models[folder]  # the first stage of a cascade that is in the ensemble, too
         target = self.folder / folder
         target.mkdir(parents=True)
         for name in SHIPPED:
@@ -169,7 +176,7 @@ class _Maker:
             path = self.folder / model.weights_file(fold.name)
             check_weights(network, fold.weights, str(source / f"fold_{fold.name}" / self.options.checkpoint))
             save_weights(fold.weights, path)
-        self.folds[folder], self.sources[folder] = folds, source
+        self.folds[folder], self.sources[folder], self.models[folder] = folds, source, model
         self.modules |= {model.network, find_builder(model.builder).__module__}
         return model
 

@@ -127,17 +127,26 @@ def test_cascade_and_ensemble(trained, images, tmp_path, monkeypatch):
     for name in ("raw", "preprocessed"):
         shutil.copytree(trained / name, tmp_path / name, dirs_exist_ok=True)
     add_cascade(tmp_path)
-    initialise(tmp_path, configuration="3d_lowres")
+    lowres = initialise(tmp_path, configuration="3d_lowres")
     cascade = initialise(tmp_path, configuration="3d_cascade_fullres")
     flat = initialise(tmp_path, configuration="2d")
     array = read(images / "ball_0_0000.nii.gz")
-    for number, models in enumerate(([cascade], [cascade, flat])):
+    # nnU-Net ensembles a cascade with its own first stage, too
+    for number, models in enumerate(([cascade], [cascade, flat], [cascade, lowres], [lowres, cascade])):
         package = tmp_path / f"package_{number}"
         assert invoke("package", *models, "-f", 0, "-o", package).exit_code == 0
         words = ("--disable-tta", "--device", "cpu")
         assert invoke("package", "predict", package, images, tmp_path / str(number), *words).exit_code == 0
         found = load_model(package, "cpu", use_mirroring=False)
         np.testing.assert_array_equal(found.predict(array, (1, 1, 1)), read(tmp_path / str(number) / "ball_0.nii.gz"))
+        assert (package / "README.md").read_text().count("3d_lowres; patch") == 1
+    np.testing.assert_array_equal(*(read(tmp_path / number / "ball_0.nii.gz") for number in "23"))
+    for models, message in (
+        ([flat, flat], "is given 2 times"),
+        ([flat, shutil.copytree(flat, tmp_path / flat.name)], "two models are called"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            invoke("package", *models, "-f", 0, "-o", tmp_path / "none")
     with pytest.raises(ValueError, match="needs the segmentations of 3d_lowres; make a package"):
         load_model(cascade, "cpu")
     # an image with two axes is a volume of one slice
