@@ -195,6 +195,8 @@ class _Maker:
     def check_ensemble(self, models: Sequence[Model]) -> None:
         """Raise ValueError unless all models specify the same images and labels."""
         contents = [read_json(self.folder / model.folder / "dataset.json") for model in models]
+        # which may be called modality, as in nnU-Net v1
+        contents = [{**content, "channel_names": channel_names(content)} for content in contents]
         for model, content in zip(models, contents, strict=True):
             for key in COMMON:
                 if content.get(key) != contents[0].get(key):

@@ -114,9 +114,12 @@ def test_ensemble_of_configurations(planned, tmp_path):
     assert_equal(ours, tmp_path / "theirs", probabilities=True)
 
     said = json.loads((models[1] / "dataset.json").read_text())
-    (models[1] / "dataset.json").write_text(json.dumps({**said, "channel_names": {"0": "CT"}}))
-    with pytest.raises(ValueError, match=r"cannot be an ensemble: their dataset\.json differ in channel_names"):
-        invoke("package", *models, "-o", tmp_path / "other")
+    del said["channel_names"]
+    for key in ("channel_names", "modality"):
+        for model, name in zip(models, ("MRI", "CT"), strict=True):
+            (model / "dataset.json").write_text(json.dumps({**said, key: {"0": name}}))
+        with pytest.raises(ValueError, match=r"cannot be an ensemble: their dataset\.json differ in channel_names"):
+            invoke("package", *models, "-o", tmp_path / "other")
 
 
 def test_estimate_counts_what_a_run_does(trained, package, tmp_path):
