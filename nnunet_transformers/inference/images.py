@@ -161,9 +161,10 @@ def predict_images(predictor: BatchedPredictor, items: Iterator[Item], with_prob
             if output is None:
                 results.append(export.result if with_probabilities else export.result[0])
             else:
-                writing = writer.submit(_write, export, output, ending)
                 if maps is not None:
+                    # the segmentation last, by which a later run knows that the case is done
                     maps.write(predictor, properties, Path(output))
+                writing = writer.submit(_write, export, output, ending)
                 results.append(None)
         if writing is not None:
             writing.result()

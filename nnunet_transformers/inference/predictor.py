@@ -41,7 +41,7 @@ from .batch_size import bytes_of_pass, cpu_batch_size, fitting_batch_size, free_
 from .cases import check_present, check_whole, list_cases
 from .images import Item, predict_images, preprocess
 from .preprocessing import for_prediction
-from .uncertainty import StatesUncertainty
+from .uncertainty import StatesUncertainty, map_files
 from .whole_files import WholeFilePlans, record, whole_json_files
 
 # patches per pass of a compiled network; all its passes have this size, the last one padded. Eight flips in 3D or two
@@ -143,15 +143,51 @@ class BatchedPredictor(StatesUncertainty, nnUNetPredictor):
     def _is_compiled(self) -> bool:
         return isinstance(self.network, OptimizedModule)
 
-    def _manage_input_and_output_lists(self, images: str | list[list[str]], *args: Any, **kwargs: Any) -> tuple:
+    def is_predicted(self, segmentation: Path, output: Path, save_probabilities: bool) -> bool:
+        """Whether a segmentation is there, and all that would be written beside it.
+
+        Args:
+            segmentation: its file.
+            output: path of the segmentation without its ending.
+            save_probabilities: whether probabilities are written.
+        """
+        wanted = [segmentation]
+        if save_probabilities:
+            wanted.append(output.with_name(f"{output.name}.npz"))
+        if self.save_uncertainty:
+            wanted += map_files(output, self.dataset_json["file_ending"], len(self.list_of_parameters or ()) > 1)
+        return all(path.is_file() for path in wanted)
+
+    def _manage_input_and_output_lists(
+        self,
+        images: str | list[list[str]],
+        outputs: str | list[str] | None,
+        previous: str | None = None,
+        overwrite: bool = True,
+        part_id: int = 0,
+        num_parts: int = 1,
+        save_probabilities: bool = False,
+    ) -> tuple:
         if isinstance(images, str):
             # nnU-Net starts twelve processes to list the files, and takes the end of any name for a channel's number
             images = list_cases(Path(images), self.dataset_json)
-        cases, *others = super()._manage_input_and_output_lists(images, *args, **kwargs)
+        # nnU-Net's own choice of what is left to predict does not know of the maps
+        cases, truncated, stages = super()._manage_input_and_output_lists(
+            images, outputs, previous, True, part_id, num_parts, save_probabilities
+        )
+        if not overwrite and truncated is not None:
+            ending = self.dataset_json["file_ending"]
+            left = [
+                number
+                for number, output in enumerate(truncated)
+                if not self.is_predicted(Path(f"{output}{ending}"), Path(output), save_probabilities)
+            ]
+            cases, truncated, stages = ([values[number] for number in left] for values in (cases, truncated, stages))
+            print(f"{len(left)} cases are left to predict")
         for files in cases:
             check_size(files)
         check_whole([Path(path) for files in cases for path in files])
-        return cases, *others
+        return cases, truncated, stages
 
     @wraps(nnUNetPredictor.predict_from_files)  # nnU-Net inspects the names of this method's arguments
     def predict_from_files(self, *args: Any, **kwargs: Any) -> Any:

@@ -111,7 +111,7 @@ def predict_source(
         predictor: predictor with a model.
         source: the cases.
         output: folder of the segmentations, and of what else prediction writes.
-        overwrite: whether to predict cases anew that have a segmentation.
+        overwrite: whether to predict cases anew whose files are all there.
         previous: folder of the previous stage's segmentations, for a cascade.
         save_probabilities: write CASE.npz as well.
 
@@ -120,7 +120,11 @@ def predict_source(
         ValueError: at the end, if cases were not predicted; it names the first, and a line was printed for each.
     """
     ending = predictor.dataset_json["file_ending"]
-    names = [name for name in source.names if overwrite or not source.target(name, output).is_file()]
+    names = [
+        name
+        for name in source.names
+        if overwrite or not predictor.is_predicted(source.target(name, output), output / name, save_probabilities)
+    ]
     if previous is not None:
         _check_stage(Path(previous), names, ending)
     failed: dict[str, str] = {}

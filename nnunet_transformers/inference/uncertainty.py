@@ -84,21 +84,26 @@ def write_maps(
         with_disagreement: whether to write the second.
     """
     writer = plans.image_reader_writer_class()
-    ending = ".png" if file_ending in AS_PNG else file_ending
     shares = in_image(maps, properties, plans, configuration)
-    for name, share in zip((ENTROPY, DISAGREEMENT)[: 1 + with_disagreement], shares, strict=False):
-        folder = output.parent / name
-        folder.mkdir(exist_ok=True)
-        whole_numbers, file = np.rint(UNIT * share.clip(0, 1)).astype(np.uint16), folder / f"{output.name}{ending}"
+    for file, share in zip(map_files(output, file_ending, with_disagreement), shares, strict=False):
+        file.parent.mkdir(exist_ok=True)
+        whole_numbers = np.rint(UNIT * share.clip(0, 1)).astype(np.uint16)
         if isinstance(writer, SimpleITKIOWithReorient):  # writes eight bits
             with TemporaryDirectory() as temporary:
                 turned = Path(temporary, file.name)
                 SimpleITKIO().write_seg(whole_numbers, str(turned), properties)
                 original = properties["sitk_stuff"]["original_orientation"]
                 sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(turned), original), turned, True)
-                copy_segmentation(turned, file, ending)
+                copy_segmentation(turned, file, file_ending)
         else:
             writer.write_seg(whole_numbers, str(file), properties)
+
+
+def map_files(output: Path, file_ending: str, with_disagreement: bool) -> list[Path]:
+    """Return the files of the maps; the arguments are those of ``write_maps``."""
+    ending = ".png" if file_ending in AS_PNG else file_ending
+    names = (ENTROPY, DISAGREEMENT)[: 1 + with_disagreement]
+    return [output.parent / name / f"{output.name}{ending}" for name in names]
 
 
 def in_image(

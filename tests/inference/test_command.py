@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment
 from nnunetv2.inference import predict_from_raw_data
 
 from nnunet_transformers import cli
+from nnunet_transformers.cli._mistakes import Interrupted
 from nnunet_transformers.inference.command import build_parser
+from nnunet_transformers.inference.uncertainty import UncertaintyMaps
 from tests.conftest import write_dataset
 from tests.sharing.conftest import environment, initialise, invoke, some_images
 from tests.trainers.conftest import PLANNER, PLANS, TRAINER
@@ -166,7 +169,7 @@ def test_regions(folders, tmp_path, monkeypatch):
     assert_same(ours(tmp_path / "ours", images, *arguments, "--batch-size", 5), expected, True)
 
 
-def test_continue_prediction(folders, models, tmp_path):
+def test_continue_prediction(folders, models, tmp_path, monkeypatch):
     images = some_images(folders, tmp_path / "images", 2)
     arguments = (*named("2d"), "-f", 0, *SEQUENTIAL, "--continue_prediction")
     output = tmp_path / "ours"
@@ -175,6 +178,15 @@ def test_continue_prediction(folders, models, tmp_path):
     ours(output, images, *arguments)
     assert (output / "ball_0.nii.gz").read_text() == "done before"
     assert (output / "ball_1.nii.gz").stat().st_size > 100
+    # maps that are asked for are missing
+    (output / "ball_1.nii.gz").unlink()
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(UncertaintyMaps, "write", Mock(side_effect=KeyboardInterrupt))
+        ours(output, images, *arguments, "--save_uncertainty")
+    assert not (output / "ball_1.nii.gz").exists()
+    ours(output, images, *arguments, "--save_uncertainty")
+    assert {path.name for path in (output / "entropy").iterdir()} == {"ball_0.nii.gz", "ball_1.nii.gz"}
+    assert (output / "ball_0.nii.gz").stat().st_size > 100
 
 
 def test_mirroring_that_a_checkpoint_allows(folders, models, tmp_path, monkeypatch):

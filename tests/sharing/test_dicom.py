@@ -64,6 +64,11 @@ def test_all_ways(cases, model, package, tmp_path, monkeypatch):
     before = (output / "ball_0.dcm").read_bytes()
     invoke("predict", "-m", model, "-i", cases / "dicom", "-o", output, *words, "--continue_prediction")
     assert (output / "ball_0.dcm").read_bytes() == before
+    # what is asked for beside the segmentation is not there yet
+    (output / "ball_0.npz").unlink()
+    more = ("--continue_prediction", "--save_probabilities")
+    invoke("predict", "-m", model, "-i", cases / "dicom", "-o", output, *words, *more)
+    assert (output / "ball_0.npz").is_file()
 
 
 def test_mistakes(cases, package, tmp_path):
