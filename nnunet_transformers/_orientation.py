@@ -29,7 +29,7 @@ def grid_corners(path: Path) -> NDArray | None:
 
     None if the file has no header that SimpleITK reads.
     """
-    reader = _header(path)
+    reader = read_header(path)
     if reader is None:
         return None
     size, dimension = reader.GetSize(), reader.GetDimension()
@@ -55,13 +55,13 @@ def orientation(path: Path) -> str:
     """Return the axis orientation of an image, such as LPS; empty if it is not a 3D image or cannot be read."""
     if path.suffix.lower() in PICTURES:
         return ""
-    reader = _header(path)
+    reader = read_header(path)
     if reader is None or reader.GetDimension() != 3:
         return ""
     return sitk.DICOMOrientImageFilter_GetOrientationFromDirectionCosines(reader.GetDirection())
 
 
-def _header(path: Path) -> sitk.ImageFileReader | None:
+def read_header(path: Path) -> sitk.ImageFileReader | None:
     """Return the reader of an image's header; None if SimpleITK reads none."""
     reader = sitk.ImageFileReader()
     with readable([str(path)]) as (name,):

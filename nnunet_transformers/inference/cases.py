@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 from tqdm import tqdm
 
+from .._orientation import PICTURES, read_header
 from .._processes import available_cores
 from .._reading import reading
 from .._voxels import check_complete
@@ -72,6 +73,30 @@ def find_cases(folder: Path, file_ending: str) -> FoundCases:
     if not cases and not problems:
         raise ValueError(f"no image in {folder}; the model reads CASE_0000{file_ending}")
     return FoundCases(cases, problems)
+
+
+def check_axes(files: Iterable[str | Path], most: int = 3) -> None:
+    """Check that files are not such that nnU-Net's readers of volumes take an axis for another, or cannot write.
+
+    They take the first axis of a vector image for its channels; 4D images they read as channels, but segmentations of
+    these they cannot write. Pictures, whose reader knows colours, are left to it, and what SimpleITK does not read.
+
+    Args:
+        files: one file, or one per channel.
+        most: number of axes that a file may have.
+
+    Raises:
+        ValueError: if a file has several values per voxel or too many axes.
+    """
+    for path in map(Path, files):
+        if path.name.lower().endswith(PICTURES) or (header := read_header(path)) is None:
+            continue
+        count, axes = header.GetNumberOfComponents(), header.GetDimension()
+        if count > 1 or axes > most:
+            has = f"{count} values per voxel" if count > 1 else f"{axes} axes"
+            raise ValueError(
+                f"{path.name} has {has}; write each channel to a file of its own, CASE_0000, CASE_0001 ..."
+            )
 
 
 def check_whole(files: Sequence[Path]) -> None:

@@ -38,7 +38,7 @@ from ..weights.limits import check_finite
 from ..weights.nnunet_checkpoint import FINAL, read_checkpoint, reading_plain_types
 from .accumulator import FINISHED_BYTES, Accumulator, Slicer, pad, planes_of, stages
 from .batch_size import bytes_of_pass, cpu_batch_size, fitting_batch_size, free_bytes
-from .cases import check_present, check_whole, list_cases
+from .cases import check_axes, check_present, check_whole, list_cases
 from .images import Item, predict_images, preprocess
 from .preprocessing import for_prediction
 from .uncertainty import StatesUncertainty, map_files
@@ -186,6 +186,7 @@ class BatchedPredictor(StatesUncertainty, nnUNetPredictor):
             print(f"{len(left)} cases are left to predict")
         for files in cases:
             check_size(files)
+            check_axes(files)
         check_whole([Path(path) for files in cases for path in files])
         return cases, truncated, stages
 

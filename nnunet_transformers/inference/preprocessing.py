@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.preprocessing.cropping.cropping import bounding_box_to_slice, crop_to_nonzero, get_bbox_from_mask
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
@@ -49,11 +50,12 @@ class PredictionPreprocessor(DefaultPreprocessor):
         """Read and preprocess an image.
 
         Raises:
-            ValueError: if the image has other channels than the model; the message names its first file.
+            ValueError: if the image has other channels than the model, or they differ in their grids; the message
+                names its first file.
         """
         content = read_json(dataset_json) if isinstance(dataset_json, str) else dataset_json
         reader = plans_manager.image_reader_writer_class()
-        data, properties = reader.read_images(image_files)
+        data, properties = read_channels(reader, image_files)
         _check_channels(len(data), image_files[0], content)
         if seg_file is not None:
             seg, _ = reader.read_seg(seg_file)
@@ -109,6 +111,25 @@ class PredictionPreprocessor(DefaultPreprocessor):
         if self.verbose:
             print(f"old shape: {data.shape[1:]}, new shape: {new_shape}, old spacing: {spacing}, new spacing: {target}")
         return resampled
+
+
+def read_channels(reader: BaseReaderWriter, files: Sequence[str]) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Read the files of an image by one of nnU-Net's readers.
+
+    Raises:
+        ValueError: if they differ in size or spacing.
+    """
+    try:
+        found: tuple[NDArray[Any], dict[str, Any]] = reader.read_images(files)
+        return found
+    except RuntimeError as error:
+        if str(error):
+            raise
+        # the readers print the sizes, and raise an error that says nothing
+        names = ", ".join(Path(file).name for file in files)
+        raise ValueError(
+            f"{names}: the channels differ in size or spacing; resample them onto the same grid"
+        ) from error
 
 
 def _check_channels(count: int, file: str, dataset_json: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from .._image_size import check_size
 from .._orientation import displacement, orientation, reoriented_by
 from .._voxels import check_complete, count_non_finite
-from ..inference.cases import check_numbers
+from ..inference.cases import check_axes, check_numbers
 from ..plans.planned import channel_names
 from .load import LoadedModel
 
@@ -51,6 +51,7 @@ def check_case(files: Sequence[Path], loaded: LoadedModel) -> CheckedCase:
     channels = channel_names(dataset_json)
     check_numbers(files, channels, loaded.file_ending)
     check_size(files)
+    check_axes(files)
     reader = plans.image_reader_writer_class()
     images, properties = [], []
     for path in files:

@@ -20,6 +20,7 @@ import SimpleITK as sitk
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from .._atomic import check_place
 from .._device import find_device
 from .._image_size import check_size
 from .._orientation import reoriented_by
@@ -27,7 +28,9 @@ from .._reading import reading
 from .._voxels import check_complete, count_non_finite
 from ..formats import Source
 from ..inference import BatchedPredictor
+from ..inference.cases import check_axes
 from ..inference.images import predict_image, stack_stage
+from ..inference.preprocessing import read_channels
 from ..inference.sources import copy_segmentation
 from ..plans.planned import channel_names
 from ..weights.nnunet_checkpoint import FINAL
@@ -181,6 +184,7 @@ class Segmenter:
 
         Raises:
             ValueError: as ``predict``, or if the output has another ending.
+            FileNotFoundError, PermissionError: if the output's folder is missing or cannot be written to.
             ModuleNotFoundError: if the image is DICOM and the extra ``[dicom]`` is missing.
         """
         output, ending = Path(output), self._predictor.dataset_json["file_ending"]
@@ -191,6 +195,8 @@ class Segmenter:
                 raise ValueError(f"{output} does not end with {expected}, as the segmentation of such an image does")
             if source is not None:
                 source.check(source.names[0])
+            check_place(output)
+            check_axes(files)
             segmentation = Path(folder, f"labels{ending}")
             array, properties, _ = self._read(files, None)
             reader.write_seg(self._predict(array, properties, False)[0], str(segmentation), properties)
@@ -223,11 +229,12 @@ class Segmenter:
             reader = self._predictor.plans_manager.image_reader_writer_class()
             with self._files(image) as (files, _):
                 check_size(files)
+                check_axes(files, 4)  # no file of the labels is written
                 for file in files:
                     with reading(file, "an image"):
                         check_complete(file)
                         bad += count_non_finite(file)
-                array, properties = reader.read_images([str(path) for path in files])
+                array, properties = read_channels(reader, [str(path) for path in files])
             is_flat = False
         else:
             if isinstance(image, sitk.Image):

@@ -11,13 +11,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_transformers.inference import BatchedPredictor, image_resampling
-from nnunet_transformers.inference.cases import list_cases
+from nnunet_transformers.inference.cases import check_axes, list_cases
 from nnunet_transformers.inference.image_resampling import coefficient_bytes, in_bounded_memory
 from nnunet_transformers.inference.preprocessing import PredictionPreprocessor, for_prediction
 from tests.trainers.conftest import CPU
@@ -174,6 +176,30 @@ def test_channels_that_the_model_lacks(stage):
     message = r"case_0000\.nii\.gz: the image has 2 channels, the model takes 3 \(T1, T2, FLAIR\)"
     with pytest.raises(ValueError, match=message):
         preprocessor.run_case(["in/case_0000.nii.gz"], stage, plans(image(2, 9, 12, 10)), config, names)
+
+
+@pytest.mark.parametrize("stage", [None, "b"])
+def test_channels_on_different_grids(stage, tmp_path):
+    """The reader's own error says nothing."""
+    for number in range(2):
+        path = tmp_path / f"case_{number:04d}.nii.gz"
+        sitk.WriteImage(sitk.Image((5, 6, 7 + number), sitk.sitkFloat32), str(path))
+    plan = SimpleNamespace(image_reader_writer_class=SimpleITKIO)
+    with pytest.raises(ValueError, match=r"^case_0000\.nii\.gz, case_0001\.nii\.gz: the channels differ in size or"):
+        PredictionPreprocessor(verbose=False).run_case(sorted(map(str, tmp_path.iterdir())), stage, plan, None, {})
+
+
+@pytest.mark.parametrize(("size", "components", "has"), [((5, 6, 7, 2), 1, "4 axes"), ((5, 6, 7), 2, "2 values per")])
+def test_files_of_several_channels(size, components, has, tmp_path):
+    """Readers take the slices of a vector image for channels, and fail to write a segmentation of a 4D one."""
+    path = tmp_path / "case_0000.nii.gz"
+    kind = sitk.sitkVectorFloat32 if components > 1 else sitk.sitkFloat32
+    sitk.WriteImage(sitk.Image(size, kind, components if components > 1 else 0), str(path))
+    with pytest.raises(ValueError, match=rf"^case_0000\.nii\.gz has {has}.*; write each channel to a file of its own"):
+        check_axes([path])
+    picture = tmp_path / "case_0000.png"
+    sitk.WriteImage(sitk.Image((5, 6), sitk.sitkVectorUInt8, 3), str(picture))
+    check_axes([picture])
 
 
 def test_files_that_the_model_lacks(tmp_path):

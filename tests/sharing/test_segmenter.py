@@ -8,6 +8,7 @@ import shutil
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -189,6 +190,17 @@ def test_damaged_files(segmenter, images, tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(array), str(path))
     with pytest.raises(ValueError, match=f"NaN or infinity in {array[:2].size} voxels"):
         segmenter.predict(path)
+
+
+def test_files_of_which_nothing_can_be_written(segmenter, images, tmp_path, monkeypatch):
+    """Said before minutes of prediction."""
+    monkeypatch.setattr(segmenter, "_predict", Mock(side_effect=AssertionError))
+    path, several = images / "ball_0_0000.nii.gz", tmp_path / "several.nii.gz"
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*none to write labels\.nii\.gz to"):
+        segmenter.predict_file(path, tmp_path / "none" / "labels.nii.gz")
+    sitk.WriteImage(sitk.JoinSeries([sitk.ReadImage(str(path))] * 2), str(several))
+    with pytest.raises(ValueError, match=r"several\.nii\.gz has 4 axes; write each channel"):
+        segmenter.predict_file(several, tmp_path / "labels.nii.gz")
 
 
 @pytest.mark.parametrize(
