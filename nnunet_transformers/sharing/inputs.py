@@ -37,12 +37,13 @@ class CheckedCase:
     remarks: tuple[str, ...] = ()
 
 
-def check_case(files: Sequence[Path], loaded: LoadedModel) -> CheckedCase:
+def check_case(files: Sequence[Path], loaded: LoadedModel, others: Sequence[LoadedModel] = ()) -> CheckedCase:
     """Read a case and check it before anything is computed.
 
     Args:
         files: images of the case, one per channel.
         loaded: model that will predict it.
+        others: further models of an ensemble, which take the same channels, but may be 3D where the first is not.
 
     Raises:
         ValueError: if the case cannot be predicted; the message gives the reason.
@@ -82,7 +83,8 @@ def check_case(files: Sequence[Path], loaded: LoadedModel) -> CheckedCase:
     # of turned channels the grids were compared as they are read
     apart = [] if is_turned else [_place_remark(path, files[0]) for path in files[1:]]
     shape, spacing = images[0].shape[1:], tuple(float(s) for s in properties[0]["spacing"])
-    _check_dimensions(shape, properties[0], loaded)
+    for model in (loaded, *others):
+        _check_dimensions(shape, properties[0], model)
     constant = [path.name for path, image in zip(files, images, strict=True) if image.min() == image.max()]
     if len(constant) == len(files):
         raise ValueError(f"every voxel is {float(images[0].flat[0]):g}: there is nothing in the image to segment")

@@ -97,7 +97,7 @@ def _predict_case(
     try:
         source.check(name)
         with source.files(name) as files, TemporaryDirectory() as folder:
-            checked = check_case(files, models[0])
+            checked = check_case(files, models[0], models[1:])
             remarks = checked.remarks
             _check_memory(models, checked, save_probabilities)
             with redirect_stdout(StringIO()):

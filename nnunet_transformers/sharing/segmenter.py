@@ -253,8 +253,14 @@ class Segmenter:
         if len(array) != len(self.channels):
             names = ", ".join(self.channels)
             raise ValueError(f"{len(array)} channels, the model takes {len(self.channels)} ({names})")
-        if is_flat and any(len(stage.predictor.configuration_manager.patch_size) == 3 for stage in self._stages):
+        size = "x".join(map(str, array.shape[1:]))
+        if not array.size:
+            raise ValueError(f"the image is empty: {size} voxels")
+        is_3d = any(len(stage.predictor.configuration_manager.patch_size) == 3 for stage in self._stages)
+        if is_flat and is_3d:
             raise ValueError("the image has two axes, the model three; give a volume, with a spacing of three numbers")
+        if array.shape[1] == 1 and is_3d:
+            raise ValueError(f"a 2D image ({size} voxels), the model takes 3D images")
         # SimpleITK reads those of a file as 0
         if bad := bad or int(array.size - np.isfinite(array).sum()):
             raise ValueError(f"NaN or infinity in {bad} voxels; replace them by the background's value")

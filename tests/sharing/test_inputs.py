@@ -108,6 +108,10 @@ def test_flat_images_of_a_2d_model(loaded, tmp_path, noise):
     for array, spacing in ((noise[0], (1.0, 1.0)), (noise[:1], (1.0, 1.0, 7.0)), (noise, (1.0, 1.0, 7.0))):
         write(path, array, spacing)
         assert check_case([path], flat).remarks == ()
+        if len(array) == 1:  # of an ensemble, whichever model is the first
+            for first, other in ((flat, loaded), (loaded, flat)):
+                with pytest.raises(ValueError, match=r"a 2D image \(1x24x20 voxels\), the model takes 3D images"):
+                    check_case([path], first, [other])
     write(path, noise[:1], (1.0, 7.0, 1.0))
     (remark,) = check_case([path], flat).remarks
     assert remark.startswith("spacing 7x1 mm is far from the training images', 1x1 to 1x1")

@@ -173,6 +173,12 @@ def test_mistakes(segmenter):
         segmenter.predict(array, (1, 1, 1, 1))
     with pytest.raises(ValueError, match="the image has two axes, the model three"):
         segmenter.predict(array[0], (1, 1))
+    for shape, message in (
+        ((1, 6, 7), r"a 2D image \(1x6x7 voxels\), the model takes 3D"),
+        ((0, 6, 7), "is empty: 0x6x7"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            segmenter.predict(array[: shape[0], : shape[1], : shape[2]], (1, 1, 1))
     array[1, 2, 3] = np.nan
     with pytest.raises(ValueError, match="NaN or infinity in 1 voxels"):
         segmenter.predict(array, (1, 1, 1))
