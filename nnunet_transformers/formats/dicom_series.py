@@ -86,8 +86,10 @@ def find_series(folder: Path, paths: Iterable[str]) -> tuple[dict[str, tuple[str
             wanted[slices[0].path] = alone(slices[0].path), (str(folder / slices[0].path),)
             continue
         ordered = sorted(slices, key=lambda s: s.place)
-        key = series if series not in wanted else f"{series}/{ordered[0].path}"
-        wanted[key] = (series, tuple(str(folder / s.path) for s in ordered))
+        # anonymisation may have removed the UID
+        name = series or alone(ordered[0].path)
+        key = name if name not in wanted else f"{name}/{ordered[0].path}"
+        wanted[key] = (name, tuple(str(folder / s.path) for s in ordered))
     return wanted, unusable
 
 

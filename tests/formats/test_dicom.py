@@ -66,6 +66,17 @@ class TestFolder:
         for name in ("GetSpacing", "GetOrigin", "GetDirection"):
             np.testing.assert_allclose(getattr(found, name)(), getattr(image, name)(), atol=1e-5)
 
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_series_without_a_uid(self, image, tmp_path, count):
+        """The case is named by a file: without a name, its segmentation would be hidden."""
+        for number in range(count):
+            small = image[:, : 9 - number]
+            series = write_series(tmp_path / str(number), small, SeriesInstanceUID="")
+            for path in series:
+                (tmp_path / "in").mkdir(exist_ok=True)
+                path.rename(tmp_path / "in" / f"{number}{path.name}")
+        assert DicomFolder(tmp_path / "in", DATASET).names == ["0IM0005", "1IM0005"][:count]
+
     def test_segmentation(self, image, tmp_path):
         series = write_series(tmp_path / "in", image)
         source = DicomFolder(tmp_path / "in", DATASET)
