@@ -11,7 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .results import MEAN, Evaluation, larger_is_better
-from .statistics import Ranking, holm, interval, nan_mean, or_null, rank, resample, resampled_means, signed_rank
+from .statistics import (
+    DECIMALS,
+    Ranking,
+    holm,
+    interval,
+    nan_mean,
+    or_null,
+    rank,
+    resample,
+    resampled_means,
+    signed_rank,
+)
 from .tables import Cell, Table
 
 # metrics compared by default, by how their names begin, as far as all models have them
@@ -82,7 +93,7 @@ class Comparison:
             labels = self.labels[:-1] if MEAN in self.labels and len(self.labels) > 1 else self.labels
             values = self.values[..., : len(labels), m]
             # NaN, if a model is undefined, is no difference that can be ranked
-            ranges = np.nan_to_num(values.max(0) - values.min(0))
+            ranges = np.nan_to_num(values.max(0) - values.min(0)).round(DECIMALS)
             largest = ranges.argmax(1)
             spread = ranges[np.arange(len(self.cases)), largest]
             for case in np.argsort(-spread, kind="stable")[:number]:

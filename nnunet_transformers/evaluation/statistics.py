@@ -18,6 +18,7 @@ from scipy.stats import kendalltau, rankdata, wilcoxon
 
 RESAMPLES = 2000
 LEVEL = 0.95
+# distances that are equal differ by rounding where they were measured at other places; so do means of other order
 DECIMALS = 12
 
 
@@ -104,12 +105,12 @@ def signed_rank(differences: NDArray) -> float:
     """Compute the p-value of Wilcoxon's signed-rank test, two-sided; zeros are left out (Wilcoxon, 1945).
 
     Args:
-        differences: (cases,), NaN where undefined.
+        differences: (cases,), NaN where undefined; zero and equal to each other within ``DECIMALS``.
 
     Returns:
         the p-value; 1 if no difference is left.
     """
-    differences = differences[~np.isnan(differences)]
+    differences = differences[~np.isnan(differences)].round(DECIMALS)
     if not differences.any():
         return 1.0
     with warnings.catch_warnings():
@@ -159,7 +160,7 @@ def rank(means: NDArray, resampled: NDArray, larger_is_better: bool) -> Ranking:
         larger_is_better: false for distances.
     """
     sign = -1 if larger_is_better else 1
-    # equal models get equal ranks, in spite of rounding in sums of another order
+    # equal models get equal ranks
     ranks, resampled_ranks = (rankdata(sign * m.round(DECIMALS), axis=-1) for m in (means, resampled))
     low, high = np.quantile(resampled_ranks, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
     first = (resampled_ranks == resampled_ranks.min(1, keepdims=True)).mean(0)

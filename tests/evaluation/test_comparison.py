@@ -387,6 +387,7 @@ class TestCompare:
             ("case_0", "liver"),
         ]
         assert found.most_different(1)[0][3] == pytest.approx(0.7)
+        assert not compare({"A": toy([0.1 + 0.2]), "B": toy([0.3])}).most_different()
 
     def test_errors(self):
         one = toy([0.5])

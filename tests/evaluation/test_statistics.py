@@ -78,6 +78,12 @@ def test_signed_rank():
     assert signed_rank(np.zeros(4)) == signed_rank(np.array([NAN])) == 1
 
 
+def test_signed_rank_of_distances_that_are_equal_but_for_rounding():
+    """In voxels of 0.7 mm: differences of no voxel are zeros, and those of one are ties, wherever they are."""
+    differences = np.array([2.1 - 3 * 0.7, 1.4 - 0.7, 2.1 - 1.4, 4.9 - 4.2, 0.7 - 1.4, 7.7 - 7.0, 9.1 - 7.0])
+    assert signed_rank(differences) == signed_rank(np.array([0, 1, 1, 1, -1, 1, 3]))
+
+
 def test_ranks():
     # the first model is the best in three of four cases, and so bad in the other that its mean is lower
     values = np.array([[0.9, 0.8, 0.1], [0.9, 0.8, 0.1], [0.9, 0.8, 0.1], [0.4, 0.8, 0.1]])
