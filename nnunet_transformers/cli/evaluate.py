@@ -101,6 +101,8 @@ def _tolerances(given: list[str]) -> tuple[tuple[float, ...], dict[str, float]]:
             millimetres = float(number)
         except ValueError as error:
             raise ValueError(f"--tolerance {text!r} is no number of mm such as 2 or liver=5") from error
+        if name in of_labels:
+            raise ValueError(f"--tolerance: the label {name!r} has two, {of_labels[name]:g} and {number}; give one")
         if name:
             of_labels[name] = millimetres
         else:
@@ -118,7 +120,14 @@ def _empty_in_one(text: str) -> str | float:
 def _targets(given: list[str]) -> Targets | None:
     from ..evaluation import Targets, parse_region
 
-    return Targets.from_regions(dict(map(parse_region, given))) if given else None
+    regions: dict[str, tuple[int, ...]] = {}
+    for name, values in map(parse_region, given):
+        if name in regions:
+            raise ValueError(
+                f"--label: two have the name {name!r}; give each its own, or a region as {name}=VALUE,VALUE"
+            )
+        regions[name] = values
+    return Targets.from_regions(regions) if regions else None
 
 
 def _print(evaluation: Evaluation) -> None:

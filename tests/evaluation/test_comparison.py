@@ -320,6 +320,8 @@ class TestEvaluateCommand:
             (("--label", "a=1", "--label", "b=0"), "--label 'b=0' is not NAME=VALUE"),
             (("--label", "a=1,1"), "--label 'a=1,1' is not NAME=VALUE"),
             (("--label", "a=1", "--label", "b=1"), "the label 'b' has the values of another, 1"),
+            (("--label", "a=1", "--label", "a=2"), "--label: two have the name 'a'"),
+            (("--tolerance", "large=1", "--tolerance", "large=3"), "the label 'large' has two, 1 and 3"),
             (("--label", "a=1", "--brats", "2021"), "--brats names the labels"),
         ],
     )
