@@ -107,11 +107,11 @@ class Comparison:
         remarks = []
         if self.left_out:
             remarks.append(f"{len(self.left_out)} cases are not in every model, {self.left_out[0]} first; left out.")
-        left_out = {(d.label, d.undefined) for d in self.differences if d.undefined}
-        if left_out:
-            label, cases = max(left_out, key=lambda found: found[1])
+        # of equals the first, so that a label is named rather than the mean over labels
+        most = max(self.differences, key=lambda difference: difference.undefined)
+        if most.undefined:
             remarks.append(
-                f"Up to {cases} cases ({label}) have a value in only one model of a pair and are left out, such as a "
+                f"Up to {most.undefined} cases ({most.label}) have a value in only one model of a pair and are left out, such as a "
                 "label that is not there and that one model predicts; evaluate with --empty-in-both perfect, and "
                 "without --empty-in-one nan, to count them."
             )
@@ -193,7 +193,7 @@ def compare(evaluations: Mapping[str, Evaluation], metrics: Sequence[str] = ()) 
     for model in models[1:]:
         _check_comparable(models[0], first, model, evaluations[model])
     shared = [m for m in first.metrics if all(m in e.metrics for e in evaluations.values())]
-    metrics = list(metrics) or [m for m in shared if m.startswith(MAIN)]
+    metrics = list(dict.fromkeys(metrics)) or [m for m in shared if m.startswith(MAIN)]
     cases = [case for case in first.cases if all(case in e.files for e in evaluations.values())]
     if not cases or not metrics:
         raise ValueError(f"{', '.join(models)} have no {'case' if metrics else 'metric'} in common")

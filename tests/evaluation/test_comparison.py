@@ -367,6 +367,16 @@ class TestCompare:
         assert "Up to 1 cases (liver) have a value in only one model" in found.remarks[0]
         assert not compare({"A": toy([0.9, math.nan]), "B": toy([0.8, math.nan])}).remarks
 
+    def test_of_labels_with_as_many_undefined_cases_the_first_is_named(self):
+        names = [f"label {i}" for i in range(8)]
+        models = {
+            model: Evaluation({n: n for n in names}, ("Dice",), {"a": ("a", "a")}, np.full((1, 8, 1), value))
+            for model, value in (("A", 0.5), ("B", math.nan))
+        }
+        found = compare(models, ["Dice", "Dice"])
+        assert "Up to 1 cases (label 0) have a value" in found.remarks[0]
+        assert found.metrics == ["Dice"]
+
     def test_ranks_are_over_cases_where_all_are_defined(self):
         # B has no value for the case that is hard for A
         found = compare({"A": toy([0.9, 0.9, 0.1]), "B": toy([0.8, 0.8, math.nan])})
