@@ -68,7 +68,7 @@ def compare(
     if output is not None:
         from ..evaluation.report import write_comparison
 
-        folders = {name: path if path.is_dir() else path.parent for name, path in paths.items()}
+        folders = {name: _folder(path, evaluations[name]) for name, path in paths.items()}
         with new_folder(output) as folder:
             _write(tables, comparison.remarks, folder)
             named = {name: str(path) for name, path in paths.items()}
@@ -89,6 +89,17 @@ def _paths(models: list[str]) -> dict[str, Path]:
             raise ValueError(f"two models have the name {name}; name them by NAME=PATH")
         named[name] = Path(path)
     return named
+
+
+def _folder(path: Path, evaluation: Evaluation) -> Path:
+    """Return where to look for a model's segmentations first.
+
+    A file may lie beside those of another model, so that what it states comes before its own folder.
+    """
+    if path.is_dir():
+        return path
+    stated = Path(next(iter(evaluation.files.values()))[0])
+    return stated.parent if stated.is_absolute() and stated.is_file() else path.parent
 
 
 def _evaluation(path: Path, labels: Path | None, dataset_json: Path | None, processes: int | None) -> Evaluation:

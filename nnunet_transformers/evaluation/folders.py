@@ -107,7 +107,8 @@ def evaluate_folder(
     return Evaluation(
         labels={target.key: target.name for target in targets.targets},
         metrics=metrics,
-        files={case.name: (str(case.prediction), str(case.reference)) for case in cases},
+        # whole paths, as the file may be read from another working folder
+        files={case.name: (str(case.prediction.absolute()), str(case.reference.absolute())) for case in cases},
         values=np.array(values, float),
         conventions=conventions.as_json(),
         without_prediction=sorted(others - {case.name for case in cases}),

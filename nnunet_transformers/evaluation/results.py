@@ -44,7 +44,7 @@ class Evaluation:
     Attributes:
         labels: names of labels and regions by their key in the file, ``1`` or ``(1, 2)``.
         metrics: names of the metrics.
-        files: predicted file and reference file by the case's name.
+        files: paths of predicted file and reference file by the case's name.
         values: (cases, labels, metrics), float64, NaN where undefined.
         conventions: as ``Conventions.as_json`` gives them; empty for nnU-Net's own summary.json.
         without_prediction: cases with a label file but no prediction.

@@ -114,6 +114,19 @@ class TestComparisonPage:
         page = write_comparison(compare(named), named, tmp_path / "page.html", dict(zip(named, models, strict=True)))
         assert "The prediction of theirs is not on this machine." in page.read_text()
 
+    def test_an_evaluation_beside_another_models_predictions(self, folders, tmp_path, monkeypatch):
+        """Its pictures are of its own predictions, which it states by whole paths."""
+        labels, a, b = folders
+        monkeypatch.chdir(tmp_path)
+        for model in ("a", "b"):
+            assert run("evaluate", model, labels, "--processes", 0, "-o", a / f"{model}.json").exit_code == 0
+        monkeypatch.chdir(b)
+        assert run("compare", f"a={a / 'a.json'}", f"b={a / 'b.json'}", "-o", tmp_path / "out").exit_code == 0
+        page = (tmp_path / "out/comparison.html").read_text()
+        for model, shift in (("a", 1), ("b", 3)):
+            errors = re.findall(rf"<img src='(data:[^']+)' alt='errors, {model}'", page)
+            assert colours_in(errors[0])[slices.MISSED] == 3 * shift + min(4, 2 * shift)
+
     def test_errors(self, folders, tmp_path):
         labels, a, b = folders
         options = ("--labels", labels, "--processes", 0, "--images", labels, "-o", tmp_path / "out")
