@@ -22,6 +22,7 @@ from nnunet_transformers.evaluation.report import page, slices, write_comparison
 from nnunet_transformers.evaluation.report.comparison_page import slice_that_differs
 from nnunet_transformers.evaluation.report.palette import FEW
 from nnunet_transformers.evaluation.report.run_page import read_metrics
+from nnunet_transformers.evaluation.report.training_log import read_curves
 
 SCRIPT = "<script>alert(1)<'\"$x_{2}$"
 LABELS = {"background": 0, f"{SCRIPT} 1": 1, f"{SCRIPT} 2": 2}
@@ -180,6 +181,14 @@ class TestRun:
         page = (tmp_path / "report.html").read_text()
         assert page.count("<img") == 1 and "loss, training from 3 to 1, validation from 5 to 5" in page
 
+    def test_versions_count_by_their_numbers(self, tmp_path):
+        """A copy of a run has other times of its files."""
+        for version, value in ((10, 1), (9, 5), (0, 7)):
+            folder = tmp_path / f"lightning_logs/version_{version}"
+            folder.mkdir(parents=True)
+            (folder / "metrics.csv").write_text(f"epoch,step,loss\n0,1,{value}")
+        assert read_metrics(tmp_path) == {"loss": ([2], [1])}
+
     def test_damage(self, tmp_path):
         (tmp_path / "metrics.csv").write_text("epoch,loss\n1,2")
         with pytest.raises(ValueError, match=r"metrics.csv is not a table of metrics by step"):
@@ -219,6 +228,24 @@ class TestRunningTraining:
         (fold / "checkpoint_final.pth").touch()
         assert run("report", fold).exit_code == 0
         assert "nnUNetv2_train ... --val" in (fold / "report.html").read_text()
+
+    @pytest.mark.parametrize(("first", "epochs"), [(0, [0.3]), (2, [0.5, 0.5, 0.3])])
+    def test_a_later_log_counts_from_its_first_epoch_on(self, fold, first, epochs):
+        """Begun anew or resumed, it leaves the logs of before, which a copy may have written in any order."""
+        (fold / "training_log_1.txt").unlink()
+        epoch = self.LOG[self.LOG.index("2026-11-26 10:00:01.1") : self.LOG.index("2026-11-26 10:41")]
+        logs = {
+            "2026_10_2_09_00_00": epoch.replace("Epoch 0\n", f"Epoch {first}\n").replace("11-26", "10-02"),
+            "2026_9_30_09_00_00": "".join(epoch.replace("Epoch 0\n", f"Epoch {i}\n") for i in range(4)),
+        }
+        logs["2026_10_2_09_00_00"] = logs["2026_10_2_09_00_00"].replace("(0.5)", "(0.3)")
+        logs["2026_9_30_09_00_00"] = logs["2026_9_30_09_00_00"].replace("11-26", "09-30")
+        for name, text in logs.items():
+            (fold / f"training_log_{name}.txt").write_text(text)
+        curves = read_curves(fold)
+        assert [dice for dice, _ in curves.pseudo_dice] == epochs and len(curves.train_loss) == len(epochs)
+        begun = "2026-09-30" if first else "2026-10-02"
+        assert (curves.first, curves.last) == (f"{begun} 10:00", "2026-10-02 10:40")
 
     def test_names_of_the_curves(self, fold, monkeypatch):
         """nnU-Net logs the Dice by the labels' values, in whatever order dataset.json names them."""

@@ -26,9 +26,14 @@ def is_run(folder: Path) -> bool:
 
 
 def metrics_files(folder: Path) -> list[Path]:
-    """Return the files of a run in the order in which they were written; a resumed run has several."""
-    found = [*folder.glob(METRICS), *folder.glob(f"lightning_logs/version_*/{METRICS}")]
-    return sorted(found, key=lambda path: path.stat().st_mtime)
+    """Return the files of a run in the order of its versions, as a copy has other times; a resumed run has several."""
+    versions = sorted(folder.glob(f"lightning_logs/version_*/{METRICS}"), key=_version)
+    return [*folder.glob(METRICS), *versions]
+
+
+def _version(path: Path) -> int:
+    number = path.parent.name.rpartition("_")[2]
+    return int(number) if number.isdecimal() else -1
 
 
 def read_metrics(folder: Path) -> Series:

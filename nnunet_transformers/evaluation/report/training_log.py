@@ -33,16 +33,24 @@ class Curves:
 
 
 def read_curves(fold_folder: Path) -> Curves:
-    """Read the curves of a fold; a resumed training has several logs, of which later ones take precedence."""
+    """Read the curves of a fold.
+
+    A resumed training has several logs, and one that was begun anew leaves those of before: epochs of an earlier log
+    count up to the one at which a later log begins.
+    """
     curves = Curves()
     epochs: dict[int, dict] = {}
-    for log in sorted(fold_folder.glob("training_log_*.txt"), key=lambda path: path.stat().st_mtime):
-        epoch = -1
+    for log in sorted(fold_folder.glob("training_log_*.txt"), key=_begun):
+        epoch, begun = -1, ""
         for line in log.read_text(errors="replace").splitlines():
             time, _, message = line.partition(": ")
             at = match[0] if (match := _TIME.match(time)) else ""
+            begun = begun or at
             curves.first = curves.first or at
             if match := re.fullmatch(r"Epoch (\d+)\s*", message):
+                if epoch < 0:
+                    epochs = {number: values for number, values in epochs.items() if number < int(match[1])}
+                    curves = curves if epochs else Curves(first=begun, versions=curves.versions)
                 epoch = int(match[1])
                 epochs[epoch] = {}
             elif match := re.match(rf"(train_loss|val_loss|Epoch time:) ({_NUMBER})", message):
@@ -62,3 +70,8 @@ def read_curves(fold_folder: Path) -> Curves:
             curves.pseudo_dice.append(values["dice"])
             curves.epoch_seconds.append(values["Epoch time:"])
     return curves
+
+
+def _begun(log: Path) -> list[int]:
+    """Return date and time in the name of a log: a copy has other times of its files."""
+    return [int(number) for number in re.findall(r"\d+", log.name)]
