@@ -258,23 +258,52 @@ class TestRunningTraining:
         curves = {name: values for name, (_, values) in drawn["Dice on validation patches"].items()}
         assert curves == {"first": (0.5,), "second": (0.25,)}
 
+    def evaluated(self, folder, *voxels):
+        """Write a case's image, label and prediction, and return the options that name their folders."""
+        options = []
+        for (name, file), of_file in zip(
+            {"images": "a_0000", "labels": "a", "predictions": "a"}.items(), voxels, strict=True
+        ):
+            (folder / name).mkdir()
+            sitk.WriteImage(sitk.GetImageFromArray(of_file), str(folder / name / f"{file}.nii.gz"))
+            options += [f"--{name}", folder / name]
+        case = {"prediction_file": "a.nii.gz", "reference_file": "a.nii.gz", "metrics": {"1": {"Dice": 0.0}}}
+        summary = {"metric_per_case": [case], "mean": {"1": {"Dice": 0.0}}, "foreground_mean": {"Dice": 0.0}}
+        (folder / "predictions" / "summary.json").write_text(json.dumps(summary))
+        return options
+
+    @pytest.mark.parametrize("larger", ["images", "predictions"])
+    def test_images_of_another_case(self, fold, tmp_path, larger):
+        sizes = [(4 + (name == larger), 12, 10) for name in ("images", "labels", "predictions")]
+        result = run("report", fold, *self.evaluated(tmp_path, *(np.ones(size, np.uint8) for size in sizes)))
+        assert result.exit_code == 1
+        assert re.search(
+            rf"{larger}/a\S* has 5x12x10 voxels, its reference \S*labels/a\S* 4x12x10", str(result.exception)
+        )
+        assert not (fold / "report.html").exists()
+
+    def test_a_summary_of_something_else(self, fold, tmp_path):
+        """Such as that of evaluate-iou, which its documentation writes to this name."""
+        options = self.evaluated(tmp_path, *[np.ones((4, 12, 10), np.uint8)] * 3)
+        (tmp_path / "predictions" / "summary.json").write_text('{"label": 1, "mean_iou": 0.5}')
+        message = str(run("report", fold, *options).exception)
+        assert "summary.json is truncated or not an evaluation: KeyError" in message
+
+    def test_raw_data_of_another_machine(self, fold, tmp_path, monkeypatch):
+        monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+        options = self.evaluated(tmp_path, *[np.ones((4, 12, 10), np.uint8)] * 3)[2:]
+        message = str(run("report", fold, *options).exception)
+        assert "no image of case a in the dataset's imagesTr" in message and "name the folder with --images" in message
+
     def test_ignored_voxels_are_no_errors(self, fold, tmp_path, monkeypatch):
         described = json.loads((fold.parent / "dataset.json").read_text())
         described["labels"] |= {"ignore": 1 + max(described["labels"].values())}
         (fold.parent / "dataset.json").write_text(json.dumps(described))
         truth = np.full((4, 12, 10), described["labels"]["ignore"], np.uint8)
         truth[1] = 0
-        folders = {"images": "a_0000", "labels": "a", "predictions": "a"}
-        for name, voxels in zip(folders, (truth, truth, np.ones_like(truth)), strict=True):
-            (tmp_path / name).mkdir()
-            sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / name / f"{folders[name]}.nii.gz"))
-        case = {"prediction_file": "a.nii.gz", "metrics": {"1": {"Dice": 0.0}}}
-        summary = {"metric_per_case": [case], "mean": {"1": {"Dice": 0.0}}, "foreground_mean": {"Dice": 0.0}}
-        (tmp_path / "predictions" / "summary.json").write_text(json.dumps(summary))
         drawn = []
         monkeypatch.setattr(page, "section", lambda *arguments: drawn.append(arguments[2]) or "")
-        options = [option for name in folders for option in (f"--{name}", tmp_path / name)]
-        result = run("report", fold, *options)
+        result = run("report", fold, *self.evaluated(tmp_path, truth, truth, np.ones_like(truth)))
         assert result.exit_code == 0, result.output
         (prediction,) = drawn[0].predictions
         assert np.count_nonzero(prediction == 0) == truth[1].size == np.count_nonzero(prediction != -1)

@@ -18,7 +18,7 @@ from ..segmentations import (
 from ..targets import Targets
 from .cards import DrawnCase
 from .figures import index_of_part, mask_ignored
-from .files import images_in, segmentation_in
+from .files import check_size_of, images_in, segmentation_in
 from .orientation import View
 
 
@@ -64,8 +64,7 @@ def read_case(case: str, models: Sequence[str], sources: Sources, parts: Sequenc
     predictions = [read_segmentation(reader, path)[0] for path in found]
     ignore = Targets.from_dataset_json(dataset).ignore if dataset else None
     for path, prediction in zip(found, predictions, strict=True):
-        if prediction.shape != truth.shape:
-            raise ValueError(f"{path} has {prediction.shape} voxels, its reference {reference} {truth.shape}")
+        check_size_of(path, prediction, reference, truth)
         mask_ignored(prediction, truth, ignore)
     image = None
     if sources.images is not None:
@@ -73,8 +72,7 @@ def read_case(case: str, models: Sequence[str], sources: Sources, parts: Sequenc
         if not files:
             raise FileNotFoundError(f"no image of case {case} ({case}_0000{ending}) in {sources.images}")
         image = reader.read_images(files)[0][0]
-        if image.shape != truth.shape:
-            raise ValueError(f"{files[0]} has {image.shape} voxels, its reference {reference} {truth.shape}")
+        check_size_of(files[0], image, reference, truth)
     view = View.of(properties, truth.shape)
     truth, *predictions = (view.apply(index_of_part(voxels, parts)) for voxels in (truth, *predictions))
     return DrawnCase(truth, predictions, None if image is None else view.apply(image), view)

@@ -6,7 +6,10 @@ import glob
 from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 
+from numpy.typing import NDArray
+
 from ..._paths import inside
+from ..._text import times
 
 
 def images_in(folder: Path, case: str, file_ending: str) -> list[str]:
@@ -34,3 +37,13 @@ def segmentation_in(folders: Iterable[Path], stated: str) -> Path | None:
         if found := next((path for path in places if path.is_file()), None):
             return found
     return Path(stated) if Path(stated).is_file() else None
+
+
+def check_size_of(path: Path | str, voxels: NDArray, reference: Path | str, truth: NDArray) -> None:
+    """Check that an image or a prediction is of the case of its reference.
+
+    Raises:
+        ValueError: if it has other sizes.
+    """
+    if voxels.shape != truth.shape:
+        raise ValueError(f"{path} has {times(voxels.shape)} voxels, its reference {reference} {times(truth.shape)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -17,13 +18,15 @@ from ..._paths import inside
 from ..._reading import read_json
 from ...plans.gate import check_preparation
 from ...plans.planned import label_names
+from ..results import Evaluation
+from ..statistics import nan_mean
 from ..targets import Targets
 from .cards import STYLE as CARDS
 from .cards import DrawnCase, keys, section
 from .document import document, escape, scrolling
 from .facts import facts_of, progress_of, table_of_facts, written_with
 from .figures import draw_series, index_of_part, mask_ignored, most_labelled_slice
-from .files import images_in
+from .files import check_size_of, images_in
 from .orientation import View
 from .palette import distinct_colours
 from .training_log import Curves, read_curves
@@ -53,18 +56,18 @@ class CaseScores:
 A_FOLD = "is this the folder of a trained fold, .../TRAINER__PLANS__CONFIGURATION/fold_0?"
 
 
-def _read_json(path: Path, made_by: str) -> dict[str, Any]:
+def _existing(path: Path, made_by: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {made_by}")
-    return read_json(path)
+    return path
 
 
-def _read_cases(summary: dict, keys: list[str], file_ending: str) -> list[CaseScores]:
+def _cases(evaluation: Evaluation, file_ending: str) -> list[CaseScores]:
+    """Return the cases of an evaluation, the worst first, those without any label last."""
     cases = []
-    for entry in summary["metric_per_case"]:
+    for (predicted, _), dice in zip(evaluation.files.values(), evaluation.of("Dice").tolist(), strict=True):
         # nnU-Net states absolute paths, which are those of the machine that wrote them
-        file = PureWindowsPath(entry["prediction_file"]).name
-        dice = [float(entry["metrics"][key]["Dice"]) for key in keys]
+        file = PureWindowsPath(predicted).name
         cases.append(CaseScores(file.removesuffix(file_ending), dice, file))
     return sorted(cases, key=lambda case: (math.isnan(case.mean), case.mean))
 
@@ -113,17 +116,11 @@ def write_report(
     """
     fold_folder = Path(fold_folder).absolute()
     output = Path(output) if output else fold_folder / "report.html"
-    content = _read_json(
-        fold_folder.parent / "plans.json",
-        A_FOLD,
-    )
+    content = read_json(_existing(fold_folder.parent / "plans.json", A_FOLD))
     if not trust:
         check_preparation(content, str(fold_folder.parent / "plans.json"))
     plans = PlansManager(content)
-    dataset_json = _read_json(
-        fold_folder.parent / "dataset.json",
-        A_FOLD,
-    )
+    dataset_json = read_json(_existing(fold_folder.parent / "dataset.json", A_FOLD))
     targets = Targets.from_dataset_json(dataset_json)
     evaluated = Path(predictions) if predictions else fold_folder / "validation"
     curves = read_curves(fold_folder)
@@ -156,28 +153,29 @@ def _scores(
 ) -> tuple[str, str, str]:
     """Return the title of an evaluated fold, its overlays and its table."""
     made_by = "nnUNetv2_evaluate_folder writes it" if are_given else "finish training, or run nnUNetv2_train ... --val"
-    summary = _read_json(evaluated / "summary.json", made_by)
+    evaluation = Evaluation.load(_existing(evaluated / "summary.json", made_by))
     names_of = label_names(dataset_json)
-    keys_of_labels = [key for key in summary["mean"] if key not in ("0", 0)]
-    names = [names_of.get(str(key), str(key)) for key in keys_of_labels]
+    names = [names_of.get(key, key) for key in evaluation.labels]
     parts = [_values(dataset_json["labels"].get(name)) for name in names]
-    cases = _read_cases(summary, keys_of_labels, dataset_json["file_ending"])
+    cases = _cases(evaluation, dataset_json["file_ending"])
     reader = plans.image_reader_writer_class()
     picked = sorted({round(i) for i in np.linspace(0, len(cases) - 1, min(num_overlays, len(cases)))})
     sections = []
     for number, case in enumerate(cases[i] for i in picked):
-        files = _image_files(case.name, dataset_json, plans.dataset_name, images)
-        image, properties = reader.read_images(files)
+        images_of_case = _image_files(case.name, dataset_json, plans.dataset_name, images)
+        image, properties = reader.read_images(images_of_case)
         view = View.of(properties, image[0].shape)
         files = [str(_label_file(case, plans.dataset_name, labels)), str(evaluated / case.file)]
         truth, predicted = (reader.read_seg(file)[0][0] for file in files)
+        for file, voxels in ((images_of_case[0], image[0]), (files[1], predicted)):
+            check_size_of(file, voxels, files[0], truth)
         mask_ignored(predicted, truth, ignore)
         label, prediction = (view.apply(index_of_part(voxels, parts)) for voxels in (truth, predicted))
         drawn = DrawnCase(label, [prediction], view.apply(image[0]), view)
         dice = ", ".join(f"{name} {d:.3f}" for name, d in zip(names, case.dice, strict=True))
         index = most_labelled_slice(label + 1)
         sections.append(section(case.name, f"Dice: {dice}", drawn, index, ["prediction"], len(parts), number))
-    title = f"mean foreground Dice {summary['foreground_mean']['Dice']:.3f}"
+    title = f"mean foreground Dice {nan_mean(evaluation.of('Dice')).mean():.3f}"
     overlays = f"<h2>Worst to best of {len(cases)} cases in {escape(evaluated.name)}</h2>{keys(names)}"
     table = f"<h2>Dice per case and label</h2>{_table(cases, names)}"
     return title, overlays + "".join(sections), table
@@ -220,13 +218,13 @@ def _values(label: int | list[int] | None) -> list[int]:
 
 
 def _image_files(case: str, dataset_json: dict, dataset_name: str, images: Path | None) -> list[str]:
+    files: list[str] = []
     if images is not None:
         files = images_in(Path(images), case, dataset_json["file_ending"])
     elif nnUNet_raw.get():
         raw = inside(Path(str(nnUNet_raw)), dataset_name)
-        files = get_filenames_of_train_images_and_targets(str(raw), dataset_json).get(case, {}).get("images", [])
-    else:
-        files = []
+        with suppress(FileNotFoundError):  # its imagesTr, of a model that was trained on another machine
+            files = get_filenames_of_train_images_and_targets(str(raw), dataset_json).get(case, {}).get("images", [])
     if not files:
         where = images or "the dataset's imagesTr (is nnUNet_raw set?)"
         raise FileNotFoundError(f"no image of case {case} in {where}; name the folder with --images")
