@@ -189,6 +189,11 @@ class TestRun:
             (folder / "metrics.csv").write_text(f"epoch,step,loss\n0,1,{value}")
         assert read_metrics(tmp_path) == {"loss": ([2], [1])}
 
+    @pytest.mark.parametrize("content", ["", "epoch,step,loss\n"])
+    def test_before_the_first_metrics(self, tmp_path, content):
+        (tmp_path / "metrics.csv").write_text(content)
+        assert "metrics.csv holds no metrics yet" in str(run("report", tmp_path).exception)
+
     def test_damage(self, tmp_path):
         (tmp_path / "metrics.csv").write_text("epoch,loss\n1,2")
         with pytest.raises(ValueError, match=r"metrics.csv is not a table of metrics by step"):

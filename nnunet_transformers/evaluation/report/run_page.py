@@ -68,9 +68,12 @@ def write_run_report(folder: Path, output: Path | None = None) -> Path:
         output: HTML file; ``report.html`` in the folder by default.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_metrics``.
+        FileNotFoundError: as ``read_metrics``.
+        ValueError: as ``read_metrics``, or if the run has no metrics yet.
     """
     series = read_metrics(folder)
+    if not series:
+        raise ValueError(f"{metrics_files(folder)[-1]} holds no metrics yet; report after the run's first epoch")
     groups: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     for name, points in series.items():
         kind = "validation" if name.startswith(VALIDATION) else "training"
