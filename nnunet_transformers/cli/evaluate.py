@@ -79,17 +79,17 @@ def evaluate(
         lesion_connectivity=lesion_connectivity,
         lesion_iou=lesion_iou,
     )
-    if output is not None:
-        check_place(output)
+    place = output or predictions / "evaluation.json"
+    if output is not None or predictions.is_dir():
+        check_place(place)
     if table is not None:
         check_table(table)
     evaluation = evaluate_folder(predictions, labels, conventions, dataset_json, targets, processes)
-    output = output or predictions / "evaluation.json"
-    evaluation.save(output)
+    evaluation.save(place)
     _print(evaluation)
     if table is not None:
         write_text(evaluation.table().as_text(table), table)
-    echo(f"written: {output}" + (f", {table}" if table else ""))
+    echo(f"written: {place}" + (f", {table}" if table else ""))
 
 
 def _tolerances(given: list[str]) -> tuple[tuple[float, ...], dict[str, float]]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit, log_softmax
 
-from .._atomic import write_json
+from .._atomic import check_place, write_json
 from .._paths import inside
 from .._reading import read_json, reading
 from ..classification.resampled import calibration_errors
@@ -94,6 +94,7 @@ def calibrate(model: Path, labels: Path) -> Calibration:
     found = dataset_json_of(files[0].parent)
     if found is None:
         raise FileNotFoundError(f"{model} holds no dataset.json; is it the folder of a trained model?")
+    check_place(model / FILE)
     dataset = load_dataset_json(found)
     targets = Targets.from_dataset_json(dataset)
     has_regions = LabelManager(dataset["labels"], dataset.get("regions_class_order")).has_regions

@@ -103,7 +103,12 @@ def test_command(tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(np.full((4, 20, 20), 2, np.uint8)), str(labels / "case_3.nii.gz"))
     assert CliRunner().invoke(cli.app, ["calibrate", str(model), str(labels)]).exit_code == 0
     assert json.loads((model / "calibration.json").read_text())["cases"] == 3
-    (labels / "case_0.nii.gz").unlink()
+    (model / "calibration.json").unlink()
+    (model / "calibration.json").mkdir()
+    (labels / "case_0.nii.gz").rename(labels / "elsewhere.nii.gz")
+    at_once = CliRunner().invoke(cli.app, ["calibrate", str(model), str(labels)])
+    assert "calibration.json is a folder" in str(at_once.exception)
+    (model / "calibration.json").rmdir()
     missing = CliRunner().invoke(cli.app, ["calibrate", str(model), str(labels)])
     assert missing.exit_code == 1 and "label file" in str(missing.exception)
     (model / "calibration.json").write_text('{"temperature": -1}')

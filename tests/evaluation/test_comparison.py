@@ -300,6 +300,15 @@ class TestEvaluateCommand:
         result = run("evaluate", a, labels, "--processes", 0, option, tmp_path / place)
         assert result.exit_code == 1 and message in str(result.exception)
 
+    def test_so_is_the_place_of_the_file_that_is_not_named(self, folders):
+        labels, a, _ = folders
+        (a / "evaluation.json").mkdir()
+        (a / "case_0.nii.gz").write_bytes(b"would end the evaluation")
+        message = str(run("evaluate", a, labels, "--processes", 0).exception)
+        assert "evaluation.json is a folder; name a file in it" in message
+        missing = str(run("evaluate", a / "none", labels, "--processes", 0).exception)
+        assert missing == f"there is no folder {a / 'none'}"
+
     def test_labels_without_dataset_json(self, folders, tmp_path):
         labels, a, _ = folders
         (a / "dataset.json").unlink()
