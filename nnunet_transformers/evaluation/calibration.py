@@ -22,6 +22,7 @@ from .._paths import inside
 from .._reading import read_json, reading
 from ..classification.resampled import calibration_errors
 from .segmentations import (
+    check_values,
     dataset_json_of,
     find_reader,
     load_dataset_json,
@@ -108,6 +109,7 @@ def calibrate(model: Path, labels: Path) -> Calibration:
         probabilities = read_probabilities(path)
         if probabilities.shape[1:] != label.shape:
             raise ValueError(f"{path} has {probabilities.shape[1:]} voxels, its label {reference} {label.shape}")
+        check_values(label, targets.known or (), reference)
         drawn = sample(probabilities, label, targets, has_regions)
         if len(drawn.targets):  # none of a case that is ignored as a whole
             samples.append(drawn)

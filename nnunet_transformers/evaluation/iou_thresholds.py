@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from .._paths import inside
 from .segmentations import (
+    check_values,
     common_file_ending,
     dataset_json_of,
     find_reader,
@@ -176,9 +177,7 @@ def _read_segmentation(reader: BaseReaderWriter, path: Path, manager: LabelManag
     segmentation, _ = read_segmentation(reader, path)
     if manager is not None:
         known = [*manager.all_labels, *([manager.ignore_label] if manager.has_ignore_label else [])]
-        unknown = np.setdiff1d(segmentation, known)
-        if unknown.size:
-            raise ValueError(f"{path} holds the value {unknown[0]:g}, which is not a label of dataset.json: {known}")
+        check_values(segmentation, known, path)
     return segmentation
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from io import StringIO
@@ -132,6 +133,17 @@ def read_segmentation(reader: BaseReaderWriter, path: Path) -> tuple[NDArray, tu
     """
     voxels, properties = read_described(reader, path)
     return voxels, tuple(map(float, properties["spacing"]))
+
+
+def check_values(voxels: NDArray, known: Sequence[int], path: Path) -> None:
+    """Check that a segmentation holds the labels of its dataset only: others would count as background.
+
+    Raises:
+        ValueError: if it does not; the message names the value.
+    """
+    unknown = np.setdiff1d(voxels, known)
+    if unknown.size:
+        raise ValueError(f"{path} holds the value {unknown[0]:g}, which is not a label of dataset.json: {known}")
 
 
 def read_probabilities(path: Path) -> NDArray:

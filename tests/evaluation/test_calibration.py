@@ -103,6 +103,9 @@ def test_command(tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(np.full((4, 20, 20), 2, np.uint8)), str(labels / "case_3.nii.gz"))
     assert CliRunner().invoke(cli.app, ["calibrate", str(model), str(labels)]).exit_code == 0
     assert json.loads((model / "calibration.json").read_text())["cases"] == 3
+    sitk.WriteImage(sitk.GetImageFromArray(np.full((4, 20, 20), 7, np.uint8)), str(labels / "case_3.nii.gz"))
+    unknown = CliRunner().invoke(cli.app, ["calibrate", str(model), str(labels)])
+    assert "case_3.nii.gz holds the value 7, which is not a label of dataset.json" in str(unknown.exception)
     (model / "calibration.json").unlink()
     (model / "calibration.json").mkdir()
     (labels / "case_0.nii.gz").rename(labels / "elsewhere.nii.gz")
