@@ -45,7 +45,11 @@ class Segmentation:
 
 def dataset_json_of(folder: Path) -> Path | None:
     """Return the dataset.json beside predictions, or that of the trained model in whose folder they are."""
-    near = [folder, folder.parent, folder.parent.parent] if folder.name == "validation" else [folder]
+    folder = folder.absolute()  # of the working folder, too, the name and the folders above it count
+    above = 0
+    if folder.name == "validation":  # of FOLD, or of FOLD/ablation/PART
+        above = 4 if folder.parent.parent.name == "ablation" else 2
+    near = [folder, *list(folder.parents)[:above]]
     return next((path for place in near if (path := place / DATASET_JSON).is_file()), None)
 
 

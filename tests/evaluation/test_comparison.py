@@ -476,6 +476,22 @@ class TestCompare:
         assert stale.exit_code == 1 and "have other Dice of the same cases" in str(stale.exception)
 
 
+@pytest.mark.parametrize("place", ["fold_0", "fold_0/ablation/attention"])
+def test_a_validation_has_the_labels_of_its_model(folders, tmp_path, monkeypatch, place):
+    """Whatever the working folder is."""
+    labels, a, _ = folders
+    model = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    shutil.copytree(a, model / place / "validation", ignore=shutil.ignore_patterns("dataset.json"))
+    shutil.copy(a / "dataset.json", model)
+    for working, validation in ((tmp_path, model / place / "validation"), (model / place, "validation")):
+        monkeypatch.chdir(working)
+        result = run("evaluate", validation, labels, "--processes", 0, "-o", tmp_path / "e.json")
+        assert result.exit_code == 0, result.exception
+    monkeypatch.chdir(model / place / "validation")
+    assert run("evaluate", ".", labels, "--processes", 0).exit_code == 0
+    assert Evaluation.load("evaluation.json").labels == {"1": "large", "2": "small"}
+
+
 class TestTables:
     table = Table("A & B", ["model_1", "Dice"], [["<script>|x", 0.12345], ["=1+1", math.nan], ["100 %", 1e-5]])
 
