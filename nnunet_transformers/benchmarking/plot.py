@@ -38,12 +38,15 @@ def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return front
 
 
-def draw_pareto(content: Mapping[str, Any], path: Path) -> None:
+def draw_pareto(content: Mapping[str, Any], path: Path) -> bool:
     """Plot the memory of a training step against its time on logarithmic axes; no file if all networks failed.
 
     Args:
         content: result of ``run_benchmark``.
         path: PNG file to write.
+
+    Returns:
+        whether it was written.
     """
     points = {
         name: (figures["training_step_s"]["median"] * 1e3, figures["training_bytes"]["median"] / 1e9)
@@ -51,7 +54,7 @@ def draw_pareto(content: Mapping[str, Any], path: Path) -> None:
         if "failed" not in figures
     }
     if not points:
-        return
+        return False
     figure = Figure(figsize=(8, 6), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -76,6 +79,7 @@ def draw_pareto(content: Mapping[str, Any], path: Path) -> None:
     _label(axes, legend, points, canvas.get_renderer())
     with replacing(path) as partial:
         figure.savefig(partial, format="png")
+    return True
 
 
 def _label(axes: Axes, legend: Legend, points: Mapping[str, tuple[float, float]], renderer: RendererAgg) -> None:

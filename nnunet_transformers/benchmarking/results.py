@@ -90,6 +90,8 @@ def table(content: Mapping[str, Any], short: bool = False) -> tuple[list[str], l
     headings = ["network"]
     for heading, _, _, has_ratio in columns:
         headings += [heading, "ratio"] if has_ratio else [heading]
+    if not columns:
+        headings.append("not measured")  # a column for the reasons
     rows = []
     for name, figures in content["networks"].items():
         if "failed" in figures:

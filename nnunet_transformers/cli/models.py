@@ -156,8 +156,8 @@ def benchmark(
     # a narrow terminal wraps the table instead of cutting it
     Console(width=max(TABLE_WIDTH, Console().width)).print(printed)
     print(describe_ratios(content))
-    draw_pareto(content, output / "benchmark.png")
-    print(f"written to {output}: benchmark.json, benchmark.md, benchmark.png")
+    is_drawn = draw_pareto(content, output / "benchmark.png")
+    print(f"written to {output}: benchmark.json, benchmark.md{', benchmark.png' * is_drawn}")
     if content.get("interrupted"):
         raise KeyboardInterrupt(f"the complete rounds are in {output}")
     failed = {name: figures["failed"] for name, figures in content["networks"].items() if "failed" in figures}

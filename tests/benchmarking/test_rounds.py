@@ -151,6 +151,20 @@ def test_a_peer_without_its_library_fails_only_if_asked_for(asked, tmp_path, mon
     assert "SwinUNETR: MONAI is not installed" in (captured.err if asked else captured.out)
 
 
+def test_nothing_was_measured(tmp_path, monkeypatch, capsys):
+    """The table has a column for the reasons, and no picture is said to be written."""
+    written = content(("PlainConvUNet", 1.0), ("b", 2.0))
+    written |= {"reference": None, "networks": {name: {"failed": "no | memory"} for name in written["networks"]}}
+    monkeypatch.setattr(run, "run_benchmark", lambda *_: written)
+    code, captured = run_main(monkeypatch, capsys, "benchmark", "--device", "cpu", "-o", tmp_path)
+    assert code == 1 and "benchmark.md\n" in captured.out
+    lines = (tmp_path / "benchmark.md").read_text().splitlines()
+    assert lines[-4:] == [
+        *("| network | not measured |", "| --- | --- |"),
+        *(f"| {name} | no \\| memory |" for name in ("PlainConvUNet", "b")),
+    ]
+
+
 def test_a_device_that_cannot_be_measured(monkeypatch):
     monkeypatch.setattr(run, "CHILD", [sys.executable, "-c", "raise RuntimeError('no CUDA')"])
     with pytest.raises(RuntimeError, match="the device cpu cannot be measured: no CUDA"):
@@ -176,7 +190,7 @@ def test_picture(tmp_path):
 
 def test_no_picture_of_nothing(tmp_path):
     failed = {"environment": {}, "networks": {"mit_7": {"failed": "no memory"}}}
-    plot.draw_pareto(failed, tmp_path / "picture.png")
+    assert not plot.draw_pareto(failed, tmp_path / "picture.png")
     assert not (tmp_path / "picture.png").exists()
 
 
