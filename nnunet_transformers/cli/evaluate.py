@@ -94,7 +94,8 @@ def evaluate(
 
 def _tolerances(given: list[str]) -> tuple[tuple[float, ...], dict[str, float]]:
     """Parse "2" and "liver=5"; the tolerances of all labels are 2 mm if there are none."""
-    of_all, of_labels = [], {}
+    of_all: list[float] = []
+    of_labels: dict[str, float] = {}
     for text in given:
         name, _, number = text.rpartition("=")
         try:
