@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from statistics import median
 from typing import Any
 
@@ -177,4 +178,4 @@ def _cell(value: float | Mapping[str, float], unit: float, short: bool) -> str:
 
 def _rounded(value: float) -> str:
     """Format a number with three significant digits, without an exponent."""
-    return f"{float(f'{value:.3g}'):.15g}"
+    return f"{Decimal(f'{value:.3g}'):f}"

@@ -16,6 +16,7 @@ from nnunet_transformers import cli
 from nnunet_transformers.benchmarking import measure, plot
 from nnunet_transformers.benchmarking import rounds as run
 from nnunet_transformers.benchmarking.measure import Settings
+from nnunet_transformers.benchmarking.results import _rounded as rounded
 from nnunet_transformers.benchmarking.results import describe_ratios, markdown, ratios, summarise
 
 from ..cli.test_cli import run_main
@@ -80,7 +81,7 @@ def test_networks_take_turns_and_failures_are_rows(turns):
     assert networks["b"]["ratios"]["forward_s"] == 5 / 4  # of 3 / 2, 5 / 4 and 7 / 6
     text = markdown(result)
     assert "| wrong | patch_size (8, 8, 8) is too small |" in text
-    assert "| b | 1e-06 | 2e-09 | 5000 (3000 to 7000) | 1.25 |" in text
+    assert "| b | 0.000001 | 0.000000002 | 5000 (3000 to 7000) | 1.25 |" in text
     assert "A CPU, 1 threads; 1 x 1 x 8x8x8, 14 classes; float32; median of 3 rounds; torch 2" in text
     assert "50 G multiply-adds and 20 GB a second" in text
     assert "| b | 500 | 0.25 | encoder 1 \\| Linear 2 (1); " in text
@@ -174,6 +175,14 @@ def test_a_device_that_cannot_be_measured(monkeypatch):
 def test_ratios_are_of_the_same_round():
     own, reference = ([figures(value) for value in values] for values in ((1, 9, 4), (2, 3, 4)))
     assert ratios(own, reference)["forward_s"] == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(9.25e-5, "0.0000925"), (0, "0"), (1.5, "1.5"), (99.96, "100"), (1234567, "1230000")]
+)
+def test_numbers_have_no_exponent(value, text):
+    """The floor of a layer with a small product is less than a microsecond."""
+    assert rounded(value) == text
 
 
 def test_front():
