@@ -108,6 +108,8 @@ def _evaluation(path: Path, labels: Path | None, dataset_json: Path | None, proc
 
     if path.is_file():
         return Evaluation.load(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file or folder {path}")
     if labels is not None:
         folder = path / "validation" if (path / "validation").is_dir() else path
         if dataset_json is None and folder.is_dir() and dataset_json_of(folder) is None:

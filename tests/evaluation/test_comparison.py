@@ -446,6 +446,9 @@ class TestCompare:
         json.loads((output / "comparison.json").read_text(), parse_constant=lambda name: pytest.fail(name))
         again = run("compare", a, b, *options)
         assert again.exit_code == 1 and "exists; remove it" in str(again.exception)
+        for labelled in ((), options[:-2]):
+            nowhere = run("compare", a, tmp_path / "none.json", *labelled)
+            assert str(nowhere.exception) == f"there is no file or folder {tmp_path / 'none.json'}"
         missing = run("compare", a, b)
         assert missing.exit_code == 1 and "holds no evaluation.json: run `nnunet-transformers evaluate`" in str(
             missing.exception
