@@ -7,7 +7,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from skimage.color import rgb2lab
 
-from nnunet_transformers.evaluation.report import slices
+from nnunet_transformers.evaluation.comparison import Difference
+from nnunet_transformers.evaluation.report import figures, slices
 from nnunet_transformers.evaluation.report.figures import index_of_part
 from nnunet_transformers.evaluation.report.palette import FEW, distinct_colours
 
@@ -54,3 +55,15 @@ class TestParts:
         right = slices.labels(index_of_part(label, parts), len(parts))
         assert right == slices.labels(index_of_part(label, parts), len(parts))
         assert right != slices.labels(index_of_part(label + 7, parts), len(parts))
+
+
+def test_names_that_begin_with_an_underscore_are_in_the_key(monkeypatch):
+    """Of labels and models; matplotlib leaves them out."""
+    monkeypatch.setattr(figures, "_to_data_uri", lambda figure: figure.axes[0].get_legend().get_texts())
+    series = {"_a": ([1, 2], [0.5, 0.6]), "b": ([1, 2], [0.1, 0.2])}
+    assert [text.get_text() for text in figures.draw_series(series, "Dice")] == ["_a", "b"]
+    differences = [
+        Difference("Dice", label, "_a", "b", cases=6, undefined=0, mean=0.1, low=0.0, high=0.2, p=0.5, p_holm=1.0)
+        for label in ("liver", "spleen")
+    ]
+    assert [text.get_text() for text in figures.draw_differences(differences, "Dice")] == ["_a - b"]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy import ndimage
 
@@ -39,10 +40,11 @@ def draw_series(
     """
     figure = Figure(figsize=(5, 3))
     axes = figure.subplots()
-    for (name, (steps, values)), colour in zip(series.items(), colours, strict=False):
+    lines = []
+    for (steps, values), colour in zip(series.values(), colours, strict=False):
         width = len(values) // 50
         marker = "o" if len(values) < 30 else ""
-        axes.plot(steps, values, marker=marker, markersize=3, color=colour, alpha=0.3 if width > 1 else 1, label=name)
+        lines += axes.plot(steps, values, marker=marker, markersize=3, color=colour, alpha=0.3 if width > 1 else 1)
         if width > 1:
             smooth = ndimage.median_filter(np.asarray(values), 2 * width + 1, mode="nearest")
             axes.plot(steps, smooth, color=colour)
@@ -51,7 +53,8 @@ def draw_series(
     axes.grid(alpha=0.3)
     axes.title.set_parse_math(False)
     if series:
-        for text in axes.legend(fontsize=8).get_texts():
+        # by lines and names, as names that begin with an underscore are otherwise left out
+        for text in axes.legend(lines, [*series][: len(lines)], fontsize=8).get_texts():
             text.set_parse_math(False)  # a label named $x is no formula
     return _to_data_uri(figure)
 
@@ -66,21 +69,21 @@ def draw_differences(differences: Sequence[Difference], metric: str) -> str:
     labels = list(dict.fromkeys(d.label for d in chosen))
     figure = Figure(figsize=(7.5, 1.3 + 0.14 * len(labels) * (len(pairs) + 1)))
     axes = figure.subplots()
+    marks: dict[str, Line2D] = {}
     for pair, colour in zip(pairs, distinct_colours(len(pairs)), strict=True):
         offset = 0.7 * ((pairs.index(pair) + 0.5) / len(pairs) - 0.5)
-        name = " - ".join(pair)
         for d in (d for d in chosen if (d.first, d.second) == pair):
             height = labels.index(d.label) + offset
             axes.plot([d.low, d.high], [height, height], color=colour, linewidth=2)
             filled = colour if d.p_holm < 0.05 else "white"
-            axes.plot(d.mean, height, "o", color=colour, markerfacecolor=filled, markersize=5, label=name)
-            name = "_"  # in the key once
+            (mark,) = axes.plot(d.mean, height, "o", color=colour, markerfacecolor=filled, markersize=5)
+            marks.setdefault(" - ".join(pair), mark)
     axes.axvline(0, color="#444", linewidth=1)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     ticks = axes.set_yticks(range(len(labels)), labels=labels)
     axes.set(xlabel=f"difference of {metric}")
     axes.grid(axis="x", alpha=0.3)
-    key = axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    key = axes.legend([*marks.values()], [*marks], fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     for text in [*key.get_texts(), axes.xaxis.label, *(tick.label1 for tick in ticks)]:
         text.set_parse_math(False)
     return _to_data_uri(figure)
