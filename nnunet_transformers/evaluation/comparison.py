@@ -111,9 +111,9 @@ class Comparison:
         most = max(self.differences, key=lambda difference: difference.undefined)
         if most.undefined:
             remarks.append(
-                f"Up to {most.undefined} cases ({most.label}) have a value in only one model of a pair and are left out, such as a "
-                "label that is not there and that one model predicts; evaluate with --empty-in-both perfect, and "
-                "without --empty-in-one nan, to count them."
+                f"Up to {most.undefined} cases ({most.label}) have a value in only one model of a pair and are left "
+                "out, such as a label that is not there and that one model predicts; evaluate with --empty-in-both "
+                "perfect, and without --empty-in-one nan, to count them."
             )
         return remarks
 
