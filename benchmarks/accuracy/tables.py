@@ -235,6 +235,9 @@ CHANGES = {
     ),
     "no_mirroring": Change("no mirroring", (*OURS, *BRANCHED), {"configuration": {"training": {"mirroring": False}}}),
     "unmirrored": Change("never mirrored", ("stock", *OURS, *BRANCHED), {"attributes": {"mirrors": False}}),
+    "mirroring_alone": Change(
+        "mirroring alone", (*OURS, *BRANCHED), {"configuration": {"training": {"augmentation": "mirroring"}}}
+    ),
     "no_augmentation": Change("no augmentation", ("stock", *OURS, *BRANCHED), {"attributes": {"augments": False}}),
     "half_batch": Change("half the batch", ("stock", *OURS), {"batch_divisor": 2}, is_free=False),
     # where they are no more than 128^2; the planner's limit is 64^2 since these were tried

@@ -13,7 +13,7 @@ CASES = "cases"
 
 Optimiser = Literal["adamw", "adam"]
 Schedule = Literal["polynomial", "cosine", "constant"]
-Augmentation = Literal["nnunet", "none"]
+Augmentation = Literal["nnunet", "mirroring", "none"]
 Oversampling = Literal["share of the batch", "probability"]
 
 
@@ -37,7 +37,7 @@ class TrainingSettings:
         oversample_foreground: share of samples with a class in their centre; nnU-Net's is 0.33.
         oversampling: how it is kept: as nnU-Net's fixed share of the batch, which at a batch of 1 is 0 or 1, or as the
             probability of each sample.
-        augmentation: "nnunet", or "none" for pieces of the images as they are.
+        augmentation: "nnunet"; "mirroring" alone; or "none" for pieces of the images as they are.
         mirroring: whether validation and prediction average over mirrored images, where augmentation mirrors.
         augment_on_device: whether training images are augmented on the GPU rather than by nnU-Net's processes.
         ema_decay: decay of the moving average of the weights that validates and is stored; without one there is none.

@@ -1,4 +1,4 @@
-"""nnU-Net's augmentation, which a plan can leave out, and which patches of two or three slices can have."""
+"""nnU-Net's augmentation, which a plan can reduce, and which patches of two or three slices can have."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from .._blur import fit_blur
@@ -18,16 +20,17 @@ class Augments(nnUNetTrainer):
     nnU-Net's transforms as they are, but for a blur that is limited to a patch's axes, which matters below four voxels.
 
     Attributes:
-        augmentation: "nnunet", or "none": patches are pieces of the images, and as training sees no mirrored ones,
-            validation and prediction do not average over them.
+        augmentation: "nnunet"; "mirroring" alone, of patches that are pieces of the images; or "none", and as training
+            sees no mirrored images then, validation and prediction do not average over them.
     """
 
     augmentation: Augmentation = "nnunet"
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
         rotation, in_plane, read_size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        if self.augmentation == "none":
+        if self.augmentation != "nnunet":
             read_size = self.configuration_manager.patch_size  # without the margin that a rotation needs
+        if self.augmentation == "none":
             axes = self.inference_allowed_mirroring_axes = None
         return rotation, in_plane, read_size, axes
 
@@ -36,13 +39,15 @@ class Augments(nnUNetTrainer):
         patch_size: Sequence[int],
         rotation_for_DA: Any,
         deep_supervision_scales: Any,
+        mirror_axes: Sequence[int] | None,
         *others: Any,
         **options: Any,
     ) -> BasicTransform:
-        if self.augmentation == "none":
-            options.pop("use_mask_for_norm", None)  # voxels outside stay zero by themselves
-            return self.get_validation_transforms(deep_supervision_scales, **options)
-        create = super().get_training_transforms
-        transforms = create(patch_size, rotation_for_DA, deep_supervision_scales, *others, **options)
-        fit_blur(transforms)
-        return transforms
+        if self.augmentation == "nnunet":
+            create = super().get_training_transforms
+            transforms = create(patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, *others, **options)
+            fit_blur(transforms)
+            return transforms
+        options.pop("use_mask_for_norm", None)  # voxels outside stay zero by themselves
+        plain = self.get_validation_transforms(deep_supervision_scales, **options)
+        return ComposeTransforms([MirrorTransform(tuple(mirror_axes)), plain]) if mirror_axes else plain

@@ -46,7 +46,7 @@ class TestThinPatches:
 
 
 @pytest.mark.parametrize("on_device", [False, True])
-@pytest.mark.parametrize("augmentation", ["nnunet", "none"])
+@pytest.mark.parametrize("augmentation", ["nnunet", "mirroring", "none"])
 def test_patches_are_pieces_of_the_images_without_augmentation(prepared, augmentation, on_device):
     folder = prepared / "preprocessed" / "Dataset900_Balls"
     plans = json.loads((folder / f"{PLANS}.json").read_text())
@@ -57,13 +57,23 @@ def test_patches_are_pieces_of_the_images_without_augmentation(prepared, augment
     trainer = get_trainer_from_args("900", "3d_fullres", 0, TRAINER, plans["plans_name"], device=CPU)
     trainer.initialize()
     trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
-    batches = [next(trainer.dataloader_train) for _ in range(3)]
-    source = getattr(trainer.dataloader_train, "source", trainer.dataloader_train)
+    source = getattr(trainer.dataloader_train, "source", trainer.dataloader_train).data_loader
+    batches = [next(trainer.dataloader_train) for _ in range(5)]
+    assert tuple(batches[0]["data"].shape[2:]) == tuple(trainer.configuration_manager.patch_size)
+    assert (trainer.inference_allowed_mirroring_axes is None) == (augmentation == "none")
     pieces = [
-        np.isin(data, [*source.data_loader._data.load_case(case)[0][:].flat, 0]).all()
+        (source._data.load_case(case)[0][:], data.numpy())
         for batch in batches
         for data, case in zip(batch["data"], batch["keys"], strict=True)
     ]
-    assert all(pieces) == (augmentation == "none")
-    assert (trainer.inference_allowed_mirroring_axes is None) == (augmentation == "none")
-    assert tuple(batches[0]["data"].shape[2:]) == tuple(trainer.configuration_manager.patch_size)
+    assert all(np.isin(data, [*image.flat, 0]).all() for image, data in pieces) == (augmentation != "nnunet")
+    # voxels that are neighbours of some voxel in the image, in its direction along the last axis
+    in_order = [_pairs(data) <= _pairs(image) for image, data in pieces]
+    assert all(in_order) == (augmentation == "none")
+
+
+def _pairs(image):
+    """Values of neighbours along the last axis, but for those of padding."""
+    first, second = image[..., :-1].ravel(), image[..., 1:].ravel()
+    inside = (first != 0) & (second != 0)
+    return set(zip(first[inside].tolist(), second[inside].tolist(), strict=True))
