@@ -6,11 +6,12 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
-from typing import Protocol, TypeVar
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
 
 from ._processes import exit_with_parent
 
@@ -34,8 +35,57 @@ class Engine(Protocol):
         """Yield each item with the function's result, or with ``WorkerDied``."""
 
 
+class SpawnedPool(ProcessPoolExecutor):
+    """Spawned processes: forked ones can crash, because blosc2 and torch run threads.
+
+    When one dies all others end. Python's pool ends those that are there; for one that ``submit`` is starting
+    meanwhile it waits forever, or ``submit`` raises an OSError about its closed pipe.
+
+    Args:
+        processes: number of processes.
+        initializer: called in each of them first.
+    """
+
+    def __init__(self, processes: int, initializer: Callable[[], object] = exit_with_parent) -> None:
+        context = _Context()
+        super().__init__(processes, mp_context=context, initializer=initializer)
+        self._all = context.processes
+
+    def submit(self, function: Callable[..., Result], /, *args: Any, **options: Any) -> Future[Result]:
+        try:
+            return super().submit(function, *args, **options)
+        except OSError as error:
+            raise BrokenProcessPool(f"a process could not be started: {error}") from error
+
+    def end(self) -> None:
+        """End all processes, after one of them has died."""
+        for process in self._all:
+            if process.pid is not None:
+                process.terminate()
+        self.shutdown(cancel_futures=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        if isinstance(error, BrokenProcessPool):
+            self.end()
+        return super().__exit__(kind, error, trace)
+
+
+class _Context(SpawnContext):
+    """Knows the processes that it creates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processes: list[SpawnProcess] = []
+
+    def Process(self, *args: Any, **options: Any) -> SpawnProcess:  # type: ignore[override]  # a class there
+        self.processes.append(SpawnProcess(*args, **options))
+        return self.processes[-1]
+
+
 class LocalProcesses:
-    """Spawned processes on this machine: forked ones can crash, because blosc2 and torch run threads.
+    """Processes on this machine.
 
     When a process dies, all items that were being worked on are tried again one by one, so that exactly the item that
     kills its process is lost. The processes stay for the next ``run``; leaving the context ends them.
@@ -51,7 +101,7 @@ class LocalProcesses:
 
     def __init__(self, processes: int) -> None:
         self.processes = processes
-        self._pool: Executor | None = None
+        self._pool: SpawnedPool | None = None
 
     def __enter__(self) -> LocalProcesses:
         return self
@@ -84,7 +134,8 @@ class LocalProcesses:
                         succeeded += 1
                         yield running.pop(future), result
             except BrokenProcessPool as error:
-                self._end()
+                self._started().end()
+                self._pool = None
                 if ahead > 1:
                     suspects.extend(running.values())
                     continue
@@ -96,10 +147,9 @@ class LocalProcesses:
                     ) from error
                 yield from ((item, WorkerDied()) for item in running.values())
 
-    def _started(self) -> Executor:
+    def _started(self) -> SpawnedPool:
         if self._pool is None:
-            context = get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.processes, mp_context=context, initializer=_begin)
+            self._pool = SpawnedPool(self.processes, _begin)
         return self._pool
 
     def _end(self) -> None:

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from multiprocessing.context import BaseContext, SpawnContext
 from multiprocessing.pool import ThreadPool
@@ -135,7 +135,10 @@ def _context_of_threads(method: str | None = None) -> BaseContext:
     return _Threads() if method == "spawn" else _get_context(method)
 
 
-def _executor_of_threads(processes: int, mp_context: BaseContext, initializer: object) -> Executor:
+_of_processes: dict[str, type[Executor]] = {}
+
+
+def _executor_of_threads(processes: int, initializer: object = None) -> Executor:
     return ThreadPoolExecutor(processes)
 
 
@@ -171,7 +174,8 @@ def light_nnunet() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(multiprocessing, "get_context", _context_of_threads)
         monkeypatch.setattr(utils, "Pool", ThreadPool)
-        monkeypatch.setattr(_workers, "ProcessPoolExecutor", _executor_of_threads)
+        _of_processes.setdefault("SpawnedPool", _workers.SpawnedPool)
+        monkeypatch.setattr(_workers, "SpawnedPool", _executor_of_threads)
         monkeypatch.setattr(DatasetFingerprintExtractor, "__init__", with_few_voxels)
         # nnU-Net shares the picture with a model, so that there is one
         monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: Path(folder, "progress.png").touch())
@@ -196,7 +200,7 @@ def worker_processes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(multiprocessing, "get_context", _get_context)
         monkeypatch.setattr(utils, "Pool", multiprocessing.Pool)
-        monkeypatch.setattr(_workers, "ProcessPoolExecutor", ProcessPoolExecutor)
+        monkeypatch.setattr(_workers, "SpawnedPool", _of_processes.get("SpawnedPool", _workers.SpawnedPool))
         yield
 
 

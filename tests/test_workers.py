@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
 
 import pytest
 
-from nnunet_transformers._workers import LocalProcesses, WorkerDied
+from nnunet_transformers._workers import LocalProcesses, SpawnedPool, WorkerDied
 
 
 def square(number: int) -> int:
@@ -46,6 +50,43 @@ def test_only_what_kills_is_lost(processes):
     found = results(square_or_die, processes)
     assert {number for number, result in found.items() if result == WorkerDied()} == {3, 7}
     assert all(found[number] == number**2 for number in range(10) if number not in (3, 7))
+
+
+def die_when_told(folder: Path) -> None:
+    (folder / "begun").touch()
+    wait_for(folder / "told")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_for(file: Path) -> None:
+    while not file.exists():
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("is_started", [False, True])
+def test_a_process_that_starts_while_another_dies(monkeypatch, tmp_path, is_started):
+    """It ends as well; without that the pool would wait for it for ever."""
+    made, start = [], SpawnProcess.start
+
+    def start_late(process):
+        made.append(process)
+        if process is made[0]:
+            start(process)
+            return
+        wait_for(tmp_path / "begun")
+        if is_started:
+            start(process)
+        (tmp_path / "told").touch()
+        made[0].join()
+        time.sleep(0.5)  # until the pool has noticed
+        if not is_started:
+            start(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", start_late)
+    with pytest.raises(BrokenProcessPool), SpawnedPool(2) as pool:
+        first, _ = pool.submit(die_when_told, tmp_path), pool.submit(square, 3)
+        first.result()
+    assert len(made) == 2 and not any(process.pid and process.is_alive() for process in made)
 
 
 def test_all_die():

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,8 +16,9 @@ from rich.progress import track
 
 from .._orientation import displacement, reoriented_by
 from .._paths import inside
-from .._processes import available_cores, exit_with_parent
+from .._processes import available_cores
 from .._reading import RefusedError, reading
+from .._workers import SpawnedPool
 from .case_metrics import case_metrics, metric_names
 from .conventions import ALL_LABELS, Conventions
 from .results import Evaluation
@@ -163,7 +163,7 @@ def _workers(processes: int) -> Iterator[Executor | None]:
         yield None
         return
     try:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=exit_with_parent) as pool:
+        with SpawnedPool(processes) as pool:
             yield pool
     except BrokenProcessPool as error:
         raise RuntimeError(

@@ -48,7 +48,7 @@ def matched_views(batch=2, grid=(4, 4, 4)):
 
 def placed_views(batch=2):
     frames = torch.tensor([[[0.0, 0, 0], [1, 1, 1]], [[2.0, 1, 0], [1, 1, 1]]])
-    return [(torch.randn(batch, 1, *SIZE), frame.expand(batch, 2, 3)) for frame in frames]
+    return [(torch.randn(batch, 1, *SIZE), frame.expand(batch, 2, 3), torch.arange(batch)) for frame in frames]
 
 
 def test_qt_ssl():

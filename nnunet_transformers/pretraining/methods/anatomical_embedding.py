@@ -67,14 +67,15 @@ class AnatomyMatching(EncoderPretraining):
                 voxels of the volume, and the numbers of the volumes (batch).
         """
         images, frames, (volumes, _) = zip(*batch, strict=True)
-        number = len(images[0])
+        number, volume = len(images[0]), volumes.tolist()
         grids = [level.unflatten(0, (2, number)) for level in self.embedding(torch.cat(images))]
         size = torch.tensor(images[0].shape[2:], device=images[0].device)
         losses = []
         for i in range(number):
             crops = [PlacedCrop([level[view, i] for level in grids], *frames[view][i]) for view in range(2)]
             # coarse cells of other volumes are negatives too, as in the paper: they separate the organs
-            others = grids[1][:, volumes != volumes[i]].flatten(3).movedim(2, 3).flatten(0, 2)
+            apart = [j for j in range(number) if volume[j] != volume[i]]
+            others = [grids[1][view, j].flatten(1).T for view in range(2) for j in apart]
             for query, key in (crops, crops[::-1]):
                 points, matches = shared_points(query, key, size, self.hparams.points)
                 if len(points):
@@ -85,7 +86,7 @@ class AnatomyMatching(EncoderPretraining):
         return {name: term / max(1, len(losses)) for name, term in zip(LEVELS, terms, strict=True)}, features
 
     def _contrast(
-        self, query: PlacedCrop, key: PlacedCrop, points: Tensor, matches: Tensor, others: Tensor
+        self, query: PlacedCrop, key: PlacedCrop, points: Tensor, matches: Tensor, others: Sequence[Tensor]
     ) -> list[Tensor]:
         """Return the fine and the coarse loss of points of the query and their matches in the key."""
         settings, losses = self.hparams, []
@@ -100,7 +101,7 @@ class AnatomyMatching(EncoderPretraining):
                     settings.negative_radius,
                     settings.negatives,
                     settings.temperature,
-                    others if level else None,
+                    torch.cat(list(others)) if level and others else None,
                 )
             )
         return losses
