@@ -63,8 +63,8 @@ ALICE = {**NETWORK, "decoder_heads": 4, "decoder_depth": 1, "hidden_dim": 32}
         (MAE, PRIMUS, lambda: masked((16, 16, 16), 2), ["masked.py visible_cells"]),
         (VolumeFusion, NETWORK, lambda: (torch.randn(2, 1, *SIZE), torch.randint(5, (2, *SIZE))), []),
         (UniMiSS, UNIMISS, lambda: [torch.randn(2, 1, 16, 32, 64) for _ in range(2)], []),
-        # the crops' size, the numbers of two volumes, which a real GPU sends at once, and both directions of each of two
-        # pairs of crops
+        # the crops' size, the numbers of two volumes, which a real GPU sends at once, and both directions of each of
+        # two pairs of crops
         (
             AnatomyMatching,
             POINTS,
