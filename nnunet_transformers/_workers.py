@@ -55,6 +55,8 @@ class SpawnedPool(ProcessPoolExecutor):
         try:
             return super().submit(function, *args, **options)
         except OSError as error:
+            if all(process.exitcode is None for process in self._all if process.pid is not None):
+                raise  # none has died, so that it is this machine that starts no more
             raise BrokenProcessPool(f"a process could not be started: {error}") from error
 
     def end(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -87,6 +88,13 @@ def test_a_process_that_starts_while_another_dies(monkeypatch, tmp_path, is_star
         first, _ = pool.submit(die_when_told, tmp_path), pool.submit(square, 3)
         first.result()
     assert len(made) == 2 and not any(process.pid and process.is_alive() for process in made)
+
+
+def test_a_machine_that_starts_no_more_processes(monkeypatch):
+    """It is an error, rather than a process that has died, after which all would be tried again."""
+    monkeypatch.setattr(SpawnProcess, "start", Mock(side_effect=OSError("too many processes")))
+    with pytest.raises(OSError, match="too many processes"):
+        results(square)
 
 
 def test_all_die():

@@ -238,7 +238,7 @@ CHANGES = {
     "mirroring_alone": Change(
         "mirroring alone", (*OURS, *BRANCHED), {"configuration": {"training": {"augmentation": "mirroring"}}}
     ),
-    "no_augmentation": Change("no augmentation", ("stock", *OURS, *BRANCHED), {"attributes": {"augments": False}}),
+    "no_augmentation": Change("no augmentation", ("stock", *OURS, *BRANCHED), {"attributes": {"augmentation": "none"}}),
     "half_batch": Change("half the batch", ("stock", *OURS), {"batch_divisor": 2}, is_free=False),
     # where they are no more than 128^2; the planner's limit is 64^2 since these were tried
     "fine": Change(

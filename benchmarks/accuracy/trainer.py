@@ -14,13 +14,13 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_transformers._atomic import replacing
 from nnunet_transformers._reading import read_json
 from nnunet_transformers.cpu import optimize
 from nnunet_transformers.plans.builder import find_trainer
 from nnunet_transformers.plans.plan_files import load_plans
+from nnunet_transformers.trainers.augmentation import Augments
 
 from .prepare import check_prepared, group_of
 from .tables import Data, Row
@@ -37,7 +37,7 @@ class Stopped(Exception):
     """The training was asked to end; its state is saved."""
 
 
-class Measured(nnUNetTrainer):
+class Measured(Augments):
     """Mixed into a trainer.
 
     Attributes:
@@ -47,7 +47,6 @@ class Measured(nnUNetTrainer):
         labelled: number of the fold's training patients that are trained on, drawn by the seed; None for all.
         group: regular expression of what the cases of one patient have in common.
         is_captured: run the network's passes of a training step as CUDA graphs.
-        augments: train on augmented images.
         mirrors: augmentation mirrors, and prediction averages over mirrored images.
     """
 
@@ -57,7 +56,6 @@ class Measured(nnUNetTrainer):
     labelled: int | None = None
     group = r".*"
     is_captured = False
-    augments = True
     mirrors = True
 
     def initialize(self) -> None:
@@ -91,22 +89,11 @@ class Measured(nnUNetTrainer):
         drawn = set(np.random.default_rng(self.seed).choice(patients, self.labelled, replace=False))
         return [case for case in sorted(training) if group_of(case, self.group) in drawn], validation
 
-    def get_training_transforms(
-        self, patch_size: Any, rotation: Any, deep_supervision_scales: Any, *others: Any, **named: Any
-    ) -> Any:
-        if self.augments:
-            return super().get_training_transforms(patch_size, rotation, deep_supervision_scales, *others, **named)
-        named.pop("use_mask_for_norm")
-        return self.get_validation_transforms(deep_supervision_scales, **named)
-
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
-        rotation, in_plane, initial_patch, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        if not (self.augments and self.mirrors):
-            # without mirrored images in training nothing is mirrored in prediction
+        *configured, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if not self.mirrors:  # without mirrored images in training nothing is mirrored in prediction
             self.inference_allowed_mirroring_axes = axes = None
-        if not self.augments:  # patches need no margin for rotation
-            initial_patch = self.configuration_manager.patch_size
-        return rotation, in_plane, initial_patch, axes
+        return *configured, axes
 
     def _do_i_compile(self) -> bool:
         """No: compiling takes longer than a short training, and other time for each network."""

@@ -101,12 +101,13 @@ def check_network(configuration: Mapping[str, Any], source: str, remedy: str = T
         stages = architecture["arch_kwargs"].get("n_stages", 1)
         for key in DEPTHS:
             blocks = architecture["arch_kwargs"].get(key, 0)
-            is_of_each = "per_stage" in key and not isinstance(blocks, (list, tuple))
-            depths = [blocks] * stages if is_of_each else blocks if isinstance(blocks, (list, tuple)) else [blocks]
-            if min(depths, default=0) < 0 or sum(depths) > MAX_BLOCKS:
+            if isinstance(blocks, (list, tuple)):
+                fewest, number = min(blocks, default=0), sum(blocks)
+            else:
+                fewest, number = blocks, blocks * (stages if "per_stage" in key else 1)
+            if fewest < 0 or number > MAX_BLOCKS:
                 raise RefusedError(
-                    f"{source} describes a network with {key} of {sum(depths)} in all; at most {MAX_BLOCKS}, none "
-                    "negative"
+                    f"{source} describes a network with {key} of {number} in all; at most {MAX_BLOCKS}, none negative"
                 )
     except RefusedError:
         raise

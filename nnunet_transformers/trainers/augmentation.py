@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
@@ -34,20 +35,29 @@ class Augments(nnUNetTrainer):
             axes = self.inference_allowed_mirroring_axes = None
         return rotation, in_plane, read_size, axes
 
-    def get_training_transforms(  # nnU-Net calls it through the trainer, where its own is a static method
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        if self.augmentation == "nnunet":
+            loaders: tuple[Any, Any] = super().get_dataloaders()
+            return loaders
+        with patch.object(self, "get_training_transforms", self._reduced_transforms):
+            return super().get_dataloaders()
+
+    @staticmethod
+    def get_training_transforms(*arguments: Any, **options: Any) -> BasicTransform:
+        transforms = nnUNetTrainer.get_training_transforms(*arguments, **options)
+        fit_blur(transforms)
+        return transforms
+
+    def _reduced_transforms(
         self,
         patch_size: Sequence[int],
-        rotation_for_DA: Any,
+        rotation: Any,
         deep_supervision_scales: Any,
         mirror_axes: Sequence[int] | None,
-        *others: Any,
+        do_dummy_2d: bool,
+        use_mask_for_norm: Any = None,  # without changes of intensity, voxels outside stay zero by themselves
         **options: Any,
     ) -> BasicTransform:
-        if self.augmentation == "nnunet":
-            create = super().get_training_transforms
-            transforms = create(patch_size, rotation_for_DA, deep_supervision_scales, mirror_axes, *others, **options)
-            fit_blur(transforms)
-            return transforms
-        options.pop("use_mask_for_norm", None)  # voxels outside stay zero by themselves
+        """Replace ``get_training_transforms``, whose arguments these are."""
         plain = self.get_validation_transforms(deep_supervision_scales, **options)
         return ComposeTransforms([MirrorTransform(tuple(mirror_axes)), plain]) if mirror_axes else plain

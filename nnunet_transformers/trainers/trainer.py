@@ -52,8 +52,8 @@ class TransformerTrainer(
     FollowsSettings,
     EvaluatesSurfaces,
     AveragesWeights,
-    AugmentsOnDevice,
     Augments,
+    AugmentsOnDevice,
     ShowsProgress,
     StartsFromPlan,
 ):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from benchmarks.accuracy import command, costs, execute, trainer
 from benchmarks.accuracy.command import main
@@ -72,7 +73,7 @@ class TestQueue:
     def test_labelled_patients(self, monkeypatch):
         """All cases of a drawn patient."""
         cases = [f"patient{patient:03}_{phase}" for patient in range(6) for phase in ("ED", "ES")]
-        monkeypatch.setattr(trainer.nnUNetTrainer, "do_split", lambda self: (cases, ["patient9_ED"]))
+        monkeypatch.setattr(nnUNetTrainer, "do_split", lambda self: (cases, ["patient9_ED"]))
         network = trainer.Measured.__new__(trainer.Measured)
         network.labelled, network.group = 2, r"patient\d+"
         drawn, held_out = network.do_split()
