@@ -233,7 +233,9 @@ CHANGES = {
         ("stock", *OURS, *BRANCHED),
         {"configuration": {"batch_dice": True}, "dimensions": (3,)},
     ),
-    "no_mirroring": Change("no mirroring", (*OURS, *BRANCHED), {"configuration": {"training": {"mirroring": False}}}),
+    "no_mirroring": Change(
+        "no mirrored predictions", (*OURS, *BRANCHED), {"configuration": {"training": {"mirroring": False}}}
+    ),
     "unmirrored": Change("never mirrored", ("stock", *OURS, *BRANCHED), {"attributes": {"mirrors": False}}),
     "mirroring_alone": Change(
         "mirroring alone", (*OURS, *BRANCHED), {"configuration": {"training": {"augmentation": "mirroring"}}}

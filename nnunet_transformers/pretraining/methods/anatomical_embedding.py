@@ -67,14 +67,14 @@ class AnatomyMatching(EncoderPretraining):
                 voxels of the volume, and the numbers of the volumes (batch).
         """
         images, frames, (volumes, _) = zip(*batch, strict=True)
-        number, volume = len(images[0]), volumes.tolist()
+        number, volume_of = len(images[0]), volumes.tolist()
         grids = [level.unflatten(0, (2, number)) for level in self.embedding(torch.cat(images))]
         size = torch.tensor(images[0].shape[2:], device=images[0].device)
         losses = []
         for i in range(number):
             crops = [PlacedCrop([level[view, i] for level in grids], *frames[view][i]) for view in range(2)]
             # coarse cells of other volumes are negatives too, as in the paper: they separate the organs
-            apart = [j for j in range(number) if volume[j] != volume[i]]
+            apart = [j for j in range(number) if volume_of[j] != volume_of[i]]
             others = [grids[1][view, j].flatten(1).T for view in range(2) for j in apart]
             for query, key in (crops, crops[::-1]):
                 points, matches = shared_points(query, key, size, self.hparams.points)
