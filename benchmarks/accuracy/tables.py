@@ -236,7 +236,12 @@ CHANGES = {
     "no_mirroring": Change(
         "no mirrored predictions", (*OURS, *BRANCHED), {"configuration": {"training": {"mirroring": False}}}
     ),
-    "unmirrored": Change("never mirrored", ("stock", *OURS, *BRANCHED), {"attributes": {"mirrors": False}}),
+    "unmirrored": Change("never mirrored", ("stock", *OURS, *BRANCHED), {"attributes": {"mirror_axes": ()}}),
+    "ordered": Change(
+        "mirrored only along axes in which labels have no order",
+        ("stock", *OURS, *BRANCHED),
+        {"attributes": {"mirror_axes": "unordered"}},
+    ),
     "mirroring_alone": Change(
         "mirroring alone", (*OURS, *BRANCHED), {"configuration": {"training": {"augmentation": "mirroring"}}}
     ),

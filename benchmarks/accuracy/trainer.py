@@ -47,7 +47,6 @@ class Measured(Augments):
         labelled: number of the fold's training patients that are trained on, drawn by the seed; None for all.
         group: regular expression of what the cases of one patient have in common.
         is_captured: run the network's passes of a training step as CUDA graphs.
-        mirrors: augmentation mirrors, and prediction averages over mirrored images.
     """
 
     seed = 0
@@ -56,7 +55,6 @@ class Measured(Augments):
     labelled: int | None = None
     group = r".*"
     is_captured = False
-    mirrors = True
 
     def initialize(self) -> None:
         seed_all(self.seed, 0)
@@ -88,12 +86,6 @@ class Measured(Augments):
         patients = sorted({group_of(case, self.group) for case in training})
         drawn = set(np.random.default_rng(self.seed).choice(patients, self.labelled, replace=False))
         return [case for case in sorted(training) if group_of(case, self.group) in drawn], validation
-
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
-        *configured, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        if not self.mirrors:  # without mirrored images in training nothing is mirrored in prediction
-            self.inference_allowed_mirroring_axes = axes = None
-        return *configured, axes
 
     def _do_i_compile(self) -> bool:
         """No: compiling takes longer than a short training, and other time for each network."""

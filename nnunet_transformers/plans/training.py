@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 ENTRY = "training"
 # an epoch has as many samples as the fold has training cases
 CASES = "cases"
+# axes along which no two labels lie in the same order in all cases
+UNORDERED = "unordered"
 
 Optimiser = Literal["adamw", "adam"]
 Schedule = Literal["polynomial", "cosine", "constant"]
@@ -38,6 +40,8 @@ class TrainingSettings:
         oversampling: how it is kept: as nnU-Net's fixed share of the batch, which at a batch of 1 is 0 or 1, or as the
             probability of each sample.
         augmentation: "nnunet"; "mirroring" alone; or "none" for pieces of the images as they are.
+        mirror_axes: axes of the patch, from 0, that augmentation mirrors and predictions average over; [] for none, or
+            "unordered" for those along which no two labels lie in the same order in nearly all cases.
         mirroring: whether validation and prediction average over mirrored images, where augmentation mirrors.
         augment_on_device: whether training images are augmented on the GPU rather than by nnU-Net's processes.
         ema_decay: decay of the moving average of the weights that validates and is stored; without one there is none.
@@ -62,6 +66,7 @@ class TrainingSettings:
     oversample_foreground: float | None = None
     oversampling: Oversampling | None = None
     augmentation: Augmentation | None = None
+    mirror_axes: Sequence[int] | Literal["unordered"] | None = None
     mirroring: bool | None = None
     augment_on_device: bool | None = None
     ema_decay: float | None = None
@@ -87,7 +92,12 @@ class TrainingSettings:
             raise ValueError(f"{ENTRY!r} must hold settings by name, got {entry!r}")
         if unknown := sorted(set(map(str, entry)) - set(known)):
             raise ValueError(f"there is no setting {', '.join(unknown)}; there are {', '.join(known)}")
-        return cls(**entry)
+        settings = cls(**entry)
+        axes = () if settings.mirror_axes in (None, UNORDERED) else settings.mirror_axes
+        last = len(configuration.get("patch_size", "zyx")) - 1
+        if outside := [axis for axis in axes or () if int(axis) > last]:
+            raise ValueError(f"mirror_axes has axis {outside[0]}, but the axes of the patch are 0 to {last}")
+        return settings
 
     def stated(self) -> dict[str, Any]:
         """Settings that are not left to the trainer, as a plan holds them."""
@@ -116,6 +126,13 @@ def _words(choices: Any) -> _Check:
     return _Check(" or ".join(map(repr, words)), (), words=words)
 
 
+class _AxesCheck(_Check):
+    def holds(self, value: object) -> bool:
+        if not isinstance(value, (list, tuple)):
+            return super().holds(value)
+        return all(type(axis) is int and 0 <= axis < 3 for axis in value) and len(set(value)) == len(value)
+
+
 _COUNT = _Check("a whole number from 1 on", (int,), 1)
 _AMOUNT = _Check("a number from 0 on", (int, float))
 _POSITIVE = _Check("a number above 0", (int, float), sys.float_info.min)
@@ -139,6 +156,7 @@ _CHECKS = {
     "oversample_foreground": _SHARE,
     "oversampling": _words(Oversampling),
     "augmentation": _words(Augmentation),
+    "mirror_axes": _AxesCheck(f"{UNORDERED!r} or a list of axes from 0 to 2, each once", (), words=(UNORDERED,)),
     "mirroring": _FLAG,
     "augment_on_device": _FLAG,
     "ema_decay": _SHARE,

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
+import numpy as np
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from .._blur import fit_blur
-from ..plans.training import Augmentation
+from ..plans.training import UNORDERED, Augmentation
+from .label_order import label_centres, ordered_axes
+
+# cases that are looked at for the order of their labels
+ORDER_CASES = 50
 
 
 class Augments(nnUNetTrainer):
@@ -21,19 +26,42 @@ class Augments(nnUNetTrainer):
     nnU-Net's transforms as they are, but for a blur that is limited to a patch's axes, which matters below four voxels.
 
     Attributes:
-        augmentation: "nnunet"; "mirroring" alone, of patches that are pieces of the images; or "none", and as training
-            sees no mirrored images then, validation and prediction do not average over them.
+        augmentation: "nnunet"; "mirroring" alone, of patches that are pieces of the images; or "none".
+        mirror_axes: axes of the patch that training mirrors, and over whose mirrored images validation and prediction
+            average; "unordered" for those along which no two labels have an order; None for nnU-Net's. Without
+            augmentation there are none.
     """
 
+    inference_allowed_mirroring_axes: tuple[int, ...] | None
     augmentation: Augmentation = "nnunet"
+    mirror_axes: Sequence[int] | Literal["unordered"] | None = None
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
         rotation, in_plane, read_size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         if self.augmentation != "nnunet":
             read_size = self.configuration_manager.patch_size  # without the margin that a rotation needs
-        if self.augmentation == "none":
-            axes = self.inference_allowed_mirroring_axes = None
+        mirrored = () if self.augmentation == "none" else self.mirror_axes
+        if mirrored is not None:
+            if mirrored == UNORDERED:
+                mirrored = self._unordered_axes(axes or ())
+            axes = tuple(axis for axis in axes or () if axis in mirrored) or None
+            self.inference_allowed_mirroring_axes = axes
         return rotation, in_plane, read_size, axes
+
+    def _unordered_axes(self, axes: Sequence[int]) -> list[int]:
+        """Those of the axes along which no two labels lie in the same order in the training cases."""
+        training, _ = self.get_tr_and_val_datasets()
+        names = training.identifiers
+        few = [names[i] for i in np.linspace(0, len(names) - 1, min(len(names), ORDER_CASES)).astype(int)]
+        ordered = ordered_axes(label_centres(training.load_case(name)[-1]) for name in few)
+        # of a slice, the first axis of its volume is not in the patch
+        missing = 3 - len(self.configuration_manager.patch_size)
+        for axis, (first, second) in ordered.items():
+            if axis >= missing:
+                self.print_to_log_file(
+                    f"axis {axis - missing} is not mirrored: along it, labels {first} and {second} lie in one order"
+                )
+        return [axis for axis in axes if axis + missing not in ordered]
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         if self.augmentation == "nnunet":

@@ -17,7 +17,14 @@ from .lengths import with_schedules
 from .trainer import TransformerTrainer
 
 # settings of a plan that do not depend on what is trained
-OF_THE_DATA = ("oversample_foreground", "oversampling", "mirroring", "augment_on_device", "surface_metrics")
+OF_THE_DATA = (
+    "oversample_foreground",
+    "oversampling",
+    "mirror_axes",
+    "mirroring",
+    "augment_on_device",
+    "surface_metrics",
+)
 
 
 class nnUNetTrainerLinearProbe(TransformerTrainer):

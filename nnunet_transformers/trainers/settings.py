@@ -38,6 +38,7 @@ class FollowsSettings(nnUNetTrainer):
     """
 
     oversample_foreground_percent: float
+    inference_allowed_mirroring_axes: tuple[int, ...] | None
     enable_deep_supervision: bool
     stated_by_name: frozenset[str] = frozenset()
     optimiser = "adamw"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_transformers.trainers import label_order
 from nnunet_transformers.trainers.augmentation import Augments
 
 from .conftest import CPU, PLANS, TRAINER
@@ -70,6 +74,71 @@ def test_patches_are_pieces_of_the_images_without_augmentation(prepared, augment
     # voxels that are neighbours of some voxel in the image, in its direction along the last axis
     in_order = [_pairs(data) <= _pairs(image) for image, data in pieces]
     assert all(in_order) == (augmentation == "none")
+
+
+@pytest.fixture
+def configured(prepared):
+    """Make a trainer with settings of a plan; returns the axes that training and prediction mirror."""
+    folder = prepared / "preprocessed" / "Dataset900_Balls"
+
+    def configure(configuration, data=None, **settings):
+        plans = json.loads((folder / f"{PLANS}.json").read_text())
+        plans["plans_name"] = f"{PLANS}_axes"
+        plans["configurations"][configuration]["training"] = settings
+        if data:
+            plans["configurations"][configuration]["data_identifier"] = data
+        (folder / f"{plans['plans_name']}.json").write_text(json.dumps(plans))
+        trainer = get_trainer_from_args("900", configuration, 0, TRAINER, plans["plans_name"], device=CPU)
+        trainer.initialize()
+        loader, _ = trainer.get_dataloaders()
+        mirrored = [t for t in loader.data_loader.transforms.transforms if isinstance(t, MirrorTransform)]
+        return [t.allowed_axes for t in mirrored], trainer.inference_allowed_mirroring_axes
+
+    return configure
+
+
+class TestMirrorAxes:
+    @pytest.mark.parametrize(
+        ("settings", "training", "prediction"),
+        [
+            ({}, [(0, 1, 2)], (0, 1, 2)),
+            ({"mirror_axes": [2, 0]}, [(0, 2)], (0, 2)),
+            ({"mirror_axes": [1], "augmentation": "mirroring"}, [(1,)], (1,)),
+            ({"mirror_axes": [1], "mirroring": False}, [(1,)], None),
+            ({"mirror_axes": []}, [], None),
+            ({"mirror_axes": [1], "augmentation": "none"}, [], None),
+        ],
+    )
+    def test_that_a_plan_states(self, configured, settings, training, prediction):
+        assert configured("3d_fullres", **settings) == (training, prediction)
+
+    def test_that_a_slice_does_not_have(self, configured):
+        with pytest.raises(RuntimeError, match=r"mirror_axes has axis 2, but the axes of the patch are 0 to 1\. Corr"):
+            configured("2d", mirror_axes=[1, 2])
+
+    @pytest.mark.parametrize(
+        ("configuration", "ordered", "mirrored"),
+        [("3d_fullres", 0, (1, 2)), ("3d_fullres", 2, (0, 1)), ("2d", 0, (0, 1)), ("2d", 1, (1,)), ("2d", 2, (0,))],
+    )
+    def test_along_which_labels_have_no_order(
+        self, configured, prepared, monkeypatch, configuration, ordered, mirrored
+    ):
+        """Label 2 lies four voxels behind label 1 along an axis, in one of the cases three."""
+        monkeypatch.setattr(label_order, "FEWEST_CASES", 4)
+        folder = prepared / "preprocessed" / "Dataset900_Balls"
+        data = folder / f"ordered_{configuration}"
+        shutil.copytree(folder / f"nnUNetPlans_{configuration}", data, dirs_exist_ok=True)
+        for number, path in enumerate(sorted(data.glob("*.pkl"))):
+            properties = pickle.loads(path.read_bytes())
+            voxels = np.array([[0, 5, 5, 5], [0, 6, 6, 6]])
+            behind = voxels + 0
+            behind[:, 1 + ordered] += 3 + (number > 0)
+            properties["class_locations"] = {1: voxels, 2: behind}
+            path.write_bytes(pickle.dumps(properties))
+        assert configured(configuration, data.name, mirror_axes="unordered") == ([mirrored], mirrored)
+
+    def test_of_few_cases(self, configured, prepared):
+        assert configured("3d_fullres", mirror_axes="unordered") == ([(0, 1, 2)], (0, 1, 2))
 
 
 def _pairs(image):

@@ -34,6 +34,7 @@ SETTINGS = {
     "oversample_foreground": 0.8,
     "oversampling": "probability",
     "augmentation": "none",
+    "mirror_axes": [0],
     "mirroring": False,
     "augment_on_device": True,
     "ema_decay": 0.9,
@@ -156,6 +157,10 @@ class TestSettings:
             ({"oversample_foreground": 1.1}, "oversample_foreground must be a number from 0 to 1, got 1.1"),
             ({"optimiser": "sgd"}, "optimiser must be 'adamw' or 'adam', got 'sgd'"),
             ({"mirroring": 1}, "mirroring must be true or false, got 1"),
+            ({"mirror_axes": [0, 3]}, r"mirror_axes must be 'unordered' or a list of axes from 0 to 2, each once, got"),
+            ({"mirror_axes": [0, 0]}, "mirror_axes must be 'unordered' or a list of axes"),
+            ({"mirror_axes": [True]}, "mirror_axes must be 'unordered' or a list of axes"),
+            ({"mirror_axes": "all"}, "mirror_axes must be 'unordered' or a list of axes"),
         ],
     )
     def test_impossible_ones(self, planned, settings, message):

@@ -1,0 +1,44 @@
+"""Axes along which labels lie in an order, as left and right do, which a mirrored image does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+# cases that have both labels
+FEWEST_CASES = 10
+# distance of two centres in its standard deviations, at which one case in 160 has the other order
+LEAST_DISTANCE = 2.5
+
+
+def ordered_axes(cases: Iterable[Mapping[Hashable, NDArray[np.floating]]]) -> dict[int, tuple[Hashable, Hashable]]:
+    """Find the axes along which two labels lie in the same order in nearly all cases.
+
+    Args:
+        cases: of each case the centre of each label, in voxels.
+
+    Returns:
+        for each such axis, from 0, the pair of labels whose order is the clearest.
+    """
+    cases = list(cases)
+    clearest: dict[int, tuple[float, tuple[Hashable, Hashable]]] = {}
+    for pair in combinations(dict.fromkeys(label for centres in cases for label in centres), 2):
+        first, second = pair
+        distances = [centres[second] - centres[first] for centres in cases if first in centres and second in centres]
+        if len(distances) < FEWEST_CASES:
+            continue
+        spread = np.maximum(np.std(distances, axis=0), 1e-6)
+        for axis, distance in enumerate(np.abs(np.mean(distances, axis=0)) / spread):
+            if distance >= max(LEAST_DISTANCE, clearest.get(axis, (0.0,))[0]):
+                clearest[axis] = float(distance), pair
+    return {axis: pair for axis, (_, pair) in sorted(clearest.items())}
+
+
+def label_centres(properties: Mapping[str, object]) -> dict[Hashable, NDArray[np.floating]]:
+    """Centre of each label of a preprocessed case, of the voxels that nnU-Net has drawn from it, as (z, y, x)."""
+    locations = properties["class_locations"]
+    assert isinstance(locations, Mapping)
+    return {label: np.mean(voxels, axis=0)[1:] for label, voxels in locations.items() if len(voxels)}
