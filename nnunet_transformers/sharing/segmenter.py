@@ -140,7 +140,8 @@ class Segmenter:
 
         Args:
             image: an array, (channels, z, y, x), (z, y, x) or (y, x), as the dataset's reader yields it; a SimpleITK
-                image; the file of an image, or of each channel; or a folder of one DICOM series.
+                image; the file of an image, or of each channel; or a folder of one DICOM series, or of those of the
+                channels.
             spacing: of an array, in mm per voxel, in its order of axes.
 
         Returns:
@@ -179,7 +180,7 @@ class Segmenter:
         """Segment a file and write the segmentation, whole or not at all.
 
         Args:
-            image: the file of an image, or of each channel; or a folder of one DICOM series.
+            image: as ``predict``, but for arrays and SimpleITK images.
             output: file to write, with the ending of the dataset's files, or .dcm for DICOM.
 
         Raises:
@@ -209,9 +210,14 @@ class Segmenter:
     def _files(self, image: str | Path | Sequence[str | Path]) -> Iterator[tuple[list[Path], Source | None]]:
         """Give the files of an image in the format of the dataset, and what they come from if they are converted."""
         paths = [Path(path) for path in ([image] if isinstance(image, (str, Path)) else image)]
-        if not paths[0].is_dir():
+        if not any(path.is_dir() for path in paths):
             yield paths, None
             return
+        if len(paths) > 1:
+            raise ValueError(
+                f"{paths[0]} and {len(paths) - 1} more, of which one is a folder: give files of channels, or one "
+                "folder of DICOM (of several channels: with CASE_0000, CASE_0001 ... in it)"
+            )
         from ..formats.dicom_folder import DicomFolder
 
         source = DicomFolder(paths[0], self._predictor.dataset_json)

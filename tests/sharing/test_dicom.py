@@ -78,6 +78,10 @@ def test_mistakes(cases, package, tmp_path):
     write_series(tmp_path / "two" / "ball_1", image)
     with pytest.raises(ValueError, match="has 2 series, ball_0, ball_1; name the folder of one"):
         segmenter.predict(tmp_path / "two")
+    series = [tmp_path / "two" / "ball_0", tmp_path / "two" / "ball_1"]
+    for several in (series, [cases / "nifti" / "ball_0_0000.nii.gz", series[1]]):
+        with pytest.raises(ValueError, match="and 1 more, of which one is a folder: give files of channels, or one f"):
+            segmenter.predict(several)
     with pytest.raises(ValueError, match=r"does not end with \.dcm"):
         segmenter.predict_file(cases / "dicom", tmp_path / "labels.nii.gz")
 
