@@ -113,7 +113,7 @@ def _tolerances(given: list[str]) -> tuple[tuple[float, ...], dict[str, float]]:
 
 def _empty_in_one(text: str) -> str | float:
     try:
-        return text if text == "nan" else float(text)
+        return "nan" if text.lower() == "nan" else float(text)
     except ValueError:
         return text
 

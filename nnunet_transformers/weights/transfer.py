@@ -63,15 +63,16 @@ def transfer(
         the load report; its names are in the order of ``target`` and ``source``.
 
     Raises:
-        ValueError: if a tensor that the target has is NaN, infinite, or of integers in place of real numbers; nothing
+        ValueError: if a tensor that the target has is NaN, infinite, or of no real numbers where those belong; nothing
             is loaded then.
     """
     wanted = {name: value for name, value in source.items() if name in target}
     check_finite(wanted, origin or "the source")
     for name, value in wanted.items():
         if target[name].is_floating_point() and not value.is_floating_point():
+            reason = "" if value.is_complex() else ", so it is quantised"
             raise ValueError(
-                f"{origin or 'the source'} holds {value.dtype} in {name}, so it is quantised: get the weights as float"
+                f"{origin or 'the source'} holds {value.dtype} in {name}{reason}: get the weights as float"
             )
     report = LoadReport(origin, unused=[name for name in source if name not in target])
     for name, tensor in target.items():

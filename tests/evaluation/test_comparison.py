@@ -314,7 +314,7 @@ class TestEvaluateCommand:
         (a / "dataset.json").unlink()
         (labels / "dataset.json").unlink()
         output = tmp_path / "e.json"
-        options = ("--label", "all=1,2", "--label", "2", "--empty-in-one", "nan", "--processes", 0, "-o", output)
+        options = ("--label", "all=1,2", "--label", "2", "--empty-in-one", "NaN", "--processes", 0, "-o", output)
         assert run("evaluate", a, labels, *options).exit_code == 0
         assert Evaluation.load(output).labels == {"(1, 2)": "all", "2": "2"}
 
