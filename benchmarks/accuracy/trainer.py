@@ -20,6 +20,7 @@ from nnunet_transformers._reading import read_json
 from nnunet_transformers.cpu import optimize
 from nnunet_transformers.plans.builder import find_trainer
 from nnunet_transformers.plans.plan_files import load_plans
+from nnunet_transformers.plans.training import ENTRY as TRAINING
 from nnunet_transformers.trainers.augmentation import Augments
 
 from .prepare import check_prepared, group_of
@@ -154,7 +155,10 @@ def changed_plans(plans: Mapping[str, Any], row: Row, data: Data) -> dict[str, A
     configuration["batch_size"] = max(1, configuration["batch_size"] // row.batch_divisor)
     of = row.patch_multiple
     configuration["patch_size"] = [-(-n // of) * of for n in configuration["patch_size"]]
+    training = {**configuration.get(TRAINING, {}), **row.configuration.get(TRAINING, {})}
     configuration.update(row.configuration)
+    if training:
+        configuration[TRAINING] = training
     configuration["architecture"]["arch_kwargs"].update(row.arguments)
     return changed
 

@@ -10,14 +10,15 @@ import numpy as np
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from .._blur import fit_blur
 from ..plans.training import UNORDERED, Augmentation
 from .label_order import label_centres, ordered_axes
 
-# cases that are looked at for the order of their labels
-ORDER_CASES = 50
+# cases that are read for the order of their labels, a hundredth of a second each
+ORDER_CASES = 200
 
 
 class Augments(nnUNetTrainer):
@@ -49,11 +50,16 @@ class Augments(nnUNetTrainer):
         return rotation, in_plane, read_size, axes
 
     def _unordered_axes(self, axes: Sequence[int]) -> list[int]:
-        """Those of the axes along which no two labels lie in the same order in the training cases."""
-        training, _ = self.get_tr_and_val_datasets()
-        names = training.identifiers
+        """Those of the axes along which no two labels lie in the same order in the cases.
+
+        All folds have to mirror alike, as nnU-Net predicts with what one of them states: validation cases count too, as
+        they do for the plan.
+        """
+        dataset_class = self.dataset_class or infer_dataset_class(self.preprocessed_dataset_folder)
+        names = sorted(dataset_class.get_identifiers(self.preprocessed_dataset_folder))
         few = [names[i] for i in np.linspace(0, len(names) - 1, min(len(names), ORDER_CASES)).astype(int)]
-        ordered = ordered_axes(label_centres(training.load_case(name)[-1]) for name in few)
+        cases = dataset_class(self.preprocessed_dataset_folder, few)
+        ordered = ordered_axes(label_centres(cases.load_case(name)[-1]) for name in few)
         # of a slice, the first axis of its volume is not in the patch
         missing = 3 - len(self.configuration_manager.patch_size)
         for axis, (first, second) in ordered.items():

@@ -8,10 +8,10 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-# cases that have both labels
+# distance of two centres in its standard deviations, for certain: five of six cases have their order then
+LEAST_DISTANCE = 1.0
+# cases that have both labels, below which the standard deviation is no more than a guess
 FEWEST_CASES = 10
-# distance of two centres in its standard deviations, at which one case in 160 has the other order
-LEAST_DISTANCE = 2.5
 
 
 def ordered_axes(cases: Iterable[Mapping[Hashable, NDArray[np.floating]]]) -> dict[int, tuple[Hashable, Hashable]]:
@@ -30,10 +30,12 @@ def ordered_axes(cases: Iterable[Mapping[Hashable, NDArray[np.floating]]]) -> di
         distances = [centres[second] - centres[first] for centres in cases if first in centres and second in centres]
         if len(distances) < FEWEST_CASES:
             continue
-        spread = np.maximum(np.std(distances, axis=0), 1e-6)
-        for axis, distance in enumerate(np.abs(np.mean(distances, axis=0)) / spread):
+        standardised = np.abs(np.mean(distances, axis=0)) / np.maximum(np.std(distances, axis=0), 1e-6)
+        # two of its standard errors below
+        certain = standardised - 2 * np.sqrt((1 + standardised**2 / 2) / len(distances))
+        for axis, distance in enumerate(certain.tolist()):
             if distance >= max(LEAST_DISTANCE, clearest.get(axis, (0.0,))[0]):
-                clearest[axis] = float(distance), pair
+                clearest[axis] = distance, pair
     return {axis: pair for axis, (_, pair) in sorted(clearest.items())}
 
 

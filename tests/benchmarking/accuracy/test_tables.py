@@ -50,6 +50,15 @@ class TestPlans:
         assert changed["architecture"]["arch_kwargs"] == {"norm": "pre", "depths": [2]}
         assert plans == self.plans()
 
+    def test_a_plans_settings_of_the_training_stay(self):
+        row = Row("", "", "", "", configuration={"training": {"ema_decay": 0.9}})
+        plans, data = self.plans(), Data("Dataset001_A", "2d")
+        assert trainer.changed_plans(plans, row, data)["configurations"]["2d"]["training"] == {"ema_decay": 0.9}
+        plans["configurations"]["2d"]["training"] = {"mirror_axes": [0], "ema_decay": 0.5}
+        changed = trainer.changed_plans(plans, row, data)["configurations"]["2d"]
+        assert changed["training"] == {"mirror_axes": [0], "ema_decay": 0.9}
+        assert "training" not in trainer.changed_plans(self.plans(), Row("", "", "", ""), data)["configurations"]["2d"]
+
 
 class TestTables:
     def test_queues_keep_folds_apart(self):
