@@ -25,6 +25,8 @@ from .plan_files import load_plans
 from .planned import channel_names, check_labels
 from .stored_data import find_conflict, is_of_other_images
 from .tiling import TokenPlan, TokenRules, choose_patch_embed_stride, plan_tokens, shrink
+from .training import ENTRY as TRAINING
+from .training import UNORDERED
 
 # nnU-Net's default plans, whose preprocessed folders other plans share
 STOCK = "nnUNetPlans"
@@ -62,6 +64,7 @@ class TransformerPlanner(ExperimentPlanner):
             extends. If ``activation_checkpointing`` is among them, the planner does not change it.
         token_rules: the network's requirements on its token grids.
         max_batch_ratio: most voxels of a batch, relative to nnU-Net's, rounded up to samples; infinity for what fits.
+        training: settings of the training (``TrainingSettings``) that a plan states; the rest is the trainer's.
 
     Raises:
         ValueError: if ``network_overrides`` has arguments that the network does not take or that the planner derives
@@ -72,6 +75,7 @@ class TransformerPlanner(ExperimentPlanner):
     network_overrides: ClassVar[dict[str, Any]] = {}
     token_rules: ClassVar[TokenRules] = TokenRules()
     max_batch_ratio: ClassVar[float] = 1.0
+    training: ClassVar[dict[str, Any]] = {"mirror_axes": UNORDERED}
 
     def __init__(
         self,
@@ -190,6 +194,7 @@ class TransformerPlanner(ExperimentPlanner):
             "arch_kwargs": self._arguments(tokens, options),
             "_kw_requires_import": [],
         }
+        plan[TRAINING] = dict(self.training)
         return plan
 
     def save_plans(self, plans: dict[str, Any]) -> None:

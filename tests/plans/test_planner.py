@@ -231,6 +231,7 @@ def test_every_planner(folder, planner_class):
         plans = plan(folder, planner_class, (5, 0.8, 0.8), (24, 160, 140), labels=3)
     assert list(plans["configurations"]) == of_the_network(planner_class)
     for configuration in plans["configurations"].values():
+        assert configuration["training"] == {"mirror_axes": "unordered"}
         if is_traced:
             check(configuration, 1, 3, gigabytes=8)
         else:
@@ -514,6 +515,13 @@ def test_overrides_are_beside_those_of_the_class_that_is_extended(folder):
         "arch_kwargs"
     ]
     assert (arguments["norm_placement"], arguments["activation_checkpointing"]) == ("pre", False)
+
+
+@pytest.mark.usefixtures("quick")
+def test_settings_of_the_training(folder):
+    own = type("nnUNetPlannerOwn", (nnUNetPlannerQTUNetT,), {"training": {"epochs": 5}})
+    planned = plan(folder, own, (1, 1, 1), (40, 40, 40))["configurations"]
+    assert [planned[name]["training"] for name in ("2d", "3d_fullres")] == [{"epochs": 5}] * 2
 
 
 @pytest.mark.usefixtures("quick")
