@@ -70,9 +70,9 @@ def transfer(
     check_finite(wanted, origin or "the source")
     for name, value in wanted.items():
         if target[name].is_floating_point() and not value.is_floating_point():
-            reason = "" if value.is_complex() else ", so it is quantised"
+            kind = "complex" if value.is_complex() else "quantised"
             raise ValueError(
-                f"{origin or 'the source'} holds {value.dtype} in {name}{reason}: get the weights as float"
+                f"{origin or 'the source'} holds {value.dtype} in {name}, so it is {kind}: get the weights as float"
             )
     report = LoadReport(origin, unused=[name for name in source if name not in target])
     for name, tensor in target.items():

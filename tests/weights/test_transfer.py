@@ -74,7 +74,7 @@ def test_report_and_values():
     [
         (torch.ones(2, dtype=torch.int8), "a file holds torch.int8 in b, so it is quantised: get the weights as float"),
         (torch.ones(2) * torch.nan, "a file is damaged, or of a training that diverged: b holds NaN or infinity"),
-        (torch.ones(2) * 1j, "a file holds torch.complex64 in b: get the weights as float"),
+        (torch.ones(2) * 1j, "a file holds torch.complex64 in b, so it is complex: get the weights as float"),
     ],
 )
 def test_values_that_are_no_weights(value, message):
