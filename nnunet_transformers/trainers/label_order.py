@@ -40,7 +40,14 @@ def ordered_axes(cases: Iterable[Mapping[Hashable, NDArray[np.floating]]]) -> di
 
 
 def label_centres(properties: Mapping[str, object]) -> dict[Hashable, NDArray[np.floating]]:
-    """Centre of each label of a preprocessed case, of the voxels that nnU-Net has drawn from it, as (z, y, x)."""
+    """Centre (z, y, x) of each label or region of a preprocessed case, of the voxels that nnU-Net has drawn from it.
+
+    What is annotated, which nnU-Net draws from too where a label is ignored, is no such region.
+    """
     locations = properties["class_locations"]
     assert isinstance(locations, Mapping)
-    return {label: np.mean(voxels, axis=0)[1:] for label, voxels in locations.items() if len(voxels)}
+    return {
+        label: np.mean(voxels, axis=0)[1:]
+        for label, voxels in locations.items()
+        if len(voxels) and not (isinstance(label, tuple) and -1 in label)
+    }

@@ -52,7 +52,7 @@ class TestOrderedAxes:
 
 
 def test_centres_of_a_case():
-    """Regions have tuples as names; absent labels have no voxels."""
+    """Regions have tuples as names; absent labels have no voxels; what is annotated is no region."""
     voxels = np.array([[0, 1, 2, 3], [0, 3, 4, 8]])
-    centres = label_centres({"class_locations": {1: voxels, (1, 2): voxels[:1], 3: []}})
+    centres = label_centres({"class_locations": {1: voxels, (1, 2): voxels[:1], 3: [], (-1, 0, 1): voxels}})
     assert {label: centre.tolist() for label, centre in centres.items()} == {1: [2, 3, 5.5], (1, 2): [1, 2, 3]}
