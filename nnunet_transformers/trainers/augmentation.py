@@ -19,6 +19,8 @@ from .label_order import label_centres, ordered_axes
 
 # cases that are read for the order of their labels, a hundredth of a second each
 ORDER_CASES = 200
+# nnU-Net's largest rotation of cubes; it turns squares by up to 180 degrees, which mirrors both of their axes
+UPRIGHT = np.pi / 6
 
 
 class Augments(nnUNetTrainer):
@@ -30,7 +32,7 @@ class Augments(nnUNetTrainer):
         augmentation: "nnunet"; "mirroring" alone, of patches that are pieces of the images; or "none".
         mirror_axes: axes of the patch that training mirrors, and over whose mirrored images validation and prediction
             average; "unordered" for those along which no two labels have an order; None for nnU-Net's. Without
-            augmentation there are none.
+            augmentation there are none. Planes with an axis that is not mirrored are rotated by at most 30 degrees.
     """
 
     inference_allowed_mirroring_axes: tuple[int, ...] | None
@@ -47,6 +49,9 @@ class Augments(nnUNetTrainer):
                 mirrored = self._unordered_axes(axes or ())
             axes = tuple(axis for axis in axes or () if axis in mirrored) or None
             self.inference_allowed_mirroring_axes = axes
+            plane = {0, 1, 2} if len(self.configuration_manager.patch_size) == 3 else {0, 1}
+            if not plane - ({0} if in_plane else set()) <= set(axes or ()):
+                rotation = max(rotation[0], -UPRIGHT), min(rotation[1], UPRIGHT)
         return rotation, in_plane, read_size, axes
 
     def _unordered_axes(self, axes: Sequence[int]) -> list[int]:

@@ -15,6 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_transformers.trainers import label_order
 from nnunet_transformers.trainers.augmentation import Augments
+from nnunet_transformers.trainers.qt_unet import nnUNetTrainerQTUNet
 
 from .conftest import CPU, PLANS, TRAINER
 
@@ -136,6 +137,33 @@ class TestMirrorAxes:
             properties["class_locations"] = {1: voxels, 2: behind}
             path.write_bytes(pickle.dumps(properties))
         assert configured(configuration, data.name, mirror_axes="unordered") == ([mirrored], mirrored)
+
+    @pytest.mark.parametrize(
+        ("size", "axes", "degrees"),
+        [
+            ((24, 20), None, 180),
+            ((24, 20), [0, 1], 180),
+            ((24, 20), [1], 30),
+            ((24, 20), [], 30),
+            ((40, 20), [1], 15),
+            ((20, 24, 20), [1], 30),
+            ((4, 24, 20), None, 180),
+            ((4, 24, 20), [1, 2], 180),
+            ((4, 24, 20), [0, 1], 30),
+        ],
+    )
+    def test_a_plane_keeps_its_direction(self, prepared, size, axes, degrees):
+        """A turn by 180 degrees mirrors two axes, and patches are turned in the plane alone where slices are thick."""
+        folder = prepared / "preprocessed" / "Dataset900_Balls"
+        plans = json.loads((folder / f"{PLANS}.json").read_text())
+        configuration = "2d" if len(size) == 2 else "3d_fullres"
+        plans["configurations"][configuration] |= {"patch_size": size, "training": {"mirror_axes": axes}}
+        dataset_json = json.loads((folder / "dataset.json").read_text())
+        plans["continue_training"] = False  # as nnUNetv2_train adds
+        trainer = nnUNetTrainerQTUNet(plans, configuration, 0, dataset_json, CPU)
+        rotation, in_plane, *_ = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        assert np.rad2deg(rotation) == pytest.approx([-degrees, degrees])
+        assert in_plane == (size[0] == 4)
 
     def test_of_few_cases(self, configured, prepared):
         assert configured("3d_fullres", mirror_axes="unordered") == ([(0, 1, 2)], (0, 1, 2))
