@@ -27,7 +27,7 @@ class ShowsProgress(nnUNetTrainer):
 
     seconds_between_lines = 120.0
     _finished_iterations = 0
-    _epoch_start = _last_line = math.inf  # steps outside of an epoch have no line
+    _epoch_start = _first_end = _last_line = math.inf  # steps outside of an epoch have no line
     _has_stated_memory = False
 
     def on_train_start(self) -> None:
@@ -46,20 +46,25 @@ class ShowsProgress(nnUNetTrainer):
         result: dict[str, Any] = super().train_step(batch)
         self._finished_iterations += 1
         now = time.monotonic()
+        if self._finished_iterations == 1:
+            self._first_end = now
         if now - self._last_line >= self.seconds_between_lines and self.local_rank == 0:
             self._last_line = now
-            self.print_to_log_file(self._progress(now - self._epoch_start))
+            self.print_to_log_file(self._progress(now))
         return result
 
-    def _progress(self, seconds: float) -> str:
-        """Return the line after so many seconds of an epoch."""
+    def _progress(self, now: float) -> str:
+        """Return the line at a time of ``time.monotonic``."""
         done, iterations = self._finished_iterations, self.num_iterations_per_epoch
-        each = seconds / done
+        line = f"Epoch {self.current_epoch}: {done} of {iterations} iterations in {in_words(now - self._epoch_start)}"
+        if done == 1:
+            return line
+        # the first one may compile the network, or wait for the processes that augment
+        each = (now - self._first_end) / (done - 1)
         left = (iterations - done) * each
         epochs = self.num_epochs - self.current_epoch - 1
         return (
-            f"Epoch {self.current_epoch}: {done} of {iterations} iterations in {in_words(seconds)}, about "
-            f"{in_words(left)} left in this epoch, {in_words(left + epochs * iterations * each)} in all "
+            f"{line}, about {in_words(left)} left in this epoch, {in_words(left + epochs * iterations * each)} in all "
             f"{self.num_epochs} epochs, without their validation"
         )
 

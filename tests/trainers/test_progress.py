@@ -52,6 +52,21 @@ def test_a_long_epoch(trainer):
     assert long.lines[3].startswith(expected)
 
 
+def test_a_first_step_that_compiles(trainer):
+    """It says nothing about the others."""
+    compiling = trainer(600)
+    compiling.on_train_epoch_start()
+    compiling.train_step({})
+    compiling.seconds = 60
+    compiling.train_step({})
+    compiling.train_step({})
+    assert compiling.lines[0] == "Epoch 1: 1 of 10 iterations in 10.0 min"
+    # seven steps here and ten of the third epoch are left
+    assert compiling.lines[1].startswith(
+        "Epoch 1: 3 of 10 iterations in 12.0 min, about 7.0 min left in this epoch, 17.0 min in all 3 epochs"
+    )
+
+
 def test_a_short_epoch(trainer):
     short = trainer(11)
     short.on_train_epoch_start()
