@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 ENTRY = "training"
 # an epoch has as many samples as the fold has training cases
 CASES = "cases"
-# axes along which no two labels lie in the same order in all cases
+# axes along which no two labels lie in the same order in most cases
 UNORDERED = "unordered"
 
 Optimiser = Literal["adamw", "adam"]
@@ -41,7 +41,7 @@ class TrainingSettings:
             probability of each sample.
         augmentation: "nnunet"; "mirroring" alone; or "none" for pieces of the images as they are.
         mirror_axes: axes of the patch, from 0, that augmentation mirrors and predictions average over; [] for none, or
-            "unordered" for those along which no two labels lie in the same order in nearly all cases.
+            "unordered" for those along which no two labels lie in the same order in five of six cases.
         mirroring: whether validation and prediction average over mirrored images, where augmentation mirrors.
         augment_on_device: whether training images are augmented on the GPU rather than by nnU-Net's processes.
         ema_decay: decay of the moving average of the weights that validates and is stored; without one there is none.
@@ -93,10 +93,9 @@ class TrainingSettings:
         if unknown := sorted(set(map(str, entry)) - set(known)):
             raise ValueError(f"there is no setting {', '.join(unknown)}; there are {', '.join(known)}")
         settings = cls(**entry)
-        axes = () if settings.mirror_axes in (None, UNORDERED) else settings.mirror_axes
-        last = len(configuration.get("patch_size", "zyx")) - 1
-        if outside := [axis for axis in axes or () if int(axis) > last]:
-            raise ValueError(f"mirror_axes has axis {outside[0]}, but the axes of the patch are 0 to {last}")
+        is_2d = len(configuration.get("patch_size", ())) == 2
+        if is_2d and 2 in list(settings.mirror_axes or ()):
+            raise ValueError("mirror_axes has axis 2, but the axes of the patch are 0 to 1")
         return settings
 
     def stated(self) -> dict[str, Any]:

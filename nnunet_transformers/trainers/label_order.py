@@ -8,14 +8,15 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-# distance of two centres in its standard deviations, for certain: five of six cases have their order then
+# least mean distance of two centres in standard deviations, less two standard errors: at 1, five of six cases have
+# their order
 LEAST_DISTANCE = 1.0
 # cases that have both labels, below which the standard deviation is no more than a guess
 FEWEST_CASES = 10
 
 
 def ordered_axes(cases: Iterable[Mapping[Hashable, NDArray[np.floating]]]) -> dict[int, tuple[Hashable, Hashable]]:
-    """Find the axes along which two labels lie in the same order in nearly all cases.
+    """Find the axes along which two labels lie in the same order in five of six cases or more.
 
     Args:
         cases: of each case the centre of each label, in voxels.

@@ -14,6 +14,7 @@ from benchmarks.accuracy.runs import Run, read_queue
 from benchmarks.accuracy.tables import DATA, JUDGED_FOLD, ROWS, TUNED_FOLDS, Change, Data, Row
 from nnunet_transformers._reading import RefusedError
 from nnunet_transformers.plans.builder import find_trainer
+from nnunet_transformers.trainers.trainer import TransformerTrainer
 
 from .helpers import FOLDER
 
@@ -76,6 +77,12 @@ class TestTables:
         assert free == replace(row, title="A, wider", arguments={"depth": 2, "width": 4}, costs_as="a", varies=None)
         finer = Change("finer", ("a",), {"token_rules": {"finest": 1}}, is_free=False).apply("a", "fine", row)
         assert finer == replace(row, title="A, finer", plans="APlans_fine", token_rules={"finest": 1}, varies="a")
+
+    @pytest.mark.parametrize("name", ROWS)
+    def test_mirrored_axes_do_not_depend_on_the_plan(self, name):
+        """Ours state their own, and networks are compared with the same augmentation."""
+        follows_plan = issubclass(find_trainer(ROWS[name].trainer), TransformerTrainer)
+        assert not follows_plan or "mirror_axes" in ROWS[name].attributes
 
     @pytest.mark.parametrize("name", ROWS)
     def test_attributes_exist(self, name):
