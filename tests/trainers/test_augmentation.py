@@ -13,7 +13,7 @@ from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_transformers.trainers import label_order
+from nnunet_transformers.trainers import augmentation, label_order
 from nnunet_transformers.trainers.augmentation import Augments
 from nnunet_transformers.trainers.qt_unet import nnUNetTrainerQTUNet
 
@@ -167,6 +167,17 @@ class TestMirrorAxes:
         rotation, in_plane, *_ = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         assert np.rad2deg(rotation) == pytest.approx([-degrees, degrees])
         assert in_plane == (size[0] == 4)
+
+    def test_of_many_cases_some_are_read(self, configured, prepared, monkeypatch):
+        """Of five cases three, from the first to the last."""
+        read = []
+        monkeypatch.setattr(augmentation, "ORDER_CASES", 3)
+        monkeypatch.setattr(augmentation, "ordered_axes", lambda centres: read.extend(centres) or {})
+        monkeypatch.setattr(augmentation, "label_centres", lambda properties: properties["class_locations"][1].tolist())
+        configured("3d_fullres", mirror_axes="unordered")
+        data = sorted((prepared / "preprocessed" / "Dataset900_Balls" / "nnUNetPlans_3d_fullres").glob("*.pkl"))
+        assert len(data) == 5
+        assert read == [pickle.loads(path.read_bytes())["class_locations"][1].tolist() for path in data[::2]]
 
     def test_of_few_cases(self, configured, prepared):
         assert configured("3d_fullres", mirror_axes="unordered") == ([(0, 1, 2)], (0, 1, 2))
